@@ -1,0 +1,72 @@
+"""The paper's printed numbers (Tables 10 and 11) and the names of the steps, as data. Imports the standard library only.
+
+Used by the step tree (order, labels), the table of all rows and the report.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+TABLES = {"tiny": "table10_resnet50.csv", "base": "table11_resnet200.csv"}
+
+# Printed figures that the counting rule cannot reach; everything else agrees to the printed digit.
+SLIPS = {
+    ("tiny", "layer_norm"): "slip in Table 10: a change of norm adds no multiply-accumulates (Table 11 keeps 14.81)",
+    ("tiny", "separate_downsampling"): "slip in Table 10: ConvNeXt-T is 4.46, as in the paper's Table 1",
+    ("tiny", "swin"): "torchvision's Swin-T counts 4.49",
+}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of Table 10 or 11: top-1 on ImageNet-1K in percent, `gmacs` at 224 (the paper's "GFLOPs")."""
+
+    order: int
+    step: str
+    parent: str | None
+    label: str
+    adopted: str  # yes | no | reference
+    top1: float
+    top1_std: float | None  # over three seeds (Table 10 only)
+    gmacs: float
+
+
+@cache
+def rows(regime: str) -> dict[str, PaperRow]:
+    """Return the paper's rows of a regime by step, in the roadmap's order; empty where the paper has no such table."""
+    if regime not in TABLES:
+        return {}
+    with (files(__package__) / TABLES[regime]).open(encoding="utf-8", newline="") as lines:
+        return {
+            r["step"]: PaperRow(
+                order=int(r["order"]),
+                step=r["step"],
+                parent=r["parent"] or None,
+                label=r["label"],
+                adopted=r["adopted"],
+                top1=float(r["top1"]),
+                top1_std=float(r["top1_std"]) if r["top1_std"] else None,
+                gmacs=float(r["gmacs"]),
+            )
+            for r in csv.DictReader(lines)
+        }
+
+
+@cache
+def order() -> dict[str, int]:
+    """Return the place of every step of the paper in the roadmap, 0 first."""
+    return {step: row.order for step, row in rows("tiny").items()}
+
+
+def label(step: str, regime: str) -> str | None:
+    """Return the paper's label of a step in a regime, or the general one where the paper has no such regime."""
+    general = {
+        "resnet": "ResNet",
+        "enhanced_recipe": "ResNet (enhanced recipe)",
+        "separate_downsampling": "separate d.s. conv (ConvNeXt)",
+        "swin": "Swin",
+    }
+    if step in rows(regime):
+        return rows(regime)[step].label
+    return general.get(step) or (rows("tiny")[step].label if step in rows("tiny") else None)
