@@ -109,12 +109,6 @@ class Pipeline(StrEnum):
     fast = "fast"
 
 
-class Mode(StrEnum):
-    """What `run.py` does with the config."""
-
-    train = "train"
-
-
 class Device(StrEnum):
     """Where the run computes."""
 

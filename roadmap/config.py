@@ -16,7 +16,6 @@ from roadmap.choices import (
     Device,
     Init,
     Interpolation,
-    Mode,
     Norm,
     Optimizer,
     Pipeline,
@@ -44,7 +43,7 @@ def check_ranges(section: str, config: Any) -> None:
             continue
         low, high, above = (item.metadata.get(k, d) for k, d in (("low", -math.inf), ("high", math.inf), ("above", False)))
         if not math.isfinite(value) or value > high or value < low or (above and value == low):
-            allowed = f"{'above' if above else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+            allowed = f"{'above' if above else 'at least'} {low}" + ("" if high == math.inf else f" and at most {high}")
             key = f"{section}.{item.name}".lstrip(".")
             raise ConfigError(f"{key}={value}: must be {'finite' if low == -math.inf else allowed}")
 
@@ -148,9 +147,9 @@ class RegimeConfig:
     ratio_width: int = 64  # from `stage_ratio` on
     swin_width: int = 96  # from `increase_width` on
     drop_path: float = 0.0
-    reference: Reference | None = None
-    reference_depths: tuple[int, ...] = (3, 4, 6, 3)
-    reference_width: int = 64
+    reference: Reference | None = None  # the net of `+step=swin`; null where the regime has none
+    reference_depths: tuple[int, ...] | None = None
+    reference_width: int | None = None
 
 
 @dataclass
@@ -264,8 +263,8 @@ class Config:
     adopted: str = "yes"  # yes | no | reference
     study: str = "single"
     seed: int = between(0, 0, 2**31 - 1)
-    mode: Mode = Mode.train
     device: Device = Device.auto
+    fresh: bool = False  # start over: an earlier run directory is moved aside, never deleted
     regime: RegimeConfig = field(default_factory=RegimeConfig)
     model: NetConfig = field(default_factory=NetConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)

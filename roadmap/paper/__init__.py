@@ -4,6 +4,7 @@ Used by the step tree (order, labels), the table of all rows and the report.
 """
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -37,20 +38,20 @@ def rows(regime: str) -> dict[str, PaperRow]:
     """Return the paper's rows of a regime by step, in the roadmap's order; empty where the paper has no such table."""
     if regime not in TABLES:
         return {}
-    with (files(__package__) / TABLES[regime]).open(encoding="utf-8", newline="") as lines:
-        return {
-            r["step"]: PaperRow(
-                order=int(r["order"]),
-                step=r["step"],
-                parent=r["parent"] or None,
-                label=r["label"],
-                adopted=r["adopted"],
-                top1=float(r["top1"]),
-                top1_std=float(r["top1_std"]) if r["top1_std"] else None,
-                gmacs=float(r["gmacs"]),
-            )
-            for r in csv.DictReader(lines)
-        }
+    lines = (files("roadmap.paper") / TABLES[regime]).read_text(encoding="utf-8").splitlines()
+    return {
+        r["step"]: PaperRow(
+            order=int(r["order"]),
+            step=r["step"],
+            parent=r["parent"] or None,
+            label=r["label"],
+            adopted=r["adopted"],
+            top1=float(r["top1"]),
+            top1_std=float(r["top1_std"]) if r["top1_std"] else None,
+            gmacs=float(r["gmacs"]),
+        )
+        for r in csv.DictReader(lines)
+    }
 
 
 @cache
@@ -70,3 +71,18 @@ def label(step: str, regime: str) -> str | None:
     if step in rows(regime):
         return rows(regime)[step].label
     return general.get(step) or (rows("tiny")[step].label if step in rows("tiny") else None)
+
+
+def place(step: str, parents: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the sort key of a step: the paper's order; a step of one's own stands right behind its parent.
+
+    `parents` holds the parent of every step that is not the paper's; a parent that is unknown sorts to the end.
+    """
+    chain: list[str] = []
+    known = order()
+    while step not in known:
+        if step in chain or step is None:
+            return ("~", *reversed(chain))
+        chain.append(step)
+        step = parents.get(step)  # type: ignore[assignment]
+    return (f"{known[step]:04d}", *reversed(chain))

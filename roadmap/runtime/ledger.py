@@ -96,11 +96,15 @@ def read_metrics(path: Path) -> Ledger:
     return ledger
 
 
-def cut_metrics(path: Path, global_step: int) -> None:
-    """Drop the lines past a step (they will be written again) and any torn or bad one. Raises OSError."""
+def cut_metrics(path: Path, global_step: int, epochs_evaluated: int) -> None:
+    """Drop what came after a checkpoint (it will be written again) and any torn or bad line. Raises OSError."""
     if not path.exists():
         return
-    kept = [row for row in read_metrics(path).rows if row["global_step"] <= global_step]
+    kept = [
+        row
+        for row in read_metrics(path).rows
+        if (row["global_step"] <= global_step if row["kind"] == "train" else row["epoch"] <= epochs_evaluated)
+    ]
     replace_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 

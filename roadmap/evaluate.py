@@ -1,0 +1,38 @@
+"""Exact top-1 and top-5 of a net over batches, and which images it got right, in the order they come."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass
+class Evaluation:
+    """Accuracy in percent, and one boolean an image in the data set's order."""
+
+    top1: float
+    top5: float
+    correct: np.ndarray  # (N,) bool
+
+    def packed(self) -> np.ndarray:
+        """Return the bits as they are stored in `correct.npy`: eight images a byte, the first image in the highest bit."""
+        return np.packbits(self.correct)
+
+
+@torch.inference_mode()
+def evaluate(net: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Evaluation:
+    """Evaluate a net on batches of images (N, 3, H, W) and labels (N,); leaves the net in evaluation mode.
+
+    With fewer than five classes `top5` counts all of them.
+    """
+    net.eval()
+    first, five = [], []
+    for images, labels in batches:
+        logits = net(images)
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        first.append(ranked[:, 0])
+        five.append(ranked.any(dim=1))
+    correct, in_five = torch.cat(first).cpu().numpy(), torch.cat(five).cpu().numpy()
+    return Evaluation(top1=100.0 * int(correct.sum()) / len(correct), top5=100.0 * int(in_five.sum()) / len(in_five), correct=correct)

@@ -1,0 +1,98 @@
+"""Hydra's and OmegaConf's errors in plain words: the key, its value, what is allowed, the nearest name first."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
+
+from roadmap.config import Config
+
+DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.checked`, never by a user
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean X? there are: ...`, the nearest names first."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close += [n for n in names if name and n not in close and (n in name or name in n)]
+    listed = ", ".join([*close, *(n for n in names if n not in close)])
+    return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
+
+
+def keys_of(config: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a dataclass."""
+    keys: list[str] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        keys += keys_of(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return keys
+
+
+def explain(error: Exception, folders: Sequence[Path]) -> str:
+    """Return one or two plain lines for an error of Hydra or OmegaConf.
+
+    `folders` are the config folders: what there is to choose from is read there.
+    """
+    if isinstance(error, OmegaConfBaseException):
+        return _explain_value(error)
+    text = str(error)
+    if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
+        return _explain_choice(found[1], folders)
+    if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
+        return _unknown_key(found[1].split("@")[0])
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException):
+        return _explain_value(cause)
+    return " ".join(text.split())
+
+
+def _explain_choice(missing: str, folders: Sequence[Path]) -> str:
+    group, _, name = missing.rpartition("/")
+    known = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+    if not group or not known:
+        return f"{missing}: there is no such config; see --help"
+    sign = "+" if group in {"step", "variant"} else ""
+    return f"{sign}{group}={name}: there is no such {group}; {nearest(name, _ordered(group, known, folders))}"
+
+
+def _ordered(group: str, names: list[str], folders: Sequence[Path]) -> list[str]:
+    if group != "step":
+        return names
+    from roadmap.steps import step_tree  # the tree is read by the steps, which use this module
+
+    return list(step_tree(folders))
+
+
+def _unknown_key(key: str) -> str:
+    if key in {"step", "variant"}:
+        return f"{key}=...: write +{key}=NAME, with a plus sign"
+    keys = [k for k in keys_of(Config()) if k not in DERIVED]
+    section = [k for k in keys if k.startswith(key.split(".")[0] + ".")]
+    top = ["+step", "+variant", *dict.fromkeys(k.split(".")[0] for k in keys)]
+    return f"{key}: there is no such key; {nearest(key, section or top)}"
+
+
+def _explain_value(error: OmegaConfBaseException) -> str:
+    key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "config") or ""
+    first = str(error).splitlines()[0].strip()
+    if isinstance(error, InterpolationResolutionError):
+        needed = re.search(r"Interpolation key '([^']+)' not found", first)
+        if needed is None:
+            return f"{key}: {first}"
+        return f"{key}: needs {needed[1]}, which this {'regime' if needed[1].startswith('regime.') else 'config'} does not have"
+    if isinstance(error, ConfigKeyError):
+        return _unknown_key(str(key))
+    if isinstance(error, ValidationError):
+        return f"{key}: {_plain_value(first)}"
+    return f"{key}: {first}"
+
+
+def _plain_value(text: str) -> str:
+    text = re.sub(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", r"'\1' is not a value of type \3", text)
+    text = re.sub(r"Invalid value '(.*)', expected one of \[(.*)\]", r"'\1' must be one of \2", text)
+    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [3,3,9,3]", text)
+    return text.replace("Integer", "whole number").replace("Float", "number").replace("Boolean", "true or false")
