@@ -5,7 +5,7 @@ Imports the standard library only, so that every room can import it.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, get_args
 
@@ -265,6 +265,7 @@ class Config:
     seed: int = between(0, 0, 2**31 - 1)
     device: Device = Device.auto
     fresh: bool = False  # start over: an earlier run directory is moved aside, never deleted
+    allow_drift: bool = False  # resume although the code or the data have changed; recorded in the results
     regime: RegimeConfig = field(default_factory=RegimeConfig)
     model: NetConfig = field(default_factory=NetConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -276,3 +277,12 @@ class Config:
     def __post_init__(self) -> None:
         choices_from_strings(self)
         check_ranges("", self)
+
+
+def resolved(config: Any) -> Any:
+    """Return a config as plain containers (dict, list, str, numbers), for files and checkpoints."""
+    if is_dataclass(config):
+        return {item.name: resolved(getattr(config, item.name)) for item in fields(config)}
+    if isinstance(config, tuple | list):
+        return [resolved(item) for item in config]
+    return str(config) if isinstance(config, str) else config

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 
 @dataclass
 class Evaluation:
-    """Accuracy in percent, and one boolean an image in the data set's order."""
+    """Accuracy in percent, mean cross-entropy, and one boolean an image in the data set's order."""
 
     top1: float
     top5: float
+    loss: float
     correct: np.ndarray  # (N,) bool
 
     def packed(self) -> np.ndarray:
@@ -28,11 +30,17 @@ def evaluate(net: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]
     With fewer than five classes `top5` counts all of them.
     """
     net.eval()
-    first, five = [], []
+    first, five, losses = [], [], []
     for images, labels in batches:
         logits = net(images)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         first.append(ranked[:, 0])
         five.append(ranked.any(dim=1))
+        losses.append(cross_entropy(logits.float(), labels, reduction="none"))
     correct, in_five = torch.cat(first).cpu().numpy(), torch.cat(five).cpu().numpy()
-    return Evaluation(top1=100.0 * int(correct.sum()) / len(correct), top5=100.0 * int(in_five.sum()) / len(in_five), correct=correct)
+    return Evaluation(
+        top1=100.0 * int(correct.sum()) / len(correct),
+        top5=100.0 * int(in_five.sum()) / len(in_five),
+        loss=float(torch.cat(losses).double().mean()),
+        correct=correct,
+    )

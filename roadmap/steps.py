@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
 # What an override may change without changing the result, or what has a place of its own in the path.
-NOT_IN_CELL = ("step", "variant", "scale", "regime", "data", "seed", "study", "device", "fresh", "local")
+NOT_IN_CELL = ("step", "variant", "scale", "regime", "data", "seed", "study", "device", "fresh", "allow_drift", "local")
 NOT_IN_CELL_BELOW = ("data.root", "data.download", "data.workers", "paths.", "wandb.", "checkpoint.", "hydra.")
 
 
@@ -111,7 +111,7 @@ def compose(step: str, regime: str = "nano", overrides: Sequence[str] = (), conf
 
     `config_dir` is a folder with steps, variants or data sets of one's own. Raises ConfigError.
     """
-    folders = _folders(config_dir)
+    folders = step_folders(config_dir)
     known = regimes()
     if regime not in known:
         raise ConfigError(f"regime={regime}: there is no such regime; {nearest(regime, known)}")
@@ -129,7 +129,8 @@ def compose(step: str, regime: str = "nano", overrides: Sequence[str] = (), conf
         raise ConfigError(explain(error, folders)) from None
 
 
-def _folders(config_dir: str | Path | None) -> list[Path]:
+def step_folders(config_dir: str | Path | None) -> list[Path]:
+    """Return the config folders: one of the user's, if given, and ours. Raises ConfigError."""
     if config_dir is None:
         return [CONF]
     folder = Path(config_dir).resolve()
@@ -210,15 +211,6 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(_text, value)) + "]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def resolved(config: Any) -> Any:
-    """Return a config as plain containers (dict, list, str, numbers), for files and checkpoints."""
-    if is_dataclass(config):
-        return {item.name: resolved(getattr(config, item.name)) for item in fields(config)}
-    if isinstance(config, tuple | list):
-        return [resolved(item) for item in config]
-    return str(config) if isinstance(config, str) else config
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested without end
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a JSON object")
@@ -87,7 +87,7 @@ def read_metrics(path: Path) -> Ledger:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and isinstance(row.get("global_step"), int) and row.get("kind") in {"train", "val"}:
             ledger.rows.append(row)

@@ -2,11 +2,13 @@
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Self
+from typing import Self, TypeVar
 
 from roadmap.errors import StoppedEarly
 
+T = TypeVar("T")
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -38,3 +40,9 @@ class Stop:
         """Raise StoppedEarly if a signal has come."""
         if self.signal is not None:
             raise StoppedEarly(f"stopped by {self.signal.name}")
+
+    def between(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches, and raise StoppedEarly between two of them if a signal has come."""
+        for batch in batches:
+            self.check()
+            yield batch

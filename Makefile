@@ -1,0 +1,60 @@
+# The commands of the project; `make` alone prints them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_ARGS ?=
+STEP ?= inverted_bottleneck
+STUDY ?= demo
+REGIME ?= tiny
+RUNS ?= $(or $(ROADMAP_RUNS),runs)
+ARGS ?=
+BIN := $(VENV)/bin
+# A new requirement means a new set-up; nothing else does.
+READY := $(VENV)/.roadmap-ready
+
+.PHONY: help setup demo test test-slow lint steps run report notebook clean
+
+help: ## this list
+	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "VENV=$(VENV) PYTHON=$(PYTHON) use what is there; PIP_ARGS= goes to pip (a CPU build of torch, say); ARGS= to the command."
+
+setup: $(READY) ## the virtual environment with the package in it (others call it by themselves)
+
+$(READY): pyproject.toml requirements.lock
+	@test -x $(BIN)/python || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the package and what it needs into $(VENV) (torch is large) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.lock -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5 minutes on 2 cores)
+	@$(BIN)/python run.py -cd sweeps -cn demo $(ARGS)
+	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
+
+test: $(READY) ## the tests (10 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(READY) ## the tests that take longer
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+steps: $(READY) ## every row of REGIME= with GMACs and parameters, beside the paper's
+	@$(BIN)/python -m roadmap.steps --regime $(REGIME) $(ARGS)
+
+run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
+	@$(BIN)/python run.py +step=$(STEP) $(ARGS)
+
+report: $(READY) ## chart and tables of STUDY=, into RUNS/STUDY/report
+	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
+
+notebook: $(READY) ## open notebooks/roadmap.ipynb
+	@$(BIN)/python -m jupyter lab notebooks/roadmap.ipynb
+
+clean: ## remove what can be made again; never runs
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""The run directory: where it is, who may write it, and its `config.yaml` and `status.json`.
+
+`<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock. Used by `roadmap.train`.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roadmap.config import Config
+from roadmap.errors import DiskError, Refused, StoppedEarly
+from roadmap.runtime.ledger import CONFIG, STATUS, SUMMARY, read_json, replace_file, write_json
+
+# What makes a run this run and no other. Everything else may change between two starts of it.
+IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
+FREE_IN_DATA = ("root", "download", "workers")
+
+
+def run_path(config: Config) -> Path:
+    """Return the directory of a run."""
+    place = f"{config.regime.name}-{config.data.name}"
+    return Path(config.paths.runs).expanduser().absolute() / config.study / place / config.cell / f"seed{config.seed}"
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved config that a result depends on, flat: `recipe.lr` to its value."""
+    flat: dict[str, Any] = {}
+    for key in IDENTITY:
+        value = values.get(key)
+        if isinstance(value, dict):
+            flat |= {f"{key}.{k}": v for k, v in value.items() if not (key == "data" and k in FREE_IN_DATA)}
+        else:
+            flat[key] = value
+    return flat
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return `field: old -> new` for every field in which two flat records differ."""
+    return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+
+
+class RunDir:
+    """One run's directory, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.status: dict[str, Any] = {}
+
+    def take_up(self, values: dict[str, Any], facts: dict[str, Any], *, allow_drift: bool) -> None:
+        """Take up the status that an earlier start left, if there was one.
+
+        Raises Refused where it was a run of another config, or of other code or data (unless drift is allowed).
+        """
+        try:
+            before = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+            self.status = read_json(self.path / STATUS)
+            changes = differences(identity(before), identity(values))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except (ValueError, yaml.YAMLError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise Refused(f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside") from None
+        if changes:
+            raise Refused(f"{self.path}: holds a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside")
+        if self.status.get("state") == "done" and (self.path / SUMMARY).exists():
+            return
+        self.status["state"] = "begun"
+        drift = differences(*({key: facts_of.get(key) for key in ("code_hash", "data_fingerprint")} for facts_of in (self.status, facts)))
+        if drift and not allow_drift:
+            raise Refused(
+                f"{self.path}: was begun with other code or data ({'; '.join(drift)}); fresh=true starts over, allow_drift=true goes on"
+            )
+        self.status["drift"] = [*self.status.get("drift", []), *drift]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory: raises StoppedEarly where a live process has it; a dead one's hold is void."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone
+        except OSError as error:
+            raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
+                lock.seek(0)
+                raise StoppedEarly(f"{self.path}: another process is writing this run ({lock.read().strip()})") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def set_aside(self) -> Path | None:
+        """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+            number += 1
+        os.rename(self.path, aside)
+        return aside
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Write the resolved config. Raises DiskError."""
+        with disk(self.path / CONFIG):
+            replace_file(self.path / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+
+    def update(self, **values: Any) -> None:
+        """Change fields of `status.json`. Raises DiskError."""
+        self.status |= {**values, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        with disk(self.path / STATUS):
+            write_json(self.path / STATUS, self.status)
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turn the system's errors while writing a file into a DiskError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,128 @@
+"""Weights & Biases as a mirror of the ledger: it shows what `metrics.jsonl` says and can never stop or change a run.
+
+Rows go up once they are behind a checkpoint, so that a resumed run does not log a step twice. Used by `roadmap.train`.
+"""
+
+import logging
+import netrc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from roadmap.choices import WandbMode
+from roadmap.config import Config
+from roadmap.runtime.ledger import CORRECT, METRICS, STATUS, read_metrics
+
+log = logging.getLogger(__name__)
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
+
+
+def chosen_mode(config: Config) -> str:
+    """Return `online`, `offline` or `disabled`: what the config or WANDB_MODE says, else online where there is a login."""
+    if config.wandb.mode != WandbMode.auto:
+        return str(config.wandb.mode)
+    said = os.environ.get("WANDB_MODE", "")
+    if said in {"online", "offline", "disabled"}:
+        return said
+    return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
+        return True
+    try:
+        return netrc.netrc().authenticators(urlsplit("https://api.wandb.ai").netloc) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Mirror:
+    """One W&B run beside one run directory."""
+
+    def __init__(self, config: Config, path: Path, run_id: str, values: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Start the W&B run. `values` is its config; `say` tells the user, in one line, where the run goes."""
+        self.path, self.say, self.run = path, say, None
+        self.mode = chosen_mode(config)
+        if self.mode == "disabled":
+            return
+        self._guard(self._start, config, run_id, values)
+        if self.run is None and self.mode == "online":
+            self.mode = "offline"
+            self._guard(self._start, config, run_id, values)
+        if self.run is not None and self.mode == "offline":
+            say(f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*")
+        elif self.run is not None:
+            say(f"W&B: {self.run.url}")
+
+    def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
+        import wandb  # half a second that a run without W&B need not wait
+
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            save_code=False,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=False,
+            x_disable_machine_info=True,
+        )
+        self.run = wandb.init(
+            mode=self.mode,  # type: ignore[arg-type]
+            entity=config.wandb.entity,
+            project=config.wandb.project,
+            id=run_id,
+            resume="allow" if self.mode == "online" else None,
+            group=config.study,
+            job_type=config.cell[:64],
+            name=f"{config.regime.name}/{config.cell}/seed{config.seed}",
+            tags=[config.step[:64], config.regime.name, str(config.data.name)],
+            config=values,
+            dir=self.path,
+            settings=settings,
+            reinit="create_new",
+        )
+        for axis in ("epoch", "global_step"):
+            self.run.define_metric(axis)
+        self.run.define_metric("train/*", step_metric="global_step")
+        self.run.define_metric("val/*", step_metric="epoch")
+
+    def follow(self, sent: int) -> int:
+        """Log the ledger's lines from number `sent` on; return how many lines are sent now."""
+        if self.run is None:
+            return sent
+        return self._guard(self._follow, sent) or sent
+
+    def _follow(self, sent: int) -> int:
+        assert self.run is not None
+        rows = read_metrics(self.path / METRICS).rows
+        for row in rows[sent:]:
+            self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
+        return max(sent, len(rows))
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        """End the W&B run with the summary, and send the files that a report needs."""
+        if self.run is not None:
+            self._guard(self._finish, summary, exit_code)
+            self.run = None
+
+    def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        assert self.run is not None
+        self.run.summary.update({key: value for key, value in summary.items() if value is not None})
+        for name in (STATUS, CORRECT):
+            if (self.path / name).exists():
+                self.run.save(str(self.path / name), base_path=str(self.path), policy="now")
+        self.run.finish(exit_code=exit_code)
+
+    def _guard(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call W&B; whatever it does wrong is said once, and ends the mirror, never the run."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.run = None
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self.say(f"W&B failed and is left out of this run, which goes on ({reason}); {METRICS} has every line")
+            log.debug("W&B", exc_info=True)
+            return None

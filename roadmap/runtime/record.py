@@ -1,0 +1,248 @@
+"""What a start of a run leaves behind while it goes: ledger, status, log, progress on the screen, W&B.
+
+`roadmap.train` tells it of every step and every evaluation; losses stay on the device until a flush.
+"""
+
+import logging
+import os
+import resource
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from roadmap.config import Config, resolved
+from roadmap.errors import NonFiniteError, RoadmapError
+from roadmap.runtime import provenance
+from roadmap.runtime.folder import RunDir, disk
+from roadmap.runtime.ledger import LOG, METRICS, SUMMARY, append, cut_metrics, read_metrics, write_json
+from roadmap.runtime.mirror import Mirror
+from roadmap.runtime.progress import Progress, Sweep
+
+FLUSH_STEPS = 50  # optimizer steps between two reads of what the device has kept
+log = logging.getLogger("roadmap")
+T = TypeVar("T")
+
+
+class Record:
+    """One start of a run. Entered, it says `running`; left, it says how the run ended, whatever ended it."""
+
+    def __init__(self, run: RunDir, config: Config, facts: dict[str, Any], device: torch.device, total_steps: int, sweep: Sweep) -> None:
+        """`facts` (net size, data fingerprint) go into `status.json` and W&B's config."""
+        self.run, self.config, self.device, self.sweep = run, config, device, sweep
+        self.total_steps = total_steps
+        self.facts = {**facts, **provenance.git_state(), "versions": provenance.versions()}
+        self.earlier = dict(run.status)
+        self.metrics = run.path / METRICS
+        self.progress: Progress | None = None
+        self.mirror: Mirror | None = None
+        self.summary: dict[str, Any] = {}
+        self._pending: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._handler: logging.Handler | None = None
+        self._began = self._flushed = self._saved = time.monotonic()
+        self._base_s = self._waited_s = 0.0
+        self._images = 0
+        self._note = ""
+
+    def __enter__(self) -> Self:
+        self._handler = log_to(self.run.path / LOG)
+        self.run.write_config(resolved(self.config))
+        self.run.status = {
+            "state": "running",
+            "wandb_id": self.earlier.get("wandb_id") or secrets.token_hex(8),
+            "wandb_rows": self.earlier.get("wandb_rows", 0),
+            "starts": self.earlier.get("starts", 0) + 1,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "drift": self.earlier.get("drift", []),
+            **self.facts,
+            **provenance.hardware(self.device),
+            "pid": os.getpid(),
+            "exit_code": None,
+            "reason": None,
+        }
+        self.run.update()
+        return self
+
+    def start(self, global_step: int, epochs_evaluated: int, time_s: float) -> None:
+        """Begin at a step: drop ledger lines past it, open progress and W&B."""
+        with disk(self.metrics):
+            cut_metrics(self.metrics, global_step, epochs_evaluated)
+            self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
+        self.progress = Progress(self.config.cell, self.total_steps, global_step, self.sweep)
+        values = {**resolved(self.config), **self.facts}
+        self.mirror = Mirror(self.config, self.run.path, self.run.status["wandb_id"], values, self.say)
+        self.run.update(epoch=epochs_evaluated, step=global_step)
+        self._base_s = time_s
+        self._began = self._flushed = self._saved = time.monotonic()
+
+    @property
+    def time_s(self) -> float:
+        """Return the seconds spent on this run, over all its starts."""
+        return self._base_s + time.monotonic() - self._began
+
+    def say(self, line: str) -> None:
+        """Show a line and keep it in `run.log`."""
+        log.info(line)
+        if self.progress is not None:
+            self.progress.say(line)
+        else:
+            print(self.sweep.prefix() + line, file=sys.stderr, flush=True)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches and measure how long training waits for them."""
+        source = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(source, None)
+            self._waited_s += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int) -> None:
+        """Note one optimizer step, without asking the device. Raises NonFiniteError, at a flush."""
+        self._images += images
+        self._pending.append(({"kind": "train", "epoch": epoch, "global_step": global_step, "train/lr": lr}, loss, grad_norm))
+        if len(self._pending) >= FLUSH_STEPS:
+            self.flush()
+        if self.progress is not None:
+            self.progress.advance(f"epoch {epoch}/{self.config.recipe.epochs}{self._note}")
+
+    def flush(self) -> None:
+        """Read what the device has kept and write it to the ledger.
+
+        Raises NonFiniteError naming the first bad step; the lines up to it are written.
+        """
+        if not self._pending:
+            return
+        losses = torch.stack([loss for _, loss, _ in self._pending]).tolist()
+        norms = torch.stack([norm for _, _, norm in self._pending]).tolist()
+        now = time.monotonic()
+        seconds = max(now - self._flushed, 1e-9)
+        shared = {
+            "time_s": round(self.time_s, 3),
+            "train/images_per_s": round(self._images / seconds, 1),
+            "train/data_wait": round(min(self._waited_s / seconds, 1.0), 4),
+            "train/memory_gb": round(peak_memory_gb(self.device), 3),
+        }
+        rows = [
+            {**row, "train/loss": loss, "train/grad_norm": norm, **shared}
+            for (row, _, _), loss, norm in zip(self._pending, losses, norms, strict=True)
+        ]
+        bad = next((i for i, (a, b) in enumerate(zip(losses, norms, strict=True)) if not _finite(a + b)), None)
+        self._append(rows if bad is None else rows[: bad + 1])
+        self._pending, self._images, self._waited_s, self._flushed = [], 0, 0.0, now
+        self._note = f", loss {losses[-1]:.3f}, {shared['train/images_per_s']:,.0f} images/s" + self._last_top1()
+        if bad is not None:
+            what = "loss" if not _finite(losses[bad]) else "gradient"
+            raise NonFiniteError(f"step {rows[bad]['global_step']}: the {what} is not finite; the weights did not take that step")
+
+    def evaluated(self, epoch: int, global_step: int, top1: float, top5: float, loss: float) -> None:
+        """Note an evaluation."""
+        self._append(
+            [
+                {
+                    "kind": "val",
+                    "epoch": epoch,
+                    "global_step": global_step,
+                    "time_s": round(self.time_s, 3),
+                    "val/loss": loss,
+                    "val/top1": top1,
+                    "val/top5": top5,
+                }
+            ]
+        )
+        log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._note)
+        self._flushed = time.monotonic()
+
+    def checkpoint_due(self) -> bool:
+        """Tell whether the time between two checkpoints within an epoch has passed."""
+        return time.monotonic() - self._saved > 60 * self.config.checkpoint.every_min
+
+    def saved(self, epochs_evaluated: int, global_step: int) -> None:
+        """Note a checkpoint: what lies behind it goes up to W&B."""
+        if self.mirror is not None:
+            self.run.status["wandb_rows"] = self.mirror.follow(self.run.status["wandb_rows"])
+        self.run.update(epoch=epochs_evaluated, step=global_step)
+        self._saved = time.monotonic()
+
+    def done(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write and return `summary.json`: the result, the config's names, speed, memory, versions."""
+        config, seconds = self.config, self.time_s
+        speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
+        names = ("study", "cell", "step", "variant", "parent", "label", "adopted", "seed")
+        self.summary = {
+            **{name: getattr(config, name) for name in names},
+            "regime": config.regime.name,
+            "data": str(config.data.name),
+            "recipe": str(config.recipe.name),
+            "epochs": config.recipe.epochs,
+            "batch_size": config.recipe.batch_size,
+            "image_size": config.data.image_size,
+            **result,
+            **self.facts,
+            "train_images_per_s": statistics.median(speeds),
+            "gpu_hours": round(seconds / 3600, 4) if self.device.type == "cuda" else None,
+            "time_s": round(seconds, 1),
+            "peak_memory_gb": round(peak_memory_gb(self.device), 3),
+            "drift": self.run.status["drift"],
+            **provenance.hardware(self.device),
+            "state": "done",
+        }
+        with disk(self.run.path / SUMMARY):
+            write_json(self.run.path / SUMMARY, self.summary)
+        return self.summary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.progress is not None:
+            self.progress.close()
+        code = 0 if error is None else error.code if isinstance(error, RoadmapError) else 75 if kind is KeyboardInterrupt else 1
+        state = {0: "done", 75: "stopped"}.get(code, "failed")
+        reason = None if error is None else f"{type(error).__name__}: {error}"[:500]
+        log.info("%s%s", state, f" ({reason})" if reason else "", exc_info=error if code == 1 else None)
+        try:
+            self.run.update(state=state, exit_code=code, reason=reason)
+        finally:
+            if self.mirror is not None:
+                self.mirror.finish(self.summary, code)
+            if self._handler is not None:
+                log.removeHandler(self._handler)
+                self._handler.close()
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        with disk(self.metrics):
+            append(self.metrics, rows)
+        self._rows += rows
+
+    def _last_top1(self) -> str:
+        last = next((row for row in reversed(self._rows) if row["kind"] == "val"), None)
+        return f", top-1 {last['val/top1']:.2f} %" if last else ""
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Let the package's log go to a file. Raises DiskError."""
+    with disk(path):
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    return handler
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0

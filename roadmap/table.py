@@ -1,0 +1,163 @@
+"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to another."""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+from roadmap import paper
+from roadmap.config import Config, resolved
+from roadmap.errors import ConfigError, RoadmapError
+from roadmap.steps import compose, step_folders, step_tree
+
+COLUMNS = ("step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; `gmacs` at the regime's own image size (224 but for nano and mini)."""
+
+    step: str
+    label: str
+    gmacs: float
+    params_m: float
+    paper_gmacs: float | None
+    paper_top1: float | None
+    note: str
+
+
+def rows(regime: str, config_dir: str | None = None) -> list[Row]:
+    """Return every step of a regime, in the roadmap's order. Raises ConfigError."""
+    from roadmap.net import count_macs, count_params
+
+    table = []
+    for name, step in step_tree(step_folders(config_dir)).items():
+        try:
+            config = compose(name, regime, config_dir=config_dir)
+        except ConfigError:
+            if step.is_reference:
+                continue  # only tiny and base have a reference net
+            raise
+        classes = config.data.num_classes or 1000
+        printed = paper.rows(regime).get(name)
+        table.append(
+            Row(
+                step=name,
+                label=config.label,
+                gmacs=count_macs(config.model, classes, config.data.image_size) / 1e9,
+                params_m=count_params(config.model, classes) / 1e6,
+                paper_gmacs=printed.gmacs if printed else None,
+                paper_top1=printed.top1 if printed else None,
+                note=paper.SLIPS.get((regime, name), ""),
+            )
+        )
+    return table
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row as text: GMACs as the paper prints them where they are its size."""
+    digits = 2 if row.gmacs >= 1 else 4
+    numbers = [f"{row.gmacs:.{digits}f}", f"{row.params_m:.2f}"]
+    printed = ["" if v is None else f"{v:.2f}" for v in (row.paper_gmacs, row.paper_top1)]
+    return [row.step, row.label, *numbers, *printed, row.note]
+
+
+def as_table(table: Sequence[Row]) -> str:
+    """Return aligned columns for a terminal."""
+    lines = [list(COLUMNS), *map(cells, table)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    right = range(2, 6)
+    return "\n".join(
+        "  ".join(text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    )
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """Return CSV with full precision."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in asdict(row).items()} for row in table)
+    return out.getvalue().rstrip("\n")
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """Return a Markdown table."""
+    lines = [list(COLUMNS), ["---", "---", "---:", "---:", "---:", "---:", "---"], *map(cells, table)]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"table": as_table, "csv": as_csv, "markdown": as_markdown}
+
+
+def diff(before: Config, after: Config) -> str:
+    """Return what changes from one step to another: config keys, parameters of the net, GMACs and parameter counts."""
+    from roadmap.net import count_macs, count_params, describe
+
+    classes = before.data.num_classes or 1000
+    nets = [describe(config.model, classes) for config in (before, after)]
+    macs = [count_macs(config.model, classes, config.data.image_size) / 1e9 for config in (before, after)]
+    params = [count_params(config.model, classes) / 1e6 for config in (before, after)]
+    flat = [flatten({k: resolved(getattr(config, k)) for k in ("model", "recipe", "data")}) for config in (before, after)]
+    changed = [f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)]
+    added = [f"  + {name} {shape(nets[1][name])}" for name in nets[1] if name not in nets[0]]
+    removed = [f"  - {name} {shape(nets[0][name])}" for name in nets[0] if name not in nets[1]]
+    reshaped = [f"  ~ {n} {shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]]
+    parts = [
+        f"{before.step} -> {after.step} ({before.regime.name})",
+        "config:",
+        *(changed or ["  nothing"]),
+        f"parameters of the net: {len(added)} added, {len(removed)} removed, {len(reshaped)} reshaped",
+        *added,
+        *removed,
+        *reshaped,
+        f"GMACs: {macs[0]:.4g} -> {macs[1]:.4g} ({macs[1] - macs[0]:+.4g})",
+        f"parameters (M): {params[0]:.4g} -> {params[1]:.4g} ({params[1] - params[0]:+.4g})",
+    ]
+    return "\n".join(parts)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def shape(sizes: tuple[int, ...]) -> str:
+    """Return `96x1x7x7`."""
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the project's exit code for a wrong command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of ending the process with 2."""
+        raise ConfigError(f"{message}; see --help")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = Parser(prog="python -m roadmap.steps", description="All rows of a regime, or what changes between two of them.")
+    parser.add_argument("--regime", default="tiny", help="nano, mini, tiny, small, base, large or xlarge (default: tiny)")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="table")
+    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="a folder with steps of your own (FOLDER/step/NAME.yaml)")
+    try:
+        args = parser.parse_args(words)
+        if args.diff:
+            print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))
+        else:
+            print(FORMATS[args.format](rows(args.regime, args.config_dir)))
+    except RoadmapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0

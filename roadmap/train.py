@@ -1,0 +1,241 @@
+"""Train one net as its config says, in one run directory, and go on where an earlier start of the same run ended.
+
+`train` reads top to bottom: check, hold the directory, take up the state; then epoch by epoch train, evaluate, save.
+"""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from roadmap import data
+from roadmap.choices import DataName, Device
+from roadmap.config import Config, resolved
+from roadmap.data import order, sets
+from roadmap.errors import ConfigError, StoppedEarly
+from roadmap.evaluate import Evaluation, evaluate
+from roadmap.net import build_net, count_macs, count_params
+from roadmap.recipe import mix
+from roadmap.recipe.optim import build_optimizer, learning_rate
+from roadmap.runtime import checkpoint, provenance
+from roadmap.runtime.folder import RunDir, disk, run_path
+from roadmap.runtime.ledger import CORRECT, SUMMARY, read_json, replace_file
+from roadmap.runtime.progress import Sweep
+from roadmap.runtime.record import Record
+from roadmap.runtime.stop import Stop
+
+EVAL_BATCH = 256  # images; any size gives the same counts
+SAVED = ("global_step", "epochs_evaluated", "best_top1", "best_step")
+
+
+@dataclass
+class State:
+    """Where training stands: all that a checkpoint holds."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    global_step: int = 0  # optimizer steps done
+    epochs_evaluated: int = 0
+    best_top1: float = -1.0
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the steps of one start work with."""
+
+    config: Config
+    images: sets.ImageSet
+    device: torch.device
+    record: Record
+    stop: Stop
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the full batches of an epoch; the last incomplete one is dropped."""
+        return len(self.images.train.labels) // self.config.recipe.batch_size
+
+
+def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
+    """Train, or go on training, or find the run done already; return its summary.
+
+    Raises RoadmapError: for a wrong config or data before anything is written, for a stop or a failure after the state
+    is saved.
+    """
+    images = sets.load(config.data)
+    device = choose_device(config.device)
+    facts = check(config, images)
+    with ExitStack() as stack:
+        run = RunDir(run_path(config))
+        stack.enter_context(run.held())
+        if config.fresh:
+            run.set_aside()
+            stack.enter_context(run.held())
+        run.take_up(resolved(config), facts, allow_drift=config.allow_drift)
+        if run.status.get("state") == "done":
+            return read_json(run.path / SUMMARY)
+        stop = stack.enter_context(Stop())
+        total_steps = config.recipe.epochs * (len(images.train.labels) // config.recipe.batch_size)
+        record = stack.enter_context(Record(run, config, facts, device, total_steps, sweep or Sweep()))
+        job = Job(config, images, device, record, stop)
+        state = take_up(job)
+        result = fit(job, state)
+        return record.done({"top1": result.top1, "top5": result.top5, "val_images": len(result.correct), "epoch": state.epochs_evaluated})
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """Return the device of a run. Raises ConfigError where a GPU was asked for and there is none."""
+    if wanted == Device.cuda and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
+    return torch.device("cuda" if wanted != Device.cpu and torch.cuda.is_available() else "cpu")
+
+
+def check(config: Config, images: sets.ImageSet) -> dict[str, Any]:
+    """Check what needs the images, before anything is written. Return what is known of net and images. Raises ConfigError."""
+    num_classes, size = len(images.classes), config.data.image_size
+    order.train_index_batches(len(images.train.labels), config.recipe.batch_size, config.seed, 0)
+    data.check(images.train, config.data, config.recipe)
+    mix.check(config.recipe)
+    try:
+        gmacs = count_macs(config.model, num_classes, size) / 1e9
+    except RuntimeError:
+        raise ConfigError(f"data.image_size={size}: too small for this net, which divides it by 32") from None
+    params_m = count_params(config.model, num_classes) / 1e6
+    return {
+        "gmacs": gmacs,
+        "params_m": params_m,
+        "num_classes": num_classes,
+        "data_fingerprint": images.fingerprint,
+        "code_hash": provenance.code_hash(),
+    }
+
+
+def take_up(job: Job) -> State:
+    """Build net and optimizer, and take up the newest whole checkpoint where there is one. Raises DataError."""
+    config, record = job.config, job.record
+    torch.manual_seed(config.seed)
+    net = build_net(config.model, len(job.images.classes)).to(job.device, memory_format=torch.channels_last)
+    state, time_s = State(net, build_optimizer(net, config.recipe)), 0.0
+    found = checkpoint.load_newest(record.run.path / "checkpoints", job.device)
+    if found is not None:
+        net.load_state_dict(found.state["net"])
+        state.optimizer.load_state_dict(found.state["optimizer"])
+        for key in SAVED:
+            setattr(state, key, found.state[key])
+        time_s = found.state["time_s"]
+        for reason in found.skipped:
+            record.say(f"passed over {reason}")
+        record.say(f"{config.cell}: goes on at step {state.global_step}, {state.epochs_evaluated} of {config.recipe.epochs} epochs done")
+    record.start(state.global_step, state.epochs_evaluated, time_s)
+    return state
+
+
+def fit(job: Job, state: State) -> Evaluation:
+    """Train and evaluate up to the recipe's last epoch, saving after each; return the last evaluation.
+
+    Asked to stop, saves and raises StoppedEarly.
+    """
+    result = None
+    try:
+        for epoch in range(state.epochs_evaluated, job.config.recipe.epochs):
+            train_epoch(job, state, epoch)
+            result = evaluate_epoch(job, state)
+            save(job, state)
+    except StoppedEarly:
+        save(job, state)
+        raise
+    return result or evaluation(job, state)
+
+
+def train_epoch(job: Job, state: State, epoch: int) -> None:
+    """Take the optimizer steps of an epoch that are not done yet."""
+    config, record = job.config, job.record
+    done = state.global_step - epoch * job.steps_per_epoch
+    indices = order.train_index_batches(len(job.images.train.labels), config.recipe.batch_size, config.seed, epoch, skip=done)
+    batches = data.train_batches(job.images.train, config.data, config.recipe, indices, seed=config.seed, epoch=epoch, device=job.device)
+    state.net.train()
+    for images, labels in record.waiting(batches):
+        lr = learning_rate(config.recipe, state.global_step, job.steps_per_epoch)
+        loss, grad_norm = optimizer_step(job, state, images, labels, lr)
+        state.global_step += 1
+        record.step(epoch + 1, state.global_step, lr, loss, grad_norm, len(images))
+        job.stop.check()
+        if record.checkpoint_due():
+            save(job, state)
+    record.flush()
+
+
+def optimizer_step(job: Job, state: State, images: torch.Tensor, labels: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take one step on a batch; return the loss and the gradient's norm, both left on the device.
+
+    A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
+    """
+    recipe = job.config.recipe
+    torch.manual_seed(order.sample_seed(job.config.seed, state.global_step, -1))  # stochastic depth is a function of the step
+    images, targets = mix.mix(images, labels, recipe, len(job.images.classes), job.config.seed, state.global_step)
+    smoothing = recipe.label_smoothing if targets is labels else 0.0  # mixed targets are smooth already
+    loss = cross_entropy(state.net(images), targets, label_smoothing=smoothing)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None])
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.found_inf = (~torch.isfinite(loss.detach() + grad_norm)).float()  # type: ignore[attr-defined]
+    state.optimizer.step()
+    return loss.detach(), grad_norm
+
+
+def evaluate_epoch(job: Job, state: State) -> Evaluation:
+    """Evaluate after an epoch, and record it."""
+    result = evaluation(job, state)
+    state.epochs_evaluated += 1
+    job.record.evaluated(state.epochs_evaluated, state.global_step, result.top1, result.top5, result.loss)
+    if result.top1 > state.best_top1:
+        state.best_top1, state.best_step = result.top1, state.global_step
+    bits = BytesIO()
+    np.save(bits, result.packed())
+    path = job.record.run.path / CORRECT
+    with disk(path):
+        replace_file(path, bits.getvalue())
+    return result
+
+
+def evaluation(job: Job, state: State) -> Evaluation:
+    """Evaluate the net on every validation image once. Raises StoppedEarly between batches."""
+    split = job.images.val
+    batches = data.eval_batches(
+        split, job.config.data, job.config.recipe, order.eval_index_batches(len(split.labels), EVAL_BATCH), device=job.device
+    )
+    return evaluate(state.net, job.stop.between(batches))
+
+
+def save(job: Job, state: State) -> None:
+    """Write a checkpoint, after the ledger lines that it covers. Raises NonFiniteError, DiskError."""
+    job.record.flush()
+    plain = {key: getattr(state, key) for key in SAVED}
+    checkpoint.save(
+        job.record.run.path / "checkpoints",
+        {**plain, "time_s": job.record.time_s, "net": state.net.state_dict(), "optimizer": state.optimizer.state_dict()},
+        {**plain, "time": time.time(), **job.record.facts},
+        keep=job.config.checkpoint.keep,
+        best_step=state.best_step,
+    )
+    job.record.saved(state.epochs_evaluated, state.global_step)
+
+
+def result_line(config: Config, summary: dict[str, Any]) -> str:
+    """Return the line that a run ends with: step, top-1, GMACs, parameters, where the run is."""
+    path = run_path(config)
+    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    meaning = " (synthetic images: the accuracy means nothing)" if config.data.name == DataName.synthetic else ""
+    return (
+        f"{config.cell}: top-1 {summary['top1']:.2f} %{meaning}, {summary['gmacs']:.4g} GMACs, "
+        f"{summary['params_m']:.4g} M parameters, {place}"
+    )

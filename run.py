@@ -1,0 +1,86 @@
+"""One run of the roadmap: compose the config, check it, train.  python run.py +step=inverted_bottleneck"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; `main` says them in plain words
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.explain import explain
+from roadmap.help import config_dirs, help_text
+from roadmap.runtime.progress import Sweep
+from roadmap.steps import checked
+
+codes: list[int] = []  # one exit code a run: Hydra drops what a task returns in a sweep
+sweep = Sweep()
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def task(cfg: DictConfig) -> None:
+    """Do one run. In a sweep an error ends this run alone, and a stop ends them all."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return one_run(cfg, hydra_config)
+    sweep.position, sweep.total = hydra_config.job.num + 1, cells_of(hydra_config)
+    try:
+        one_run(cfg, hydra_config)
+    except StoppedEarly:
+        raise
+    except (RoadmapError, OmegaConfBaseException) as error:
+        codes.append(tell(error))
+
+
+def one_run(cfg: DictConfig, hydra_config: DictConfig) -> None:
+    """Check the config, train, and say in one line what came out."""
+    folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+    config = checked(cfg, hydra_config.runtime.choices, list(hydra_config.overrides.task), folders)
+    from roadmap.train import result_line, train  # torch takes seconds that a wrong config need not wait for
+
+    print(sweep.prefix() + result_line(config, train(config, sweep)), flush=True)
+
+
+def cells_of(hydra_config: DictConfig) -> int:
+    """Return how many runs a sweep has: the product of its lists, those of the command line replacing the file's."""
+    words = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
+    words += [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    lists = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(words)}
+    return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())
+
+
+def tell(error: Exception) -> int:
+    """Write an error of the user's to stderr in plain words; return its exit code."""
+    if isinstance(error, RoadmapError):
+        print(f"{sweep.prefix()}error: {error}", file=sys.stderr, flush=True)
+        return error.code
+    print(f"{sweep.prefix()}error: {explain(error, config_dirs(sys.argv[1:]))}", file=sys.stderr, flush=True)
+    return 64
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(config_dirs(sys.argv[1:])))
+        return 0
+    try:
+        task()
+    except (RoadmapError, HydraException, OmegaConfBaseException) as error:
+        return tell(error)
+    except KeyboardInterrupt:
+        return tell(StoppedEarly("interrupted; the same command goes on"))
+    except SystemExit as error:  # argparse's 2 for a word it does not know
+        return 64 if error.code == 2 else int(error.code or 0)
+    return max(codes, default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
