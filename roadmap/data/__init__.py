@@ -1,0 +1,76 @@
+"""The images: `load` a set, and iterate over batches of it that are ready for the net.
+
+`train.py` asks `order` for batches of ids and this module for the batches themselves; which pipeline prepares them is the config's choice.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from roadmap.choices import Pipeline
+from roadmap.config import DataConfig, RecipeConfig
+from roadmap.data import fast, reference
+from roadmap.data.order import epoch_order, eval_index_batches, sample_seed, train_index_batches
+from roadmap.data.sets import IN_MEMORY, ImageSet, Split, load
+from roadmap.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+TRAIN = {Pipeline.fast: fast.train_batches, Pipeline.reference: reference.train_batches}
+EVAL = {Pipeline.fast: fast.eval_batches, Pipeline.reference: reference.eval_batches}
+
+
+def check(data: DataConfig, recipe: RecipeConfig) -> None:
+    """Raise ConfigError for settings that the chosen pipeline cannot honour; call it before anything is written or loaded."""
+    if data.pipeline == Pipeline.reference:
+        if recipe.rand_augment:
+            reference.rand_augment(data, recipe)
+        return
+    for key, value, is_set in (
+        ("data.name", data.name, data.name not in IN_MEMORY),
+        ("data.resize_size", data.resize_size, data.resize_size is not None),
+        ("recipe.rand_augment", recipe.rand_augment, recipe.rand_augment is not None),
+        ("recipe.random_erasing", recipe.random_erasing, recipe.random_erasing > 0),
+    ):
+        if is_set:
+            raise ConfigError(
+                f"{key}={value}: needs data.pipeline=reference; the fast pipeline has sets in memory, flips, crops and moves only"
+            )
+    if data.workers:
+        log.warning("data.workers=%d has no effect with data.pipeline=fast", data.workers)
+
+
+def train_batches(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+) -> Batches:
+    """Iterate over augmented batches: images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, both on the device.
+
+    What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check`) at once, and DataError
+    when it comes to an image that cannot be read.
+    """
+    check(data, recipe)
+    return TRAIN[data.pipeline](split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+
+
+def eval_batches(split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device) -> Batches:
+    """Iterate over batches for evaluation, nothing random about them; shapes and errors as in `train_batches`."""
+    check(data, recipe)
+    return EVAL[data.pipeline](split, data, recipe, index_batches, device=device)
+
+
+__all__ = [
+    "ImageSet",
+    "Split",
+    "check",
+    "epoch_order",
+    "eval_batches",
+    "eval_index_batches",
+    "load",
+    "sample_seed",
+    "train_batches",
+    "train_index_batches",
+]
