@@ -1,0 +1,18 @@
+"""The report: a function of run directories. `python -m roadmap.report RUNS --out DIR`; the notebook uses these names.
+
+    collected = collect(["runs"])
+    groups = aggregate(collected.runs)
+    figure = roadmap_chart(groups[:1])
+    table = frame(groups)
+
+Imports neither torch nor Hydra.
+"""
+
+from roadmap.report.cells import Cell, Group, aggregate
+from roadmap.report.figures import roadmap_chart
+from roadmap.report.find import Finding
+from roadmap.report.record import Run
+from roadmap.report.runs import Collected, collect
+from roadmap.report.tables import frame
+
+__all__ = ["Cell", "Collected", "Finding", "Group", "Run", "aggregate", "collect", "frame", "roadmap_chart"]

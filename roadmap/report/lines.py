@@ -1,0 +1,127 @@
+"""What the chart says, before it is drawn: its rows, their sections, the limits of the axis, the words above it."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.font_manager import findfont, get_font
+
+from roadmap import paper
+from roadmap.report.cells import Cell, Group
+from roadmap.report.tables import accuracy
+from roadmap.report.text import clean, shorten
+
+LABEL_LIMIT = 36  # characters
+HEAD_LIMIT = 95  # characters in a line above the chart
+DATA_NAMES = {
+    "imagenet": "ImageNet-1K",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "fashion_mnist": "Fashion-MNIST",
+    "imagenette": "Imagenette",
+    "synthetic": "synthetic images",
+}
+# The headings of Section 2 of the paper; a step of one's own stands under its parent's.
+SECTIONS = {
+    "stage_ratio": "Macro design",
+    "patchify_stem": "Macro design",
+    "depthwise": "ResNeXt",
+    "increase_width": "ResNeXt",
+    "inverted_bottleneck": "Inverted bottleneck",
+    "move_up_depthwise": "Large kernel",
+    "kernel_5": "Large kernel",
+    "kernel_7": "Large kernel",
+    "kernel_9": "Large kernel",
+    "kernel_11": "Large kernel",
+    "gelu": "Micro design",
+    "fewer_activations": "Micro design",
+    "fewer_norms": "Micro design",
+    "layer_norm": "Micro design",
+    "separate_downsampling": "Micro design",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the chart: a step, and its cell in each group (None where a group has none)."""
+
+    step: str
+    label: str
+    section: str
+    cells: tuple[Cell | None, ...]
+
+
+def chart_lines(groups: Sequence[Group]) -> list[Line]:
+    """Return the common rows of some groups in the roadmap's order."""
+    by_step = [{row.step: row for row in group.rows} for group in groups]
+    parents = {row.step: row.parent for group in groups for row in group.rows}
+    labels = {row.step: row.label for group in reversed(groups) for row in group.rows}
+    lines = []
+    for step in sorted(parents, key=lambda step: paper.place(step, parents)):
+        label = labels[step]
+        if len({rows[step].label for rows in by_step if step in rows}) > 1:
+            label = (paper.label(step, "") if step in paper.order() else "") or label  # one name for both regimes
+        lines.append(Line(step, drawable(label, step), _section(step, parents), tuple(rows.get(step) for rows in by_step)))
+    return lines
+
+
+def drawable(label: str, name: str) -> str:
+    """Return a label that the chart's font can draw, not longer than there is room for; the name where it can draw too little."""
+    font = get_font(findfont("DejaVu Sans"))
+    text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
+    return shorten(name if 2 * text.count("?") > len(text) else text, LABEL_LIMIT)
+
+
+def limits(groups: Sequence[Group]) -> tuple[float, float]:
+    """Return where the axis of the accuracies begins and ends, in percent, so that the differences can be seen."""
+    ends: list[float] = []
+    for group in groups:
+        for row in group.rows:
+            ends += [row.top1 - (row.top1_std or 0), row.top1 + (row.top1_std or 0)]
+            ends += [row.paper.top1 - (row.paper.top1_std or 0), row.paper.top1 + (row.paper.top1_std or 0)] if row.paper else []
+        ends += [group.paper_reference.top1] if group.paper_reference else []
+    low, high = min(ends), max(ends)
+    span = max(high - low, 1.0)
+    unit = 1 if span < 20 else 5
+    left = (low - 0.35 * span) // unit * unit
+    if left < 0.35 * high:
+        left = 0.0
+    # Swin's name and the end of an error bar need some room; nothing is better than 100 %.
+    return left, min(high + 0.06 * (high - left), max(100.5, high + 0.5) if high > 99 else 100.0)
+
+
+def value_text(cell: Cell, group: Group) -> str:
+    """Return the accuracy of a row as text, with n where the rows of the group differ in it."""
+    alike = len({row.n for row in group.rows}) == 1
+    return accuracy(cell.top1, cell.top1_std) + ("" if alike else f"  n = {cell.n}")
+
+
+def head_lines(group: Group) -> list[str]:
+    """Return the lines above a panel: regime, data, epochs, seeds, and what must not be read out of it."""
+    counts = sorted({row.n for row in group.rows})
+    seeds = f"n = {counts[0]} seed" + "s" * (counts[0] > 1) if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} seeds"
+    seeds += " a row, so no spread is known" if counts == [1] else ""
+    lines = [f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
+    lines += [group.caution] if group.caution else []
+    return [part for line in [*lines, *group.notes] for part in textwrap.wrap(line, HEAD_LIMIT)][:8]
+
+
+def _epochs(group: Group) -> str:
+    lengths: dict[str, set[int]] = {}
+    for row in group.rows:
+        lengths.setdefault(row.recipe, set()).update({row.epochs} - {None})  # type: ignore[arg-type]
+    texts = {recipe: " to ".join(map(str, sorted({min(found), max(found)}))) for recipe, found in lengths.items() if found}
+    if len(set(texts.values())) == 1:
+        return f"{next(iter(texts.values()))} epochs"
+    return ", ".join(f"{recipe} recipe {text} epochs" for recipe, text in texts.items()) or "epochs not recorded"
+
+
+def _section(step: str, parents: dict[str, str | None]) -> str:
+    seen: set[str] = set()
+    while step not in SECTIONS and step not in seen:
+        seen.add(step)
+        parent = parents.get(step)
+        if parent is None or step in paper.order():
+            return ""
+        step = parent
+    return SECTIONS.get(step, "")

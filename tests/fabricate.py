@@ -1,0 +1,83 @@
+"""Run directories made up for the tests of the report, written with the ledger's own functions."""
+
+from pathlib import Path
+from typing import Any
+
+from roadmap import paper
+from roadmap.runtime import ledger
+
+CONFIG = "recipe:\n  epochs: {epochs}\ndata:\n  image_size: {image_size}\n"
+
+
+def write_run(
+    runs: Path,
+    step: str = "resnet",
+    seed: int = 0,
+    *,
+    top1: float | None = 50.0,
+    study: str = "roadmap",
+    regime: str = "nano",
+    data: str = "digits",
+    cell: str | None = None,
+    epochs: int = 3,
+    state: str = "done",
+    status: dict[str, Any] | None = None,
+    **summary: Any,
+) -> Path:
+    """Write one run directory and return it; `summary` and `status` replace or add keys."""
+    row = paper.rows(regime if regime in paper.TABLES else "tiny").get(step)
+    values: dict[str, Any] = {
+        "study": study,
+        "cell": cell or step,
+        "step": step,
+        "variant": None,
+        "parent": row.parent if row else None,
+        "label": row.label if row else step,
+        "adopted": row.adopted if row else "yes",
+        "regime": regime,
+        "data": data,
+        "recipe": "original" if step == "resnet" else "enhanced",
+        "seed": seed,
+        "top1": top1,
+        "top5": None if top1 is None else min(100.0, top1 + 15),
+        "epoch": epochs,
+        "epochs": epochs,
+        "image_size": 224 if data == "imagenet" else 32,
+        "gmacs": row.gmacs if row else 4.2,
+        "params_m": 28.6,
+        "train_images_per_s": 1000.0,
+        "gpu_hours": 0.5,
+        "peak_memory_gb": 2.0,
+        "state": state,
+        "hardware": "a CPU with two cores",
+        "versions": {"torch": "2.14.0"},
+    }
+    folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
+    folder.mkdir(parents=True)
+    (folder / ledger.CONFIG).write_text(CONFIG.format(epochs=epochs, image_size=values["image_size"]))
+    rows = []
+    for epoch in range(1, epochs + 1):
+        rows.append({"kind": "train", "epoch": epoch, "global_step": epoch * 10, "time_s": 1.0 * epoch, "train/loss": 1.0})
+        reached = None if top1 is None else top1 * epoch / epochs
+        top5 = None if reached is None else min(100.0, reached + 15)
+        rows.append({"kind": "val", "epoch": epoch, "global_step": epoch * 10, "val/loss": 1.0, "val/top1": reached, "val/top5": top5})
+    ledger.append(folder / ledger.METRICS, rows)
+    ledger.write_json(folder / ledger.SUMMARY, values | summary)
+    about = {"state": state, "epoch": epochs, "step": epochs * 10, "git_commit": "c0ffee"} | (status or {})
+    ledger.write_json(folder / ledger.STATUS, about)
+    return folder
+
+
+def unfinished(runs: Path, step: str, seed: int = 0, *, epoch: int = 7, epochs: int = 20, state: str = "stopped", **more: Any) -> Path:
+    """Write a run that was stopped: no summary."""
+    folder = write_run(runs, step, seed, epochs=epochs, state=state, status={"epoch": epoch}, **more)
+    (folder / ledger.SUMMARY).unlink()
+    return folder
+
+
+def write_roadmap(runs: Path, regime: str = "tiny", data: str = "imagenet", seeds: int = 3, **more: Any) -> None:
+    """Write the whole roadmap of a regime: the paper's numbers, moved a little for every row and seed."""
+    for row in paper.rows(regime if regime in paper.TABLES else "tiny").values():
+        for seed in range(seeds):
+            moved = row.top1 + 0.09 * ((row.order * 7 + seed * 3) % 5 - 2) - 0.1
+            write_run(runs, row.step, seed, top1=moved, regime=regime, data=data, **more)
