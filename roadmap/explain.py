@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from roadmap.config import Config
+from roadmap.errors import ConfigError
 
 DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.checked`, never by a user
 
@@ -37,11 +38,17 @@ def explain(error: Exception, folders: Sequence[Path]) -> str:
 
     `folders` are the config folders: what there is to choose from is read there.
     """
+    from roadmap.steps import step_tree  # the tree is read by the steps, which use this module
+
+    try:
+        steps = list(step_tree(folders))
+    except ConfigError as broken:  # a step file that cannot be read is behind whatever Hydra says
+        return str(broken)
     if isinstance(error, OmegaConfBaseException):
         return _explain_value(error)
     text = str(error)
     if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
-        return _explain_choice(found[1], folders)
+        return _explain_choice(found[1], steps, folders)
     if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
         return _unknown_key(found[1].split("@")[0])
     cause = error.__cause__ or error.__context__
@@ -50,21 +57,13 @@ def explain(error: Exception, folders: Sequence[Path]) -> str:
     return " ".join(text.split())
 
 
-def _explain_choice(missing: str, folders: Sequence[Path]) -> str:
+def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
     group, _, name = missing.rpartition("/")
-    known = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+    known = steps if group == "step" else sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" if group in {"step", "variant"} else ""
-    return f"{sign}{group}={name}: there is no such {group}; {nearest(name, _ordered(group, known, folders))}"
-
-
-def _ordered(group: str, names: list[str], folders: Sequence[Path]) -> list[str]:
-    if group != "step":
-        return names
-    from roadmap.steps import step_tree  # the tree is read by the steps, which use this module
-
-    return list(step_tree(folders))
+    return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 
 def _unknown_key(key: str) -> str:

@@ -1,0 +1,82 @@
+"""The learning rate at every step and the decay groups, against computations written from FACTS of the paper's code."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from roadmap.config import RecipeConfig
+from roadmap.net import build_net
+from roadmap.recipe.optim import build_optimizer, learning_rate
+from roadmap.steps import compose, step_tree
+
+NETS = [s for s in step_tree() if s != "swin"]
+
+
+def authors_schedule(base, final, epochs, per_epoch, warmup_epochs):
+    """The whole curve as one array: an even warm-up from 0 with both ends, then a half cosine over what remains."""
+    warm = np.linspace(0, base, int(warmup_epochs * per_epoch))
+    rest = np.arange(epochs * per_epoch - len(warm))
+    return np.concatenate([warm, [final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / len(rest))) for i in rest]])
+
+
+@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(300, 312, 20), (20, 22, 3), (5, 7, 0), (4, 3, 4)])
+def test_cosine_with_warmup_at_every_step(epochs, per_epoch, warmup):
+    recipe = RecipeConfig(schedule="cosine", lr=4e-3, min_lr=1e-6, epochs=epochs, warmup_epochs=warmup)
+    expected = authors_schedule(4e-3, 1e-6, epochs, per_epoch, warmup)
+    got = [learning_rate(recipe, step, per_epoch) for step in range(epochs * per_epoch)]
+    assert np.allclose(got, expected, rtol=1e-12, atol=0)
+
+
+def test_original_divides_by_ten_every_thirty_epochs():
+    recipe = compose("resnet", "tiny").recipe
+    per_epoch = 1_281_167 // 256
+    for epoch, rate in ((0, 0.1), (29, 0.1), (30, 0.01), (59, 0.01), (60, 0.001), (89, 0.001)):
+        for step in (epoch * per_epoch, epoch * per_epoch + per_epoch - 1):
+            assert learning_rate(recipe, step, per_epoch) == pytest.approx(rate, rel=1e-9)
+
+
+@pytest.mark.parametrize("step", NETS)
+def test_every_parameter_is_in_one_decay_group_by_its_shape(step):
+    config = compose(step, "nano")
+    net = build_net(config.model, 10)
+    groups = build_optimizer(net, config.recipe).param_groups
+    placed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(placed) == sorted(id(p) for p in net.parameters())
+    if step == "resnet":  # the original recipe decays everything
+        assert [g["weight_decay"] for g in groups] == [1e-4]
+        return
+    decayed, free = groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    assert all(p.ndim in (2, 4) for p in decayed["params"])
+    assert all(p.ndim == 1 for p in free["params"])
+
+
+def test_swins_position_biases_do_not_decay():
+    config = compose("swin", "tiny")
+    net = build_net(config.model, 10)
+    free = {id(p) for p in build_optimizer(net, config.recipe).param_groups[1]["params"]}
+    tables = [p for n, p in net.named_parameters() if "relative_position_bias_table" in n]
+    assert tables
+    assert all(id(p) in free for p in tables)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_step_matches_torchs_plain_loop(name):
+    """The fused optimizer with our groups against the unfused one on the same gradients."""
+    recipe = RecipeConfig(optimizer=name, lr=0.01, weight_decay=0.1, decay_1d=False, schedule="cosine")
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    mine = build_optimizer(ours, recipe)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    plain = torch.optim.SGD(groups, lr=0.01, momentum=0.9, foreach=False) if name == "sgd" else torch.optim.AdamW(groups, lr=0.01)
+    for _ in range(5):
+        x = torch.randn(4, 5)
+        for net, optimizer in ((ours, mine), (theirs, plain)):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+    assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)

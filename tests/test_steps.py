@@ -1,0 +1,269 @@
+"""The steps as files: each holds its change alone, the tree is the paper's, and what composes is checked."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from roadmap import paper
+from roadmap.config import resolved
+from roadmap.errors import ConfigError
+from roadmap.steps import CONF, compose, regimes, step_tree
+from roadmap.table import flatten
+
+STEPS = list(step_tree())
+NETS = [s for s in STEPS if s != "swin"]
+
+# What each step declares to change, in words of the config (stated here once more, from Section 2 of the paper).
+RECIPE = {f"recipe.{f.name}" for f in dataclasses.fields(compose("resnet").recipe)}
+CHANGES = {
+    "stage_ratio": {"model.depths"},
+    "patchify_stem": {"model.stem"},
+    "depthwise": {"model.depthwise"},
+    "increase_width": {"model.width"},
+    "inverted_bottleneck": {"model.inverted"},
+    "move_up_depthwise": {"model.depthwise_first"},
+    "kernel_5": {"model.kernel_size"},
+    "kernel_7": {"model.kernel_size"},
+    "kernel_9": {"model.kernel_size"},
+    "kernel_11": {"model.kernel_size"},
+    "gelu": {"model.activation"},
+    "fewer_activations": {"model.activations_per_block"},
+    "fewer_norms": {"model.norms_per_block"},
+    "layer_norm": {"model.norm"},
+    "separate_downsampling": {"model.separate_downsampling"},
+}
+
+
+def values(config):
+    return flatten({k: resolved(getattr(config, k)) for k in ("regime", "model", "recipe", "data")})
+
+
+def changed(before, after):
+    a, b = values(before), values(after)
+    return {key for key in a | b if a.get(key) != b.get(key)}
+
+
+def test_tree_is_the_papers():
+    for regime in ("tiny", "base"):
+        rows = paper.rows(regime)
+        assert STEPS == list(rows)
+        tree = step_tree()
+        assert {s: tree[s].parent for s in STEPS} == {s: r.parent for s, r in rows.items()}
+        assert {s: tree[s].adopted for s in STEPS} == {s: r.adopted for s, r in rows.items()}
+
+
+@pytest.mark.parametrize("regime", ["nano", "tiny", "base"])
+@pytest.mark.parametrize("step", sorted(CHANGES))
+def test_step_differs_from_its_parent_in_the_declared_keys(step, regime):
+    parent = step_tree()[step].parent
+    expected = CHANGES[step] | ({"model.width"} if (regime, step) == ("base", "stage_ratio") else set())
+    assert changed(compose(parent, regime), compose(step, regime)) == expected
+
+
+def test_enhanced_recipe_changes_the_recipe_and_nothing_else():
+    differing = changed(compose("resnet", "tiny"), compose("enhanced_recipe", "tiny"))
+    assert differing <= RECIPE | {"model.layer_scale", "model.drop_path", "model.init"}
+    assert {"recipe.epochs", "recipe.optimizer", "recipe.lr", "recipe.rand_augment", "model.layer_scale"} <= differing
+
+
+def test_step_files_hold_no_more_than_their_change():
+    for step in CHANGES:
+        body = yaml.safe_load((CONF / "step" / f"{step}.yaml").read_text())
+        assert set(body) == {"defaults", "model"}, step
+        assert {f"model.{key}" for key in body["model"]} - {"model.width"} == CHANGES[step] - {"model.width"}
+
+
+@pytest.mark.parametrize(("regime", "depths", "width"), [
+    ("tiny", (3, 3, 9, 3), 96), ("small", (3, 3, 27, 3), 96), ("base", (3, 3, 27, 3), 128),
+    ("large", (3, 3, 27, 3), 192), ("xlarge", (3, 3, 27, 3), 256),
+])  # fmt: skip
+def test_last_step_has_convnexts_shape(regime, depths, width):
+    model = compose("separate_downsampling", regime).model
+    assert (model.depths, model.width, model.kernel_size) == (depths, width, 7)
+    assert (model.layer_scale, model.init) == (1e-6, "trunc_normal")
+
+
+def test_regimes_are_those_of_the_design():
+    assert list(regimes()) == ["nano", "mini", "tiny", "small", "base", "large", "xlarge"]
+    assert [compose("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")] == [0.1, 0.4, 0.5, 0.5]
+
+
+def test_table_5_is_the_enhanced_recipe():
+    recipe = compose("gelu", "tiny").recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.warmup_epochs) == (300, 4096, 4e-3, 0.05, 20)
+    assert (recipe.beta1, recipe.beta2, recipe.eps, recipe.min_lr) == (0.9, 0.999, 1e-8, 1e-6)
+    assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert recipe.rand_augment == "rand-m9-mstd0.5-inc1"
+
+
+class TestPrecedence:
+    """scale < step < variant < command line."""
+
+    def test_step_wins_over_scale(self):
+        assert compose("resnet", "nano").recipe.optimizer == "sgd"
+        assert compose("gelu", "nano").recipe.optimizer == "adamw"
+        assert compose("gelu", "nano").recipe.epochs == 20  # the scale's length of the step's recipe
+
+    def test_variant_wins_over_step(self):
+        assert compose("separate_downsampling", "nano").model.activation == "gelu"
+        assert compose("separate_downsampling", "nano", ["+variant=without_gelu"]).model.activation == "relu"
+
+    def test_command_line_wins_over_all(self):
+        config = compose("gelu", "nano", ["+variant=without_gelu", "model.activation=gelu", "recipe.epochs=3", "recipe=original"])
+        assert (config.model.activation, config.recipe.epochs, config.recipe.optimizer) == ("gelu", 3, "sgd")
+
+    def test_regime_and_data_win_over_scale(self):
+        config = compose("gelu", "tiny", ["scale=demo", "data=imagenet"])
+        assert (config.regime.name, config.data.name, config.recipe.epochs) == ("tiny", "imagenet", 20)
+
+
+class TestVariants:
+    TOGGLES = tuple(s for s in NETS if s in CHANGES and s not in ("kernel_5", "kernel_9", "kernel_11"))
+
+    def test_every_toggle_has_both_directions(self):
+        found = {p.stem for p in (CONF / "variant").glob("*.yaml")}
+        assert found == {f"{way}_{toggle}" for toggle in self.TOGGLES for way in ("with", "without")}
+
+    def outcomes(self, step, way):
+        result = {}
+        for toggle in self.TOGGLES:
+            try:
+                result[toggle] = changed(compose(step, "base"), compose(step, "base", [f"+variant={way}_{toggle}"]))
+            except ConfigError as error:
+                result[toggle] = str(error)
+        return result
+
+    def test_leave_one_out(self):
+        out = self.outcomes("separate_downsampling", "without")
+        refused = {toggle for toggle, result in out.items() if isinstance(result, str)}
+        assert refused == {"depthwise", "inverted_bottleneck"}
+        assert all("depthwise_first" in out[toggle] for toggle in refused)
+        assert all(out[toggle] == CHANGES[toggle] for toggle in out if toggle not in refused)
+
+    def test_one_at_a_time(self):
+        out = self.outcomes("enhanced_recipe", "with")
+        refused = {toggle for toggle, result in out.items() if isinstance(result, str)}
+        assert refused == {"move_up_depthwise"}
+        assert all(out[toggle] == CHANGES[toggle] for toggle in out if toggle not in refused)
+
+
+class TestCell:
+    def cell(self, *overrides, regime="nano"):
+        return compose("gelu", regime, list(overrides)).cell
+
+    def test_plain_step_is_its_name(self):
+        assert self.cell() == "gelu"
+        assert self.cell(regime="tiny") == "gelu"
+
+    def test_names_what_changes_the_result_sorted(self):
+        assert self.cell("recipe.lr=1e-3", "model.kernel_size=9") == "gelu,model.kernel_size=9,recipe.lr=0.001"
+        assert self.cell("+variant=without_gelu", "recipe=original") == "gelu+without_gelu,recipe=original"
+        assert self.cell("model.depths=[1,1,1,1]", "recipe.layer_scale=null") == "gelu,model.depths=[1,1,1,1],recipe.layer_scale=null"
+
+    def test_one_value_has_one_cell(self):
+        assert self.cell("recipe.lr=1e-3") == self.cell("++recipe.lr=0.001")
+
+    def test_is_silent_about_what_changes_nothing(self):
+        assert (
+            self.cell("seed=3", "study=mine", "device=cpu", "data.root=/x", "wandb.mode=disabled", "checkpoint.keep=5", "fresh=true")
+            == "gelu"
+        )
+
+    def test_a_scale_that_is_not_the_regimes_is_named(self):
+        assert self.cell("scale=demo", regime="tiny") == "gelu,scale=demo"
+        assert self.cell("scale=mini") == "gelu,scale=mini"
+
+    def test_long_or_unsafe_names_become_a_hash(self):
+        long = self.cell(*(f"recipe.{k}=0.5" for k in ("beta1", "beta2", "mixup", "cutmix", "random_erasing", "label_smoothing")))
+        unsafe = self.cell("recipe.rand_augment=../../x")
+        assert len(long) <= 80 and len({long, unsafe, self.cell("recipe.rand_augment=../../y")}) == 3
+        assert "/" not in unsafe and ".." not in unsafe
+
+
+class TestOwnStep:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "step").mkdir()
+        (tmp_path / "step" / "mine.yaml").write_text(
+            "# @package _global_\n# Wider kernels of my own.\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
+        )
+        return tmp_path
+
+    def test_is_a_step_like_any_other(self, folder):
+        config = compose("mine", "tiny", config_dir=folder)
+        assert (config.step, config.parent, config.label, config.adopted, config.cell) == ("mine", "gelu", "mine", "yes", "mine")
+        assert (config.model.kernel_size, config.model.activation, config.recipe.name) == (13, "gelu", "enhanced")
+
+    def test_stands_behind_its_parent(self, folder):
+        names = list(step_tree([folder, CONF]))
+        assert names[names.index("gelu") + 1] == "mine"
+        assert [n for n in names if n != "mine"] == STEPS
+
+    def test_takes_its_label_from_a_file(self, folder):
+        (folder / "step" / "labels.csv").write_text("step,label,adopted\nmine,huge kernels,no\n")
+        config = compose("mine", "nano", config_dir=folder)
+        assert (config.label, config.adopted) == ("huge kernels", "no")
+
+    @pytest.mark.parametrize("body", ["defaults: [gelu, kernel_5, _self_]\n", "- a\n- b\n", "model: [\n"])
+    def test_a_file_that_is_no_step_is_named(self, folder, body):
+        (folder / "step" / "broken.yaml").write_text("# @package _global_\n" + body)
+        with pytest.raises(ConfigError, match=r"broken\.yaml"):
+            compose("broken", "nano", config_dir=folder)
+
+
+BAD = {  # override: what the message must hold
+    "recipe.lr=nan": ["recipe.lr=nan", "above 0"],
+    "recipe.lr=-1": ["recipe.lr=-1"],
+    "recipe.lr=fast": ["recipe.lr", "'fast'"],
+    "recipe.epochs=0": ["recipe.epochs=0", "at least 1"],
+    "recipe.epochs=1.5": ["recipe.epochs", "whole number"],
+    "recipe.warmup_epochs=21": ["warmup_epochs=21", "epochs=20"],
+    "recipe.optimizer=lamb": ["recipe.optimizer", "sgd, adamw"],
+    "model.kernel_size=4": ["model.kernel_size=4", "odd"],
+    "model.depths=[1,1]": ["model.depths=[1, 1]", "four"],
+    "model.depths=3": ["model.depths", "list"],
+    "model.norms_per_block=2": ["norms_per_block=2", "3, 1"],
+    "model.norm=group": ["model.norm", "batch_norm, layer_norm"],
+    "model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
+    "+model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
+    "+model._target_=os.system": ["model._target_", "no such key"],
+    "+stp=gelu": ["stp", "did you mean +step"],
+    "~recipe.lr": ["~recipe.lr"],
+    "+cell=x": ["cell=x"],
+    "variant=without_gelu": ["+variant=NAME"],
+    "+variant=without_gleu": ["+variant=without_gleu", "did you mean without_gelu"],
+    "data=mnist": ["data=mnist", "fashion_mnist", "digits"],
+    "recipe=fancy": ["recipe=fancy", "enhanced", "original"],
+    "scale=huge": ["scale=huge", "demo"],
+    "study=../x": ["study=../x"],
+    "seed=x": ["seed", "whole number"],
+    "seed=-1": ["seed=-1", "at least 0"],
+    "data.std=[1,1,0]": ["data.std", "above 0"],
+    "model.width=${nothing}": ["model.width", "nothing"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_override_is_named_in_one_line(override):
+    with pytest.raises(ConfigError) as caught:
+        compose("gelu", "nano", [override])
+    assert "\n" not in str(caught.value)
+    for piece in BAD[override]:
+        assert piece in str(caught.value)
+
+
+def test_unknown_names_list_what_there_is_the_nearest_first():
+    with pytest.raises(ConfigError, match=r"did you mean inverted_bottleneck\? There are: inverted_bottleneck, .*resnet"):
+        compose("inverted_botleneck", "nano")
+    with pytest.raises(ConfigError, match=r"did you mean tiny\? There are: tiny, nano"):
+        compose("gelu", "tny")
+
+
+def test_swin_comes_in_two_regimes_and_without_toggles():
+    assert compose("swin", "base").model.reference == "swin_b"
+    with pytest.raises(ConfigError, match="regime"):
+        compose("swin", "nano")
+    with pytest.raises(ConfigError, match=r"model.kernel_size=5 with model.reference=swin_t"):
+        compose("swin", "tiny", ["model.kernel_size=5"])
