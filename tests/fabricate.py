@@ -32,7 +32,7 @@ def write_run(
         "step": step,
         "variant": None,
         "parent": row.parent if row else None,
-        "label": row.label if row else step,
+        "label": paper.label(step, regime) or step,
         "adopted": row.adopted if row else "yes",
         "regime": regime,
         "data": data,

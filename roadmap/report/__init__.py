@@ -2,8 +2,8 @@
 
     collected = collect(["runs"])
     groups = aggregate(collected.runs)
-    figure = roadmap_chart(groups[:1])
     table = frame(groups)
+    figures = {name: roadmap_chart(together) for name, together in charts(groups).items()}
 
 Imports neither torch nor Hydra.
 """
@@ -11,8 +11,9 @@ Imports neither torch nor Hydra.
 from roadmap.report.cells import Cell, Group, aggregate
 from roadmap.report.figures import roadmap_chart
 from roadmap.report.find import Finding
+from roadmap.report.lines import charts
 from roadmap.report.record import Run
 from roadmap.report.runs import Collected, collect
 from roadmap.report.tables import frame
 
-__all__ = ["Cell", "Collected", "Finding", "Group", "Run", "aggregate", "collect", "frame", "roadmap_chart"]
+__all__ = ["Cell", "Collected", "Finding", "Group", "Run", "aggregate", "charts", "collect", "frame", "roadmap_chart"]

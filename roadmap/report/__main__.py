@@ -1,15 +1,16 @@
 """`python -m roadmap.report RUNS [RUNS ...] --out DIR`: the roadmap's chart and tables from run directories."""
 
 import argparse
-import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Never
 
 from roadmap.errors import DONE, ConfigError, DataError, DiskError, RoadmapError
-from roadmap.report.cells import Group, aggregate
+from roadmap.report.cells import aggregate
 from roadmap.report.figures import image, roadmap_chart
+from roadmap.report.lines import charts
 from roadmap.report.runs import Collected, collect
 from roadmap.report.tables import to_csv, to_markdown, to_text
 from roadmap.report.text import clean
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RoadmapError as error:
         print(error, file=sys.stderr)
         return error.code
+    except BrokenPipeError:  # `| head` has read enough; the files are written by then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 
@@ -60,41 +63,7 @@ def report(roots: Sequence[str], out: Path) -> None:
     earlier = sorted(path.name for path in out.glob("roadmap*.*") if path.suffix[1:] in FORMATS and path.name not in files)
     if earlier:
         print(f"Of an earlier report, not written now: {clean(', '.join(earlier))}")
-
-
-def charts(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups of each chart by file name: one chart a group, but tiny and base on the same data side by side."""
-    waiting = [group for group in groups if group.rows]
-    together: list[list[Group]] = []
-    while waiting:
-        group = waiting.pop(0)
-        other = _other_regime(group, waiting, groups)
-        together.append([group, other] if other else [group])
-        waiting = [item for item in waiting if item is not other]
-    if len(together) == 1:
-        return {"roadmap": together[0]}
-    return dict(zip(_names(together), together, strict=True))
-
-
-def _other_regime(group: Group, waiting: Sequence[Group], groups: Sequence[Group]) -> Group | None:
-    """Return the base group that belongs beside a tiny one (or the other way round): of its study, or the only one."""
-    pair = {"tiny": "base", "base": "tiny"}
-    fitting = [item for item in waiting if item.regime == pair.get(group.regime) and item.data == group.data]
-    same_study = [item for item in fitting if item.study == group.study]
-    rivals = [item for item in groups if item.rows and item.data == group.data and item.regime in pair]
-    return same_study[0] if same_study else fitting[0] if fitting and len(rivals) == 2 else None
-
-
-def _names(together: Sequence[Sequence[Group]]) -> list[str]:
-    """Return a file name for each chart, no two the same, none too long for a disk."""
-    names: list[str] = []
-    for groups in together:
-        parts = ["roadmap", *dict.fromkeys(g.study for g in groups), *(g.regime for g in groups), groups[0].data]
-        name = "-".join(parts)
-        if len(name) > 120 or name.casefold() in map(str.casefold, names):
-            name = f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
-        names.append(name)
-    return names
+    sys.stdout.flush()
 
 
 def _nothing(roots: Sequence[str], collected: Collected) -> str:

@@ -26,6 +26,7 @@ class Cell:
     recipe: str
     epochs: int | None
     image_size: int | None
+    images: str  # fingerprint of the data
     seeds: tuple[int, ...]
     top1: float  # mean over the seeds
     top1_std: float | None  # with n - 1
@@ -52,7 +53,7 @@ class Group:
     rows: tuple[Cell, ...]  # plain steps
     others: tuple[Cell, ...]  # variants and overrides
     notes: tuple[str, ...]
-    made_with: str  # hardware and versions
+    made_with: tuple[str, ...]  # hardware and versions
 
     @property
     def paper_reference(self) -> paper.PaperRow | None:
@@ -93,7 +94,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
         rows=rows,
         others=tuple(cell for cell in cells if not _is_row(cell)),
         notes=(*_code_notes(seeds), *_row_notes(rows)),
-        made_with="; ".join(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
+        made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
 
 
@@ -116,6 +117,7 @@ def _cell(same: Sequence[Run]) -> Cell:
         recipe=first.recipe,
         epochs=first.epochs,
         image_size=first.image_size,
+        images=first.images,
         seeds=tuple(run.seed for run in same),
         top1=fmean(tops),
         top1_std=stdev(tops) if len(tops) > 1 else None,
@@ -136,9 +138,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _code_notes(seeds: dict[str, list[Run]]) -> list[str]:
     notes = []
     for cell, same in seeds.items():
-        commits = sorted({run.git_commit[:10] for run in same} - {""})
-        if len(commits) > 1:
-            notes.append(f"{cell}: its seeds were run with different code ({', '.join(commits)})")
+        codes = sorted({run.code[:10] for run in same} - {""})
+        if len(codes) > 1:
+            notes.append(f"{cell}: its seeds were run with different code ({', '.join(codes)})")
+        notes += [f"{cell}, seed {run.seed}: went on although this had changed: {run.drift}" for run in same if run.drift]
     return sorted(notes)
 
 
@@ -151,6 +154,8 @@ def _row_notes(rows: Sequence[Cell]) -> list[str]:
     sizes = sorted({row.image_size for row in rows if row.image_size is not None})
     if len(sizes) > 1:
         notes.append(f"rows were trained at {_listed(sizes)} pixels, so they do not compare")
+    if len({row.images for row in rows} - {""}) > 1:
+        notes.append("rows were trained on different images, so they do not compare")
     return notes
 
 

@@ -10,6 +10,7 @@ from roadmap.report.text import clean
 from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY
 
 RUN_NAME = re.compile(r"seed\d+")
+SET_ASIDE = re.compile(r"seed\d+\.old\d+")  # by `fresh=true`: their owner replaced them
 MAX_FOLDERS = 200_000  # a link to a whole disk must end some time
 
 
@@ -35,7 +36,8 @@ class Place:
 def find_runs(roots: Iterable[str | Path]) -> tuple[list[Place], list[Finding]]:
     """Return the run directories at any depth below `roots`, each once, and what could not be searched.
 
-    Links are followed, each folder is entered once, folders whose name starts with a dot are not entered.
+    Links are followed and each folder is entered once; folders whose name starts with a dot, and runs set aside by
+    `fresh=true`, are not entered.
     """
     places: list[Place] = []
     findings: list[Finding] = []
@@ -73,7 +75,7 @@ def _look_into(place: Place) -> tuple[list[Place], bool]:
     for entry in entries:
         path = Path(entry.path)
         # os.path.isdir is False for a link that leads to itself, where DirEntry.is_dir raises.
-        if not entry.name.startswith(".") and os.path.isdir(path):
+        if not entry.name.startswith(".") and not SET_ASIDE.fullmatch(entry.name) and os.path.isdir(path):
             real = Path(os.path.realpath(path)) if entry.is_symlink() else path
             folders.append(Place(real, os.path.join(place.shown, entry.name)))
     return folders, is_run

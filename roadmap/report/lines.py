@@ -1,5 +1,6 @@
-"""What the chart says, before it is drawn: its rows, their sections, the limits of the axis, the words above it."""
+"""What the charts say, before they are drawn: which there are, their rows and sections, limits, the words above them."""
 
+import hashlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,3 +126,38 @@ def _section(step: str, parents: dict[str, str | None]) -> str:
             return ""
         step = parent
     return SECTIONS.get(step, "")
+
+
+def charts(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Return the groups of each chart by file name: one chart a group, but tiny and base on the same data side by side."""
+    waiting = [group for group in groups if group.rows]
+    together: list[list[Group]] = []
+    while waiting:
+        group = waiting.pop(0)
+        other = _other_regime(group, waiting, groups)
+        together.append([group, other] if other else [group])
+        waiting = [item for item in waiting if item is not other]
+    if len(together) == 1:
+        return {"roadmap": together[0]}
+    return dict(zip(_names(together), together, strict=True))
+
+
+def _other_regime(group: Group, waiting: Sequence[Group], groups: Sequence[Group]) -> Group | None:
+    """Return the base group that belongs beside a tiny one (or the other way round): of its study, or the only one."""
+    pair = {"tiny": "base", "base": "tiny"}
+    fitting = [item for item in waiting if item.regime == pair.get(group.regime) and item.data == group.data]
+    same_study = [item for item in fitting if item.study == group.study]
+    rivals = [item for item in groups if item.rows and item.data == group.data and item.regime in pair]
+    return same_study[0] if same_study else fitting[0] if fitting and len(rivals) == 2 else None
+
+
+def _names(together: Sequence[Sequence[Group]]) -> list[str]:
+    """Return a file name for each chart, no two the same, none too long for a disk."""
+    names: list[str] = []
+    for groups in together:
+        parts = ["roadmap", *dict.fromkeys(g.study for g in groups), *(g.regime for g in groups), groups[0].data]
+        name = "-".join(parts)
+        if len(name) > 120 or name.casefold() in map(str.casefold, names):
+            name = f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+        names.append(name)
+    return names

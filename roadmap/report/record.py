@@ -49,7 +49,10 @@ class Run:
     train_images_per_s: float | None
     gpu_hours: float | None
     peak_memory_gb: float | None
-    git_commit: str
+    batch_size: int | None
+    images: str  # fingerprint of the data, where it is known
+    code: str  # hash of the code that trains; the git commit where there is no hash
+    drift: str  # what changed between two starts of the run, by an explicit override
     hardware: str
     versions: str
 
@@ -123,7 +126,10 @@ def _checked(shown: str, summary: dict[str, Any], status: dict[str, Any], config
         train_images_per_s=number(summary.get("train_images_per_s")),
         gpu_hours=number(summary.get("gpu_hours")),
         peak_memory_gb=number(summary.get("peak_memory_gb")),
-        git_commit=_told(status.get("git_commit", summary.get("git_commit"))),
+        batch_size=_whole(summary.get("batch_size", _inside(config, "recipe", "batch_size"))),
+        images=_told(summary.get("data_fingerprint")),
+        code=_told(summary.get("code_hash")) or _told(status.get("git_commit")),
+        drift=_told(summary.get("drift")),
         hardware=_told(summary.get("hardware")),
         versions=_told(summary.get("versions")),
     )
@@ -155,7 +161,7 @@ def _check_ledger(ledger: Ledger, summary: dict[str, Any], run: Run) -> None:
         raise Suspect(
             f"{SUMMARY}: epoch={clean(summary.get('epoch'), 20)}, the last evaluation in {METRICS} is of epoch {clean(epoch, 20)}"
         )
-    if run.epochs is not None and epoch not in (run.epochs - 1, run.epochs):  # counted from 0 or from 1
+    if run.epochs is not None and epoch != run.epochs:
         raise Suspect(f"done, but its last evaluation is of epoch {clean(epoch, 20)} of {run.epochs}")
 
 
@@ -167,7 +173,7 @@ def _progress(folder: Path, status: dict[str, Any]) -> str:
         epochs = None
     epoch = number(status.get("epoch"))
     where = "" if epoch is None else f"epoch {epoch:g}" + (f" of {epochs}" if epochs else "") + ", "
-    reason = status.get("reason")
+    reason = status.get("reason") if status["state"] == "failed" else None
     return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if isinstance(reason, str) and reason else "")
 
 
@@ -240,7 +246,9 @@ def _whole(value: Any) -> int | None:
 
 
 def _told(value: Any) -> str:
-    """Return a string, or the plain values of a dictionary, as one line."""
+    """Return a string, or the plain values of a dictionary or a list, as one line."""
     if isinstance(value, dict):
         value = ", ".join(f"{key} {item}" for key, item in value.items() if isinstance(item, str | int | float))
+    if isinstance(value, list):
+        value = ", ".join(item for item in value if isinstance(item, str))
     return clean(value) if isinstance(value, str) else ""

@@ -68,16 +68,17 @@ def _same_settings(runs: list[Run]) -> tuple[list[Run], list[Finding]]:
     kept, findings = [], []
     for same in cells.values():
         counts = Counter(map(_settings, same))
-        usual = max(counts, key=lambda key: (counts[key], [value or 0 for value in key[1:]], key[0]))
+        usual = max(counts, key=lambda key: (counts[key], key[1] or 0, str(key)))  # of two equal parts the longer training
         for run in same:
             if _settings(run) == usual:
                 kept.append(run)
                 continue
-            names = ("recipe", "epochs", "image_size", "gmacs")
+            names = ("recipe", "epochs", "image_size", "batch_size", "gmacs", "images")
             differs = [f"{n}={a}, not {b}" for n, a, b in zip(names, _settings(run), usual, strict=True) if a != b]
             findings.append(Finding(run.path, f"trained otherwise than the other seeds of {run.cell} ({'; '.join(differs)})"))
     return kept, findings
 
 
-def _settings(run: Run) -> tuple[str, int | None, int | None, float | None]:
-    return run.recipe, run.epochs, run.image_size, None if run.gmacs is None else float(f"{run.gmacs:.4g}")
+def _settings(run: Run) -> tuple[str | float | None, ...]:
+    gmacs = None if run.gmacs is None else float(f"{run.gmacs:.4g}")
+    return run.recipe, run.epochs, run.image_size, run.batch_size, gmacs, run.images

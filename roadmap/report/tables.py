@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from roadmap import paper
 from roadmap.report.cells import Cell, Group
 from roadmap.report.find import Finding
 from roadmap.report.runs import Collected
@@ -96,19 +97,12 @@ def to_markdown(groups: Sequence[Group], collected: Collected) -> bytes:
         parts += _markdown_table(group.rows) if group.rows else ["No finished run of a plain step.", ""]
         if group.others:
             parts += ["### Other cells", "", *_markdown_table(group.others)]
-        parts += [f"- {for_markdown(note)}" for note in group.notes] + [""] * bool(group.notes)
-        slips = sorted({row.label for row in group.rows if row.paper and is_slip(group, row)})
-        parts += [f"Known slips or other counts in the paper's GMACs: {for_markdown(', '.join(slips))}.", ""] if slips else []
-        parts += [f"Made with {for_markdown(group.made_with)}.", ""] if group.made_with else []
+        parts += [f"- {for_markdown(note)}" for note in group.notes]
+        slips = {row.cell: paper.SLIPS.get((group.regime, row.step)) for row in group.rows if row.paper}
+        parts += [f"- paper GMACs of {for_markdown(cell)}: {for_markdown(why)}" for cell, why in slips.items() if why]
+        parts += [f"- made with {for_markdown(line)}" for line in group.made_with[:LISTED]] + [""]
     parts += ["Top-1 and top-5 of the last epoch: mean over n seeds, ± standard deviation (n - 1); one seed has no spread."]
     return ("\n".join(parts) + "\n").encode()
-
-
-def is_slip(group: Group, cell: Cell) -> bool:
-    """Tell whether the paper's printed GMACs of a row are known not to follow from its counting rule."""
-    from roadmap.paper import SLIPS
-
-    return (group.regime, cell.step) in SLIPS
 
 
 def to_text(groups: Sequence[Group], collected: Collected) -> str:
