@@ -13,7 +13,7 @@ from roadmap.report.tables import accuracy
 from roadmap.report.text import clean, shorten
 
 LABEL_LIMIT = 36  # characters
-HEAD_LIMIT = 95  # characters in a line above the chart
+HEAD_LIMIT, HEAD_LINES = 95, 8  # characters in a line above the chart, and lines
 DATA_NAMES = {
     "imagenet": "ImageNet-1K",
     "cifar10": "CIFAR-10",
@@ -87,8 +87,9 @@ def limits(groups: Sequence[Group]) -> tuple[float, float]:
     left = (low - 0.35 * span) // unit * unit
     if left < 0.35 * high:
         left = 0.0
-    # Swin's name and the end of an error bar need some room; nothing is better than 100 %.
-    return left, min(high + 0.06 * (high - left), max(100.5, high + 0.5) if high > 99 else 100.0)
+    # The end of an error bar needs some room; nothing is better than 100 %, but a bar at 100 % must end inside.
+    right = max(high + 0.06 * (high - left), left + 1.0)
+    return left, right if high > 99 else min(right, 100.0)
 
 
 def value_text(cell: Cell, group: Group) -> str:
@@ -104,7 +105,8 @@ def head_lines(group: Group) -> list[str]:
     seeds += " a row, so no spread is known" if counts == [1] else ""
     lines = [f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
-    return [part for line in [*lines, *group.notes] for part in textwrap.wrap(line, HEAD_LIMIT)][:8]
+    wrapped = [part for line in [*lines, *group.notes] for part in textwrap.wrap(line, HEAD_LIMIT)]
+    return wrapped if len(wrapped) <= HEAD_LINES else [*wrapped[: HEAD_LINES - 1], "and more notes: see the table"]
 
 
 def _epochs(group: Group) -> str:
@@ -113,7 +115,8 @@ def _epochs(group: Group) -> str:
         lengths.setdefault(row.recipe, set()).update({row.epochs} - {None})  # type: ignore[arg-type]
     texts = {recipe: " to ".join(map(str, sorted({min(found), max(found)}))) for recipe, found in lengths.items() if found}
     if len(set(texts.values())) == 1:
-        return f"{next(iter(texts.values()))} epochs"
+        length = next(iter(texts.values()))
+        return f"{length} epoch" + "s" * (length != "1")
     return ", ".join(f"{recipe} recipe {text} epochs" for recipe, text in texts.items()) or "epochs not recorded"
 
 

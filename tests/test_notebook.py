@@ -1,0 +1,59 @@
+"""The notebook: stored without outputs, runs from both folders, and says when it shows the example."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.fabricate import write_run
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "notebooks" / "roadmap.ipynb"
+
+
+def executed(folder: Path):
+    """Run the stored notebook with this interpreter's kernel, started in a folder."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def text_of(notebook) -> str:
+    return "\n".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def pictures_of(notebook) -> list[str]:
+    return [o.data["image/png"] for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+
+
+def test_it_is_stored_without_outputs_and_every_code_cell_follows_a_sentence():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    for before, cell in zip(kinds, notebook.cells, strict=False):
+        assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
+        assert before in {"markdown", "code"}
+    assert all(kinds[i - 1] == "markdown" for i, kind in enumerate(kinds) if kind == "code")
+
+
+@pytest.mark.parametrize("folder", [ROOT, NOTEBOOK.parent], ids=["root", "notebooks"])
+def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch, folder):
+    write_run(tmp_path, "resnet", top1=40.0)
+    write_run(tmp_path, "gelu", top1=50.0)
+    monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
+    notebook = executed(folder)
+    assert "2 finished runs in" in text_of(notebook)
+    assert "EXAMPLE" not in text_of(notebook)
+    assert len(pictures_of(notebook)) == 1
+
+
+def test_without_runs_it_shows_the_example_and_says_so(tmp_path, monkeypatch):
+    notebooks = tmp_path / "notebooks"
+    write_run(notebooks / "results", "gelu", study="demo")
+    shutil.copy(NOTEBOOK, notebooks)
+    monkeypatch.delenv("ROADMAP_RUNS", raising=False)
+    notebook = executed(notebooks)
+    assert "EXAMPLE: 1 measured runs" in text_of(notebook)
+    assert len(pictures_of(notebook)) == 1

@@ -1,0 +1,519 @@
+"""The report's numbers: which runs count, which do not and why, how seeds become rows, what the command writes."""
+
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roadmap import paper
+from roadmap.report import aggregate, charts, collect, frame
+from roadmap.report.__main__ import main
+from roadmap.report.tables import to_csv, to_markdown
+from roadmap.report.text import clean, for_csv, for_markdown, shorten
+from roadmap.runtime import ledger
+from tests.fabricate import unfinished, write_roadmap, write_run
+
+
+def edit(path: Path, **values: object) -> None:
+    """Change keys of a JSON file; NaN is written as Python writes it."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def set_last_val(run: Path, **values: object) -> None:
+    lines = (run / ledger.METRICS).read_text().splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | values)
+    (run / ledger.METRICS).write_text("\n".join(lines) + "\n")
+
+
+# --- seeds and rows
+
+
+def test_seeds_become_n_mean_and_standard_deviation(tmp_path):
+    values = [71.25, 70.5, 73.125]
+    for seed, top1 in enumerate(values):
+        write_run(tmp_path, "gelu", seed, top1=top1)
+    (row,) = aggregate(collect([tmp_path]).runs)[0].rows
+    assert row.n == 3
+    assert row.seeds == (0, 1, 2)
+    assert row.top1 == pytest.approx(np.mean(values))
+    assert row.top1_std == pytest.approx(statistics.stdev(values)) == pytest.approx(np.std(values, ddof=1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=5))
+def test_aggregates_agree_with_numpy_for_any_accuracies(tmp_path_factory, values):
+    runs = tmp_path_factory.mktemp("runs")
+    for seed, top1 in enumerate(values):
+        write_run(runs, "gelu", seed, top1=top1, epochs=1)
+    (row,) = aggregate(collect([runs]).runs)[0].rows
+    assert row.top1 == pytest.approx(np.mean(values))
+    assert row.top1_std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+
+
+def test_one_seed_has_no_standard_deviation(tmp_path):
+    write_run(tmp_path, "gelu")
+    collected = collect([tmp_path])
+    (row,) = aggregate(collected.runs)[0].rows
+    assert row.n == 1
+    assert row.top1_std is None
+    assert np.isnan(frame(aggregate(collected.runs))["top1_std"].astype(float)[0])
+
+
+def test_studies_regimes_and_data_are_never_averaged_together(tmp_path):
+    for study, regime, data, top1 in (
+        ("a", "nano", "digits", 10),
+        ("b", "nano", "digits", 20),
+        ("a", "mini", "digits", 30),
+        ("a", "nano", "cifar10", 40),
+    ):
+        write_run(tmp_path, "gelu", top1=float(top1), study=study, regime=regime, data=data)
+    groups = aggregate(collect([tmp_path]).runs)
+    assert sorted((g.study, g.regime, g.data, g.rows[0].top1, g.rows[0].n) for g in groups) == [
+        ("a", "mini", "digits", 30, 1),
+        ("a", "nano", "cifar10", 40, 1),
+        ("a", "nano", "digits", 10, 1),
+        ("b", "nano", "digits", 20, 1),
+    ]
+
+
+def test_rows_come_in_the_papers_order(tmp_path):
+    write_roadmap(tmp_path, seeds=1, epochs=1)
+    (group,) = aggregate(collect([tmp_path]).runs)
+    assert [row.step for row in group.rows] == list(paper.order())
+
+
+def test_own_steps_stand_behind_their_parents_in_the_table(tmp_path):
+    for step in ("separate_downsampling", "kernel_7", "kernel_9", "gelu", "swin"):
+        write_run(tmp_path, step)
+    write_run(tmp_path, "my_next", parent="my_first", label="next")
+    write_run(tmp_path, "my_first", parent="kernel_7", label="first")
+    write_run(tmp_path, "orphan", parent="never_run")
+    table = frame(aggregate(collect([tmp_path]).runs))
+    assert list(table["step"]) == ["kernel_7", "my_first", "my_next", "kernel_9", "gelu", "separate_downsampling", "swin", "orphan"]
+    assert list(table["label"])[1:3] == ["first", "next"]
+
+
+def test_own_steps_that_are_each_others_parents_do_not_hang(tmp_path):
+    write_run(tmp_path, "a_step", parent="b_step")
+    write_run(tmp_path, "b_step", parent="a_step")
+    (group,) = aggregate(collect([tmp_path]).runs)
+    assert {row.step for row in group.rows} == {"a_step", "b_step"}
+
+
+def test_variants_and_overrides_are_no_rows_but_listed_apart(tmp_path):
+    write_run(tmp_path, "gelu", top1=50.0)
+    write_run(tmp_path, "gelu", top1=10.0, cell="gelu+without_depthwise", variant="without_depthwise")
+    write_run(tmp_path, "gelu", top1=20.0, cell="gelu,recipe.lr=0.001")
+    groups = aggregate(collect([tmp_path]).runs)
+    assert list(frame(groups)["top1_mean"]) == [50.0]
+    assert dict(frame(groups, others=True)[["cell", "top1_mean"]].values) == {"gelu+without_depthwise": 10.0, "gelu,recipe.lr=0.001": 20.0}
+    text = to_markdown(groups, collect([tmp_path])).decode()
+    assert text.index("### Other cells") < text.index("without\\_depthwise")
+
+
+@pytest.mark.parametrize(
+    ("regime", "data", "image_size", "beside"),
+    [
+        ("tiny", "imagenet", 224, True),
+        ("base", "imagenet", 224, True),
+        ("tiny", "imagenet", 192, False),
+        ("tiny", "cifar10", 224, False),
+        ("nano", "imagenet", 224, False),
+    ],
+)
+def test_the_papers_numbers_stand_beside_ours_only_where_they_compare(tmp_path, regime, data, image_size, beside):
+    write_run(tmp_path, "gelu", regime=regime, data=data, image_size=image_size)
+    (row,) = aggregate(collect([tmp_path]).runs)[0].rows
+    assert (row.paper is not None) == beside
+    if beside:
+        assert row.paper.top1 == {"tiny": 80.62, "base": 82.19}[regime]
+
+
+@pytest.mark.parametrize(
+    ("regime", "data", "caution"),
+    [("nano", "imagenet", "order"), ("tiny", "digits", "order"), ("tiny", "synthetic", "accuracy means nothing"), ("tiny", "imagenet", "")],
+)
+def test_small_scales_and_synthetic_images_are_labelled(tmp_path, regime, data, caution):
+    write_run(tmp_path, "gelu", regime=regime, data=data)
+    (group,) = aggregate(collect([tmp_path]).runs)
+    assert (caution in group.caution) if caution else not group.caution
+    assert (for_markdown(group.caution) in to_markdown([group], collect([tmp_path])).decode()) or not caution
+
+
+# --- what does not count
+
+
+def test_an_unfinished_run_is_listed_and_never_a_number(tmp_path):
+    write_run(tmp_path, "gelu", 0, top1=50.0)
+    unfinished(tmp_path, "gelu", 1, epoch=7, epochs=20, top1=99.0)
+    collected = collect([tmp_path])
+    assert [str(f) for f in collected.unfinished] == [f"{tmp_path}/roadmap/nano-digits/gelu/seed1: epoch 7 of 20, stopped"]
+    assert not collected.suspect
+    assert [(run.seed, run.top1) for run in collected.runs] == [(0, 50.0)]
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_a_summary_without_a_finished_state_is_not_believed(tmp_path, state):
+    write_run(tmp_path, "gelu", state=state, status={"reason": "the loss is not finite"})
+    collected = collect([tmp_path])
+    assert not collected.runs
+    assert state in collected.unfinished[0].reason
+    assert ("not finite" in collected.unfinished[0].reason) == (state == "failed")
+
+
+def test_a_run_that_is_done_but_has_no_summary_is_unfinished(tmp_path):
+    (write_run(tmp_path, "gelu") / ledger.SUMMARY).unlink()
+    collected = collect([tmp_path])
+    assert not collected.runs
+    assert "no summary.json" in collected.unfinished[0].reason
+
+
+def break_line(run: Path) -> None:
+    lines = (run / ledger.METRICS).read_text().splitlines(keepends=True)
+    (run / ledger.METRICS).write_text("".join([lines[0], '{"kind": "tra\x00\n', *lines[1:]]))
+
+
+def deep(run: Path) -> None:
+    (run / ledger.SUMMARY).write_text("[" * 200_000)
+
+
+def pipe(run: Path) -> None:
+    (run / ledger.METRICS).unlink()
+    os.mkfifo(run / ledger.METRICS)
+
+
+def twice(run: Path) -> None:
+    lines = (run / ledger.METRICS).read_text().splitlines(keepends=True)
+    (run / ledger.METRICS).write_text("".join([*lines, *lines[-2:]]))
+
+
+def nan_everywhere(run: Path) -> None:
+    set_last_val(run, **{"val/top1": float("nan")})
+    edit(run / ledger.SUMMARY, top1=float("nan"))
+
+
+BREAKS = {
+    "a corrupt line": (break_line, "corrupt line"),
+    "a torn last line": (lambda run: (run / ledger.METRICS).open("a").write('{"kind'), "corrupt line"),
+    "a line that is there twice": (twice, "there twice"),
+    "an empty ledger": (lambda run: (run / ledger.METRICS).write_text(""), "no evaluation"),
+    "no ledger": (lambda run: (run / ledger.METRICS).unlink(), "metrics.jsonl is missing"),
+    "no config": (lambda run: (run / ledger.CONFIG).unlink(), "config.yaml is missing"),
+    "a config that is no YAML": (lambda run: (run / ledger.CONFIG).write_text("a: [b"), "not YAML"),
+    "no status": (lambda run: (run / ledger.STATUS).unlink(), "status.json is missing"),
+    "a ledger that is a pipe": (pipe, "not a file"),
+    "NaN in summary and ledger": (nan_everywhere, "not a percentage"),
+    "NaN in the summary": (lambda run: edit(run / ledger.SUMMARY, top1=float("nan")), "not a percentage"),
+    "no accuracy": (lambda run: edit(run / ledger.SUMMARY, top1=None), "not a percentage"),
+    "an accuracy above 100": (lambda run: edit(run / ledger.SUMMARY, top1=100.5), "not a percentage"),
+    "an accuracy below 0": (lambda run: edit(run / ledger.SUMMARY, top1=-1), "not a percentage"),
+    "an accuracy of 400 digits": (lambda run: edit(run / ledger.SUMMARY, top1=10**400), "not a percentage"),
+    "an accuracy that is text": (lambda run: edit(run / ledger.SUMMARY, top1="50"), "not a percentage"),
+    "an accuracy that is true": (lambda run: edit(run / ledger.SUMMARY, top1=True), "not a percentage"),
+    "top-5 below top-1": (lambda run: edit(run / ledger.SUMMARY, top5=1.0), "below top1"),
+    "a summary better than the ledger": (lambda run: edit(run / ledger.SUMMARY, top1=51.0), "metrics.jsonl says 50"),
+    "the best epoch's accuracy": (lambda run: set_last_val(run, **{"val/top1": 49.0}), "metrics.jsonl says 49"),
+    "another epoch": (lambda run: edit(run / ledger.SUMMARY, epoch=2), "is of epoch 3"),
+    "too few epochs": (lambda run: edit(run / ledger.SUMMARY, epochs=20), "epoch 3 of 20"),
+    "a summary of another cell": (lambda run: edit(run / ledger.SUMMARY, cell="kernel_7"), "belongs to kernel_7"),
+    "a summary of another seed": (lambda run: edit(run / ledger.SUMMARY, seed=5), "belongs to seed5"),
+    "a summary that is a list": (lambda run: (run / ledger.SUMMARY).write_text("[]"), "not a JSON object"),
+    "a summary that is no JSON": (lambda run: (run / ledger.SUMMARY).write_bytes(b"\xff\xfe\x00"), "not JSON"),
+    "brackets without end": (deep, "not JSON"),
+    "a foreign summary": (lambda run: (run / ledger.SUMMARY).write_text('{"hello": 1}'), "seed=None"),
+    "a foreign status": (lambda run: (run / ledger.STATUS).write_text('{"state": 7}'), "no state"),
+    "a huge name": (lambda run: edit(run / ledger.SUMMARY, step="x" * 100_000), "is not a name"),
+    "a hostile name": (lambda run: edit(run / ledger.SUMMARY, study="../\u202e\x1b[31m"), "is not a name"),
+    "adopted is no choice": (lambda run: edit(run / ledger.SUMMARY, adopted="perhaps"), "adopted=perhaps"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_suspect_run_is_listed_left_out_and_hides_no_other(tmp_path, name):
+    damage, reason = BREAKS[name]
+    write_run(tmp_path, "gelu", 0, top1=40.0)
+    damage(write_run(tmp_path, "gelu", 1, top1=50.0))
+    collected = collect([tmp_path])
+    assert [(run.seed, run.top1) for run in collected.runs] == [(0, 40.0)]
+    (finding,) = collected.suspect
+    assert "gelu/seed1" in finding.path
+    assert reason in finding.reason
+    shown = str(finding)
+    assert len(shown) < 1000
+    assert shown == clean(shown, 1000)
+
+
+def test_an_undamaged_run_of_the_same_make_counts(tmp_path):
+    """The counterpart of the test above: nothing of it is suspect before it is damaged."""
+    write_run(tmp_path, "gelu", 1, top1=50.0)
+    collected = collect([tmp_path])
+    assert (len(collected.runs), collected.suspect, collected.unfinished) == (1, (), ())
+
+
+def test_the_same_folder_by_two_names_counts_once_and_silently(tmp_path):
+    write_run(tmp_path / "runs", "gelu")
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    collected = collect([tmp_path / "runs", tmp_path / "runs" / "roadmap", tmp_path / "link", str(tmp_path)])
+    assert (len(collected.runs), collected.suspect) == (1, ())
+
+
+def test_a_copy_counts_once_and_is_listed(tmp_path):
+    write_run(tmp_path / "a", "gelu")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    collected = collect([tmp_path / "a", tmp_path / "b"])
+    assert len(collected.runs) == 1
+    assert [f.path for f in collected.suspect] == [f"{tmp_path}/b/roadmap/nano-digits/gelu/seed0"]
+    assert "a copy of" in collected.suspect[0].reason
+
+
+def test_two_results_of_one_cell_and_seed_are_both_left_out(tmp_path):
+    write_run(tmp_path / "a", "gelu", top1=50.0)
+    write_run(tmp_path / "b", "gelu", top1=60.0)
+    write_run(tmp_path / "b", "gelu", 1, top1=55.0)
+    collected = collect([tmp_path / "a", tmp_path / "b"])
+    assert [run.seed for run in collected.runs] == [1]
+    assert len(collected.suspect) == 2
+    assert all("50.00, 60.00" in finding.reason for finding in collected.suspect)
+
+
+def test_seeds_trained_for_other_lengths_are_not_averaged(tmp_path):
+    for seed, epochs in enumerate((3, 3, 6)):
+        write_run(tmp_path, "gelu", seed, top1=50.0 + seed, epochs=epochs)
+    collected = collect([tmp_path])
+    assert [run.seed for run in collected.runs] == [0, 1]
+    assert "epochs=6, not 3" in collected.suspect[0].reason
+
+
+def test_seeds_of_different_code_are_averaged_with_a_note(tmp_path):
+    write_run(tmp_path, "gelu", 0, code_hash="aaaa")
+    write_run(tmp_path, "gelu", 1, code_hash="bbbb")
+    write_run(tmp_path, "kernel_7", 0, code_hash="aaaa")
+    (group,) = aggregate(collect([tmp_path]).runs)
+    assert [row.n for row in group.rows] == [1, 2]
+    assert len(group.notes) == 1
+    assert "gelu" in group.notes[0]
+    assert "aaaa, bbbb" in group.notes[0]
+
+
+def test_rows_that_do_not_compare_and_drift_are_noted(tmp_path):
+    write_run(tmp_path, "enhanced_recipe", epochs=3)
+    write_run(tmp_path, "gelu", epochs=6, drift=["code_hash: aaaa -> bbbb"])
+    (group,) = aggregate(collect([tmp_path]).runs)
+    text = to_markdown([group], collect([tmp_path])).decode()
+    assert "3 and 6 epochs, so they do not compare" in text
+    assert "code\\_hash: aaaa -&gt; bbbb" in text
+
+
+def test_link_loops_end_and_linked_studies_are_found(tmp_path):
+    write_run(tmp_path / "elsewhere", "gelu")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "a_loop").symlink_to(runs)
+    (runs / "itself").symlink_to(runs / "itself")
+    (runs / "roadmap").symlink_to(tmp_path / "elsewhere" / "roadmap")
+    collected = collect([runs])
+    assert (len(collected.runs), collected.suspect) == (1, ())
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_runs_are_found_from_any_folder_above_them(tmp_path, depth):
+    run = write_run(tmp_path / "runs", "gelu")
+    start = [run, *run.parents][depth]
+    assert len(collect([start]).runs) == 1
+
+
+def test_a_run_set_aside_and_what_lies_inside_a_run_are_no_runs(tmp_path):
+    run = write_run(tmp_path, "gelu", top1=50.0)
+    shutil.copytree(run, run.with_name("seed0.old1"))
+    (run / "wandb" / "files").mkdir(parents=True)
+    shutil.copy(run / ledger.STATUS, run / "wandb" / "files")
+    collected = collect([tmp_path])
+    assert (len(collected.runs), collected.suspect, collected.unfinished) == (1, (), ())
+
+
+def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
+    write_run(tmp_path / "runs", "gelu")
+    (tmp_path / "file").write_text("")
+    collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
+    assert len(collected.runs) == 1
+    assert [f.reason for f in collected.suspect] == ["no such folder", "is not a folder"]
+
+
+# --- text that others wrote
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_becomes_one_safe_line(text):
+    shown = clean(text)
+    assert len(shown) <= 200
+    assert shown.isprintable()
+    shown.encode()  # no lone surrogates
+    assert for_csv(text)[:1] not in set("=+-@\t\r")
+    marked = for_markdown(text)
+    assert "<" not in marked
+    assert "|" not in marked.replace("\\|", "")
+
+
+def test_directions_controls_and_stacked_marks_are_stripped():
+    assert clean("a\u202eb\u200f\x1b[31mc\x00\ud800\n d") == "ab[31mc d"
+    assert clean("z" + "\u0300" * 50).count("\u0300") <= 2
+
+
+def test_long_names_keep_both_ends():
+    assert shorten("a" * 50 + "_end", 20) == "aaaaaaaaaaaaaa…a_end"
+    assert len(shorten("x" * 1000, 36)) == 36
+
+
+def test_csv_can_be_read_back_and_computes_nothing(tmp_path):
+    labels = ["=cmd()|' /C calc'!A0", "+1", "-1", "@SUM(A1)", 'a, "b"\n| c', "plain"]
+    for i, label in enumerate(labels):
+        for seed in range(2):
+            write_run(tmp_path, f"own{i}", seed, top1=50.123456 + seed, parent="gelu", label=label)
+    rows = list(csv.DictReader(to_csv(aggregate(collect([tmp_path]).runs)).decode().splitlines()))
+    assert [row["label"] for row in rows] == [*(f"'{label}" for label in labels[:4]), 'a, "b" | c', "plain"]
+    assert all(float(row["top1_mean"]) == pytest.approx(50.623456) for row in rows)
+    assert all(float(row["top1_std"]) == pytest.approx(statistics.stdev([0, 1]), abs=1e-5) for row in rows)
+    assert {row["n"] for row in rows} == {"2"}
+
+
+# --- the command
+
+
+def test_the_command_writes_the_report_and_says_where(tmp_path, capsys):
+    write_roadmap(tmp_path / "runs", seeds=1, epochs=1)
+    break_line(write_run(tmp_path / "runs", "gelu", 7))
+    out = tmp_path / "new" / "report"
+    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["roadmap.pdf", "roadmap.png", "roadmap.svg", "table.csv", "table.md"]
+    shown = capsys.readouterr().out
+    assert shown.startswith("Suspect")
+    assert "gelu/seed7" in shown.splitlines()[1]
+    assert all(str(p) in shown for p in out.iterdir())
+    assert (out / "table.md").read_text().index("gelu/seed7") < (out / "table.md").read_text().index("| step")
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path):
+    write_roadmap(tmp_path / "runs", seeds=2, epochs=1)
+    write_run(tmp_path / "runs", "gelu", cell="gelu,recipe.lr=1")
+    for name in ("a", "b"):
+        command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "1" if name == "a" else "2"})
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert len(files) == 6
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_tiny_and_base_share_a_chart_and_other_groups_have_their_own(tmp_path):
+    write_run(tmp_path, "gelu", study="roadmap_tiny", regime="tiny", data="imagenet")
+    write_run(tmp_path, "gelu", study="roadmap_base", regime="base", data="imagenet")
+    groups = aggregate(collect([tmp_path]).runs)
+    assert {name: [g.regime for g in together] for name, together in charts(groups).items()} == {"roadmap": ["tiny", "base"]}
+    write_run(tmp_path, "gelu", study="demo")
+    named = charts(aggregate(collect([tmp_path]).runs))
+    assert list(named) == ["roadmap-demo-nano-digits", "roadmap-roadmap_tiny-roadmap_base-tiny-base-imagenet"]
+
+
+def test_charts_of_long_and_ambiguous_names_do_not_overwrite_each_other(tmp_path):
+    for study in ("a-nano", "a", "x" * 80):
+        write_run(
+            tmp_path, "gelu", study=study, regime="nano" if study != "a" else "nano-nano", data="d" * 80 if study[0] == "x" else "digits"
+        )
+    names = list(charts(aggregate(collect([tmp_path]).runs)))
+    assert len({name.casefold() for name in names}) == 3
+    assert max(map(len, names)) <= 120
+
+
+def test_a_report_of_variants_alone_has_tables_and_no_chart(tmp_path, capsys):
+    write_run(tmp_path / "runs", "gelu", cell="gelu+without_depthwise", variant="without_depthwise")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["other_cells.csv", "table.csv", "table.md"]
+    assert "there is no chart" in capsys.readouterr().out
+
+
+def nothing(tmp_path: Path) -> Path:
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+def only_unfinished(tmp_path: Path) -> Path:
+    unfinished(tmp_path / "runs", "gelu")
+    return tmp_path / "runs"
+
+
+def only_suspect(tmp_path: Path) -> Path:
+    break_line(write_run(tmp_path / "runs", "gelu"))
+    return tmp_path / "runs"
+
+
+def a_file(tmp_path: Path) -> Path:
+    (tmp_path / "runs").write_text("no folder")
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (nothing, "nothing to report"),
+        (only_unfinished, "epoch 7 of 20"),
+        (only_suspect, "corrupt"),
+        (a_file, "not a folder"),
+        (lambda p: p / "absent", "no such folder"),
+    ],
+)
+def test_without_one_usable_run_it_exits_65_in_plain_words_and_writes_nothing(tmp_path, capsys, make, words):
+    assert main([str(make(tmp_path)), "--out", str(tmp_path / "out")]) == 65
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert len(captured.err.splitlines()) <= 2
+    assert not captured.out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs"], ["--out", "x"], ["runs", "--out", "x", "--colour"]])
+def test_bad_arguments_exit_64(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 64
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_output_that_cannot_be_written_exits_74(tmp_path, capsys):
+    write_run(tmp_path / "runs", "gelu")
+    (tmp_path / "file").write_text("kept")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "file" / "out")]) == 74
+    assert "cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_as_a_command_it_imports_neither_torch_nor_hydra_and_shows_no_traceback(tmp_path):
+    write_run(tmp_path / "runs", "gelu")
+    code = "import sys; from roadmap.report.__main__ import main; main(sys.argv[1:]); print({'torch', 'hydra'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "runs", "--out", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.rstrip().endswith("set()")
+    failed = subprocess.run(
+        [sys.executable, "-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no"], capture_output=True, text=True
+    )
+    assert failed.returncode == 65
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_terminal_without_our_signs_does_not_end_the_report(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "runs", "gelu", seed, top1=50.0 + seed)
+    command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"50.50 ? 0.71" in done.stdout

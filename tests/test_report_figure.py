@@ -1,0 +1,272 @@
+"""The chart: what is on it, for the whole roadmap, for a few rows, and for labels that mean harm. It writes no file."""
+
+import warnings
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
+from PIL import Image
+
+from roadmap import paper
+from roadmap.report import aggregate, charts, collect, roadmap_chart
+from roadmap.report.figures import image
+from roadmap.report.lines import limits
+from tests.fabricate import write_roadmap, write_run
+
+
+def groups_of(runs):
+    return aggregate(collect([runs]).runs)
+
+
+def bar_axes(figure: Figure):
+    return [axes for axes in figure.axes if any(isinstance(c, BarContainer) for c in axes.containers)]
+
+
+def bars_of(axes):
+    return {c.get_label(): c.patches[0] for c in axes.containers if isinstance(c, BarContainer)}
+
+
+def texts_of(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def markers(axes, symbol):
+    return [line for line in axes.lines if line.get_marker() == symbol]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    write_roadmap(runs, seeds=3, epochs=1)
+    (group,) = groups_of(runs)
+    return group, roadmap_chart(group)
+
+
+def test_every_row_has_a_bar_of_its_mean_from_top_to_bottom(whole):
+    group, figure = whole
+    (axes,) = bar_axes(figure)
+    bars = bars_of(axes)
+    assert list(bars) == [row.step for row in group.rows] == list(paper.order())
+    assert [bar.get_width() for bar in bars.values()] == pytest.approx([row.top1 for row in group.rows])
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row.label for row in group.rows]
+    tops = [axes.transData.transform((0, bar.get_y()))[1] for bar in bars.values()]
+    assert tops == sorted(tops, reverse=True)
+
+
+def test_only_steps_that_were_not_kept_are_hatched(whole):
+    bars = bars_of(bar_axes(whole[1])[0])
+    assert {step for step, bar in bars.items() if bar.get_hatch()} == {"kernel_5", "kernel_9", "kernel_11"}
+
+
+def test_error_bars_are_one_standard_deviation(whole):
+    group, figure = whole
+    found = [c for c in bar_axes(figure)[0].containers if isinstance(c, ErrorbarContainer)]
+    assert len(found) == len(group.rows)
+    for row, container in zip(group.rows, found, strict=True):
+        (segment,) = container.lines[2][0].get_segments()
+        assert segment[:, 0] == pytest.approx([row.top1 - row.top1_std, row.top1 + row.top1_std])
+
+
+def test_values_and_macs_of_every_row_are_printed_and_drawn(whole):
+    group, figure = whole
+    texts = texts_of(figure)
+    for row in group.rows:
+        assert f"{row.top1:.2f} ± {row.top1_std:.2f}" in texts
+        assert f"{row.gmacs:.2f}" in texts
+    macs = next(axes for axes in figure.axes if axes.get_xlabel() == "MACs (G)")
+    points = markers(macs, "o")
+    assert [p.get_xdata()[0] for p in points] == pytest.approx([row.gmacs for row in group.rows])
+    assert macs.get_xlim()[0] == 0
+
+
+def test_macs_are_joined_from_parent_to_child_along_the_kept_steps(whole):
+    macs = next(axes for axes in whole[1].axes if axes.get_xlabel() == "MACs (G)")
+    joined = {tuple(map(int, line.get_ydata())) for line in macs.lines if len(line.get_ydata()) == 2}
+    order = paper.order()
+    assert (order["move_up_depthwise"], order["kernel_7"]) in joined
+    assert (order["kernel_7"], order["gelu"]) in joined
+    assert not any(order["kernel_9"] in pair or order["swin"] in pair for pair in joined)
+
+
+def test_the_papers_numbers_are_marked_where_they_compare(whole, tmp_path):
+    marks = markers(bar_axes(whole[1])[0], "D")
+    assert [m.get_xdata()[0] for m in marks] == [row.top1 for row in paper.rows("tiny").values()]
+    write_roadmap(tmp_path, "nano", "digits", seeds=1, epochs=1)
+    assert not markers(bar_axes(roadmap_chart(groups_of(tmp_path)))[0], "D")
+
+
+def test_our_swin_is_a_dashed_line_and_else_the_papers(whole, tmp_path):
+    group, figure = whole
+    ours = next(row.top1 for row in group.rows if row.step == "swin")
+    dashed = [line for line in bar_axes(figure)[0].lines if len(set(line.get_xdata())) == 1 and list(line.get_ydata()) == [0, 1]]
+    assert [line.get_xdata()[0] for line in dashed] == [ours]
+    write_run(tmp_path, "gelu", regime="base", data="imagenet", top1=82.0)
+    assert "Swin-B (paper) 83.50" in texts_of(roadmap_chart(groups_of(tmp_path)))
+
+
+def test_the_title_says_regime_data_epochs_and_seeds(whole):
+    said = " ".join(texts_of(whole[1]))
+    assert "regime tiny, ImageNet-1K" in said
+    assert "1 epoch; n = 3 seeds" in said
+    assert "means nothing" not in said
+
+
+def test_many_notes_leave_room_for_the_chart(tmp_path):
+    for seed in range(20):
+        write_run(tmp_path, "gelu", seed, drift=[f"code_hash: a{seed} -> b"], epochs=1)
+    said = texts_of(roadmap_chart(groups_of(tmp_path)))
+    assert sum("had changed" in text for text in said) == 5
+    assert "and more notes: see the table" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [("digits", "the order of the rows means nothing"), ("synthetic", "the accuracy means nothing")]
+)
+def test_a_small_scale_says_that_it_means_nothing(tmp_path, data, words):
+    write_run(tmp_path, "gelu", data=data)
+    assert any(words in text for text in texts_of(roadmap_chart(groups_of(tmp_path))))
+
+
+def test_one_seed_has_no_error_bar_and_says_so(tmp_path):
+    write_run(tmp_path, "resnet", top1=40.0)
+    for seed in range(2):
+        write_run(tmp_path, "gelu", seed, top1=50.0 + seed)
+    figure = roadmap_chart(groups_of(tmp_path))
+    containers = bar_axes(figure)[0].containers
+    assert sum(isinstance(c, ErrorbarContainer) for c in containers) == 1
+    assert {"40.00  n = 1", "50.50 ± 0.71  n = 2"} <= set(texts_of(figure))
+    assert any("n = 1 to 2 seeds" in text for text in texts_of(figure))
+
+
+def test_recipes_of_different_lengths_are_both_named(tmp_path):
+    write_run(tmp_path, "resnet", epochs=2)
+    write_run(tmp_path, "gelu", epochs=4)
+    said = " ".join(texts_of(roadmap_chart(groups_of(tmp_path))))
+    assert "original recipe 2 epochs, enhanced recipe 4 epochs" in said
+
+
+def test_an_axis_that_does_not_start_at_zero_says_so(whole, tmp_path):
+    axes = bar_axes(whole[1])[0]
+    start = axes.get_xlim()[0]
+    assert start > 0
+    assert f"starts at {start:g}" in axes.get_xlabel()
+    write_run(tmp_path, "resnet", top1=1.0)
+    write_run(tmp_path, "gelu", top1=60.0)
+    axes = bar_axes(roadmap_chart(groups_of(tmp_path)))[0]
+    assert axes.get_xlim()[0] == 0
+    assert "starts" not in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("tops", [(0.0, 0.0), (100.0, 100.0), (78.8, 78.8), (78.8, 78.81), (0.0, 100.0), (99.9, 100.0)])
+def test_the_axis_shows_every_bar_and_has_a_width(tmp_path, tops):
+    for step, top1 in zip(("resnet", "gelu"), tops, strict=True):
+        write_run(tmp_path, step, top1=top1)
+    low, high = limits(groups_of(tmp_path))
+    assert 0 <= low <= min(tops)
+    assert max(tops) <= high <= 106
+    assert high <= 100 or max(tops) > 99
+    assert high - low >= 0.05
+    assert max(tops) > 99 or high - low >= 0.5
+    assert low < min(tops) or min(tops) == 0
+
+
+def test_own_steps_are_in_the_figure_behind_their_parent(tmp_path):
+    for step in ("kernel_7", "gelu"):
+        write_run(tmp_path, step)
+    write_run(tmp_path, "mine", parent="kernel_7", label="my own idea", adopted="no")
+    (axes,) = bar_axes(roadmap_chart(groups_of(tmp_path)))
+    assert list(bars_of(axes)) == ["kernel_7", "mine", "gelu"]
+    assert [label.get_text() for label in axes.get_yticklabels()][1] == "my own idea"
+    assert bars_of(axes)["mine"].get_hatch()
+
+
+def test_both_regimes_stand_side_by_side_and_a_missing_run_is_said(tmp_path):
+    for regime, steps in (("tiny", ("resnet", "gelu", "swin")), ("base", ("resnet", "kernel_7", "swin"))):
+        for step in steps:
+            write_run(tmp_path, step, study=f"roadmap_{regime}", regime=regime, data="imagenet", top1=paper.rows(regime)[step].top1)
+    (together,) = charts(groups_of(tmp_path)).values()
+    figure = roadmap_chart(together)
+    left, right = bar_axes(figure)
+    assert list(bars_of(left)) == ["resnet", "gelu", "swin"]
+    assert list(bars_of(right)) == ["resnet", "kernel_7", "swin"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["ResNet", "kernel size 7", "ReLU to GELU", "Swin"]
+    assert texts_of(figure).count("no run") == 2
+    assert bars_of(right)["kernel_7"].get_y() == bars_of(left)["resnet"].get_y() + 1
+
+
+HOSTILE = [
+    "$\\frac{1}{$",
+    "\\undefined{",
+    "\u202egnp.exe\x1b[31m",
+    "日本語のラベル",
+    "<script>",
+    "W" * 5000,
+    "a\ud800b\x00",
+    "",
+    "%s {0}",
+    "_^#&~",
+]
+
+
+def test_hostile_labels_are_drawn_as_plain_text_and_nothing_overlaps(tmp_path):
+    for i, label in enumerate(HOSTILE):
+        write_run(tmp_path, f"own{i}", parent="gelu", label=label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph that is missing would warn
+        figure = roadmap_chart(groups_of(tmp_path))
+        for kind in ("png", "svg", "pdf"):
+            assert image(figure, kind)
+    labels = {label.get_text() for label in bar_axes(figure)[0].get_yticklabels()}
+    assert "$\\frac{1}{$" in labels
+    assert "own3" in labels  # the font has none of its letters
+    assert max(map(len, labels)) <= 36
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_no_text_leaves_the_page_or_meets_another(tmp_path, rows):
+    steps = [*paper.order(), *(f"own{i}" for i in range(40))]
+    for i, step in enumerate(steps[:rows]):
+        write_run(
+            tmp_path,
+            step,
+            top1=60.0 + i / 3,
+            epochs=1,
+            **({} if step in paper.order() else {"parent": "gelu", "label": f"an idea of one's own with a long name, {step}"}),
+        )
+    figure = roadmap_chart(groups_of(tmp_path))
+    renderer = figure.canvas.get_renderer()
+    figure.draw_without_rendering()
+    shown = [t for axes in figure.axes for t in (*axes.texts, *(axes.get_yticklabels() if axes.axison else ())) if t.get_text()]
+    boxes = [t.get_window_extent(renderer) for t in shown]
+    width, height = figure.get_size_inches() * figure.dpi
+    for text, box in zip(shown, boxes, strict=True):
+        assert box.x0 >= -1, text
+        assert box.y0 >= -1, text
+        assert box.x1 <= width + 1, text
+        assert box.y1 <= height + 1, text
+    for i, box in enumerate(boxes):
+        for other in range(i):
+            overlap = (
+                min(box.x1, boxes[other].x1) - max(box.x0, boxes[other].x0),
+                min(box.y1, boxes[other].y1) - max(box.y0, boxes[other].y0),
+            )
+            assert min(overlap) <= 1, (shown[i], shown[other])
+
+
+def test_the_png_is_a_picture_and_the_users_settings_do_not_change_it(whole):
+    group, figure = whole
+    data = image(figure, "png")
+    picture = np.asarray(Image.open(BytesIO(data)).convert("L"))
+    assert picture.min() < 40 < 250 < picture.max()
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "hatch.linewidth": 9, "figure.dpi": 33, "svg.hashsalt": None}):
+        assert image(roadmap_chart(group), "png") == data
+    assert matplotlib.rcParams["text.parse_math"]
+
+
+def test_a_group_without_rows_is_refused_plainly(tmp_path):
+    write_run(tmp_path, "gelu", cell="gelu+without_x", variant="without_x")
+    with pytest.raises(ValueError, match="no row to draw"):
+        roadmap_chart(groups_of(tmp_path))
