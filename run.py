@@ -8,18 +8,17 @@ from pathlib import Path
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; `main` says them in plain words
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from roadmap.errors import RoadmapError, StoppedEarly
 from roadmap.explain import explain
 from roadmap.help import config_dirs, help_text
 from roadmap.runtime.progress import Sweep
-from roadmap.steps import checked
+from roadmap.steps import HYDRA_ERRORS, checked
 
 codes: list[int] = []  # one exit code a run: Hydra drops what a task returns in a sweep
 sweep = Sweep()
@@ -36,11 +35,11 @@ def task(cfg: DictConfig) -> None:
         one_run(cfg, hydra_config)
     except StoppedEarly:
         raise
-    except (RoadmapError, OmegaConfBaseException) as error:
+    except (RoadmapError, *HYDRA_ERRORS) as error:
         codes.append(tell(error))
 
 
-def one_run(cfg: DictConfig, hydra_config: DictConfig) -> None:
+def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:
     """Check the config, train, and say in one line what came out."""
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     config = checked(cfg, hydra_config.runtime.choices, list(hydra_config.overrides.task), folders)
@@ -49,7 +48,7 @@ def one_run(cfg: DictConfig, hydra_config: DictConfig) -> None:
     print(sweep.prefix() + result_line(config, train(config, sweep)), flush=True)
 
 
-def cells_of(hydra_config: DictConfig) -> int:
+def cells_of(hydra_config: HydraConf) -> int:
     """Return how many runs a sweep has: the product of its lists, those of the command line replacing the file's."""
     words = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
     words += [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
@@ -73,7 +72,7 @@ def main() -> int:
         return 0
     try:
         task()
-    except (RoadmapError, HydraException, OmegaConfBaseException) as error:
+    except (RoadmapError, *HYDRA_ERRORS) as error:
         return tell(error)
     except KeyboardInterrupt:
         return tell(StoppedEarly("interrupted; the same command goes on"))

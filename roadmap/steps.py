@@ -28,6 +28,7 @@ from roadmap.explain import DERIVED, explain, nearest
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
 # What an override may change without changing the result, or what has a place of its own in the path.
@@ -125,7 +126,7 @@ def compose(step: str, regime: str = "nano", overrides: Sequence[str] = (), conf
             cfg = hydra_compose("config", lines, return_hydra_config=True)
         choices = dict(cfg.hydra.runtime.choices)
         return checked(cfg, choices, list(overrides), folders)
-    except (HydraException, OmegaConfBaseException) as error:
+    except HYDRA_ERRORS as error:
         raise ConfigError(explain(error, folders)) from None
 
 

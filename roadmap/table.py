@@ -31,7 +31,7 @@ class Row:
 
 def rows(regime: str, config_dir: str | None = None) -> list[Row]:
     """Return every step of a regime, in the roadmap's order. Raises ConfigError."""
-    from roadmap.net import count_macs, count_params
+    from roadmap.net import cost
 
     table = []
     for name, step in step_tree(step_folders(config_dir)).items():
@@ -42,13 +42,13 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
                 continue  # only tiny and base have a reference net
             raise
         classes = config.data.num_classes or 1000
-        printed = paper.rows(regime).get(name)
+        printed, size = paper.rows(regime).get(name), cost(config.model, classes, config.data.image_size)
         table.append(
             Row(
                 step=name,
                 label=config.label,
-                gmacs=count_macs(config.model, classes, config.data.image_size) / 1e9,
-                params_m=count_params(config.model, classes) / 1e6,
+                gmacs=size.gmacs,
+                params_m=size.params_m,
                 paper_gmacs=printed.gmacs if printed else None,
                 paper_top1=printed.top1 if printed else None,
                 note=paper.SLIPS.get((regime, name), ""),
@@ -96,12 +96,12 @@ FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"table": as_table, "csv": 
 
 def diff(before: Config, after: Config) -> str:
     """Return what changes from one step to another: config keys, parameters of the net, GMACs and parameter counts."""
-    from roadmap.net import count_macs, count_params, describe
+    from roadmap.net import cost, describe
 
     classes = before.data.num_classes or 1000
     nets = [describe(config.model, classes) for config in (before, after)]
-    macs = [count_macs(config.model, classes, config.data.image_size) / 1e9 for config in (before, after)]
-    params = [count_params(config.model, classes) / 1e6 for config in (before, after)]
+    sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
+    macs, params = [size.gmacs for size in sizes], [size.params_m for size in sizes]
     flat = [flatten({k: resolved(getattr(config, k)) for k in ("model", "recipe", "data")}) for config in (before, after)]
     changed = [f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)]
     added = [f"  + {name} {shape(nets[1][name])}" for name in nets[1] if name not in nets[0]]

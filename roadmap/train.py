@@ -21,7 +21,7 @@ from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.evaluate import Evaluation, evaluate
-from roadmap.net import build_net, count_macs, count_params
+from roadmap.net import build_net, cost
 from roadmap.recipe import mix
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint, provenance
@@ -101,16 +101,15 @@ def check(config: Config, images: sets.ImageSet) -> dict[str, Any]:
     """Check what needs the images, before anything is written. Return what is known of net and images. Raises ConfigError."""
     num_classes, size = len(images.classes), config.data.image_size
     order.train_index_batches(len(images.train.labels), config.recipe.batch_size, config.seed, 0)
-    data.check(images.train, config.data, config.recipe)
+    data.check(config.data, config.recipe)
     mix.check(config.recipe)
     try:
-        gmacs = count_macs(config.model, num_classes, size) / 1e9
+        net = cost(config.model, num_classes, size)
     except RuntimeError:
         raise ConfigError(f"data.image_size={size}: too small for this net, which divides it by 32") from None
-    params_m = count_params(config.model, num_classes) / 1e6
     return {
-        "gmacs": gmacs,
-        "params_m": params_m,
+        "gmacs": net.gmacs,
+        "params_m": net.params_m,
         "num_classes": num_classes,
         "data_fingerprint": images.fingerprint,
         "code_hash": provenance.code_hash(),
@@ -121,7 +120,8 @@ def take_up(job: Job) -> State:
     """Build net and optimizer, and take up the newest whole checkpoint where there is one. Raises DataError."""
     config, record = job.config, job.record
     torch.manual_seed(config.seed)
-    net = build_net(config.model, len(job.images.classes)).to(job.device, memory_format=torch.channels_last)
+    net = build_net(config.model, len(job.images.classes)).to(job.device)
+    net.to(memory_format=torch.channels_last)
     state, time_s = State(net, build_optimizer(net, config.recipe)), 0.0
     found = checkpoint.load_newest(record.run.path / "checkpoints", job.device)
     if found is not None:
@@ -178,7 +178,7 @@ def optimizer_step(job: Job, state: State, images: torch.Tensor, labels: torch.T
     A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
     """
     recipe = job.config.recipe
-    torch.manual_seed(order.sample_seed(job.config.seed, state.global_step, -1))  # stochastic depth is a function of the step
+    torch.manual_seed(order.step_seed(job.config.seed, state.global_step))  # a resumed run needs no random state
     images, targets = mix.mix(images, labels, recipe, len(job.images.classes), job.config.seed, state.global_step)
     smoothing = recipe.label_smoothing if targets is labels else 0.0  # mixed targets are smooth already
     loss = cross_entropy(state.net(images), targets, label_smoothing=smoothing)

@@ -6,14 +6,18 @@ Rows go up once they are behind a checkpoint, so that a resumed run does not log
 import logging
 import netrc
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from roadmap.choices import WandbMode
 from roadmap.config import Config
 from roadmap.runtime.ledger import CORRECT, METRICS, STATUS, read_metrics
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 log = logging.getLogger(__name__)
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
@@ -43,7 +47,8 @@ class Mirror:
 
     def __init__(self, config: Config, path: Path, run_id: str, values: dict[str, Any], say: Callable[[str], None]) -> None:
         """Start the W&B run. `values` is its config; `say` tells the user, in one line, where the run goes."""
-        self.path, self.say, self.run = path, say, None
+        self.path, self.say = path, say
+        self.run: "Run | None" = None
         self.mode = chosen_mode(config)
         if self.mode == "disabled":
             return
@@ -112,8 +117,9 @@ class Mirror:
         assert self.run is not None
         self.run.summary.update({key: value for key, value in summary.items() if value is not None})
         for name in (STATUS, CORRECT):
-            if (self.path / name).exists():
-                self.run.save(str(self.path / name), base_path=str(self.path), policy="now")
+            if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
+                copy = shutil.copy(self.path / name, self.run.dir)
+                self.run.save(copy, base_path=self.run.dir, policy="end")
         self.run.finish(exit_code=exit_code)
 
     def _guard(self, call: Callable[..., Any], *args: Any) -> Any:

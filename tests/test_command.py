@@ -1,0 +1,120 @@
+"""`python run.py` as a user types it: what it writes, what it ends with, and what it refuses."""
+
+import json
+
+import pytest
+import yaml
+
+SMALL = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0")
+
+
+def nothing_written(tmp_path):
+    return not (tmp_path / "runs").exists()
+
+
+def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path):
+    done = command("+step=inverted_bottleneck", *SMALL)
+    assert done.returncode == 0, done.stderr
+    cell = f"inverted_bottleneck,{','.join(sorted(SMALL))}"
+    (folder,) = (tmp_path / "runs" / "single" / "nano-digits").glob("*/seed0")
+    assert folder.parent.name == cell or folder.parent.name.startswith("inverted_bottleneck,")
+    summary = json.loads((folder / "summary.json").read_text())
+    (line,) = done.stdout.splitlines()
+    for part in ("inverted_bottleneck", f"{summary['top1']:.2f} %", "GMACs", "M parameters", str(folder)):
+        assert part in line
+    assert (summary["step"], summary["parent"], summary["state"]) == ("inverted_bottleneck", "increase_width", "done")
+    assert {"config.yaml", "status.json", "metrics.jsonl", "summary.json", "correct.npy", "checkpoints", "run.log"} <= {
+        p.name for p in folder.iterdir()
+    }
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["epoch"], status["step"]) == ("done", 0, 1, 3)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["inverted"] is True
+    assert "W&B: offline" in done.stderr
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+    again = command("+step=inverted_bottleneck", *SMALL)
+    assert again.returncode == 0
+    assert again.stdout == done.stdout
+    assert "epoch" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "pieces"),
+    [
+        ((), 64, ["+step=NAME", "resnet"]),
+        (("+step=inverted_botleneck",), 64, ["did you mean inverted_bottleneck?"]),
+        (("step=gelu",), 64, ["+step=NAME"]),
+        (("+step=gelu", "model.kernel_size=4"), 64, ["model.kernel_size=4", "odd"]),
+        (("+step=gelu", "+model._target_=os.system"), 64, ["model._target_"]),
+        (("+step=gelu", "recipe.lr=nan"), 64, ["recipe.lr=nan"]),
+        (("+step=gelu", "regime=tyni"), 64, ["did you mean tiny?"]),
+        (("+step=gelu", "data=minst"), 64, ["data=minst", "fashion_mnist"]),
+        (("+step=separate_downsampling", "+variant=without_depthwise"), 64, ["depthwise_first", "model.depthwise=false"]),
+        (("+step=gelu", "recipe.lr=[1"), 64, ["recipe.lr"]),
+        (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
+        (("+step=[gelu,resnet]",), 64, ["+step"]),
+        (("+step=gelu", "recipe.batch_size=5000"), 64, ["recipe.batch_size=5000", "1437"]),
+        (("+step=gelu", "device=cuda"), 64, ["device=cuda", "no GPU"]),
+        (("+step=gelu", "data.image_size=16"), 64, ["data.image_size=16"]),
+        (("+step=gelu", "data=fashion_mnist"), 65, ["data.root", "ROADMAP_DATA", "data.download=true"]),
+        (("+step=gelu", "data=imagefolder", "data.root=nowhere"), 65, ["nowhere"]),
+    ],
+)
+def test_a_users_mistake_is_told_in_plain_words_and_nothing_is_written(command, tmp_path, words, code, pieces):
+    if "device=cuda" in words:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU here")
+    done = command(*words)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for piece in pieces:
+        assert piece in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= (2 if "--nonsense" not in words else 20)
+    assert nothing_written(tmp_path)
+
+
+def test_an_unwritable_place_for_runs_is_a_disk_error(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = command("+step=gelu", *SMALL, runs=tmp_path / "file" / "runs")
+    assert done.returncode == 74
+    assert "paths.runs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_what_there_is(command):
+    done = command("--help", runs=None)
+    assert done.returncode == 0
+    for word in ("+step=resnet", "+step=swin", "regime=xlarge", "scale=imagenet", "data=imagefolder", "+variant=without_gelu"):
+        (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [word]]
+        assert len(line.split()) > 4, f"{word} is not described"
+
+
+def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
+    (tmp_path / "mydir" / "step").mkdir(parents=True)
+    (tmp_path / "mydir" / "step" / "mine.yaml").write_text(
+        "# @package _global_\n# My own.\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
+    )
+    done = command("-cd", str(tmp_path / "mydir"), "+step=mine", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (summary,) = (tmp_path / "runs").glob("single/*/*/seed0/summary.json")
+    values = json.loads(summary.read_text())
+    assert (values["step"], values["parent"], values["label"]) == ("mine", "gelu", "mine")
+    listed = command("-cd", str(tmp_path / "mydir"), "--help", runs=None)
+    assert "+step=mine" in listed.stdout
+
+
+def test_a_sweep_goes_on_past_a_cell_that_fails_and_ends_with_its_code(command, tmp_path):
+    done = command("--multirun", "+step=gelu,kernel_5", "model.activations_per_block=2,1", *SMALL, "wandb.mode=disabled")
+    assert done.returncode == 64
+    lines = done.stdout.splitlines()
+    assert [line.split("]")[0] for line in lines] == ["[2/4", "[4/4"]
+    assert len(list((tmp_path / "runs").glob("single/*/*/seed0/summary.json"))) == 2
+    assert done.stderr.count("activations_per_block=2") == 2
+
+
+def test_synthetic_images_say_so(command):
+    done = command("+step=gelu", "data=synthetic", "data.num_classes=10", *SMALL, "wandb.mode=disabled")
+    assert done.returncode == 0, done.stderr
+    assert "synthetic images: the accuracy means nothing" in done.stdout

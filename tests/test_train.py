@@ -1,0 +1,284 @@
+"""Training: it learns, it repeats itself to the bit, it can be stopped anywhere, and it never goes on from what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from roadmap import train as training
+from roadmap.data import sets
+from roadmap.errors import DataError, NonFiniteError, Refused, StoppedEarly
+from roadmap.net import build_net
+from roadmap.runtime import checkpoint, stop
+from roadmap.runtime.folder import RunDir, run_path
+from roadmap.runtime.ledger import read_metrics
+from roadmap.train import train
+
+from .conftest import ROOT, SMALL
+
+CLOCK = {"time_s", "train/images_per_s", "train/data_wait", "train/memory_gb"}
+
+
+def ledger(config):
+    record = read_metrics(run_path(config) / "metrics.jsonl")
+    assert not record.bad_lines
+    assert not record.torn
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in record.rows]
+
+
+def newest(config):
+    return checkpoint.load_newest(run_path(config) / "checkpoints", torch.device("cpu")).state
+
+
+def same(a, b):
+    """Compare two checkpoints to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "time_s")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
+def test_overfits_two_batches(small, step):
+    config = small(
+        step, "debug=overfit", "data.train_images=64", "recipe.epochs=30", "data.val_images=20", "recipe.lr=0.01", "checkpoint.keep=2"
+    )
+    train(config)
+    rows = [row for row in ledger(config) if row["kind"] == "train"]
+    assert len(rows) == 60
+    assert rows[0]["train/loss"] > 2.0
+    assert rows[-1]["train/loss"] < 0.1
+
+
+def test_ledger_has_every_step_once_and_the_summary_is_its_last_line(small):
+    config = small()
+    summary = train(config)
+    rows = ledger(config)
+    assert [r["global_step"] for r in rows if r["kind"] == "train"] == list(range(1, 7))
+    assert [(r["epoch"], r["global_step"]) for r in rows if r["kind"] == "val"] == [(1, 3), (2, 6)]
+    assert summary["top1"] == rows[-1]["val/top1"]
+    assert (summary["epoch"], summary["val_images"]) == (2, 40)
+    bits = np.unpackbits(np.load(run_path(config) / "correct.npy"))[:40]
+    assert 100 * bits.mean() == pytest.approx(summary["top1"])
+
+
+def test_correct_bits_are_in_the_data_sets_order(small):
+    config = small()
+    train(config)
+    images = sets.load(config.data)
+    net = build_net(config.model, 10)
+    net.load_state_dict(newest(config)["net"])
+    net.eval()
+    mean, std = torch.tensor(config.data.mean)[:, None, None], torch.tensor(config.data.std)[:, None, None]
+    with torch.no_grad():
+        right = [
+            int(net(((image / 255 - mean) / std)[None]).argmax()) == int(label)
+            for image, label in zip(images.val.images, images.val.labels, strict=True)
+        ]
+    bits = np.unpackbits(np.load(run_path(config) / "correct.npy"))[:40].astype(bool)
+    assert (bits == np.array(right)).mean() >= 0.95  # one by one and in batches round differently
+    assert bits.tolist()[:10] == right[:10]
+
+
+def test_the_same_run_twice_is_equal_to_the_bit(small, tmp_path):
+    one, two = small("layer_norm", "recipe.drop_path=0.2"), small("layer_norm", "recipe.drop_path=0.2", f"paths.runs={tmp_path / 'again'}")
+    train(one), train(two)
+    assert ledger(one) == ledger(two)
+    assert same(newest(one), newest(two))
+    other = small("layer_norm", "recipe.drop_path=0.2", "seed=1")
+    train(other)
+    assert not same(newest(one)["net"], newest(other)["net"])
+
+
+class Interrupter(stop.Stop):
+    """Says stop at the given check, as a signal would."""
+
+    at = 0
+
+    def __init__(self):
+        super().__init__()
+        self.checks = 0
+
+    def check(self):
+        self.checks += 1
+        if self.checks == self.at:
+            self.signal = signal.SIGTERM
+        super().check()
+
+
+@pytest.mark.parametrize("at", range(1, 9))  # 3 steps, 1 evaluation batch, 3 steps, 1 evaluation batch
+@pytest.mark.parametrize("step", ["patchify_stem", "separate_downsampling"])
+def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, tmp_path, monkeypatch, step, at):
+    whole = small(step, "recipe.drop_path=0.1", f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    config = small(step, "recipe.drop_path=0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", at)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly, match="SIGTERM"):
+            train(config)
+    status = json.loads((run_path(config) / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert not (run_path(config) / "summary.json").exists()
+    train(config)
+    assert ledger(config) == ledger(whole)
+    assert same(newest(config), newest(whole))
+    assert np.array_equal(np.load(run_path(config) / "correct.npy"), np.load(run_path(whole) / "correct.npy"))
+
+
+def test_killed_for_real_and_started_again_is_equal_to_the_bit(small, tmp_path):
+    overrides = [o for o in SMALL if not o.startswith("recipe.epochs")] + ["recipe.epochs=8", "wandb.mode=disabled"]
+    whole = small("gelu", "recipe.epochs=8", f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    config = small("gelu", "recipe.epochs=8")
+    words = [sys.executable, str(ROOT / "run.py"), "+step=gelu", *overrides, f"paths.runs={tmp_path / 'runs'}"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((run_path(config) / "checkpoints").glob("step-*.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "ended before it could be killed"
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads((run_path(config) / "status.json").read_text())["state"] == "running"
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "goes on at step" in done.stderr
+    assert ledger(config) == ledger(whole)
+    assert same(newest(config), newest(whole))
+
+
+def test_interrupted_by_the_keyboard_ends_with_75_and_goes_on(tmp_path):
+    words = [sys.executable, str(ROOT / "run.py"), "+step=gelu", "wandb.mode=disabled", f"paths.runs={tmp_path}"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "single/nano-digits/gelu/seed0/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert json.loads((metrics.parent / "status.json").read_text())["state"] == "stopped"
+    assert list((metrics.parent / "checkpoints").glob("step-*.pt"))
+
+
+def stopped(small, monkeypatch, at=4, *overrides):
+    config = small("gelu", *overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", at)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    return config
+
+
+def test_a_torn_or_flipped_checkpoint_is_passed_over(small, monkeypatch, capsys):
+    config = stopped(small, monkeypatch, at=6)
+    folder = run_path(config) / "checkpoints"
+    last = sorted(folder.glob("step-*.pt"))[-1]
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    train(config)
+    assert f"passed over {last.name}: its bytes have changed" in capsys.readouterr().err
+
+
+def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(small, monkeypatch):
+    config = stopped(small, monkeypatch)
+    for path in (run_path(config) / "checkpoints").glob("step-*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="no checkpoint can be used"):
+        train(config)
+    assert list((run_path(config) / "checkpoints").glob("step-*.pt"))
+    config.fresh = True
+    train(config)
+    assert run_path(config).with_name("seed0.old1").exists()
+
+
+def test_a_checkpoint_that_holds_code_runs_nothing(small, monkeypatch, tmp_path):
+    config = stopped(small, monkeypatch)
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    for path in (run_path(config) / "checkpoints").glob("step-*.pt"):
+        torch.save({"net": Evil()}, path)
+        manifest = json.loads(path.with_suffix(".json").read_text())
+        manifest |= {"bytes": path.stat().st_size, "sha256": checkpoint._sha256(path)}
+        path.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="refused"):
+        train(config)
+    assert not marker.exists()
+
+
+def test_another_config_in_the_same_directory_is_refused(small, monkeypatch):
+    config = stopped(small, monkeypatch)
+    config.recipe.lr = 0.5
+    with pytest.raises(Refused, match=r"recipe\.lr: 0\.002 -> 0\.5"):
+        train(config)
+    config.recipe.lr = 0.002
+    config.checkpoint.keep = 5
+    train(config)
+
+
+def test_other_code_is_refused_unless_allowed_and_recorded(small, monkeypatch):
+    config = stopped(small, monkeypatch)
+    monkeypatch.setattr(training.provenance, "code_hash", lambda: "other")
+    with pytest.raises(Refused, match="code_hash"):
+        train(config)
+    config.allow_drift = True
+    assert any("code_hash" in line for line in train(config)["drift"])
+
+
+def test_a_second_writer_leaves_at_once(small, monkeypatch):
+    config = stopped(small, monkeypatch)
+    before = (run_path(config) / "status.json").read_bytes()
+    with RunDir(run_path(config)).held(), pytest.raises(StoppedEarly, match="another process is writing"):
+        train(config)
+    assert (run_path(config) / "status.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, monkeypatch):
+    config = small("gelu", "recipe.epochs=3")
+    real = training.cross_entropy
+    calls = []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        loss = real(*args, **kwargs)
+        return loss * float("nan") if len(calls) == 5 else loss
+
+    monkeypatch.setattr(training, "cross_entropy", poisoned)
+    with pytest.raises(NonFiniteError, match="step 5"):
+        train(config)
+    status = json.loads((run_path(config) / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 70)
+    state = newest(config)
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(v).all() for v in state["net"].values())
+
+
+def test_a_step_that_is_not_finite_changes_no_weight(small):
+    """The fused optimizer's own skip, for both optimizers."""
+    for step in ("resnet", "gelu"):
+        config = small(step)
+        net = build_net(config.model, 10)
+        optimizer = training.build_optimizer(net, config.recipe)
+        before = {k: v.clone() for k, v in net.named_parameters()}
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan"))
+        optimizer.found_inf = torch.tensor(1.0)
+        optimizer.step()
+        assert all(torch.equal(before[k], v) for k, v in net.named_parameters())

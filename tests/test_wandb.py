@@ -1,0 +1,137 @@
+"""Weights & Biases through its own client: offline records read back with W&B's own tool, and failures that change nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roadmap.config import Config
+from roadmap.errors import StoppedEarly
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.ledger import read_metrics
+from roadmap.runtime.mirror import chosen_mode
+from roadmap.train import train
+
+from .test_train import Interrupter, ledger, training
+
+
+def inspect(folder: Path) -> list[dict]:
+    """Return the records of an offline run, as `wandb leet inspect` prints them."""
+    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(tool, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "offline"})
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def history(records):
+    return [{k: v for k, v in r["history"]["item"].items() if not k.startswith("_")} for r in records if r["type"] == "history"]
+
+
+def logged(rows):
+    return [{k: v for k, v in row.items() if k != "kind" and v is not None} for row in rows]
+
+
+@pytest.fixture
+def offline(small):
+    def call(*overrides):
+        return small("gelu", "wandb.mode=offline", *overrides)
+
+    return call
+
+
+def test_offline_record_holds_what_the_ledger_holds(offline):
+    config = offline()
+    summary = train(config)
+    path = run_path(config)
+    (folder,) = path.glob("wandb/offline-run-*")
+    records = inspect(folder)
+    assert history(records) == logged(read_metrics(path / "metrics.jsonl").rows)
+    (run,) = [r["run"] for r in records if r["type"] == "run"]
+    status = json.loads((path / "status.json").read_text())
+    assert run["run_id"] == status["wandb_id"]
+    assert (run["project"], run["run_group"], run["display_name"]) == ("convnext-roadmap", "single", f"nano/{config.cell}/seed0")
+    assert run["job_type"] == config.cell[:64]
+    assert sorted(run["tags"]) == ["digits", "gelu", "nano"]
+    logged_config = run["config"]["update"]
+    assert logged_config["model"]["activation"] == "gelu"
+    assert logged_config["gmacs"] == pytest.approx(summary["gmacs"])
+    assert logged_config["git_commit"] == status["git_commit"]
+    assert logged_config["versions"]["torch"]
+    axes = {r["metric"].get("glob_name"): r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
+    assert (axes["train/*"], axes["val/*"]) == ("global_step", "epoch")
+    last = {k: v for r in records if r["type"] == "summary" for k, v in r["summary"]["update"].items()}
+    assert (last["top1"], last["state"]) == (summary["top1"], "done")
+    files = {f["path"] for r in records if r["type"] == "files" for f in r["files"]["files"]}
+    assert {"status.json", "correct.npy"} <= files
+
+
+def test_a_resumed_run_logs_no_step_twice(offline, monkeypatch):
+    config = offline()
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", 5)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    train(config)
+    folders = sorted(run_path(config).glob("wandb/offline-run-*"))
+    assert len(folders) == 2
+    rows = [row for folder in folders for row in history(inspect(folder))]
+    assert rows == logged(read_metrics(run_path(config) / "metrics.jsonl").rows)
+    assert len({next(r["run"]["run_id"] for r in inspect(folder) if r["type"] == "run") for folder in folders}) == 1
+
+
+def test_disabled_leaves_no_trace(small):
+    config = small()
+    train(config)
+    assert not (run_path(config) / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "x" * 40}, "online"),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "online"),
+        ({"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_online_where_there_is_a_login(monkeypatch, env, mode):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert chosen_mode(Config()) == mode
+
+
+def test_a_netrc_counts_as_a_login(monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'x' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert chosen_mode(Config()) == "online"
+
+
+def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, tmp_path, monkeypatch, capsys):
+    quiet = small("gelu", f"paths.runs={tmp_path / 'quiet'}")
+    train(quiet)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr("roadmap.runtime.mirror.INIT_TIMEOUT_S", 3.0)
+    config = small("gelu", "wandb.mode=auto")
+    train(config)
+    assert ledger(config) == ledger(quiet)
+    said = capsys.readouterr().err
+    assert said.count("W&B failed") == 1
+    assert "wandb sync" in said
+    for path in run_path(config).rglob("*"):
+        if path.is_file():
+            assert b"0123456789" * 4 not in path.read_bytes(), path
+
+
+def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, capsys):
+    import wandb
+
+    config = small("gelu", "wandb.mode=offline")
+    monkeypatch.setattr(wandb.Run, "log", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("disk of the client is full")))
+    assert train(config)["state"] == "done"
+    assert capsys.readouterr().err.count("disk of the client is full") == 1
