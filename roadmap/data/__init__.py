@@ -27,7 +27,7 @@ EVAL = {Pipeline.fast: fast.eval_batches, Pipeline.reference: reference.eval_bat
 def check(data: DataConfig, recipe: RecipeConfig) -> None:
     """Raise ConfigError for settings that the chosen pipeline cannot honour; call it before anything is written or loaded."""
     if data.pipeline == Pipeline.reference:
-        if recipe.rand_augment:
+        if recipe.rand_augment is not None:
             reference.rand_augment(data, recipe)
         return
     for key, value, is_set in (

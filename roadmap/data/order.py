@@ -20,6 +20,7 @@ class Draw(IntEnum):
     epoch = 3
     subset = 4
     synthetic = 5
+    step = 6
 
 
 def derived_seed(draw: Draw, *numbers: int) -> int:
@@ -35,6 +36,11 @@ def generator(draw: Draw, *numbers: int) -> torch.Generator:
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """Return the seed of everything random about one image in one epoch."""
     return derived_seed(Draw.sample, seed, epoch, index)
+
+
+def step_seed(seed: int, global_step: int) -> int:
+    """Return the seed of what is random inside the net (stochastic depth) in one optimizer step."""
+    return derived_seed(Draw.step, seed, global_step)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:

@@ -1,0 +1,249 @@
+"""Class folders: what is found in them, and every way in which they can be wrong, named plainly."""
+
+import contextlib
+import io
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from roadmap.config import DataConfig, RecipeConfig
+from roadmap.data import eval_batches, eval_index_batches, load, train_batches, train_index_batches
+from roadmap.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three classes, four training and two validation images each."""
+    for split, n in (("train", 4), ("val", 2)):
+        for c, name in enumerate(("ant", "bee", "cat")):
+            for i in range(n):
+                write_image(tmp_path / split / name / f"{i}.jpg", seed=100 * c + i)
+    return tmp_path
+
+
+def config(root: Path, **changes) -> DataConfig:
+    settings = {"name": "imagefolder", "root": str(root), "image_size": 16, "resize_size": 20, "pipeline": "reference"}
+    return DataConfig(**(settings | changes))
+
+
+def refuses(root: Path, *words: str, **changes) -> None:
+    with pytest.raises(DataError) as raised:
+        load(config(root, **changes))
+    message = str(raised.value)
+    assert all(word in message for word in words), message
+    assert len(message.splitlines()) <= 2
+
+
+def test_files_classes_and_labels_are_torchvisions(root):
+    found = load(config(root))
+    for split, name in ((found.train, "train"), (found.val, "val")):
+        theirs = torchvision.datasets.ImageFolder(root / name)
+        assert split.labels.tolist() == theirs.targets
+        assert found.classes == tuple(theirs.classes)
+        assert all(split.read(i).tobytes() == theirs[i][0].tobytes() for i in range(len(split)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "Png", "bmp", "webp"])
+def test_extensions_count_whatever_their_case(root, suffix):
+    write_image(root / "train" / "bee" / f"more.{suffix}")
+    assert len(load(config(root)).train) == 13
+
+
+def test_gray_palette_and_wrongly_named_images_are_read_as_rgb(root):
+    write_image(root / "val" / "ant" / "gray.jpg", mode="L")
+    write_image(root / "val" / "ant" / "palette.png", mode="P")
+    (root / "val" / "ant" / "palette.png").rename(root / "val" / "ant" / "png.JPEG")  # as one of ImageNet's is
+    val = load(config(root)).val
+    assert all(val.read(i).mode == "RGB" for i in range(len(val)))
+
+
+def test_the_fingerprint_is_that_of_names_and_sizes_wherever_they_lie(root, tmp_path_factory):
+    first = load(config(root)).fingerprint
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(root, elsewhere)
+    assert load(config(elsewhere)).fingerprint == first
+    (elsewhere / "val" / "cat" / "0.jpg").rename(elsewhere / "val" / "cat" / "9.jpg")
+    renamed = load(config(elsewhere)).fingerprint
+    with (elsewhere / "train" / "cat" / "0.jpg").open("ab") as file:
+        file.write(b"\0")
+    assert len({first, renamed, load(config(elsewhere)).fingerprint}) == 3
+
+
+def test_a_subset_of_a_folder_keeps_files_and_labels_together(root):
+    everything, some = load(config(root)).train, load(config(root, train_images=5)).train
+    labels = {everything.read(i).tobytes(): int(everything.labels[i]) for i in range(12)}
+    assert len(some) == 5
+    assert all(labels[some.read(i).tobytes()] == int(some.labels[i]) for i in range(5))
+
+
+# What can be wrong with a folder
+
+
+def test_an_empty_root_says_what_is_expected(tmp_path):
+    refuses(tmp_path, str(tmp_path / "train"), "no such folder", "train/<class>/")
+
+
+def test_a_missing_split_is_named(root):
+    (root / "val").rename(root / "validation")
+    refuses(root, str(root / "val"), "no such folder")
+
+
+def test_a_split_without_class_folders_is_named(root):
+    shutil.rmtree(root / "val")
+    (root / "val").mkdir()
+    refuses(root, str(root / "val"), "has no class folders", "val/<class>/")
+
+
+def test_validation_images_that_were_never_sorted_into_classes_are_named(root):
+    write_image(root / "val" / "ILSVRC2012_val_00000001.JPEG")
+    refuses(root, str(root / "val"), "ILSVRC2012_val_00000001.JPEG", "outside of any class folder")
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+def test_a_class_that_only_one_split_has_is_named(root, split, other):
+    write_image(root / split / "dog" / "0.jpg")
+    (root / other / "ant").rename(root / other / "asp")
+    refuses(root, "same class folders", f"only in {split}: ant, dog", f"only in {other}: asp")
+
+
+def test_an_empty_class_folder_is_named(root):
+    (root / "train" / "dog").mkdir()
+    write_image(root / "val" / "dog" / "0.jpg")
+    refuses(root, str(root / "train" / "dog"), "without an image")
+
+
+def test_hidden_folders_never_become_a_class(root, caplog):
+    write_image(root / "train" / ".ipynb_checkpoints" / "0.jpg")
+    write_image(root / "train" / "ant" / ".ipynb_checkpoints" / "0.jpg")
+    (root / "train" / "ant" / "._0.jpg").write_bytes(b"made by a Mac")
+    with caplog.at_level(logging.WARNING):
+        found = load(config(root))
+    assert found.classes == ("ant", "bee", "cat")
+    assert len(found.train) == 12
+    assert ".ipynb_checkpoints hidden, not taken for a class" in caplog.text
+
+
+def test_files_that_are_no_images_are_passed_over_aloud(root, caplog):
+    for name in ("Thumbs.db", "README"):
+        (root / "train" / "bee" / name).write_text("x")
+    (root / "train" / "README.md").write_text("x")
+    with caplog.at_level(logging.WARNING):
+        assert len(load(config(root)).train) == 12
+    assert "README, Thumbs.db not taken for an image" in caplog.text
+
+
+def test_images_of_a_kind_that_is_not_read_are_named(root):
+    write_image(root / "val" / "bee" / "scan.TIFF")
+    refuses(root, str(root / "val" / "bee" / "scan.TIFF"), ".tiff images are not read")
+
+
+def test_folders_inside_a_class_folder_are_named(root):
+    write_image(root / "train" / "cat" / "images" / "0.jpg")
+    refuses(root, str(root / "train" / "cat" / "images"), "inside a class folder")
+
+
+def test_empty_files_and_broken_links_are_named_before_training(root):
+    (root / "train" / "cat" / "link.jpg").symlink_to(root / "gone.jpg")
+    refuses(root, str(root / "train" / "cat" / "link.jpg"), "cannot be read")
+    (root / "train" / "cat" / "link.jpg").unlink()
+    (root / "train" / "cat" / "zero.jpg").touch()
+    refuses(root, str(root / "train" / "cat" / "zero.jpg"), "0 bytes")
+
+
+def test_a_wrong_number_of_classes_is_named(root):
+    refuses(root, "has 3 class folders", "data.num_classes=4", num_classes=4)
+    refuses(root, "3 class folders", "1000", name="imagenet", num_classes=1000)
+    refuses(root, "3 class folders", "Imagenette has 10", name="imagenette", num_classes=10)
+
+
+def test_imagenette_is_found_in_its_own_folder_and_two_of_them_are_a_question(tmp_path):
+    for split in ("train", "val"):
+        for c in range(10):
+            write_image(tmp_path / "imagenette2-160" / split / f"n{c}" / "0.JPEG")
+    assert len(load(config(tmp_path, name="imagenette", num_classes=10)).classes) == 10
+    (tmp_path / "imagenette2").mkdir()
+    refuses(tmp_path, "imagenette2, imagenette2-160", "data.root", name="imagenette")
+
+
+# What can be wrong with an image
+
+
+def jpeg(size: tuple[int, int] = (64, 64)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def damaged(kind: str) -> bytes:
+    if kind == "truncated":
+        return jpeg()[:-600]
+    if kind == "text":
+        return b"<html>404 Not Found</html>"
+    if kind == "postscript":  # Pillow would start Ghostscript for it
+        return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    buffer = io.BytesIO()  # a PNG of a few kilobytes that claims 20,000 x 20,000 pixels
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "postscript", "bomb"])
+def test_an_image_that_cannot_be_decoded_is_named_in_training_and_evaluation(root, kind, recwarn):
+    bad = root / "train" / "bee" / "1.jpg"
+    bad.write_bytes(damaged(kind))
+    (root / "val" / "bee" / "1.jpg").write_bytes(damaged(kind))
+    data, recipe = config(root), RecipeConfig()
+    found = load(data)
+    with pytest.raises(DataError, match=r"train/bee/1.jpg: cannot be decoded as an image") as raised:
+        list(train_batches(found.train, data, recipe, train_index_batches(12, 4, 0, 0), seed=0, epoch=0, device=CPU))
+    assert len(str(raised.value).splitlines()) == 1
+    with pytest.raises(DataError, match=r"val/bee/1.jpg: cannot be decoded"):
+        list(eval_batches(found.val, data, recipe, eval_index_batches(6, 4), device=CPU))
+
+
+def test_a_workers_error_is_the_same_plain_line(root):
+    (root / "val" / "bee" / "1.jpg").write_bytes(damaged("truncated"))
+    messages = []
+    for workers in (0, 2):
+        data = config(root, workers=workers)
+        with pytest.raises(DataError) as raised:
+            list(eval_batches(load(data).val, data, RecipeConfig(), eval_index_batches(6, 2), device=CPU))
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    assert "Traceback" not in messages[1]
+
+
+def test_a_file_that_vanishes_after_listing_is_named(root):
+    found = load(config(root))
+    (root / "val" / "ant" / "0.jpg").unlink()
+    with pytest.raises(DataError, match=r"val/ant/0.jpg: .*No such file"):
+        found.val.read(0)
+
+
+def test_random_damage_is_either_read_or_a_data_error(root):
+    path = root / "val" / "ant" / "0.jpg"
+    draw = np.random.default_rng(3)
+    val = load(config(root)).val
+    for kind in ("JPEG", "PNG", "WEBP", "BMP"):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(jpeg())).save(buffer, kind)
+        whole = np.frombuffer(buffer.getvalue(), np.uint8)
+        for _ in range(100):
+            hurt = whole.copy()
+            hurt[draw.integers(0, min(len(hurt), 400), 5)] = draw.integers(0, 256, 5)
+            path.write_bytes(hurt.tobytes()[: draw.integers(1, len(hurt))] if draw.random() < 0.3 else hurt.tobytes())
+            with contextlib.suppress(DataError):
+                assert val.read(0).mode == "RGB"
