@@ -82,6 +82,15 @@ def test_values_and_macs_of_every_row_are_printed_and_drawn(whole):
     assert macs.get_xlim()[0] == 0
 
 
+def test_macs_of_very_small_nets_are_given_in_millions(tmp_path):
+    write_run(tmp_path, "resnet", gmacs=0.0018)
+    write_run(tmp_path, "gelu", gmacs=None)
+    figure = roadmap_chart(groups_of(tmp_path))
+    assert {"1.80", "MMACs"} <= set(texts_of(figure))
+    (point,) = markers(next(axes for axes in figure.axes if axes.get_xlabel() == "MACs (M)"), "o")
+    assert point.get_xdata()[0] == pytest.approx(1.8)
+
+
 def test_macs_are_joined_from_parent_to_child_along_the_kept_steps(whole):
     macs = next(axes for axes in whole[1].axes if axes.get_xlabel() == "MACs (G)")
     joined = {tuple(map(int, line.get_ydata())) for line in macs.lines if len(line.get_ydata()) == 2}

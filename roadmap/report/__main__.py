@@ -58,7 +58,7 @@ def report(roots: Sequence[str], out: Path) -> None:
     _write(out, files)
     print(to_text(groups, collected))
     if not any(group.rows for group in groups):
-        print("No finished run of a plain step: there is no chart.")
+        print("No finished run of a plain step (without variant or override): there is no chart.")
     print("Written:", *(f"  {clean(out / name, 500)}" for name in sorted(files)), sep="\n")
     earlier = sorted(path.name for path in out.glob("roadmap*.*") if path.suffix[1:] in FORMATS and path.name not in files)
     if earlier:

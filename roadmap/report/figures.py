@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from roadmap.report.cells import Cell, Group
-from roadmap.report.lines import Line, chart_lines, drawable, head_lines, limits, value_text
+from roadmap.report.lines import Line, chart_lines, drawable, head_lines, limits, macs_unit, value_text
 from roadmap.report.tables import small
 
 # Inches.
@@ -146,11 +146,18 @@ class _Sheet:
         _quiet(axes)
         values, papers = x + BARS + self.values[number], x + BARS + self.values[number] + self.papers[number]
         macs = self._axes(papers + GAP, self.top, MACS, height)
-        _macs(macs, cells, len(self.lines))
+        unit, scale = macs_unit(group)
+        _macs(macs, cells, len(self.lines), scale)
+        macs.set_xlabel(f"MACs ({unit})")
         self._column(values, "top-1 (%)", {row: value_text(cell, group) for row, cell in cells}, "no run")
         if self.papers[number]:
             self._column(papers, "paper", {row: f"{cell.paper.top1:.2f}" for row, cell in cells if cell.paper}, "")
-        self._column(papers + GAP + MACS + MACS_VALUES - 0.04, "GMACs", {row: small(cell.gmacs) for row, cell in cells}, "")
+        self._column(
+            papers + GAP + MACS + MACS_VALUES - 0.04,
+            f"{unit}MACs",
+            {row: small(cell.gmacs and cell.gmacs * scale) for row, cell in cells},
+            "",
+        )
 
     def _column(self, right: float, name: str, texts: dict[int, str], missing: str) -> None:
         """Write a column of numbers that ends at `right`."""
@@ -207,17 +214,17 @@ def _reference(axes: Axes, group: Group, cells: Sequence[tuple[int, Cell]]) -> N
         axes.text(at, 1.0, name, transform=axes.get_xaxis_transform(), size=7.5, ha=side, va="bottom")
 
 
-def _macs(axes: Axes, cells: Sequence[tuple[int, Cell]], count: int) -> None:
+def _macs(axes: Axes, cells: Sequence[tuple[int, Cell]], count: int, scale: float) -> None:
     """Draw the multiply-accumulates of every row; lines lead along the kept steps, from parent to child."""
-    known = {cell.step: (cell.gmacs, row) for row, cell in cells if cell.gmacs is not None}
-    for row, cell in cells:
-        if cell.gmacs is None:
+    known = {cell.step: (cell.gmacs * scale, row) for row, cell in cells if cell.gmacs is not None}
+    for _, cell in cells:
+        if cell.step not in known:
             continue
         if cell.adopted == "yes" and cell.parent in known:
-            axes.plot(*zip(known[cell.parent], (cell.gmacs, row), strict=True), color=INK, lw=0.9, zorder=2)
-        axes.plot(cell.gmacs, row, "o", ms=4.5, mfc=INK if cell.adopted == "yes" else "white", mec=INK, mew=0.9, zorder=3)
+            axes.plot(*zip(known[cell.parent], known[cell.step], strict=True), color=INK, lw=0.9, zorder=2)
+        axes.plot(*known[cell.step], "o", ms=4.5, mfc=INK if cell.adopted == "yes" else "white", mec=INK, mew=0.9, zorder=3)
     most = max((gmacs for gmacs, _ in known.values()), default=1.0)
-    axes.set(xlim=(0, most * 1.12 or 1), ylim=(count - 0.5, -0.5), yticks=[], xlabel="MACs (G)")
+    axes.set(xlim=(0, most * 1.12 or 1), ylim=(count - 0.5, -0.5), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     _quiet(axes)
 

@@ -92,6 +92,12 @@ def limits(groups: Sequence[Group]) -> tuple[float, float]:
     return left, right if high > 99 else min(right, 100.0)
 
 
+def macs_unit(group: Group) -> tuple[str, float]:
+    """Return the unit of a panel's multiply-accumulates, G or (for very small nets) M, and how many of it are one G."""
+    most = max((row.gmacs for row in group.rows if row.gmacs is not None), default=1.0)
+    return ("M", 1000.0) if most < 0.1 else ("G", 1.0)
+
+
 def value_text(cell: Cell, group: Group) -> str:
     """Return the accuracy of a row as text, with n where the rows of the group differ in it."""
     alike = len({row.n for row in group.rows}) == 1

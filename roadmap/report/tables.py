@@ -67,7 +67,7 @@ def small(value: float | None) -> str:
     """Return two decimals, or three digits where two decimals would show too few."""
     if value is None:
         return ""
-    return f"{value:.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+    return f"{value:.2f}" if value >= 1 or value == 0 else f"{value:#.3g}"
 
 
 def frame(groups: Sequence[Group], others: bool = False) -> pd.DataFrame:
