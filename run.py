@@ -33,8 +33,9 @@ def task(cfg: DictConfig) -> None:
     sweep.position, sweep.total = hydra_config.job.num + 1, cells_of(hydra_config)
     try:
         one_run(cfg, hydra_config)
-    except StoppedEarly:
-        raise
+    except StoppedEarly as error:
+        tell(error)
+        raise KeyboardInterrupt from None  # the one thing that ends Hydra's sweep at once
     except (RoadmapError, *HYDRA_ERRORS) as error:
         codes.append(tell(error))
 
@@ -75,7 +76,8 @@ def main() -> int:
     except (RoadmapError, *HYDRA_ERRORS) as error:
         return tell(error)
     except KeyboardInterrupt:
-        return tell(StoppedEarly("interrupted; the same command goes on"))
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return StoppedEarly.code
     except SystemExit as error:  # argparse's 2 for a word it does not know
         return 64 if error.code == 2 else int(error.code or 0)
     return max(codes, default=0)

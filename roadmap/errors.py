@@ -34,7 +34,13 @@ class DiskError(RoadmapError):
 
 
 class StoppedEarly(RoadmapError):
-    """A signal stopped the run, or another process is writing it: the same command goes on."""
+    """A signal stopped the run, after it was saved: the same command goes on."""
+
+    code = 75
+
+
+class Busy(RoadmapError):
+    """Another process is writing the run."""
 
     code = 75
 

@@ -13,7 +13,7 @@ import torch
 
 from roadmap import train as training
 from roadmap.data import sets
-from roadmap.errors import DataError, NonFiniteError, Refused, StoppedEarly
+from roadmap.errors import Busy, DataError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
 from roadmap.runtime import checkpoint, stop
 from roadmap.runtime.folder import RunDir, run_path
@@ -245,7 +245,7 @@ def test_other_code_is_refused_unless_allowed_and_recorded(small, monkeypatch):
 def test_a_second_writer_leaves_at_once(small, monkeypatch):
     config = stopped(small, monkeypatch)
     before = (run_path(config) / "status.json").read_bytes()
-    with RunDir(run_path(config)).held(), pytest.raises(StoppedEarly, match="another process is writing"):
+    with RunDir(run_path(config)).held(), pytest.raises(Busy, match="another process is writing"):
         train(config)
     assert (run_path(config) / "status.json").read_bytes() == before
 

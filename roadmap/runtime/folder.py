@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from roadmap.config import Config
-from roadmap.errors import DiskError, Refused, StoppedEarly
+from roadmap.errors import Busy, DiskError, Refused
 from roadmap.runtime.ledger import CONFIG, STATUS, SUMMARY, read_json, replace_file, write_json
 
 # What makes a run this run and no other. Everything else may change between two starts of it.
@@ -84,7 +84,7 @@ class RunDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the directory: raises StoppedEarly where a live process has it; a dead one's hold is void."""
+        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone
@@ -97,7 +97,7 @@ class RunDir:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
                 lock.seek(0)
-                raise StoppedEarly(f"{self.path}: another process is writing this run ({lock.read().strip()})") from None
+                raise Busy(f"{self.path}: another process is writing this run ({lock.read().strip()})") from None
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()

@@ -3,6 +3,8 @@
 Rows go up once they are behind a checkpoint, so that a resumed run does not log a step twice. Used by `roadmap.train`.
 """
 
+from __future__ import annotations
+
 import logging
 import netrc
 import os
@@ -48,7 +50,7 @@ class Mirror:
     def __init__(self, config: Config, path: Path, run_id: str, values: dict[str, Any], say: Callable[[str], None]) -> None:
         """Start the W&B run. `values` is its config; `say` tells the user, in one line, where the run goes."""
         self.path, self.say = path, say
-        self.run: "Run | None" = None
+        self.run: Run | None = None
         self.mode = chosen_mode(config)
         if self.mode == "disabled":
             return
