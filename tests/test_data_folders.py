@@ -200,6 +200,16 @@ def damaged(kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def test_no_image_starts_another_program(root, monkeypatch):
+    def started(*args: object) -> None:
+        raise AssertionError("Ghostscript was asked for")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    (root / "val" / "ant" / "0.jpg").write_bytes(damaged("postscript"))
+    with pytest.raises(DataError, match=r"val/ant/0.jpg: cannot be decoded"):
+        load(config(root)).val.read(0)
+
+
 @pytest.mark.parametrize("kind", ["truncated", "text", "postscript", "bomb"])
 def test_an_image_that_cannot_be_decoded_is_named_in_training_and_evaluation(root, kind, recwarn):
     bad = root / "train" / "bee" / "1.jpg"

@@ -118,6 +118,7 @@ def test_posterise_masks_bits_as_pillow_did_before_13(bits):
 
 def test_the_whole_policy_runs_over_thousands_of_draws():
     policy = rand_augment(DataConfig(**CROPPED), OFFICIAL)
+    assert policy.ops[0].hparams["translate_const"] == 14  # 0.45 of 32 pixels, as in the official code
     with random_state(1):
         for i in range(4000):
             policy(photo(i % 7, (12, 12)))
