@@ -28,16 +28,15 @@ sweep = Sweep()
 def task(cfg: DictConfig) -> None:
     """Do one run. In a sweep an error ends this run alone, and a stop ends them all."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN:
-        return one_run(cfg, hydra_config)
-    sweep.position, sweep.total = hydra_config.job.num + 1, cells_of(hydra_config)
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if in_sweep:
+        sweep.position, sweep.total = hydra_config.job.num + 1, cells_of(hydra_config)
     try:
         one_run(cfg, hydra_config)
-    except StoppedEarly as error:
-        tell(error)
-        raise KeyboardInterrupt from None  # the one thing that ends Hydra's sweep at once
     except (RoadmapError, *HYDRA_ERRORS) as error:
         codes.append(tell(error))
+        if in_sweep and isinstance(error, StoppedEarly):
+            raise KeyboardInterrupt from None  # the one thing that ends Hydra's sweep at once
 
 
 def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import OverrideParseException
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from roadmap.config import Config
@@ -51,10 +52,18 @@ def explain(error: Exception, folders: Sequence[Path]) -> str:
         return _explain_choice(found[1], steps, folders)
     if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
         return _unknown_key(found[1].split("@")[0])
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as KEY=VALUE ({_first_line(text)})"
+    if found := re.search(r"Multiple values for (\w+)", text):
+        return f"{found[1]}: is given twice"
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
         return _explain_value(cause)
     return " ".join(text.split())
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:

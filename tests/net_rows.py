@@ -1,6 +1,14 @@
-"""The roadmap once more, written by hand from the paper's Section 2 and Appendix C: what the config files must come to."""
+"""The roadmap once more, written by hand from the paper's Section 2 and Appendix C: what the config files must come to.
 
+Used by the tests of the net, with the helpers that make nets and images cheaply.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+
+import torch
+from torch import nn
 
 from roadmap.config import NetConfig
 
@@ -39,3 +47,57 @@ def rows(regime: str) -> dict[str, NetConfig]:
         at = replace(at, **change)
         out[step] = at
     return out
+
+
+SWIN = {
+    "tiny": NetConfig(reference="swin_t", depths=(2, 2, 6, 2), width=96),
+    "base": NetConfig(reference="swin_b", depths=(2, 2, 18, 2), width=128),
+}
+CONVNEXTS = {  # blocks per stage, width, parameters (Table 9 and the authors' code)
+    "tiny": ((3, 3, 9, 3), 96, 28_589_128),
+    "small": ((3, 3, 27, 3), 96, 50_223_688),
+    "base": ((3, 3, 27, 3), 128, 88_591_464),
+    "large": ((3, 3, 27, 3), 192, 197_767_336),
+    "xlarge": ((3, 3, 27, 3), 256, 350_196_968),
+}
+
+
+def convnext(size: str) -> NetConfig:
+    """Return a ConvNeXt of the paper."""
+    depths, width, _ = CONVNEXTS[size]
+    return replace(rows("tiny")["separate_downsampling"], depths=depths, width=width, layer_scale=1e-6)
+
+
+def images(n: int = 4, size: int = 32, seed: int = 1) -> torch.Tensor:
+    """Return seeded noise, (n, 3, size, size)."""
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads: sums of the same numbers in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """Return a net whose every tensor matters; fresh nets hide layer scale (1e-6), biases and running statistics.
+
+    The net is built without memory and then filled: the large ones spend seconds on their own initialisation.
+    """
+    with torch.device("meta"):
+        net = build()
+    net.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if not tensor.is_floating_point():
+                tensor.fill_(7)
+            elif tensor.squeeze().ndim > 1:
+                tensor.uniform_(-1, 1, generator=generator).mul_((3 / tensor[0].numel()) ** 0.5)  # keeps the signal's variance
+            else:
+                low = 0.0 if name.endswith(("bias", "mean")) else 0.5
+                tensor.uniform_(low, low + 0.5, generator=generator)
+    return net.eval()

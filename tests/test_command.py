@@ -1,9 +1,16 @@
 """`python run.py` as a user types it: what it writes, what it ends with, and what it refuses."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
+
+from .conftest import ROOT
 
 SMALL = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0")
 
@@ -53,9 +60,13 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("+step=gelu", "recipe.lr=[1"), 64, ["recipe.lr"]),
         (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
         (("+step=[gelu,resnet]",), 64, ["+step"]),
+        (("+step=gelu", "+step=resnet"), 64, ["step: is given twice"]),
+        (("+step=gelu", "seed=1,2"), 64, ["seed=1,2", "--multirun"]),
+        (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE"]),
+        (("-cd", "nowhere", "+step=gelu"), 64, ["nowhere"]),
         (("+step=gelu", "recipe.batch_size=5000"), 64, ["recipe.batch_size=5000", "1437"]),
         (("+step=gelu", "device=cuda"), 64, ["device=cuda", "no GPU"]),
-        (("+step=gelu", "data.image_size=16"), 64, ["data.image_size=16"]),
+        (("+step=separate_downsampling", "data.image_size=16"), 64, ["data.image_size=16"]),
         (("+step=gelu", "data=fashion_mnist"), 65, ["data.root", "ROADMAP_DATA", "data.download=true"]),
         (("+step=gelu", "data=imagefolder", "data.root=nowhere"), 65, ["nowhere"]),
     ],
@@ -88,7 +99,7 @@ def test_help_lists_what_there_is(command):
     assert done.returncode == 0
     for word in ("+step=resnet", "+step=swin", "regime=xlarge", "scale=imagenet", "data=imagefolder", "+variant=without_gelu"):
         (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [word]]
-        assert len(line.split()) > 4, f"{word} is not described"
+        assert len(line.split()) > 3, f"{word} is not described"
 
 
 def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
@@ -112,6 +123,34 @@ def test_a_sweep_goes_on_past_a_cell_that_fails_and_ends_with_its_code(command, 
     assert [line.split("]")[0] for line in lines] == ["[2/4", "[4/4"]
     assert len(list((tmp_path / "runs").glob("single/*/*/seed0/summary.json"))) == 2
     assert done.stderr.count("activations_per_block=2") == 2
+
+
+def test_a_stop_ends_the_sweep_and_typed_again_it_goes_on(tmp_path):
+    words = [
+        sys.executable,
+        "run.py",
+        "-m",
+        "+step=gelu,kernel_5,kernel_7",
+        "wandb.mode=disabled",
+        "recipe.epochs=6",
+        f"paths.runs={tmp_path}",
+    ]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = "single/nano-digits/kernel_5,recipe.epochs=6/seed0/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (tmp_path / started).exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert [line.split(":")[0] for line in out.splitlines()] == ["[1/3] gelu,recipe.epochs=6"]
+    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert len(again.stdout.splitlines()) == 3
+    assert again.stdout.splitlines()[0] == out.splitlines()[0]
+    assert "[2/3] kernel_5,recipe.epochs=6: goes on at step" in again.stderr
 
 
 def test_synthetic_images_say_so(command):

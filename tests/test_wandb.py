@@ -121,8 +121,11 @@ def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, tmp_path, 
     train(config)
     assert ledger(config) == ledger(quiet)
     said = capsys.readouterr().err
-    assert said.count("W&B failed") == 1
-    assert "wandb sync" in said
+    assert said.count("W&B: not online") == 1
+    assert said.count("wandb sync") == 1
+    assert "W&B failed" not in said
+    (folder,) = run_path(config).glob("wandb/offline-run-*")
+    assert history(inspect(folder)) == logged(read_metrics(run_path(config) / "metrics.jsonl").rows)
     for path in run_path(config).rglob("*"):
         if path.is_file():
             assert b"0123456789" * 4 not in path.read_bytes(), path

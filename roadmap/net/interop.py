@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from roadmap.choices import Activation, Norm, Stem, When
+from roadmap.choices import Activation, Norm, Stem, StrideOn, When
 from roadmap.errors import DataError
 from roadmap.net.net import Net
 
@@ -45,20 +45,25 @@ SIGNS = {
     "official": "downsample_layers.0.0.weight",
 }
 
-# The toggles at the two ends of the roadmap: names and shapes alone would let an activation of another kind pass.
-RESNET = {
-    "stem": Stem.resnet, "depthwise": False, "inverted": False, "depthwise_first": False, "kernel_size": 3, "activation": Activation.relu,
-    "activations_per_block": 3, "norm": Norm.batch_norm, "norms_per_block": 3, "separate_downsampling": False, "layer_scale": None,
+# What the nets of the formats are, at the two ends of the roadmap; where two values make the same net, both stand here.
+# Names and shapes alone would let through a net that computes something else: an activation, an eps or a stride has neither.
+YES, NO = (When.auto, When.always), (When.auto, When.never)
+RESNET: dict[str, tuple[Any, ...]] = {
+    "stem": (Stem.resnet,), "depthwise": (False,), "inverted": (False,), "depthwise_first": (False,), "kernel_size": (3,),
+    "activation": (Activation.relu,), "activations_per_block": (3,), "norm": (Norm.batch_norm,), "norms_per_block": (3,),
+    "separate_downsampling": (False,), "layer_scale": (None,), "stem_norm": (True,), "stem_activation": YES, "projection_norm": (True,),
+    "residual_activation": YES, "head_norm": NO, "stride_on": (StrideOn.spatial,), "conv_bias": NO, "batch_norm_eps": (1e-5,),
 }  # fmt: skip
-CONVNEXT = {
-    "stem": Stem.patchify, "depthwise": True, "inverted": True, "depthwise_first": True, "kernel_size": 7, "activation": Activation.gelu,
-    "activations_per_block": 1, "norm": Norm.layer_norm, "norms_per_block": 1, "separate_downsampling": True,
+CONVNEXT: dict[str, tuple[Any, ...]] = {  # without strided blocks and projections: their readings do not matter
+    "stem": (Stem.patchify,), "depthwise": (True,), "inverted": (True,), "depthwise_first": (True,), "kernel_size": (7,),
+    "activation": (Activation.gelu,), "activations_per_block": (1,), "norm": (Norm.layer_norm,), "norms_per_block": (1,),
+    "separate_downsampling": (True,), "stem_norm": (True,), "stem_activation": NO, "residual_activation": NO, "head_norm": YES,
+    "conv_bias": YES, "layer_norm_eps": (1e-6,),
 }  # fmt: skip
-READINGS = {"stem_norm": True, "projection_norm": True, "conv_bias": When.auto, "head_norm": When.auto, "stem_activation": When.auto}
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Load weights of any known format, found by their keys; {"model": ...} and {"state_dict": ...} are unwrapped.
+    """Load weights of any known format, found by their keys; {"model": ...}, {"state_dict": ...} and `module.` are unwrapped.
 
     Raises DataError, naming the first key or shape that does not fit; then the net is as before.
     """
@@ -87,7 +92,7 @@ def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
 def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
     """Return the net's weights as `torchvision`, `timm` or `official` has them, unchanged but for names and unit dimensions.
 
-    Raises DataError where the net is none that the format knows.
+    They share memory with the net, as those of `state_dict` do. Raises DataError where the net is none that the format knows.
     """
     if fmt not in {"torchvision", "timm", "official"}:
         raise DataError(f"format {fmt}: must be one of torchvision, timm, official")
@@ -103,15 +108,18 @@ def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors by key, without the wrappings of training code. Raises DataError where there are none."""
+    """Return the tensors by key, without the wrappings of training code. Raises DataError where there is anything but tensors."""
     for wrapping in ("model", "state_dict", "net"):
         inner = state_dict.get(wrapping)
         if isinstance(inner, Mapping):
             state_dict = inner
-    tensors = {str(k).removeprefix("module."): v for k, v in state_dict.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
+    if not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise DataError("weights: hold no tensors")
-    return tensors
+    if other := [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]:
+        raise DataError(f"weights: {other[0]} is no tensor, but of type {type(state_dict[other[0]]).__name__}")
+    # Only where every key has it: else two keys could become one.
+    prefix = "module." if all(str(key).startswith("module.") for key in state_dict) else ""
+    return {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
 
 
 def renamed(keys: Mapping[str, Any], fmt: str) -> dict[str, str]:
@@ -136,7 +144,11 @@ def foreign_name(key: str, fmt: str) -> str:
 
 
 def reshaped(tensor: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
-    """Give a tensor our shape where only dimensions of one differ. Raises DataError."""
+    """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied as it is."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise DataError(f"{what} is no plain tensor with values: device {tensor.device.type}, layout {tensor.layout}")
+    if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
+        raise DataError(f"{what} has type {tensor.dtype}, this net wants {like.dtype}")
     if [n for n in tensor.shape if n != 1] != [n for n in like.shape if n != 1]:
         raise DataError(f"{what} has shape {list(tensor.shape)}, this net wants {list(like.shape)}")
     return tensor.reshape(like.shape)
@@ -155,18 +167,18 @@ def shaped_for(fmt: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def check_toggles(net: Net, fmt: str) -> None:
     """Raise DataError unless the net is a ResNet or ConvNeXt, as the format's nets are."""
-    expected = {**(RESNET if fmt == "torchvision resnet" else CONVNEXT), **READINGS}
-    for toggle, value in expected.items():
-        if getattr(net.cfg, toggle) != value:
-            raise DataError(f"weights in {fmt} format belong to nets with model.{toggle}={value}, this one has {getattr(net.cfg, toggle)}")
+    for toggle, allowed in (RESNET if fmt == "torchvision resnet" else CONVNEXT).items():
+        value = getattr(net.cfg, toggle)
+        if value not in allowed:
+            raise DataError(f"weights in {fmt} format belong to nets with model.{toggle}={allowed[0]}, this one has {value}")
     if fmt != "torchvision resnet" and net.cfg.layer_scale is None:
         raise DataError(f"weights in {fmt} format belong to nets with layer scale, this one has model.layer_scale=null")
 
 
 def hint(net: nn.Module, fmt: str | None) -> str:
-    """Say what the net is, so that the right one can be chosen."""
+    """Say what the net is, so that the right one can be chosen; and whether the keys say whose the weights are."""
     if not isinstance(net, Net):
-        return f"it is torchvision's {type(net).__name__}"
-    return f"it has model.depths={list(net.cfg.depths)} and model.width={net.cfg.width}" + (
+        return f"this net is torchvision's {type(net).__name__}"
+    return f"this net has model.depths={list(net.cfg.depths)} and model.width={net.cfg.width}" + (
         "" if fmt else "; the format is none that is known"
     )

@@ -16,7 +16,10 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class LayerScale(nn.Module):
-    """Multiply each channel by a learned number; `gamma` is (C,), so that rules on 1-d parameters hold for it."""
+    """Multiply each channel by a learned number; `gamma` is (C,), so that rules on 1-d parameters hold for it.
+
+    Belongs to the enhanced recipe (Table 5), with stochastic depth: both hold from its step on (reading 5).
+    """
 
     def __init__(self, channels: int, initial: float) -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class DropPath(nn.Module):
 
 
 def norm(cfg: NetConfig, channels: int) -> nn.Module:
-    """Return the config's norm for a map (N, C, H, W)."""
+    """Return the config's norm for a map (N, C, H, W). Reading 7: BatchNorm eps 1e-5, LayerNorm eps 1e-6."""
     if cfg.norm == Norm.layer_norm:
         return ChannelNorm(channels, eps=cfg.layer_norm_eps)
     return nn.BatchNorm2d(channels, eps=cfg.batch_norm_eps)

@@ -1,4 +1,7 @@
-"""What a net costs: multiply-accumulates and parameters, counted on a net without memory (the meta device)."""
+"""What a net costs: multiply-accumulates and parameters, counted on a net without memory (the meta device).
+
+Used by the table of all rows and by the record of a run.
+"""
 
 from dataclasses import dataclass
 
@@ -20,10 +23,22 @@ class Cost:
 
 def cost(cfg: NetConfig, num_classes: int, image_size: int) -> Cost:
     """Return what a net costs, by the paper's counting rule. Raises RuntimeError where the image is too small for the net."""
-    net = _meta(cfg, num_classes).eval()
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, image_size, image_size))
-    return Cost(gmacs=counter.get_total_flops() // 2 / 1e9, params_m=sum(p.numel() for p in net.parameters()) / 1e6)
+    net = _meta(cfg, num_classes)
+    return Cost(gmacs=_macs(net, image_size) / 1e9, params_m=count_params(net) / 1e6)
+
+
+def count_macs(cfg: NetConfig, num_classes: int, image_size: int) -> int:
+    """Return the multiply-accumulates of one image (Tables 10 and 11 print them in 1e9, as "GFLOPs").
+
+    Raises RuntimeError where the image is too small for the net.
+    """
+    return _macs(_meta(cfg, num_classes), image_size)
+
+
+def count_params(net: nn.Module | NetConfig, num_classes: int = 1000) -> int:
+    """Return the number of parameters of a net, or of a config's net with `num_classes`."""
+    module = _meta(net, num_classes) if isinstance(net, NetConfig) else net
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def describe(cfg: NetConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
@@ -34,3 +49,9 @@ def describe(cfg: NetConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
 def _meta(cfg: NetConfig, num_classes: int) -> nn.Module:
     with torch.device("meta"):
         return build_net(cfg, num_classes)
+
+
+def _macs(net: nn.Module, image_size: int) -> int:
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.eval()(torch.empty(1, 3, image_size, image_size))
+    return int(counter.get_total_flops()) // 2  # the counter counts a multiply-accumulate as two

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from roadmap.choices import WandbMode
 from roadmap.config import Config
@@ -38,10 +37,13 @@ def chosen_mode(config: Config) -> str:
 def _logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
         return True
-    try:
-        return netrc.netrc().authenticators(urlsplit("https://api.wandb.ai").netloc) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for place in places:
+        try:
+            return netrc.netrc(Path(place).expanduser()).authenticators("api.wandb.ai") is not None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 class Mirror:
@@ -54,14 +56,24 @@ class Mirror:
         self.mode = chosen_mode(config)
         if self.mode == "disabled":
             return
-        self._guard(self._start, config, run_id, values)
-        if self.run is None and self.mode == "online":
-            self.mode = "offline"
+        if self.mode == "online":
+            self._go_online(config, run_id, values)
+        if self.mode == "offline":
             self._guard(self._start, config, run_id, values)
         if self.run is not None and self.mode == "offline":
             say(f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*")
         elif self.run is not None:
             say(f"W&B: {self.run.url}")
+
+    def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
+        try:
+            self._start(config, run_id, values)
+        except Exception as error:
+            import wandb
+
+            wandb.teardown()  # the client holds on to the run's id
+            self.mode = "offline"
+            self.say(f"W&B: not online ({_line(error)}), so offline")
 
     def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         import wandb  # half a second that a run without W&B need not wait
@@ -130,7 +142,10 @@ class Mirror:
             return call(*args)
         except Exception as error:
             self.run = None
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self.say(f"W&B failed and is left out of this run, which goes on ({reason}); {METRICS} has every line")
+            self.say(f"W&B failed and is left out of this run, which goes on ({_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,103 @@
+"""What the nets cost: every row's multiply-accumulates are the paper's, parameters follow from the convolutions' shapes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+
+from roadmap import paper
+from roadmap.config import NetConfig
+from roadmap.net import build_net, cost, count_macs, count_params, describe
+from roadmap.net.block import block_convs
+
+from .net_rows import CONVNEXTS, SWIN, convnext, rows
+
+
+@pytest.mark.parametrize("regime", ["tiny", "base"])
+def test_gmacs_are_the_papers_to_the_printed_digit(regime):
+    nets = rows(regime) | {"swin": SWIN[regime]}
+    assert nets.keys() == paper.rows(regime).keys()
+    for step, cfg in nets.items():
+        counted = f"{count_macs(cfg, 1000, 224) / 1e9:.2f}"
+        if (regime, step) in paper.SLIPS:
+            assert counted == {"layer_norm": "4.15", "separate_downsampling": "4.46", "swin": "4.49"}[step]
+        else:
+            assert counted == f"{paper.rows(regime)[step].gmacs:.2f}", step
+
+
+@pytest.mark.parametrize(
+    ("size", "gmacs"), [("tiny", "4.46"), ("small", "8.68"), ("base", "15.35"), ("large", "34.36"), ("xlarge", "60.92")]
+)
+def test_convnexts_cost_what_the_paper_says(size, gmacs):
+    assert f"{count_macs(convnext(size), 1000, 224) / 1e9:.2f}" == gmacs
+    assert count_params(convnext(size)) == CONVNEXTS[size][2]
+
+
+@pytest.mark.parametrize(("name", "regime"), [("swin_t", "tiny"), ("swin_b", "base")])
+def test_swin_has_torchvisions_parameters(name, regime):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)()
+    assert describe(SWIN[regime], 1000) == {key: tuple(p.shape) for key, p in theirs.named_parameters()}
+
+
+@pytest.mark.parametrize(("depths", "peer"), [((3, 4, 6, 3), "resnet50"), ((3, 4, 23, 3), "resnet101"), ((3, 8, 36, 3), "resnet152")])
+def test_first_step_has_resnets_parameters(depths, peer):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, peer)()
+    assert count_params(NetConfig(depths=depths), 1000) == count_params(theirs)
+
+
+def params_by_hand(cfg: NetConfig, num_classes: int) -> int:
+    """Count weights and biases of convs, norms, layer scales and head from the shapes of the blocks' convolutions."""
+    batch = cfg.norm == "batch_norm"
+    total, c_in = 3 * cfg.width * (16 if cfg.stem == "patchify" else 49) + 2 * cfg.width + (0 if batch else cfg.width), cfg.width
+    for stage, depth in enumerate(cfg.depths):
+        c = cfg.width * 2**stage * (1 if cfg.inverted else 4)
+        if cfg.separate_downsampling and stage:
+            total, c_in = total + 2 * c_in + 4 * c_in * c + c, c
+        for index in range(depth):
+            stride = 2 if stage and not index and not cfg.separate_downsampling else 1
+            normed = {0, 1, 2} if cfg.norms_per_block == 3 else {0 if cfg.depthwise_first else 1}
+            for slot, s in enumerate(block_convs(cfg, c_in, c, stride)):
+                total += s.c_in * s.c_out * s.kernel**2 // s.groups + (2 * s.c_out if slot in normed else 0)
+                total += 0 if slot in normed and batch else s.c_out
+            if stride == 2 or c_in != c:
+                total += c_in * c + 2 * c + (0 if batch else c)
+            total, c_in = total + c, c
+    return total + (2 * c_in if cfg.separate_downsampling else 0) + num_classes * c_in + num_classes
+
+
+@pytest.mark.parametrize("regime", ["tiny", "base"])
+def test_parameters_follow_from_the_shapes_of_the_convolutions(regime):
+    for step, cfg in rows(regime).items():
+        cfg = replace(cfg, layer_scale=1e-6)
+        assert count_params(cfg, 1000) == params_by_hand(cfg, 1000), step
+
+
+def test_counts_by_hand_on_a_small_net():
+    """One 4x4 patch an image pixel block: each conv's weights times the positions it is applied at."""
+    cfg = replace(rows("toy")["separate_downsampling"], depths=(1, 1, 1, 1), width=2)
+    macs, positions, c_in = 0, 64, 3
+    for stage, c in enumerate((2, 4, 8, 16)):
+        positions = positions if stage == 0 else positions // 4
+        macs += positions * c_in * c * (16 if stage == 0 else 4)  # stem and downsampling
+        macs += positions * (49 * c + c * 4 * c + 4 * c * c)
+        c_in = c
+    assert count_macs(cfg, 5, 32) == macs + 16 * 5
+
+
+def test_the_ways_to_count_agree():
+    cfg = rows("toy")["gelu"]
+    size = cost(cfg, 5, 32)
+    assert size.gmacs == count_macs(cfg, 5, 32) / 1e9
+    assert size.params_m == count_params(cfg, 5) / 1e6 == count_params(build_net(cfg, 5)) / 1e6
+    assert {key: tuple(p.shape) for key, p in build_net(cfg, 5).named_parameters()} == describe(cfg, 5)
+
+
+def test_counting_leaves_the_random_numbers_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    cost(rows("toy")["separate_downsampling"], 5, 32)
+    assert torch.equal(torch.rand(1), expected)
