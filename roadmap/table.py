@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -104,21 +105,34 @@ def diff(before: Config, after: Config) -> str:
     macs, params = [size.gmacs for size in sizes], [size.params_m for size in sizes]
     flat = [flatten({k: resolved(getattr(config, k)) for k in ("model", "recipe", "data")}) for config in (before, after)]
     changed = [f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)]
-    added = [f"  + {name} {shape(nets[1][name])}" for name in nets[1] if name not in nets[0]]
-    removed = [f"  - {name} {shape(nets[0][name])}" for name in nets[0] if name not in nets[1]]
-    reshaped = [f"  ~ {n} {shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]]
+    added = {name: shape(nets[1][name]) for name in nets[1] if name not in nets[0]}
+    removed = {name: shape(nets[0][name]) for name in nets[0] if name not in nets[1]}
+    reshaped = {n: f"{shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]}
     parts = [
         f"{before.step} -> {after.step} ({before.regime.name})",
         "config:",
         *(changed or ["  nothing"]),
         f"parameters of the net: {len(added)} added, {len(removed)} removed, {len(reshaped)} reshaped",
-        *added,
-        *removed,
-        *reshaped,
+        *folded("+", added),
+        *folded("-", removed),
+        *folded("~", reshaped),
         f"GMACs: {macs[0]:.4g} -> {macs[1]:.4g} ({macs[1] - macs[0]:+.4g})",
         f"parameters (M): {params[0]:.4g} -> {params[1]:.4g} ({params[1] - params[0]:+.4g})",
     ]
     return "\n".join(parts)
+
+
+def folded(sign: str, changes: dict[str, str]) -> list[str]:
+    """Return a line a change; blocks of a stage that change alike share one (`stages.2.block1-8.conv1.weight`)."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for name, text in changes.items():
+        block = re.search(r"block(\d+)", name)
+        alike.setdefault((re.sub(r"block\d+", "block{}", name), text), []).extend([int(block[1])] if block else [])
+    lines = []
+    for (name, text), blocks in alike.items():
+        whole = len(blocks) > 1 and blocks == list(range(blocks[0], blocks[-1] + 1))
+        lines.append(f"  {sign} {name.format(f'{blocks[0]}-{blocks[-1]}' if whole else ','.join(map(str, blocks)))} {text}")
+    return lines
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Mirror:
     """One W&B run beside one run directory."""
 
     def __init__(self, config: Config, path: Path, run_id: str, values: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Start the W&B run. `values` is its config; `say` tells the user, in one line, where the run goes."""
+        """Start the W&B run. `values` is its config; `say` tells the user what goes wrong, once."""
         self.path, self.say = path, say
         self.run: Run | None = None
         self.mode = chosen_mode(config)
@@ -60,10 +60,13 @@ class Mirror:
             self._go_online(config, run_id, values)
         if self.mode == "offline":
             self._guard(self._start, config, run_id, values)
-        if self.run is not None and self.mode == "offline":
-            say(f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*")
-        elif self.run is not None:
-            say(f"W&B: {self.run.url}")
+
+    @property
+    def place(self) -> str:
+        """Return in one line where the run goes, with the command that syncs it later; nothing for a run without W&B."""
+        if self.run is None:
+            return ""
+        return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*" if self.mode == "offline" else f"W&B: {self.run.url}"
 
     def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         try:

@@ -78,6 +78,8 @@ class Record:
         self.progress = Progress(self.config.cell, self.total_steps, global_step, self.sweep)
         values = {**resolved(self.config), **self.facts}
         self.mirror = Mirror(self.config, self.run.path, self.run.status["wandb_id"], values, self.say)
+        if self.mirror.place:
+            (self.say if self.sweep.position == 1 else log.info)(self.mirror.place)  # once a sweep is enough
         self.run.update(epoch=epochs_evaluated, step=global_step)
         self._base_s = time_s
         self._began = self._flushed = self._saved = time.monotonic()

@@ -1,0 +1,82 @@
+"""`python -m roadmap.steps`: the table of all rows, and what changes from one to another."""
+
+import csv
+import io
+import subprocess
+import sys
+import time
+
+import pytest
+
+from roadmap import paper
+from roadmap.table import main
+
+from .conftest import ROOT
+
+
+def out(capsys, *words):
+    code = main(words)
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("regime", ["tiny", "base"])
+def test_every_rows_gmacs_is_the_papers_but_for_the_slips_that_are_marked(capsys, regime):
+    _, text, _ = out(capsys, "--regime", regime, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == ["step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note"]
+    assert [r["step"] for r in rows] == list(paper.rows(regime))
+    differing = {r["step"] for r in rows if f"{float(r['gmacs']):.2f}" != f"{float(r['paper_gmacs']):.2f}"}
+    assert differing == {step for reg, step in paper.SLIPS if reg == regime} == {r["step"] for r in rows if r["note"]}
+
+
+def test_a_regime_takes_less_than_twelve_seconds():
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "roadmap.steps", "--regime", "base"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "82.64" in done.stdout
+    assert time.monotonic() - began < 24, "twice the goal: the machine may be busy"
+
+
+def test_regimes_of_our_own_have_no_paper_numbers_and_no_swin(capsys):
+    _, text, _ = out(capsys, "--regime", "nano", "--format", "markdown")
+    lines = text.splitlines()
+    assert len(lines) == 2 + 17
+    assert "swin" not in text
+    assert lines[2].startswith("| resnet | ResNet | 0.0026 | 0.58 |  |  |")
+
+
+def test_own_steps_are_listed_behind_their_parent(capsys, tmp_path):
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n")
+    _, text, _ = out(capsys, "--regime", "nano", "-cd", str(tmp_path))
+    names = [line.split()[0] for line in text.splitlines()]
+    assert names[names.index("gelu") + 1] == "mine"
+
+
+def test_diff_shows_the_step(capsys):
+    _, text, _ = out(capsys, "--regime", "tiny", "--diff", "layer_norm", "separate_downsampling")
+    assert "model.separate_downsampling: False -> True" in text
+    assert "+ stages.1.downsample.conv.weight 192x96x2x2" in text
+    assert "- stages.1.block0.shortcut.conv.weight 192x96x1x1" in text
+    assert "~ stages.1.block0.conv1.weight 96x1x7x7 -> 192x1x7x7" in text
+    assert "GMACs: 4.146 -> 4.456" in text
+    _, text, _ = out(capsys, "--regime", "tiny", "--diff", "kernel_7", "gelu")
+    assert "0 added, 0 removed, 0 reshaped" in text
+
+
+def test_diff_folds_blocks_that_change_alike(capsys):
+    _, text, _ = out(capsys, "--regime", "tiny", "--diff", "patchify_stem", "depthwise")
+    assert "~ stages.2.block0-8.conv2.weight 256x256x3x3 -> 256x1x3x3" in text
+
+
+@pytest.mark.parametrize(("words", "piece"), [
+    (("--regime", "tny"), "did you mean tiny?"),
+    (("--diff", "gelu", "rellu"), "gelu"),
+    (("--wat",), "--wat"),
+    (("-cd", "nowhere"), "nowhere"),
+])  # fmt: skip
+def test_mistakes_end_with_64_and_a_line(capsys, words, piece):
+    code, text, errors = out(capsys, *words)
+    assert code == 64
+    assert text == ""
+    assert piece in errors
+    assert len(errors.splitlines()) == 1
