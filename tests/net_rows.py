@@ -4,9 +4,9 @@ Used by the tests of the net, with the helpers that make nets and images cheaply
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
@@ -68,28 +68,37 @@ def convnext(size: str) -> NetConfig:
     return replace(rows("tiny")["separate_downsampling"], depths=depths, width=width, layer_scale=1e-6)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute the tests of a module that imports this with one thread.
+
+    The nets are small; on a busy machine, threads that wait for each other make them up to fifty times as slow.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def images(n: int = 4, size: int = 32, seed: int = 1) -> torch.Tensor:
     """Return seeded noise, (n, 3, size, size)."""
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads: sums of the same numbers in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+def blank(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a net, in evaluation mode, full of threes: to be loaded into."""
+    with torch.device("meta"):  # large nets spend seconds on their own initialisation
+        net = build()
+    net.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.fill_(3)
+    return net.eval()
 
 
 def drawn(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Return a net whose every tensor matters; fresh nets hide layer scale (1e-6), biases and running statistics.
-
-    The net is built without memory and then filled: the large ones spend seconds on their own initialisation.
-    """
-    with torch.device("meta"):
-        net = build()
-    net.to_empty(device="cpu")
+    """Return a net whose every tensor matters; fresh nets hide layer scale (1e-6), biases and running statistics."""
+    net = blank(build)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
@@ -100,4 +109,4 @@ def drawn(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             else:
                 low = 0.0 if name.endswith(("bias", "mean")) else 0.5
                 tensor.uniform_(low, low + 0.5, generator=generator)
-    return net.eval()
+    return net

@@ -16,7 +16,7 @@ from roadmap.net.block import Block, block_convs
 from roadmap.net.layers import ChannelNorm, DropPath
 from roadmap.steps import compose
 
-from .net_rows import SWIN, images, rows
+from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
 
 TOY = rows("toy")
 
@@ -32,7 +32,7 @@ def test_config_files_say_the_same_as_the_rows_written_by_hand():
 def test_every_parameter_receives_a_gradient(step):
     torch.manual_seed(0)
     net = build_net(replace(TOY[step], layer_scale=1e-6) if step in TOY else SWIN["tiny"], 5)
-    nn.functional.cross_entropy(net(images(4, 64)), torch.tensor([0, 1, 2, 3])).backward()
+    nn.functional.cross_entropy(net(images(3, 64)), torch.tensor([0, 1, 2])).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -61,7 +61,7 @@ TOGGLES = {
     "stride_on": st.sampled_from(["spatial", "pointwise"]),
     "conv_bias": st.sampled_from(["auto", "always", "never"]),
     "depths": st.tuples(*[st.integers(1, 2)] * 4),
-    "width": st.integers(1, 9),
+    "width": st.integers(1, 4),
 }
 combinations = st.fixed_dictionaries(TOGGLES)
 
@@ -70,7 +70,7 @@ def moves_up_alone(toggles):
     return toggles["depthwise_first"] and not (toggles["depthwise"] and toggles["inverted"])
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=70, deadline=None, derandomize=True)
 @given(combinations.filter(lambda toggles: not moves_up_alone(toggles)))
 def test_every_legal_combination_of_toggles_trains(toggles):
     torch.manual_seed(0)
