@@ -1,5 +1,6 @@
 """Progress for whoever watches: a bar on a terminal, plain lines in a file. Knows nothing of training."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,7 +25,15 @@ class Sweep:
         done = self.position - 1 + share_done
         if self.total == 1 or done <= 0:
             return ""
-        return f", all rows {clock((self.total - done) * (time.monotonic() - self.started) / done)} left"
+        return f", all {clock((self.total - done) * (time.monotonic() - self.started) / done)} left"
+
+
+def wide_terminal() -> bool:
+    """Tell whether stderr is a terminal in which a bar has room."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns >= 40
+    except OSError:
+        return False
 
 
 def clock(seconds: float) -> str:
@@ -44,10 +53,10 @@ class Progress:
         self.bar = tqdm(
             total=total_steps,
             initial=done_steps,
-            disable=not sys.stderr.isatty(),
+            disable=not wide_terminal(),
             leave=False,
             dynamic_ncols=True,
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} {postfix}",
+            bar_format="{desc}{postfix} |{bar}|",  # the bar gives way first where the terminal is narrow
             desc=sweep.prefix() + name,
         )
 
@@ -65,10 +74,6 @@ class Progress:
         self._spoke = time.monotonic()
         tqdm.write(self.sweep.prefix() + line, file=sys.stderr)
         sys.stderr.flush()
-
-    def left(self) -> str:
-        """Return the time left for this run, and for all runs of the command."""
-        return self._left()
 
     def _left(self) -> str:
         made = self.done - self._start

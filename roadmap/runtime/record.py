@@ -141,7 +141,7 @@ class Record:
         bad = next((i for i, (a, b) in enumerate(zip(losses, norms, strict=True)) if not _finite(a + b)), None)
         self._append(rows if bad is None else rows[: bad + 1])
         self._pending, self._images, self._waited_s, self._flushed = [], 0, 0.0, now
-        self._note = f", loss {losses[-1]:.3f}, {shared['train/images_per_s']:,.0f} images/s" + self._last_top1()
+        self._note = f"{self._last_top1()}, loss {losses[-1]:.3f}, {shared['train/images_per_s']:,.0f} images/s"
         if bad is not None:
             what = "loss" if not _finite(losses[bad]) else "gradient"
             raise NonFiniteError(f"step {rows[bad]['global_step']}: the {what} is not finite; the weights did not take that step")
