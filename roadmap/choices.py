@@ -109,6 +109,14 @@ class Pipeline(StrEnum):
     fast = "fast"
 
 
+class Mode(StrEnum):
+    """What `run.py` does with the config."""
+
+    train = "train"
+    evaluate = "evaluate"  # score weights: `weights=FILE`, or a run directory
+    data_check = "data_check"  # open every image and count, before it costs; needs no step
+
+
 class Device(StrEnum):
     """Where the run computes."""
 

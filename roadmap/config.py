@@ -16,6 +16,7 @@ from roadmap.choices import (
     Device,
     Init,
     Interpolation,
+    Mode,
     Norm,
     Optimizer,
     Pipeline,
@@ -263,6 +264,8 @@ class Config:
     adopted: str = "yes"  # yes | no | reference
     study: str = "single"
     seed: int = between(0, 0, 2**31 - 1)
+    mode: Mode = Mode.train
+    weights: str | None = None  # mode=evaluate: a file of published weights, or one of our run directories
     device: Device = Device.auto
     fresh: bool = False  # start over: an earlier run directory is moved aside, never deleted
     allow_drift: bool = False  # resume although the code or the data have changed; recorded in the results
