@@ -67,6 +67,21 @@ class Schedule(StrEnum):
     step = "step"
 
 
+class LrScaling(StrEnum):
+    """Whether the learning rate follows a batch size other than the one it is stated for."""
+
+    none = "none"
+    linear = "linear"
+
+
+class Precision(StrEnum):
+    """Number format of forward and backward; `auto` is bf16 autocast on a GPU that has it, else fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Interpolation(StrEnum):
     """How images are resized."""
 

@@ -16,10 +16,12 @@ from roadmap.choices import (
     Device,
     Init,
     Interpolation,
+    LrScaling,
     Mode,
     Norm,
     Optimizer,
     Pipeline,
+    Precision,
     RecipeName,
     Reference,
     Schedule,
@@ -160,8 +162,11 @@ class RecipeConfig:
     name: RecipeName = RecipeName.original
     epochs: int = between(90, 1, 100_000)
     batch_size: int = between(256, 1, 1_000_000)  # images per optimizer step, over all devices
+    micro_batch: int | None = between(None, 1, 1_000_000)  # images per device and forward pass; null: the whole batch
     optimizer: Optimizer = Optimizer.sgd
-    lr: float = between(0.1, 0, 1000, above=True)  # base learning rate, at `batch_size`
+    lr: float = between(0.1, 0, 1000, above=True)  # base learning rate, at `lr_batch_size`
+    lr_batch_size: int = between(256, 1, 1_000_000)  # images per optimizer step that `lr` is stated for
+    lr_scaling: LrScaling = LrScaling.none  # linear: base rate = lr x batch_size / lr_batch_size
     min_lr: float = between(0.0, 0, 1000)  # where the cosine ends
     warmup_epochs: float = between(0.0, 0, 100_000)  # linear from 0
     schedule: Schedule = Schedule.step
@@ -183,14 +188,23 @@ class RecipeConfig:
     init: Init = Init.kaiming
     layer_scale: float | None = between(None, 0, 10, above=True)
     drop_path: float = between(0.0, 0, 0.99)
+    ema_decay: float | None = between(None, 0, 1, above=True)  # moving average of weights and buffers; null: none (the roadmap)
+    precision: Precision = Precision.auto
+
+    @property
+    def base_lr(self) -> float:
+        """Return the rate that the schedule starts from, at this batch size."""
+        return self.lr * self.batch_size / self.lr_batch_size if self.lr_scaling == LrScaling.linear else self.lr
 
     def __post_init__(self) -> None:
         choices_from_strings(self)
         check_ranges("recipe", self)
+        if self.batch_size % (self.micro_batch or 1):
+            raise ConfigError(f"recipe.batch_size={self.batch_size}: must be a multiple of recipe.micro_batch={self.micro_batch}")
         if self.warmup_epochs > self.epochs:
             raise ConfigError(f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most recipe.epochs={self.epochs}")
-        if self.min_lr > self.lr:
-            raise ConfigError(f"recipe.min_lr={self.min_lr:g}: must be at most recipe.lr={self.lr:g}")
+        if self.min_lr > self.base_lr:
+            raise ConfigError(f"recipe.min_lr={self.min_lr:g}: must be at most the base rate {self.base_lr:g}")
 
 
 @dataclass

@@ -3,10 +3,13 @@
 `train` reads top to bottom: check, hold the directory, take up the state; then epoch by epoch train, evaluate, save.
 """
 
+import logging
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
 
 from roadmap import data
-from roadmap.choices import DataName, Device
+from roadmap.choices import DataName, Device, Precision
 from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.evaluate import Evaluation, evaluate
 from roadmap.net import build_net, cost
 from roadmap.recipe import mix
+from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint, provenance
 from roadmap.runtime.folder import RunDir, disk, run_path
@@ -31,7 +36,9 @@ from roadmap.runtime.progress import Sweep
 from roadmap.runtime.record import Record
 from roadmap.runtime.stop import Stop
 
+log = logging.getLogger("roadmap")
 EVAL_BATCH = 256  # images; any size gives the same counts
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)
 SAVED = ("global_step", "epochs_evaluated", "best_top1", "best_step")
 
 
@@ -41,6 +48,7 @@ class State:
 
     net: nn.Module
     optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None = None
     global_step: int = 0  # optimizer steps done
     epochs_evaluated: int = 0
     best_top1: float = -1.0
@@ -56,6 +64,12 @@ class Job:
     device: torch.device
     record: Record
     stop: Stop
+    precision: Precision
+
+    @property
+    def micro_batch(self) -> int:
+        """Return the images of one forward pass."""
+        return self.config.recipe.micro_batch or self.config.recipe.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,7 +85,7 @@ def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
     """
     images = sets.load(config.data)
     device = choose_device(config.device)
-    facts = check(config, images)
+    facts = check(config, images, device)
     with ExitStack() as stack:
         run = RunDir(run_path(config))
         stack.enter_context(run.held())
@@ -84,10 +98,11 @@ def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
         stop = stack.enter_context(Stop())
         total_steps = config.recipe.epochs * (len(images.train.labels) // config.recipe.batch_size)
         record = stack.enter_context(Record(run, config, facts, device, total_steps, sweep or Sweep()))
-        job = Job(config, images, device, record, stop)
+        job = Job(config, images, device, record, stop, Precision(facts["precision"]))
         state = take_up(job)
-        result = fit(job, state)
-        return record.done({"top1": result.top1, "top5": result.top5, "val_images": len(result.correct), "epoch": state.epochs_evaluated})
+        result, of_ema = fit(job, state)
+        values = {"top1": result.top1, "top5": result.top5, "val_images": len(result.correct), "epoch": state.epochs_evaluated}
+        return record.done(values | ({"ema_top1": of_ema.top1, "ema_top5": of_ema.top5} if of_ema else {}))
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -97,7 +112,17 @@ def choose_device(wanted: Device) -> torch.device:
     return torch.device("cuda" if wanted != Device.cpu and torch.cuda.is_available() else "cpu")
 
 
-def check(config: Config, images: sets.ImageSet) -> dict[str, Any]:
+def choose_precision(wanted: Precision, device: torch.device) -> Precision:
+    """Return fp32 or bf16. Raises ConfigError where the GPU has no bf16 and it was asked for."""
+    if device.type == "cpu":
+        return Precision.fp32 if wanted == Precision.auto else wanted
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == Precision.bf16 and not has_bf16:
+        raise ConfigError("recipe.precision=bf16: this GPU has none; recipe.precision=fp32")
+    return Precision.bf16 if has_bf16 and wanted != Precision.fp32 else Precision.fp32
+
+
+def check(config: Config, images: sets.ImageSet, device: torch.device) -> dict[str, Any]:
     """Check what needs the images, before anything is written. Return what is known of net and images. Raises ConfigError."""
     num_classes, size = len(images.classes), config.data.image_size
     order.train_index_batches(len(images.train.labels), config.recipe.batch_size, config.seed, 0)
@@ -113,6 +138,7 @@ def check(config: Config, images: sets.ImageSet) -> dict[str, Any]:
         "num_classes": num_classes,
         "data_fingerprint": images.fingerprint,
         "code_hash": provenance.code_hash(),
+        "precision": str(choose_precision(config.recipe.precision, device)),
     }
 
 
@@ -122,11 +148,13 @@ def take_up(job: Job) -> State:
     torch.manual_seed(config.seed)
     net = build_net(config.model, len(job.images.classes)).to(job.device)
     net.to(memory_format=torch.channels_last)
-    state, time_s = State(net, build_optimizer(net, config.recipe)), 0.0
+    state, time_s = State(net, build_optimizer(net, config.recipe), average_of(net, config.recipe.ema_decay)), 0.0
     found = checkpoint.load_newest(record.run.path / "checkpoints", job.device)
     if found is not None:
         net.load_state_dict(found.state["net"])
         state.optimizer.load_state_dict(found.state["optimizer"])
+        if state.ema is not None:
+            state.ema.load_state_dict(found.state["ema"])
         for key in SAVED:
             setattr(state, key, found.state[key])
         time_s = found.state["time_s"]
@@ -134,69 +162,98 @@ def take_up(job: Job) -> State:
             record.say(f"passed over {reason}")
         record.say(f"{config.cell}: goes on at step {state.global_step}, {state.epochs_evaluated} of {config.recipe.epochs} epochs done")
     record.start(state.global_step, state.epochs_evaluated, time_s)
+    recipe, dropped = config.recipe, len(job.images.train.labels) % config.recipe.batch_size
+    log.info(
+        "batch %d = 1 device x micro-batch %d x %d passes; %s; base rate %g; %d images an epoch left over",
+        recipe.batch_size, job.micro_batch, recipe.batch_size // job.micro_batch, job.precision, recipe.base_lr, dropped,
+    )  # fmt: skip
     return state
 
 
-def fit(job: Job, state: State) -> Evaluation:
-    """Train and evaluate up to the recipe's last epoch, saving after each; return the last evaluation.
+def fit(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
+    """Train and evaluate up to the recipe's last epoch, saving after each; return the last evaluation, and that of the EMA.
 
     Asked to stop, saves and raises StoppedEarly.
     """
-    result = None
+    results = None
     try:
         for epoch in range(state.epochs_evaluated, job.config.recipe.epochs):
             train_epoch(job, state, epoch)
-            result = evaluate_epoch(job, state)
+            results = evaluate_epoch(job, state)
             save(job, state)
     except StoppedEarly:
         save(job, state)
         raise
-    return result or evaluation(job, state)
+    return results or evaluations(job, state)
 
 
 def train_epoch(job: Job, state: State, epoch: int) -> None:
     """Take the optimizer steps of an epoch that are not done yet."""
     config, record = job.config, job.record
     done = state.global_step - epoch * job.steps_per_epoch
-    indices = order.train_index_batches(len(job.images.train.labels), config.recipe.batch_size, config.seed, epoch, skip=done)
-    batches = data.train_batches(job.images.train, config.data, config.recipe, indices, seed=config.seed, epoch=epoch, device=job.device)
+    whole = order.train_index_batches(len(job.images.train.labels), config.recipe.batch_size, config.seed, epoch, skip=done)
+    micro = [part for batch in whole for part in batch.split(job.micro_batch)]
+    pictures = data.train_batches(job.images.train, config.data, config.recipe, micro, seed=config.seed, epoch=epoch, device=job.device)
+    batches = record.waiting(pictures)
     state.net.train()
-    for images, labels in record.waiting(batches):
+    for _ in whole:
         lr = learning_rate(config.recipe, state.global_step, job.steps_per_epoch)
-        loss, grad_norm = optimizer_step(job, state, images, labels, lr)
+        loss, grad_norm = optimizer_step(job, state, batches, lr)
         state.global_step += 1
-        record.step(epoch + 1, state.global_step, lr, loss, grad_norm, len(images))
+        record.step(epoch + 1, state.global_step, lr, loss, grad_norm, config.recipe.batch_size)
         job.stop.check()
         if record.checkpoint_due():
             save(job, state)
     record.flush()
 
 
-def optimizer_step(job: Job, state: State, images: torch.Tensor, labels: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take one step on a batch; return the loss and the gradient's norm, both left on the device.
+def optimizer_step(job: Job, state: State, batches: Iterator[Batch], lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take one step on the next batch, given in micro-batches; return the loss and the gradient's norm, left on the device.
 
     A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
     """
-    recipe = job.config.recipe
-    torch.manual_seed(order.step_seed(job.config.seed, state.global_step))  # a resumed run needs no random state
-    images, targets = mix.mix(images, labels, recipe, len(job.images.classes), job.config.seed, state.global_step)
-    smoothing = recipe.label_smoothing if targets is labels else 0.0  # mixed targets are smooth already
-    loss = cross_entropy(state.net(images), targets, label_smoothing=smoothing)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    passes = job.config.recipe.batch_size // job.micro_batch
+    losses = [backward(job, state, *batch, number) for number, batch in enumerate(islice(batches, passes), passes * state.global_step)]
+    loss = torch.stack(losses).sum()
     grad_norm = nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None])
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    state.optimizer.found_inf = (~torch.isfinite(loss.detach() + grad_norm)).float()  # type: ignore[attr-defined]
+    state.optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()  # type: ignore[attr-defined]
     state.optimizer.step()
-    return loss.detach(), grad_norm
+    if state.ema is not None:
+        state.ema.update_parameters(state.net)
+    return loss, grad_norm
 
 
-def evaluate_epoch(job: Job, state: State) -> Evaluation:
+def backward(job: Job, state: State, images: torch.Tensor, labels: torch.Tensor, number: int) -> torch.Tensor:
+    """Add a micro-batch's share to the gradients; return its share of the loss.
+
+    What is random in the net and in mixing is a function of the seed and of the pass's number in the run: a resumed run
+    needs no random state.
+    """
+    recipe = job.config.recipe
+    torch.manual_seed(order.step_seed(job.config.seed, number))
+    images, targets = mix.mix(images, labels, recipe, len(job.images.classes), job.config.seed, number)
+    smoothing = recipe.label_smoothing if targets is labels else 0.0  # mixed targets are smooth already
+    with autocast(job):
+        loss = cross_entropy(state.net(images), targets, label_smoothing=smoothing) * (len(images) / recipe.batch_size)
+    loss.backward()
+    return loss.detach()
+
+
+def autocast(job: Job) -> torch.autocast:
+    """Return the context in which the net computes in the run's precision."""
+    return torch.autocast(job.device.type, torch.bfloat16, enabled=job.precision == Precision.bf16)
+
+
+def evaluate_epoch(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
     """Evaluate after an epoch, and record it."""
-    result = evaluation(job, state)
+    result, of_ema = evaluations(job, state)
     state.epochs_evaluated += 1
-    job.record.evaluated(state.epochs_evaluated, state.global_step, result.top1, result.top5, result.loss)
+    values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
+    values |= {"val/ema_top1": of_ema.top1, "val/ema_top5": of_ema.top5} if of_ema else {}
+    job.record.evaluated(state.epochs_evaluated, state.global_step, values)
     if result.top1 > state.best_top1:
         state.best_top1, state.best_step = result.top1, state.global_step
     bits = BytesIO()
@@ -204,25 +261,32 @@ def evaluate_epoch(job: Job, state: State) -> Evaluation:
     path = job.record.run.path / CORRECT
     with disk(path):
         replace_file(path, bits.getvalue())
-    return result
+    return result, of_ema
 
 
-def evaluation(job: Job, state: State) -> Evaluation:
-    """Evaluate the net on every validation image once. Raises StoppedEarly between batches."""
+def evaluations(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
+    """Evaluate the net, and its moving average where there is one."""
+    return evaluation(job, state.net), evaluation(job, state.ema.module) if state.ema is not None else None
+
+
+def evaluation(job: Job, net: nn.Module) -> Evaluation:
+    """Evaluate a net on every validation image once. Raises StoppedEarly between batches."""
     split = job.images.val
-    batches = data.eval_batches(
-        split, job.config.data, job.config.recipe, order.eval_index_batches(len(split.labels), EVAL_BATCH), device=job.device
-    )
-    return evaluate(state.net, job.stop.between(batches))
+    indices = order.eval_index_batches(len(split.labels), EVAL_BATCH)
+    batches = data.eval_batches(split, job.config.data, job.config.recipe, indices, device=job.device)
+    with autocast(job):
+        return evaluate(net, job.stop.between(batches))
 
 
 def save(job: Job, state: State) -> None:
     """Write a checkpoint, after the ledger lines that it covers. Raises NonFiniteError, DiskError."""
     job.record.flush()
     plain = {key: getattr(state, key) for key in SAVED}
+    tensors = {"net": state.net.state_dict(), "optimizer": state.optimizer.state_dict()}
+    tensors |= {"ema": state.ema.state_dict()} if state.ema is not None else {}
     checkpoint.save(
         job.record.run.path / "checkpoints",
-        {**plain, "time_s": job.record.time_s, "net": state.net.state_dict(), "optimizer": state.optimizer.state_dict()},
+        {**plain, "time_s": job.record.time_s, **tensors},
         {**plain, "time": time.time(), **job.record.facts},
         keep=job.config.checkpoint.keep,
         best_step=state.best_step,

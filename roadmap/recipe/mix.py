@@ -21,14 +21,15 @@ def is_on(recipe: RecipeConfig) -> bool:
 def check(recipe: RecipeConfig) -> None:
     """Raise ConfigError for a batch that cannot be paired with its own reverse; call it before anything is written."""
     if is_on(recipe):
-        check_even(recipe.batch_size)
+        check_even(recipe.micro_batch or recipe.batch_size)
 
 
 def check_even(batch_size: int) -> None:
     """Raise ConfigError for an odd batch: the image in its middle would be mixed with itself."""
     if batch_size % 2:
         raise ConfigError(
-            f"recipe.batch_size={batch_size}: must be even with recipe.mixup or recipe.cutmix above 0, which mix pairs of images"
+            f"recipe.batch_size or recipe.micro_batch is {batch_size}: must be even with recipe.mixup or recipe.cutmix above 0, "
+            "which mix pairs of images"
         )
 
 

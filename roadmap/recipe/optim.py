@@ -20,11 +20,11 @@ def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> floa
     """
     warmup = int(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return recipe.lr * step / max(warmup - 1, 1)
+        return recipe.base_lr * step / max(warmup - 1, 1)
     if recipe.schedule == Schedule.step:
-        return recipe.lr * recipe.step_factor ** int(step / (recipe.step_epochs * steps_per_epoch))
+        return recipe.base_lr * recipe.step_factor ** int(step / (recipe.step_epochs * steps_per_epoch))
     progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    return recipe.min_lr + (recipe.base_lr - recipe.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def decays(name: str, parameter: torch.Tensor, recipe: RecipeConfig) -> bool:

@@ -75,10 +75,13 @@ class RunDir:
         if self.status.get("state") == "done" and (self.path / SUMMARY).exists():
             return
         self.status["state"] = "begun"
-        drift = differences(*({key: facts_of.get(key) for key in ("code_hash", "data_fingerprint")} for facts_of in (self.status, facts)))
+        drift = differences(
+            *({key: facts_of.get(key) for key in ("code_hash", "data_fingerprint", "precision")} for facts_of in (self.status, facts))
+        )
         if drift and not allow_drift:
             raise Refused(
-                f"{self.path}: was begun with other code or data ({'; '.join(drift)}); fresh=true starts over, allow_drift=true goes on"
+                f"{self.path}: was begun with other code, data or precision ({'; '.join(drift)}); "
+                "fresh=true starts over, allow_drift=true goes on"
             )
         self.status["drift"] = [*self.status.get("drift", []), *drift]
 

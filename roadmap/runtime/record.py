@@ -146,21 +146,10 @@ class Record:
             what = "loss" if not _finite(losses[bad]) else "gradient"
             raise NonFiniteError(f"step {rows[bad]['global_step']}: the {what} is not finite; the weights did not take that step")
 
-    def evaluated(self, epoch: int, global_step: int, top1: float, top5: float, loss: float) -> None:
-        """Note an evaluation."""
-        self._append(
-            [
-                {
-                    "kind": "val",
-                    "epoch": epoch,
-                    "global_step": global_step,
-                    "time_s": round(self.time_s, 3),
-                    "val/loss": loss,
-                    "val/top1": top1,
-                    "val/top5": top5,
-                }
-            ]
-        )
+    def evaluated(self, epoch: int, global_step: int, values: dict[str, float]) -> None:
+        """Note an evaluation: `val/top1` and `val/top5` in percent, `val/loss`, and what else was measured."""
+        row = {"kind": "val", "epoch": epoch, "global_step": global_step, "time_s": round(self.time_s, 3), **values}
+        self._append([row])
         log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._note)
         self._flushed = time.monotonic()
 

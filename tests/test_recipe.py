@@ -1,0 +1,147 @@
+"""The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import cross_entropy, log_softmax, one_hot
+
+from roadmap import train as training
+from roadmap.errors import ConfigError, Refused, StoppedEarly
+from roadmap.recipe import mix
+from roadmap.recipe.ema import average_of
+from roadmap.runtime.folder import run_path
+from roadmap.steps import compose
+from roadmap.train import train
+
+from .test_train import Interrupter, ledger, newest, same
+
+
+def losses(config):
+    train(config)
+    return [row["train/loss"] for row in ledger(config) if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("step", ["layer_norm", "separate_downsampling"])
+def test_accumulating_over_four_passes_equals_one_pass(small, step):
+    """For nets without BatchNorm, whose statistics are those of a pass, and without what is drawn per pass."""
+    whole, parts = small(step), small(step, "recipe.micro_batch=8")
+    assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
+    for name, tensor in newest(whole)["net"].items():
+        assert torch.allclose(tensor, newest(parts)["net"][name], atol=2e-3), name
+
+
+def test_accumulating_changes_what_batch_norm_sees(small):
+    assert losses(small("gelu")) != pytest.approx(losses(small("gelu", "recipe.micro_batch=8")), rel=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused(small):
+    with pytest.raises(ConfigError, match=r"recipe.batch_size=32: must be a multiple of recipe.micro_batch=12"):
+        small("gelu", "recipe.micro_batch=12")
+
+
+def test_the_rate_is_scaled_only_when_asked():
+    assert compose("gelu", "tiny", ["recipe.batch_size=1024"]).recipe.base_lr == 4e-3
+    assert compose("gelu", "tiny", ["recipe.batch_size=1024", "recipe.lr_scaling=linear"]).recipe.base_lr == 1e-3
+
+
+def test_loss_on_mixed_targets_is_the_cross_entropy_written_out():
+    """FACTS: targets (1 - s) y + s / K, mixed with the partner's; loss = mean of -sum t log p."""
+    recipe = compose("gelu", "tiny", ["recipe.cutmix=0"]).recipe
+    images, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    mixed, targets = mix.mix(images.clone(), labels, recipe, 5, seed=3, global_step=7)
+    lam = float(((mixed - images.flip(0)) / (images - images.flip(0)))[0, 0, 0, 0])
+    smooth = one_hot(labels, 5) * 0.9 + 0.1 / 5
+    assert torch.allclose(targets, lam * smooth + (1 - lam) * smooth.flip(0), atol=1e-4)
+    logits = torch.randn(6, 5)
+    assert torch.allclose(cross_entropy(logits, targets), -(targets * log_softmax(logits, 1)).sum(1).mean())
+    assert torch.allclose(cross_entropy(logits, labels, label_smoothing=0.1), -(smooth * log_softmax(logits, 1)).sum(1).mean())
+
+
+def test_moving_average_is_the_authors_and_covers_buffers():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average = average_of(net, 0.9)
+    by_hand = {k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()}
+    for _ in range(5):
+        net(torch.randn(8, 3))
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn_like(p))
+        average.update_parameters(net)
+        by_hand = {k: 0.9 * v + 0.1 * net.state_dict()[k] for k, v in by_hand.items()}
+    for key, value in by_hand.items():
+        assert torch.allclose(average.module.state_dict()[key], value, atol=1e-5), key
+    assert average_of(net, None) is None
+
+
+def test_moving_average_has_its_own_evaluation(small):
+    config = small("gelu", "recipe.ema_decay=0.5")
+    summary = train(config)
+    last = ledger(config)[-1]
+    assert summary["ema_top1"] == last["val/ema_top1"]
+    assert "ema" in newest(config)
+    assert not same(newest(config)["net"], {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"})
+
+
+def test_bf16_is_recorded_and_is_not_fp32(small):
+    one, two = small("layer_norm"), small("layer_norm", "recipe.precision=bf16")
+    first, second = losses(one), losses(two)
+    assert first != second
+    assert first == pytest.approx(second, rel=0.05)
+    records = [json.loads((run_path(c) / "summary.json").read_text())["precision"] for c in (one, two)]
+    assert records == ["fp32", "bf16"]
+
+
+def test_another_precision_does_not_go_on_in_silence(small, monkeypatch):
+    config = small("gelu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", 2)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    monkeypatch.setattr(training, "choose_precision", lambda *_: "bf16")
+    with pytest.raises(Refused, match="precision: fp32 -> bf16"):
+        train(config)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Return a folder of 3 classes, 12 + 4 images each."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label in range(3):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                pixels[:, :, label] //= 4
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root
+
+
+FULL = ("data=imagefolder", "data.image_size=32", "data.resize_size=36", "data.train_images=null", "data.val_images=null",
+        "recipe.batch_size=12", "recipe.micro_batch=6", "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25",
+        "recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.drop_path=0.1", "recipe.ema_decay=0.9")  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "at"), [("patchify_stem", 2), ("separate_downsampling", 5)])
+def test_the_whole_enhanced_recipe_resumes_to_the_bit(small, photographs, tmp_path, monkeypatch, step, at):
+    """Workers too: the resumed run has two, the whole one none."""
+    whole = small(step, *FULL, f"data.root={photographs}", "data.workers=0", f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    config = small(step, *FULL, f"data.root={photographs}", "data.workers=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", at)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    config.data.workers = 2
+    train(config)
+    assert ledger(config) == ledger(whole)
+    assert same(newest(config), newest(whole))
+    assert len([row for row in ledger(whole) if row["kind"] == "train"]) == 6
