@@ -1,8 +1,9 @@
-"""One run of the roadmap: compose the config, check it, train.  python run.py +step=inverted_bottleneck"""
+"""One run of the roadmap: compose the config, check it, do what its `mode` says.  python run.py +step=inverted_bottleneck"""
 
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; `main` says them in plain words
@@ -16,7 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.choices import Mode
+from roadmap.config import Config
+from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.explain import explain
 from roadmap.help import config_dirs, help_text
 from roadmap.runtime.progress import Sweep
@@ -42,12 +45,29 @@ def task(cfg: DictConfig) -> None:
 
 
 def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:
-    """Check the config, train, and say in one line what came out."""
-    folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
-    config = checked(cfg, hydra_config.runtime.choices, list(hydra_config.overrides.task), folders)
-    from roadmap.train import result_line, train  # torch takes seconds that a wrong config need not wait for
+    """Do what `mode` says, and print in one line what came out."""
+    mode, weights = str(cfg.get("mode")), cfg.get("weights")
+    if weights and mode in MODES and mode != Mode.evaluate:
+        raise ConfigError(f"weights={weights}: only mode=evaluate takes weights, this is mode={mode}")
+    line = MODES.get(mode, train_step)(cfg, hydra_config)  # a mode that there is not is told with the config's other values
+    print(sweep.prefix() + line, flush=True)
 
-    print(sweep.prefix() + result_line(config, train(config, sweep)), flush=True)
+
+def train_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
+    """Train one step. The imports wait for the config: torch takes seconds that a wrong one need not wait for."""
+    config = step_config(cfg, hydra_config)
+    from roadmap.train import result_line, train
+
+    return result_line(config, train(config, sweep))
+
+
+MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {Mode.train: train_step}
+
+
+def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:
+    """Return the checked config of one step. Raises ConfigError."""
+    folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+    return checked(cfg, hydra_config.runtime.choices, list(hydra_config.overrides.task), folders)
 
 
 def cells_of(hydra_config: HydraConf) -> int:
