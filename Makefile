@@ -12,6 +12,8 @@ REGIME ?= tiny
 RUNS ?= $(or $(ROADMAP_RUNS),runs)
 ARGS ?=
 BIN := $(VENV)/bin
+# Our own environment has the tested versions; one that is there keeps its own where they will do.
+LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
@@ -27,7 +29,7 @@ setup: $(READY) ## the virtual environment with the package in it (others call i
 $(READY): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the package and what it needs into $(VENV) (torch is large) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements.lock -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(LOCK) -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5 minutes on 2 cores)
@@ -52,9 +54,10 @@ run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
 report: $(READY) ## chart and tables of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
 
-notebook: $(READY) ## open notebooks/roadmap.ipynb
-	@$(BIN)/python -m jupyter lab notebooks/roadmap.ipynb
+notebook: $(READY) ## run notebooks/roadmap.ipynb on your runs, into RUNS/roadmap.ipynb
+	@mkdir -p $(RUNS)
+	@ROADMAP_RUNS=$(abspath $(RUNS)) $(BIN)/jupyter-execute notebooks/roadmap.ipynb --output=$(abspath $(RUNS))/roadmap.ipynb
 
-clean: ## remove what can be made again; never runs
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove .venv and what else can be made again; never runs
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
