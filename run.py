@@ -61,7 +61,17 @@ def train_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
     return result_line(config, train(config, sweep))
 
 
-MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {Mode.train: train_step}
+def evaluate_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
+    """Score the weights of a file or of a run directory in the net of one step."""
+    config = step_config(cfg, hydra_config)
+    if not config.weights:
+        raise ConfigError("weights=null: mode=evaluate needs weights=FILE, or weights= one of our run directories")
+    from roadmap.score import result_line, score
+
+    return result_line(config, score(config, sweep))
+
+
+MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {Mode.train: train_step, Mode.evaluate: evaluate_step}
 
 
 def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:

@@ -1,0 +1,379 @@
+"""Scoring weights: the counts of other code's own nets, a run's own result, and nothing but tensors out of a file."""
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+from torchvision import transforms as T
+
+from roadmap.choices import Mode, Precision
+from roadmap.errors import ConfigError, DataError
+from roadmap.net import build_net, export_weights, load_weights
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.ledger import read_metrics
+from roadmap.score import result_line, score
+from roadmap.steps import compose
+from roadmap.train import train
+
+from .net_rows import blank, drawn, one_thread  # noqa: F401
+
+CLASSES, EACH = 7, 4
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BICUBIC, BILINEAR = T.InterpolationMode.BICUBIC, T.InterpolationMode.BILINEAR
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Coloured noise in several sizes and shapes, 7 classes."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(3)
+    for split, count in (("train", 1), ("val", EACH)):
+        for label in range(CLASSES):
+            place = root / split / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+                size = (int(rng.integers(70, 300)), int(rng.integers(70, 300)))
+                Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(place / f"{number}.png")
+    return root
+
+
+def of_folder(folder, step, *words, regime="tiny"):
+    words = ("data=imagefolder", f"data.root={folder}", "data.workers=0", "mode=evaluate", "device=cpu", *words)
+    return compose(step, regime, words)
+
+
+def prepared(folder, resize, crop, mode):
+    """Return the validation images as torchvision's transforms make them, and the labels."""
+    steps = T.Compose([T.Resize(resize, mode), T.CenterCrop(crop), T.ToTensor(), T.Normalize(MEAN, STD)])
+    pairs = list(torchvision.datasets.ImageFolder(str(folder / "val"), steps))
+    return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+
+
+@torch.no_grad()
+def counted(net, pairs):
+    """Return top-1 and top-5 (percent), the loss and which images are right, one image after the other."""
+    first, five, losses = [], [], []
+    for image, label in zip(pairs[0], pairs[1].tolist(), strict=True):
+        logits = net(image[None])[0]
+        ranks = logits.argsort(descending=True).tolist()
+        first.append(ranks[0] == label)
+        five.append(label in ranks[:5])
+        losses.append(cross_entropy(logits, torch.tensor(label)).item())
+    return 100 * sum(first) / len(first), 100 * sum(five) / len(five), sum(losses) / len(losses), [bool(x) for x in first]
+
+
+@torch.no_grad()
+def varied(net, bias, pairs):
+    """Let a net with drawn weights choose among all classes: without it one class has the highest logit for every image."""
+    bias -= net(pairs[0]).mean(0)
+    assert len(net(pairs[0]).argmax(1).unique()) > 2
+    return net
+
+
+def agrees(scored, expected):
+    top1, top5, loss, correct = expected
+    assert 0 < top1 < top5 < 100
+    assert (scored.result.top1, scored.result.top5) == (top1, top5)
+    assert scored.result.correct.tolist() == correct
+    assert scored.result.loss == pytest.approx(loss, rel=1e-4)
+    assert scored.precision == Precision.fp32
+
+
+def torchvisions(name):
+    return drawn(lambda: getattr(torchvision.models, name)(num_classes=CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("step", "build", "head", "mode", "origin"),
+    [
+        ("resnet", lambda: torchvisions("resnet50"), "fc", BILINEAR, "torchvision resnet format"),
+        ("separate_downsampling", lambda: torchvisions("convnext_tiny"), "classifier.2", BICUBIC, "torchvision convnext format"),
+        (
+            "separate_downsampling",
+            lambda: drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)),
+            "head.fc",
+            BICUBIC,
+            "timm format",
+        ),
+        ("swin", lambda: torchvisions("swin_t"), "head", BICUBIC, "torchvision format"),
+    ],
+    ids=["torchvision-resnet50", "torchvision-convnext", "timm-convnext", "torchvision-swin"],
+)
+def test_published_weights_count_as_in_their_own_net(folder, tmp_path, step, build, head, mode, origin):
+    theirs, pairs = build(), prepared(folder, 73, 64, mode)
+    varied(theirs, theirs.get_submodule(head).bias, pairs)
+    file = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), file)
+    config = of_folder(folder, step, "data.image_size=64", "data.resize_size=73", f"weights={file}")
+    scored = score(config)
+    expected = counted(theirs, pairs)
+    agrees(scored, expected)
+    right = sum(expected[3])
+    line = result_line(config, scored)
+    for part in (
+        step,
+        f"top-1 {expected[0]:.2f} %",
+        f"top-5 {expected[1]:.2f} %",
+        f"{right}/{CLASSES * EACH} images right",
+        origin,
+        "fp32",
+        str(file),
+    ):
+        assert part in line
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
+
+
+@pytest.mark.parametrize("wrap", ["official", "safetensors"])
+def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wrap):
+    theirs, pairs = drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)), prepared(folder, 73, 64, BICUBIC)
+    varied(theirs, theirs.head.fc.bias, pairs)
+    file = tmp_path / ("weights.safetensors" if wrap == "safetensors" else "weights.pth")
+    config = of_folder(folder, "separate_downsampling", "data.image_size=64", "data.resize_size=73", f"weights={file}")
+    net = blank(lambda: build_net(config.model, CLASSES))
+    load_weights(net, theirs.state_dict())
+    official = export_weights(net, "official")
+    if wrap == "safetensors":
+        save_file(theirs.state_dict(), file)
+    else:
+        torch.save({"model": official}, file)
+    scored = score(config)
+    agrees(scored, counted(theirs, pairs))
+    assert scored.origin == ("timm format" if wrap == "safetensors" else "official format")
+
+
+def test_a_moving_average_beside_the_weights_is_named_and_not_scored(small, tmp_path):
+    weights = drawn(lambda: build_net(small("gelu").model, 10)).state_dict()
+    torch.save(weights, tmp_path / "alone.pt")
+    torch.save({"model_ema": {k: torch.zeros_like(v) for k, v in weights.items()}, "epoch": 3, "model": weights}, tmp_path / "both.pt")
+    alone, both = (score(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
+    assert both.result.loss == alone.result.loss
+    assert (alone.origin, both.origin) == ("our own format", "our own format (model_ema not scored)")
+
+
+@pytest.mark.parametrize(("step", "mode", "other"), [("resnet", BILINEAR, BICUBIC), ("separate_downsampling", BICUBIC, BILINEAR)])
+def test_images_are_resized_to_256_and_cropped_to_224_as_the_recipe_says(folder, tmp_path, step, mode, other):
+    file = tmp_path / "w.pt"
+    config = of_folder(folder, step, f"weights={file}", "scale=imagenet", regime="nano")
+    assert (config.data.resize_size, config.data.image_size) == (256, 224)
+    pairs = prepared(folder, 256, 224, mode)
+    net = drawn(lambda: build_net(config.model, CLASSES))
+    varied(net, net.head.bias, pairs)
+    torch.save({"state_dict": net.state_dict()}, file)
+    scored = score(config)
+    loss = counted(net, pairs)[2]
+    assert scored.origin == "our own format"
+    assert scored.result.loss == pytest.approx(loss, rel=1e-5)
+    for wrong in ((256, 224, other), (224, 224, mode), ((256, 256), 224, mode)):  # the last one: both sides, not the short one
+        assert abs(counted(net, prepared(folder, *wrong))[2] / loss - 1) > 1e-4
+
+
+def files_of(path):
+    return {str(p.relative_to(path)): (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "") for p in
+            [path, *path.rglob("*")]}  # fmt: skip
+
+
+def scoring(config, weights):
+    return replace(config, mode=Mode.evaluate, weights=str(weights))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+class TestRuns:
+    """Our own run directories."""
+
+    def test_give_exactly_the_result_they_recorded_and_stay_as_they_are(self, small, command, tmp_path):
+        config = small()
+        summary = train(config)
+        path = run_path(config)
+        before = files_of(tmp_path)
+        scored = score(scoring(config, path))
+        assert (scored.result.top1, scored.result.top5) == (summary["top1"], summary["top5"])
+        assert np.array_equal(scored.result.packed(), np.load(path / "correct.npy"))
+        assert scored.origin == "our run after 2 of 2 epochs"
+
+        words = ("+step=separate_downsampling", "mode=evaluate", f"weights='{path}'", "data.val_images=40", "wandb.mode=online")
+        done = command(*words, runs=tmp_path / "elsewhere")
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        right = round(summary["top1"] * 40 / 100)
+        for part in (f"top-1 {summary['top1']:.2f} %", f"top-5 {summary['top5']:.2f} %", f"{right}/40 images right", str(path)):
+            assert part in line
+        assert done.stderr == ""
+        assert files_of(tmp_path) == before
+
+    def test_give_the_newest_checkpoint_that_is_whole(self, small, capsys):
+        config = small("resnet")
+        train(config)
+        path = run_path(config)
+        (first, _) = [row["val/top1"] for row in read_metrics(path / "metrics.jsonl").rows if row["kind"] == "val"]
+        older, newest = sorted((path / "checkpoints").glob("*.pt"))
+        cut(newest)
+        scored = score(scoring(config, path))
+        assert (scored.result.top1, scored.origin) == (first, "our run after 1 of 2 epochs")
+        assert f"passed over {newest.name}" in capsys.readouterr().err
+        cut(older)
+        with pytest.raises(DataError, match="no checkpoint can be used"):
+            score(scoring(config, path))
+
+    def test_of_another_net_are_refused_and_other_images_are_noted(self, small, capsys):
+        config = small("gelu")
+        train(config)
+        path = run_path(config)
+        with pytest.raises(DataError, match=r"model\.activation: gelu -> relu; model\.kernel_size: 7 -> 9"):
+            score(scoring(small("kernel_9"), path))
+        scored = score(scoring(small("gelu", "data.val_images=30", "data.train_images=50", "fresh=true"), path))
+        assert len(scored.result.correct) == 30
+        note, other = capsys.readouterr().err.splitlines()[-2:]
+        assert note == "fresh=True: has no effect with mode=evaluate"
+        assert other == "not evaluated as the run itself was: data.val_images: 40 -> 30"
+
+    def test_without_a_config_a_checkpoint_or_a_net_are_refused(self, small, tmp_path):
+        config = small("gelu")
+        path = tmp_path / "seed0"
+        path.mkdir()
+        self.refused(scoring(config, path), "is no run directory (it holds no config.yaml)")
+        for text, words in (
+            ("!!python/object/apply:os.system ['touch marker']", "no config that can be read"),
+            ("- a list", "no config that can be read"),
+            ("[" * 3000, "no config that can be read"),
+            ("model: {depths: [1, 1, 2, 1]}", "of another net (model.activation: None -> gelu"),
+        ):
+            (path / "config.yaml").write_text(text)
+            self.refused(scoring(config, path), words)
+        assert not Path("marker").exists()
+        train(config)
+        os.replace(run_path(config) / "config.yaml", path / "config.yaml")
+        self.refused(scoring(config, path), "the run holds no checkpoint yet")
+
+    def refused(self, config, words):
+        with pytest.raises(DataError) as caught:
+            score(config)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert caught.value.code == 65
+
+
+def nano(small, file):
+    return scoring(small("separate_downsampling"), file)
+
+
+class Evil:
+    """What a pickle can do: run a command when it is read."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_that_runs_a_command_is_refused_and_has_not_run(command, tmp_path):
+    marker, file = tmp_path / "marker", tmp_path / "evil.pt"
+    torch.save({"model": {"head.weight": Evil(marker)}}, file)
+    done = command("+step=separate_downsampling", "mode=evaluate", f"weights={file}")
+    assert done.returncode == 65, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line == f"error: {file}: refused: it asks for posix.system, and a file of weights holds tensors only"
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.pt"]
+    torch.load(file, weights_only=False)  # the test can fail: read without care, it runs
+    assert marker.exists()
+
+
+class TestRefusals:
+    """Files that cannot be scored: a line that names the file and the reason."""
+
+    @pytest.fixture
+    def weights(self, small):
+        return drawn(lambda: build_net(small("separate_downsampling").model, 10)).state_dict()
+
+    def refused(self, small, file, *words):
+        with pytest.raises(DataError) as caught:
+            score(nano(small, file))
+        for word in (*words, str(file)):
+            assert word in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert caught.value.code == 65
+
+    def test_missing_or_no_file(self, small, tmp_path):
+        self.refused(small, tmp_path / "none.pt", "there is no such file or run directory")
+        os.mkfifo(tmp_path / "pipe")
+        self.refused(small, tmp_path / "pipe", "no regular file")
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+    @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+    def test_cut_short(self, small, tmp_path, weights, name, keep):
+        file = tmp_path / name
+        if name.endswith("pt"):
+            torch.save(weights, file)
+        else:
+            save_file(weights, file)
+        file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
+        self.refused(small, file, "damaged, cut short, or a file of another kind")
+
+    @pytest.mark.parametrize(
+        ("what", "words"),
+        [
+            (lambda w: list(w.values()), "but a list"),
+            (lambda w: {"epoch": 3}, "hold no tensors"),
+            (lambda w: {"model": {**w, "note": "x"}}, "note is no tensor, but of type str"),
+            (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
+            (lambda w: w | {"head.weight": w["head.weight"][:7]}, "has shape [7,"),
+            (lambda w: w | {"head.bias": torch.full((10,), torch.nan)}, "not finite"),
+            (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
+            (lambda w: {"other.weight": torch.zeros(3)}, "the format is none that is known"),
+        ],
+        ids=["list", "no-tensors", "a-string", "a-key-less", "other-classes", "nan", "other-net", "unknown"],
+    )
+    def test_that_hold_something_else(self, small, tmp_path, weights, what, words):
+        torch.save(what(weights), tmp_path / "w.pt")
+        self.refused(small, tmp_path / "w.pt", words)
+
+    def test_text(self, small, tmp_path):
+        (tmp_path / "w.pth").write_text("<html>404</html>\n")
+        self.refused(small, tmp_path / "w.pth", "damaged, cut short, or a file of another kind")
+
+    def test_images_too_small_for_the_net(self, small, tmp_path, weights):
+        torch.save(weights, tmp_path / "w.pt")
+        with pytest.raises(ConfigError, match=r"data\.image_size=16"):
+            score(scoring(small("separate_downsampling", "data.image_size=16"), tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        (("mode=evaluate",), ["weights=null", "mode=evaluate"]),
+        (("mode=evaluate", "weights="), ["weights=", "mode=evaluate"]),
+        (("weights=some.pth",), ["weights=some.pth", "mode=train"]),
+        (("mode=evalute", "weights=some.pth"), ["mode", "evalute", "data_check"]),
+    ],
+)
+def test_mode_and_weights_that_do_not_go_together_are_a_wrong_command(command, tmp_path, words, pieces):
+    done = command("+step=gelu", *words)
+    assert done.returncode == 64, done.stderr
+    (line,) = done.stderr.splitlines()
+    for piece in pieces:
+        assert piece in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_scores_one_line_a_step(small, command, tmp_path):
+    torch.save(drawn(lambda: build_net(small("gelu").model, 10)).state_dict(), tmp_path / "w.pt")
+    done = command("-m", "+step=resnet,gelu", "mode=evaluate", f"weights={tmp_path / 'w.pt'}")
+    assert done.returncode == 65
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["[2/2] gelu"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("[1/2] error: weights=")
+    assert not list(tmp_path.rglob("seed0"))
