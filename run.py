@@ -71,11 +71,23 @@ def evaluate_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
     return result_line(config, score(config, sweep))
 
 
-MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {Mode.train: train_step, Mode.evaluate: evaluate_step}
+def check_images(cfg: DictConfig, hydra_config: HydraConf) -> str:
+    """Open every image of a set and count; needs no step."""
+    config = step_config(cfg, hydra_config)
+    from roadmap.data.full_check import data_check
+
+    return data_check(config, sweep)
+
+
+MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {
+    Mode.train: train_step,
+    Mode.evaluate: evaluate_step,
+    Mode.data_check: check_images,
+}
 
 
 def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:
-    """Return the checked config of one step. Raises ConfigError."""
+    """Return the checked config of one step, or of none where the mode needs none. Raises ConfigError."""
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     return checked(cfg, hydra_config.runtime.choices, list(hydra_config.overrides.task), folders)
 

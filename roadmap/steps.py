@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from roadmap import paper
+from roadmap.choices import Mode
 from roadmap.config import Config
 from roadmap.errors import ConfigError
 from roadmap.explain import DERIVED, explain, nearest
@@ -147,14 +148,14 @@ def step_folders(config_dir: str | Path | None) -> list[Path]:
 def checked(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], folders: Sequence[Path]) -> Config:
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
-    `choices` are Hydra's (`hydra.runtime.choices`), `overrides` those of the command line. Raises ConfigError and
-    OmegaConf's errors (for `explain`).
+    `choices` are Hydra's (`hydra.runtime.choices`), `overrides` those of the command line. `mode=data_check` needs no step, and
+    stays without a name. Raises ConfigError and OmegaConf's errors (for `explain`).
     """
     tree = step_tree(folders)
     name = choices.get("step")
-    if name is None:
+    if name is None and cfg.get("mode") != Mode.data_check:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
-    if name not in tree:
+    if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(str(name), tree)}")
     values = OmegaConf.to_container(_without_hydra(cfg), resolve=True)
     assert isinstance(values, dict)
@@ -163,6 +164,8 @@ def checked(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str
             raise ConfigError(f"{key}={values[key]}: is derived from +step and +variant, and cannot be set")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
+    if name is None:  # a data check concerns the images only, and leaves no run directory
+        return config
     step, variant = tree[str(name)], choices.get("variant")
     config.step, config.variant = step.name, variant
     config.parent, config.label, config.adopted = step.parent, step.label(config.regime.name), step.adopted

@@ -54,37 +54,55 @@ class ImageSet:
     val: Split
     classes: tuple[str, ...]
     fingerprint: str  # changes with any image (in memory), any file's name or size (folders), or the classes
+    whole: str = ""  # the fingerprint of the set that a subset was taken from
 
 
-LOADERS: dict[DataName, Callable[[DataConfig], memory.Arrays | folders.Files]] = {
+MEMORY_LOADERS: dict[DataName, Callable[[DataConfig], memory.Arrays]] = {
     DataName.digits: memory.digits,
     DataName.fashion_mnist: memory.fashion_mnist,
     DataName.cifar10: memory.cifar10,
     DataName.cifar100: memory.cifar100,
     DataName.synthetic: memory.synthetic,
+}
+FOLDER_LOADERS: dict[DataName, Callable[..., folders.Files]] = {
     DataName.imagenette: folders.imagenette,
     DataName.imagenet: folders.imagenet,
     DataName.imagefolder: folders.imagefolder,
 }
-IN_MEMORY = frozenset({DataName.digits, DataName.fashion_mnist, DataName.cifar10, DataName.cifar100, DataName.synthetic})
+IN_MEMORY = frozenset(MEMORY_LOADERS)
 
 
-def load(data: DataConfig) -> ImageSet:
+def load(data: DataConfig, runs: str | None = None) -> ImageSet:
     """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
 
+    With `runs`, the folder of the runs, class folders that have not changed since the last time are not listed again.
     Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot meet.
     """
-    found = LOADERS[data.name](data)
+    found = MEMORY_LOADERS[data.name](data) if data.name in IN_MEMORY else FOLDER_LOADERS[data.name](data, runs)
+    whole, fingerprint = cut(data, found)
+    train, val = (split_of(found, split, data.image_size) for split in ("train", "val"))
+    return ImageSet(train, val, found.classes, fingerprint, whole)
+
+
+def cut(data: DataConfig, found: memory.Arrays | folders.Files) -> tuple[str, str]:
+    """Keep the subset that a config asks for; return the fingerprints of the whole set and of what is kept."""
     check_num_classes(data, found)
+    is_subset = data.train_images is not None or data.val_images is not None
+    whole = fingerprint_of(data.name, found) if is_subset and isinstance(found, folders.Files) else ""
     for split in ("train", "val"):
         keep = getattr(data, f"{split}_images")
         if keep is not None:
             found.keep(split, subset(f"data.{split}_images", keep, len(found.labels[split]), split))
-    digest = hashlib.sha256("\0".join((data.name, *found.classes)).encode(errors="surrogateescape"))
+    fingerprint = fingerprint_of(data.name, found)
+    return whole or fingerprint, fingerprint
+
+
+def fingerprint_of(name: DataName, found: memory.Arrays | folders.Files) -> str:
+    """Return a hash of a set's name, its classes and both splits."""
+    digest = hashlib.sha256("\0".join((name, *found.classes)).encode(errors="surrogateescape"))
     for split in ("train", "val"):
         found.update_hash(split, digest)
-    train, val = (split_of(found, split, data.image_size) for split in ("train", "val"))
-    return ImageSet(train, val, found.classes, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def split_of(found: memory.Arrays | folders.Files, split: str, image_size: int) -> Split:
