@@ -9,6 +9,8 @@ PIP_ARGS ?=
 STEP ?= inverted_bottleneck
 STUDY ?= demo
 REGIME ?= tiny
+DATA ?= imagenet
+ROOT ?=
 RUNS ?= $(or $(ROADMAP_RUNS),runs)
 ARGS ?=
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo test test-slow lint steps run report notebook clean
+.PHONY: help setup demo test test-slow lint steps run data-check report notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -50,6 +52,9 @@ steps: $(READY) ## every row of REGIME= with GMACs and parameters, beside the pa
 
 run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
 	@$(BIN)/python run.py +step=$(STEP) $(ARGS)
+
+data-check: $(READY) ## open every image of DATA= in ROOT=, and count, before it costs
+	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
 
 report: $(READY) ## chart and tables of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
