@@ -35,7 +35,7 @@ $(READY): pyproject.toml requirements.lock
 	@touch $@
 
 demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5 minutes on 2 cores)
-	@$(BIN)/python run.py -cd sweeps -cn demo $(ARGS)
+	@$(BIN)/python run.py -cd sweeps -cn demo paths.runs=$(RUNS) $(ARGS)
 	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
 
 test: $(READY) ## the tests (10 minutes on 2 cores)
@@ -51,7 +51,7 @@ steps: $(READY) ## every row of REGIME= with GMACs and parameters, beside the pa
 	@$(BIN)/python -m roadmap.steps --regime $(REGIME) $(ARGS)
 
 run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
-	@$(BIN)/python run.py +step=$(STEP) $(ARGS)
+	@$(BIN)/python run.py +step=$(STEP) paths.runs=$(RUNS) $(ARGS)
 
 data-check: $(READY) ## open every image of DATA= in ROOT=, and count, before it costs
 	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)

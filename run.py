@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; `main` says them in plain words
 # Two runs on one CPU: OpenMP's threads, waiting busily, starve each other (on 2 cores 570 ms a step instead of 66).
@@ -12,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import hydra
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -21,9 +23,10 @@ from roadmap.choices import Mode
 from roadmap.config import Config
 from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.explain import explain
+from roadmap.guard import check_folders, check_words
 from roadmap.help import config_dirs, help_text
 from roadmap.runtime.progress import Sweep
-from roadmap.steps import HYDRA_ERRORS, checked
+from roadmap.steps import CONF, HYDRA_ERRORS, checked, step_tree
 
 codes: list[int] = []  # one exit code a run: Hydra drops what a task returns in a sweep
 sweep = Sweep()
@@ -40,8 +43,9 @@ def task(cfg: DictConfig) -> None:
         one_run(cfg, hydra_config)
     except (RoadmapError, *HYDRA_ERRORS) as error:
         codes.append(tell(error))
-        if in_sweep and isinstance(error, StoppedEarly):
-            raise KeyboardInterrupt from None  # the one thing that ends Hydra's sweep at once
+        sweep.stopped |= isinstance(error, StoppedEarly)
+    if in_sweep and sweep.stopped:
+        raise KeyboardInterrupt  # the one thing that ends Hydra's sweep at once
 
 
 def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:
@@ -56,6 +60,7 @@ def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:
 def train_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
     """Train one step. The imports wait for the config: torch takes seconds that a wrong one need not wait for."""
     config = step_config(cfg, hydra_config)
+    print(f"{sweep.prefix()}{config.cell}: starting", file=sys.stderr, flush=True)
     from roadmap.train import result_line, train
 
     return result_line(config, train(config, sweep))
@@ -96,12 +101,15 @@ def cells_of(hydra_config: HydraConf) -> int:
     """Return how many runs a sweep has: the product of its lists, those of the command line replacing the file's."""
     words = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
     words += [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    lists = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(words)}
+    lists = {o.get_key_element(): o for o in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)}
     return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())
 
 
 def tell(error: Exception) -> int:
     """Write an error of the user's to stderr in plain words; return its exit code."""
+    if isinstance(error, StoppedEarly):
+        print(f"{sweep.prefix()}{error}; the same command goes on", file=sys.stderr, flush=True)
+        return error.code
     if isinstance(error, RoadmapError):
         print(f"{sweep.prefix()}error: {error}", file=sys.stderr, flush=True)
         return error.code
@@ -115,12 +123,16 @@ def main() -> int:
         print(help_text(config_dirs(sys.argv[1:])))
         return 0
     try:
-        task()
+        check_words(sys.argv[1:])
+        check_folders(config_dirs(sys.argv[1:]), CONF)
+        step_tree(config_dirs(sys.argv[1:]))
+        with TemporaryDirectory() as scratch:  # for what Hydra writes at the start of a sweep, before anything is checked
+            os.environ["ROADMAP_SCRATCH"] = scratch
+            task()
     except (RoadmapError, *HYDRA_ERRORS) as error:
         return tell(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return StoppedEarly.code
+        return StoppedEarly.code if sweep.stopped else tell(StoppedEarly("interrupted"))
     except SystemExit as error:  # argparse's 2 for a word it does not know
         return 64 if error.code == 2 else int(error.code or 0)
     return max(codes, default=0)

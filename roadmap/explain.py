@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import OverrideParseException
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from roadmap.config import Config
 from roadmap.errors import ConfigError
@@ -91,16 +91,18 @@ def _explain_value(error: OmegaConfBaseException) -> str:
         needed = re.search(r"Interpolation key '([^']+)' not found", first)
         if needed is None:
             return f"{key}: {first}"
+        if needed[1].startswith("regime.reference"):
+            return "+step=swin: this regime has no reference net; regime=tiny and regime=base have"
         return f"{key}: needs {needed[1]}, which this {'regime' if needed[1].startswith('regime.') else 'config'} does not have"
     if isinstance(error, ConfigKeyError):
         return _unknown_key(str(key))
-    if isinstance(error, ValidationError):
-        return f"{key}: {_plain_value(first)}"
-    return f"{key}: {first}"
+    return f"{key}: {_plain_value(first)}"
 
 
 def _plain_value(text: str) -> str:
     text = re.sub(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", r"'\1' is not a value of type \3", text)
     text = re.sub(r"Invalid value '(.*)', expected one of \[(.*)\]", r"'\1' must be one of \2", text)
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [3,3,9,3]", text)
+    text = re.sub(r"Incompatible value 'None' for field of type '\w+'", "must not be null", text)
+    text = re.sub(r"Merge error: .* is not a subclass of .*", "is a section; set the keys below it", text)
     return text.replace("Integer", "whole number").replace("Float", "number").replace("Boolean", "true or false")

@@ -26,6 +26,7 @@ from roadmap.choices import Mode
 from roadmap.config import Config
 from roadmap.errors import ConfigError
 from roadmap.explain import DERIVED, explain, nearest
+from roadmap.guard import check_folders, check_words
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -33,7 +34,7 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
 # What an override may change without changing the result, or what has a place of its own in the path.
-NOT_IN_CELL = ("step", "variant", "scale", "regime", "data", "seed", "study", "mode", "weights", "device", "fresh", "allow_drift", "local")
+NOT_IN_CELL = ("step", "variant", "scale", "regime", "data", "seed", "study", "mode", "weights", "device", "fresh", "allow_drift")
 NOT_IN_CELL_BELOW = ("data.root", "data.download", "data.workers", "paths.", "wandb.", "checkpoint.", "hydra.")
 
 
@@ -69,16 +70,33 @@ def about(path: Path) -> str:
 def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
     """Read the steps of some config folders, in the roadmap's order. Raises ConfigError for a file that is no step."""
     found: dict[str, Step] = {}
-    for folder in folders:
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
         labels = _labels(folder / "step" / "labels.csv")
         for path in sorted((folder / "step").glob("*.yaml")):
-            found.setdefault(path.stem, _read_step(path, labels.get(path.stem, {})))
+            if path.stem in found:
+                raise ConfigError(f"{path}: there is another step {path.stem}; give this one a name of its own")
+            found[path.stem] = _read_step(path, labels.get(path.stem, {}))
     parents = {name: step.parent for name, step in found.items()}
+    for name in found:
+        _check_ancestors(name, parents)
     return {name: found[name] for name in sorted(found, key=lambda name: paper.place(name, parents))}
+
+
+def _check_ancestors(name: str, parents: Mapping[str, str | None]) -> None:
+    line, parent = [name], parents[name]
+    while parent is not None:
+        if parent not in parents:
+            raise ConfigError(f"step {line[-1]}: its parent {parent} is no step; {nearest(parent, parents)}")
+        if parent in line:
+            raise ConfigError(f"step {name}: is its own ancestor ({' <- '.join([*line, parent])})")
+        line.append(parent)
+        parent = parents[parent]
 
 
 def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
     try:
+        if path.read_text(encoding="utf-8").split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
+            raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
         body = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         parents = [d for d in body.get("defaults", []) if isinstance(d, str) and d != "_self_"]
         reference = "reference" in (body.get("model") or {})
@@ -93,8 +111,11 @@ def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
 def _labels(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
     for row in rows:
         if not row.get("step") or (row.get("adopted") or "yes") not in {"yes", "no", "reference"}:
             raise ConfigError(f"{path}: columns are step,label,adopted, and adopted is yes, no or reference (found {row})")
@@ -114,6 +135,8 @@ def compose(step: str, regime: str = "nano", overrides: Sequence[str] = (), conf
     `config_dir` is a folder with steps, variants or data sets of one's own. Raises ConfigError.
     """
     folders = step_folders(config_dir)
+    check_words([f"+step={step}", *overrides])
+    check_folders(folders, CONF)
     known = regimes()
     if regime not in known:
         raise ConfigError(f"regime={regime}: there is no such regime; {nearest(regime, known)}")
@@ -151,7 +174,10 @@ def checked(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str
     `choices` are Hydra's (`hydra.runtime.choices`), `overrides` those of the command line. `mode=data_check` needs no step, and
     stays without a name. Raises ConfigError and OmegaConf's errors (for `explain`).
     """
-    tree = step_tree(folders)
+    tree, debug = step_tree(folders), choices.get("debug")
+    known = [path.stem for folder in folders for path in (folder / "debug").glob("*.yaml")]
+    if debug is not None and debug not in known:
+        raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
     name = choices.get("step")
     if name is None and cfg.get("mode") != Mode.data_check:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
@@ -161,7 +187,8 @@ def checked(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str
     assert isinstance(values, dict)
     for key in DERIVED:
         if key in values:
-            raise ConfigError(f"{key}={values[key]}: is derived from +step and +variant, and cannot be set")
+            why = "its file must begin with: # @package _global_" if isinstance(values[key], dict) else "is derived, and cannot be set"
+            raise ConfigError(f"{key}={values[key]}: {why}")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     if name is None:  # a data check concerns the images only, and leaves no run directory
@@ -187,10 +214,9 @@ def _cell(config: Config, choices: Mapping[str, Any], overrides: Sequence[str]) 
         key = override.get_key_element().lstrip("+~").split("@")[0]
         if override.is_delete():
             raise ConfigError(f"~{key}: a key cannot be taken out; set it to the value that turns it off")
-        if key in NOT_IN_CELL or key.startswith(NOT_IN_CELL_BELOW):
-            continue
         value = override.value()
-        changes |= _flat(key, value) if isinstance(value, dict) else {key: _value(config, key, choices)}
+        keys = _flat(key, value) if isinstance(value, dict) else {key: value}
+        changes |= {k: _value(config, k, choices) for k in keys if not (k in NOT_IN_CELL or k.startswith(NOT_IN_CELL_BELOW))}
     head = config.step + (f"+{config.variant}" if config.variant else "")
     cell = ",".join([head, *(f"{key}={_text(changes[key])}" for key in sorted(changes))])
     if SAFE_CELL.fullmatch(cell):

@@ -16,7 +16,7 @@ SMALL = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "
 
 
 def nothing_written(tmp_path):
-    return not (tmp_path / "runs").exists()
+    return not list(tmp_path.iterdir())
 
 
 def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path):
@@ -27,6 +27,7 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
     assert folder.parent.name == cell or folder.parent.name.startswith("inverted_bottleneck,")
     summary = json.loads((folder / "summary.json").read_text())
     (line,) = done.stdout.splitlines()
+    assert done.stderr.startswith("inverted_bottleneck,")  # something to see before the imports
     for part in ("inverted_bottleneck", f"{summary['top1']:.2f} %", "GMACs", "M parameters", str(folder)):
         assert part in line
     assert (summary["step"], summary["parent"], summary["state"]) == ("inverted_bottleneck", "increase_width", "done")
@@ -64,6 +65,9 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("+step=gelu", "seed=1,2"), 64, ["seed=1,2", "--multirun"]),
         (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE"]),
         (("-cd", "nowhere", "+step=gelu"), 64, ["nowhere"]),
+        (("-m", "+step=gelu,kernel_5", "study=../evil"), 64, ["study=../evil"]),
+        (("-m", "+step=gelu,nope"), 64, ["nope"]),
+        (("--experimental-rerun=x.pkl",), 64, ["pickled"]),
         (("+step=gelu", "recipe.batch_size=5000"), 64, ["recipe.batch_size=5000", "1437"]),
         (("+step=gelu", "device=cuda"), 64, ["device=cuda", "no GPU"]),
         (("+step=separate_downsampling", "data.image_size=16"), 64, ["data.image_size=16"]),

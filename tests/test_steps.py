@@ -164,6 +164,7 @@ class TestCell:
 
     def test_one_value_has_one_cell(self):
         assert self.cell("recipe.lr=1e-3") == self.cell("++recipe.lr=0.001")
+        assert self.cell("wandb={mode: disabled}", "checkpoint={keep: 3}") == "gelu"
 
     def test_is_silent_about_what_changes_nothing(self):
         assert (
@@ -212,6 +213,48 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=r"broken\.yaml"):
             compose("broken", "nano", config_dir=folder)
 
+    def test_a_parent_that_is_none_and_a_circle_of_parents_are_named(self, folder):
+        head = "# @package _global_\ndefaults:\n  - {}\n  - _self_\n"
+        (folder / "step" / "lost.yaml").write_text(head.format("gleu"))
+        with pytest.raises(ConfigError, match="step lost: its parent gleu is no step; did you mean gelu"):
+            compose("lost", "nano", config_dir=folder)
+        for one, other in (("lost", "found"), ("found", "lost")):
+            (folder / "step" / f"{one}.yaml").write_text(head.format(other))
+        with pytest.raises(ConfigError, match="its own ancestor"):
+            compose("mine", "nano", config_dir=folder)
+
+    def test_a_builtin_steps_name_is_taken(self, folder):
+        (folder / "step" / "gelu.yaml").write_text("# @package _global_\nmodel:\n  kernel_size: 3\n")
+        with pytest.raises(ConfigError, match="there is another step gelu"):
+            compose("gelu", "nano", config_dir=folder)
+
+    def test_the_first_line_is_asked_for(self, folder):
+        (folder / "step" / "bare.yaml").write_text("defaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 3\n")
+        with pytest.raises(ConfigError, match="bare.yaml: the first line of a step must be: # @package _global_"):
+            compose("bare", "nano", config_dir=folder)
+
+    def test_labels_that_are_not_utf8_are_named(self, folder):
+        (folder / "step" / "labels.csv").write_bytes("step,label\nmine,größer\n".encode("cp1252"))
+        with pytest.raises(ConfigError, match="labels.csv.*UTF-8"):
+            compose("mine", "nano", config_dir=folder)
+
+    @pytest.mark.parametrize("body", [
+        "hydra:\n  callbacks:\n    x:\n      _target_: os.mkdir\n      path: {marker}\n",
+        "hydra.callbacks.x:\n  path: {marker}\n",
+        "hydra:\n  run:\n    dir: {marker}\n",
+        "model:\n  deep:\n    - _target_: os.mkdir\n",
+    ])  # fmt: skip
+    def test_a_file_that_could_run_code_is_refused_before_hydra_reads_it(self, folder, tmp_path, body, command):
+        marker = tmp_path / "marker"
+        (folder / "step" / "evil.yaml").write_text("# @package _global_\n" + body.format(marker=marker))
+        with pytest.raises(ConfigError, match=r"evil\.yaml"):
+            compose("evil", "nano", config_dir=folder)
+        done = command("-cd", str(folder), "+step=evil")
+        assert done.returncode == 64
+        assert "evil.yaml" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not marker.exists()
+
 
 BAD = {  # override: what the message must hold
     "recipe.lr=nan": ["recipe.lr=nan", "above 0"],
@@ -241,6 +284,17 @@ BAD = {  # override: what the message must hold
     "seed=x": ["seed", "whole number"],
     "seed=-1": ["seed=-1", "at least 0"],
     "data.std=[1,1,0]": ["data.std", "above 0"],
+    "+variant=[without_gelu]": ["variant=[without_gelu]", "one name"],
+    "+variant@_global_=without_gelu": ["variant@_global_"],
+    "+step@_global_=kernel_11": ["step@_global_"],
+    "tune@recipe=mini_enhanced": ["tune@recipe"],
+    "recipe=null": ["recipe=null", "one name"],
+    "debug=overfitt": ["debug=overfitt", "overfit"],
+    "hydra.run.dir=x": ["hydra.run.dir"],
+    "hydra/launcher=basic": ["hydra/launcher"],
+    "local=mine": ["local"],
+    "model=3": ["section"],
+    "seed=null": ["seed", "null"],
     "model.width=${nothing}": ["model.width", "nothing"],
 }  # fmt: skip
 

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,11 +16,12 @@ import torch
 
 from roadmap import train as training
 from roadmap.data import sets
-from roadmap.errors import Busy, DataError, NonFiniteError, Refused, StoppedEarly
+from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
 from roadmap.runtime import checkpoint, stop
 from roadmap.runtime.folder import RunDir, run_path
 from roadmap.runtime.ledger import read_metrics
+from roadmap.runtime.progress import Sweep
 from roadmap.train import train
 
 from .conftest import ROOT, SMALL
@@ -33,7 +37,7 @@ def ledger(config):
 
 
 def newest(config):
-    return checkpoint.load_newest(run_path(config) / "checkpoints", torch.device("cpu")).state
+    return checkpoint.load_newest(run_path(config) / "checkpoints").state
 
 
 def same(a, b):
@@ -221,6 +225,126 @@ def test_a_checkpoint_that_holds_code_runs_nothing(small, monkeypatch, tmp_path)
     with pytest.raises(DataError, match="refused"):
         train(config)
     assert not marker.exists()
+
+
+def dying(monkeypatch, name, nth):
+    """Let the nth call of an os function within saving a checkpoint end the process's work, as a kill would."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = []
+    real = {"replace": os.replace, "fsync": os.fsync}[name]
+
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == nth:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, call)
+    return Killed
+
+
+@pytest.mark.parametrize(("name", "nth"), [("replace", n) for n in range(3, 17)] + [("fsync", n) for n in (4, 7, 8, 9, 10, 11, 12, 13)])
+def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small, tmp_path, monkeypatch, name, nth):
+    whole = small("gelu", f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    config = small("gelu")
+    with monkeypatch.context() as patch:
+        killed = dying(patch, name, nth)
+        with suppress(killed):
+            train(config)
+    train(config)
+    assert ledger(config) == ledger(whole)
+    assert same(newest(config), newest(whole))
+    assert not list(run_path(config).rglob(".step-*"))
+
+
+def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(small, monkeypatch):
+    config = small("gelu")
+    monkeypatch.setattr(training.data, "train_batches", lambda *a, **k: (_ for _ in ()).throw(DataError("3.jpg: cannot be decoded")))
+    with pytest.raises(DataError):
+        train(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(training.provenance, "code_hash", lambda: "other")
+    assert train(config)["state"] == "done"
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.yaml"])
+def test_checkpoints_without_their_record_are_refused(small, monkeypatch, name):
+    config = stopped(small, monkeypatch)
+    (run_path(config) / name).unlink()
+    with pytest.raises(Refused, match=f"no {name}"):
+        train(config)
+
+
+def test_a_checkpoint_of_another_config_is_refused(small, monkeypatch):
+    config = stopped(small, monkeypatch)
+    for path in (run_path(config) / "checkpoints").glob("*.json"):
+        path.write_text(path.read_text().replace('"identity": "', '"identity": "x'))
+    with pytest.raises(Refused, match="identity"):
+        train(config)
+
+
+def test_a_summary_that_cannot_be_read_is_told(small):
+    config = small("gelu")
+    train(config)
+    (run_path(config) / "summary.json").write_text("{")
+    with pytest.raises(DataError, match=r"summary\.json"):
+        train(config)
+
+
+def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(small, tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.held():
+        (tmp_path / "run" / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        began = time.monotonic()
+        with pytest.raises(Busy), RunDir(run.path).held():
+            pass
+        assert time.monotonic() - began < 5
+    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", holder, str(run.path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "held\n"
+    (run.path / ".lock").write_text(f"process 4194305 on {socket.gethostname()}")  # no such process can be
+    threading.Timer(1.0, child.stdin.close).start()
+    with run.held():
+        pass
+    child.wait()
+
+
+def test_fresh_on_a_new_run_leaves_nothing_aside(small):
+    config = small("gelu")
+    config.fresh = True
+    train(config)
+    assert [p.name for p in run_path(config).parent.iterdir()] == ["seed0"]
+
+
+def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
+    sweep = Sweep(1, 2)
+    real = training.Record.done
+
+    def done(self, result):
+        signal.raise_signal(signal.SIGTERM)
+        return real(self, result)
+
+    monkeypatch.setattr(training.Record, "done", done)
+    assert train(small("gelu"), sweep)["state"] == "done"
+    assert sweep.stopped
+
+
+def test_a_full_disk_ends_with_74_and_spares_what_was_saved(small, monkeypatch):
+    config = stopped(small, monkeypatch, 4)
+    before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
+    monkeypatch.setattr(training.checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(DiskError, match="No space left"):
+        train(config)
+    assert json.loads((run_path(config) / "status.json").read_text())["exit_code"] == 74
+    assert {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()} == before
+    monkeypatch.undo()
+    assert train(config)["state"] == "done"
 
 
 def test_another_config_in_the_same_directory_is_refused(small, monkeypatch):

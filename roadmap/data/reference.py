@@ -175,7 +175,7 @@ def load_batches(
     loader = DataLoader(
         prepared,
         batch_sampler=[ids.tolist() for ids in index_batches],
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,

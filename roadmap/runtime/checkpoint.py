@@ -1,6 +1,7 @@
 """Checkpoints: plain tensors and containers, each with a manifest; one counts only if its bytes are those of the manifest.
 
-A checkpoint is `step-<global step>.pt` with `step-<global step>.json` beside it. Used by `roadmap.train`.
+A checkpoint is `step-<global step>-<epochs evaluated>.pt` with a `.json` of that name beside it, which is there first.
+Used by `roadmap.train`, which holds the run directory meanwhile.
 """
 
 import hashlib
@@ -28,11 +29,14 @@ class Found:
 
 
 def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int, best_step: int | None) -> None:
-    """Write a checkpoint of `state["global_step"]`, then drop all but the newest `keep` and the best.
+    """Write a checkpoint, then drop all but the newest `keep` and those of the best step.
 
-    Raises DiskError; then every earlier checkpoint is still there.
+    One of the same step and evaluation is the same to the bit, and left alone. Raises DiskError; then every earlier
+    checkpoint is still there.
     """
-    path = folder / f"step-{state['global_step']:010d}.pt"
+    path = folder / f"step-{state['global_step']:010d}-{state['epochs_evaluated']:05d}.pt"
+    if _is_whole(path):
+        return
     temporary = folder / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
         folder.mkdir(exist_ok=True)
@@ -41,17 +45,27 @@ def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep:
             out.flush()
             os.fsync(out.fileno())
         manifest = {"schema": SCHEMA, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary), **manifest}
+        path.unlink(missing_ok=True)  # only one that is not whole
+        write_json(path.with_suffix(".json"), manifest)
         os.replace(temporary, path)
         sync_folder(folder)
-        write_json(path.with_suffix(".json"), manifest)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
     _rotate(folder, keep, best_step)
 
 
-def load_newest(folder: Path, device: torch.device) -> Found | None:
-    """Return the newest checkpoint that is whole; None where there was never one.
+def tidy(folder: Path) -> None:
+    """Remove what a killed writer left: unfinished files, and manifests without their checkpoint."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob("step-*.json"):
+        if not path.with_suffix(".pt").exists():
+            path.unlink(missing_ok=True)
+
+
+def load_newest(folder: Path) -> Found | None:
+    """Return the newest checkpoint that is whole, its tensors on the CPU; None where there was never one.
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """
@@ -61,7 +75,7 @@ def load_newest(folder: Path, device: torch.device) -> Found | None:
         try:
             manifest = read_json(path.with_suffix(".json"))
             _verify(path, manifest)
-            return Found(torch.load(path, map_location=device, weights_only=True), manifest, skipped)
+            return Found(torch.load(path, map_location="cpu", weights_only=True), manifest, skipped)
         except (OSError, ValueError, RuntimeError, EOFError) as error:
             skipped.append(f"{path.name}: {_reason(error)}")
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
@@ -69,6 +83,14 @@ def load_newest(folder: Path, device: torch.device) -> Found | None:
     if paths:
         raise DataError(f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and keeps this aside")
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path, read_json(path.with_suffix(".json")))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
@@ -82,9 +104,9 @@ def _verify(path: Path, manifest: dict[str, Any]) -> None:
 
 def _rotate(folder: Path, keep: int, best_step: int | None) -> None:
     whole = sorted((p for p in folder.glob("step-*.pt") if p.with_suffix(".json").exists()), reverse=True)
-    best = f"step-{best_step:010d}.pt" if best_step is not None else ""
+    best = f"step-{best_step:010d}-" if best_step is not None else "none"
     for path in whole[keep:]:
-        if path.name != best:
+        if not path.name.startswith(best):
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
 

@@ -6,21 +6,24 @@
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from roadmap.config import Config
 from roadmap.errors import Busy, DiskError, Refused
-from roadmap.runtime.ledger import CONFIG, STATUS, SUMMARY, read_json, replace_file, write_json
+from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, read_json, replace_file, write_json
 
 # What makes a run this run and no other. Everything else may change between two starts of it.
 IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
+CHECKPOINTS = "checkpoints"
+ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
 FREE_IN_DATA = ("root", "download", "workers")
 
 
@@ -42,9 +45,18 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def alive(holder: str) -> bool:
+    """Tell whether `process PID on HOST` may still be running: on another host nobody can know."""
+    found = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if found is None or found[2] != socket.gethostname():
+        return True
+    return Path("/proc", found[1]).exists()
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return `field: old -> new` for every field in which two flat records differ."""
-    return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"{key}: {str(before.get(key))[:80]} -> {str(now.get(key))[:80]}" for key in keys]
 
 
 class RunDir:
@@ -63,7 +75,9 @@ class RunDir:
             before = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
             self.status = read_json(self.path / STATUS)
             changes = differences(identity(before), identity(values))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if any((self.path / CHECKPOINTS).glob("step-*.pt")):
+                raise Refused(f"{self.path}: holds checkpoints, but no {Path(error.filename).name}; fresh=true sets it aside") from None
             return
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
@@ -75,6 +89,8 @@ class RunDir:
         if self.status.get("state") == "done" and (self.path / SUMMARY).exists():
             return
         self.status["state"] = "begun"
+        if not any((self.path / CHECKPOINTS).glob("step-*.pt")):
+            return  # nothing was trained yet that other code or data could spoil
         drift = differences(
             *({key: facts_of.get(key) for key in ("code_hash", "data_fingerprint", "precision")} for facts_of in (self.status, facts))
         )
@@ -94,21 +110,30 @@ class RunDir:
         except OSError as error:
             raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
-                lock.seek(0)
-                raise Busy(f"{self.path}: another process is writing this run ({lock.read().strip()})") from None
+            self._lock(lock)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
             yield
 
+    def _lock(self, lock: TextIO) -> None:
+        deadline = time.monotonic() + ORPHANS_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
+            lock.seek(0)
+            holder = lock.read().strip()
+            if alive(holder) or time.monotonic() > deadline:
+                raise Busy(f"{self.path}: another process is writing this run ({holder})")
+            time.sleep(0.2)  # the holder was killed; its worker processes notice within seconds
+
     def set_aside(self) -> Path | None:
         """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""
-        if not self.path.exists():
+        if not any((self.path / name).exists() for name in (CONFIG, STATUS, METRICS, CHECKPOINTS)):
             return None
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():

@@ -10,6 +10,7 @@ import netrc
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ def chosen_mode(config: Config) -> str:
     if config.wandb.mode != WandbMode.auto:
         return str(config.wandb.mode)
     said = os.environ.get("WANDB_MODE", "")
-    if said in {"online", "offline", "disabled"}:
-        return said
+    if said in {"online", "offline", "disabled", "dryrun"}:
+        return said.replace("dryrun", "offline")  # W&B's older word
     return "online" if _logged_in() else "offline"
 
 
@@ -41,7 +42,7 @@ def _logged_in() -> bool:
     for place in places:
         try:
             return netrc.netrc(Path(place).expanduser()).authenticators("api.wandb.ai") is not None
-        except (OSError, netrc.NetrcParseError):
+        except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
     return False
 
@@ -72,11 +73,12 @@ class Mirror:
         try:
             self._start(config, run_id, values)
         except Exception as error:
-            import wandb
-
-            wandb.teardown()  # the client holds on to the run's id
-            self.mode = "offline"
+            self.run, self.mode = None, "offline"
             self.say(f"W&B: not online ({_line(error)}), so offline")
+            with suppress(Exception):
+                import wandb
+
+                wandb.teardown()  # the client holds on to the run's id
 
     def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         import wandb  # half a second that a run without W&B need not wait
@@ -100,7 +102,7 @@ class Mirror:
             group=config.study,
             job_type=config.cell[:64],
             name=f"{config.regime.name}/{config.cell}/seed{config.seed}",
-            tags=[config.step[:64], config.regime.name, str(config.data.name)],
+            tags=[config.step[:64], config.regime.name[:64], str(config.data.name)],
             config=values,
             dir=self.path,
             settings=settings,

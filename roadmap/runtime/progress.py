@@ -14,18 +14,20 @@ class Sweep:
 
     position: int = 1
     total: int = 1
+    worked: float = 0.0  # runs that this process has trained, in whole and in part
+    stopped: bool = False  # a signal came when a run was as good as done: no other begins
     started: float = field(default_factory=time.monotonic)
 
     def prefix(self) -> str:
         """Return `[3/17] `, or nothing for a run on its own."""
         return f"[{self.position}/{self.total}] " if self.total > 1 else ""
 
-    def left(self, share_done: float) -> str:
-        """Return how long all runs will still take, from those done and `share_done` of this one."""
-        done = self.position - 1 + share_done
+    def left(self, share_done: float, share_before: float) -> str:
+        """Return how long all runs will still take, from what this process has done; `share_before` of this run was done before."""
+        done = self.worked + share_done - share_before
         if self.total == 1 or done <= 0:
             return ""
-        return f", all {clock((self.total - done) * (time.monotonic() - self.started) / done)} left"
+        return f", all {clock((self.total - self.position + 1 - share_done) * (time.monotonic() - self.started) / done)} left"
 
 
 def wide_terminal() -> bool:
@@ -80,8 +82,9 @@ class Progress:
         if not made:
             return "time left unknown"
         seconds = (time.monotonic() - self._began) * (self.total - self.done) / made
-        return f"{clock(seconds)} left{self.sweep.left(self.done / self.total)}"
+        return f"{clock(seconds)} left{self.sweep.left(self.done / self.total, self._start / self.total)}"
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, and count what was done."""
+        self.sweep.worked += (self.done - self._start) / max(self.total, 1)
         self.bar.close()

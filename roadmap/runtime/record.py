@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -83,6 +84,7 @@ class Record:
         self.run.update(epoch=epochs_evaluated, step=global_step)
         self._base_s = time_s
         self._began = self._flushed = self._saved = time.monotonic()
+        reset_peak_memory(self.device)
 
     @property
     def time_s(self) -> float:
@@ -162,7 +164,7 @@ class Record:
         if self.mirror is not None:
             self.run.status["wandb_rows"] = self.mirror.follow(self.run.status["wandb_rows"])
         self.run.update(epoch=epochs_evaluated, step=global_step)
-        self._saved = time.monotonic()
+        self._saved = self._flushed = time.monotonic()
 
     def done(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write and return `summary.json`: the result, the config's names, speed, memory, versions."""
@@ -221,7 +223,18 @@ def peak_memory_gb(device: torch.device) -> float:
     """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError, StopIteration):
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak be this run's own, not that of an earlier one in the same process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # Linux only; elsewhere the peak is the process's
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def log_to(path: Path) -> logging.Handler:
