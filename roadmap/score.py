@@ -27,11 +27,10 @@ from roadmap.evaluate import Evaluation, evaluate
 from roadmap.net import build_net, cost, load_weights
 from roadmap.net.interop import SIGNS, unwrap
 from roadmap.runtime import checkpoint
-from roadmap.runtime.device import choose_device, choose_precision
 from roadmap.runtime.folder import differences, identity
 from roadmap.runtime.ledger import CONFIG
 from roadmap.runtime.progress import Progress, Sweep
-from roadmap.train import EVAL_BATCH, Batch
+from roadmap.train import EVAL_BATCH, Batch, choose_device, choose_precision
 
 # What an evaluation depends on besides the net: where a run's own differs, its recorded accuracy is another one.
 OF_EVALUATION = (
@@ -74,7 +73,7 @@ def score(config: Config, sweep: Sweep | None = None) -> Score:
         if getattr(config, key) != idle:
             say(sweep, f"{key}={getattr(config, key)}: has no effect with mode=evaluate")
     weights = read_weights(config, sweep)
-    images = sets.load(config.data)
+    images = sets.load(config.data, config.paths.runs)
     net = net_with(weights, config, len(images.classes)).to(device)
     net.to(memory_format=torch.channels_last)  # as in training
     # A run is scored as it was in training; what is published for a file was as a rule measured in fp32.
@@ -155,7 +154,7 @@ def read_run(path: Path, config: Config, sweep: Sweep) -> Weights:
         raise DataError(f"weights={config.weights}: a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
     if others := [change for change in changes if change.split(":")[0] in OF_EVALUATION]:
         say(sweep, f"not evaluated as the run itself was: {'; '.join(others)}")
-    found = checkpoint.load_newest(path / "checkpoints")
+    found = checkpoint.load_newest(path / "checkpoints", torch.device("cpu"))
     if found is None:
         raise DataError(f"weights={config.weights}: the run holds no checkpoint yet")
     for reason in found.skipped:
