@@ -27,10 +27,11 @@ from roadmap.evaluate import Evaluation, evaluate
 from roadmap.net import build_net, cost, load_weights
 from roadmap.net.interop import SIGNS, unwrap
 from roadmap.runtime import checkpoint
+from roadmap.runtime.device import choose_device, choose_precision
 from roadmap.runtime.folder import differences, identity
 from roadmap.runtime.ledger import CONFIG
 from roadmap.runtime.progress import Progress, Sweep
-from roadmap.train import EVAL_BATCH, Batch, choose_device, choose_precision
+from roadmap.train import EVAL_BATCH, Batch
 
 # What an evaluation depends on besides the net: where a run's own differs, its recorded accuracy is another one.
 OF_EVALUATION = (
@@ -154,7 +155,7 @@ def read_run(path: Path, config: Config, sweep: Sweep) -> Weights:
         raise DataError(f"weights={config.weights}: a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
     if others := [change for change in changes if change.split(":")[0] in OF_EVALUATION]:
         say(sweep, f"not evaluated as the run itself was: {'; '.join(others)}")
-    found = checkpoint.load_newest(path / "checkpoints", torch.device("cpu"))
+    found = checkpoint.load_newest(path / "checkpoints")
     if found is None:
         raise DataError(f"weights={config.weights}: the run holds no checkpoint yet")
     for reason in found.skipped:

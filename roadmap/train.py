@@ -3,6 +3,8 @@
 `train` reads top to bottom: check, hold the directory, take up the state; then epoch by epoch train, evaluate, save.
 """
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -20,18 +22,19 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
 from roadmap import data
-from roadmap.choices import DataName, Device, Precision
+from roadmap.choices import DataName, Precision
 from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.data.full_check import standing
-from roadmap.errors import ConfigError, StoppedEarly
+from roadmap.errors import ConfigError, DataError, Refused, StoppedEarly
 from roadmap.evaluate import Evaluation, evaluate
 from roadmap.net import build_net, cost
 from roadmap.recipe import mix
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint, provenance
-from roadmap.runtime.folder import RunDir, disk, run_path
+from roadmap.runtime.device import choose_device, choose_precision
+from roadmap.runtime.folder import CHECKPOINTS, RunDir, differences, disk, identity, run_path
 from roadmap.runtime.ledger import CORRECT, SUMMARY, read_json, replace_file
 from roadmap.runtime.progress import Sweep
 from roadmap.runtime.record import Record
@@ -95,10 +98,10 @@ def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
             stack.enter_context(run.held())
         run.take_up(resolved(config), facts, allow_drift=config.allow_drift)
         if run.status.get("state") == "done":
-            return read_json(run.path / SUMMARY)
-        stop = stack.enter_context(Stop())
-        total_steps = config.recipe.epochs * (len(images.train.labels) // config.recipe.batch_size)
-        record = stack.enter_context(Record(run, config, facts, device, total_steps, sweep or Sweep()))
+            return summary_of(run)
+        sweep, stop = sweep or Sweep(), stack.enter_context(Stop())
+        stack.callback(lambda: setattr(sweep, "stopped", stop.signal is not None))
+        record = stack.enter_context(Record(run, config, facts, device, config.recipe.epochs * facts["steps_per_epoch"], sweep))
         job = Job(config, images, device, record, stop, Precision(facts["precision"]))
         state = take_up(job)
         result, of_ema = fit(job, state)
@@ -106,21 +109,13 @@ def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
         return record.done(values | ({"ema_top1": of_ema.top1, "ema_top5": of_ema.top5} if of_ema else {}))
 
 
-def choose_device(wanted: Device) -> torch.device:
-    """Return the device of a run. Raises ConfigError where a GPU was asked for and there is none."""
-    if wanted == Device.cuda and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
-    return torch.device("cuda" if wanted != Device.cpu and torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(wanted: Precision, device: torch.device) -> Precision:
-    """Return fp32 or bf16. Raises ConfigError where the GPU has no bf16 and it was asked for."""
-    if device.type == "cpu":
-        return Precision.fp32 if wanted == Precision.auto else wanted
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if wanted == Precision.bf16 and not has_bf16:
-        raise ConfigError("recipe.precision=bf16: this GPU has none; recipe.precision=fp32")
-    return Precision.bf16 if has_bf16 and wanted != Precision.fp32 else Precision.fp32
+def summary_of(run: RunDir) -> dict[str, Any]:
+    """Return the summary of a run that is done. Raises DataError where it cannot be read."""
+    try:
+        summary = read_json(run.path / SUMMARY)
+        return summary | {key: float(summary[key]) for key in ("top1", "gmacs", "params_m")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run.path / SUMMARY}: cannot be read ({error}); fresh=true starts over and keeps this aside") from None
 
 
 def check(config: Config, images: sets.ImageSet, device: torch.device) -> dict[str, Any]:
@@ -139,6 +134,7 @@ def check(config: Config, images: sets.ImageSet, device: torch.device) -> dict[s
         "num_classes": num_classes,
         "data_fingerprint": images.fingerprint,
         "code_hash": provenance.code_hash(),
+        "steps_per_epoch": len(images.train.labels) // config.recipe.batch_size,
         "precision": str(choose_precision(config.recipe.precision, device)),
     }
 
@@ -150,8 +146,10 @@ def take_up(job: Job) -> State:
     net = build_net(config.model, len(job.images.classes)).to(job.device)
     net.to(memory_format=torch.channels_last)
     state, time_s = State(net, build_optimizer(net, config.recipe), average_of(net, config.recipe.ema_decay)), 0.0
-    found = checkpoint.load_newest(record.run.path / "checkpoints", job.device)
+    checkpoint.tidy(record.run.path / CHECKPOINTS)
+    found = checkpoint.load_newest(record.run.path / CHECKPOINTS)
     if found is not None:
+        refuse_another(job, found.manifest)
         net.load_state_dict(found.state["net"])
         state.optimizer.load_state_dict(found.state["optimizer"])
         if state.ema is not None:
@@ -170,6 +168,19 @@ def take_up(job: Job) -> State:
     )  # fmt: skip
     log.info(standing(job.images, config.data.name, config.paths.runs))
     return state
+
+
+def identity_hash(config: Config) -> str:
+    """Return a hash of all that a result depends on."""
+    return hashlib.sha256(json.dumps(identity(resolved(config)), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def refuse_another(job: Job, manifest: dict[str, Any]) -> None:
+    """Raise Refused where a checkpoint is of another config, or of epochs of another length."""
+    mine = {"identity": identity_hash(job.config), "steps_per_epoch": job.steps_per_epoch}
+    changes = differences({key: manifest.get(key) for key in mine}, mine)
+    if changes:
+        raise Refused(f"{job.record.run.path}: its checkpoint is of another run ({'; '.join(changes)}); fresh=true sets it aside")
 
 
 def fit(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
@@ -284,12 +295,13 @@ def save(job: Job, state: State) -> None:
     """Write a checkpoint, after the ledger lines that it covers. Raises NonFiniteError, DiskError."""
     job.record.flush()
     plain = {key: getattr(state, key) for key in SAVED}
+    facts = {"identity": identity_hash(job.config), "time": time.time(), "world_size": 1, **job.record.facts}
     tensors = {"net": state.net.state_dict(), "optimizer": state.optimizer.state_dict()}
     tensors |= {"ema": state.ema.state_dict()} if state.ema is not None else {}
     checkpoint.save(
-        job.record.run.path / "checkpoints",
+        job.record.run.path / CHECKPOINTS,
         {**plain, "time_s": job.record.time_s, **tensors},
-        {**plain, "time": time.time(), **job.record.facts},
+        {**plain, **facts},
         keep=job.config.checkpoint.keep,
         best_step=state.best_step,
     )
