@@ -93,8 +93,7 @@ def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
     with ExitStack() as stack:
         run = RunDir(run_path(config))
         stack.enter_context(run.held())
-        if config.fresh:
-            run.set_aside()
+        if config.fresh and run.set_aside():
             stack.enter_context(run.held())
         run.take_up(resolved(config), facts, allow_drift=config.allow_drift)
         if run.status.get("state") == "done":

@@ -60,7 +60,7 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("+step=separate_downsampling", "+variant=without_depthwise"), 64, ["depthwise_first", "model.depthwise=false"]),
         (("+step=gelu", "recipe.lr=[1"), 64, ["recipe.lr"]),
         (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
-        (("+step=[gelu,resnet]",), 64, ["+step"]),
+        (("+step=[gelu,resnet]",), 64, ["step=[gelu,resnet]", "one name"]),
         (("+step=gelu", "+step=resnet"), 64, ["step: is given twice"]),
         (("+step=gelu", "seed=1,2"), 64, ["seed=1,2", "--multirun"]),
         (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE"]),

@@ -230,12 +230,12 @@ class TestOwnStep:
 
     def test_the_first_line_is_asked_for(self, folder):
         (folder / "step" / "bare.yaml").write_text("defaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 3\n")
-        with pytest.raises(ConfigError, match="bare.yaml: the first line of a step must be: # @package _global_"):
+        with pytest.raises(ConfigError, match=r"bare\.yaml: the first line of a step must be: # @package _global_"):
             compose("bare", "nano", config_dir=folder)
 
     def test_labels_that_are_not_utf8_are_named(self, folder):
         (folder / "step" / "labels.csv").write_bytes("step,label\nmine,größer\n".encode("cp1252"))
-        with pytest.raises(ConfigError, match="labels.csv.*UTF-8"):
+        with pytest.raises(ConfigError, match=r"labels\.csv.*UTF-8"):
             compose("mine", "nano", config_dir=folder)
 
     @pytest.mark.parametrize("body", [
