@@ -115,7 +115,7 @@ def open_all(config: Config, found: folders.Files, stop: Stop, sweep: Sweep) -> 
                 saved = time.monotonic()
             stop.check()
     except StoppedEarly as error:
-        raise StoppedEarly(f"{error}: {progress.done} of {len(names)} images opened; the same command goes on") from None
+        raise StoppedEarly(f"{error}: {progress.done} of {len(names)} images opened") from None
     finally:
         progress.close()
         save(path, ids[whole])
