@@ -25,6 +25,7 @@ from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.explain import explain
 from roadmap.guard import check_folders, check_words
 from roadmap.help import config_dirs, help_text
+from roadmap.idle import idle
 from roadmap.runtime.progress import Sweep
 from roadmap.steps import CONF, HYDRA_ERRORS, checked, step_tree
 
@@ -94,7 +95,11 @@ MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {
 def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:
     """Return the checked config of one step, or of none where the mode needs none. Raises ConfigError."""
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
-    return checked(cfg, hydra_config.runtime.choices, list(hydra_config.overrides.task), folders)
+    words = list(hydra_config.overrides.task)
+    config = checked(cfg, hydra_config.runtime.choices, words, folders)
+    for line in idle(config, words):
+        print(f"{sweep.prefix()}note: {line}", file=sys.stderr)
+    return config
 
 
 def cells_of(hydra_config: HydraConf) -> int:

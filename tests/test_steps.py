@@ -9,6 +9,7 @@ import yaml
 from roadmap import paper
 from roadmap.config import resolved
 from roadmap.errors import ConfigError
+from roadmap.idle import READ_WITH, idle
 from roadmap.steps import CONF, compose, regimes, step_tree
 from roadmap.table import flatten
 
@@ -306,6 +307,22 @@ def test_bad_override_is_named_in_one_line(override):
     assert "\n" not in str(caught.value)
     for piece in BAD[override]:
         assert piece in str(caught.value)
+
+
+@pytest.mark.parametrize(("override", "told"), [
+    ("recipe.momentum=0.5", "recipe.optimizer=sgd"), ("recipe.step_epochs=3", "recipe.schedule=step"), ("data.padding=4", "data.crop=pad"),
+    ("recipe.lr_batch_size=128", "recipe.lr_scaling=linear"), ("recipe.mix_switch=0.1", "recipe.cutmix"), ("data.workers=4", "reference"),
+])  # fmt: skip
+def test_a_setting_without_effect_is_told(override, told):
+    (line,) = idle(compose("gelu", "nano", [override]), [override])
+    assert line.startswith(override.split("=")[0])
+    assert told in line
+
+
+def test_settings_that_are_read_are_not_told():
+    words = ["recipe.momentum=0.5", "recipe.step_epochs=3", "recipe.lr=0.1"]
+    assert idle(compose("resnet", "nano", words), words) == []
+    assert {key for key in READ_WITH if key.split(".")[0] == "recipe"} <= RECIPE
 
 
 def test_unknown_names_list_what_there_is_the_nearest_first():

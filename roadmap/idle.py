@@ -1,0 +1,35 @@
+"""Settings that a user gave and that nothing will read, given the others: they are told, not passed over."""
+
+from collections.abc import Callable, Iterable
+
+from roadmap.choices import Crop, LrScaling, Optimizer, Pipeline, Schedule
+from roadmap.config import Config
+
+# A key, whether it is read, and what would have to be otherwise.
+READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "recipe.momentum": (lambda c: c.recipe.optimizer == Optimizer.sgd, "recipe.optimizer=sgd"),
+    "recipe.beta1": (lambda c: c.recipe.optimizer == Optimizer.adamw, "recipe.optimizer=adamw"),
+    "recipe.beta2": (lambda c: c.recipe.optimizer == Optimizer.adamw, "recipe.optimizer=adamw"),
+    "recipe.eps": (lambda c: c.recipe.optimizer == Optimizer.adamw, "recipe.optimizer=adamw"),
+    "recipe.step_epochs": (lambda c: c.recipe.schedule == Schedule.step, "recipe.schedule=step"),
+    "recipe.step_factor": (lambda c: c.recipe.schedule == Schedule.step, "recipe.schedule=step"),
+    "recipe.min_lr": (lambda c: c.recipe.schedule == Schedule.cosine, "recipe.schedule=cosine"),
+    "recipe.lr_batch_size": (lambda c: c.recipe.lr_scaling == LrScaling.linear, "recipe.lr_scaling=linear"),
+    "recipe.mix_switch": (lambda c: c.recipe.mixup > 0 and c.recipe.cutmix > 0, "recipe.mixup and recipe.cutmix above 0"),
+    "recipe.interpolation": (
+        lambda c: c.data.pipeline == Pipeline.reference or c.data.crop == Crop.resized,
+        "data.pipeline=reference or data.crop=resized",
+    ),
+    "recipe.init": (lambda c: c.model.reference is None, "a net of ours"),
+    "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
+    "data.padding": (lambda c: c.data.crop == Crop.pad, "data.crop=pad"),
+    "data.workers": (lambda c: c.data.pipeline == Pipeline.reference, "data.pipeline=reference"),
+}
+
+
+def idle(config: Config, overrides: Iterable[str]) -> list[str]:
+    """Return a line for each override of a command line that changes nothing."""
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    return [
+        f"{key}: has no effect here, it needs {READ_WITH[key][1]}" for key in keys if key in READ_WITH and not READ_WITH[key][0](config)
+    ]
