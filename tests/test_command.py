@@ -1,7 +1,6 @@
 """`python run.py` as a user types it: what it writes, what it ends with, and what it refuses."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -144,7 +143,7 @@ def test_a_stop_ends_the_sweep_and_typed_again_it_goes_on(tmp_path):
     deadline = time.monotonic() + 120
     while not (tmp_path / started).exists() and time.monotonic() < deadline:
         assert process.poll() is None
-        os.sched_yield()
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors

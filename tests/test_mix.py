@@ -69,7 +69,7 @@ def test_with_both_off_images_and_labels_come_back_as_they_are(batch):
 def test_an_odd_batch_is_refused_before_anything_runs(batch):
     images, labels = batch
     for recipe in (RecipeConfig(batch_size=63, mixup=0.8), RecipeConfig(batch_size=63, cutmix=1.0)):
-        with pytest.raises(ConfigError, match=r"recipe.batch_size=63: must be even"):
+        with pytest.raises(ConfigError, match=r"recipe.micro_batch is 63: must be even"):
             check(recipe)
     check(RecipeConfig(batch_size=63))
     check(RecipeConfig(batch_size=64, mixup=0.8))
