@@ -67,7 +67,9 @@ class Mirror:
         """Return in one line where the run goes, with the command that syncs it later; nothing for a run without W&B."""
         if self.run is None:
             return ""
-        return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*" if self.mode == "offline" else f"W&B: {self.run.url}"
+        if self.mode == "offline":
+            return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*"
+        return f"W&B: {self._guard(getattr, self.run, 'url')}"
 
     def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         try:
