@@ -163,12 +163,12 @@ def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
 
 
 def test_batch_norm_over_several_devices_needs_gpus(small):
-    with pytest.raises(ConfigError, match="recipe.sync_batch_norm=true: needs GPUs"):
+    with pytest.raises(ConfigError, match=r"recipe\.sync_batch_norm=true: needs GPUs"):
         train(small("gelu", "recipe.sync_batch_norm=true", "device=cpu"))
 
 
 def test_batch_norm_of_one_pixel_is_refused_before_anything_is_written(small, tmp_path):
-    with pytest.raises(ConfigError, match="recipe.micro_batch=1"):
+    with pytest.raises(ConfigError, match=r"recipe\.micro_batch=1"):
         train(small("gelu", "recipe.micro_batch=1"))
     assert not (tmp_path / "runs").exists()
     assert train(small("layer_norm", "recipe.micro_batch=1", "recipe.epochs=1"))["state"] == "done"
