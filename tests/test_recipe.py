@@ -1,6 +1,7 @@
 """The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -242,3 +243,19 @@ def test_the_whole_enhanced_recipe_resumes_to_the_bit(small, photographs, tmp_pa
     assert ledger(config) == ledger(whole)
     assert same(newest(config), newest(whole))
     assert len([row for row in ledger(whole) if row["kind"] == "train"]) == 6
+
+
+def test_other_images_do_not_go_on_in_silence(small, photographs, tmp_path, monkeypatch):
+    root = shutil.copytree(photographs, tmp_path / "photographs")
+    config = small("gelu", *FULL, f"data.root={root}", "data.workers=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", 2)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    with (root / "train" / "class1" / "3.jpg").open("ab") as image:
+        image.write(b"\0")
+    with pytest.raises(Refused, match="data_fingerprint"):
+        train(config)
+    config.allow_drift = True
+    assert any("data_fingerprint" in line for line in train(config)["drift"])
