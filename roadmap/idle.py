@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from roadmap.choices import Crop, LrScaling, Optimizer, Pipeline, Schedule
+from roadmap.choices import Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
 from roadmap.config import Config
 
 # A key, whether it is read, and what would have to be otherwise.
@@ -20,6 +20,7 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: c.data.pipeline == Pipeline.reference or c.data.crop == Crop.resized,
         "data.pipeline=reference or data.crop=resized",
     ),
+    "recipe.sync_batch_norm": (lambda c: c.model.norm == Norm.batch_norm, "a net with BatchNorm"),
     "recipe.init": (lambda c: c.model.reference is None, "a net of ours"),
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
     "data.padding": (lambda c: c.data.crop == Crop.pad, "data.crop=pad"),
