@@ -8,12 +8,13 @@
 Imports neither torch nor Hydra.
 """
 
-from roadmap.report.cells import Cell, Group, aggregate
+from roadmap.report.cells import Cell, Gain, Group
 from roadmap.report.figures import roadmap_chart
 from roadmap.report.find import Finding
+from roadmap.report.gains import aggregate
 from roadmap.report.lines import charts
 from roadmap.report.record import Run
 from roadmap.report.runs import Collected, collect
 from roadmap.report.tables import frame
 
-__all__ = ["Cell", "Collected", "Finding", "Group", "Run", "aggregate", "charts", "collect", "frame", "roadmap_chart"]
+__all__ = ["Cell", "Collected", "Finding", "Gain", "Group", "Run", "aggregate", "charts", "collect", "frame", "roadmap_chart"]

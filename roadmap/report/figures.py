@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from roadmap.report.cells import Cell, Group
+from roadmap.report.columns import small
 from roadmap.report.lines import Line, chart_lines, drawable, head_lines, limits, macs_unit, value_text
-from roadmap.report.tables import small
 
 # Inches.
 ROW, MARGIN, GAP, HEAD_LINE = 0.27, 0.15, 0.12, 0.19

@@ -9,7 +9,7 @@ from matplotlib.font_manager import findfont, get_font
 
 from roadmap import paper
 from roadmap.report.cells import Cell, Group
-from roadmap.report.tables import accuracy
+from roadmap.report.columns import accuracy
 from roadmap.report.text import clean, shorten
 
 LABEL_LIMIT = 36  # characters

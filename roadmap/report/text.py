@@ -4,6 +4,22 @@ import re
 import unicodedata
 
 MAX_READ = 10_000  # characters looked at; what is longer is no label
+TEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "†": r"$\dagger$",
+    "…": r"\dots{}",
+    **{char: f"\\{char}" for char in "$%&#_"},
+}
 FORMULA = "=+-@"  # what a spreadsheet takes for the start of a formula
 
 
@@ -36,9 +52,14 @@ def for_csv(text: object) -> str:
     return f"'{plain}" if plain and unicodedata.normalize("NFKC", plain[0])[0] in FORMULA else plain
 
 
-def for_markdown(text: object) -> str:
+def for_markdown(text: object, limit: int = 500) -> str:
     """Return the text for Markdown: no markup, no HTML, no links, and safe inside a table."""
-    plain = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = clean(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", plain)
     # GitHub makes links out of bare addresses and names.
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def for_tex(text: object) -> str:
+    """Return the text for LaTeX: no command, no formula, and no letter that pdflatex does not know."""
+    return "".join(TEX.get(char, char if char.isascii() else "?") for char in clean(text))
