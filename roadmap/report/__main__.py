@@ -98,8 +98,9 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
 
 def pictures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     """Return the figures in three formats, and the page that shows them, by file name."""
-    from roadmap.report.figures import image, roadmap_chart  # drawing takes a second that tables need not wait
+    from roadmap.report.figures import roadmap_chart  # drawing takes a second that tables need not wait
     from roadmap.report.lines import charts
+    from roadmap.report.style import image
 
     files: dict[str, bytes] = {}
     for name, together in charts(groups).items():
