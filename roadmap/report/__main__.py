@@ -98,15 +98,10 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
 
 def pictures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     """Return the figures in three formats, and the page that shows them, by file name."""
-    from roadmap.report.figures import roadmap_chart  # drawing takes a second that tables need not wait
-    from roadmap.report.lines import charts
+    from roadmap.report.gallery import gallery  # drawing takes a second that tables need not wait
     from roadmap.report.style import image
 
-    files: dict[str, bytes] = {}
-    for name, together in charts(groups).items():
-        figure = roadmap_chart(together)
-        files |= {f"{name}.{kind}": image(figure, kind) for kind in FORMATS}
-    return files
+    return {f"{name}.{kind}": image(figure, kind) for name, figure in gallery(groups).items() for kind in FORMATS}
 
 
 def _nothing(sources: Sequence[str], collected: Collected) -> str:

@@ -56,7 +56,7 @@ def image(figure: Figure, kind: str) -> bytes:
         figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
     if kind != "svg":
         return out.getvalue()
-    return re.sub(rf'<g id="{HOVER}([^"]*)">'.encode(), rb"<g><title>\1</title>", out.getvalue())
+    return re.sub(rf"""<g id=(["']){HOVER}(.*?)\1>""".encode(), rb"<g><title>\2</title>", out.getvalue())
 
 
 def hover(artist: Artist, text: str) -> None:
@@ -71,21 +71,21 @@ def new_figure() -> Figure:
     return figure
 
 
-def text_width(figure: Figure, texts: Sequence[str], size: float) -> float:
+def text_width(figure: Figure, texts: Sequence[str], size: float, weight: str = "normal") -> float:
     """Return the width of the widest text in inches."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     widths = []
     for text in filter(None, texts):
-        probe = figure.text(0, 0, text, size=size)
+        probe = figure.text(0, 0, text, size=size, weight=weight)
         widths.append(probe.get_window_extent(renderer).width / figure.dpi)
         probe.remove()
     return max(widths, default=0.0)
 
 
-def fitted(figure: Figure, text: str, size: float, width: float) -> str:
+def fitted(figure: Figure, text: str, size: float, width: float, weight: str = "normal") -> str:
     """Return the text, its middle left out where it is wider than `width` inches."""
     limit = len(text)
-    while limit > 4 and text_width(figure, [shorten(text, limit)], size) > width:
+    while limit > 4 and text_width(figure, [shorten(text, limit)], size, weight) > width:
         limit -= max(1, limit // 12)
     return shorten(text, limit)
 
