@@ -99,9 +99,12 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
 def pictures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     """Return the figures in three formats, and the page that shows them, by file name."""
     from roadmap.report.gallery import gallery  # drawing takes a second that tables need not wait
+    from roadmap.report.page import page
     from roadmap.report.style import image
 
-    return {f"{name}.{kind}": image(figure, kind) for name, figure in gallery(groups).items() for kind in FORMATS}
+    figures = gallery(groups)
+    files = {f"{name}.{kind}": image(figure, kind) for name, figure in figures.items() for kind in FORMATS}
+    return files | {"index.html": page(groups, collected, findings(groups), figures)}
 
 
 def _nothing(sources: Sequence[str], collected: Collected) -> str:
