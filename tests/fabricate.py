@@ -8,7 +8,18 @@ import numpy as np
 from roadmap import paper
 from roadmap.runtime import ledger
 
-CONFIG = "recipe:\n  epochs: {epochs}\ndata:\n  image_size: {image_size}\n"
+CONFIG = """\
+step: {step}
+cell: {cell}
+study: {study}
+seed: {seed}
+regime:
+  name: {regime}
+recipe:
+  epochs: {epochs}
+data:
+  image_size: {image_size}
+"""
 
 
 def write_run(
@@ -64,7 +75,7 @@ def write_run(
     }
     folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
     folder.mkdir(parents=True)
-    (folder / ledger.CONFIG).write_text(CONFIG.format(epochs=epochs, image_size=values["image_size"]) + config)
+    (folder / ledger.CONFIG).write_text(CONFIG.format(**(values | {"epochs": epochs})) + config)
     if correct is not None:
         np.save(folder / ledger.CORRECT, np.packbits(correct))
     rows = []

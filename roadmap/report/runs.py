@@ -1,6 +1,6 @@
 """Collect the runs of some sources: those that count, those not finished, and what is suspect.
 
-Used by `python -m roadmap.report` and the notebook.
+A source is a folder, or `wandb:ENTITY/PROJECT[?group=STUDY]`. Used by `python -m roadmap.report` and the notebook.
 """
 
 from collections.abc import Collection, Iterable
@@ -11,6 +11,8 @@ from roadmap.report.find import Finding, find_runs
 from roadmap.report.folder import RunFolder, Suspect
 from roadmap.report.neighbours import like_the_others, one_of_each
 from roadmap.report.record import Run, Source, Unfinished, read_run
+
+WANDB = "wandb:"
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,19 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
     """Read every run of some sources; never raises for a bad run.
 
     `allow` names kinds of suspect runs that count nevertheless (`roadmap.report.neighbours.KINDS`).
+    Raises ConfigError where a W&B source is misnamed; what W&B does not give is listed.
     """
-    places, suspect = find_runs(sources)
+    named = [str(source) for source in sources]
+    places, suspect = find_runs(source for source in named if not source.startswith(WANDB))
     found: list[Source] = [RunFolder(place) for place in places]
+    foreign = 0
+    for project in dict.fromkeys(source for source in named if source.startswith(WANDB)):
+        from roadmap.report.wandb_source import find_wandb_runs  # its client takes half a second that folders need not wait
+
+        of_wandb, others, problems = find_wandb_runs(project)
+        found += of_wandb
+        foreign += others
+        suspect += problems
     runs: list[Run] = []
     unfinished: list[Finding] = []
     for place in found:
@@ -50,4 +62,5 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
         unfinished=tuple(unfinished),
         suspect=(*suspect, *copies, *(finding for finding in unlike if finding.path not in marked)),
         allowed=tuple(finding for finding in unlike if finding.path in marked),
+        foreign=foreign,
     )
