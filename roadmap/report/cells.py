@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, stdev
 
 from roadmap import paper
@@ -73,7 +74,7 @@ class Cell:
         """Return the accuracy of each seed."""
         return tuple(run.top1 for run in self.runs)
 
-    @property
+    @cached_property
     def interval(self) -> Interval | None:
         """Return the 95 % t interval of the mean over seeds."""
         return mean_interval(self.tops)

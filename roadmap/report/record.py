@@ -187,7 +187,9 @@ def _check_history(history: History, summary: dict[str, Any], run: Run) -> None:
     if not rows:
         raise Suspect(f"{METRICS}: holds no evaluation")
     for row in rows:
-        _percent(row, "val/top1", f"{METRICS}, epoch {clean(row.get('epoch'), 20)}")
+        reached = number(row.get("val/top1"))
+        if reached is None or reached > 100:
+            _percent(row, "val/top1", f"{METRICS}, epoch {clean(row.get('epoch'), 20)}")
     last = rows[-1]
     for told in ("top1", "top5"):
         ours, theirs = number(summary.get(told)), number(last.get(f"val/{told}"))

@@ -25,9 +25,12 @@ FORMULA = "=+-@"  # what a spreadsheet takes for the start of a formula
 
 def clean(text: object, limit: int = 200) -> str:
     """Return one line of at most `limit` characters: no control, direction or private characters, at most two marks on a letter."""
+    read = str(text)[:MAX_READ]
+    if read.isascii() and read.isprintable():
+        return shorten(" ".join(read.split()), limit)  # by far the most, and nothing in it to take out
     kept: list[str] = []
     marks = 0
-    for char in unicodedata.normalize("NFC", str(text)[:MAX_READ]):
+    for char in unicodedata.normalize("NFC", read):
         kind = unicodedata.category(char)
         marks = marks + 1 if kind in {"Mn", "Me"} else 0
         if kind[0] == "Z" or char in "\t\r\n":
