@@ -54,16 +54,16 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """Return `status.json`."""
-        return _record(self.place.folder / STATUS)
+        return record(self.place.folder / STATUS)
 
     def summary(self) -> dict[str, Any] | None:
         """Return `summary.json`; None where there is none."""
-        return _record(self.place.folder / SUMMARY) if (self.place.folder / SUMMARY).exists() else None
+        return record(self.place.folder / SUMMARY) if (self.place.folder / SUMMARY).exists() else None
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config as dictionaries, lists and strings; nothing in it is ever made into an object."""
         path = self.place.folder / CONFIG
-        _readable(path, MAX_CONFIG)
+        readable(path, MAX_CONFIG)
         try:
             values = yaml.load(path.read_bytes(), Loader=LOADER)  # strings only, and no merge keys that grow without end
         except (yaml.YAMLError, ValueError, RecursionError):
@@ -74,7 +74,7 @@ class RunFolder:
 
     def history(self) -> History:
         """Return the evaluations in `metrics.jsonl`."""
-        _readable(self.place.folder / METRICS, MAX_LEDGER)
+        readable(self.place.folder / METRICS, MAX_LEDGER)
         return read_history((self.place.folder / METRICS).read_bytes())
 
     def bits(self) -> bytes | None:
@@ -82,7 +82,7 @@ class RunFolder:
         path = self.place.folder / CORRECT
         if not path.exists():
             return None
-        _readable(path, MAX_BITS)
+        readable(path, MAX_BITS)
         return read_bits(path.read_bytes())
 
 
@@ -158,7 +158,7 @@ def plain(value: Any) -> str:
     return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
-def _readable(path: Path, limit: int) -> None:
+def readable(path: Path, limit: int) -> None:
     """Raise Suspect unless the path is a regular file of at most `limit` bytes (a pipe would block for ever)."""
     try:
         about = path.stat()
@@ -170,8 +170,9 @@ def _readable(path: Path, limit: int) -> None:
         raise Suspect(f"{path.name} is too large to be a run's ({about.st_size} bytes)")
 
 
-def _record(path: Path) -> dict[str, Any]:
-    _readable(path, MAX_RECORD)
+def record(path: Path) -> dict[str, Any]:
+    """Return a JSON object that a run wrote. Raises Suspect."""
+    readable(path, MAX_RECORD)
     try:
         return read_json(path)
     except ValueError as error:

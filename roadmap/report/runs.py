@@ -10,6 +10,7 @@ from pathlib import Path
 from roadmap.report.find import Finding, find_runs
 from roadmap.report.folder import RunFolder, Suspect
 from roadmap.report.neighbours import like_the_others, one_of_each
+from roadmap.report.offline import find_offline_runs
 from roadmap.report.record import Run, Source, Unfinished, read_run
 
 WANDB = "wandb:"
@@ -34,8 +35,10 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
     """
     named = [str(source) for source in sources]
     places, suspect = find_runs(source for source in named if not source.startswith(WANDB))
-    found: list[Source] = [RunFolder(place) for place in places]
-    foreign = 0
+    found: list[Source] = [RunFolder(place) for place in places if not place.offline]
+    offline, foreign, problems = find_offline_runs([place for place in places if place.offline])
+    found += offline
+    suspect += problems
     for project in dict.fromkeys(source for source in named if source.startswith(WANDB)):
         from roadmap.report.wandb_source import find_wandb_runs  # its client takes half a second that folders need not wait
 
