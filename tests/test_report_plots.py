@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from matplotlib.container import BarContainer
 
 from roadmap import paper
-from roadmap.report import aggregate, collect, gallery, plots
+from roadmap.report import aggregate, collect, gallery, plots, tradeoffs
 from roadmap.report.gallery import suffixes
 from roadmap.report.ranking import ranking
 from roadmap.report.style import COLUMN, image
@@ -92,7 +92,7 @@ def test_variants_are_bars_of_what_they_change(tmp_path, prefix, step):
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12), st.booleans())
 def test_the_pareto_front_is_what_no_other_point_beats(points, more):
-    front = {points[i] for i in plots.pareto(points, more)}
+    front = {points[i] for i in tradeoffs.pareto(points, more)}
     sign = 1 if more else -1
 
     def beats(a, b):
@@ -102,7 +102,7 @@ def test_the_pareto_front_is_what_no_other_point_beats(points, more):
 
 
 def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
-    panels = [axes for axes in plots.trade_offs(whole).axes if axes.get_xlabel()]
+    panels = [axes for axes in tradeoffs.trade_offs(whole).axes if axes.get_xlabel()]
     assert [axes.get_xlabel() for axes in panels] == [
         "MACs (G)",
         "parameters (M)",
@@ -113,7 +113,7 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
     assert sorted(dot.get_xdata()[0] for m in "so" for dot in markers(panels[0], m)) == sorted(row.gmacs for row in whole.rows)
     for step in ("resnet", "gelu"):
         write_run(tmp_path, step, gpu_hours=None, train_images_per_s=None, peak_memory_gb=None)
-    assert len([axes for axes in plots.trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
+    assert len([axes for axes in tradeoffs.trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
 
 
 def test_training_curves_have_a_panel_a_row_and_a_line_a_seed(whole):

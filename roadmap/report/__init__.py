@@ -15,10 +15,11 @@ from roadmap.report.findings import findings
 from roadmap.report.gains import aggregate
 from roadmap.report.gallery import gallery
 from roadmap.report.lines import charts
-from roadmap.report.plots import step_gains, trade_offs
+from roadmap.report.plots import step_gains
 from roadmap.report.record import Run
 from roadmap.report.runs import Collected, collect
 from roadmap.report.tables import frame
+from roadmap.report.tradeoffs import trade_offs
 
 __all__ = [
     "Cell",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
-from roadmap.report import plots
+from roadmap.report import plots, tradeoffs
 from roadmap.report.cells import Group
 from roadmap.report.figures import roadmap_chart
 from roadmap.report.lines import charts
@@ -29,7 +29,7 @@ def of_group(group: Group) -> dict[str, Callable[[Group], Figure]]:
     ranks = ranking(group)
     draws: dict[str, tuple[bool, Callable[[Group], Figure]]] = {
         "gains": (any(cell.gain for cell in group.rows), plots.step_gains),
-        "tradeoffs": (bool(plots.costs(group)), plots.trade_offs),
+        "tradeoffs": (bool(tradeoffs.costs(group)), tradeoffs.trade_offs),
         "curves": (any(run.curve for cell in group.rows for run in cell.runs), plots.training_curves),
         "kernel_size": (len(plots.kernels(group)) > 1, plots.kernel_curve),
         "leave_one_out": (bool(plots.toggled(group, "without_")), lambda group: plots.toggles(group, "without_")),

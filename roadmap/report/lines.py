@@ -160,3 +160,8 @@ def _names(together: Sequence[Sequence[Group]]) -> list[str]:
             name = f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
         names.append(name)
     return names
+
+
+def where(group: Group) -> str:
+    """Return study, regime and data for a title."""
+    return f"{drawable(group.study, 'study', 24)} ({group.regime}, {group.data})"

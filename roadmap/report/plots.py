@@ -5,7 +5,6 @@ A function raises ValueError where its group has nothing for it to draw; `roadma
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,12 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from roadmap.report.cells import Cell, Group
 from roadmap.report.columns import between, signed
-from roadmap.report.quantities import QUANTITIES, Quantity
+from roadmap.report.lines import where
+from roadmap.report.quantities import QUANTITIES
 from roadmap.report.ranking import Ranking
 from roadmap.report.style import (
     COLUMN,
     INK,
     KEPT,
+    MARGIN,
     QUIET,
     TRIED,
     axes_at,
@@ -30,12 +31,10 @@ from roadmap.report.style import (
     quiet,
     styled,
     text_width,
+    title,
 )
 
-ROW, MARGIN, HEAD, FOOT = 0.17, 0.06, 0.5, 0.68  # inches
-COSTS = ("gmacs", "params_m", "train_images_per_s", "gpu_hours", "peak_memory_gb")
-MORE_IS_BETTER = ("train_images_per_s",)
-FRONT = "squares and steps: Pareto front; grey line: the kept steps in order"
+ROW, HEAD, FOOT = 0.17, 0.5, 0.68  # inches
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 
 
@@ -45,7 +44,7 @@ def step_gains(group: Group) -> Figure:
     if not cells:
         raise ValueError("there is no step to draw: no row whose parent has a usable run")
     with styled():
-        figure, axes = _rows(f"Gain of each step, {_where(group)}", [drawable(c.label, c.step) for c in cells], _gain_axis())
+        figure, axes = _rows(f"Gain of each step, {where(group)}", [drawable(c.label, c.step) for c in cells], _gain_axis())
         axes.axvline(0, color=QUIET, lw=0.7)
         kinds: set[str] = set()
         beside = any(cell.gain and cell.gain.paper_gain is not None for cell in cells)
@@ -96,7 +95,7 @@ def toggles(group: Group, prefix: str) -> Figure:
     title = {"without_": "Left out of", "with_": "Alone on top of"}[prefix]
     with styled():
         labels = [(cell.variant or "").removeprefix(prefix).replace("_", " ") for cell in cells]
-        figure, axes = _rows(f"{title} {base}, {_where(group)}", labels, "change of top-1 (points)")
+        figure, axes = _rows(f"{title} {base}, {where(group)}", labels, "change of top-1 (points)")
         axes.axvline(0, color=INK, lw=0.7)
         for row, cell in enumerate(cells):
             gain = cell.gain
@@ -120,53 +119,6 @@ def toggled(group: Group, prefix: str) -> list[Cell]:
     return [cell for cell in group.others if cell.gain and cell.variant and cell.variant.startswith(prefix) and "," not in cell.cell]
 
 
-def trade_offs(group: Group) -> Figure:
-    """Draw top-1 against each cost that is known, with the Pareto front and the roadmap's path; numbers name the rows."""
-    known = costs(group)
-    if not known:
-        raise ValueError("there is no cost to draw: fewer than two rows with one")
-    columns, width, height = 2, 1.28, 1.15
-    rows = math.ceil(len(known) / columns)
-    with styled():
-        figure = new_figure()
-        names = [f"{i} {drawable(cell.label, cell.step, 28)}" for i, cell in enumerate(group.rows, 1)]
-        keys = _in_columns(figure, names, COLUMN - 2 * MARGIN, 5.5)
-        top = 0.3
-        figure.set_size_inches(COLUMN, top + rows * (height + 0.5) + 0.12 * len(keys) + 0.3)
-        _title(figure, f"What accuracy costs, {_where(group)}")
-        for i, quantity in enumerate(known):
-            left, down = 0.42 + (i % columns) * (width + 0.42), top + (i // columns) * (height + 0.5)
-            axes = axes_at(figure, left, down, width, height)
-            _trade_off(axes, group.rows, quantity)
-            axes.set_ylabel(QUANTITIES["top1_mean"].axis if i % columns == 0 else "", labelpad=2)
-        down = top + rows * (height + 0.5) + 0.05
-        high = figure.get_size_inches()[1]
-        figure.text(
-            MARGIN / COLUMN, 1 - down / high, "squares and steps: Pareto front; grey line: the kept steps in order", size=6, color=QUIET
-        )
-        for i, line in enumerate(keys):
-            for x, text in line:
-                figure.text((MARGIN + x) / COLUMN, 1 - (down + 0.12 * (i + 1)) / high, text, size=5.5)
-        return figure
-
-
-def costs(group: Group) -> list[Quantity]:
-    """Return the costs that at least two rows know."""
-    return [q for q in map(QUANTITIES.__getitem__, COSTS) if sum(q.value(cell) is not None for cell in group.rows) > 1]
-
-
-def pareto(points: Sequence[tuple[float, float]], more_is_better: bool = False) -> list[int]:
-    """Return which points no other one beats, by cost: none is at once as cheap and better, or cheaper and as good."""
-    sign = -1 if more_is_better else 1
-    front: list[int] = []
-    best = -math.inf
-    for i in sorted(range(len(points)), key=lambda i: (sign * points[i][0], -points[i][1])):
-        if points[i][1] > best:
-            front.append(i)
-            best = points[i][1]
-    return front
-
-
 def training_curves(group: Group) -> Figure:
     """Draw top-1 over the epochs, a small panel a row, a line a seed."""
     cells = [cell for cell in group.rows if any(run.curve for run in cell.runs)]
@@ -179,7 +131,7 @@ def training_curves(group: Group) -> Figure:
     with styled():
         figure = new_figure()
         figure.set_size_inches(COLUMN, 0.45 + rows * (height + 0.22) + 0.42)
-        _title(figure, f"Training curves, {_where(group)}")
+        title(figure, f"Training curves, {where(group)}")
         for i, cell in enumerate(cells):
             axes = axes_at(figure, 0.42 + (i % columns) * (width + 0.1), 0.45 + (i // columns) * (height + 0.22), width, height)
             for run in cell.runs:
@@ -205,7 +157,7 @@ def kernel_curve(group: Group) -> Figure:
     with styled():
         figure = new_figure()
         figure.set_size_inches(COLUMN, 2.3)
-        _title(figure, f"Kernel size, {_where(group)}")
+        title(figure, f"Kernel size, {where(group)}")
         axes = axes_at(figure, 0.5, 0.35, COLUMN - 0.62, 1.35)
         axes.plot(*zip(*[(size, cell.top1) for size, cell in points], strict=True), color=INK, lw=0.9)
         for size, cell in points:
@@ -236,7 +188,7 @@ def rank_agreement(group: Group, found: Ranking) -> Figure:
     with styled():
         figure = new_figure()
         figure.set_size_inches(COLUMN, 2.75)
-        _title(figure, f"Does this scale order the steps as the paper does? {_where(group)}")
+        title(figure, f"Does this scale order the steps as the paper does? {where(group)}")
         axes = axes_at(figure, 0.5, 0.35, COLUMN - 0.62, 1.6)
         for cell, printed in zip(found.rows, found.paper, strict=True):
             (dot,) = axes.plot(printed.top1, cell.top1, "o", ms=3.5, mfc=KEPT if cell.adopted == "yes" else "white", mec=INK, mew=0.7)
@@ -249,29 +201,18 @@ def rank_agreement(group: Group, found: Ranking) -> Figure:
         return figure
 
 
-def _where(group: Group) -> str:
-    return f"{drawable(group.study, 'study', 24)} ({group.regime}, {group.data})"
-
-
 def _gain_axis() -> str:
     return QUANTITIES["gain"].axis
 
 
-def _title(figure: Figure, text: str) -> None:
-    """Write the title in the upper left corner, no wider than the figure."""
-    width, height = figure.get_size_inches()
-    shown = fitted(figure, text, 7, width - 2 * MARGIN, "bold")
-    figure.text(MARGIN / width, 1 - 0.13 / height, shown, size=7, weight="bold", va="center")
-
-
-def _rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
+def _rows(heading: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
     """Return a figure of rows from top to bottom, labelled on the left, and its axes."""
     figure = new_figure()
     shown = [fitted(figure, label, 6.5, COLUMN * 0.45) for label in labels]
     left = MARGIN + text_width(figure, shown, 6.5) + 0.06
     height = HEAD - 0.2 + ROW * len(labels) + FOOT
     figure.set_size_inches(COLUMN, height)
-    _title(figure, title)
+    title(figure, heading)
     axes = axes_at(figure, left, HEAD - 0.2, COLUMN - left - 0.12, ROW * len(labels))
     axes.set(ylim=(len(labels) - 0.5, -0.5), xlabel=xlabel)
     axes.set_yticks(range(len(labels)), shown, parse_math=False)
@@ -292,36 +233,3 @@ def _legend(figure: Figure, handles: Sequence[Line2D], words: str) -> None:
         at = (0, (0.1 if words else 0.0) / height)
         look = {"frameon": False, "fontsize": 5.8, "handlelength": 1.6, "columnspacing": 0.8, "labelspacing": 0.2}
         figure.legend(handles=handles, loc="lower left", bbox_to_anchor=at, ncols=2, **look)
-
-
-def _trade_off(axes: Axes, rows: Sequence[Cell], quantity: Quantity) -> None:
-    """Draw one panel: the path of the kept steps, the points with their numbers, and the front."""
-    placed = [(i, cell, cost) for i, cell in enumerate(rows, 1) if (cost := quantity.value(cell)) is not None]
-    at = {cell.step: (cost, cell.top1) for _, cell, cost in placed}
-    for _, cell, _ in placed:
-        if cell.adopted == "yes" and cell.parent in at:
-            axes.plot(*zip(at[cell.parent], at[cell.step], strict=True), color="#b5b5b5", lw=0.7, zorder=1)
-    points = [(cost, cell.top1) for _, cell, cost in placed]
-    front = pareto(points, quantity.key in MORE_IS_BETTER)
-    for before, after in pairwise([points[i] for i in front]):
-        axes.plot([before[0], after[0], after[0]], [before[1], before[1], after[1]], color=INK, lw=0.8, zorder=2)
-    for place, (number, cell, cost) in enumerate(placed):
-        shape, size = ("s", 3.2) if place in front else ("o", 3.0)
-        fill = "white" if cell.adopted != "yes" else KEPT
-        (dot,) = axes.plot(cost, cell.top1, shape, ms=size, mfc=fill, mec=INK, mew=0.6, zorder=3)
-        hover(dot, f"{cell.label}: top-1 {cell.top1:.2f} %, {quantity.name} {cost:.4g} {quantity.unit}")
-        axes.annotate(str(number), (cost, cell.top1), xytext=(2.2, 1.2), textcoords="offset points", size=4.6, color=QUIET)
-    axes.set_xlabel(quantity.axis, labelpad=1.5)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.margins(0.1)
-    axes.tick_params(labelsize=5.8)
-    quiet(axes)
-
-
-def _in_columns(figure: Figure, texts: Sequence[str], width: float, size: float) -> list[list[tuple[float, str]]]:
-    """Return the texts as lines of (inches from the left, text), in as many equal columns as fit, read downwards."""
-    each = text_width(figure, texts, size) + 0.1
-    columns = max(1, int(width // each))
-    lines = math.ceil(len(texts) / columns)
-    return [[(i // lines * each, texts[i]) for i in range(line, len(texts), lines)] for line in range(lines)]

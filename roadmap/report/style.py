@@ -16,7 +16,7 @@ from matplotlib.font_manager import findfont, get_font
 
 from roadmap.report.text import clean, shorten
 
-COLUMN = 3.5  # inches: one column of a paper
+COLUMN, MARGIN = 3.5, 0.06  # inches: one column of a paper, and what stays free at its edges
 # Blues that keep their order in grey; hatching, shape and outline, not colour, carry the meaning.
 KEPT, TRIED, REFERENCE, INK, QUIET, BAND = "#6baed6", "#deebf7", "#ffffff", "#1a1a1a", "#6a6a6a", "#f3f3f3"
 STYLE: dict[str, Any] = {
@@ -109,3 +109,10 @@ def quiet(axes: Axes) -> None:
     """Take away the frame's upper and right side."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def title(figure: Figure, text: str) -> None:
+    """Write the title in the upper left corner, no wider than the figure."""
+    width, height = figure.get_size_inches()
+    shown = fitted(figure, text, 7, width - 2 * MARGIN, "bold")
+    figure.text(MARGIN / width, 1 - 0.13 / height, shown, size=7, weight="bold", va="center")
