@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roadmap import paper
-from roadmap.report import aggregate, charts, collect, frame
+from roadmap.report import aggregate, charts, collect, frame, runs
 from roadmap.report.__main__ import main
 from roadmap.report.tables import to_csv, to_markdown
 from roadmap.report.text import clean, for_csv, for_markdown, shorten
@@ -328,6 +329,20 @@ def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
     collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
     assert len(collected.runs) == 1
     assert [f.reason for f in collected.suspect] == ["no such folder", "is not a folder"]
+
+
+def test_many_long_ledgers_are_read_in_several_processes_with_the_same_result(tmp_path, monkeypatch):
+    for step in ("resnet", "gelu", "kernel_7"):
+        write_run(tmp_path, step, top1=50.0)
+    break_line(write_run(tmp_path, "kernel_9"))
+    unfinished(tmp_path, "kernel_5")
+    alone = collect([tmp_path])
+    used = []
+    monkeypatch.setattr(runs, "LONG", 0)
+    monkeypatch.setattr(runs.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(runs, "get_context", lambda kind: used.append(kind) or multiprocessing.get_context(kind))
+    assert collect([tmp_path]) == alone
+    assert (len(alone.runs), len(alone.suspect), len(alone.unfinished), used) == (3, 1, 1, ["spawn"])
 
 
 # --- text that others wrote

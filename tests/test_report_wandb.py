@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from roadmap.errors import ConfigError
-from roadmap.report.mirrored import own_summary
+from roadmap.report.mirrored import history_of, own_summary
 from roadmap.report.wandb_source import parse
 from roadmap.runtime import ledger
 from tests.fabricate import unfinished, write_run
@@ -197,6 +197,14 @@ def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(serve
 def test_a_misnamed_source_is_refused(text):
     with pytest.raises(ConfigError, match="not of the form wandb:ENTITY/PROJECT"):
         parse(text)
+
+
+def test_a_line_that_went_up_twice_alike_counts_once_and_a_contradiction_is_suspect():
+    rows = [{"_step": i, "epoch": i, "global_step": 10 * i, "val/loss": 1.0, "val/top1": 50.0 + i} for i in (1, 2, 2)]
+    assert [row["epoch"] for row in history_of(rows).evaluations] == [1, 2]
+    assert not history_of(rows).problem
+    rows[2] = rows[2] | {"val/top1": 99.0}
+    assert "there twice" in history_of(rows).problem
 
 
 def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():

@@ -52,6 +52,13 @@ class RunFolder:
         """Return what the folders' names say: seed, cell, regime and data."""
         return tuple(path.name for path in (self.place.folder, *self.place.folder.parents[:2]))  # type: ignore[return-value]
 
+    def size(self) -> int:
+        """Return how long the ledger is, in bytes; 0 where there is none."""
+        try:
+            return (self.place.folder / METRICS).stat().st_size
+        except OSError:
+            return 0
+
     def status(self) -> dict[str, Any]:
         """Return `status.json`."""
         return record(self.place.folder / STATUS)
