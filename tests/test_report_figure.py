@@ -126,6 +126,13 @@ def test_the_title_says_regime_data_epochs_and_seeds(whole):
     assert "means nothing" not in said
 
 
+def test_rows_that_a_roadmap_lacks_are_said_above_the_chart(tmp_path):
+    for step in paper.order():
+        if step not in ("depthwise", "gelu"):
+            write_run(tmp_path, step, regime="tiny", data="imagenet", epochs=1)
+    assert "no usable run of: depthwise, gelu" in texts_of(roadmap_chart(groups_of(tmp_path)))
+
+
 def test_many_notes_leave_room_for_the_chart(tmp_path):
     for i in range(20):
         write_run(tmp_path, f"own{i}", parent="gelu", drift=["code_hash: a -> b"], epochs=1)

@@ -12,6 +12,7 @@ from roadmap.report.stats import Interval, mean_interval
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
+NO_RUN = "no usable run of:"  # a row that is missing; charts say so too
 SMALL_REGIMES = ("nano", "mini")
 SMALL_DATA = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")
 
@@ -204,7 +205,7 @@ def _missing(rows: Sequence[Cell], parents: Mapping[str, str | None], regime: st
     missing = []
     absent = [s for s in paper.order() if s not in there and (s != "swin" or regime in paper.TABLES)]
     if absent and len(there.intersection(paper.order())) >= MOST_OF_A_STUDY:
-        missing.append(f"no usable run of: {', '.join(absent)}")
+        missing.append(f"{NO_RUN} {', '.join(absent)}")
     all_seeds = {seed for row in rows for seed in row.seeds}
     for row in rows:
         if row.parent and row.parent not in there:

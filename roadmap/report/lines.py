@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roadmap import paper
-from roadmap.report.cells import Cell, Group
+from roadmap.report.cells import NO_RUN, Cell, Group
 from roadmap.report.columns import accuracy
 from roadmap.report.style import drawable
 
@@ -101,7 +101,8 @@ def head_lines(group: Group, limit: int = HEAD_LIMIT) -> list[str]:
     seeds += " a row, so no spread is known" if counts == [1] else ""
     lines = [f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
-    wrapped = [part for line in [*lines, *group.notes] for part in textwrap.wrap(line, limit)]
+    absent = [text for text in group.missing if text.startswith(NO_RUN)]
+    wrapped = [part for line in [*lines, *absent, *group.notes] for part in textwrap.wrap(line, limit)]
     return wrapped if len(wrapped) <= HEAD_LINES else [*wrapped[: HEAD_LINES - 1], "and more notes: see the table"]
 
 
