@@ -104,7 +104,8 @@ def pictures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
 
     figures = gallery(groups)
     files = {f"{name}.{kind}": image(figure, kind) for name, figure in figures.items() for kind in FORMATS}
-    return files | {"index.html": page(groups, collected, findings(groups), figures)}
+    shown = {name: files[f"{name}.svg"] for name in figures}
+    return files | {"index.html": page(groups, collected, findings(groups), shown)}
 
 
 def _nothing(sources: Sequence[str], collected: Collected) -> str:

@@ -14,14 +14,12 @@ from xml.etree import ElementTree
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from roadmap.report.cells import Cell, Group
 from roadmap.report.columns import GAINS, ROWS, Column, filled
 from roadmap.report.gains import parent_of
 from roadmap.report.record import Run
 from roadmap.report.runs import Collected
-from roadmap.report.style import image
 from roadmap.report.tables import heading, left_out, slips
 from roadmap.report.text import clean
 
@@ -62,8 +60,8 @@ class Details:
     config: str
 
 
-def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], figures: Mapping[str, Figure]) -> bytes:
-    """Return the page in UTF-8."""
+def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], figures: Mapping[str, bytes]) -> bytes:
+    """Return the page in UTF-8; `figures` are SVG files by name."""
     names = ("page.html.j2", "page.css.j2", "page.js.j2")
     sources = {name: files("roadmap.report").joinpath(name).read_text(encoding="utf-8") for name in names}
     shown = enumerate(figures.items())
@@ -76,7 +74,7 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
         style=Markup(sources["page.css.j2"]),
         warnings=left_out(groups, collected),
         findings=findings,
-        pictures=[Picture(name, caption(name), inline_svg(image(figure, "svg"), f"f{i}-", name)) for i, (name, figure) in shown],
+        pictures=[Picture(name, caption(name), inline_svg(svg, f"f{i}-", name)) for i, (name, svg) in shown],
         groups=[_group(group, groups) for group in groups],
     )
     return text.encode()
