@@ -55,12 +55,14 @@ def study(tmp_path):
 def test_they_give_the_same_tables_as_the_lost_directories_over_several_starts_too(study):
     tmp_path, runs = study
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "before"), "--tables-only"]) == 0
+    there = collect([tmp_path / "runs"]).runs
     mirror(runs[0], "aaaaaaaa")
     mirror(runs[1], "bbbbbbbb", lines=(0, 2))
     assert len(list(runs[1].glob("wandb/offline-run-*"))) == 2
     for run in runs:
         lose(run)
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "after"), "--tables-only"]) == 0
+    assert collect([tmp_path / "runs"]).runs == there  # curves, config and bits too
     for name in TABLES:
         assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes(), name
     assert "95 % over images" in (tmp_path / "after" / "table.md").read_text()
