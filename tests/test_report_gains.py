@@ -66,7 +66,7 @@ def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
     assert (gain.over_seeds, gain.p, gain.p_holm, gain.bootstrap, gain.seeds_needed) == (None,) * 5
     text = to_markdown(groups, collected, findings(groups)).decode()
     assert "none: one seed" in text
-    assert "1 differences rest on one seed of a row" in text
+    assert "One seed of a row is all there is for 1 of 1 differences" in text
     assert "told from zero" not in text.replace("to tell this gain from zero", "")
 
 

@@ -35,6 +35,7 @@ def study(runs, seeds=2, study="roadmap", **more):
         for seed in range(seeds):
             bits = rng.random(333) < 0.5 + 0.1 * i
             about = {"status": {"code_hash": "aaaa", "git_dirty": False}, "code_hash": "aaaa", "data_fingerprint": "f"}
+            about["versions"] = {"torch": "2.14.0", "numpy": "2.4"}  # W&B sorts the keys
             write_run(runs, step, seed, study=study, correct=bits, config=CONFIG, gpu_hours=0.1 + 0.2, **about, **extra, **more)
 
 

@@ -115,7 +115,7 @@ def public(run: dict[str, Any]) -> dict[str, Any]:
         "state": run["state"],
         "group": run["group"],
         "config": json.dumps({key: {"value": value} for key, value in run["config"].items()}),
-        "summaryMetrics": json.dumps(run["summary"]),
+        "summaryMetrics": json.dumps(run["summary"], sort_keys=True),
         "systemMetrics": "{}",
         "historyKeys": {"lastStep": len(run["rows"]) - 1, "keys": {}},
         "historyLineCount": len(run["rows"]),

@@ -32,8 +32,8 @@ def paragraph(group: Group) -> str:
         parts.append(f"Not told from zero: {_names(unsure)}.")
     if single:
         parts.append(
-            f"{len(single)} differences rest on one seed of a row, so nothing is known of how another training would end, "
-            "and no interval over seeds is given."
+            f"One seed of a row is all there is for {len(single)} of {len(compared)} differences, so nothing is known of how "
+            "another training would end, and no interval over seeds is given."
         )
     parts += _images(compared)
     parts += _against_paper(compared)

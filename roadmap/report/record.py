@@ -263,7 +263,7 @@ def _whole(value: Any) -> int | None:
 def _told(value: Any) -> str:
     """Return a string, or the plain values of a dictionary or a list, as one line."""
     if isinstance(value, dict):
-        value = ", ".join(f"{key} {item}" for key, item in value.items() if isinstance(item, str | int | float))
+        value = ", ".join(f"{key} {item}" for key, item in sorted(value.items()) if isinstance(item, str | int | float))
     if isinstance(value, list):
         value = ", ".join(item for item in value if isinstance(item, str))
     return clean(value) if isinstance(value, str) else ""
