@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
+BENCH ?= train
 STEP ?= inverted_bottleneck
 STUDY ?= demo
 REGIME ?= tiny
@@ -13,13 +14,14 @@ DATA ?= imagenet
 ROOT ?=
 RUNS ?= $(or $(ROADMAP_RUNS),runs)
 ARGS ?=
+BENCH ?= train
 BIN := $(VENV)/bin
 # Our own environment has the tested versions; one that is there keeps its own where they will do.
 LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo test test-slow lint steps run data-check report notebook clean
+.PHONY: help setup demo test test-slow lint steps run data-check bench report notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -41,7 +43,7 @@ demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5
 test: $(READY) ## the tests (10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
 
-test-slow: $(READY) ## the tests that take longer
+test-slow: $(READY) ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 lint: $(READY) ## ruff and mypy
@@ -55,6 +57,9 @@ run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
 
 data-check: $(READY) ## open every image of DATA= in ROOT=, and count, before it costs
 	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
+
+bench: $(READY) ## measure BENCH= (train, report): the loop, images, a checkpoint; a report
+	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)

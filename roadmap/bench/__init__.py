@@ -1,1 +1,1 @@
-"""The benchmarks: `python -m roadmap.bench NAME`. Each makes its own input and prints what it measured."""
+"""The benchmarks, run as `python -m roadmap.bench NAME`. Every number that the project states comes from one of them."""
