@@ -23,15 +23,11 @@ def mirror(run, run_id: str, lines: tuple[int, ...] = (0,), done: bool = True) -
     values = yaml.safe_load((run / ledger.CONFIG).read_text())
     values |= {key: value for key, value in ledger.read_json(run / ledger.STATUS).items() if key not in ("state", "epoch", "step")}
     said: list[str] = []
-    whole = (run / ledger.METRICS).read_bytes()
     for number, sent in enumerate(lines):
         last = number == len(lines) - 1
-        if not last:
-            (run / ledger.METRICS).write_bytes(b"".join(whole.splitlines(keepends=True)[: lines[number + 1]]))
         one = Mirror(config, run, run_id, values, said.append)
-        one.follow(sent)
+        one.follow(sent, 10**6 if last else lines[number + 1])
         one.finish(ledger.read_json(run / ledger.SUMMARY) if last and done else {}, 0 if last and done else 75)
-        (run / ledger.METRICS).write_bytes(whole)
     assert not said
 
 
