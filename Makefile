@@ -58,10 +58,10 @@ run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
 data-check: $(READY) ## open every image of DATA= in ROOT=, and count, before it costs
 	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
 
-bench: $(READY) ## measure BENCH= (train): the loop's overhead, waiting for images, a checkpoint's cost
+bench: $(READY) ## measure BENCH= (train, report): the loop, images, a checkpoint; a report
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
-report: $(READY) ## chart and tables of STUDY=, into RUNS/STUDY/report
+report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
 
 notebook: $(READY) ## run notebooks/roadmap.ipynb on your runs, into RUNS/roadmap.ipynb

@@ -3,10 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from roadmap import paper
 from roadmap.runtime import ledger
 
-CONFIG = "recipe:\n  epochs: {epochs}\ndata:\n  image_size: {image_size}\n"
+CONFIG = """\
+step: {step}
+cell: {cell}
+study: {study}
+seed: {seed}
+regime:
+  name: {regime}
+recipe:
+  epochs: {epochs}
+data:
+  image_size: {image_size}
+"""
 
 
 def write_run(
@@ -22,9 +35,17 @@ def write_run(
     epochs: int = 3,
     state: str = "done",
     status: dict[str, Any] | None = None,
+    config: str = "",
+    correct: np.ndarray | None = None,
     **summary: Any,
 ) -> Path:
-    """Write one run directory and return it; `summary` and `status` replace or add keys."""
+    """Write one run directory and return it; `summary` and `status` replace or add keys, `config` adds lines.
+
+    `correct (N,)` of bool says which images are right; the accuracy then is theirs.
+    """
+    if correct is not None:
+        top1 = 100.0 * int(correct.sum()) / len(correct)
+        summary = {"val_images": len(correct)} | summary
     row = paper.rows(regime if regime in paper.TABLES else "tiny").get(step)
     values: dict[str, Any] = {
         "study": study,
@@ -54,7 +75,9 @@ def write_run(
     }
     folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
     folder.mkdir(parents=True)
-    (folder / ledger.CONFIG).write_text(CONFIG.format(epochs=epochs, image_size=values["image_size"]))
+    (folder / ledger.CONFIG).write_text(CONFIG.format(**(values | {"epochs": epochs})) + config)
+    if correct is not None:
+        np.save(folder / ledger.CORRECT, np.packbits(correct))
     rows = []
     for epoch in range(1, epochs + 1):
         rows.append({"kind": "train", "epoch": epoch, "global_step": epoch * 10, "time_s": 1.0 * epoch, "train/loss": 1.0})

@@ -40,13 +40,17 @@ def test_it_is_stored_without_outputs_and_every_code_cell_follows_a_sentence():
 
 @pytest.mark.parametrize("folder", [ROOT, NOTEBOOK.parent], ids=["root", "notebooks"])
 def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch, folder):
-    write_run(tmp_path, "resnet", top1=40.0)
-    write_run(tmp_path, "gelu", top1=50.0)
+    for seed in range(2):
+        write_run(tmp_path, "resnet", seed, top1=40.0 + seed)
+        write_run(tmp_path, "enhanced_recipe", seed, top1=50.0 + seed)
     monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
     notebook = executed(folder)
-    assert "2 finished runs in" in text_of(notebook)
+    assert "4 finished runs in" in text_of(notebook)
     assert "EXAMPLE" not in text_of(notebook)
-    assert len(pictures_of(notebook)) == 1
+    assert "Study roadmap" in text_of(notebook)
+    assert len(pictures_of(notebook)) == 3  # the chart, the gains, the trade-off
+    tables = [o.data["text/plain"] for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "execute_result"]
+    assert "gain_low" in tables[0]
 
 
 def test_without_runs_it_shows_the_example_and_says_so(tmp_path, monkeypatch):
@@ -56,4 +60,4 @@ def test_without_runs_it_shows_the_example_and_says_so(tmp_path, monkeypatch):
     monkeypatch.delenv("ROADMAP_RUNS", raising=False)
     notebook = executed(notebooks)
     assert "EXAMPLE: 1 measured runs" in text_of(notebook)
-    assert len(pictures_of(notebook)) == 1
+    assert len(pictures_of(notebook)) == 1  # of one row there is no gain and no trade-off

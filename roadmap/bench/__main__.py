@@ -6,7 +6,7 @@ from importlib import import_module
 
 from roadmap.errors import ConfigError
 
-BENCHMARKS = {"train": "roadmap.bench.train"}  # name -> module with main(words) -> exit code
+BENCHMARKS = {"report": "roadmap.bench.report", "train": "roadmap.bench.train"}  # name -> module with main(words) -> exit code
 
 
 def main(words: Sequence[str]) -> int:

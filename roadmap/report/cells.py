@@ -1,16 +1,41 @@
-"""Seeds to cells, cells to the rows of a roadmap: number, mean and standard deviation. Used by the tables and the figure."""
+"""Seeds to cells, cells to the rows of a roadmap: number, mean, spread. `roadmap.report.gains` compares them; all else shows them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, stdev
 
 from roadmap import paper
 from roadmap.report.record import Run
+from roadmap.report.stats import Interval, mean_interval
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
+MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
+NO_RUN = "no usable run of:"  # a row that is missing; charts say so too
 SMALL_REGIMES = ("nano", "mini")
 SMALL_DATA = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a row gains over its parent: differences of top-1 in percentage points, None where there is no answer."""
+
+    parent: str  # the cell it is compared with; with its study where that is another one
+    parent_n: int
+    gain: float
+    over_seeds: Interval | None = None  # Welch
+    p: float | None = None
+    p_holm: float | None = None
+    bootstrap: Interval | None = None  # over seeds, from 8 on
+    seeds_needed: int | None = None
+    over_images: Interval | None = None  # the trained nets held fixed
+    only_this: int | None = None  # images that only this net, or only the parent, has right
+    only_parent: int | None = None
+    mcnemar_p: float | None = None
+    mcnemar_p_holm: float | None = None
+    paper_gain: float | None = None
+    paper_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -35,12 +60,30 @@ class Cell:
     params_m: float | None
     train_images_per_s: float | None  # mean over the seeds
     gpu_hours: float | None  # of one run, mean over the seeds
+    peak_memory_gb: float | None
     paper: paper.PaperRow | None  # only where it compares
+    runs: tuple[Run, ...] = field(repr=False)  # in the order of `seeds`
+    gain: Gain | None = None
 
     @property
     def n(self) -> int:
         """Return the number of seeds."""
         return len(self.seeds)
+
+    @property
+    def tops(self) -> tuple[float, ...]:
+        """Return the accuracy of each seed."""
+        return tuple(run.top1 for run in self.runs)
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Return the 95 % t interval of the mean over seeds."""
+        return mean_interval(self.tops)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Return why some of its runs count only because the user allowed it."""
+        return tuple(sorted({mark for run in self.runs for mark in run.marks}))
 
 
 @dataclass(frozen=True)
@@ -53,7 +96,13 @@ class Group:
     rows: tuple[Cell, ...]  # plain steps
     others: tuple[Cell, ...]  # variants and overrides
     notes: tuple[str, ...]
+    missing: tuple[str, ...]  # rows, parents and seeds without a usable run
     made_with: tuple[str, ...]  # hardware and versions
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Return all its cells, the plain steps first."""
+        return (*self.rows, *self.others)
 
     @property
     def paper_reference(self) -> paper.PaperRow | None:
@@ -70,7 +119,7 @@ class Group:
         return ""
 
 
-def aggregate(runs: Iterable[Run]) -> list[Group]:
+def grouped(runs: Iterable[Run]) -> list[Group]:
     """Group runs by (study, regime, data) and their seeds by cell."""
     grouped: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
@@ -93,7 +142,8 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
         data=data,
         rows=rows,
         others=tuple(cell for cell in cells if not _is_row(cell)),
-        notes=(*_code_notes(seeds), *_row_notes(rows)),
+        notes=tuple(_notes(rows)),
+        missing=tuple(_missing(rows, parents, regime)),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
 
@@ -126,6 +176,8 @@ def _cell(same: Sequence[Run]) -> Cell:
         params_m=first.params_m,
         train_images_per_s=_mean([run.train_images_per_s for run in same]),
         gpu_hours=_mean([run.gpu_hours for run in same]),
+        peak_memory_gb=_mean([run.peak_memory_gb for run in same]),
+        runs=tuple(same),
         paper=paper.rows(first.regime).get(first.step) if compares else None,
     )
 
@@ -135,28 +187,32 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
-def _code_notes(seeds: dict[str, list[Run]]) -> list[str]:
-    notes = []
-    for cell, same in seeds.items():
-        codes = sorted({run.code[:10] for run in same} - {""})
-        if len(codes) > 1:
-            notes.append(f"{cell}: its seeds were run with different code ({', '.join(codes)})")
-        notes += [f"{cell}, seed {run.seed}: went on although this had changed: {run.drift}" for run in same if run.drift]
-    return sorted(notes)
-
-
-def _row_notes(rows: Sequence[Cell]) -> list[str]:
+def _notes(rows: Sequence[Cell]) -> list[str]:
+    """Return what keeps rows from comparing although every run is sound: a step of one's own, or what the user allowed."""
     notes = []
     for recipe in sorted({row.recipe for row in rows}):
         lengths = sorted({row.epochs for row in rows if row.recipe == recipe and row.epochs is not None})
         if len(lengths) > 1:
             notes.append(f"recipe {recipe}: rows were trained for {_listed(lengths)} epochs, so they do not compare")
-    sizes = sorted({row.image_size for row in rows if row.image_size is not None})
-    if len(sizes) > 1:
-        notes.append(f"rows were trained at {_listed(sizes)} pixels, so they do not compare")
-    if len({row.images for row in rows} - {""}) > 1:
-        notes.append("rows were trained on different images, so they do not compare")
+    marked = [row for row in rows if row.marks]
+    notes += [f"† {row.cell}: counts runs that are suspect, because it was allowed ({', '.join(row.marks)})" for row in marked]
     return notes
+
+
+def _missing(rows: Sequence[Cell], parents: Mapping[str, str | None], regime: str) -> list[str]:
+    """Return the rows, parents and seeds that a reader would look for in vain."""
+    there = {row.step for row in rows}
+    missing = []
+    absent = [s for s in paper.order() if s not in there and (s != "swin" or regime in paper.TABLES)]
+    if absent and len(there.intersection(paper.order())) >= MOST_OF_A_STUDY:
+        missing.append(f"{NO_RUN} {', '.join(absent)}")
+    all_seeds = {seed for row in rows for seed in row.seeds}
+    for row in rows:
+        if row.parent and row.parent not in there:
+            missing.append(f"{row.cell}: its parent {row.parent} has no usable run, so its gain is not known")
+        if lacking := sorted(all_seeds.difference(row.seeds)):
+            missing.append(f"{row.cell}: no usable run of seed {_listed(lacking)}, which other rows have")
+    return missing
 
 
 def _listed(numbers: Sequence[int]) -> str:

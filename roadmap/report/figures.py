@@ -1,46 +1,79 @@
-"""The roadmap's chart in the manner of the paper's Figure 2: one function returns the figure, one its bytes. Writes no file."""
+"""The roadmap's chart in the manner of the paper's Figure 2, wide or at one column's width. Writes no file."""
 
-import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
-import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from roadmap.report.cells import Cell, Group
-from roadmap.report.lines import Line, chart_lines, drawable, head_lines, limits, macs_unit, value_text
-from roadmap.report.tables import small
-
-# Inches.
-ROW, MARGIN, GAP, HEAD_LINE = 0.27, 0.15, 0.12, 0.19
-BARS, MACS, MACS_VALUES, PAPER_VALUES, PANEL_GAP = 3.0, 1.15, 0.5, 0.62, 0.35
-FOOT = 0.85  # the axes' numbers and names, and the legend
-
-# Blues that keep their order in grey; hatching, not colour, says what was not adopted.
-KEPT, TRIED, REFERENCE, INK, QUIET, BAND = "#6baed6", "#deebf7", "#ffffff", "#1a1a1a", "#6a6a6a", "#f3f3f3"
-STYLE = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same bytes everywhere
-    "font.size": 8.5,
-    "hatch.linewidth": 0.7,
-    "axes.linewidth": 0.7,
-    "text.parse_math": False,  # labels are text, never formulas
-    "svg.hashsalt": "roadmap",
-    "text.color": INK,
-}
-METADATA: dict[str, dict[str, str | None]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
+from roadmap.report.columns import small
+from roadmap.report.lines import Line, chart_lines, head_lines, limits, macs_unit, value_text
+from roadmap.report.quantities import QUANTITIES
+from roadmap.report.style import (
+    BAND,
+    COLUMN,
+    INK,
+    KEPT,
+    QUIET,
+    REFERENCE,
+    TRIED,
+    axes_at,
+    drawable,
+    fitted,
+    hover,
+    new_figure,
+    quiet,
+    styled,
+    text_width,
+)
 
 
-def roadmap_chart(groups: Group | Sequence[Group]) -> Figure:
-    """Return the chart of one group, or of several side by side with common rows.
+@dataclass(frozen=True)
+class Layout:
+    """Sizes in inches, fonts in points; `None` where a part is left out."""
+
+    font: float
+    small: float
+    row: float
+    bars: float
+    macs: float | None  # the panel of multiply-accumulates; their numbers are always there
+    sections: bool
+    paper_values: float | None
+    head: int  # characters in a line above the chart
+    head_line: float
+    margin: float = 0.15
+    gap: float = 0.12
+    macs_values: float = 0.5
+    between: float = 0.35  # panels
+    foot: float = 0.85  # the axes' numbers and names, and the legend
+
+
+WIDE = Layout(font=8.5, small=7.5, row=0.27, bars=3.0, macs=1.15, sections=True, paper_values=0.62, head=95, head_line=0.19)
+# The bars take what the texts leave of a column.
+NARROW = Layout(
+    font=6.5,
+    small=6,
+    row=0.19,
+    bars=0.9,
+    macs=None,
+    sections=False,
+    paper_values=None,
+    head=62,
+    head_line=0.14,
+    margin=0.05,
+    gap=0.05,
+    macs_values=0.34,
+    foot=0.72,
+)
+
+
+def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
+    """Return the chart of one group, or of several side by side with common rows; `narrow` fits one into a paper's column.
 
     Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises ValueError
     where no group has a row.
@@ -49,122 +82,107 @@ def roadmap_chart(groups: Group | Sequence[Group]) -> Figure:
     lines = chart_lines(groups)
     if not lines:
         raise ValueError("there is no row to draw: no finished run of a plain step")
-    with matplotlib.style.context(["default", STYLE]):
-        return _Sheet(groups, lines).draw()
-
-
-def image(figure: Figure, kind: str) -> bytes:
-    """Return the figure as the bytes of a `png` (200 dpi), `svg` or `pdf` file: the same bytes for the same data."""
-    out = io.BytesIO()
-    with matplotlib.style.context(["default", STYLE]):
-        figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
-    return out.getvalue()
+    with styled():
+        return _Sheet(groups, lines, NARROW if narrow else WIDE).draw()
 
 
 class _Sheet:
     """The chart while it is drawn: columns in inches from the left, rows in inches from the top."""
 
-    def __init__(self, groups: Sequence[Group], lines: Sequence[Line]) -> None:
-        self.groups, self.lines = groups, lines
-        self.figure = Figure()
-        FigureCanvasAgg(self.figure)
-        self.sections = MARGIN + GAP + self._width([line.section for line in lines], 7.5)
-        self.left = self.sections + self._width([line.label for line in lines], 8.5) + GAP
-        self.heads = [head_lines(group) for group in groups]
-        self.top = MARGIN + 0.34 + HEAD_LINE * max(map(len, self.heads)) + 0.28
-        self.height = self.top + ROW * len(lines) + FOOT
-        self.values = [0.08 + self._width([value_text(cell, group) for cell in group.rows], 8.5) for group in groups]
-        self.papers = [PAPER_VALUES if any(row.paper for row in group.rows) else 0.0 for group in groups]
-        self.widths = [BARS + v + p + GAP + MACS + MACS_VALUES for v, p in zip(self.values, self.papers, strict=True)]
-        heads = [self._width(head, 8.5) for head in self.heads]
-        body = self.left + sum(self.widths) + PANEL_GAP * (len(groups) - 1) + MARGIN
-        self.width = max(body, MARGIN * 2 + heads[0]) if len(groups) == 1 else body
+    def __init__(self, groups: Sequence[Group], lines: Sequence[Line], look: Layout) -> None:
+        self.groups, self.lines, self.look = groups, lines, look
+        self.figure = new_figure()
+        sections = text_width(self.figure, [line.section for line in lines], look.small) + look.gap if look.sections else 0.0
+        widest = COLUMN if look.macs is None else 99.0
+        self.labels = [fitted(self.figure, line.label, look.font, widest * 0.38) for line in lines]
+        self.left = look.margin + sections + text_width(self.figure, self.labels, look.font) + look.gap
+        self.heads = [head_lines(group, look.head) for group in groups]
+        self.top = look.margin + 0.34 + look.head_line * max(map(len, self.heads)) + 0.28
+        self.height = self.top + look.row * len(lines) + look.foot
+        self.values = [0.08 + text_width(self.figure, [value_text(c, group) for c in group.rows], look.font) for group in groups]
+        self.papers = [(look.paper_values or 0.0) if any(row.paper for row in group.rows) else 0.0 for group in groups]
+        fixed = look.gap + (look.macs or 0.0) + look.macs_values
+        spare = COLUMN - self.left - sum(self.values) - sum(self.papers) - fixed * len(groups) - look.margin
+        self.bars = look.bars if look.macs is not None else max(look.bars, spare)
+        self.widths = [self.bars + v + p + fixed for v, p in zip(self.values, self.papers, strict=True)]
+        body = self.left + sum(self.widths) + look.between * (len(groups) - 1) + look.margin
+        heads = text_width(self.figure, self.heads[0], look.font)
+        self.width = max(body, look.margin * 2 + heads) if len(groups) == 1 else body
         self.figure.set_size_inches(self.width, self.height)
-        self.page = self._axes(0, 0, self.width, self.height)
+        self.page = axes_at(self.figure, 0, 0, self.width, self.height)
         self.page.set(xlim=(0, self.width), ylim=(self.height, 0))
         self.page.axis("off")
 
-    def _width(self, texts: Sequence[str], size: float) -> float:
-        """Return the width of the widest text in inches."""
-        renderer = self.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-        widths = []
-        for text in filter(None, texts):
-            probe = self.figure.text(0, 0, text, size=size)
-            widths.append(probe.get_window_extent(renderer).width / self.figure.dpi)
-            probe.remove()
-        return max(widths, default=0.0)
-
-    def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(box)
-        axes.patch.set_visible(False)
-        return axes
-
     def _y(self, row: int) -> float:
-        return self.top + ROW * (row + 0.5)
+        return self.top + self.look.row * (row + 0.5)
 
     def draw(self) -> Figure:
         """Draw everything and return the figure."""
-        title = "From ResNet to ConvNeXt, step by step"
-        self.page.text(MARGIN, MARGIN + 0.1, title, size=12, weight="bold", va="center")
+        look = self.look
+        self.page.text(
+            look.margin, look.margin + 0.1, "From ResNet to ConvNeXt, step by step", size=look.font * 1.4, weight="bold", va="center"
+        )
         self._bands()
         span = limits(self.groups) if len(self.groups) == 1 else None
         x = self.left
         for number, group in enumerate(self.groups):
-            start = MARGIN if len(self.groups) == 1 else x
+            start = look.margin if len(self.groups) == 1 else x
             for i, text in enumerate(self.heads[number]):
                 bold = "bold" if text == group.caution or (i == 0 and len(self.groups) > 1) else "normal"
-                self.page.text(start, MARGIN + 0.36 + HEAD_LINE * i, text, va="center", weight=bold)
+                self.page.text(start, look.margin + 0.36 + look.head_line * i, text, va="center", weight=bold, size=look.font)
             self._panel(number, x, span or limits([group]))
-            x += self.widths[number] + PANEL_GAP
+            x += self.widths[number] + look.between
         self._legend()
         return self.figure
 
     def _bands(self) -> None:
         """Shade every other section of the paper and name each where it begins."""
-        shaded, before = False, None
+        shaded, before, look = False, None, self.look
         for row, line in enumerate(self.lines):
             if line.section != before:
                 shaded, before = not shaded, line.section
-                self.page.text(MARGIN, self._y(row), line.section, size=7.5, style="italic", color=QUIET, va="center_baseline")
+                if look.sections:
+                    style = {"size": look.small, "style": "italic", "color": QUIET, "va": "center_baseline"}
+                    self.page.text(look.margin, self._y(row), line.section, **style)  # type: ignore[arg-type]
             if shaded:
-                end = self.width - MARGIN * 0.5
-                self.page.fill_between([MARGIN * 0.5, end], self._y(row) - ROW / 2, self._y(row) + ROW / 2, color=BAND, lw=0)
+                ends = [look.margin * 0.5, self.width - look.margin * 0.5]
+                self.page.fill_between(ends, self._y(row) - look.row / 2, self._y(row) + look.row / 2, color=BAND, lw=0)
 
     def _panel(self, number: int, x: float, span: tuple[float, float]) -> None:
-        group = self.groups[number]
+        group, look, count = self.groups[number], self.look, len(self.lines)
         cells = [(row, cell) for row, line in enumerate(self.lines) if (cell := line.cells[number]) is not None]
-        height = ROW * len(self.lines)
-        axes = self._axes(x, self.top, BARS, height)
-        axes.set(xlim=span, ylim=(len(self.lines) - 0.5, -0.5))
+        axes = axes_at(self.figure, x, self.top, self.bars, look.row * count)
+        axes.set(xlim=span, ylim=(count - 0.5, -0.5))
         _bars(axes, cells)
-        _reference(axes, group, cells)
-        axes.set(xlim=span, ylim=(len(self.lines) - 0.5, -0.5))  # again: drawing may widen them
-        axes.set_xlabel("top-1 accuracy (%)" + (f"; the axis starts at {span[0]:g}" if span[0] else ""))
-        axes.set_yticks(range(len(self.lines)), [line.label if number == 0 else "" for line in self.lines], parse_math=False)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        _quiet(axes)
-        values, papers = x + BARS + self.values[number], x + BARS + self.values[number] + self.papers[number]
-        macs = self._axes(papers + GAP, self.top, MACS, height)
+        _reference(axes, group, cells, look.small)
+        axes.set(xlim=span, ylim=(count - 0.5, -0.5))  # again: drawing may widen them
+        axes.set_xlabel(QUANTITIES["top1_mean"].axis + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=look.small)
+        axes.set_yticks(range(count), self.labels if number == 0 else [""] * count, parse_math=False, size=look.font)
+        axes.xaxis.set_major_locator(MaxNLocator(6 if look.macs is not None else 3, steps=[1, 2, 5, 10]))
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=look.small)
+        quiet(axes)
+        values, papers = x + self.bars + self.values[number], x + self.bars + self.values[number] + self.papers[number]
         unit, scale = macs_unit(group)
-        _macs(macs, cells, len(self.lines), scale)
-        macs.set_xlabel(f"MACs ({unit})")
-        self._column(values, "top-1 (%)", {row: value_text(cell, group) for row, cell in cells}, "no run")
+        if look.macs is not None:
+            macs = axes_at(self.figure, papers + look.gap, self.top, look.macs, look.row * count)
+            _macs(macs, cells, count, scale)
+            macs.set_xlabel(f"{QUANTITIES['gmacs'].name} ({unit})", size=look.small)
+            macs.tick_params(axis="x", labelsize=look.small)
+        self._column(values, QUANTITIES["top1_mean"].heading, {row: value_text(cell, group) for row, cell in cells}, "no run")
         if self.papers[number]:
             self._column(papers, "paper", {row: f"{cell.paper.top1:.2f}" for row, cell in cells if cell.paper}, "")
-        self._column(
-            papers + GAP + MACS + MACS_VALUES - 0.04,
-            f"{unit}MACs",
-            {row: small(cell.gmacs and cell.gmacs * scale) for row, cell in cells},
-            "",
-        )
+        right = papers + look.gap + (look.macs or 0.0) + look.macs_values - 0.04
+        self._column(right, f"{unit}MACs", {row: small(cell.gmacs and cell.gmacs * scale) for row, cell in cells}, "")
 
     def _column(self, right: float, name: str, texts: dict[int, str], missing: str) -> None:
         """Write a column of numbers that ends at `right`."""
-        self.page.text(right, self.top - 0.1, name, ha="right", va="center", size=7.5, color=QUIET)
+        look = self.look
+        self.page.text(right, self.top - 0.1, name, ha="right", va="center", size=look.small, color=QUIET)
         for row in range(len(self.lines)):
             color = INK if row in texts and name != "paper" else QUIET
-            self.page.text(right, self._y(row), texts.get(row, missing), ha="right", va="center_baseline", color=color)
+            text = texts.get(row, missing)
+            self.page.text(right, self._y(row), text, ha="right", va="center_baseline", color=color, size=look.font)
 
     def _legend(self) -> None:
         """Explain what occurs in this chart, and nothing else."""
@@ -177,30 +195,46 @@ class _Sheet:
         if any(cell.top1_std is not None for cell in cells):
             handles.append(Line2D([], [], color=INK, lw=1.1, marker="|", ms=6, label="± 1 std. dev. over seeds"))
         if any(cell.paper for cell in cells):
-            handles.append(Line2D([], [], ls="", marker="D", ms=4.5, mfc="white", mec=INK, label="paper"))
+            handles.append(Patch(fc="none", ec=INK, lw=0.8, label="paper"))
         self.figure.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0, 0.05 / self.height), ncols=len(handles), frameon=False, fontsize=8
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 0.03 / self.height),
+            ncols=len(handles) if self.look.macs is not None else 3,
+            frameon=False,
+            fontsize=self.look.small,
+            columnspacing=1.0,
+            handlelength=1.6,
         )
 
 
 def _bars(axes: Axes, cells: Sequence[tuple[int, Cell]]) -> None:
-    """Draw a bar a row, hatched where the step was not kept, and the spread over seeds where there is one.
-
-    The spread lies above the middle of the bar and the paper's mark below it, so that neither hides the other.
-    """
+    """Draw a bar a row, hatched where the step was not kept; the paper's below it as an outline; spreads over seeds."""
     looks = {"yes": (KEPT, "", "-"), "no": (TRIED, "/////", "-"), "reference": (REFERENCE, "", "--")}
+    beside = any(cell.paper for _, cell in cells)
+    height, middle = (0.44, -0.16) if beside else (0.68, 0.0)
+    spread: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0, "zorder": 4}
     for row, cell in cells:
         color, hatch, line = looks[cell.adopted]
-        axes.barh(row, cell.top1, height=0.68, color=color, edgecolor=INK, linewidth=0.6, hatch=hatch, linestyle=line, label=cell.step)
+        y = row + middle
+        (bar,) = axes.barh(
+            y, cell.top1, height=height, color=color, edgecolor=INK, linewidth=0.6, hatch=hatch, linestyle=line, label=cell.step
+        )
+        hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{_spread(cell)}, n = {cell.n}")
         if cell.top1_std is not None:
-            axes.errorbar(
-                cell.top1, row - 0.1, xerr=cell.top1_std, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5, capthick=1.1, zorder=4
-            )
+            axes.errorbar(cell.top1, y, xerr=cell.top1_std, **spread)
         if cell.paper:
-            axes.plot(cell.paper.top1, row + 0.2, "D", ms=3.6, mfc="white", mec=INK, mew=0.9, zorder=5)
+            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, fc="none", ec=INK, lw=0.6, label=f"paper {cell.step}")
+            hover(bar, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
+            if cell.paper.top1_std is not None:
+                axes.errorbar(cell.paper.top1, row + 0.24, xerr=cell.paper.top1_std, **{**spread, "elinewidth": 0.7, "capsize": 1.2})
 
 
-def _reference(axes: Axes, group: Group, cells: Sequence[tuple[int, Cell]]) -> None:
+def _spread(cell: Cell) -> str:
+    return "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
+
+
+def _reference(axes: Axes, group: Group, cells: Sequence[tuple[int, Cell]], size: float) -> None:
     """Draw a dashed line at our run of a reference net; at the paper's number where there is no such run."""
     lines = [(cell.top1, f"{drawable(cell.label, cell.step)} {cell.top1:.2f}") for _, cell in cells if cell.adopted == "reference"]
     if not lines and group.paper_reference:
@@ -211,7 +245,7 @@ def _reference(axes: Axes, group: Group, cells: Sequence[tuple[int, Cell]]) -> N
         at, name = lines[0]
         low, high = axes.get_xlim()
         side = "right" if at > low + 0.75 * (high - low) else "left" if at < low + 0.25 * (high - low) else "center"
-        axes.text(at, 1.0, name, transform=axes.get_xaxis_transform(), size=7.5, ha=side, va="bottom")
+        axes.text(at, 1.0, name, transform=axes.get_xaxis_transform(), size=size, ha=side, va="bottom")
 
 
 def _macs(axes: Axes, cells: Sequence[tuple[int, Cell]], count: int, scale: float) -> None:
@@ -226,12 +260,4 @@ def _macs(axes: Axes, cells: Sequence[tuple[int, Cell]], count: int, scale: floa
     most = max((gmacs for gmacs, _ in known.values()), default=1.0)
     axes.set(xlim=(0, most * 1.12 or 1), ylim=(count - 0.5, -0.5), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3))
-    _quiet(axes)
-
-
-def _quiet(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=7.5, width=0.7)
-    axes.xaxis.label.set_fontsize(8)
+    quiet(axes)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roadmap.report.text import clean
@@ -11,6 +11,8 @@ from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY
 
 RUN_NAME = re.compile(r"seed\d+")
 SET_ASIDE = re.compile(r"seed\d+\.old\d+")  # by `fresh=true`: their owner replaced them
+OFFLINE = re.compile(r"run-.+\.wandb")  # the log in an offline directory of W&B
+LATEST = "latest-run"  # W&B's second name for one of its directories
 MAX_FOLDERS = 200_000  # a link to a whole disk must end some time
 
 
@@ -27,14 +29,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """A run directory: where it really is, and the name under which the user sees it."""
+    """A run directory, or an offline directory of W&B: where it really is, and the name under which the user sees it."""
 
     folder: Path
     shown: str
+    offline: bool = False
 
 
 def find_runs(roots: Iterable[str | Path]) -> tuple[list[Place], list[Finding]]:
-    """Return the run directories at any depth below `roots`, each once, and what could not be searched.
+    """Return the run directories and W&B's offline ones at any depth below `roots`, each once, and what could not be searched.
 
     Links are followed and each folder is entered once; folders whose name starts with a dot, and runs set aside by
     `fresh=true`, are not entered.
@@ -51,22 +54,22 @@ def find_runs(roots: Iterable[str | Path]) -> tuple[list[Place], list[Finding]]:
                 if (about.st_dev, about.st_ino) in seen:
                     continue
                 seen.add((about.st_dev, about.st_ino))
-                folders, is_run = _look_into(place)
+                folders, kind = _look_into(place)
             except OSError as error:
                 findings.append(Finding(place.shown, _plain(error)))
                 continue
             if len(seen) > MAX_FOLDERS:
                 findings.append(Finding(str(root), f"holds more than {MAX_FOLDERS} folders: the rest was not searched"))
                 return places, findings
-            if is_run:
-                places.append(place)
+            if kind:
+                places.append(replace(place, offline=kind == "offline"))
             else:
                 waiting += reversed(folders)
     return places, findings
 
 
-def _look_into(place: Place) -> tuple[list[Place], bool]:
-    """Return the folders below a folder by name, and whether it is a run directory. Raises OSError."""
+def _look_into(place: Place) -> tuple[list[Place], str]:
+    """Return the folders below a folder by name, and whether it is a `run` directory or an `offline` one. Raises OSError."""
     with os.scandir(place.folder) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     names = {entry.name for entry in entries}
@@ -75,10 +78,11 @@ def _look_into(place: Place) -> tuple[list[Place], bool]:
     for entry in entries:
         path = Path(entry.path)
         # os.path.isdir is False for a link that leads to itself, where DirEntry.is_dir raises.
-        if not entry.name.startswith(".") and not SET_ASIDE.fullmatch(entry.name) and os.path.isdir(path):
+        passed_over = entry.name.startswith(".") or SET_ASIDE.fullmatch(entry.name) or (entry.name == LATEST and entry.is_symlink())
+        if not passed_over and os.path.isdir(path):
             real = Path(os.path.realpath(path)) if entry.is_symlink() else path
             folders.append(Place(real, os.path.join(place.shown, entry.name)))
-    return folders, is_run
+    return folders, "run" if is_run else "offline" if any(OFFLINE.fullmatch(name) for name in names) else ""
 
 
 def _plain(error: OSError) -> str:

@@ -5,14 +5,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.font_manager import findfont, get_font
-
 from roadmap import paper
-from roadmap.report.cells import Cell, Group
-from roadmap.report.tables import accuracy
-from roadmap.report.text import clean, shorten
+from roadmap.report.cells import NO_RUN, Cell, Group
+from roadmap.report.columns import accuracy
+from roadmap.report.style import drawable
 
-LABEL_LIMIT = 36  # characters
 HEAD_LIMIT, HEAD_LINES = 95, 8  # characters in a line above the chart, and lines
 DATA_NAMES = {
     "imagenet": "ImageNet-1K",
@@ -66,13 +63,6 @@ def chart_lines(groups: Sequence[Group]) -> list[Line]:
     return lines
 
 
-def drawable(label: str, name: str) -> str:
-    """Return a label that the chart's font can draw, not longer than there is room for; the name where it can draw too little."""
-    font = get_font(findfont("DejaVu Sans"))
-    text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
-    return shorten(name if 2 * text.count("?") > len(text) else text, LABEL_LIMIT)
-
-
 def limits(groups: Sequence[Group]) -> tuple[float, float]:
     """Return where the axis of the accuracies begins and ends, in percent, so that the differences can be seen."""
     ends: list[float] = []
@@ -104,14 +94,15 @@ def value_text(cell: Cell, group: Group) -> str:
     return accuracy(cell.top1, cell.top1_std) + ("" if alike else f"  n = {cell.n}")
 
 
-def head_lines(group: Group) -> list[str]:
+def head_lines(group: Group, limit: int = HEAD_LIMIT) -> list[str]:
     """Return the lines above a panel: regime, data, epochs, seeds, and what must not be read out of it."""
     counts = sorted({row.n for row in group.rows})
     seeds = f"n = {counts[0]} seed" + "s" * (counts[0] > 1) if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} seeds"
     seeds += " a row, so no spread is known" if counts == [1] else ""
     lines = [f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
-    wrapped = [part for line in [*lines, *group.notes] for part in textwrap.wrap(line, HEAD_LIMIT)]
+    absent = [text for text in group.missing if text.startswith(NO_RUN)]
+    wrapped = [part for line in [*lines, *absent, *group.notes] for part in textwrap.wrap(line, limit)]
     return wrapped if len(wrapped) <= HEAD_LINES else [*wrapped[: HEAD_LINES - 1], "and more notes: see the table"]
 
 
@@ -170,3 +161,8 @@ def _names(together: Sequence[Sequence[Group]]) -> list[str]:
             name = f"{name[:100]}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
         names.append(name)
     return names
+
+
+def where(group: Group) -> str:
+    """Return study, regime and data for a title."""
+    return f"{drawable(group.study, 'study', 24)} ({group.regime}, {group.data})"

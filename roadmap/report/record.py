@@ -1,27 +1,49 @@
-"""Read and check the record of one run directory. Everything read here is hostile text until it was checked.
+"""Check the record of one run, wherever it lies. Everything read here is hostile text until it was checked.
 
 `metrics.jsonl` and `summary.json` are the truth and must agree; `status.json` says whether the run is done. Used by
 `roadmap.report.runs`.
 """
 
-import itertools
 import re
-import stat
-from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import yaml
+import numpy as np
 
-from roadmap.report.find import Place
+from roadmap.report.folder import History, Suspect, flat
 from roadmap.report.text import clean
-from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, Ledger, read_json, read_metrics
+from roadmap.runtime.ledger import CORRECT, METRICS, STATUS, SUMMARY
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
 ADOPTED = ("yes", "no", "reference")
 SAME = 0.005  # percentage points: summary and ledger may be rounded differently
-MAX_CONFIG, MAX_RECORD, MAX_LEDGER = 2**18, 2**22, 2**30  # bytes; a larger file was not written by a run
+
+
+class Source(Protocol):
+    """Where the record of a run is read from: a run directory or W&B. Every method may raise Suspect and OSError."""
+
+    @property
+    def shown(self) -> str:
+        """Return the name under which the user sees the run."""
+
+    @property
+    def named(self) -> tuple[str, str, str] | None:
+        """Return what the place itself says (seed, cell, regime and data); None where it says nothing."""
+
+    def status(self) -> dict[str, Any]:
+        """Return `status.json`."""
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return `summary.json`; None where there is none."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved config."""
+
+    def history(self) -> History:
+        """Return the evaluations of the ledger."""
+
+    def bits(self) -> bytes | None:
+        """Return the packed bits of the last evaluation; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -55,42 +77,53 @@ class Run:
     drift: str  # what changed between two starts of the run, by an explicit override
     hardware: str
     versions: str
+    commit: str  # with a mark where the checkout was changed since
+    starts: int | None
+    val_images: int | None
+    config: dict[str, str] = field(repr=False)  # dotted key -> value as text
+    curve: tuple[tuple[int, float], ...] = field(repr=False)  # epoch, top-1 of every evaluation
+    bits: bytes | None = field(repr=False)  # which validation images were right, eight a byte
+    marks: tuple[str, ...] = field(default=(), compare=False)  # why it counts only because the user allowed it
 
+    @property
+    def name(self) -> str:
+        """Return the run's place below a folder of runs: the same wherever it was read from."""
+        return f"{self.study}/{self.regime}-{self.data}/{self.cell}/seed{self.seed}"
 
-class Suspect(Exception):
-    """This run gives no number: its record is broken or contradicts itself."""
+    def correct(self) -> np.ndarray | None:
+        """Return which images were right, `(val_images,)` of bool."""
+        if self.bits is None or self.val_images is None:
+            return None
+        return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.val_images).astype(bool)
 
 
 class Unfinished(Exception):
     """This run gives no number yet."""
 
 
-def read_run(place: Place) -> Run:
-    """Read and check one run directory. Raises Unfinished, Suspect (with the reason) and OSError."""
-    folder = place.folder
-    status = _record(folder / STATUS)
+def read_run(source: Source) -> Run:
+    """Read and check one run. Raises Unfinished, Suspect (with the reason) and OSError."""
+    status = source.status()
     state = status.get("state")
     if not isinstance(state, str):
         raise Suspect(f"{STATUS}: has no state")
     if state != "done":
-        raise Unfinished(_progress(folder, status))
-    if not (folder / SUMMARY).exists():
+        raise Unfinished(_progress(source, status))
+    summary = source.summary()
+    if summary is None:
         raise Unfinished(f"done, but there is no {SUMMARY}")
-    summary = _record(folder / SUMMARY)
-    config = _config(folder / CONFIG)
-    run = _checked(place.shown, summary, status, config)
-    for found, told in (
-        (folder.name, f"seed{run.seed}"),
-        (folder.parent.name, run.cell),
-        (folder.parent.parent.name, f"{run.regime}-{run.data}"),
-    ):
+    config = source.config()
+    history = source.history()
+    run = _checked(source, summary, status, config, history)
+    for found, told in zip(source.named or (), (f"seed{run.seed}", run.cell, f"{run.regime}-{run.data}"), strict=False):
         if found != told:
             raise Suspect(f"{SUMMARY} belongs to {told}, the folder is named {found} (moved aside or copied?)")
-    _check_ledger(_ledger(folder / METRICS), summary, run)
+    _check_history(history, summary, run)
+    _check_bits(run)
     return run
 
 
-def _checked(shown: str, summary: dict[str, Any], status: dict[str, Any], config: dict[str, Any]) -> Run:
+def _checked(source: Source, summary: dict[str, Any], status: dict[str, Any], config: dict[str, Any], history: History) -> Run:
     """Turn a summary into a Run. Raises Suspect."""
     if summary.get("state", "done") != "done":
         raise Suspect(f"{SUMMARY}: state={clean(summary['state'], 40)}, {STATUS} says done")
@@ -105,7 +138,7 @@ def _checked(shown: str, summary: dict[str, Any], status: dict[str, Any], config
         raise Suspect(f"{SUMMARY}: top5={top5:g} is below top1={top1:g}")
     step, label = _name(summary, "step"), summary.get("label")
     return Run(
-        path=shown,
+        path=source.shown,
         study=_name(summary, "study"),
         regime=_name(summary, "regime"),
         data=_name(summary, "data"),
@@ -132,25 +165,31 @@ def _checked(shown: str, summary: dict[str, Any], status: dict[str, Any], config
         drift=_told(summary.get("drift")),
         hardware=_told(summary.get("hardware")),
         versions=_told(summary.get("versions")),
+        commit=_told(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
+        starts=_whole(status.get("starts")),
+        val_images=_whole(summary.get("val_images")),
+        config=dict(flat(config)),
+        curve=tuple(point for row in history.evaluations if (point := _point(row)) is not None),
+        bits=source.bits(),
     )
 
 
-def _check_ledger(ledger: Ledger, summary: dict[str, Any], run: Run) -> None:
+def _point(row: dict[str, Any]) -> tuple[int, float] | None:
+    epoch, top1 = _whole(row.get("epoch")), number(row.get("val/top1"))
+    return None if epoch is None or top1 is None else (epoch, top1)
+
+
+def _check_history(history: History, summary: dict[str, Any], run: Run) -> None:
     """Raise Suspect where the ledger is damaged or its last evaluation is not the summary's."""
-    if ledger.bad_lines or ledger.torn:
-        lines = ", ".join(map(str, ledger.bad_lines[:5])) or "last"
-        raise Suspect(f"{METRICS}: {len(ledger.bad_lines) + ledger.torn} corrupt line(s) ({lines})")
-    steps: dict[str, list[int]] = defaultdict(list)
-    for row in ledger.rows:
-        steps[row["kind"]].append(row["global_step"])
-    for kind, found in steps.items():
-        if any(later <= earlier for earlier, later in itertools.pairwise(found)):
-            raise Suspect(f"{METRICS}: {kind} rows are not in the order of their steps, or are there twice")
-    rows = [row for row in ledger.rows if row["kind"] == "val"]
+    if history.problem:
+        raise Suspect(history.problem)
+    rows = history.evaluations
     if not rows:
         raise Suspect(f"{METRICS}: holds no evaluation")
     for row in rows:
-        _percent(row, "val/top1", f"{METRICS}, epoch {clean(row.get('epoch'), 20)}")
+        reached = number(row.get("val/top1"))
+        if reached is None or reached > 100:
+            _percent(row, "val/top1", f"{METRICS}, epoch {clean(row.get('epoch'), 20)}")
     last = rows[-1]
     for told in ("top1", "top5"):
         ours, theirs = number(summary.get(told)), number(last.get(f"val/{told}"))
@@ -165,10 +204,23 @@ def _check_ledger(ledger: Ledger, summary: dict[str, Any], run: Run) -> None:
         raise Suspect(f"done, but its last evaluation is of epoch {clean(epoch, 20)} of {run.epochs}")
 
 
-def _progress(folder: Path, status: dict[str, Any]) -> str:
+def _check_bits(run: Run) -> None:
+    """Raise Suspect where the bits of the last evaluation are not those of the summary's accuracy."""
+    if run.bits is None or run.val_images is None:
+        return
+    if len(run.bits) != (run.val_images + 7) // 8:
+        raise Suspect(f"{CORRECT}: holds {8 * len(run.bits)} bits for {run.val_images} images")
+    correct = run.correct()
+    assert correct is not None
+    told = 100.0 * float(correct.mean())
+    if abs(told - run.top1) > SAME:
+        raise Suspect(f"{CORRECT}: says {told:g} % are right, {SUMMARY} says top1={run.top1:g}")
+
+
+def _progress(source: Source, status: dict[str, Any]) -> str:
     """Return e.g. `epoch 7 of 20, stopped`."""
     try:
-        epochs = _whole(status.get("epochs", _inside(_config(folder / CONFIG), "recipe", "epochs")))
+        epochs = _whole(status.get("epochs", _inside(source.config(), "recipe", "epochs")))
     except Suspect:
         epochs = None
     epoch = number(status.get("epoch"))
@@ -177,47 +229,10 @@ def _progress(folder: Path, status: dict[str, Any]) -> str:
     return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if isinstance(reason, str) and reason else "")
 
 
-def _readable(path: Path, limit: int) -> None:
-    """Raise Suspect unless the path is a regular file of at most `limit` bytes (a pipe would block for ever)."""
-    try:
-        about = path.stat()
-    except FileNotFoundError:
-        raise Suspect(f"{path.name} is missing") from None
-    if not stat.S_ISREG(about.st_mode):
-        raise Suspect(f"{path.name} is not a file")
-    if about.st_size > limit:
-        raise Suspect(f"{path.name} is too large to be a run's ({about.st_size} bytes)")
-
-
-def _record(path: Path) -> dict[str, Any]:
-    _readable(path, MAX_RECORD)
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise Suspect(str(error).replace(str(path), path.name)) from None
-
-
-def _ledger(path: Path) -> Ledger:
-    _readable(path, MAX_LEDGER)
-    return read_metrics(path)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """Read a resolved config as dictionaries, lists and strings; nothing in it is ever made into an object."""
-    _readable(path, MAX_CONFIG)
-    try:
-        values = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)  # strings only, and no merge keys that grow without end
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise Suspect(f"{path.name}: not YAML") from None
-    if not isinstance(values, dict):
-        raise Suspect(f"{path.name}: holds no keys")
-    return values
-
-
 def _inside(config: dict[str, Any], section: str, key: str) -> int | None:
     values = config.get(section)
     text = values.get(key) if isinstance(values, dict) else None
-    return int(text) if isinstance(text, str) and re.fullmatch(r"[0-9]{1,9}", text) else None
+    return int(str(text)) if re.fullmatch(r"[0-9]{1,9}", str(text)) else None
 
 
 def _name(values: dict[str, Any], key: str) -> str:
@@ -248,7 +263,7 @@ def _whole(value: Any) -> int | None:
 def _told(value: Any) -> str:
     """Return a string, or the plain values of a dictionary or a list, as one line."""
     if isinstance(value, dict):
-        value = ", ".join(f"{key} {item}" for key, item in value.items() if isinstance(item, str | int | float))
+        value = ", ".join(f"{key} {item}" for key, item in sorted(value.items()) if isinstance(item, str | int | float))
     if isinstance(value, list):
         value = ", ".join(item for item in value if isinstance(item, str))
     return clean(value) if isinstance(value, str) else ""

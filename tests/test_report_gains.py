@@ -1,0 +1,227 @@
+"""What each row gains over its parent: which row that is, over seeds, over images, beside the paper; and the words about it."""
+
+import csv
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from roadmap.report import aggregate, collect, stats
+from roadmap.report.as_json import to_json
+from roadmap.report.columns import GAINS, filled
+from roadmap.report.findings import findings
+from roadmap.report.tables import to_csv, to_markdown, to_tex
+from roadmap.report.text import for_tex
+from tests.fabricate import write_roadmap, write_run
+
+CHAIN = ("resnet", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise")
+
+
+def cell_of(groups, name):
+    return next(cell for group in groups for cell in group.cells if cell.cell == name)
+
+
+def seeds(runs, step, tops, **more):
+    for seed, top1 in enumerate(tops):
+        write_run(runs, step, seed, top1=top1, epochs=1, **more)
+
+
+def test_a_step_is_compared_with_its_parent_and_a_sibling_too(tmp_path):
+    for step, top1 in (("move_up_depthwise", 40.0), ("kernel_5", 41.0), ("kernel_7", 42.5), ("gelu", 42.0)):
+        write_run(tmp_path, step, top1=top1)
+    groups = aggregate(collect([tmp_path]).runs)
+    told = {cell.cell: (cell.gain.parent, cell.gain.gain) for cell in groups[0].rows if cell.gain}
+    assert told == {"kernel_5": ("move_up_depthwise", 1.0), "kernel_7": ("move_up_depthwise", 2.5), "gelu": ("kernel_7", -0.5)}
+
+
+def test_gains_over_seeds_are_welchs_and_holm_counts_every_step_of_the_study(tmp_path):
+    tops = {step: np.random.default_rng(i).normal(50 + i, 0.4, 3) for i, step in enumerate(CHAIN)}
+    for step, values in tops.items():
+        seeds(tmp_path, step, values)
+    groups = aggregate(collect([tmp_path]).runs)
+    found = [stats.welch(tops[step], tops[parent]) for parent, step in itertools.pairwise(CHAIN)]
+    gains = [cell_of(groups, step).gain for step in CHAIN[1:]]
+    assert [gain.over_seeds for gain in gains] == [item.interval for item in found]
+    assert [gain.p_holm for gain in gains] == stats.holm([item.p for item in found])
+    assert gains[0].p_holm > gains[0].p
+
+
+def test_holm_counts_the_regimes_of_a_study_together_and_other_studies_apart(tmp_path):
+    for study, regime in (("a", "tiny"), ("a", "base"), ("b", "tiny")):
+        seeds(tmp_path, "resnet", (50.0, 50.4, 50.3), study=study, regime=regime)
+        seeds(tmp_path, "enhanced_recipe", (51.0, 51.1, 51.5), study=study, regime=regime)
+    groups = aggregate(collect([tmp_path]).runs)
+    adjusted = {(g.study, g.regime): g.rows[1].gain.p_holm / g.rows[1].gain.p for g in groups}
+    assert adjusted == {("a", "tiny"): pytest.approx(2), ("a", "base"): pytest.approx(2), ("b", "tiny"): pytest.approx(1)}
+
+
+def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
+    seeds(tmp_path, "resnet", (50.0, 50.5, 50.2))
+    seeds(tmp_path, "enhanced_recipe", (51.0,))
+    collected = collect([tmp_path])
+    groups = aggregate(collected.runs)
+    gain = groups[0].rows[1].gain
+    assert (gain.over_seeds, gain.p, gain.p_holm, gain.bootstrap, gain.seeds_needed) == (None,) * 5
+    text = to_markdown(groups, collected, findings(groups)).decode()
+    assert "none: one seed" in text
+    assert "One seed of a row is all there is for 1 of 1 differences" in text
+    assert "told from zero" not in text.replace("to tell this gain from zero", "")
+
+
+def test_equal_seeds_have_no_spread_and_say_so(tmp_path):
+    seeds(tmp_path, "resnet", (50.0, 50.0))
+    seeds(tmp_path, "enhanced_recipe", (51.0, 51.0))
+    collected = collect([tmp_path])
+    assert "none: all seeds equal" in to_markdown(aggregate(collected.runs), collected).decode()
+
+
+def test_the_bootstrap_over_seeds_comes_with_the_eighth(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in (7, 8):
+        seeds(tmp_path / str(n), "resnet", rng.normal(50, 1, 8))
+        seeds(tmp_path / str(n), "enhanced_recipe", rng.normal(52, 1, n))
+        (gain,) = [row.gain for row in aggregate(collect([tmp_path / str(n)]).runs)[0].rows if row.gain]
+        assert (gain.bootstrap is not None) == (n == 8)
+
+
+def nets(n: int, level: float, seed: int) -> list[np.ndarray]:
+    hard = np.random.default_rng(99).random(2_000)
+    return [hard + 0.15 * np.random.default_rng([seed, i]).normal(size=2_000) < level for i in range(n)]
+
+
+def test_gains_over_images_pair_the_same_images_and_need_every_net_of_both_rows(tmp_path):
+    ours, theirs = nets(2, 0.72, 1), nets(3, 0.70, 2)
+    for seed, correct in enumerate(ours):
+        write_run(tmp_path, "enhanced_recipe", seed, correct=correct, data_fingerprint="f")
+    for seed, correct in enumerate(theirs):
+        write_run(tmp_path, "resnet", seed, correct=correct, data_fingerprint="f")
+    gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
+    assert gain.over_images == stats.image_bootstrap(np.stack(ours), np.stack(theirs))
+    assert gain.over_images.low < gain.gain < gain.over_images.high
+    assert (gain.only_this, gain.only_parent) == (int((ours[0] & ~theirs[0]).sum()), int((theirs[0] & ~ours[0]).sum()))
+    assert gain.mcnemar_p == stats.mcnemar(ours[0], theirs[0]).p
+    (tmp_path / "roadmap" / "nano-digits" / "resnet" / "seed2" / "correct.npy").unlink()
+    gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
+    assert (gain.over_images, gain.mcnemar_p) == (None, None)
+
+
+def test_nets_that_agree_on_every_image_have_no_interval(tmp_path):
+    (correct,) = nets(1, 0.7, 1)
+    for step in ("resnet", "enhanced_recipe"):
+        write_run(tmp_path, step, correct=correct)
+    gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
+    assert (gain.over_images, gain.mcnemar_p, gain.only_this, gain.only_parent) == (None, None, 0, 0)
+
+
+def test_the_papers_gain_has_welchs_interval_of_its_printed_spreads(tmp_path):
+    write_roadmap(tmp_path, "tiny", "imagenet", seeds=1, epochs=1)
+    groups = aggregate(collect([tmp_path]).runs)
+    gain = cell_of(groups, "stage_ratio").gain
+    assert gain.paper_gain == pytest.approx(79.36 - 78.82)
+    # Welch of (78.82, 0.07) and (79.36, 0.07), n = 3 each: t(0.975, 4) = 2.7764, standard error 0.07 sqrt(2/3)
+    half = 2.7764451 * 0.07 * (2 / 3) ** 0.5
+    assert (gain.paper_interval.low, gain.paper_interval.high) == pytest.approx((0.54 - half, 0.54 + half))
+    assert cell_of(groups, "enhanced_recipe").gain.paper_interval is None  # the paper has one resnet
+
+
+def variant(runs, name, top1, study="leave_one_out", **more):
+    step = "separate_downsampling"
+    write_run(runs, step, top1=top1, study=study, cell=f"{step}+{name}", variant=name, **more)
+
+
+def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_all_else_is_the_same(tmp_path):
+    variant(tmp_path, "without_gelu", 49.0, code_hash="aaaa")
+    write_run(tmp_path, "separate_downsampling", top1=50.0, study="roadmap", code_hash="aaaa")
+    write_run(tmp_path / "other", "separate_downsampling", top1=50.0, study="roadmap", code_hash="bbbb")
+    gain = cell_of(aggregate(collect([tmp_path / "roadmap", tmp_path / "leave_one_out"]).runs), "separate_downsampling+without_gelu").gain
+    assert (gain.parent, gain.gain) == ("separate_downsampling of study roadmap", -1.0)
+    alone = aggregate(collect([tmp_path / "other", tmp_path / "leave_one_out"]).runs)
+    assert cell_of(alone, "separate_downsampling+without_gelu").gain is None
+
+
+def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
+    seeds(tmp_path, "resnet", (50.0, 50.1, 50.2))
+    seeds(tmp_path, "enhanced_recipe", (60.0, 60.1, 60.2))
+    seeds(tmp_path, "stage_ratio", (60.1, 60.2, 60.0))
+    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    assert "1 of 2 differences" in text
+    assert "enhanced_recipe +10.00 points (+9.77 to +10.23, p < 0.001)" in text
+    assert "Not told from zero: stage_ratio." in text
+
+
+def test_findings_hold_the_papers_gain_against_our_interval(tmp_path):
+    seeds(tmp_path, "enhanced_recipe", (78.8, 78.9, 78.7), regime="tiny", data="imagenet")
+    seeds(tmp_path, "stage_ratio", (79.3, 79.4, 79.5), regime="tiny", data="imagenet")
+    seeds(tmp_path, "patchify_stem", (90.3, 90.4, 90.5), regime="tiny", data="imagenet")
+    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    assert "lies within our interval in 1 of 2 steps; outside it in patchify_stem." in text
+
+
+@pytest.mark.parametrize(("slope", "words"), [(1, "says something about"), (-1, "runs against"), (0, "does not show")])
+def test_the_order_of_a_small_study_is_held_against_the_papers(tmp_path, slope, words):
+    rng = np.random.default_rng(1)
+    from roadmap import paper
+
+    for row in paper.rows("tiny").values():
+        if row.adopted != "reference":
+            write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1)
+    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    assert "Order of 17 rows against the paper's (tiny): Spearman's rho" in text
+    assert words in text
+
+
+def test_too_few_rows_or_synthetic_images_are_not_ranked(tmp_path):
+    for step in CHAIN:
+        write_run(tmp_path, step, data="synthetic")
+        if step != "resnet":
+            write_run(tmp_path, step)
+    assert "Order of" not in " ".join(findings(aggregate(collect([tmp_path]).runs)))
+
+
+def test_every_column_of_the_tables_says_what_it_means(tmp_path):
+    for column in GAINS[1:]:
+        assert column.about or column.heading == "compared with", column.heading
+    write_roadmap(tmp_path, "tiny", "imagenet", seeds=3, epochs=1)
+    collected = collect([tmp_path])
+    groups = aggregate(collected.runs)
+    text = to_markdown(groups, collected).decode()
+    for column, _ in filled([c for c in groups[0].cells if c.gain], GAINS):
+        assert not column.about or f"- {column.heading}: " in text
+
+
+def test_the_csv_keeps_a_very_small_p(tmp_path):
+    seeds(tmp_path, "resnet", (10.0, 10.1, 10.2))
+    seeds(tmp_path, "enhanced_recipe", (90.0, 90.1, 90.2))
+    groups = aggregate(collect([tmp_path]).runs)
+    row = list(csv.DictReader(to_csv(groups).decode().splitlines()))[1]
+    assert 0 < float(row["p"]) == pytest.approx(groups[0].rows[1].gain.p)
+
+
+def test_the_json_holds_every_number_and_null_for_what_is_not_known(tmp_path):
+    seeds(tmp_path, "resnet", (50.0,))
+    seeds(tmp_path, "enhanced_recipe", (51.0, 52.0))
+    collected = collect([tmp_path])
+    groups = aggregate(collected.runs)
+    report = json.loads(to_json(groups, collected, findings(groups)))
+    one, two = report["groups"][0]["cells"]
+    assert (one["top1_mean"], one["top1_std"], one["n"]) == (50.0, None, 1)
+    assert two["top1_std"] == pytest.approx(0.5**0.5)
+    assert [run["top1"] for run in two["runs"]] == [51.0, 52.0]
+
+
+HOSTILE = ["=cmd()", "$\\frac{1$", "<script>alert(1)</script>", "\u202egnp", "x" * 5_000, "\\input{/etc/passwd}", "50 % & # _ ^ ~ {}"]
+
+
+def test_hostile_labels_are_harmless_in_latex(tmp_path):
+    for i, label in enumerate(HOSTILE):
+        write_run(tmp_path, f"own{i}", parent="gelu", label=label)
+    text = to_tex(aggregate(collect([tmp_path]).runs)).decode()
+    assert text.isascii()
+    commands = set(re.findall(r"\\([A-Za-z]+)", text)) - {"begin", "end", "hline", "input"}
+    assert commands <= {"textbackslash", "textless", "textgreater", "textasciicircum", "textasciitilde", "dots", "pm"}
+    assert text.count("\\input") == 1  # our own comment
+    assert for_tex("$\\frac{1$") == r"\$\textbackslash{}frac\{1\$"
+    plain = re.sub(r"\\.", "", text)
+    assert plain.count("{") == plain.count("}")

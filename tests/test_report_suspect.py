@@ -1,0 +1,150 @@
+"""One rule: what is suspect beside its neighbours is listed and left out of every number, and counts only where it is allowed."""
+
+import numpy as np
+import pytest
+
+from roadmap.report import aggregate, collect
+from roadmap.report.__main__ import main
+from roadmap.runtime import ledger
+from tests.fabricate import write_run
+from tests.test_report import edit
+
+ROWS = ("enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise")
+
+
+def others(runs, **summary) -> None:
+    """Write neighbours that are all alike."""
+    for step in ROWS:
+        write_run(runs, step, top1=40.0, **summary)
+
+
+# Kind that allows it -> what differs in one run, and words of the reason.
+DIFFERENT = {
+    "code": ({"code_hash": "bbbb"}, "code=bbbb, not aaaa"),
+    "data": ({"data_fingerprint": "f00d"}, "images=f00d, not beef"),
+    "hardware": ({"hardware": "NVIDIA A100"}, "hardware=NVIDIA A100, not NVIDIA H100"),
+    "batch": ({"batch_size": 1024}, "batch_size=1024, not 4096"),
+    "config": ({"epochs": 6}, "epochs=6, not 3"),
+    "override": ({"drift": ["code_hash: aaaa -> bbbb"]}, "went on although this had changed: code_hash: aaaa"),
+}
+USUAL = {"code_hash": "aaaa", "data_fingerprint": "beef", "hardware": "NVIDIA H100", "batch_size": 4096}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_a_run_unlike_its_neighbours_is_listed_left_out_and_counts_only_where_allowed(tmp_path, kind):
+    change, words = DIFFERENT[kind]
+    others(tmp_path, **USUAL)
+    write_run(tmp_path, "gelu", 0, top1=50.0, **USUAL)
+    write_run(tmp_path, "gelu", 1, top1=90.0, **(USUAL | change))
+    collected = collect([tmp_path])
+    assert {(run.step, run.seed) for run in collected.runs} == {*((step, 0) for step in ROWS), ("gelu", 0)}
+    (finding,) = collected.suspect
+    assert finding.path == "roadmap/nano-digits/gelu/seed1"
+    assert words in finding.reason
+    assert aggregate(collected.runs)[0].rows[-1].top1 == 50.0
+    wrong = next(other for other in DIFFERENT if other != kind)
+    assert len(collect([tmp_path], allow=[wrong]).runs) == 5
+    taken = collect([tmp_path], allow=[kind])
+    assert not taken.suspect
+    assert words in taken.allowed[0].reason
+    row = aggregate(taken.runs)[0].rows[-1]
+    assert (row.n, row.top1, row.marks) == (2, 70.0, (kind,))
+
+
+def test_a_config_that_differs_in_one_key_is_found_among_seeds_and_among_rows(tmp_path):
+    line = "model:\n  kernel_size: {}\n"
+    for seed, kernel in enumerate((7, 7, 9)):
+        write_run(tmp_path, "gelu", seed, config=line.format(kernel))
+    for step in ROWS:
+        write_run(tmp_path, step, config="tune: {}\n")
+    (finding,) = collect([tmp_path]).suspect
+    assert finding.path.endswith("gelu/seed2")
+    assert "model.kernel_size=9, not 7 like the other seeds of its cell" in finding.reason
+    changed = write_run(tmp_path, "layer_norm") / ledger.CONFIG
+    changed.write_text(changed.read_text().replace("recipe:\n", "recipe:\n  lr: 0.5\n"))
+    reasons = [finding.reason for finding in collect([tmp_path]).suspect]
+    assert any("recipe.lr=0.5, not absent like most runs of its recipe" in reason for reason in reasons)
+
+
+def test_a_step_of_ones_own_and_an_override_may_have_another_recipe(tmp_path):
+    others(tmp_path, batch_size=4096)
+    write_run(tmp_path, "mine", parent="gelu", batch_size=512, epochs=9)
+    write_run(tmp_path, "gelu", cell="gelu,recipe.epochs=9", epochs=9)
+    collected = collect([tmp_path])
+    assert (len(collected.runs), collected.suspect) == (6, ())
+
+
+def test_rows_of_another_commit_with_the_same_code_are_not_suspect(tmp_path):
+    """The code's hash leaves out what cannot change a result; the commit decides only where there is no hash."""
+    others(tmp_path, code_hash="aaaa", status={"git_commit": "1111"})
+    write_run(tmp_path, "gelu", code_hash="aaaa", status={"git_commit": "2222"})
+    assert not collect([tmp_path]).suspect
+    others(tmp_path / "no_hash", status={"git_commit": "1111"})
+    write_run(tmp_path / "no_hash", "gelu", status={"git_commit": "2222"})
+    assert "code=2222, not 1111" in collect([tmp_path / "no_hash"]).suspect[0].reason
+
+
+def test_what_is_not_recorded_is_not_held_against_a_run(tmp_path):
+    others(tmp_path, **USUAL)
+    write_run(tmp_path, "gelu", hardware=None, data_fingerprint=None, code_hash="aaaa")
+    assert not collect([tmp_path]).suspect
+
+
+def bits(right: int, n: int = 40) -> np.ndarray:
+    return np.arange(n) < right
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda run: np.save(run / ledger.CORRECT, np.packbits(bits(10))), "says 25 % are right"),
+        (lambda run: np.save(run / ledger.CORRECT, np.packbits(bits(10, 80))), "80 bits for 40 images"),
+        (lambda run: np.save(run / ledger.CORRECT, np.array([object()]), allow_pickle=True), "cannot be read (ValueError)"),
+        (lambda run: np.save(run / ledger.CORRECT, np.zeros(5)), "holds no packed bits"),
+        (lambda run: (run / ledger.CORRECT).write_bytes(b"\x93NUMPY"), "cannot be read"),
+        (lambda run: (run / ledger.CORRECT).write_bytes(b""), "cannot be read"),
+        (lambda run: edit(run / ledger.SUMMARY, val_images=400), "40 bits for 400 images"),
+    ],
+)
+def test_bits_that_are_not_those_of_the_accuracy_are_suspect(tmp_path, damage, reason):
+    run = write_run(tmp_path, "gelu", correct=bits(20))
+    assert not collect([tmp_path]).suspect
+    damage(run)
+    collected = collect([tmp_path])
+    assert not collected.runs
+    assert reason in collected.suspect[0].reason
+
+
+@pytest.mark.parametrize("loss", ["NaN", "null"])
+def test_a_training_loss_that_is_not_a_number_is_suspect(tmp_path, loss):
+    run = write_run(tmp_path, "gelu")
+    text = (run / ledger.METRICS).read_text()
+    (run / ledger.METRICS).write_text(text.replace('"train/loss": 1.0', f'"train/loss": {loss}', 1))
+    assert "not a number" in collect([tmp_path]).suspect[0].reason
+
+
+def test_the_command_takes_allowed_kinds_and_refuses_others(tmp_path, capsys):
+    others(tmp_path / "runs", code_hash="aaaa")
+    write_run(tmp_path / "runs", "gelu", code_hash="bbbb")
+    command = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--tables-only"]) == 0
+    assert "code=bbbb" in capsys.readouterr().out
+    assert main([*command, "--tables-only", "--allow", "code"]) == 0
+    assert "gelu †" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        main([*command, "--allow", "everything"])
+    assert error.value.code == 64
+    assert "override, code, data, hardware, batch, config" in capsys.readouterr().err
+
+
+def test_missing_rows_parents_and_seeds_are_named(tmp_path):
+    for seed in range(2):
+        for step in ROWS:
+            write_run(tmp_path, step, seed)
+    write_run(tmp_path, "gelu", 0)
+    (group,) = aggregate(collect([tmp_path]).runs)
+    said = "\n".join(group.missing)
+    assert "inverted_bottleneck" in said
+    assert "gelu: its parent kernel_7 has no usable run" in said
+    assert "gelu: no usable run of seed 1" in said
+    assert "swin" not in said  # no net of this regime
