@@ -13,8 +13,8 @@ THREE = r"-?\d+\.\d{3} \(-?\d+\.\d{3} to -?\d+\.\d{3}, n = 2\)"
 @pytest.mark.parametrize(
     ("part", "pattern"),
     [
-        ("overhead", rf"overhead: our loop takes {THREE} of a bare loop's time; [\d,.]+ images/s, peak memory \d+\.\d\d GiB; 2 x 2 steps of 8"),
-        ("data", r"data: training waits \d+\.\d % of its time for the reference pipeline at [\d,.]+ images/s; the pipeline alone gives [\d,.]+"),
+        ("overhead", rf"overhead: our loop takes {THREE} of a bare loop's time; [\d,.]+ images/s, peak memory \d+\.\d\d GiB; 2 x 2 steps"),
+        ("data", r"data: training waits \d+\.\d % of its time for the reference pipeline at [\d,.]+ images/s; the pipeline alone gives"),
         ("checkpoint", rf"checkpoint: 0\.9 M parameters, \d+ MB; training waits {THREE} s for the copy and loses {THREE} s in all"),
     ],
 )  # fmt: skip
