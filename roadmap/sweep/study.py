@@ -3,7 +3,6 @@
 `python run.py -cd FOLDER -cn STUDY` on one machine and `make roadmap` on a cluster read the same file and make the same runs.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -68,7 +68,7 @@ class Study:
 
 def study_file(name: str) -> Path:
     """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` one of the user's own. Raises ConfigError."""
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(".yaml"):
         path = Path(name).expanduser().absolute()
         if not path.is_file():
             raise ConfigError(f"STUDY={name}: no such file")
@@ -98,10 +98,13 @@ def read_study(name: str, words: Sequence[str] = ()) -> Study:
     check_words(words)
     check_folders(folders, CONF)
     for word in words:
+        if "=" not in word or word.startswith("-"):
+            raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
         if word.lstrip("+~").split("=")[0] in OURS:
             raise ConfigError(f"{word}: is the study's own, and cannot be set for its cells")
     try:
         step_tree(folders)
+        check_lists(file)
         with hydra_at(file.parent):
             grid = list(combinations(file.stem, words))
             return _checked_study(file, grid, folders)
@@ -129,17 +132,24 @@ def combinations(primary: str, words: Sequence[str]) -> Iterator[tuple[str, ...]
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
         raise ConfigError(f"{primary}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params")
-    for key, value in params.items():
-        if value is None or str(value).strip() in {"", "[]"}:
-            raise ConfigError(f"{primary}.yaml: hydra.sweeper.params.{key} is empty: the grid has no cell")
-        if not isinstance(value, str | int | float):
-            raise ConfigError(f"{primary}.yaml: hydra.sweeper.params.{key}={value}: write its values with commas (0,1,2), not as a list")
     overrides = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
     yield from map(tuple, BasicSweeper.split_arguments(overrides, None)[0])
 
 
+def check_lists(file: Path) -> None:
+    """Raise ConfigError for a list of the grid that Hydra would read otherwise than it looks."""
+    body = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key in ("hydra", "sweeper", "params"):
+        body = body.get(key) if isinstance(body, dict) else None
+    for key, value in (body if isinstance(body, dict) else {}).items():
+        if value is None or value in ("", []):
+            raise ConfigError(f"{file}: hydra.sweeper.params.{key} is empty: the grid has no cell")
+        if isinstance(value, list | dict):
+            raise ConfigError(f"{file}: hydra.sweeper.params.{key}={value}: write its values with commas, 0,1,2")
+
+
 def _is_list(word: str) -> bool:
-    return OverridesParser.create().parse_override(word).is_sweep_override()
+    return OverridesParser.create().parse_overrides([word])[0].is_sweep_override()
 
 
 def _checked_study(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence[Path]) -> Study:
@@ -209,9 +219,3 @@ def narrowed(study: Study, steps: Iterable[str], seeds: Iterable[str]) -> tuple[
     if not chosen:
         raise ConfigError(f"{study.name}: has no cell with these STEPS and SEEDS")
     return chosen
-
-
-def grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[Any, list[Cell]]:
-    """Return cells by a key, in their order."""
-    ordered = sorted(cells, key=lambda cell: str(key(cell)))
-    return {name: list(group) for name, group in itertools.groupby(ordered, key=key)}
