@@ -45,8 +45,8 @@ def mine(tmp_path):
 
 @pytest.mark.parametrize("name", ["roadmap_tiny", "leave_one_out"])
 def test_cells_are_those_that_plain_hydra_makes(name):
-    expected = [(run_path(config), resolved(config)) for config in test_sweeps.cells(name)]
-    assert [(run_path(cell.config), resolved(cell.config)) for cell in read_study(name).cells] == expected
+    expected = [(str(run_path(config)), {**resolved(config), "paths": None}) for config in test_sweeps.cells(name)]
+    assert [(str(run_path(cell.config)), {**resolved(cell.config), "paths": None}) for cell in read_study(name).cells] == expected
 
 
 def test_a_study_of_ones_own_with_steps_of_its_own(mine):
@@ -64,6 +64,16 @@ def test_a_file_that_refers_to_the_seed_is_composed_cell_by_cell(mine):
 def test_words_for_all_cells_replace_the_files_lists_and_name_the_cells():
     study = read_study("demo", ["seed=0,1", "recipe.lr=1e-3", "+step=gelu"])
     assert [cell.key for cell in study.cells] == [f"nano-digits/gelu,recipe.lr=0.001/seed{seed}" for seed in (0, 1)]
+
+
+def test_runs_do_not_lie_among_the_configs(mine, tmp_path):
+    with pytest.raises(ConfigError, match="lies in the study's folder"):
+        read_study(mine(), [], tmp_path / "runs")
+
+
+def test_a_path_with_odd_characters_reaches_the_cells(tmp_path):
+    runs = tmp_path / "it's, odd=[1] {x}"
+    assert read_study("demo", ["+step=gelu"], runs).cells[0].config.paths.runs == str(runs)
 
 
 def test_an_illegal_combination_is_left_out_with_its_reason():
@@ -135,25 +145,24 @@ def test_a_folder_that_is_not_there_is_told_before_anything_is_queued(tmp_path):
 def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fields(tmp_path, mine):
     from roadmap.train import train
 
-    words = [*SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path / 'runs'}", "device=cpu"]
-    train(read_study(mine(steps="gelu", seeds="0"), words).cells[0].config)
+    words, runs = [*SMALL, "wandb.mode=disabled", "device=cpu"], tmp_path.with_name("runs")
+    train(read_study(mine(steps="gelu", seeds="0"), words, runs).cells[0].config)
     file = mine(steps="gelu", seeds="0,1", text=MINE + "recipe:\n  weight_decay: 0.3\n")
-    study = read_study(file, words)
+    study = read_study(file, words, runs)
     with pytest.raises(Refused, match=r"has run with another config \(recipe.weight_decay: .* -> 0.3\)"):
         check_cells(study, study.cells)
     assert read_json(run_path(study.cells[0].config) / "status.json")["state"] == "done"
 
 
 def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_path):
-    words = ["+step=gelu", f"paths.runs={tmp_path}"]
-    study = read_study("demo", words)
+    study = read_study("demo", ["+step=gelu"], tmp_path)
     run = write_run(tmp_path, "gelu", study="demo", state="stopped", status={"code_hash": "0123456789abcdef"})
     (run / "config.yaml").write_text(yaml.safe_dump(resolved(study.cells[0].config)))
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step-0000000010-00001.pt").write_bytes(b"")
     with pytest.raises(Refused, match="was begun with other code"):
         check_cells(study, study.cells)
-    study = read_study("demo", [*words, "allow_drift=true"])
+    study = read_study("demo", ["+step=gelu", "allow_drift=true"], tmp_path)
     check_cells(study, study.cells)
 
 

@@ -88,8 +88,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_study(name: str, words: Sequence[str] = ()) -> Study:
-    """Compose and check every cell of a study; `words` are overrides for all of them, as on the command line of `run.py`.
+def read_study(name: str, words: Sequence[str] = (), runs: str | Path = "runs") -> Study:
+    """Compose and check every cell of a study, to run below `runs`; `words` are overrides for all, as on the command line of `run.py`.
 
     Raises ConfigError for whatever is wrong in the file or the words, and where no combination of the grid is legal.
     """
@@ -97,6 +97,8 @@ def read_study(name: str, words: Sequence[str] = ()) -> Study:
     folders = [file.parent, CONF]
     check_words(words)
     check_folders(folders, CONF)
+    if file.parent != SWEEPS and Path(runs).expanduser().absolute().is_relative_to(file.parent):
+        raise ConfigError(f"RUNS={runs}: lies in the study's folder {file.parent}, which is for configs; keep the runs beside it")
     for word in words:
         if "=" not in word or word.startswith("-"):
             raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
@@ -106,7 +108,8 @@ def read_study(name: str, words: Sequence[str] = ()) -> Study:
         step_tree(folders)
         check_lists(file)
         with hydra_at(file.parent):
-            grid = list(combinations(file.stem, words))
+            place = f"paths.runs={quoted(str(Path(runs).expanduser().absolute()))}"
+            grid = list(combinations(file.stem, [*words, place]))
             return _checked_study(file, grid, folders)
     except HYDRA_ERRORS as error:
         raise ConfigError(f"{file}: {explain(error, folders)}") from None
@@ -146,6 +149,11 @@ def check_lists(file: Path) -> None:
             raise ConfigError(f"{file}: hydra.sweeper.params.{key} is empty: the grid has no cell")
         if isinstance(value, list | dict):
             raise ConfigError(f"{file}: hydra.sweeper.params.{key}={value}: write its values with commas, 0,1,2")
+
+
+def quoted(value: str) -> str:
+    """Return a value as Hydra's grammar takes it."""
+    return value if re.fullmatch(r"[\w/.-]+", value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _is_list(word: str) -> bool:
