@@ -5,9 +5,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Never
+from pathlib import Path
+from typing import TYPE_CHECKING, Never
 
 from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
+
+if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
+    from roadmap.sweep.cluster import LocalConfig, SlurmConfig
+    from roadmap.sweep.folder import StudyDir
+    from roadmap.sweep.study import Cell, Study
 
 Args = argparse.Namespace
 
@@ -54,29 +60,55 @@ def main(words: Sequence[str] | None = None) -> int:
         return 75
 
 
-def submit(args: Args) -> int:
-    """Start what is neither done nor at work. Everything is checked before anything is queued."""
-    from roadmap.sweep import slurm
+def checked(args: Args) -> "tuple[LocalConfig | SlurmConfig, list[tuple[Study, StudyDir, Sequence[Cell]]]]":
+    """Read the cluster's settings and every study, and check every cell. Raises RoadmapError."""
     from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_cluster
     from roadmap.sweep.folder import StudyDir
-    from roadmap.sweep.local import run_here
     from roadmap.sweep.study import narrowed, read_study
-    from roadmap.sweep.submit import check_cells, on_gpu
-    from roadmap.sweep.submit import submit as submit_study
+    from roadmap.sweep.submit import check_cells
 
     for_cells, for_cluster = cluster_words(args.words)
     here = args.cluster == "local"
     config = load_cluster(LocalConfig, "local", for_cluster) if here else load_cluster(SlurmConfig, "slurm", for_cluster)
-    claims = []
+    claims: list[tuple[Study, StudyDir, Sequence[Cell]]] = []
     for name in args.studies:
         study = read_study(name, for_cells, args.runs)
         cells = narrowed(study, split(args.steps), split(args.seeds))
-        if isinstance(config, SlurmConfig):
-            slurm.check_slurm(config, on_gpu(cells))
-        check_cells(study, cells)
+        check_cells(study, cells, mixed=config.mixed_gpus)
+        claims.append((study, StudyDir(args.runs, study.name), cells))
+    return config, claims
+
+
+def plan(args: Args) -> int:
+    """Print what the studies cost, and queue nothing."""
+    from roadmap.sweep import plan as room
+    from roadmap.sweep.speed import images_per_s
+
+    config, claims = checked(args)
+    gpu_type = getattr(config, "gpu_type", None)
+    for study, _, cells in claims:
+        room.refuse_unknown_classes(cells)
+        hardware = room.this_hardware(cells, gpu_type)
+        here = not gpu_type and hardware is not None and not hardware.startswith("CPU")
+        rows = room.plan(study, cells, Path(args.runs), hardware, images_per_s if here else lambda _: None)
+        print(room.as_text(study, rows, "CPU" if (hardware or "").startswith("CPU") else "GPU"), flush=True)
+    return DONE
+
+
+def submit(args: Args) -> int:
+    """Start what is neither done nor at work. Everything is checked before anything is queued."""
+    from roadmap.sweep import slurm
+    from roadmap.sweep.cluster import LocalConfig
+    from roadmap.sweep.local import run_here
+    from roadmap.sweep.submit import on_gpu
+    from roadmap.sweep.submit import submit as submit_study
+
+    config, claims = checked(args)
+    if not isinstance(config, LocalConfig):
+        slurm.check_slurm(config, any(on_gpu(cells) for _, _, cells in claims))
+    for study, _, _ in claims:
         for left in study.left_out:
             print(f"{study.name}: left out: {' '.join(left.words)}: {left.reason}", flush=True)
-        claims.append((study, StudyDir(args.runs, study.name), cells))
     if isinstance(config, LocalConfig):
         return run_here(claims, config, lambda line: print(line, flush=True))
     for study, directory, cells in claims:
@@ -144,6 +176,7 @@ def split(words: str) -> list[str]:
 
 
 VERBS: dict[str, Callable[[Args], int]] = {
+    "plan": plan,
     "submit": submit,
     "status": status,
     "watch": watch,

@@ -45,11 +45,15 @@ class Begun:
         return what + (f"; left alone: {left}" if left else "")
 
 
-def check_cells(study: Study, cells: Iterable[Cell]) -> None:
+def check_cells(study: Study, cells: Sequence[Cell], *, mixed: bool = False) -> None:
     """Check what a cell needs besides its config, before anything is queued: its images' folder, and what its run directory holds.
 
-    Raises DataError and Refused (with the fields that have changed).
+    Raises DataError, Refused (with the fields that have changed), and ConfigError for cells on different GPU types, unless they
+    may be `mixed`.
     """
+    types = sorted({name for cell in cells if (name := _hardware(cell)) and not name.startswith("CPU")})
+    if len(types) > 1 and not mixed:
+        raise ConfigError(f"{study.name}: its cells ran on {', '.join(types)}; cluster.mixed_gpus=true lets a study be spread over them")
     for cell in cells:
         data = cell.config.data
         if data.name not in EMBEDDED and not data.root:
@@ -57,6 +61,13 @@ def check_cells(study: Study, cells: Iterable[Cell]) -> None:
         if data.root and not data.download and not Path(data.root).expanduser().is_dir():
             raise DataError(f"data.root={data.root}: no such folder")
         _check_run(study, cell)
+
+
+def _hardware(cell: Cell) -> str | None:
+    try:
+        return str(read_json(run_path(cell.config) / STATUS).get("hardware") or "")
+    except (OSError, ValueError):
+        return None
 
 
 def _check_run(study: Study, cell: Cell) -> None:
