@@ -140,6 +140,7 @@ def test_a_study_lasts_as_long_as_its_work_over_what_runs_at_once():
     ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "PREEMPTED", ""),
     ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], queue.GONE, "nobody knows by whom"),
     ({"state": "stopped", "exit_code": 75, "reason": "SIGUSR2"}, [{}], queue.GONE, ""),
+    ({"state": "stopped", "exit_code": 75, "reason": "PeerLost: another rank is gone"}, [{}], queue.GONE, ""),
     ({"state": "failed", "exit_code": 70, "reason": "not finite"}, [{}], "FAILED", "mend it"),
     ({"state": "failed", "exit_code": 93, "reason": "3 deaths", "killed": False}, [{}], "FAILED", "3 deaths"),
     ({"state": "failed", "killed": True, "global_step": 9}, [{}, *[{"by": "reconcile", "step": 9}] * 3], "FAILED", "3 restarts"),

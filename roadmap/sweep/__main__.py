@@ -170,6 +170,17 @@ def cancel(args: Args) -> int:
     return DONE
 
 
+def sync(args: Args) -> int:
+    """Send to W&B what it lacks."""
+    from roadmap.sweep.folder import StudyDir, study_names
+    from roadmap.sweep.sync import sync as send
+
+    for name in study_names(args.studies):
+        sent = send(StudyDir(args.runs, name), lambda line: print(line, flush=True))
+        print(f"{name}: {sent} rows sent", flush=True)
+    return DONE
+
+
 def split(words: str) -> list[str]:
     """Return the names of a list with spaces or commas."""
     return words.replace(",", " ").split()
@@ -182,6 +193,7 @@ VERBS: dict[str, Callable[[Args], int]] = {
     "watch": watch,
     "reconcile": reconcile,
     "cancel": cancel,
+    "sync": sync,
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Restart what died without being asked to, and cancel what is queued or at work. Both may run from cron, on any node with Slurm."""
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def reason_to_leave(state: CellState, rows: Sequence[Record], job: str | None) -
         return f"{state.reason}; mend it, then make roadmap"
     if state.state == "stopped" and state.exit_code != StoppedEarly.code:
         return state.reason
-    if state.state == "stopped" and "SIGUSR2" not in state.reason and job == queue.GONE:
+    if state.state == "stopped" and re.search("SIGTERM|SIGINT", state.reason) and job == queue.GONE:
         return f"{state.reason}, nobody knows by whom; make roadmap goes on"
     in_vain = 0
     for row in reversed(rows):
