@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; `main` says them in plain words
 # Two runs on one CPU: OpenMP's threads, waiting busily, starve each other (on 2 cores 570 ms a step instead of 66).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d's warnings say in C++ what our errors say in plain words
 
 import hydra
 from hydra.conf import HydraConf
@@ -26,14 +28,16 @@ from roadmap.explain import explain
 from roadmap.guard import check_folders, check_words
 from roadmap.help import config_dirs, help_text
 from roadmap.idle import idle
+from roadmap.runtime.place import Place, place
 from roadmap.runtime.progress import Sweep
 from roadmap.steps import CONF, HYDRA_ERRORS, checked, step_tree
 
+here = Place()
 codes: list[int] = []  # one exit code a run: Hydra drops what a task returns in a sweep
 sweep = Sweep()
 
 
-@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def task(cfg: DictConfig) -> None:
     """Do one run. In a sweep an error ends this run alone, and a stop ends them all."""
     hydra_config = HydraConfig.get()
@@ -45,6 +49,8 @@ def task(cfg: DictConfig) -> None:
     except (RoadmapError, *HYDRA_ERRORS) as error:
         codes.append(tell(error))
         sweep.stopped |= isinstance(error, StoppedEarly)
+        if here.world_size > 1 and not getattr(error, "everywhere", False):
+            leave(max(codes))  # the ranks have lost each other: no other run can begin, and waiting for them would take minutes
     if in_sweep and sweep.stopped:
         raise KeyboardInterrupt  # the one thing that ends Hydra's sweep at once
 
@@ -54,17 +60,21 @@ def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:
     mode, weights = str(cfg.get("mode")), cfg.get("weights")
     if weights and mode in MODES and mode != Mode.evaluate:
         raise ConfigError(f"weights={weights}: only mode=evaluate takes weights, this is mode={mode}")
+    if here.world_size > 1 and mode != Mode.train:
+        raise ConfigError(f"mode={mode}: takes one process, {here.starter} has started {here.world_size}")
     line = MODES.get(mode, train_step)(cfg, hydra_config)  # a mode that there is not is told with the config's other values
-    print(sweep.prefix() + line, flush=True)
+    if here.is_main:
+        print(sweep.prefix() + line, flush=True)
 
 
 def train_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
     """Train one step. The imports wait for the config: torch takes seconds that a wrong one need not wait for."""
     config = step_config(cfg, hydra_config)
-    print(f"{sweep.prefix()}{config.cell}: starting", file=sys.stderr, flush=True)
+    say(f"{config.cell}: starting")
     from roadmap.train import result_line, train
 
-    return result_line(config, train(config, sweep))
+    summary = train(config, sweep)
+    return result_line(config, summary) if here.is_main else ""
 
 
 def evaluate_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
@@ -98,7 +108,7 @@ def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:
     words = list(hydra_config.overrides.task)
     config = checked(cfg, hydra_config.runtime.choices, words, folders)
     for line in idle(config, words):
-        print(f"{sweep.prefix()}note: {line}", file=sys.stderr)
+        say(f"note: {line}")
     return config
 
 
@@ -110,16 +120,29 @@ def cells_of(hydra_config: HydraConf) -> int:
     return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())
 
 
+def say(line: str) -> None:
+    """Write a line to stderr, with the place in the sweep; of several ranks the first speaks for all."""
+    if here.is_main:
+        print(sweep.prefix() + line, file=sys.stderr, flush=True)
+
+
 def tell(error: Exception) -> int:
     """Write an error of the user's to stderr in plain words; return its exit code."""
     if isinstance(error, StoppedEarly):
-        print(f"{sweep.prefix()}{error}; the same command goes on", file=sys.stderr, flush=True)
+        say(f"{error}; the same command goes on")
         return error.code
     if isinstance(error, RoadmapError):
-        print(f"{sweep.prefix()}error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}")
         return error.code
-    print(f"{sweep.prefix()}error: {explain(error, config_dirs(sys.argv[1:]))}", file=sys.stderr, flush=True)
+    say(f"error: {explain(error, config_dirs(sys.argv[1:]))}")
     return 64
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, whatever connections are still open."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> int:
@@ -127,7 +150,9 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(config_dirs(sys.argv[1:])))
         return 0
+    global here
     try:
+        here = place()
         check_words(sys.argv[1:])
         check_folders(config_dirs(sys.argv[1:]), CONF)
         step_tree(config_dirs(sys.argv[1:]))

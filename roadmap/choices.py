@@ -80,6 +80,7 @@ class Precision(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"  # with loss scaling
 
 
 class Interpolation(StrEnum):

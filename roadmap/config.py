@@ -190,6 +190,7 @@ class RecipeConfig:
     drop_path: float = between(0.0, 0, 0.99)
     ema_decay: float | None = between(None, 0, 1, above=True)  # moving average of weights and buffers; null: none (the roadmap)
     precision: Precision = Precision.auto
+    sync_batch_norm: bool = False  # BatchNorm's statistics over all GPUs; false: of one GPU's micro-batch, as in the paper
 
     @property
     def base_lr(self) -> float:
@@ -281,6 +282,10 @@ class Config:
     mode: Mode = Mode.train
     weights: str | None = None  # mode=evaluate: a file of published weights, or one of our run directories
     device: Device = Device.auto
+    devices: str = "auto"  # how many of this node: auto is all its GPUs, or one CPU process; part of a run's identity
+    compile: bool = False  # torch.compile; what it computes differs in rounding
+    start_timeout_s: float = between(600.0, 1, 86_400)  # until all ranks have come and have listed the images
+    comm_timeout_s: float = between(120.0, 1, 86_400)  # from then on: a rank that is silent for so long is lost
     fresh: bool = False  # start over: an earlier run directory is moved aside, never deleted
     allow_drift: bool = False  # resume although the code or the data have changed; recorded in the results
     regime: RegimeConfig = field(default_factory=RegimeConfig)
@@ -294,6 +299,9 @@ class Config:
     def __post_init__(self) -> None:
         choices_from_strings(self)
         check_ranges("", self)
+        self.devices = str(self.devices)
+        if self.devices != "auto" and not (self.devices.isascii() and self.devices.isdigit() and 1 <= int(self.devices) <= 1024):
+            raise ConfigError(f"devices={self.devices}: must be auto or a number from 1 to 1024")
 
 
 def resolved(config: Any) -> Any:

@@ -7,6 +7,7 @@ class RoadmapError(Exception):
     """An error that ends the process with `code` and one or two plain lines, never a traceback."""
 
     code = 1
+    everywhere = False  # every rank of the run raises it in the same place, so that the ranks can go on to another run
 
 
 class ConfigError(RoadmapError, ValueError):
@@ -25,6 +26,7 @@ class NonFiniteError(RoadmapError):
     """The loss or a gradient was not finite; names the step in which it happened."""
 
     code = 70
+    everywhere = True
 
 
 class DiskError(RoadmapError):
@@ -35,6 +37,13 @@ class DiskError(RoadmapError):
 
 class StoppedEarly(RoadmapError):
     """A signal stopped the run, after it was saved: the same command goes on."""
+
+    code = 75
+    everywhere = True
+
+
+class PeerLost(RoadmapError):
+    """Another rank of the run has died, is silent or never came: the same command goes on from the last checkpoint."""
 
     code = 75
 
@@ -49,3 +58,15 @@ class Refused(RoadmapError):
     """The run directory belongs to another config, code or data set, or is not safe to load."""
 
     code = 78
+
+
+class NoProgress(RoadmapError):
+    """The run died several times in a row without a new checkpoint: restarting it is of no use."""
+
+    code = 93
+
+
+def error_of(kind: str, text: str) -> RoadmapError:
+    """Return the error of a class by its name: how one rank raises what another one told it."""
+    known = {cls.__name__: cls for cls in RoadmapError.__subclasses__()}
+    return known.get(kind, RoadmapError)(text)

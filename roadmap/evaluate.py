@@ -1,12 +1,14 @@
-"""Exact top-1 and top-5 of a net over batches, and which images it got right, in the order they come."""
+"""Exact top-1 and top-5 of a net, over any number of ranks, and which images it got right, in the data set's order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from roadmap.runtime.dist import Ranks
 
 
 @dataclass
@@ -23,24 +25,40 @@ class Evaluation:
         return np.packbits(self.correct)
 
 
-@torch.inference_mode()
-def evaluate(net: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Evaluation:
-    """Evaluate a net on batches of images (N, 3, H, W) and labels (N,); leaves the net in evaluation mode.
+def share(index_batches: Sequence[Tensor], ranks: Ranks) -> tuple[list[Tensor], int]:
+    """Return the batches that this rank evaluates, and how many those ranks have that have the most.
 
-    With fewer than five classes `top5` counts all of them.
+    The batches are those of one process, whatever the number of ranks: not an image is evaluated beside other ones.
+    """
+    return list(index_batches[ranks.rank :: ranks.world_size]), -(-len(index_batches) // ranks.world_size)
+
+
+@torch.inference_mode()
+def evaluate(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], index_batches: Sequence[Tensor], num_images: int, ranks: Ranks
+) -> Evaluation:
+    """Evaluate a net on this rank's batches of images (B, 3, H, W) and labels (B,), whose ids are in `index_batches`.
+
+    Every rank returns the evaluation of all `num_images`; leaves the net in evaluation mode. With fewer than five classes
+    `top5` counts all of them.
     """
     net.eval()
-    first, five, losses = [], [], []
-    for images, labels in batches:
-        logits = net(images)
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        first.append(ranked[:, 0])
-        five.append(ranked.any(dim=1))
-        losses.append(cross_entropy(logits.float(), labels, reduction="none"))
-    correct, in_five = torch.cat(first).cpu().numpy(), torch.cat(five).cpu().numpy()
+    scores = [score(net(images), labels) for images, labels in batches]
+    table = torch.zeros(4, num_images, dtype=torch.float64)  # once, top-1, top-5, loss; each rank fills in its own images
+    if scores:
+        table[:, torch.cat(list(index_batches))] = torch.cat(scores, dim=1).cpu()
+    once, first, five, losses = ranks.total(table)
+    assert bool((once == 1).all()), "an image was left out, or evaluated twice"
     return Evaluation(
-        top1=100.0 * int(correct.sum()) / len(correct),
-        top5=100.0 * int(in_five.sum()) / len(in_five),
-        loss=float(torch.cat(losses).double().mean()),
-        correct=correct,
+        top1=100.0 * int(first.sum()) / num_images,
+        top5=100.0 * int(five.sum()) / num_images,
+        loss=float(losses.mean()),
+        correct=first.bool().numpy(),
     )
+
+
+def score(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return a column an image, `(4, B)`: 1, whether it is right, whether it is among the first five, its cross-entropy."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()

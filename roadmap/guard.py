@@ -14,7 +14,9 @@ from hydra.errors import HydraException
 from roadmap.errors import ConfigError
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
-LOCAL = {"paths", "wandb", "checkpoint", "device", "data.root", "data.workers", "data.download"}  # what conf/local may set
+LOCAL = {  # what conf/local may set
+    "paths", "wandb", "checkpoint", "device", "devices", "start_timeout_s", "comm_timeout_s", "data.root", "data.workers", "data.download",
+}  # fmt: skip
 
 
 def check_words(words: Iterable[str]) -> None:

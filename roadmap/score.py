@@ -27,7 +27,8 @@ from roadmap.evaluate import Evaluation, evaluate
 from roadmap.net import build_net, cost, load_weights
 from roadmap.net.interop import SIGNS, unwrap
 from roadmap.runtime import checkpoint
-from roadmap.runtime.device import choose_device, choose_precision
+from roadmap.runtime.device import autocast, choose_device, choose_precision
+from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import differences, identity
 from roadmap.runtime.ledger import CONFIG
 from roadmap.runtime.progress import Progress, Sweep
@@ -40,7 +41,7 @@ OF_EVALUATION = (
     "recipe.precision",
 )
 # Settings of training alone, with the values that leave it as it is.
-WITHOUT_EFFECT = {"fresh": False, "allow_drift": False}
+WITHOUT_EFFECT = {"fresh": False, "allow_drift": False, "compile": False, "devices": "auto"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def score(config: Config, sweep: Sweep | None = None) -> Score:
     progress = Progress(config.cell, len(indices), 0, sweep)
     try:
         batches = data.eval_batches(images.val, config.data, config.recipe, indices, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == Precision.bf16):
-            result = evaluate(net, watched(batches, progress, len(images.val)))
+        with autocast(device, precision):
+            result = evaluate(net, watched(batches, progress, len(images.val)), indices, len(images.val), Ranks())
     finally:
         progress.close()
     if not math.isfinite(result.loss):
@@ -155,12 +156,12 @@ def read_run(path: Path, config: Config, sweep: Sweep) -> Weights:
         raise DataError(f"weights={config.weights}: a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
     if others := [change for change in changes if change.split(":")[0] in OF_EVALUATION]:
         say(sweep, f"not evaluated as the run itself was: {'; '.join(others)}")
-    found = checkpoint.load_newest(path / "checkpoints")
+    found = checkpoint.find_newest(path / "checkpoints")
     if found is None:
         raise DataError(f"weights={config.weights}: the run holds no checkpoint yet")
     for reason in found.skipped:
         say(sweep, f"passed over {reason}")
-    state = found.state
+    state = checkpoint.load(found.path)
     if not isinstance(state, Mapping) or not isinstance(state.get("net"), Mapping):
         raise DataError(f"{path / 'checkpoints'}: the newest checkpoint holds no net")
     aside = ", its moving average not scored" if "ema" in state else ""

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
+from roadmap import job
 from roadmap import train as training
 from roadmap.errors import ConfigError, Refused, StoppedEarly
 from roadmap.recipe import mix
@@ -103,7 +104,7 @@ def test_another_precision_does_not_go_on_in_silence(small, monkeypatch):
         patch.setattr(training, "Stop", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
-    monkeypatch.setattr(training, "choose_precision", lambda *_: "bf16")
+    monkeypatch.setattr(job, "choose_precision", lambda *_: "bf16")
     with pytest.raises(Refused, match="precision: fp32 -> bf16"):
         train(config)
 

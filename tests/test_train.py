@@ -18,7 +18,7 @@ from roadmap import train as training
 from roadmap.data import sets
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
-from roadmap.runtime import checkpoint, stop
+from roadmap.runtime import checkpoint, provenance, stop
 from roadmap.runtime.folder import RunDir, run_path
 from roadmap.runtime.ledger import read_metrics
 from roadmap.runtime.progress import Sweep
@@ -37,7 +37,7 @@ def ledger(config):
 
 
 def newest(config):
-    return checkpoint.load_newest(run_path(config) / "checkpoints").state
+    return checkpoint.load(checkpoint.find_newest(run_path(config) / "checkpoints").path)
 
 
 def same(a, b):
@@ -108,15 +108,15 @@ class Interrupter(stop.Stop):
 
     at = 0
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, ranks=None):
+        super().__init__(ranks)
         self.checks = 0
 
-    def check(self):
+    def check(self, save_due=False):
         self.checks += 1
         if self.checks == self.at:
             self.signal = signal.SIGTERM
-        super().check()
+        return super().check(save_due)
 
 
 @pytest.mark.parametrize("at", range(1, 9))  # 3 steps, 1 evaluation batch, 3 steps, 1 evaluation batch
@@ -267,7 +267,7 @@ def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(smal
     with pytest.raises(DataError):
         train(config)
     monkeypatch.undo()
-    monkeypatch.setattr(training.provenance, "code_hash", lambda: "other")
+    monkeypatch.setattr(provenance, "code_hash", lambda: "other")
     assert train(config)["state"] == "done"
 
 
@@ -359,7 +359,7 @@ def test_another_config_in_the_same_directory_is_refused(small, monkeypatch):
 
 def test_other_code_is_refused_unless_allowed_and_recorded(small, monkeypatch):
     config = stopped(small, monkeypatch)
-    monkeypatch.setattr(training.provenance, "code_hash", lambda: "other")
+    monkeypatch.setattr(provenance, "code_hash", lambda: "other")
     with pytest.raises(Refused, match="code_hash"):
         train(config)
     config.allow_drift = True

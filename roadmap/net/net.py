@@ -3,7 +3,6 @@
 from collections import OrderedDict
 
 import torch
-import torchvision
 from torch import nn
 
 from roadmap.choices import Init, Stem
@@ -23,7 +22,9 @@ def build_net(cfg: NetConfig, num_classes: int) -> nn.Module:
 
 def build_swin(cfg: NetConfig, num_classes: int) -> nn.Module:
     """Return torchvision's Swin of a reference config, with the recipe's stochastic depth."""
-    return torchvision.models.SwinTransformer(
+    from torchvision.models import SwinTransformer  # a second of imports that the rows of the roadmap need not pay for
+
+    return SwinTransformer(
         patch_size=[4, 4],
         embed_dim=cfg.width,
         depths=list(cfg.depths),

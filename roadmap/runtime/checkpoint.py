@@ -4,9 +4,12 @@ A checkpoint is `step-<global step>-<epochs evaluated>.pt` with a `.json` of tha
 Used by `roadmap.train`, which holds the run directory meanwhile.
 """
 
+import errno
 import hashlib
 import os
 import socket
+import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,53 @@ SCHEMA = 1
 
 @dataclass
 class Found:
-    """A checkpoint that was read and verified, and why newer ones were passed over."""
+    """A checkpoint that was verified, and why newer ones were passed over."""
 
-    state: dict[str, Any]
+    path: Path
     manifest: dict[str, Any]
     skipped: list[str]
+
+
+class Saver:
+    """Writes one checkpoint at a time beside training, which waits for the copy to the host's memory alone."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[dict[str, int]] | None = None
+
+    def start(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None, where: dict[str, int]) -> None:
+        """Begin to write a checkpoint; `finished` or `wait` gives `where` back once it is whole."""
+        assert self._writing is None
+        self._writing = self._writer.submit(self._save, on_host(state), manifest, best_step, where)
+
+    def _save(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None, where: dict[str, int]) -> dict[str, int]:
+        save(self.folder, state, manifest, keep=self.keep, best_step=best_step)
+        return where
+
+    def finished(self) -> dict[str, int] | None:
+        """Return, once, where the last checkpoint stands if it is whole by now. Raises DiskError."""
+        return self.wait() if self._writing is not None and self._writing.done() else None
+
+    def wait(self) -> dict[str, int] | None:
+        """Wait for the checkpoint that is being written, if any. Raises DiskError."""
+        if self._writing is None:
+            return None
+        writing, self._writing = self._writing, None
+        return writing.result()
+
+    def close(self) -> None:
+        """End the writer, after what it is writing."""
+        self._writer.shutdown()
+
+
+def on_host(state: Any) -> Any:
+    """Return a copy of plain containers and tensors in the host's memory, which training cannot change any more."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    return [on_host(value) for value in state] if isinstance(state, list) else state
 
 
 def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int, best_step: int | None) -> None:
@@ -44,12 +89,14 @@ def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep:
             torch.save(state, out)
             out.flush()
             os.fsync(out.fileno())
+        if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
+            raise OSError(errno.EIO, f"{damaged} differs from what was written")
         manifest = {"schema": SCHEMA, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary), **manifest}
         path.unlink(missing_ok=True)  # only one that is not whole
         write_json(path.with_suffix(".json"), manifest)
         os.replace(temporary, path)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         temporary.unlink(missing_ok=True)
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
     _rotate(folder, keep, best_step)
@@ -64,8 +111,8 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_newest(folder: Path) -> Found | None:
-    """Return the newest checkpoint that is whole, its tensors on the CPU; None where there was never one.
+def find_newest(folder: Path) -> Found | None:
+    """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there was never one.
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """
@@ -75,7 +122,8 @@ def load_newest(folder: Path) -> Found | None:
         try:
             manifest = read_json(path.with_suffix(".json"))
             _verify(path, manifest)
-            return Found(torch.load(path, map_location="cpu", weights_only=True), manifest, skipped)
+            load(path)
+            return Found(path, manifest, skipped)
         except (OSError, ValueError, RuntimeError, EOFError) as error:
             skipped.append(f"{path.name}: {_reason(error)}")
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
@@ -83,6 +131,17 @@ def load_newest(folder: Path) -> Found | None:
     if paths:
         raise DataError(f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and keeps this aside")
     return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that `find_newest` found, its tensors on the CPU."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def newest_place(folder: Path) -> list[int]:
+    """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
+    names = sorted(path.stem for path in folder.glob("step-*.pt"))
+    return [int(number) for number in names[-1].split("-")[1:]] if names else [0, 0]
 
 
 def _is_whole(path: Path) -> bool:

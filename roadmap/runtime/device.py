@@ -1,23 +1,88 @@
 """Where a run computes, and in which number format. Used by training and evaluation."""
 
+import resource
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 
 from roadmap.choices import Device, Precision
+from roadmap.config import Config
 from roadmap.errors import ConfigError
+from roadmap.runtime.place import Place, Starter
 
 
-def choose_device(wanted: Device) -> torch.device:
-    """Return the device of a run. Raises ConfigError where a GPU was asked for and there is none."""
+def choose_device(wanted: Device, place: Place | None = None) -> torch.device:
+    """Return the device of a rank: on a node with several GPUs, the one of its number. Raises ConfigError where there is none."""
     if wanted == Device.cuda and not torch.cuda.is_available():
         raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
-    return torch.device("cuda" if wanted != Device.cpu and torch.cuda.is_available() else "cpu")
+    if wanted == Device.cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if place is None or place.world_size == 1:
+        return torch.device("cuda")
+    found = torch.cuda.device_count()
+    index = 0 if found == 1 and place.starter == Starter.slurm else place.local_rank  # Slurm may show each task its own GPU alone
+    if index >= found:
+        raise ConfigError(f"rank {place.rank} is number {place.local_rank} of its node, which has {found} GPUs; start one rank a GPU")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_count(config: Config, place: Place) -> int:
+    """Return how many ranks this process starts: what `devices` says, else all GPUs of the node. Raises ConfigError.
+
+    A run whose micro-batch is the whole batch has one forward pass a step, so `auto` is one device there.
+    """
+    wanted, on_gpus = config.devices, choose_device(config.device).type == "cuda"
+    if place.starter != Starter.user:
+        if wanted not in ("auto", str(place.world_size)):
+            raise ConfigError(f"devices={wanted}: {place.starter} has started {place.world_size} ranks; devices=auto takes them")
+        return 1
+    found = torch.cuda.device_count() if on_gpus else 1
+    if wanted == "auto":
+        return found if config.recipe.micro_batch is not None else 1
+    if on_gpus and int(wanted) > found:
+        raise ConfigError(f"devices={wanted}: there {'is 1 GPU' if found == 1 else f'are {found} GPUs'} here")
+    return int(wanted)
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> Precision:
-    """Return fp32 or bf16. Raises ConfigError where the GPU has no bf16 and it was asked for."""
+    """Return fp32, bf16 or fp16. Raises ConfigError where the GPU has no bf16 and it was asked for."""
     if device.type == "cpu":
         return Precision.fp32 if wanted == Precision.auto else wanted
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted == Precision.bf16 and not has_bf16:
-        raise ConfigError("recipe.precision=bf16: this GPU has none; recipe.precision=fp32")
-    return Precision.bf16 if has_bf16 and wanted != Precision.fp32 else Precision.fp32
+        raise ConfigError("recipe.precision=bf16: this GPU has none; recipe.precision=fp32 or fp16")
+    if wanted == Precision.auto:
+        return Precision.bf16 if has_bf16 else Precision.fp32
+    return wanted
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which a net computes in a precision."""
+    kind = torch.float16 if precision == Precision.fp16 else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != Precision.fp32)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the device's memory was too small; on the CPU torch says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError, StopIteration):
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak be this run's own, not that of an earlier one in the same process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # Linux only; elsewhere the peak is the process's
+        Path("/proc/self/clear_refs").write_text("5")

@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,15 @@ from typing import Any, TextIO
 import yaml
 
 from roadmap.config import Config
-from roadmap.errors import Busy, DiskError, Refused
+from roadmap.errors import Busy, DiskError, NoProgress, PeerLost, Refused
+from roadmap.runtime import checkpoint
 from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, read_json, replace_file, write_json
 
 # What makes a run this run and no other. Everything else may change between two starts of it.
 IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
 CHECKPOINTS = "checkpoints"
+DEATHS = 3  # so often a run may die without a new checkpoint
+DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile")  # what must not change between two starts
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
 FREE_IN_DATA = ("root", "download", "workers")
 
@@ -43,6 +47,23 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def refuse_unsafe(path: Path) -> None:
+    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable for everyone.
+
+    One with the sticky bit (as /tmp) protects what is in it, and a group's directory is the group's own affair.
+    """
+    runs = path.parents[3]
+    for folder in (path, *path.parents):
+        try:
+            mode = folder.stat().st_mode
+        except OSError:
+            continue  # made later, or told then
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise Refused(f"paths.runs: {folder} is writable for everyone (mode {stat.S_IMODE(mode):o}); chmod o-w it, or take another")
+        if folder == runs or folder in runs.parents:
+            return
 
 
 def alive(holder: str) -> bool:
@@ -91,19 +112,35 @@ class RunDir:
         self.status["state"] = "begun"
         if not any((self.path / CHECKPOINTS).glob("step-*.pt")):
             return  # nothing was trained yet that other code or data could spoil
-        drift = differences(
-            *({key: facts_of.get(key) for key in ("code_hash", "data_fingerprint", "precision")} for facts_of in (self.status, facts))
-        )
+        drift = differences(*({key: facts_of.get(key) for key in DRIFT} for facts_of in (self.status, facts)))
         if drift and not allow_drift:
             raise Refused(
-                f"{self.path}: was begun with other code, data or precision ({'; '.join(drift)}); "
+                f"{self.path}: was begun with other code, data, precision or devices ({'; '.join(drift)}); "
                 "fresh=true starts over, allow_drift=true goes on"
             )
         self.status["drift"] = [*self.status.get("drift", []), *drift]
 
+    def count_deaths(self) -> None:
+        """Count how often the run died since its newest checkpoint was written; a polite stop is no death.
+
+        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish, counts anew.
+        """
+        if not self.status:
+            return
+        died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
+        place = checkpoint.newest_place(self.path / CHECKPOINTS)
+        deaths = self.status.get("deaths", 0) if self.status.get("began_at") == place else 0
+        self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == place else deaths
+        if self.status["deaths"] < DEATHS:
+            return
+        reason = f"died {DEATHS} times without progress, at step {place[0]}; see {self.path / 'run.log'}; started again it tries anew"
+        self.update(state="failed", exit_code=NoProgress.code, reason=f"{NoProgress.__name__}: {reason}", deaths=0)
+        raise NoProgress(f"{self.path}: {reason}")
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void."""
+        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for an unsafe place."""
+        refuse_unsafe(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone

@@ -115,15 +115,15 @@ class Mirror:
         self.run.define_metric("train/*", step_metric="global_step")
         self.run.define_metric("val/*", step_metric="epoch")
 
-    def follow(self, sent: int) -> int:
-        """Log the ledger's lines from number `sent` on; return how many lines are sent now."""
+    def follow(self, sent: int, upto: int) -> int:
+        """Log the ledger's lines from number `sent` on, up to the number behind a checkpoint; return how many lines are sent now."""
         if self.run is None:
             return sent
-        return self._guard(self._follow, sent) or sent
+        return self._guard(self._follow, sent, upto) or sent
 
-    def _follow(self, sent: int) -> int:
+    def _follow(self, sent: int, upto: int) -> int:
         assert self.run is not None
-        rows = read_metrics(self.path / METRICS).rows
+        rows = read_metrics(self.path / METRICS).rows[:upto]
         for row in rows[sent:]:
             self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
         return max(sent, len(rows))

@@ -2,10 +2,13 @@
 
 import os
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
+
+tqdm.set_lock(threading.RLock())  # tqdm's own would be a semaphore between processes, which nobody here shares
 
 
 @dataclass

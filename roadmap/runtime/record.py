@@ -5,28 +5,28 @@
 
 import logging
 import os
-import resource
 import secrets
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 
+from roadmap.choices import Precision
 from roadmap.config import Config, resolved
-from roadmap.errors import NonFiniteError, RoadmapError
-from roadmap.runtime import provenance
-from roadmap.runtime.folder import RunDir, disk
-from roadmap.runtime.ledger import LOG, METRICS, SUMMARY, append, cut_metrics, read_metrics, write_json
+from roadmap.errors import DiskError, RoadmapError
+from roadmap.runtime import checkpoint, provenance
+from roadmap.runtime.device import peak_memory_gb, reset_peak_memory
+from roadmap.runtime.folder import CHECKPOINTS, RunDir, disk
+from roadmap.runtime.ledger import CORRECT, LOG, METRICS, SUMMARY, append, cut_metrics, read_metrics, replace_file, write_json
 from roadmap.runtime.mirror import Mirror
+from roadmap.runtime.pending import Pending, Row
 from roadmap.runtime.progress import Progress, Sweep
 
-FLUSH_STEPS = 50  # optimizer steps between two reads of what the device has kept
 log = logging.getLogger("roadmap")
 T = TypeVar("T")
 
@@ -44,13 +44,14 @@ class Record:
         self.progress: Progress | None = None
         self.mirror: Mirror | None = None
         self.summary: dict[str, Any] = {}
-        self._pending: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
-        self._rows: list[dict[str, Any]] = []
+        self._pending = Pending(may_overflow=facts["precision"] == Precision.fp16)
+        self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
+        self._rows: list[Row] = []
         self._handler: logging.Handler | None = None
         self._began = self._flushed = self._saved = time.monotonic()
         self._base_s = self._waited_s = 0.0
         self._images = 0
-        self._note = ""
+        self._note, self._due_told = "", False
 
     def __enter__(self) -> Self:
         self._handler = log_to(self.run.path / LOG)
@@ -61,6 +62,8 @@ class Record:
             "wandb_rows": self.earlier.get("wandb_rows", 0),
             "starts": self.earlier.get("starts", 0) + 1,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "deaths": self.earlier.get("deaths", 0),
+            "began_at": checkpoint.newest_place(self.run.path / CHECKPOINTS),
             "drift": self.earlier.get("drift", []),
             **self.facts,
             **provenance.hardware(self.device),
@@ -111,23 +114,22 @@ class Record:
             yield batch
 
     def step(self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int) -> None:
-        """Note one optimizer step, without asking the device. Raises NonFiniteError, at a flush."""
+        """Note one optimizer step, without asking the device. Raises NonFiniteError, at a flush, and DiskError."""
         self._images += images
-        self._pending.append(({"kind": "train", "epoch": epoch, "global_step": global_step, "train/lr": lr}, loss, grad_norm))
-        if len(self._pending) >= FLUSH_STEPS:
+        if self._pending.add({"kind": "train", "epoch": epoch, "global_step": global_step, "train/lr": lr}, loss, grad_norm):
             self.flush()
         if self.progress is not None:
             self.progress.advance(f"epoch {epoch}/{self.config.recipe.epochs}{self._note}")
+        self._notice_saved(self._saver.finished())
 
     def flush(self) -> None:
         """Read what the device has kept and write it to the ledger.
 
         Raises NonFiniteError naming the first bad step; the lines up to it are written.
         """
-        if not self._pending:
+        rows, error = self._pending.read()
+        if not rows:
             return
-        losses = torch.stack([loss for _, loss, _ in self._pending]).tolist()
-        norms = torch.stack([norm for _, _, norm in self._pending]).tolist()
         now = time.monotonic()
         seconds = max(now - self._flushed, 1e-9)
         shared = {
@@ -136,38 +138,52 @@ class Record:
             "train/data_wait": round(min(self._waited_s / seconds, 1.0), 4),
             "train/memory_gb": round(peak_memory_gb(self.device), 3),
         }
-        rows = [
-            {**row, "train/loss": loss, "train/grad_norm": norm, **shared}
-            for (row, _, _), loss, norm in zip(self._pending, losses, norms, strict=True)
-        ]
-        bad = next((i for i, (a, b) in enumerate(zip(losses, norms, strict=True)) if not _finite(a + b)), None)
-        self._append(rows if bad is None else rows[: bad + 1])
-        self._pending, self._images, self._waited_s, self._flushed = [], 0, 0.0, now
-        self._note = f"{self._last_top1()}, loss {losses[-1]:.3f}, {shared['train/images_per_s']:,.0f} images/s"
-        if bad is not None:
-            what = "loss" if not _finite(losses[bad]) else "gradient"
-            raise NonFiniteError(f"step {rows[bad]['global_step']}: the {what} is not finite; the weights did not take that step")
+        self._append([row | shared for row in rows])
+        self._images, self._waited_s, self._flushed = 0, 0.0, now
+        self._note = f"{self._last_top1()}, loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
+        if error is not None:
+            raise error
 
-    def evaluated(self, epoch: int, global_step: int, values: dict[str, float]) -> None:
-        """Note an evaluation: `val/top1` and `val/top5` in percent, `val/loss`, and what else was measured."""
+    def evaluated(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
+        """Note an evaluation: `val/top1` and `val/top5` in percent, `val/loss`, and what else was measured; which images were right."""
         row = {"kind": "val", "epoch": epoch, "global_step": global_step, "time_s": round(self.time_s, 3), **values}
         self._append([row])
         log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._note)
+        with disk(self.run.path / CORRECT):
+            replace_file(self.run.path / CORRECT, correct)
         self._flushed = time.monotonic()
 
     def checkpoint_due(self) -> bool:
-        """Tell whether the time between two checkpoints within an epoch has passed."""
-        return time.monotonic() - self._saved > 60 * self.config.checkpoint.every_min
+        """Tell, once, that the time between two checkpoints within an epoch has passed."""
+        due = not self._due_told and time.monotonic() - self._saved > 60 * self.config.checkpoint.every_min
+        self._due_told |= due
+        return due
 
-    def saved(self, epochs_evaluated: int, global_step: int) -> None:
-        """Note a checkpoint: what lies behind it goes up to W&B."""
+    def checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+        """Let a checkpoint be written beside training, after the ledger lines that it covers. Raises NonFiniteError, DiskError."""
+        self.flush()
+        self.settle()
+        where = {"epoch": manifest["epochs_evaluated"], "step": manifest["global_step"], "rows": len(self._rows)}
+        facts = {"time": time.time(), **self.facts}
+        self._saver.start({**state, "time_s": self.time_s}, {**manifest, **facts}, best_step, where)
+        self._saved, self._due_told = time.monotonic(), False
+        self._flushed = time.monotonic()
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that is being written, if any, is whole. Raises DiskError."""
+        self._notice_saved(self._saver.wait())
+
+    def _notice_saved(self, where: dict[str, int] | None) -> None:
+        """Note that a checkpoint is whole: what lies behind it goes up to W&B."""
+        if where is None:
+            return
         if self.mirror is not None:
-            self.run.status["wandb_rows"] = self.mirror.follow(self.run.status["wandb_rows"])
-        self.run.update(epoch=epochs_evaluated, step=global_step)
-        self._saved = self._flushed = time.monotonic()
+            self.run.status["wandb_rows"] = self.mirror.follow(self.run.status["wandb_rows"], where["rows"])
+        self.run.update(epoch=where["epoch"], step=where["step"])
 
     def done(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write and return `summary.json`: the result, the config's names, speed, memory, versions."""
+        """Write and return `summary.json`: the result, the config's names, speed, memory, versions. Raises DiskError."""
+        self.settle()
         config, seconds = self.config, self.time_s
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
         names = ("study", "cell", "step", "variant", "parent", "label", "adopted", "seed")
@@ -182,7 +198,7 @@ class Record:
             **result,
             **self.facts,
             "train_images_per_s": statistics.median(speeds),
-            "gpu_hours": round(seconds / 3600, 4) if self.device.type == "cuda" else None,
+            "gpu_hours": round(seconds * self.facts["world_size"] / 3600, 4) if self.device.type == "cuda" else None,
             "time_s": round(seconds, 1),
             "peak_memory_gb": round(peak_memory_gb(self.device), 3),
             "drift": self.run.status["drift"],
@@ -196,6 +212,11 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.progress is not None:
             self.progress.close()
+        try:
+            self.settle()
+        except DiskError as late:
+            log.info("%s", late)
+        self._saver.close()
         code = 0 if error is None else error.code if isinstance(error, RoadmapError) else 75 if kind is KeyboardInterrupt else 1
         state = {0: "done", 75: "stopped"}.get(code, "failed")
         reason = None if error is None else f"{type(error).__name__}: {error}"[:500]
@@ -219,24 +240,6 @@ class Record:
         return f", top-1 {last['val/top1']:.2f} %" if last else ""
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    with suppress(OSError, StopIteration):
-        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak be this run's own, not that of an earlier one in the same process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):  # Linux only; elsewhere the peak is the process's
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def log_to(path: Path) -> logging.Handler:
     """Let the package's log go to a file. Raises DiskError."""
     with disk(path):
@@ -246,7 +249,3 @@ def log_to(path: Path) -> logging.Handler:
     log.propagate = False
     log.addHandler(handler)
     return handler
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0

@@ -1,0 +1,301 @@
+"""Several ranks: equal to one of the larger batch, exact in evaluation, and ended together, in plain words, by whatever ends one of them."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from roadmap.errors import ConfigError
+from roadmap.job import check_passes
+from roadmap.runtime import device as devices
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.place import Place, Starter, place
+from roadmap.steps import compose
+from roadmap.train import train
+
+from . import drive
+from .conftest import ROOT
+from .test_train import ledger, newest
+
+TINY = ("data.train_images=48", "data.val_images=301", "recipe.batch_size=16", "recipe.micro_batch=8", "recipe.epochs=2",
+        "recipe.warmup_epochs=0", "wandb.mode=disabled")  # fmt: skip
+
+
+def words(tmp_path, step, *overrides):
+    given = {o.split("=")[0] for o in overrides}
+    return (f"+step={step}", *(o for o in TINY if o.split("=")[0] not in given), *overrides, f"paths.runs={tmp_path}")
+
+
+def config_of(words):
+    return compose(words[0].removeprefix("+step="), "nano", words[1:])
+
+
+def status(words):
+    return json.loads((run_path(config_of(words)) / "status.json").read_text())
+
+
+def val_rows(rows):
+    return [row for row in rows if row["kind"] == "val"]
+
+
+def train_losses(rows):
+    return [row["train/loss"] for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_equal_one_rank_of_the_larger_batch(tmp_path, ranks):
+    """A layer-norm net; a pass has its number and so its draws however many ranks share the passes: mixing and drop-path are on."""
+    extra = ("recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.drop_path=0.1", "recipe.micro_batch=4", "recipe.ema_decay=0.5")
+    one, several = (words(tmp_path / str(n), "separate_downsampling", *extra, f"devices={n}") for n in (1, ranks))
+    for each in (one, several):
+        train(config_of(each))
+    first, second = ledger(config_of(one)), ledger(config_of(several))
+    assert len(first) == len(second) == 8
+    assert train_losses(first) == pytest.approx(train_losses(second), rel=1e-4)
+    nets = [newest(config_of(each))["net"] for each in (one, several)]
+    assert all(torch.allclose(tensor, nets[1][name], atol=2e-3) for name, tensor in nets[0].items())
+    assert status(several)["world_size"] == ranks
+
+
+def test_two_ranks_equal_one_pass_of_the_double_batch(tmp_path):
+    one = words(tmp_path / "one", "separate_downsampling", "recipe.micro_batch=16")
+    two = words(tmp_path / "two", "separate_downsampling", "devices=2")
+    for each in (one, two):
+        train(config_of(each))
+    assert train_losses(ledger(config_of(one))) == pytest.approx(train_losses(ledger(config_of(two))), rel=1e-4)
+
+
+def test_evaluation_over_ranks_is_exactly_that_of_one_process(tmp_path):
+    """301 images in batches of 256, so that one rank of three has nothing: the net's evaluation after the same single step."""
+    rows = []
+    for ranks in (1, 3):
+        one = words(
+            tmp_path / str(ranks), "separate_downsampling", f"devices={ranks}", "recipe.batch_size=48", "recipe.micro_batch=16",
+            "recipe.lr=1e-30", "recipe.min_lr=0", "recipe.epochs=1",
+        )  # fmt: skip
+        train(config_of(one))
+        rows.append((val_rows(ledger(config_of(one))), np.load(run_path(config_of(one)) / "correct.npy")))
+    assert rows[0][0] == rows[1][0]
+    assert np.array_equal(rows[0][1], rows[1][1])
+    bits = np.unpackbits(rows[1][1])
+    assert not bits[301:].any()
+    assert 100 * bits[:301].mean() == pytest.approx(rows[1][0][-1]["val/top1"])
+
+
+def test_the_command_starts_its_ranks_and_ends_with_one_line(tmp_path):
+    done = drive.run(words(tmp_path, "gelu", "devices=2"))
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert "top-1" in line
+    assert done.stderr.splitlines() == [f"{config_of(words(tmp_path, 'gelu', 'devices=2')).cell}: starting"]
+    assert "batch 16 = 2 devices x micro-batch 8 x 1 passes" in next(tmp_path.rglob("run.log")).read_text()
+
+
+def test_ranks_of_torchrun_find_themselves(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "run.py")]
+    done = subprocess.run([*command, *words(tmp_path, "gelu")], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert status(words(tmp_path, "gelu"))["world_size"] == 2
+
+
+def slurm(rank: int, step: str = "0", tasks: int = 2) -> dict[str, str]:
+    return {"SLURM_JOB_ID": "41", "SLURM_STEP_ID": step, "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(tasks)}  # fmt: skip
+
+
+def start(words, env):
+    command = [sys.executable, str(ROOT / "tests" / "drive.py"), *words]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_tasks_of_a_job_step_find_each_other_and_run_a_sweep(tmp_path):
+    sweep = ("-m", *words(tmp_path, "gelu,layer_norm", "recipe.epochs=1"))
+    tasks = [start(sweep, slurm(rank)) for rank in range(2)]
+    ended = [task.communicate(timeout=200) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], ended
+    assert [len(out.splitlines()) for out, _ in ended] == [2, 0]
+    assert ended[1][1] == ""
+    assert not list((tmp_path / ".ranks").iterdir())
+
+
+def test_an_error_of_one_task_is_the_code_of_all(tmp_path):
+    accident = drive.accident("before", 2, rank=1, what="error")
+    tasks = [start(words(tmp_path, "gelu"), slurm(rank) | accident) for rank in range(2)]
+    ended = [task.communicate(timeout=200) for task in tasks]
+    assert [task.returncode for task in tasks] == [65, 65], ended
+    assert ended[0][1].splitlines()[-1] == "error: 7.jpg: cannot be decoded"
+    assert (status(words(tmp_path, "gelu"))["exit_code"], status(words(tmp_path, "gelu"))["state"]) == (65, "failed")
+
+
+def test_a_task_that_never_comes_is_told_in_time(tmp_path):
+    one = start(words(tmp_path, "gelu", "start_timeout_s=4"), slurm(1))
+    _, errors = one.communicate(timeout=100)
+    assert one.returncode == 75
+    assert errors == ""  # the first rank speaks for all
+    first = start(words(tmp_path, "gelu", "start_timeout_s=4"), slurm(0, step="1"))
+    _, errors = first.communicate(timeout=100)
+    assert first.returncode == 75
+    assert errors.splitlines()[1:] == ["error: not all of the 2 ranks came within 4 s"]
+
+
+def test_a_host_that_does_not_resolve_is_told_in_time(tmp_path):
+    env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": "29500"}
+    one = start(words(tmp_path, "gelu", "start_timeout_s=5"), env)
+    _, errors = one.communicate(timeout=100)
+    assert one.returncode == 75
+    assert "error: rank 0 of 2 cannot reach the others within 5 s" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, Place()),
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, Place()),  # an interactive shell, or a batch script
+        (slurm(3, step=str(2**32 - 5), tasks=4), Place()),
+        (slurm(3, tasks=4), Place(3, 4, 3, Starter.slurm)),
+        (slurm(0, tasks=1), Place()),
+        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, Place(5, 8, 1, Starter.torchrun)),
+    ],
+)
+def test_which_rank_a_process_is(env, expected):
+    assert place(env) == expected
+
+
+def test_a_rank_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="not a whole number"):
+        place({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_rank_ends_the_run_with_its_code(tmp_path, rank):
+    done = drive.run(words(tmp_path, "gelu", "devices=2"), drive.accident("before", 2, rank=rank, what="error"))
+    assert done.returncode == 65
+    assert done.stderr.splitlines()[-1] == "error: 7.jpg: cannot be decoded"
+    assert "Traceback" not in done.stderr
+    assert status(words(tmp_path, "gelu", "devices=2"))["exit_code"] == 65
+
+
+def test_a_mistake_of_ours_in_one_rank_shows_its_traceback_and_is_no_kill(tmp_path):
+    done = drive.run(words(tmp_path, "gelu", "devices=2"), drive.accident("before", 2, rank=1, what="bug"))
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1] == "error: rank 1 failed (TypeError: nobody thought of this)"
+    assert status(words(tmp_path, "gelu", "devices=2"))["state"] == "failed"
+
+
+def test_a_loss_of_one_rank_that_is_not_finite_stops_all_and_no_weight_takes_it(tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2", "checkpoint.every_min=0")
+    done = drive.run(mine, drive.accident("loss", 4, rank=1, what="nan"))
+    assert done.returncode == 70, done.stderr
+    assert re.search(r"error: step 4: the loss is not finite; the weights did not take that step", done.stderr)
+    state = newest(config_of(mine))
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in state["net"].values())
+
+
+def test_a_silent_rank_is_noticed_and_the_same_command_goes_on(tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2", "comm_timeout_s=4", "checkpoint.every_min=0")
+    done = drive.run(mine, drive.accident("before", 3, rank=1, what="STOP"))
+    assert done.returncode == 75, done.stderr
+    assert "rank 1 did not answer; the same command goes on" in done.stderr
+    assert status(mine)["reason"].startswith("PeerLost")
+    assert drive.run(mine).returncode == 0
+
+
+def test_three_deaths_without_progress_are_enough(tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2")
+    for _ in range(3):
+        assert drive.run(mine, drive.accident("before", 2, rank=1)).returncode == 75
+    refused = drive.run(mine)
+    assert refused.returncode == 93
+    assert "died 3 times without progress, at step 0" in refused.stderr
+    assert (status(mine)["state"], status(mine)["exit_code"]) == ("failed", 93)
+    assert drive.run(mine).returncode == 0  # somebody's own wish
+
+
+def test_memory_that_is_too_small_is_told_and_never_adapted_to(tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2")
+    done = drive.run(mine, drive.accident("before", 2, rank=1, what="memory"))
+    assert done.returncode == 64
+    assert "error: recipe.micro_batch=8: a forward pass of so many images is too large for the memory of cpu" in done.stderr
+
+
+def test_other_devices_do_not_go_on_in_silence(tmp_path):
+    mine = words(tmp_path, "gelu", "checkpoint.every_min=0")
+    assert drive.run(mine, drive.accident("step", 2, what="TERM")).returncode == 75
+    refused = drive.run((*mine, "devices=2"))
+    assert refused.returncode == 78
+    assert "world_size: 1 -> 2" in refused.stderr
+    allowed = drive.run((*mine, "devices=2", "allow_drift=true"))
+    assert allowed.returncode == 0, allowed.stderr
+    assert status(mine)["drift"] == ["world_size: 1 -> 2"]
+
+
+def test_a_second_writer_of_ranks_leaves_at_once(tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
+    first = start(mine, {})
+    while not list(tmp_path.rglob("metrics.jsonl")):
+        assert first.poll() is None
+    second = drive.run(mine)
+    assert second.returncode == 75
+    assert f"another process is writing this run (process {status(mine)['pid']} on {socket.gethostname()})" in second.stderr
+    first.terminate()
+    assert first.wait(timeout=60) == 75
+
+
+def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
+    killed = drive.run(mine, drive.accident("step", 2, rank=1, what="KILL", to="parent"))
+    assert killed.returncode == -9
+    assert status(mine)["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_devices", "message"),
+    [
+        (("recipe.batch_size=256", "recipe.micro_batch=32"), 8, None),
+        (
+            ("recipe.batch_size=256", "recipe.micro_batch=32"),
+            3,
+            "no whole number of passes over 3 devices x recipe.micro_batch=32 = 96 images",
+        ),
+        (("recipe.batch_size=256", "recipe.micro_batch=64"), 8, "= 512 images"),
+        (("recipe.batch_size=256", "recipe.micro_batch=null"), 2, "such as recipe.micro_batch=128"),
+        (("recipe.batch_size=256", "recipe.micro_batch=null"), 1, None),
+    ],
+)
+def test_a_batch_that_is_no_whole_number_of_passes_is_refused(recipe, num_devices, message):
+    config = compose("gelu", "nano", recipe)
+    if message is None:
+        check_passes(config.recipe, num_devices)
+        return
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_passes(config.recipe, num_devices)
+
+
+def test_auto_takes_all_gpus_where_there_is_something_to_share(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    shared, whole = compose("gelu", "tiny"), compose("gelu", "nano")
+    assert devices.choose_count(shared, Place()) == 4
+    assert devices.choose_count(whole, Place()) == 1
+    assert devices.choose_count(shared, Place(0, 2, 0, Starter.torchrun)) == 1
+    shared.devices = "9"
+    with pytest.raises(ConfigError, match="devices=9: there are 4 GPUs here"):
+        devices.choose_count(shared, Place())
+    with pytest.raises(ConfigError, match="devices=9: torchrun has started 2 ranks"):
+        devices.choose_count(shared, Place(0, 2, 0, Starter.torchrun))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "null", "99999"])
+def test_a_number_of_devices_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="devices"):
+        compose("gelu", "nano", [f"devices={value}"])
