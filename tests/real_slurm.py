@@ -179,4 +179,4 @@ def until(true: Callable[[], object], seconds: float, explain: Callable[[], obje
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {explain()}"
-        time.sleep(0.1)
+        time.sleep(0.25)

@@ -23,6 +23,7 @@ from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_
 from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.local import Slot, slots
 from roadmap.sweep.reconcile import reason_to_leave
+from roadmap.sweep.speed import images_per_s, timed
 from roadmap.sweep.status import CellState, judge, last_rows, study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.submit import Begun
@@ -173,6 +174,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
     (["cluster.per_cell=many"], "cluster.per_cell=many"),
     (["cluster.per_cell=0"], "cluster.per_cell=0: must be at least 1"),
     (["cluster.per_cell=3", "cluster.nodes=2"], "must be a multiple of cluster.nodes=2"),
+    (["cluster.setup=[export WANDB_API_KEY=abc]"], "looks like a secret"),
     (["cluster.time_h"], "cannot be read as cluster.KEY=VALUE"),
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
@@ -222,12 +224,20 @@ def test_a_plan_shows_every_cell_and_measures_nothing_that_it_does_not_know(caps
     path = next(tmp_path.glob("*/*/*/*/summary.json"))
     about = {"hardware": hardware(torch.device("cpu"))["hardware"], "image_size": 32, "batch_size": 64, "train_images_per_s": 500.0}
     write_json(path, read_json(path) | about)
-    code, told = call(capsys, "plan", "demo", "--runs", str(tmp_path), "--steps", "gelu resnet", "--", "device=cpu", "recipe.epochs=36")
+    code, told = call(capsys, "plan", "demo", "--runs", str(tmp_path), "--cluster", "local", "--steps", "gelu resnet",
+                      "--", "device=cpu", "recipe.epochs=36")  # fmt: skip
     lines = told.splitlines()
     assert code == 0 and [line.split()[0] for line in lines[1:3]] == [f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")]
     assert "earlier runs" not in lines[1]
     assert "500  earlier runs     0.0287" in lines[2]  # 36 epochs of 1437 images at 500 images/s, in hours
     assert "2 cells, 0 done; to do: 2, 0.0287 CPU-hours for 1 of them" in lines[-1]
+
+
+def test_a_speed_is_measured_on_the_nets_own_steps():
+    slow, fast = (timed(read_study("demo", [f"+step={step}", "recipe.batch_size=8"]).cells[0].config, torch.device("cpu"), 1, 3)
+                  for step in ("inverted_bottleneck", "resnet"))  # fmt: skip
+    assert slow > 0 and fast > 0
+    assert torch.cuda.is_available() or images_per_s(read_study("demo", ["+step=gelu"]).cells[0].config) is None
 
 
 def test_a_plan_knows_the_space_of_checkpoints(tmp_path, small):

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -64,8 +65,9 @@ def checked(args: Args) -> "tuple[LocalConfig | SlurmConfig, list[tuple[Study, S
     """Read the cluster's settings and every study, and check every cell. Raises RoadmapError."""
     from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_cluster
     from roadmap.sweep.folder import StudyDir
+    from roadmap.sweep.local import visible_gpus
     from roadmap.sweep.study import narrowed, read_study
-    from roadmap.sweep.submit import check_cells
+    from roadmap.sweep.submit import check_cells, on_gpu
 
     for_cells, for_cluster = cluster_words(args.words)
     here = args.cluster == "local"
@@ -74,7 +76,8 @@ def checked(args: Args) -> "tuple[LocalConfig | SlurmConfig, list[tuple[Study, S
     for name in args.studies:
         study = read_study(name, for_cells, args.runs)
         cells = narrowed(study, split(args.steps), split(args.seeds))
-        check_cells(study, cells, mixed=config.mixed_gpus)
+        gpus = on_gpu(cells) and (not here or visible_gpus())
+        check_cells(study, cells, ranks=config.per_cell if gpus or not here else 1, mixed=config.mixed_gpus)
         claims.append((study, StudyDir(args.runs, study.name), cells))
     return config, claims
 
@@ -103,9 +106,11 @@ def submit(args: Args) -> int:
     from roadmap.sweep.submit import on_gpu
     from roadmap.sweep.submit import submit as submit_study
 
+    if args.cluster == "slurm":
+        slurm.require_slurm()
     config, claims = checked(args)
     if not isinstance(config, LocalConfig):
-        slurm.check_slurm(config, any(on_gpu(cells) for _, _, cells in claims))
+        slurm.check_gpu_types(config, any(on_gpu(cells) for _, _, cells in claims))
     for study, _, _ in claims:
         for left in study.left_out:
             print(f"{study.name}: left out: {' '.join(left.words)}: {left.reason}", flush=True)
@@ -144,10 +149,12 @@ def status(args: Args) -> int:
 
 def watch(args: Args) -> int:
     """Print how the studies stand, again and again."""
-    while True:
-        print("\033[H\033[2J" if sys.stdout.isatty() else "", end="")
-        status(args)
-        time.sleep(max(args.every, 1.0))
+    with suppress(KeyboardInterrupt):
+        while True:
+            print("\033[H\033[2J" if sys.stdout.isatty() else "", end="")
+            status(args)
+            time.sleep(max(args.every, 1.0))
+    return DONE
 
 
 def reconcile(args: Args) -> int:

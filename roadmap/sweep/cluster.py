@@ -1,5 +1,6 @@
 """Where a study runs: `conf/cluster/slurm.yaml` or `local.yaml`, then the git-ignored `conf/local/cluster/`, then `cluster.KEY=VALUE`."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from roadmap.explain import nearest
 from roadmap.steps import CONF
 
 T = TypeVar("T")
+SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 
 
 @dataclass
@@ -38,6 +40,10 @@ class SlurmConfig:
 
     def __post_init__(self) -> None:
         check_ranges("cluster", self)
+        if any(SECRET.search(line) for line in self.setup):
+            raise ConfigError(
+                "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; set it in your shell"
+            )
         if self.per_cell % self.nodes:
             raise ConfigError(f"cluster.per_cell={self.per_cell}: must be a multiple of cluster.nodes={self.nodes}")
 

@@ -1,25 +1,29 @@
 """What a study keeps about itself, in `<runs>/<study>/.study/`: its cells as they were resolved, and every job ever submitted.
 
-Written under a lock, so that two people who type the same command at once make no job twice. Reading needs no lock.
+Written under a lock, so that two people who type the same command at once make no job twice. Reading needs no lock, no Hydra and
+no torch: `make status` answers in a moment.
 """
 
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roadmap.config import resolved
 from roadmap.errors import Busy, ConfigError, DataError, DiskError
-from roadmap.runtime.folder import disk
 from roadmap.runtime.ledger import append, read_json, write_json
-from roadmap.sweep.study import Study, check_name
+
+if TYPE_CHECKING:
+    from roadmap.sweep.study import Study
 
 NOTES, CELLS, JOBS, PENDING = ".study", "cells.json", "jobs.jsonl", "pending.json"
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # as `roadmap.steps` allows them, without Hydra
 LOCK_WAIT_S = 120.0  # a submission takes seconds; one that waits longer says who holds the study
 SCHEMA = 1
 Record = dict[str, Any]
@@ -73,7 +77,7 @@ class StudyDir:
             raise DataError(f"{self.notes / CELLS}: written in schema {found.get('schema')}, this is {SCHEMA}")
         return found
 
-    def write_cells(self, study: Study) -> None:
+    def write_cells(self, study: "Study") -> None:
         """Write the study's cells, resolved; cells of earlier submissions with other overrides stay. Call it with the study held."""
         now = {cell.key: cell_record(cell.key, cell.words, cell.config) for cell in study.cells}
         jobs = self.jobs()
@@ -81,7 +85,7 @@ class StudyDir:
         kept = [cell for cell in earlier if cell["key"] not in now and cell["key"] in jobs]
         left_out = [{"words": list(left.words), "reason": left.reason} for left in study.left_out]
         values = {"schema": SCHEMA, "study": study.name, "file": str(study.file), "left_out": left_out, "cells": [*now.values(), *kept]}
-        with disk(self.notes / CELLS):
+        with written(self.notes / CELLS):
             write_json(self.notes / CELLS, values)
 
     def jobs(self) -> dict[str, list[Record]]:
@@ -105,7 +109,7 @@ class StudyDir:
         """Add to what is known of some cells. Call it with the study held."""
         about = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": socket.gethostname(), "uid": os.getuid()}
         path = self.notes / JOBS
-        with disk(path):
+        with written(path):
             if path.exists() and not path.read_bytes().endswith(b"\n"):
                 path.open("ab").write(b"\n")  # a killed writer left half a line, or none at all
             append(path, [{**row, **about} for row in rows])
@@ -119,11 +123,27 @@ class StudyDir:
 
     def set_pending(self, values: Record | None) -> None:
         """Note that a submission begins, or that it has ended. Call it with the study held."""
-        with disk(self.notes / PENDING):
+        with written(self.notes / PENDING):
             if values is None:
                 (self.notes / PENDING).unlink(missing_ok=True)
             else:
                 write_json(self.notes / PENDING, values)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn the system's errors while writing a file into a DiskError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_name(name: str) -> str:
+    """Return the name of a study. Raises ConfigError for one that is no plain folder name."""
+    if not SAFE_NAME.fullmatch(name) or ".." in name:
+        raise ConfigError(f"STUDY={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+    return name
 
 
 def cell_record(key: str, words: Iterable[str], config: Any) -> Record:

@@ -127,9 +127,11 @@ class Machine:
 
     def _begin(self, task: Task) -> None:
         slot = self.free.pop(0)
-        env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(len(slot.cores), 1)))}
+        env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(task.code.parent)}  # the checkout around it may be another code by now
         if slot.gpus:
-            env = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)}
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        else:
+            env.setdefault("OMP_NUM_THREADS", str(len(slot.cores)))
         task.log.parent.mkdir(exist_ok=True)
         with open(task.log, "ab") as log:  # a session of its own: a Ctrl-C reaches it through us, once
             words = [sys.executable, str(task.code / "run.py"), *task.line]

@@ -25,10 +25,14 @@ LAST_TASKS_S = 180  # after the first process has ended; one that hangs must not
 RUNS_FILE = "runs.txt"
 
 
-def check_slurm(config: SlurmConfig, on_gpu: bool) -> None:
-    """Raise ConfigError where there is no Slurm, or where the cells could land on different GPU types."""
+def require_slurm() -> None:
+    """Raise ConfigError where there is no Slurm."""
     if shutil.which("sbatch") is None:
         raise ConfigError("CLUSTER=slurm: there is no Slurm here (no sbatch); CLUSTER=local runs the study on this machine")
+
+
+def check_gpu_types(config: SlurmConfig, on_gpu: bool) -> None:
+    """Raise ConfigError where the cells could land on different GPU types."""
     if not on_gpu or config.gpu_type or config.constraint or config.mixed_gpus:
         return
     types = queue.gpu_types(config.partition)
@@ -58,8 +62,8 @@ def submit(
     return _submitted(executor, commands)
 
 
-def submit_report(folder: Path, name: str, snapshot: Path, words: Sequence[str], after: str, config: SlurmConfig) -> str | None:
-    """Queue the chart behind an array, however its tasks end; return the job's id, None where Slurm does not take it."""
+def submit_report(folder: Path, name: str, snapshot: Path, words: Sequence[str], after: str, config: SlurmConfig) -> None:
+    """Queue the chart behind an array, however its tasks end. Where Slurm does not take it, `make report` is left to a person."""
     executor = SlurmExecutor(folder)
     executor.update_parameters(
         **{key: value for key, value in _where(config).items() if key != "constraint"},
@@ -72,10 +76,8 @@ def submit_report(folder: Path, name: str, snapshot: Path, words: Sequence[str],
         setup=[f"export PYTHONPATH={shlex.quote(str(snapshot))}", f"cd {shlex.quote(str(snapshot))}"],
         stderr_to_stdout=True,
     )
-    try:
-        return _submitted(executor, [[sys.executable, "-m", "roadmap.report", *words]])[0]
-    except ConfigError:
-        return None
+    with contextlib.suppress(ConfigError):
+        _submitted(executor, [[sys.executable, "-m", "roadmap.report", *words]])
 
 
 def report_name(name: str) -> str:
@@ -107,6 +109,7 @@ def parameters(name: str, snapshot: Path, notes: Path, config: SlurmConfig, on_g
         "setup": [
             *config.setup,
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
+            f"export GIT_CEILING_DIRECTORIES={shlex.quote(str(snapshot.parent))}",  # the checkout around it may be another code by now
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         ],
         "teardown": ["code=$?", f"cd {code} && {python} -m roadmap.sweep.after $code {shlex.quote(str(notes / RUNS_FILE))}", "exit $code"],

@@ -27,7 +27,8 @@ from roadmap.errors import ConfigError
 from roadmap.explain import explain, nearest
 from roadmap.guard import check_folders, check_words
 from roadmap.runtime.folder import run_path
-from roadmap.steps import CONF, HYDRA_ERRORS, SAFE_NAME, checked, step_tree
+from roadmap.steps import CONF, HYDRA_ERRORS, checked, step_tree
+from roadmap.sweep.folder import check_name
 
 SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
@@ -79,13 +80,6 @@ def study_file(name: str) -> Path:
             raise ConfigError(f"STUDY={name}: there is no such study; {nearest(name, known)}; a file of your own: STUDY=FOLDER/NAME.yaml")
     check_name(path.stem)
     return path
-
-
-def check_name(name: str) -> str:
-    """Return the name of a study. Raises ConfigError for one that is no plain folder name."""
-    if not SAFE_NAME.fullmatch(name) or ".." in name:
-        raise ConfigError(f"STUDY={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
-    return name
 
 
 def read_study(name: str, words: Sequence[str] = (), runs: str | Path = "runs") -> Study:

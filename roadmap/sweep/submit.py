@@ -35,9 +35,7 @@ class Begun:
     started: list[str] = field(default_factory=list)  # keys
     restarted: list[str] = field(default_factory=list)
     left: dict[str, int] = field(default_factory=dict)  # how many cells were left alone, by state
-    name: str = ""  # of Slurm's jobs
     job: str = ""
-    report: str | None = None
 
     def __str__(self) -> str:
         left = ", ".join(f"{number} {state}" for state, number in self.left.items())
@@ -45,11 +43,11 @@ class Begun:
         return what + (f"; left alone: {left}" if left else "")
 
 
-def check_cells(study: Study, cells: Sequence[Cell], *, mixed: bool = False) -> None:
+def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: bool = False) -> None:
     """Check what a cell needs besides its config, before anything is queued: its images' folder, and what its run directory holds.
 
-    Raises DataError, Refused (with the fields that have changed), and ConfigError for cells on different GPU types, unless they
-    may be `mixed`.
+    Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share and for
+    cells on different GPU types, unless they may be `mixed`.
     """
     types = sorted({name for cell in cells if (name := _hardware(cell)) and not name.startswith("CPU")})
     if len(types) > 1 and not mixed:
@@ -60,6 +58,12 @@ def check_cells(study: Study, cells: Sequence[Cell], *, mixed: bool = False) -> 
             raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
         if data.root and not data.download and not Path(data.root).expanduser().is_dir():
             raise DataError(f"data.root={data.root}: no such folder")
+        recipe = cell.config.recipe
+        if ranks > 1 and recipe.batch_size % (ranks * (recipe.micro_batch or recipe.batch_size)):
+            raise ConfigError(
+                f"cluster.per_cell={ranks}: {cell.key} has recipe.batch_size={recipe.batch_size}, which is no whole number of passes over "
+                f"{ranks} devices x recipe.micro_batch={'null' if recipe.micro_batch is None else recipe.micro_batch}"
+            )
         _check_run(study, cell)
 
 
@@ -125,10 +129,7 @@ def submit(study: Study, directory: StudyDir, chosen: Sequence[Cell], config: Sl
         begun, todo = choose(chosen, states)
         if todo:
             lines = [command_line(study, cell.words, cell.config, code) for cell in todo]
-            begun.name, begun.job = send(directory, [cell.key for cell in todo], lines, code, config, on_gpu(todo), states)
-            if config.report:
-                words = [str(directory.path), "--out", str(directory.path / "report")]
-                begun.report = slurm.submit_report(directory.notes / SLURM, begun.name, code, words, begun.job, config)
+            begun.job = send(directory, [cell.key for cell in todo], lines, code, config, on_gpu(todo), states)
     return begun
 
 
@@ -154,8 +155,8 @@ def send(
     gpus: bool,
     states: dict[str, CellState],
     by: str = "roadmap",
-) -> tuple[str, str]:
-    """Submit an array and note its jobs, while the study is held; return the array's name and id. Raises ConfigError."""
+) -> str:
+    """Submit an array, and the chart behind it, and note its jobs, while the study is held; return its id. Raises ConfigError."""
     name = f"{directory.name}-{secrets.token_hex(4)}"
     rows: list[Record] = [
         {
@@ -172,7 +173,11 @@ def send(
         directory.set_pending(None)
         raise
     note_jobs(directory, rows, jobs)
-    return name, jobs[0].split("_")[0]
+    array = jobs[0].split("_")[0]
+    if config.report:
+        words = [str(directory.path), "--out", str(directory.path / "report")]
+        slurm.submit_report(directory.notes / SLURM, name, code, words, array, config)
+    return array
 
 
 def note_jobs(directory: StudyDir, rows: Iterable[Record], jobs: Iterable[str]) -> None:
