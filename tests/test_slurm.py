@@ -258,7 +258,8 @@ def test_a_dead_controller_makes_nothing_look_dead(lab, calm):
         assert cell["state"] in ("running", "done", "unknown"), cell
         assert "gives no answer" in lab.call("status", "trial")
         assert "nothing is restarted" in lab.call("reconcile", "trial")
-        assert "cancelled" in lab.call("cancel", "trial", code=64)
+        assert "nothing is cancelled" in lab.call("cancel", "trial", code=64)
+        assert "nobody knows what is queued" in lab.call("submit", lab.write(), code=64)
     finally:
         lab.slurm.start_controller()
     lab.until_states("done")

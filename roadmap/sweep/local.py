@@ -19,9 +19,9 @@ from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.sweep import snapshot
 from roadmap.sweep.cluster import LocalConfig
 from roadmap.sweep.folder import StudyDir
-from roadmap.sweep.status import birth, look
+from roadmap.sweep.status import birth
 from roadmap.sweep.study import Cell, Study
-from roadmap.sweep.submit import Begun, choose, command_line, on_gpu
+from roadmap.sweep.submit import Begun, certain_states, choose, command_line, on_gpu
 
 T = TypeVar("T")
 POLL_S = 0.2
@@ -87,7 +87,7 @@ def claim(study: Study, directory: StudyDir, chosen: Sequence[Cell]) -> tuple[Be
     code = snapshot.take(directory.notes / "snapshots", study.file)
     with directory.held():
         directory.write_cells(study)
-        begun, todo = choose(chosen, {state.key: state for state in look(directory)[0]})
+        begun, todo = choose(chosen, certain_states(directory))
         tasks = [Task(directory, cell.key, command_line(study, cell.words, cell.config, code), code) for cell in todo]
         about = {"kind": "local", "job": "local", "pid": os.getpid(), "born": birth(os.getpid()), "snapshot": code.name}
         directory.note([

@@ -100,7 +100,11 @@ def goes(state: str | None) -> bool:
 def cancel(jobs: list[str]) -> None:
     """Cancel jobs; those that have ended meanwhile do not matter. Raises ConfigError with Slurm's own message."""
     for start in range(0, len(jobs), 200):  # a command line has an end
-        done = subprocess.run(["scancel", *jobs[start : start + 200]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        try:
+            words = ["scancel", *jobs[start : start + 200]]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigError(f"scancel: {first_line(str(error))}") from None
         if done.returncode and "Invalid job id" not in done.stderr:
             raise ConfigError(f"scancel: {first_line(done.stderr)}")
 

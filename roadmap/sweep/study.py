@@ -193,6 +193,7 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
     known: dict[tuple[str, ...], Config] = {}
 
     def compose(words: Sequence[str]) -> Config:
+        """Return the config of a cell."""
         seeds = [int(m[1]) for word in words if (m := re.fullmatch(r"seed=(\d+)", word))]
         others = tuple(word for word in words if not re.fullmatch(r"seed=\d+", word))
         if by_seed and len(seeds) == 1 and others in known:

@@ -125,12 +125,20 @@ def submit(study: Study, directory: StudyDir, chosen: Sequence[Cell], config: Sl
     with directory.held():
         settle(directory)
         directory.write_cells(study)
-        states = {state.key: state for state in look(directory)[0]}
+        states = certain_states(directory)
         begun, todo = choose(chosen, states)
         if todo:
             lines = [command_line(study, cell.words, cell.config, code) for cell in todo]
             begun.job = send(directory, [cell.key for cell in todo], lines, code, config, on_gpu(todo), states)
     return begun
+
+
+def certain_states(directory: StudyDir) -> dict[str, CellState]:
+    """Return every cell's state by key. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
+    states, answer = look(directory)
+    if not answer.answered:
+        raise ConfigError(f"{directory.name}: Slurm gives no answer ({answer.trouble}), so nobody knows what is queued; try again")
+    return {state.key: state for state in states}
 
 
 def choose(cells: Iterable[Cell], states: dict[str, CellState]) -> tuple[Begun, list[Cell]]:
