@@ -30,7 +30,7 @@ from roadmap.recipe import mix
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint
-from roadmap.runtime.device import autocast, choose_count, choose_device, is_out_of_memory
+from roadmap.runtime.device import autocast, choose_count, choose_device, is_of_compiler, is_out_of_memory
 from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import CHECKPOINTS, RunDir, run_path
 from roadmap.runtime.launch import launch
@@ -187,6 +187,8 @@ def fit(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
         if is_out_of_memory(error):
             what = f"recipe.micro_batch={job.micro_batch}: a forward pass of so many images is too large for the memory of {job.device}"
             raise ConfigError(f"{what}; give all rows of the study a smaller one") from None
+        if is_of_compiler(error):
+            raise ConfigError(f"compile=true: torch cannot compile this net here ({' '.join(str(error).split())[:200]})") from error
         raise
     return results
 

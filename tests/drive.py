@@ -18,8 +18,8 @@ VARIABLE = "ROADMAP_TEST_ACCIDENT"
 def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", to: str = "self") -> dict[str, str]:
     """Return the environment for an accident: at the `number`th time that `rank` comes to `where`.
 
-    `where`: step (after it), before (a step), evaluate, saving (the file is written, not yet renamed). `what`: a signal, or nan (loss), error,
-    bug, memory. `to`: self, or parent (whoever started the ranks, and then all).
+    `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed). `what`: a signal, or nan,
+    error, bug, memory. `to`: self, or parent (whoever started the ranks, and then all).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to})}
 

@@ -1,4 +1,4 @@
-"""Runs that are killed for real, at every place, with one rank and with several: each ends equal, to the bit, to one that was never stopped."""
+"""Runs that are killed for real, at every place, with one rank and with several: each ends bit-equal to one that was never stopped."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Several ranks: equal to one of the larger batch, exact in evaluation, and ended together, in plain words, by whatever ends one of them."""
+"""Several ranks: equal to one of the larger batch, exact in evaluation, and ended together by whatever ends one of them."""
 
 import json
 import os
@@ -265,7 +265,7 @@ def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(tmp_path):
         (
             ("recipe.batch_size=256", "recipe.micro_batch=32"),
             3,
-            "no whole number of passes over 3 devices x recipe.micro_batch=32 = 96 images",
+            "no whole number of passes over 3 devices x recipe.micro_batch=32 = 96",
         ),
         (("recipe.batch_size=256", "recipe.micro_batch=64"), 8, "= 512 images"),
         (("recipe.batch_size=256", "recipe.micro_batch=null"), 2, "such as recipe.micro_batch=128"),

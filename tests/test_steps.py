@@ -125,7 +125,8 @@ class TestVariants:
 
     def test_every_toggle_has_both_directions(self):
         found = {p.stem for p in (CONF / "variant").glob("*.yaml")}
-        assert found == {f"{way}_{toggle}" for toggle in self.TOGGLES for way in ("with", "without")}
+        of_recipe = {path.stem for path in (CONF / "variant").glob("*.yaml") if "\nmodel:" not in path.read_text()}
+        assert found - of_recipe == {f"{way}_{toggle}" for toggle in self.TOGGLES for way in ("with", "without")}
 
     def outcomes(self, step, way):
         result = {}

@@ -8,8 +8,9 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from roadmap.config import resolved
 from roadmap.runtime.folder import run_path
-from roadmap.steps import CONF, checked, step_tree
+from roadmap.steps import CONF, checked, compose, step_tree
 
 SWEEPS = CONF.parent / "sweeps"
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
@@ -53,4 +54,26 @@ def test_roadmaps_hold_every_row_in_order(name, regime, extra):
 
 
 def test_every_design_study_is_a_file():
-    assert {"roadmap_tiny", "roadmap_base", "kernel_size", "leave_one_out", "one_at_a_time", "demo", "mini"} <= set(NAMES)
+    assert {"roadmap_tiny", "roadmap_base", "kernel_size", "leave_one_out", "one_at_a_time", "recipe", "demo", "mini"} <= set(NAMES)
+
+
+def test_the_recipe_study_changes_one_part_at_a_time():
+    """Against the plain step: a part is one key, but for the optimizer, which brings its rate and decay."""
+    plain = resolved(compose("separate_downsampling", "tiny").recipe)
+    changed = {}
+    for config in cells("recipe"):
+        recipe = resolved(config.recipe)
+        changed[config.variant] = {key: recipe[key] for key in plain if recipe[key] != plain[key]}
+    assert changed.pop("without_adamw") == {
+        "optimizer": "sgd", "lr": 0.1, "lr_batch_size": 256, "lr_scaling": "linear", "weight_decay": 1e-4,
+    }  # fmt: skip
+    assert changed == {
+        "without_mixup": {"mixup": 0.0},
+        "without_cutmix": {"cutmix": 0.0},
+        "without_rand_augment": {"rand_augment": None},
+        "without_random_erasing": {"random_erasing": 0.0},
+        "without_label_smoothing": {"label_smoothing": 0.0},
+        "without_stochastic_depth": {"drop_path": 0.0},
+        "without_layer_scale": {"layer_scale": None},
+        "with_90_epochs": {"epochs": 90},
+    }

@@ -70,6 +70,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
+def is_of_compiler(error: BaseException) -> bool:
+    """Tell whether `torch.compile` failed, by where its errors are defined: importing that takes seconds."""
+    return any(cls.__module__.startswith(("torch._dynamo", "torch._inductor")) for cls in type(error).__mro__)
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
     if device.type == "cuda":

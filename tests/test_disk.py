@@ -1,0 +1,124 @@
+"""A disk that is full, fails or is not safe: the run ends with 74 or 78 in plain words, what was saved is spared, and it goes on afterwards."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from roadmap.errors import DiskError, Refused
+from roadmap.runtime import checkpoint
+from roadmap.runtime.folder import RunDir, refuse_unsafe, run_path
+from roadmap.train import train
+
+from . import drive
+from .conftest import ROOT
+from .test_train import ledger, newest, same
+
+TINY = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
+        "checkpoint.every_min=0", "wandb.mode=disabled")  # fmt: skip
+
+
+@pytest.fixture
+def little_disk(tmp_path):
+    """A file system of 7 MB: two checkpoints of the tiny net are 11."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    place = tmp_path / "little"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(small, little_disk, tmp_path):
+    whole = small("gelu", *TINY, f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    words = ("+step=gelu", *TINY, f"paths.runs={little_disk}")
+    config = small("gelu", *TINY, words[-1])
+    done = drive.run(words)
+    assert done.returncode == 74, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    saved = newest(config)
+    assert saved["global_step"] >= 1
+    subprocess.run(["mount", "-o", "remount,size=200m", str(little_disk)], check=True)
+    done = drive.run(words)
+    assert done.returncode == 0, done.stderr
+    assert "goes on at step" in done.stderr
+    assert ledger(config) == ledger(whole)
+    assert same(newest(config), newest(whole))
+
+
+@pytest.mark.parametrize("nth", [pytest.param(n, marks=pytest.mark.slow if n not in (9, 14) else []) for n in range(1, 31)])
+def test_a_disk_that_fails_to_make_anything_durable_is_told(small, tmp_path, nth):
+    """The kernel's own answer, for the nth fsync of the process."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    words = ("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}")
+    config = small("gelu", *TINY, words[-1])
+    inject = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", os.devnull, "-e", "trace=fsync", "-e", f"inject=fsync:error=EIO:when={nth}"]
+    command = [*inject, sys.executable, str(ROOT / "run.py"), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 74, done.stderr
+    assert "Input/output error" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((run_path(config) / "checkpoints").glob("*.tmp"))
+    again = drive.run(words)
+    assert again.returncode == 0, again.stderr
+    whole = small("gelu", *TINY, f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    assert ledger(config) == ledger(whole)
+    assert same(newest(config), newest(whole))
+
+
+def test_what_was_written_is_read_back_before_it_counts(small, monkeypatch):
+    config = small("gelu", *TINY)
+    real = checkpoint.torch.save
+
+    def damaging(state, out):
+        real(state, out)
+        out.seek(out.tell() // 2)
+        out.write(b"\0" * 64)
+
+    monkeypatch.setattr(checkpoint.torch, "save", damaging)
+    with pytest.raises(DiskError, match="differs from what was written"):
+        train(config)
+    assert json.loads((run_path(config) / "status.json").read_text())["exit_code"] == 74
+    assert not list(run_path(config).rglob("step-*"))
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_a_place_that_everybody_can_write_is_refused(tmp_path, depth):
+    path = tmp_path / "runs" / "study" / "nano-digits" / "gelu" / "seed0"
+    path.mkdir(parents=True)
+    folder = (path, *path.parents)[depth]
+    folder.chmod(0o777)
+    with pytest.raises(Refused, match=rf"{folder.name} is writable for everyone \(mode 777\)"):
+        refuse_unsafe(path)
+    folder.chmod(0o1777)  # as /tmp: nobody can replace what is another's
+    refuse_unsafe(path)
+    folder.chmod(0o775)  # a group's own: two people may run one study
+    refuse_unsafe(path)
+
+
+def test_an_unsafe_place_is_told_and_nothing_is_written(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o777)
+    done = drive.run(("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}"))
+    assert done.returncode == 78
+    assert "runs is writable for everyone (mode 777)" in done.stderr
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_record_that_cannot_be_read_is_a_disk_error(small, tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "config.yaml").mkdir()
+    with pytest.raises(DiskError, match="cannot be read"):
+        run.take_up({}, {}, allow_drift=False)
