@@ -131,9 +131,9 @@ class RealSlurm:
         return {line.split("|")[0]: line.split("|")[1] for line in lines if not line.endswith("-report")}
 
     def clear(self) -> None:
-        """Cancel every job and wait until none is left at work."""
+        """Cancel every job and wait until none is left; what is only being put away does not disturb the next."""
         self.run("scancel", "--user=root")
-        until(lambda: not set(self.states().values()) & {"PENDING", "RUNNING", "COMPLETING"}, 60, self.logs)
+        until(lambda: not set(self.states().values()) & {"PENDING", "RUNNING"}, 60, self.logs)
 
     def stop(self) -> None:
         """End all that was started."""
