@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
+BENCH ?= train
 STEP ?= inverted_bottleneck
 STUDY ?= demo
 REGIME ?= tiny
@@ -20,13 +21,14 @@ SEEDS ?=
 STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY))
 SWEEP = $(BIN)/python -m roadmap.sweep
 CHOSEN = $(STUDIES) --runs $(RUNS) --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"
+BENCH ?= train
 BIN := $(VENV)/bin
 # Our own environment has the tested versions; one that is there keeps its own where they will do.
 LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync report notebook clean
+.PHONY: help setup demo test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -48,7 +50,7 @@ demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5
 test: $(READY) ## the tests (10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(ARGS)
 
-test-slow: $(READY) ## the tests that take longer
+test-slow: $(READY) ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
 	@$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
 test-slurm: $(READY) ## the tests on a real Slurm, which they start on this machine (root; apt-get install slurm-wlm munge)
@@ -86,6 +88,9 @@ cancel: $(READY) ## cancel what is queued or at work of STUDY=
 
 sync: $(READY) ## send to W&B what STUDY= logged offline and what the network swallowed
 	@$(SWEEP) sync $(STUDIES) --runs $(RUNS) $(ARGS)
+
+bench: $(READY) ## measure BENCH=train (the loop, waiting for images, a checkpoint) or BENCH=sweep (submitting, status, start-up)
+	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 report: $(READY) ## chart and tables of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from roadmap import data
-from roadmap.choices import Precision
+from roadmap.choices import Norm, Precision
 from roadmap.config import Config, RecipeConfig, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, DataError, Refused
@@ -111,6 +111,10 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
     check_passes(config.recipe, ranks.world_size)
     if config.recipe.sync_batch_norm and ranks.device.type != "cuda":
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
+    if micro_batch(config.recipe) == 1 and size <= 32 and config.model.norm == Norm.batch_norm:
+        raise ConfigError(
+            f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the net; at least 2 images"
+        )
     try:
         net = cost(config.model, num_classes, size)
     except RuntimeError:

@@ -1,6 +1,6 @@
 """`python run.py` with an accident arranged in advance: at a given place of a given rank a signal is sent, or something breaks.
 
-`accident` and `run` are for tests; run as a script (or started again as a rank) the module arranges it before the run begins.
+`accident`, `run` and `Nursery` are for tests; run as a script (or started again as a rank) the module arranges it before the run begins.
 """
 
 import json
@@ -30,6 +30,54 @@ def run(words: tuple[str, ...], env: dict[str, str] | None = None, timeout: floa
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=timeout, check=False
     )
+
+
+class Nursery:
+    """A process that has imported everything and trained nothing: each run is a fork of it, and need not import it again."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__)), "--nursery"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, words: tuple[str, ...], env: dict[str, str] | None, place: Path) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end in a process of its own; its output passes through files in `place`."""
+        place.mkdir(exist_ok=True)
+        out, err = place / "out", place / "err"
+        self.process.stdin.write(json.dumps({"words": words, "env": env or {}, "out": str(out), "err": str(err)}) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+    def close(self) -> None:
+        """End it."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def nursery() -> None:
+    """Fork a run for each line of stdin, and answer with its exit code."""
+    import sklearn.datasets
+    import timm.data.mixup
+    import torch._dynamo
+
+    import roadmap.train
+    import run as run_module
+
+    assert sklearn.datasets and timm.data.mixup and torch._dynamo and roadmap.train
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.environ.update(order["env"])
+            for number, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
+                os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+            sys.argv[1:] = order["words"]
+            if VARIABLE in os.environ:
+                arrange(json.loads(os.environ[VARIABLE]))
+            code = run_module.main()
+            sys.stdout.flush()
+            os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def happen(plan: dict[str, object]) -> None:
@@ -109,6 +157,8 @@ if VARIABLE in os.environ:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    if sys.argv[1:] == ["--nursery"]:
+        sys.exit(nursery())
     import run as run_module
 
     sys.exit(run_module.main())

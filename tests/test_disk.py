@@ -1,4 +1,4 @@
-"""A disk that is full, fails or is not safe: the run ends with 74 or 78 in plain words, what was saved is spared, and it goes on afterwards."""
+"""A disk that is full, fails or is not safe: the run ends with 74 or 78 in plain words, spares what was saved, and goes on later."""
 
 import json
 import os

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +251,27 @@ def test_a_second_writer_of_ranks_leaves_at_once(tmp_path):
     assert f"another process is writing this run (process {status(mine)['pid']} on {socket.gethostname()})" in second.stderr
     first.terminate()
     assert first.wait(timeout=60) == 75
+
+
+@pytest.mark.parametrize("ready", ["starting", "begun"])
+def test_a_keyboard_interrupt_of_all_processes_is_one_polite_stop(tmp_path, ready):
+    """As a terminal sends it: to the parent and to every rank, while they start or while they train."""
+    mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
+    command = [sys.executable, "run.py", *mine]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while ready == "begun" and not list(tmp_path.rglob("metrics.jsonl")):
+        assert process.poll() is None
+    while ready == "starting" and len(children_of(process.pid)) < 3:  # two ranks and what keeps count of resources
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=100)
+    assert (process.returncode, out) == (75, ""), errors
+    assert errors.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
+    assert "Traceback" not in errors
+
+
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(tmp_path):

@@ -1,6 +1,7 @@
 """The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,102 @@ def test_bf16_is_recorded_and_is_not_fp32(small):
     assert records == ["fp32", "bf16"]
 
 
+@pytest.mark.parametrize("extra", [(), ("recipe.micro_batch=8",)])
+def test_fp16_scales_its_loss_and_stays_near_fp32(small, extra):
+    extra = ("recipe.lr=1e-4", *extra)
+    one, two = small("layer_norm", *extra), small("layer_norm", "recipe.precision=fp16", *extra)
+    assert losses(one) == pytest.approx(losses(two), rel=0.02)
+    scaler = newest(two)["scaler"]
+    assert scaler["scale"] == 65536.0  # torch's first value: no gradient of so small a net overflows
+    assert scaler["_growth_tracker"] == 6
+    assert json.loads((run_path(two) / "summary.json").read_text())["precision"] == "fp16"
+
+
+def test_a_gradient_that_overflows_in_fp16_is_a_skipped_step_and_no_error(small, monkeypatch):
+    """The ledger says so (no gradient norm), the scale is halved, and training goes on."""
+    config = small("layer_norm", "recipe.precision=fp16")
+    real, calls = training.backward, []
+
+    def overflowing(job, state, *args, **kwargs):
+        loss = real(job, state, *args, **kwargs)
+        calls.append({name: p.detach().clone() for name, p in state.net.named_parameters()})
+        if len(calls) == 2:
+            next(state.net.parameters()).grad[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(training, "backward", overflowing)
+    train(config)
+    rows = [row for row in ledger(config) if row["kind"] == "train"]
+    assert [row["train/grad_norm"] is None for row in rows] == [False, True, False, False, False, False]
+    assert newest(config)["scaler"]["scale"] == 32768.0
+    assert same(calls[1], calls[2])
+    assert not same(calls[2], calls[3])
+
+
+def test_fp16_resumes_to_the_bit(small, tmp_path, monkeypatch):
+    whole = small("gelu", "recipe.precision=fp16", f"paths.runs={tmp_path / 'whole'}")
+    train(whole)
+    config = small("gelu", "recipe.precision=fp16")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", 2)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    train(config)
+    assert same(newest(config), newest(whole))
+
+
+@pytest.mark.slow
+def test_compiled_it_trains_to_the_same_losses_and_says_so(small):
+    """Rounding alone differs; the keys of its checkpoints are those of the plain net."""
+    one, two = small("layer_norm"), small("layer_norm", "compile=true", "study=compiled")
+    assert losses(one) == pytest.approx(losses(two), rel=1e-3)
+    assert newest(one)["net"].keys() == newest(two)["net"].keys()
+    assert json.loads((run_path(two) / "summary.json").read_text())["compile"] is True
+
+
+def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def failing(job, state, batches, lr):
+        raise InternalTorchDynamoError("no such kernel")
+
+    monkeypatch.setattr(training, "optimizer_step", failing)
+    with pytest.raises(ConfigError, match=r"compile=true: torch cannot compile this net here \(no such kernel\)"):
+        train(small("layer_norm"))
+
+
+def test_batch_norm_over_several_devices_needs_gpus(small):
+    with pytest.raises(ConfigError, match=r"recipe\.sync_batch_norm=true: needs GPUs"):
+        train(small("gelu", "recipe.sync_batch_norm=true", "device=cpu"))
+
+
+def test_batch_norm_of_one_pixel_is_refused_before_anything_is_written(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"recipe\.micro_batch=1"):
+        train(small("gelu", "recipe.micro_batch=1"))
+    assert not (tmp_path / "runs").exists()
+    assert train(small("layer_norm", "recipe.micro_batch=1", "recipe.epochs=1"))["state"] == "done"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu_no_step_waits_for_the_device(small, monkeypatch, precision):
+    """Between two flushes of the ledger nothing asks the device for a value; the first step may, while it allocates."""
+    config = small("gelu", "device=cuda", f"recipe.precision={precision}", "recipe.mixup=0.8", "recipe.cutmix=1.0")
+    real, steps = training.optimizer_step, []
+
+    def watched(*args):
+        steps.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(steps) > 1 else "default")
+        try:
+            return real(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(training, "optimizer_step", watched)
+    assert train(config)["precision"] == precision
+
+
 def test_another_precision_does_not_go_on_in_silence(small, monkeypatch):
     config = small("gelu")
     with monkeypatch.context() as patch:
@@ -146,3 +243,19 @@ def test_the_whole_enhanced_recipe_resumes_to_the_bit(small, photographs, tmp_pa
     assert ledger(config) == ledger(whole)
     assert same(newest(config), newest(whole))
     assert len([row for row in ledger(whole) if row["kind"] == "train"]) == 6
+
+
+def test_other_images_do_not_go_on_in_silence(small, photographs, tmp_path, monkeypatch):
+    root = shutil.copytree(photographs, tmp_path / "photographs")
+    config = small("gelu", *FULL, f"data.root={root}", "data.workers=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", 2)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    with (root / "train" / "class1" / "3.jpg").open("ab") as image:
+        image.write(b"\0")
+    with pytest.raises(Refused, match="data_fingerprint"):
+        train(config)
+    config.allow_drift = True
+    assert any("data_fingerprint" in line for line in train(config)["drift"])

@@ -1,17 +1,21 @@
-"""`python -m roadmap.bench NAME [OPTIONS]`."""
+"""`python -m roadmap.bench NAME [OPTIONS]`: one benchmark; its module is imported only when it is asked for."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
-MAINS = {"sweep": "roadmap.bench.sweep"}  # each has main(words) -> exit code
+from roadmap.errors import ConfigError
+
+BENCHMARKS = {"train": "roadmap.bench.train", "sweep": "roadmap.bench.sweep"}  # name -> module with main(words) -> exit code
 
 
-def main(words: list[str]) -> int:
-    """Run one benchmark; return its exit code."""
-    if not words or words[0] not in MAINS:
-        print(f"python -m roadmap.bench NAME, one of {', '.join(MAINS)}", file=sys.stderr)
-        return 0 if {"-h", "--help"} & set(words) else 64
-    return int(import_module(MAINS[words[0]]).main(words[1:]))
+def main(words: Sequence[str]) -> int:
+    """Run a benchmark and return its exit code; 64 for a name that there is not."""
+    if not words or words[0] not in BENCHMARKS:
+        given = f"{words[0]}: there is no such benchmark; " if words else ""
+        print(f"python -m roadmap.bench: {given}allowed: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return ConfigError.code
+    return int(import_module(BENCHMARKS[words[0]]).main(words[1:]))
 
 
 if __name__ == "__main__":

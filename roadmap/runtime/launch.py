@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -53,6 +54,7 @@ def launch(work: Work, num_ranks: int) -> float:
     """
     store = listening_store()
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # it would be started with the first rank, and unblock what is blocked for the ranks
     with Stop() as stop:
         children: list[Child] = []
         try:
