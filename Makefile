@@ -14,6 +14,13 @@ DATA ?= imagenet
 ROOT ?=
 RUNS ?= $(or $(ROADMAP_RUNS),runs)
 ARGS ?=
+CLUSTER ?= slurm
+STEPS ?=
+SEEDS ?=
+# What `make roadmap` and `make plan` mean where no study is named: the paper's two tables.
+STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY))
+SWEEP = $(BIN)/python -m roadmap.sweep
+CHOSEN = $(STUDIES) --runs $(RUNS) --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"
 BENCH ?= train
 BIN := $(VENV)/bin
 # Our own environment has the tested versions; one that is there keeps its own where they will do.
@@ -21,7 +28,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo test test-slow lint steps run data-check bench report notebook clean
+.PHONY: help setup demo test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -41,10 +48,13 @@ demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5
 	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
 
 test: $(READY) ## the tests (10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: $(READY) ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
-	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+
+test-slurm: $(READY) ## the tests on a real Slurm, which they start on this machine (root; apt-get install slurm-wlm munge)
+	@$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -58,7 +68,28 @@ run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
 data-check: $(READY) ## open every image of DATA= in ROOT=, and count, before it costs
 	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
 
-bench: $(READY) ## measure BENCH= (train, report): the loop, images, a checkpoint; a report
+plan: $(READY) ## what STUDY= costs, cell by cell, checked before anything is queued
+	@$(SWEEP) plan $(CHOSEN) -- $(ARGS)
+
+roadmap: $(READY) ## train STUDY= (one or several; STEPS= SEEDS= narrow it) on CLUSTER=slurm|local; typed again it goes on
+	@$(SWEEP) submit $(CHOSEN) -- $(ARGS)
+
+status: $(READY) ## how STUDY= stands (ARGS=--json for scripts)
+	@$(SWEEP) status $(STUDIES) --runs $(RUNS) $(ARGS)
+
+watch: $(READY) ## the same, again and again
+	@$(SWEEP) watch $(STUDIES) --runs $(RUNS) $(ARGS)
+
+reconcile: $(READY) ## restart the cells of STUDY= that were killed or lost their node; may run from cron
+	@$(SWEEP) reconcile $(STUDIES) --runs $(RUNS)
+
+cancel: $(READY) ## cancel what is queued or at work of STUDY=
+	@$(SWEEP) cancel $(STUDIES) --runs $(RUNS)
+
+sync: $(READY) ## send to W&B what STUDY= logged offline and what the network swallowed
+	@$(SWEEP) sync $(STUDIES) --runs $(RUNS) $(ARGS)
+
+bench: $(READY) ## measure BENCH=train (the loop, waiting for images, a checkpoint), sweep (submitting, status) or report
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report

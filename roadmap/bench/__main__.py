@@ -6,7 +6,7 @@ from importlib import import_module
 
 from roadmap.errors import ConfigError
 
-BENCHMARKS = {"report": "roadmap.bench.report", "train": "roadmap.bench.train"}  # name -> module with main(words) -> exit code
+BENCHMARKS = {name: f"roadmap.bench.{name}" for name in ("train", "sweep", "report")}  # each has main(words) -> exit code
 
 
 def main(words: Sequence[str]) -> int:

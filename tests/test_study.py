@@ -1,0 +1,183 @@
+"""A study's file becomes the same cells as plain Hydra makes of it, or is refused in plain words before anything is queued."""
+
+import pytest
+import yaml
+
+from roadmap.config import resolved
+from roadmap.errors import ConfigError, DataError, Refused
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.ledger import read_json
+from roadmap.sweep import study as room
+from roadmap.sweep.study import narrowed, read_study
+from roadmap.sweep.submit import check_cells
+from tests import test_sweeps
+from tests.conftest import SMALL
+from tests.fabricate import write_run
+
+MINE = """\
+defaults:
+  - config
+  - _self_
+study: mine
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      +step: {steps}
+      seed: {seeds}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Return a function that writes a study of one's own, with a step of its own, and returns its file."""
+
+    def write(steps="gelu,wide_kernel", seeds="0,1", name="mine", text=MINE):
+        (tmp_path / "step").mkdir(exist_ok=True)
+        step = "# @package _global_\n# Kernels of 13.\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
+        (tmp_path / "step" / "wide_kernel.yaml").write_text(step)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text.format(steps=steps, seeds=seeds))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["roadmap_tiny", "leave_one_out"])
+def test_cells_are_those_that_plain_hydra_makes(name):
+    expected = [(str(run_path(config)), {**resolved(config), "paths": None}) for config in test_sweeps.cells(name)]
+    assert [(str(run_path(cell.config)), {**resolved(cell.config), "paths": None}) for cell in read_study(name).cells] == expected
+
+
+def test_a_study_of_ones_own_with_steps_of_its_own(mine):
+    study = read_study(mine())
+    assert [(c.config.step, c.config.seed) for c in study.cells] == [("gelu", 0), ("gelu", 1), ("wide_kernel", 0), ("wide_kernel", 1)]
+    assert study.cells[-1].config.model.kernel_size == 13
+    assert study.cells[-1].key == "nano-digits/wide_kernel/seed1"
+
+
+def test_a_file_that_refers_to_the_seed_is_composed_cell_by_cell(mine):
+    study = read_study(mine(text=MINE + "recipe:\n  lr: 0.00${{seed}}\n", seeds="1,2", steps="gelu"))
+    assert [cell.config.recipe.lr for cell in study.cells] == [0.001, 0.002]
+
+
+def test_words_for_all_cells_replace_the_files_lists_and_name_the_cells():
+    study = read_study("demo", ["seed=0,1", "recipe.lr=1e-3", "+step=gelu"])
+    assert [cell.key for cell in study.cells] == [f"nano-digits/gelu,recipe.lr=0.001/seed{seed}" for seed in (0, 1)]
+
+
+def test_runs_do_not_lie_among_the_configs(mine, tmp_path):
+    with pytest.raises(ConfigError, match="lies in the study's folder"):
+        read_study(mine(), [], tmp_path / "runs")
+
+
+def test_a_path_with_odd_characters_reaches_the_cells(tmp_path):
+    runs = tmp_path / "it's, odd=[1] {x}"
+    assert read_study("demo", ["+step=gelu"], runs).cells[0].config.paths.runs == str(runs)
+
+
+def test_an_illegal_combination_is_left_out_with_its_reason():
+    study = read_study("one_at_a_time", ["+variant=with_gelu,with_move_up_depthwise", "seed=0"])
+    assert [cell.config.variant for cell in study.cells] == ["with_gelu"]
+    assert "only a depthwise conv of an inverted bottleneck can move up" in study.left_out[0].reason
+    assert "+variant=with_move_up_depthwise" in study.left_out[0].words
+
+
+def test_cells_are_narrowed_to_steps_and_seeds():
+    study = read_study("kernel_size")
+    assert [cell.key for cell in narrowed(study, ["kernel_9"], ["0", "2"])] == [f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)]
+    with pytest.raises(ConfigError, match=r"STEPS=kernel_99: is not in kernel_size; did you mean kernel_9\?"):
+        narrowed(study, ["kernel_99"], [])
+    with pytest.raises(ConfigError, match="SEEDS=3: is not in kernel_size"):
+        narrowed(study, [], ["3"])
+
+
+@pytest.mark.parametrize(("name", "words", "told"), [
+    ("nope", [], "STUDY=nope: there is no such study"),
+    ("../demo", [], "STUDY=../demo: a name has letters"),
+    ("a/b", [], "STUDY=a/b: a name has letters"),
+    ("x/nope.yaml", [], "no such file"),
+    ("demo", ["+step=gellu"], "did you mean gelu"),
+    ("demo", ["recipe.lrr=1"], "did you mean recipe.lr"),
+    ("demo", ["seed=x"], "seed: 'x' is not a value of type whole number"),
+    ("demo", ["seed=1.5"], "is not a value of type whole number"),
+    ("demo", ["seed=0,0"], "two cells are the same run"),
+    ("demo", ["study=other"], "study=other: is the study's own"),
+    ("demo", ["fresh=true"], "fresh=true: is the study's own"),
+    ("demo", ["+step=swin"], "no combination of its grid is legal"),
+    ("demo", ["hydra.launcher=submitit"], "hydra.launcher"),
+    ("demo", ["gelu"], "gelu: cannot be read as KEY=VALUE"),
+    ("demo", ["recipe.lr={"], "recipe.lr={: cannot be read as KEY=VALUE"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_plain_words(name, words, told):
+    with pytest.raises(ConfigError) as error:
+        read_study(name, words)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"seeds": ""}, "hydra.sweeper.params.seed is empty"),
+    ({"seeds": "[0,1]"}, "write its values with commas"),
+    ({"steps": "gelu,gelu"}, "two cells are the same run"),
+    ({"text": MINE.replace("study: mine", "study: a/b")}, "study=a/b: a name has letters"),
+    ({"text": MINE.replace("study: mine", "study: yours")}, "a study is named like its file, study: mine"),
+    ({"text": MINE.replace("MULTIRUN", "RUN")}, "is no study"),
+    ({"text": MINE + "modell:\n  kernel_size: 3\n"}, "modell: there is no such key"),
+    ({"text": MINE + "  launcher:\n    _target_: os.system\n"}, "_target_"),
+    ({"text": "a: [", "steps": "gelu"}, "mine.yaml"),
+])  # fmt: skip
+def test_a_file_that_is_no_study_is_refused_in_plain_words(mine, change, told):
+    with pytest.raises(ConfigError) as error:
+        read_study(mine(**change))
+    assert told in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_queued(tmp_path):
+    study = read_study("mini", ["+step=gelu"])
+    with pytest.raises(DataError, match="data=fashion_mnist needs a folder"):
+        check_cells(study, study.cells)
+    study = read_study("mini", ["+step=gelu", f"data.root={tmp_path / 'none'}"])
+    with pytest.raises(DataError, match="no such folder"):
+        check_cells(study, study.cells)
+
+
+def test_a_batch_that_the_devices_of_a_cell_cannot_share_is_told_before_anything_is_queued():
+    study = read_study("demo", ["+step=gelu"])
+    check_cells(study, study.cells)
+    with pytest.raises(ConfigError, match=r"cluster.per_cell=8: .* recipe.batch_size=64, .* over 8 devices x recipe.micro_batch=null"):
+        check_cells(study, study.cells, ranks=8)
+    study = read_study("demo", ["+step=gelu", "recipe.micro_batch=8"])
+    check_cells(study, study.cells, ranks=8)
+
+
+def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fields(tmp_path, mine):
+    from roadmap.train import train
+
+    words, runs = [*SMALL, "wandb.mode=disabled", "device=cpu"], tmp_path.with_name("runs")
+    train(read_study(mine(steps="gelu", seeds="0"), words, runs).cells[0].config)
+    file = mine(steps="gelu", seeds="0,1", text=MINE + "recipe:\n  weight_decay: 0.3\n")
+    study = read_study(file, words, runs)
+    with pytest.raises(Refused, match=r"has run with another config \(recipe.weight_decay: .* -> 0.3\)"):
+        check_cells(study, study.cells)
+    assert read_json(run_path(study.cells[0].config) / "status.json")["state"] == "done"
+
+
+def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_path):
+    study = read_study("demo", ["+step=gelu"], tmp_path)
+    run = write_run(tmp_path, "gelu", study="demo", state="stopped", status={"code_hash": "0123456789abcdef"})
+    (run / "config.yaml").write_text(yaml.safe_dump(resolved(study.cells[0].config)))
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-0000000010-00001.pt").write_bytes(b"")
+    with pytest.raises(Refused, match="was begun with other code"):
+        check_cells(study, study.cells)
+    study = read_study("demo", ["+step=gelu", "allow_drift=true"], tmp_path)
+    check_cells(study, study.cells)
+
+
+def test_composing_is_not_done_twice_for_cells_that_differ_in_the_seed(monkeypatch):
+    calls = []
+    real = room.hydra_compose
+    monkeypatch.setattr(room, "hydra_compose", lambda *a, **k: calls.append(a) or real(*a, **k))
+    read_study("kernel_size", ["seed=0,1,2,3"])
+    assert len(calls) == 1 + 5

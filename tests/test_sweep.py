@@ -1,0 +1,318 @@
+"""Studies without a cluster: the plan, the machine's own scheduler, what a cell's state is, settings of the cluster."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from roadmap.errors import ConfigError
+from roadmap.net import cost
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.ledger import read_json, write_json
+from roadmap.runtime.provenance import hardware
+from roadmap.sweep import cluster, plan, queue, status
+from roadmap.sweep.__main__ import main
+from roadmap.sweep.after import without_progress
+from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_cluster
+from roadmap.sweep.folder import StudyDir
+from roadmap.sweep.local import Slot, slots
+from roadmap.sweep.reconcile import reason_to_leave
+from roadmap.sweep.speed import images_per_s, timed
+from roadmap.sweep.status import CellState, judge, last_rows, study_left
+from roadmap.sweep.study import read_study
+from roadmap.sweep.submit import Begun
+from roadmap.train import train
+from tests.conftest import ROOT, SMALL
+from tests.fabricate import write_run
+from tests.real_slurm import alive, until
+
+WORDS = (*SMALL, "wandb.mode=disabled", "device=cpu")
+
+
+@pytest.fixture
+def no_slurm(monkeypatch):
+    """Let this machine have no Slurm, whatever it has."""
+    monkeypatch.setattr("roadmap.sweep.slurm.shutil.which", lambda _: None)
+
+
+def call(capsys, *words):
+    """Run a verb in this process; return its exit code and what it printed."""
+    code = main(list(words))
+    return code, "".join(capsys.readouterr())
+
+
+# What a cell's state is.
+
+
+HERE, BORN = socket.gethostname(), status.birth(os.getpid())
+SLURM = {"kind": "slurm", "job": "7_0", "host": "login"}
+LOCAL = {"kind": "local", "job": "local", "host": HERE, "pid": os.getpid(), "born": BORN}
+ALIVE = {"state": "running", "host": HERE, "pid": os.getpid()}
+ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
+
+
+@pytest.mark.parametrize(("own", "last", "job", "state", "killed"), [
+    ({}, None, None, "planned", False),
+    ({"state": "done"}, SLURM, None, "done", False),
+    ({"state": "done"}, SLURM, "RUNNING", "done", False),
+    ({}, SLURM, "PENDING", "queued", False),
+    ({"state": "stopped"}, SLURM, "PENDING", "queued", False),  # preempted, or queued again
+    ({}, SLURM, "RUNNING", "running", False),
+    ({"state": "stopped"}, SLURM, "RUNNING", "running", False),
+    (ELSEWHERE, SLURM, "COMPLETING", "running", False),
+    ({"state": "stopped"}, SLURM, "FAILED", "stopped", False),
+    ({"state": "failed"}, SLURM, queue.GONE, "failed", False),
+    (ELSEWHERE, SLURM, "OUT_OF_MEMORY", "failed", True),
+    (ELSEWHERE, SLURM, "NODE_FAIL", "failed", True),
+    (ELSEWHERE, SLURM, queue.GONE, "failed", True),
+    ({}, SLURM, "FAILED", "failed", True),
+    ({}, SLURM, "CANCELLED", "stopped", False),
+    (ELSEWHERE, SLURM, None, "unknown", False),  # no answer is no knowledge
+    ({}, SLURM, None, "unknown", False),
+    ({"state": "stopped"}, SLURM, None, "stopped", False),
+    ({"state": "failed"}, SLURM, None, "failed", False),
+    (ALIVE, None, None, "running", False),  # somebody runs it by hand, here
+    (ELSEWHERE, None, None, "unknown", False),
+    ({**ALIVE, "pid": 2**22 + 1}, None, None, "failed", True),
+    ({}, LOCAL, "LOCAL", "queued", False),
+    (ALIVE, LOCAL, "LOCAL", "running", False),
+    ({}, LOCAL, queue.GONE, "planned", False),
+    (ALIVE, LOCAL, queue.GONE, "running", False),  # its scheduler was killed, the run goes on
+    (ELSEWHERE, {**LOCAL, "host": "n17"}, None, "unknown", False),
+])  # fmt: skip
+def test_a_cells_state_is_its_own_word_then_the_queues_and_unknown_is_unknown(own, last, job, state, killed):
+    assert judge(own, last, job)[::2] == (state, killed)
+
+
+def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_path):
+    def fake(name, text):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fake("squeue", "printf '7_0|RUNNING|None\\n7_1|PENDING|Priority\\n'")
+    fake("sacct", "printf '3_0|CANCELLED by 1000\\n3_0.batch|CANCELLED\\n'")
+    answer = queue.ask({"demo-1"}, ["7_0", "7_1", "3_0", "4"])
+    assert [answer.state(job) for job in ("7_0", "7_1", "3_0", "4")] == ["RUNNING", "PENDING", "CANCELLED", queue.GONE]
+    fake("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert queue.ask({"demo-1"}, ["3_0"]).state("3_0") == queue.GONE
+    fake("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    answer = queue.ask({"demo-1"})
+    assert answer.state("7_0") is None and "Unable to contact slurm controller" in answer.trouble
+
+
+def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with path.open("w") as out:
+        for step in range(1, 40_001):
+            out.write(json.dumps({"kind": "train", "epoch": 1 + step // 30_000, "global_step": step, "train/loss": 1.0}) + "\n")
+            if step == 30_000:
+                out.write(json.dumps({"kind": "val", "epoch": 1, "global_step": step, "val/top1": 3.0}) + "\n")
+        out.write('{"kind": "tra')
+    train, val = last_rows(path)
+    assert (train["global_step"], val["val/top1"]) == (40_000, 3.0)
+    assert last_rows(tmp_path / "none") == ({}, {})
+
+
+def test_a_study_lasts_as_long_as_its_work_over_what_runs_at_once():
+    def cell(state, left=None, total=None):
+        return CellState("k", "gelu", None, 0, state, left_s=left, total_s=total)
+
+    assert study_left([cell("running", 50.0, 100.0), cell("running", 70.0, 100.0), cell("queued")]) == 110.0
+    assert study_left([cell("running", 500.0, 1000.0), cell("running", 1.0, 1000.0)]) == 500.0
+    assert study_left([cell("queued"), cell("done", 0.0, 100.0)]) is None  # nothing runs
+    assert study_left([cell("running")]) is None  # nothing was measured
+
+
+# What is restarted.
+
+
+@pytest.mark.parametrize(("state", "rows", "job", "left"), [
+    ({"state": "failed", "killed": True}, [{}], "FAILED", ""),
+    ({"state": "failed", "killed": True}, [{}], queue.GONE, ""),
+    ({"state": "failed", "killed": True, "cancelled": True}, [{}], "FAILED", "cancelled"),
+    ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "CANCELLED", "cancelled"),
+    ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "PREEMPTED", ""),
+    ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], queue.GONE, "nobody knows by whom"),
+    ({"state": "stopped", "exit_code": 75, "reason": "SIGUSR2"}, [{}], queue.GONE, ""),
+    ({"state": "stopped", "exit_code": 75, "reason": "PeerLost: another rank is gone"}, [{}], queue.GONE, ""),
+    ({"state": "failed", "exit_code": 70, "reason": "not finite"}, [{}], "FAILED", "mend it"),
+    ({"state": "failed", "exit_code": 93, "reason": "3 deaths", "killed": False}, [{}], "FAILED", "3 deaths"),
+    ({"state": "failed", "killed": True, "global_step": 9}, [{}, *[{"by": "reconcile", "step": 9}] * 3], "FAILED", "3 restarts"),
+    ({"state": "failed", "killed": True, "global_step": 9}, [{}, *[{"by": "reconcile", "step": 9}] * 2], "FAILED", ""),
+    ({"state": "failed", "killed": True, "global_step": 12}, [{}, *[{"by": "reconcile", "step": 9}] * 3], "FAILED", ""),
+])  # fmt: skip
+def test_reconcile_restarts_what_died_without_being_asked_at_most_three_times_without_progress(state, rows, job, left):
+    why = reason_to_leave(CellState("k", "gelu", None, 0, **state), rows, job)
+    assert left in why and bool(why) == bool(left)
+
+
+def test_jobs_that_end_at_the_same_step_are_counted(tmp_path):
+    assert [without_progress(tmp_path / "0.json", step) for step in (5, 5, 5, 6, 6)] == [1, 2, 3, 1, 2]
+
+
+# Settings of the cluster.
+
+
+def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_command_line(monkeypatch, tmp_path):
+    for place, text in (("cluster", "partition: shared\nper_cell: 4\ntime_h: 2\n"), ("local/cluster", "partition: ours\nper_cell: 2\n")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "slurm.yaml").write_text(text)
+    monkeypatch.setattr(cluster, "CONF", tmp_path)
+    found = load_cluster(SlurmConfig, "slurm", ["cluster.per_cell=1"])
+    assert (found.partition, found.per_cell, found.time_h) == ("ours", 1, 2.0)
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["cluster.partitoin=x"], "did you mean partition"),
+    (["cluster.per_cell=many"], "cluster.per_cell=many"),
+    (["cluster.per_cell=0"], "cluster.per_cell=0: must be at least 1"),
+    (["cluster.per_cell=3", "cluster.nodes=2"], "must be a multiple of cluster.nodes=2"),
+    (["cluster.setup=[export WANDB_API_KEY=abc]"], "looks like a secret"),
+    (["cluster.time_h"], "cannot be read as cluster.KEY=VALUE"),
+])  # fmt: skip
+def test_wrong_settings_of_the_cluster_are_told(words, told):
+    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+        load_cluster(SlurmConfig, "slurm", words)
+
+
+def test_the_files_in_conf_are_the_defaults():
+    assert load_cluster(SlurmConfig, "slurm") == SlurmConfig() and load_cluster(LocalConfig, "local") == LocalConfig()
+    assert cluster_words(["a=1", "cluster.per_cell=2"]) == (["a=1"], ["cluster.per_cell=2"])
+
+
+def test_a_machine_is_cut_into_as_many_shares_as_fit():
+    gpus = {str(i): "H100" for i in range(5)}
+    assert slots(LocalConfig(per_cell=2), gpus, [0, 1], use_gpus=True) == [Slot(gpus=("0", "1")), Slot(gpus=("2", "3"))]
+    assert slots(LocalConfig(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
+    assert slots(LocalConfig(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
+    with pytest.raises(ConfigError, match=r"cluster\.per_cell=3: there are 2 CPU cores here"):
+        slots(LocalConfig(per_cell=3), {}, [0, 1], use_gpus=True)
+    with pytest.raises(ConfigError, match="this machine has A100, H100"):
+        slots(LocalConfig(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
+    assert len(slots(LocalConfig(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
+
+
+# Commands.
+
+
+def test_without_slurm_that_is_said(capsys, no_slurm, tmp_path):
+    code, told = call(capsys, "submit", "demo", "--runs", str(tmp_path))
+    assert code == 64 and "there is no Slurm here" in told and "CLUSTER=local" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_that_was_never_submitted_is_told(capsys, tmp_path):
+    code, told = call(capsys, "status", "demo", "--runs", str(tmp_path))
+    assert code == 65 and "no study was submitted there" in told
+
+
+def test_a_runs_folder_that_cannot_be_written_is_told(capsys, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    code, told = call(capsys, "submit", "demo", "--runs", str(tmp_path / "runs"), "--cluster", "local", "--", *WORDS)
+    assert code == 74 and "cannot be made" in told
+
+
+def test_a_plan_shows_every_cell_and_measures_nothing_that_it_does_not_know(capsys, tmp_path):
+    write_run(tmp_path, "gelu", study="other", hardware=None, status={})
+    path = next(tmp_path.glob("*/*/*/*/summary.json"))
+    about = {"hardware": hardware(torch.device("cpu"))["hardware"], "image_size": 32, "batch_size": 64, "train_images_per_s": 500.0}
+    write_json(path, read_json(path) | about)
+    code, told = call(capsys, "plan", "demo", "--runs", str(tmp_path), "--cluster", "local", "--steps", "gelu resnet",
+                      "--", "device=cpu", "recipe.epochs=36")  # fmt: skip
+    lines = told.splitlines()
+    assert code == 0 and [line.split()[0] for line in lines[1:3]] == [f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")]
+    assert "earlier runs" not in lines[1]
+    assert "500  earlier runs     0.0287" in lines[2]  # 36 epochs of 1437 images at 500 images/s, in hours
+    assert "2 cells, 0 done; to do: 2, 0.0287 CPU-hours for 1 of them" in lines[-1]
+
+
+def test_a_speed_is_measured_on_the_nets_own_steps():
+    slow, fast = (timed(read_study("demo", [f"+step={step}", "recipe.batch_size=8"]).cells[0].config, torch.device("cpu"), 1, 3)
+                  for step in ("inverted_bottleneck", "resnet"))  # fmt: skip
+    assert slow > 0 and fast > 0
+    assert torch.cuda.is_available() or images_per_s(read_study("demo", ["+step=gelu"]).cells[0].config) is None
+
+
+def test_a_plan_knows_the_space_of_checkpoints(tmp_path, small):
+    config = small("gelu")
+    train(config)
+    size = sum(path.stat().st_size for path in (run_path(config) / "checkpoints").glob("*.pt"))
+    kept = len(list((run_path(config) / "checkpoints").glob("*.pt")))
+    expected = plan.checkpoint_gb(config, cost(config.model, 10, 32).params_m) * 1e9 * kept / (config.checkpoint.keep + 1)
+    assert expected == pytest.approx(size, rel=0.1)
+
+
+def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(capsys, tmp_path):
+    words = ("demo", "--runs", str(tmp_path), "--cluster", "local", "--steps", "gelu,depthwise", "--", *WORDS)
+    code, told = call(capsys, "submit", *words)
+    assert code == 0 and "2 cells begin, 0 go on" in told and "[2/2]" in told
+    code, told = call(capsys, "status", "demo", "--runs", str(tmp_path), "--json")
+    cells = [cell for cell in json.loads(told)["cells"] if cell["state"] != "planned"]
+    assert [cell["state"] for cell in cells] == ["done", "done"] and all(cell["top1"] is not None for cell in cells)
+    code, told = call(capsys, "submit", *words)
+    assert code == 0 and str(Begun(left={"done": 2})) in told
+
+
+def test_a_stopped_study_on_this_machine_saves_its_cells_and_goes_on(tmp_path):
+    words = [sys.executable, "-m", "roadmap.sweep", "submit", "demo", "--runs", str(tmp_path), "--cluster", "local"]
+    words += ["--steps", "gelu,depthwise,resnet", "--", *WORDS[:3], *WORDS[4:], "recipe.epochs=40", "cluster.max_running=2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    directory = StudyDir(tmp_path, "demo")
+
+    def begun():
+        return (directory.notes / "cells.json").exists() and sum(bool(cell.global_step) for cell in status.look(directory)[0]) >= 2
+
+    until(begun, 90)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=90)[0]
+    assert process.returncode == 75 and "the same command goes on" in told
+    states = {cell.step: cell.state for cell in status.look(directory)[0]}
+    assert (states["gelu"], states["depthwise"], states["resnet"]) in {("stopped", "stopped", "planned"), ("stopped", "planned", "stopped"),
+        ("planned", "stopped", "stopped")}  # fmt: skip
+    assert not any(alive(cell["pid"]) for cell in map(read_json, tmp_path.glob("demo/*/*/*/status.json")))
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and "1 cells begin, 2 go on" in done.stdout
+
+
+def test_two_writers_of_a_study_wait_for_each_other(tmp_path):
+    directory, order = StudyDir(tmp_path, "demo"), []
+
+    def second():
+        with directory.held():
+            order.append("second")
+
+    with directory.held():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.5)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
+    directory = StudyDir(tmp_path, "demo")
+    with directory.held():
+        directory.note([{"cell": "a", "job": "1"}])
+        with (directory.notes / "jobs.jsonl").open("a") as out:
+            out.write('{"cell": "b", "jo')
+        directory.note([{"cell": "c", "job": "2"}])
+    assert {key: rows[0]["job"] for key, rows in directory.jobs().items()} == {"a": "1", "c": "2"}
+
+
+def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(tmp_path):
+    directory = StudyDir(tmp_path, "demo")
+    with directory.held():
+        for words in (["recipe.epochs=3"], []):
+            study = read_study("demo", ["+step=gelu", *words], tmp_path)
+            directory.write_cells(study)
+            directory.note([{"cell": study.cells[0].key, "kind": "slurm", "job": "1", "name": "x", "log": "y"}])
+    assert {cell["cell"] for cell in directory.cells()} == {"gelu", "gelu,recipe.epochs=3"}

@@ -1,0 +1,125 @@
+"""`make sync`: W&B ends up with every row of the ledger once, whatever it had before. W&B's server is played by a few lines here."""
+
+import pytest
+import wandb
+from wandb.apis.public.runs import RunNotFoundError
+
+from roadmap.errors import StoppedEarly
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.ledger import read_json, read_metrics
+from roadmap.sweep.folder import StudyDir
+from roadmap.sweep.study import read_study
+from roadmap.sweep.sync import sync
+from roadmap.train import train
+from tests.conftest import SMALL
+
+
+class Server:
+    """What W&B keeps: rows by run id."""
+
+    def __init__(self):
+        self.rows, self.summaries, self.default_entity, self.viewer = {}, {}, "someone", "someone"
+
+    def run(self, path):
+        entity, project, run_id = path.split("/")
+        assert (entity, project) == ("someone", "convnext-roadmap")
+        if run_id not in self.rows:
+            raise RunNotFoundError(f"Could not find run {path}")
+        return Found(self.rows[run_id])
+
+    def init(self, *, id, mode, resume, dir, **_):
+        assert (mode, resume) == ("online", "allow")
+        return Online(self, id, dir)
+
+
+class Found:
+    """A run as the reading interface shows it."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def scan_history(self, keys, page_size):
+        return ({key: row[key] for key in keys} for row in self.rows if all(key in row for key in keys))
+
+
+class Online:
+    """A run as it is written."""
+
+    url = "https://example.org/run"
+
+    def __init__(self, server, run_id, folder):
+        self.server, self.run_id, self.summary, self.dir = server, run_id, {}, str(folder / "wandb")
+        server.rows.setdefault(run_id, [])
+
+    def define_metric(self, *_, **__):
+        pass
+
+    def log(self, row):
+        self.server.rows[self.run_id].append(row)
+
+    def save(self, *_, **__):
+        pass
+
+    def finish(self, exit_code):
+        self.server.summaries[self.run_id] = (dict(self.summary), exit_code)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Return a W&B that lives in this process."""
+    here = Server()
+    monkeypatch.setattr(wandb, "Api", lambda **_: here)
+    return here
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Return a study with one finished run that was logged offline, and that run's directory."""
+    found = read_study("demo", ["+step=gelu", *SMALL, "device=cpu", "wandb.mode=offline"], tmp_path)
+    train(found.cells[0].config)
+    directory = StudyDir(tmp_path, "demo")
+    directory.make()
+    directory.write_cells(found)
+    return directory, run_path(found.cells[0].config)
+
+
+def as_logged(run):
+    return [{k: v for k, v in row.items() if k != "kind" and v is not None} for row in read_metrics(run / "metrics.jsonl").rows]
+
+
+def test_an_offline_run_is_sent_whole_and_once(server, study):
+    directory, run = study
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wandb, "init", server.init)
+        assert sync(directory, print) == len(as_logged(run)) > 0
+        assert sync(directory, print) == 0
+    (run_id,) = server.rows
+    assert run_id == read_json(run / "status.json")["wandb_id"]
+    assert server.rows[run_id] == as_logged(run)
+    assert server.summaries[run_id][0]["top1"] == read_json(run / "summary.json")["top1"]
+    assert list(run.glob("wandb/offline-run-*/*.wandb.synced")), "wandb sync would send it again"
+
+
+def test_rows_that_the_network_swallowed_are_sent_and_no_other(server, study, monkeypatch):
+    directory, run = study
+    run_id, rows = read_json(run / "status.json")["wandb_id"], as_logged(run)
+    server.rows[run_id] = rows[:3] + rows[5:]
+    monkeypatch.setattr(wandb, "init", server.init)
+    assert sync(directory, print) == 2
+    assert sorted(map(str, server.rows[run_id])) == sorted(map(str, rows))
+
+
+def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_again(study, monkeypatch):
+    def no_network(**_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(wandb, "Api", no_network)
+    with pytest.raises(StoppedEarly, match="no route to host"):
+        sync(study[0], print)
+
+
+def test_runs_at_work_are_left_to_themselves(server, study):
+    directory, run = study
+    status = (run / "status.json").read_text().replace('"state": "done"', '"state": "running"')
+    (run / "status.json").write_text(status)
+    assert sync(directory, print) == 0
