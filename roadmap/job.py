@@ -12,11 +12,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from roadmap import data
 from roadmap.choices import Norm, Precision
-from roadmap.config import Config, RecipeConfig, resolved
+from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.net import cost
 from roadmap.recipe import mix
+from roadmap.recipe.passes import check_passes, micro_batch
 from roadmap.runtime import provenance
 from roadmap.runtime.device import choose_precision
 from roadmap.runtime.dist import Ranks
@@ -97,11 +98,6 @@ class Job:
         return len(self.images.train.labels) // self.config.recipe.batch_size
 
 
-def micro_batch(recipe: RecipeConfig) -> int:
-    """Return the images of one forward pass: those of the recipe, else the whole batch."""
-    return recipe.micro_batch or recipe.batch_size
-
-
 def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]:
     """Check what needs images and ranks, before anything is written. Return what is known of the run. Raises ConfigError."""
     num_classes, size = len(images.classes), config.data.image_size
@@ -130,21 +126,6 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
         "world_size": ranks.world_size,
         "compile": config.compile,
     }
-
-
-def check_passes(recipe: RecipeConfig, num_devices: int) -> None:
-    """Raise ConfigError where the batch is no whole number of passes over all devices."""
-    if num_devices > 1 and recipe.micro_batch is None:
-        raise ConfigError(
-            f"recipe.micro_batch=null: one forward pass takes the whole batch, so {num_devices} devices have nothing to share; "
-            f"give a micro-batch, such as recipe.micro_batch={max(1, recipe.batch_size // num_devices)}"
-        )
-    together = num_devices * micro_batch(recipe)
-    if recipe.batch_size % together:
-        raise ConfigError(
-            f"recipe.batch_size={recipe.batch_size}: is no whole number of passes over {num_devices} devices x "
-            f"recipe.micro_batch={recipe.micro_batch} = {together} images"
-        )
 
 
 def summary_of(run: RunDir) -> dict[str, Any]:

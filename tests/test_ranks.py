@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from roadmap.errors import ConfigError
-from roadmap.job import check_passes
+from roadmap.recipe.passes import check_passes
 from roadmap.runtime import device as devices
 from roadmap.runtime.folder import run_path
 from roadmap.runtime.place import Place, Starter, place

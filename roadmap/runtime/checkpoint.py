@@ -138,12 +138,6 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def newest_place(folder: Path) -> list[int]:
-    """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
-    names = sorted(path.stem for path in folder.glob("step-*.pt"))
-    return [int(number) for number in names[-1].split("-")[1:]] if names else [0, 0]
-
-
 def _is_whole(path: Path) -> bool:
     try:
         _verify(path, read_json(path.with_suffix(".json")))

@@ -19,7 +19,6 @@ import yaml
 
 from roadmap.config import Config
 from roadmap.errors import Busy, DiskError, NoProgress, PeerLost, Refused
-from roadmap.runtime import checkpoint
 from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, read_json, replace_file, write_json
 
 # What makes a run this run and no other. Everything else may change between two starts of it.
@@ -47,6 +46,12 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def newest_place(folder: Path) -> list[int]:
+    """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
+    names = sorted(path.stem for path in folder.glob("step-*.pt"))
+    return [int(number) for number in names[-1].split("-")[1:]] if names else [0, 0]
 
 
 def refuse_unsafe(path: Path) -> None:
@@ -128,7 +133,7 @@ class RunDir:
         if not self.status:
             return
         died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
-        place = checkpoint.newest_place(self.path / CHECKPOINTS)
+        place = newest_place(self.path / CHECKPOINTS)
         deaths = self.status.get("deaths", 0) if self.status.get("began_at") == place else 0
         self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == place else deaths
         if self.status["deaths"] < DEATHS:

@@ -8,9 +8,14 @@ import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from roadmap.runtime.ledger import read_json
 
+if TYPE_CHECKING:
+    import torch
+
+SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the checkout was that it was taken from
 PACKAGE = Path(__file__).resolve().parent.parent
 NO_INFLUENCE = ("report", "sweep", "bench", "paper")  # rooms that cannot change a result
 
@@ -28,7 +33,10 @@ def code_hash() -> str:
 
 @cache
 def git_state() -> dict[str, str | bool | None]:
-    """Return the commit of the checkout and whether it was changed since; None outside a checkout."""
+    """Return the commit of the checkout, or of the one that a snapshot was taken from, and whether it was changed since; else None."""
+    if (taken := PACKAGE.parent / SNAPSHOT).exists():
+        about = read_json(taken)
+        return {"git_commit": about.get("git_commit"), "git_dirty": about.get("git_dirty")}
 
     def git(*words: str) -> str | None:
         try:
@@ -47,8 +55,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def hardware(device: torch.device) -> dict[str, str | int | None]:
+def hardware(device: "torch.device") -> dict[str, str | int | None]:
     """Return host, processor and accelerator of this process, with the job's id under a scheduler."""
+    import torch  # here alone: `make roadmap` asks for the rest and need not wait for it
+
     return {
         "host": socket.gethostname(),
         "job_id": os.environ.get("SLURM_JOB_ID"),

@@ -21,7 +21,7 @@ from roadmap.config import Config, resolved
 from roadmap.errors import DiskError, RoadmapError
 from roadmap.runtime import checkpoint, provenance
 from roadmap.runtime.device import peak_memory_gb, reset_peak_memory
-from roadmap.runtime.folder import CHECKPOINTS, RunDir, disk
+from roadmap.runtime.folder import CHECKPOINTS, RunDir, disk, newest_place
 from roadmap.runtime.ledger import CORRECT, LOG, METRICS, SUMMARY, append, cut_metrics, read_metrics, replace_file, write_json
 from roadmap.runtime.mirror import Mirror
 from roadmap.runtime.pending import Pending, Row
@@ -63,7 +63,7 @@ class Record:
             "starts": self.earlier.get("starts", 0) + 1,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "deaths": self.earlier.get("deaths", 0),
-            "began_at": checkpoint.newest_place(self.run.path / CHECKPOINTS),
+            "began_at": newest_place(self.run.path / CHECKPOINTS),
             "drift": self.earlier.get("drift", []),
             **self.facts,
             **provenance.hardware(self.device),

@@ -127,7 +127,7 @@ class Machine:
 
     def _begin(self, task: Task) -> None:
         slot = self.free.pop(0)
-        env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(task.code.parent)}  # the checkout around it may be another code by now
+        env = dict(os.environ)
         if slot.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         else:

@@ -109,7 +109,6 @@ def parameters(name: str, snapshot: Path, notes: Path, config: SlurmConfig, on_g
         "setup": [
             *config.setup,
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
-            f"export GIT_CEILING_DIRECTORIES={shlex.quote(str(snapshot.parent))}",  # the checkout around it may be another code by now
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         ],
         "teardown": ["code=$?", f"cd {code} && {python} -m roadmap.sweep.after $code {shlex.quote(str(notes / RUNS_FILE))}", "exit $code"],

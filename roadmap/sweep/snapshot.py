@@ -14,12 +14,12 @@ from pathlib import Path
 from roadmap.errors import DiskError
 from roadmap.guard import GROUPS
 from roadmap.runtime.ledger import read_json, write_json
+from roadmap.runtime.provenance import SNAPSHOT as ABOUT
 from roadmap.steps import CONF
 
 ROOT = CONF.parent
 PARTS = ("run.py", "roadmap", "conf", "sweeps")
 OWN = "study"  # where a study from outside the repository goes, with its steps
-ABOUT = "snapshot.json"
 
 
 def take(snapshots: Path, study: Path) -> Path:

@@ -9,6 +9,7 @@ from roadmap.choices import Precision
 from roadmap.config import Config
 from roadmap.net import build_net
 from roadmap.recipe.optim import build_optimizer
+from roadmap.recipe.passes import micro_batch
 from roadmap.runtime.device import choose_precision
 from roadmap.sweep.plan import num_classes
 
@@ -32,7 +33,7 @@ def timed(config: Config, device: torch.device, warm_up: int = WARM_UP, steps: i
     net = build_net(config.model, num_classes(config)).to(device)
     net.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(net, config.recipe)
-    batch, size = config.recipe.micro_batch or config.recipe.batch_size, config.data.image_size
+    batch, size = micro_batch(config.recipe), config.data.image_size
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(num_classes(config), (batch,), device=device)
     bf16 = choose_precision(config.recipe.precision, device) == Precision.bf16

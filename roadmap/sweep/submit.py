@@ -14,8 +14,10 @@ import yaml
 from roadmap.choices import DataName, Device
 from roadmap.config import Config, resolved
 from roadmap.errors import ConfigError, DataError, Refused
+from roadmap.recipe.passes import check_passes
 from roadmap.runtime.folder import CHECKPOINTS, differences, identity, run_path
 from roadmap.runtime.ledger import CONFIG, STATUS, read_json
+from roadmap.runtime.provenance import code_hash
 from roadmap.sweep import queue, slurm, snapshot
 from roadmap.sweep.cluster import SlurmConfig
 from roadmap.sweep.folder import Record, StudyDir
@@ -58,12 +60,10 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
             raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
         if data.root and not data.download and not Path(data.root).expanduser().is_dir():
             raise DataError(f"data.root={data.root}: no such folder")
-        recipe = cell.config.recipe
-        if ranks > 1 and recipe.batch_size % (ranks * (recipe.micro_batch or recipe.batch_size)):
-            raise ConfigError(
-                f"cluster.per_cell={ranks}: {cell.key} has recipe.batch_size={recipe.batch_size}, which is no whole number of passes over "
-                f"{ranks} devices x recipe.micro_batch={'null' if recipe.micro_batch is None else recipe.micro_batch}"
-            )
+        try:
+            check_passes(cell.config.recipe, ranks)
+        except ConfigError as error:
+            raise ConfigError(f"cluster.per_cell={ranks}: {cell.key}: {error}") from None
         _check_run(study, cell)
 
 
@@ -86,14 +86,11 @@ def _check_run(study: Study, cell: Cell) -> None:
             f"or move {run} away"
         )
     begun = status.get("state") != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
-    if begun and not cell.config.allow_drift:
-        from roadmap.runtime.provenance import code_hash  # with torch: only where there is something to compare
-
-        if status.get("code_hash") not in (None, code_hash()):
-            raise Refused(
-                f"{study.name}: {cell.key} was begun with other code ({status['code_hash']} -> {code_hash()}); go back to "
-                f"{str(status.get('git_commit'))[:12]}, or ARGS=allow_drift=true, which the report shows"
-            )
+    if begun and not cell.config.allow_drift and status.get("code_hash") not in (None, code_hash()):
+        raise Refused(
+            f"{study.name}: {cell.key} was begun with other code ({status['code_hash']} -> {code_hash()}); go back to "
+            f"{str(status.get('git_commit'))[:12]}, or ARGS=allow_drift=true, which the report shows"
+        )
 
 
 def load_yaml(path: Path) -> Any:
