@@ -75,6 +75,20 @@ def test_killed_at_every_step_in_turn(pair, start, step):
     ends_equal(start, words, config, whole)
 
 
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_three_deaths_without_progress_are_enough(start, small, tmp_path, devices):
+    words = ("+step=gelu", "wandb.mode=disabled", *TINY, "recipe.micro_batch=8", f"devices={devices}", f"paths.runs={tmp_path / 'runs'}")
+    config = small("gelu", *words[2:])
+    for _ in range(3):
+        assert start(words, drive.accident("before", 1, rank=devices - 1)).returncode == (-9 if devices == 1 else 75)
+    refused = start(words)
+    assert refused.returncode == 93
+    assert "died 3 times without progress, at step 0" in refused.stderr
+    assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 93)
+    done = start(words)  # somebody's own wish
+    assert done.returncode == 0, done.stderr
+
+
 EDGES = [("before", 1), ("step", 2), ("step", 3), ("evaluate", 1), ("saving", 2), ("step", STEPS), ("evaluate", 2)]
 
 
