@@ -316,3 +316,10 @@ def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(t
             directory.write_cells(study)
             directory.note([{"cell": study.cells[0].key, "kind": "slurm", "job": "1", "name": "x", "log": "y"}])
     assert {cell["cell"] for cell in directory.cells()} == {"gelu", "gelu,recipe.epochs=3"}
+
+
+@pytest.mark.parametrize("module", ["submit", "status", "reconcile"])
+def test_what_runs_on_a_login_node_imports_no_torch(module):
+    """It takes seconds and half a gigabyte there, for nothing."""
+    asked = f"import sys, roadmap.sweep.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=False).returncode == 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from roadmap.config import resolved
 from roadmap.errors import Busy, ConfigError, DataError, DiskError
+from roadmap.runtime.folder import disk
 from roadmap.runtime.ledger import append, read_json, write_json
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class StudyDir:
         kept = [cell for cell in earlier if cell["key"] not in now and cell["key"] in jobs]
         left_out = [{"words": list(left.words), "reason": left.reason} for left in study.left_out]
         values = {"schema": SCHEMA, "study": study.name, "file": str(study.file), "left_out": left_out, "cells": [*now.values(), *kept]}
-        with written(self.notes / CELLS):
+        with disk(self.notes / CELLS):
             write_json(self.notes / CELLS, values)
 
     def jobs(self) -> dict[str, list[Record]]:
@@ -109,7 +110,7 @@ class StudyDir:
         """Add to what is known of some cells. Call it with the study held."""
         about = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": socket.gethostname(), "uid": os.getuid()}
         path = self.notes / JOBS
-        with written(path):
+        with disk(path):
             if path.exists() and not path.read_bytes().endswith(b"\n"):
                 path.open("ab").write(b"\n")  # a killed writer left half a line, or none at all
             append(path, [{**row, **about} for row in rows])
@@ -123,20 +124,11 @@ class StudyDir:
 
     def set_pending(self, values: Record | None) -> None:
         """Note that a submission begins, or that it has ended. Call it with the study held."""
-        with written(self.notes / PENDING):
+        with disk(self.notes / PENDING):
             if values is None:
                 (self.notes / PENDING).unlink(missing_ok=True)
             else:
                 write_json(self.notes / PENDING, values)
-
-
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turn the system's errors while writing a file into a DiskError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def check_name(name: str) -> str:
