@@ -82,6 +82,7 @@ class NetConfig:
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks per stage
     width: int = between(64, 1, 4096)  # channels of the first stage's blocks (bottleneck width where not inverted)
     stem: Stem = Stem.resnet
+    stem_stride: int = 4  # pixels; 4 is the paper's, 2 leaves small images a map that large kernels need
     depthwise: bool = False
     inverted: bool = False  # hidden width 4 x the block's, instead of 1/4
     depthwise_first: bool = False
@@ -115,6 +116,7 @@ class NetConfig:
         check_ranges("model", self)
         one_of("model.activations_per_block", self.activations_per_block, (3, 1))
         one_of("model.norms_per_block", self.norms_per_block, (3, 1))
+        one_of("model.stem_stride", self.stem_stride, (4, 2))
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size={self.kernel_size}: must be odd, so that the map keeps its size")
         if self.reference is not None:
@@ -125,6 +127,11 @@ class NetConfig:
                     f"model.depthwise_first=true with model.{toggle}=false: only a depthwise conv of an inverted bottleneck "
                     "can move up (Sec. 2.4 and 2.5)"
                 )
+
+    @property
+    def reduction(self) -> int:
+        """Return by how much the net divides height and width: the stem's stride, and three times two."""
+        return 8 * self.stem_stride
 
     def _check_reference(self) -> None:
         assert self.reference is not None
@@ -149,6 +156,8 @@ class RegimeConfig:
     resnet_width: int = 64
     ratio_width: int = 64  # from `stage_ratio` on
     swin_width: int = 96  # from `increase_width` on
+    stem_stride: int = 4
+    small_images: int = 32  # pixels to which the sets of 28 and 32 pixels are brought
     drop_path: float = 0.0
     reference: Reference | None = None  # the net of `+step=swin`; null where the regime has none
     reference_depths: tuple[int, ...] | None = None

@@ -107,14 +107,14 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
     check_passes(config.recipe, ranks.world_size)
     if config.recipe.sync_batch_norm and ranks.device.type != "cuda":
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
-    if micro_batch(config.recipe) == 1 and size <= 32 and config.model.norm == Norm.batch_norm:
+    if micro_batch(config.recipe) == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
         raise ConfigError(
             f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the net; at least 2 images"
         )
     try:
         net = cost(config.model, num_classes, size)
     except RuntimeError:
-        raise ConfigError(f"data.image_size={size}: too small for this net, which divides it by 32") from None
+        raise ConfigError(f"data.image_size={size}: too small for this net, which divides it by {config.model.reduction}") from None
     return {
         "gmacs": net.gmacs,
         "params_m": net.params_m,

@@ -176,7 +176,7 @@ def net_with(weights: Weights, config: Config, num_classes: int) -> nn.Module:
     try:
         cost(config.model, num_classes, size)
     except RuntimeError:
-        raise ConfigError(f"data.image_size={size}: too small for this net, which divides it by 32") from None
+        raise ConfigError(f"data.image_size={size}: too small for this net, which divides it by {config.model.reduction}") from None
     net = build_net(config.model, num_classes)
     try:
         load_weights(net, weights.tensors)

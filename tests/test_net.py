@@ -41,6 +41,7 @@ def test_every_parameter_receives_a_gradient(step):
 
 TOGGLES = {
     "stem": st.sampled_from(["resnet", "patchify"]),
+    "stem_stride": st.sampled_from([4, 2]),
     "depthwise": st.booleans(),
     "inverted": st.booleans(),
     "depthwise_first": st.booleans(),
@@ -259,3 +260,21 @@ def test_the_same_seed_gives_the_weights_that_torchvision_starts_with(step, init
     theirs = getattr(torchvision.models, peer)().state_dict()
     assert ours.keys() == theirs.keys()
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("stem", ["resnet", "patchify"])
+@pytest.mark.parametrize(("stride", "sides"), [(4, [8, 4, 2, 1]), (2, [16, 8, 4, 2])])
+def test_the_stem_divides_by_its_stride_and_each_later_stage_by_two(stem, stride, sides):
+    net, x, found = build_net(NetConfig(stem=stem, stem_stride=stride, depths=(1, 1, 1, 1), width=4), 3), images(2), []
+    x = net.stem(x)
+    for stage in net.stages:
+        x = stage(x)
+        found.append(x.shape[-1])
+    assert found == sides
+
+
+def test_mini_leaves_kernels_of_eleven_a_map_in_the_third_stage():
+    cfg = compose("kernel_11", "mini", ["data.root=/none"])
+    side = cfg.data.image_size // cfg.model.stem_stride // 4
+    # From a map's one edge to the other is side - 1 pixels: so far a kernel of 11 reaches, and one of 9 does not.
+    assert 11 // 2 == side - 1

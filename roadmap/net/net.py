@@ -65,7 +65,7 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, num_classes)."""
-        x = self.stem(x)  # (N, width, H / 4, W / 4)
+        x = self.stem(x)  # (N, width, H / stem_stride, W / stem_stride)
         for stage in self.stages:
             x = stage(x)
         return self.head(self.norm(self.pool(x).flatten(1)))
@@ -85,13 +85,13 @@ class Downsample(nn.Module):
 
 
 def stem(cfg: NetConfig, c_out: int) -> nn.Sequential:
-    """Return the stem, (N, 3, H, W) -> (N, c_out, H / 4, W / 4).
+    """Return the stem, (N, 3, H, W) -> (N, c_out, H / stem_stride, W / stem_stride).
 
     Reading 1: after patchify, too, a norm and an activation follow the conv; the activation goes with those of the
     blocks, the norm stays.
     """
     patchify = cfg.stem == Stem.patchify
-    kernel, stride = (4, 4) if patchify else (7, 2)
+    kernel, stride = (cfg.stem_stride, cfg.stem_stride) if patchify else (7, cfg.stem_stride // 2)  # the pool has the other half
     return nn.Sequential(
         OrderedDict(
             conv=conv(cfg, 3, c_out, kernel, stride=stride, pad=not patchify, normed=cfg.stem_norm),
