@@ -39,6 +39,14 @@ class When(StrEnum):
     never = "never"
 
 
+class Capture(StrEnum):
+    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels takes long."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class StrideOn(StrEnum):
     """Which convolution of a block carries the stride."""
 

@@ -25,6 +25,11 @@ class Evaluation:
         return np.packbits(self.correct)
 
 
+def batch_size(image_size: int, device: torch.device) -> int:
+    """Return how many images are evaluated at once: 256, on a GPU as many pixels as those have at 224. Any number gives the same counts."""
+    return min(4096, 256 * max(1, (224 // image_size) ** 2)) if device.type == "cuda" else 256
+
+
 def share(index_batches: Sequence[Tensor], ranks: Ranks) -> tuple[list[Tensor], int]:
     """Return the batches that this rank evaluates, and how many those ranks have that have the most.
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from roadmap.net import cost
 from roadmap.recipe import mix
 from roadmap.recipe.passes import check_passes, micro_batch
 from roadmap.runtime import provenance
-from roadmap.runtime.device import choose_precision
+from roadmap.runtime.device import choose_graph, choose_precision
 from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import RunDir, differences, identity
 from roadmap.runtime.ledger import SUMMARY, read_json
@@ -43,6 +44,7 @@ class State:
     epochs_evaluated: int = 0
     best_top1: float = -1.0
     best_step: int | None = None
+    take_step: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None  # a captured step; None: the eager one
 
     def counted(self) -> dict[str, Any]:
         """Return the numbers of a checkpoint."""
@@ -58,6 +60,9 @@ class State:
         """Take up what a checkpoint holds."""
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group in self.optimizer.param_groups:  # a captured step's rate is a tensor, that of an eager one a number
+            group["lr"] = float(group["lr"])
+            group |= {"capturable": False} if "capturable" in group else {}
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
@@ -76,6 +81,8 @@ class Job:
     record: Record | Bystander
     stop: Stop
     precision: Precision
+    cuda_graph: bool = False  # a whole step is captured
+    kept: dict[str, Any] = field(default_factory=dict)  # what one run leaves to the next of the same process
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +118,7 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
         raise ConfigError(
             f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the net; at least 2 images"
         )
+    precision = choose_precision(config.recipe.precision, ranks.device)
     try:
         net = cost(config.model, num_classes, size)
     except RuntimeError:
@@ -122,9 +130,10 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
         "data_fingerprint": images.fingerprint,
         "code_hash": provenance.code_hash(),
         "steps_per_epoch": len(images.train.labels) // config.recipe.batch_size,
-        "precision": str(choose_precision(config.recipe.precision, ranks.device)),
+        "precision": str(precision),
         "world_size": ranks.world_size,
         "compile": config.compile,
+        "cuda_graph": choose_graph(config, ranks.device, precision, ranks.world_size),
     }
 
 

@@ -23,7 +23,7 @@ from roadmap.choices import DataName, Precision
 from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, DataError
-from roadmap.evaluate import Evaluation, evaluate
+from roadmap.evaluate import Evaluation, batch_size, evaluate
 from roadmap.net import build_net, cost, load_weights
 from roadmap.net.interop import SIGNS, unwrap
 from roadmap.runtime import checkpoint
@@ -32,7 +32,7 @@ from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import differences, identity
 from roadmap.runtime.ledger import CONFIG
 from roadmap.runtime.progress import Progress, Sweep
-from roadmap.train import EVAL_BATCH, Batch
+from roadmap.update import Batch
 
 # What an evaluation depends on besides the net: where a run's own differs, its recorded accuracy is another one.
 OF_EVALUATION = (
@@ -41,7 +41,7 @@ OF_EVALUATION = (
     "recipe.precision",
 )
 # Settings of training alone, with the values that leave it as it is.
-WITHOUT_EFFECT = {"fresh": False, "allow_drift": False, "compile": False, "devices": "auto"}
+WITHOUT_EFFECT = {"fresh": False, "allow_drift": False, "compile": False, "cuda_graph": "auto", "devices": "auto"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def score(config: Config, sweep: Sweep | None = None) -> Score:
     # A run is scored as it was in training; what is published for a file was as a rule measured in fp32.
     wanted = Precision.fp32 if config.recipe.precision == Precision.auto and not weights.of_run else config.recipe.precision
     precision = choose_precision(wanted, device)
-    indices = order.eval_index_batches(len(images.val), EVAL_BATCH)
+    indices = order.eval_index_batches(len(images.val), batch_size(config.data.image_size, device))
     progress = Progress(config.cell, len(indices), 0, sweep)
     try:
         batches = data.eval_batches(images.val, config.data, config.recipe, indices, device=device)

@@ -4,18 +4,17 @@
 """
 
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from roadmap import data
 from roadmap.choices import DataName, Precision
@@ -23,10 +22,10 @@ from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.data.full_check import standing
 from roadmap.errors import ConfigError, StoppedEarly
-from roadmap.evaluate import Evaluation, evaluate, share
+from roadmap.evaluate import Evaluation, batch_size, evaluate, share
+from roadmap.graph import captured
 from roadmap.job import Job, State, check, identity_hash, refuse_another, summary_of
 from roadmap.net import build_net
-from roadmap.recipe import mix
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint
@@ -40,10 +39,9 @@ from roadmap.runtime.place import Place, place
 from roadmap.runtime.progress import Sweep
 from roadmap.runtime.record import Record
 from roadmap.runtime.stop import Stop
+from roadmap.update import largest_pass, optimizer_step
 
 log = logging.getLogger("roadmap")
-EVAL_BATCH = 256  # images; any size gives the same counts
-Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)
 
 
 def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def train(config: Config, sweep: Sweep | None = None) -> dict[str, Any]:
     if num_ranks == 1:
         return train_rank(config, sweep, here)
     try:
-        sweep.worked = launch(partial(worked_by_rank, config, sweep), num_ranks)
+        sweep.worked = launch(partial(worked_by_rank, config, replace(sweep, kept={})), num_ranks)
     except StoppedEarly:
         sweep.stopped = True
         raise
@@ -77,7 +75,7 @@ def train_rank(config: Config, sweep: Sweep, here: Place, port: int | None = Non
         runs = Path(config.paths.runs).expanduser().absolute()
         times = {"start_timeout_s": config.start_timeout_s, "comm_timeout_s": config.comm_timeout_s}
         stack.enter_context(ranks.joined(runs, port, **times))
-        images = ranks.together(lambda: sets.load(config.data, config.paths.runs))
+        images = ranks.together(lambda: images_of(config, sweep.kept))
         facts = ranks.together(lambda: check(config, images, ranks))
         ranks.same({key: facts[key] for key in ("code_hash", "data_fingerprint", "precision")})
         run = RunDir(run_path(config))
@@ -88,11 +86,22 @@ def train_rank(config: Config, sweep: Sweep, here: Place, port: int | None = Non
         record = recorder(run, config, facts, ranks, sweep)
         stack.enter_context(record)
         with ranks.sharing():
-            job = Job(config, images, ranks, record, stop, Precision(facts["precision"]))
+            job = Job(config, images, ranks, record, stop, Precision(facts["precision"]), facts["cuda_graph"], sweep.kept)
             state = take_up(job, run)
             result, of_ema = fit(job, state)
         values = {"top1": result.top1, "top5": result.top5, "val_images": len(result.correct), "epoch": state.epochs_evaluated}
         return record.done(values | ({"ema_top1": of_ema.top1, "ema_top5": of_ema.top5} if of_ema else {}))
+
+
+def images_of(config: Config, kept: dict[str, Any]) -> sets.ImageSet:
+    """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
+    key = resolved(config.data)
+    if config.data.name not in sets.IN_MEMORY:
+        return sets.load(config.data, config.paths.runs)
+    if kept.get("images", (None,))[0] != key:
+        kept["images"] = key, sets.load(config.data)
+    images: sets.ImageSet = kept["images"][1]
+    return images
 
 
 def claim(run: RunDir, config: Config, facts: dict[str, Any], stack: ExitStack) -> RunDir:
@@ -174,6 +183,8 @@ def fit(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
     """
     results = None
     try:
+        if job.cuda_graph:
+            state = captured(job, state, begin)
         for epoch in range(state.epochs_evaluated, job.config.recipe.epochs):
             train_epoch(job, state, epoch)
             results = evaluate_epoch(job, state)
@@ -185,8 +196,11 @@ def fit(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
         raise
     except RuntimeError as error:
         if is_out_of_memory(error):
-            what = f"recipe.micro_batch={job.micro_batch}: a forward pass of so many images is too large for the memory of {job.device}"
-            raise ConfigError(f"{what}; give all rows of the study a smaller one") from None
+            clear_frames(error.__traceback__)  # which hold the tensors of the pass that failed
+            smaller = largest_pass(job, state)
+            what = f"recipe.micro_batch={job.micro_batch}: a pass of so many images is too large for the memory of {job.device}"
+            fits = f"{smaller} fits this net" if smaller else "not even 2 images fit"
+            raise ConfigError(f"{what}; {fits}. All rows of a study must have the same") from None
         if is_of_compiler(error):
             raise ConfigError(f"compile=true: torch cannot compile this net here ({' '.join(str(error).split())[:200]})") from error
         raise
@@ -204,53 +218,12 @@ def train_epoch(job: Job, state: State, epoch: int) -> None:
     state.model.train()
     for _ in whole:
         lr = learning_rate(config.recipe, state.global_step, job.steps_per_epoch)
-        loss, grad_norm = optimizer_step(job, state, batches, lr)
+        loss, grad_norm = (state.take_step or optimizer_step)(job, state, batches, lr)
         state.global_step += 1
         record.step(epoch + 1, state.global_step, lr, loss, grad_norm, config.recipe.batch_size)
         if job.stop.check(save_due=record.checkpoint_due()):
             save(job, state)
     record.flush()
-
-
-def optimizer_step(job: Job, state: State, batches: Iterator[Batch], lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take one step on the next batch, given in micro-batches; return the loss and the gradient's norm, left on the device.
-
-    A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
-    """
-    state.optimizer.zero_grad(set_to_none=True)
-    # A pass has the same number in the run, and with it the same images and draws, however many ranks share the passes.
-    numbers = range(job.passes * state.global_step + job.ranks.rank, job.passes * (state.global_step + 1), job.ranks.world_size)
-    parts = zip(numbers, islice(batches, len(numbers)), strict=True)
-    losses = [backward(job, state, *batch, number, last=number == numbers[-1]) for number, batch in parts]
-    loss = job.ranks.mean(torch.stack(losses).sum())
-    state.scaler.unscale_(state.optimizer)
-    grad_norm = nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None])
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()  # type: ignore[attr-defined]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.ema is not None:
-        state.ema.update_parameters(state.net)
-    return loss, grad_norm
-
-
-def backward(job: Job, state: State, images: torch.Tensor, labels: torch.Tensor, number: int, *, last: bool) -> torch.Tensor:
-    """Add a micro-batch's share to the gradients, which are averaged over the ranks with the last one; return its share of the loss.
-
-    What is random in the net and in mixing is a function of the seed and of the pass's number in the run: a resumed run
-    needs no random state.
-    """
-    recipe = job.config.recipe
-    torch.manual_seed(order.step_seed(job.config.seed, number))
-    images, targets = mix.mix(images, labels, recipe, len(job.images.classes), job.config.seed, number)
-    smoothing = recipe.label_smoothing if targets is labels else 0.0  # mixed targets are smooth already
-    share_of_rank = len(images) * job.ranks.world_size / recipe.batch_size
-    with job.ranks.accumulating(state.model, last=last):
-        with autocast(job.device, job.precision):
-            loss = cross_entropy(state.model(images), targets, label_smoothing=smoothing) * share_of_rank
-        state.scaler.scale(loss).backward()
-    return loss.detach()
 
 
 def evaluate_epoch(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
@@ -276,7 +249,7 @@ def evaluation(job: Job, net: nn.Module) -> Evaluation:
     """Evaluate a net on every validation image once, over all ranks. Raises StoppedEarly between batches."""
     split = job.images.val
     job.ranks.spread_buffers(net)
-    mine, rounds = share(order.eval_index_batches(len(split.labels), EVAL_BATCH), job.ranks)
+    mine, rounds = share(order.eval_index_batches(len(split.labels), batch_size(job.config.data.image_size, job.device)), job.ranks)
     batches = data.eval_batches(split, job.config.data, job.config.recipe, mine, device=job.device)
     with autocast(job.device, job.precision):
         return evaluate(net, job.stop.between(batches, rounds), mine, len(split.labels), job.ranks)

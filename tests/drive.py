@@ -106,6 +106,7 @@ def happen(plan: dict[str, object]) -> None:
 def arrange(plan: dict[str, object]) -> None:
     """Patch what the run will come to."""
     from roadmap import train as training
+    from roadmap import update as updating
     from roadmap.runtime import checkpoint, launch
     from roadmap.runtime.stop import Stop
 
@@ -146,7 +147,7 @@ def arrange(plan: dict[str, object]) -> None:
     training.train_rank, Stop.__init__ = train_rank, init
     around(training, "optimizer_step", "before", after=False)
     around(training, "optimizer_step", "step", after=True)
-    around(training, "cross_entropy", "loss", after=True)
+    around(updating, "cross_entropy", "loss", after=True)
     around(training, "evaluate", "evaluate", after=False)
     around(checkpoint, "_sha256", "saving", after=True, counts_for=lambda path: path.suffix == ".tmp")
 

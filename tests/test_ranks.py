@@ -216,7 +216,7 @@ def test_memory_that_is_too_small_is_told_and_never_adapted_to(tmp_path):
     mine = words(tmp_path, "gelu", "devices=2")
     done = drive.run(mine, drive.accident("before", 2, rank=1, what="memory"))
     assert done.returncode == 64
-    assert "error: recipe.micro_batch=8: a forward pass of so many images is too large for the memory of cpu" in done.stderr
+    assert "error: recipe.micro_batch=8: a pass of so many images is too large for the memory of cpu; 4 fits this net" in done.stderr
 
 
 def test_other_devices_do_not_go_on_in_silence(tmp_path):

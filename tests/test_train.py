@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from roadmap import train as training
+from roadmap import update as updating
 from roadmap.data import sets
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
@@ -376,7 +378,7 @@ def test_a_second_writer_leaves_at_once(small, monkeypatch):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, monkeypatch):
     config = small("gelu", "recipe.epochs=3")
-    real = training.cross_entropy
+    real = updating.cross_entropy
     calls = []
 
     def poisoned(*args, **kwargs):
@@ -384,7 +386,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, mo
         loss = real(*args, **kwargs)
         return loss * float("nan") if len(calls) == 5 else loss
 
-    monkeypatch.setattr(training, "cross_entropy", poisoned)
+    monkeypatch.setattr(updating, "cross_entropy", poisoned)
     with pytest.raises(NonFiniteError, match="step 5"):
         train(config)
     status = json.loads((run_path(config) / "status.json").read_text())
@@ -406,3 +408,33 @@ def test_a_step_that_is_not_finite_changes_no_weight(small):
         optimizer.found_inf = torch.tensor(1.0)
         optimizer.step()
         assert all(torch.equal(before[k], v) for k, v in net.named_parameters())
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from roadmap.errors import ConfigError
+from roadmap.steps import compose
+from roadmap.train import train
+config = compose("gelu", overrides=sys.argv[1:])
+now = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (now + 1_000_000_000,) * 2)
+try:
+    train(config)
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_memory_that_is_too_small_is_told_with_the_batch_that_fits(tmp_path):
+    images = ["data=synthetic", "data.image_size=128", "data.train_images=512", "data.val_images=8", "recipe.batch_size=512"]
+    words = [*images, "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", f"paths.runs={tmp_path}"]
+
+    def run(*more):
+        return subprocess.run([sys.executable, "-c", WITH_LITTLE_MEMORY, *words, *more], capture_output=True, text=True, timeout=200)
+
+    failed = run()
+    found = re.match(r"recipe.micro_batch=512: a pass of so many images is too large for the memory of cpu; (\d+) fits", failed.stderr)
+    assert found, failed.stderr
+    assert 2 <= int(found[1]) <= 256
+    done = run(f"recipe.micro_batch={found[1]}")
+    assert done.returncode == 0, done.stderr

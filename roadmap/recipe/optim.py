@@ -27,6 +27,15 @@ def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> floa
     return recipe.min_lr + (recipe.base_lr - recipe.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of the next step. A captured step reads it from the device, where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
 def decays(name: str, parameter: torch.Tensor, recipe: RecipeConfig) -> bool:
     """Tell whether weight decay applies: by shape, so that no norm, bias or layer scale is missed by its name.
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 
-from roadmap.choices import Device, Precision
+from roadmap.choices import Capture, Device, Precision
 from roadmap.config import Config
 from roadmap.errors import ConfigError
 from roadmap.runtime.place import Place, Starter
+
+SMALL_IMAGE = 64  # pixels up to which a step is captured: larger images keep a GPU busy for longer than a launch takes
 
 
 def choose_device(wanted: Device, place: Place | None = None) -> torch.device:
@@ -57,6 +59,23 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
     if wanted == Precision.auto:
         return Precision.bf16 if has_bf16 else Precision.fp32
     return wanted
+
+
+def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
+    """Tell whether a whole step is one CUDA graph. Raises ConfigError where `cuda_graph=always` cannot be."""
+    recipe = config.recipe
+    found = {
+        "without a GPU": device.type != "cuda",
+        "with several devices": world_size > 1,
+        f"with several passes a step (recipe.micro_batch={recipe.micro_batch})": recipe.micro_batch not in (None, recipe.batch_size),
+        "with fp16, which scales its loss": precision == Precision.fp16,
+        "with compile=true": config.compile,
+    }
+    reason = next((reason for reason, is_so in found.items() if is_so), None)
+    if config.cuda_graph == Capture.always and reason is not None:
+        raise ConfigError(f"cuda_graph=always: a step cannot be one graph {reason}; cuda_graph=auto or never")
+    is_small = config.data.image_size <= SMALL_IMAGE or config.cuda_graph == Capture.always
+    return reason is None and is_small and config.cuda_graph != Capture.never
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ class Sweep:
     worked: float = 0.0  # runs that this process has trained, in whole and in part
     stopped: bool = False  # a signal came when a run was as good as done: no other begins
     started: float = field(default_factory=time.monotonic)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)  # what one run leaves to the next: images, a captured step
 
     def prefix(self) -> str:
         """Return `[3/17] `, or nothing for a run on its own."""

@@ -1,0 +1,90 @@
+"""One optimizer step: forward and backward over the passes of a batch, then the update. Used by `roadmap.train` and `roadmap.graph`."""
+
+from collections.abc import Iterator
+from itertools import islice
+from traceback import clear_frames
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from roadmap.data import order
+from roadmap.job import Job, State
+from roadmap.recipe import mix
+from roadmap.recipe.optim import set_rate
+from roadmap.runtime.device import autocast, is_out_of_memory
+
+Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
+
+
+def optimizer_step(job: Job, state: State, batches: Iterator[Batch], lr: float) -> Batch:
+    """Take one step on the next batch, given in micro-batches; return the loss and the gradient's norm, left on the device."""
+    state.optimizer.zero_grad(set_to_none=True)
+    set_rate(state.optimizer, lr)
+    # A pass has the same number in the run, and with it the same images and draws, however many ranks share the passes.
+    numbers = range(job.passes * state.global_step + job.ranks.rank, job.passes * (state.global_step + 1), job.ranks.world_size)
+    parts = zip(numbers, islice(batches, len(numbers)), strict=True)
+    losses = [backward(job, state, *prepare(job, *batch, number), last=number == numbers[-1]) for number, batch in parts]
+    result = update(job, state, torch.stack(losses).sum())
+    if state.ema is not None:
+        state.ema.update_parameters(state.net)
+    return result
+
+
+def prepare(job: Job, images: Tensor, labels: Tensor, number: int) -> Batch:
+    """Seed what is random in the net, and mix a micro-batch: functions of the run's seed and of the pass's number in the run.
+
+    A resumed run needs no random state. Targets are the labels, or soft `(N, num_classes)` where images were mixed.
+    """
+    torch.manual_seed(order.step_seed(job.config.seed, number))
+    return mix.mix(images, labels, job.config.recipe, len(job.images.classes), job.config.seed, number)
+
+
+def backward(job: Job, state: State, images: Tensor, targets: Tensor, *, last: bool) -> Tensor:
+    """Add a micro-batch's share to the gradients, which are averaged over the ranks with the last one; return its share of the loss."""
+    recipe = job.config.recipe
+    smoothing = 0.0 if mix.is_on(recipe) else recipe.label_smoothing  # mixed targets are smooth already
+    share_of_rank = len(images) * job.ranks.world_size / recipe.batch_size
+    with job.ranks.accumulating(state.model, last=last):
+        with autocast(job.device, job.precision):
+            loss = cross_entropy(state.model(images), targets, label_smoothing=smoothing) * share_of_rank
+        state.scaler.scale(loss).backward()
+    return loss.detach()
+
+
+def update(job: Job, state: State, loss: Tensor) -> Batch:
+    """Let the optimizer take the gradients; return the loss over all ranks and the gradient's norm.
+
+    A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
+    """
+    loss = job.ranks.mean(loss)
+    state.scaler.unscale_(state.optimizer)
+    grad_norm = nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None])
+    state.optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()  # type: ignore[attr-defined]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return loss, grad_norm
+
+
+def largest_pass(job: Job, state: State) -> int | None:
+    """Return the largest half of a half ... of the micro-batch whose forward and backward pass fits into memory, by trying; None for none.
+
+    For a message after memory has run out: gradients and norms of the state are spoilt.
+    """
+    size, micro_batch = job.config.data.image_size, job.micro_batch // 2
+    while micro_batch > 1:  # BatchNorm needs two
+        state.optimizer.zero_grad(set_to_none=True)
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            images = torch.zeros(micro_batch, 3, size, size, device=job.device).contiguous(memory_format=torch.channels_last)
+            with autocast(job.device, job.precision):
+                loss = cross_entropy(state.net(images), torch.zeros(micro_batch, dtype=torch.int64, device=job.device))
+            loss.backward()
+            return micro_batch
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            clear_frames(error.__traceback__)
+            micro_batch //= 2
+    return None

@@ -1,0 +1,183 @@
+"""A captured step: it takes the eager steps, whichever run it was captured for. On the CPU its kernels are replayed by calling them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from roadmap import data, graph
+from roadmap.choices import Precision
+from roadmap.data import order, sets
+from roadmap.errors import ConfigError
+from roadmap.graph import CapturedStep, captured
+from roadmap.job import Job
+from roadmap.runtime.device import choose_graph
+from roadmap.runtime.dist import Ranks
+from roadmap.runtime.pending import Bystander
+from roadmap.runtime.place import Place
+from roadmap.steps import compose
+from roadmap.train import begin
+from roadmap.update import optimizer_step
+
+from .net_rows import one_thread  # noqa: F401
+
+SMALL = ["data.train_images=128", "recipe.batch_size=32"]
+
+
+class Again:
+    """Replays by taking the step again, its results put where the first ones lie."""
+
+    def __init__(self, step, results):
+        self.step, self.results = step, results
+
+    def replay(self):
+        for kept, new in zip(self.results, self.step(), strict=True):
+            kept.copy_(new)
+
+
+def capture_on_cpu(step):
+    for _ in range(graph.WARM_UP):
+        results = step()
+    return Again(step, results), results
+
+
+@pytest.fixture
+def job_of():
+    ranks = Ranks(Place(), torch.device("cpu"))
+
+    def make(step, *overrides, kept=None, seed=0):
+        config = compose(step, overrides=[*SMALL, f"seed={seed}", *overrides])
+        images = sets.load(config.data)
+        return Job(config, images, ranks, Bystander(), None, Precision.fp32, kept={} if kept is None else kept)
+
+    return make
+
+
+def batches(job, skip=0):
+    ids = order.train_index_batches(len(job.images.train), 32, job.config.seed, 0, skip=skip)
+    return data.train_batches(job.images.train, job.config.data, job.config.recipe, ids, seed=job.config.seed, epoch=0, device=job.device)
+
+
+def run(job, state, steps, *, skip=0):
+    pictures, numbers = batches(job, skip), []
+    for number in range(steps):
+        numbers += (state.take_step or optimizer_step)(job, state, pictures, 0.01 * (number + skip + 1))
+        state.global_step += 1
+    return torch.stack(numbers), state
+
+
+def same(one, other):
+    assert torch.equal(one[0], other[0])
+    for (name, a), b in zip(one[1].net.state_dict().items(), other[1].net.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides"),
+    [
+        ("resnet", []),
+        ("separate_downsampling", []),
+        ("gelu", ["recipe.mixup=0.8", "recipe.drop_path=0.3"]),
+        ("layer_norm", ["recipe.ema_decay=0.9"]),
+        ("resnet", ["recipe.momentum=0"]),
+    ],
+)
+def test_captured_steps_are_the_eager_ones(monkeypatch, job_of, step, overrides):
+    monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
+    job = job_of(step, *overrides)
+    state = captured(job, begin(job), begin)
+    assert isinstance(state.take_step, CapturedStep)
+    taken, eager = run(job, state, 3), run(job, begin(job), 3)
+    same(taken, eager)
+    if state.ema is not None:
+        for a, b in zip(state.ema.module.parameters(), eager[1].ema.module.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_next_seed_uses_the_capture_of_the_one_before(monkeypatch, job_of):
+    captures = []
+    monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (lambda step: captures.append(1) or capture_on_cpu(step),))
+    kept = {}
+    for seed in (0, 1):
+        job = job_of("gelu", kept=kept, seed=seed)
+        same(run(job, captured(job, begin(job), begin), 2), run(job, begin(job), 2))
+    assert len(captures) == 1
+    other = job_of("layer_norm", kept=kept)
+    captured(other, begin(other), begin)
+    assert len(captures) == 2
+
+
+@pytest.mark.parametrize("before", ["captured", "eager"])
+@pytest.mark.parametrize("after", ["captured", "eager"])
+def test_a_checkpoint_goes_from_one_form_to_the_other(monkeypatch, job_of, before, after):
+    monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
+    job = job_of("gelu")
+    whole = run(job, begin(job), 3)
+    first = begin(job)
+    _, first = run(job, captured(job, first, begin) if before == "captured" else first, 2)
+    saved = {key: torch.load(_in_memory(value)) for key, value in first.saved().items()}
+    second = begin(job)
+    second.restore(saved)
+    job.kept.clear()
+    second = captured(job, second, begin) if after == "captured" else second
+    _, second = run(job, second, 1, skip=2)
+    for (name, a), b in zip(whole[1].net.state_dict().items(), second.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def _in_memory(value):
+    from io import BytesIO
+
+    file = BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return file
+
+
+def test_a_step_that_is_not_finite_is_skipped(monkeypatch, job_of):
+    monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
+    job = job_of("gelu")
+    state = captured(job, begin(job), begin)
+    before = {name: value.clone() for name, value in state.net.named_parameters()}
+    images, labels = next(batches(job))
+    loss, _ = state.take_step(job, state, iter([(images * torch.nan, labels)]), 0.1)
+    assert not torch.isfinite(loss)
+    for name, value in state.net.named_parameters():
+        assert torch.equal(value, before[name]), name
+
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "precision", "world_size", "expected"),
+    [
+        ([], CUDA, Precision.bf16, 1, True),
+        (["cuda_graph=never"], CUDA, Precision.bf16, 1, False),
+        ([], CPU, Precision.fp32, 1, False),
+        ([], CUDA, Precision.bf16, 2, False),
+        ([], CUDA, Precision.fp16, 1, False),
+        (["compile=true"], CUDA, Precision.bf16, 1, False),
+        (["recipe.micro_batch=32"], CUDA, Precision.bf16, 1, False),
+        (["data.image_size=224"], CUDA, Precision.bf16, 1, False),
+        (["data.image_size=224", "cuda_graph=always"], CUDA, Precision.bf16, 1, True),
+        (["cuda_graph=always"], CPU, Precision.fp32, 1, "cuda_graph=always: a step cannot be one graph without a GPU; cuda_graph=auto or"),
+        (["cuda_graph=always"], CUDA, Precision.bf16, 2, "with several devices"),
+        (["cuda_graph=always", "recipe.micro_batch=32"], CUDA, Precision.bf16, 1, r"with several passes a step \(recipe.micro_batch=32\)"),
+    ],
+)
+def test_which_steps_are_captured(overrides, device, precision, world_size, expected):
+    config = compose("gelu", overrides=overrides)
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            choose_graph(config, device, precision, world_size)
+    else:
+        assert choose_graph(config, device, precision, world_size) is expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
+def test_a_real_graph_takes_the_eager_steps(job_of, step):
+    job = replace(job_of(step), ranks=Ranks(Place(), CUDA), precision=Precision.bf16)
+    taken, eager = run(job, captured(job, begin(job), begin), 3), run(job, begin(job), 3)
+    torch.testing.assert_close(taken[0], eager[0], rtol=1e-2, atol=1e-3)
