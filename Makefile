@@ -28,7 +28,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report notebook clean
+.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -46,6 +46,10 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5 minutes on 2 cores)
 	@$(BIN)/python run.py -cd sweeps -cn demo paths.runs=$(RUNS) $(ARGS)
 	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
+
+mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cifar10|cifar100 in ROOT= on one GPU, and draw the chart
+	@$(BIN)/python run.py -cd sweeps -cn mini $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
+	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
 
 test: $(READY) ## the tests, two files at a time (12 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm" $(ARGS)

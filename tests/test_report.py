@@ -142,6 +142,26 @@ def test_the_papers_numbers_stand_beside_ours_only_where_they_compare(tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("size", "net", "note"),
+    [
+        (
+            48,
+            "  stem_stride: 2\n  kernel_size: 7",
+            "of 24, 12, 6 and 3 pixels: kernels above 47, 23, 11 and 5 have idle weights there",
+        ),
+        (48, "  stem_stride: 2\n  kernel_size: 5", None),
+        (32, "  kernel_size: 3", "of 8, 4, 2 and 1 pixels: kernels above 15, 7, 3 and 1 have idle weights there"),
+        (224, "  kernel_size: 11", None),
+        (32, "  stem_stride: __import__('os')\n  kernel_size: 1e9", None),  # a config is anybody's text
+    ],
+)
+def test_maps_that_kernels_outgrow_are_noted(tmp_path, size, net, note):
+    write_run(tmp_path, "gelu", image_size=size, config=f"model:\n{net}\n")
+    (group,) = aggregate(collect([tmp_path]).runs)
+    assert list(group.notes) == ([f"maps {note}"] if note else [])
+
+
+@pytest.mark.parametrize(
     ("regime", "data", "caution"),
     [("nano", "imagenet", "order"), ("tiny", "digits", "order"), ("tiny", "synthetic", "accuracy means nothing"), ("tiny", "imagenet", "")],
 )

@@ -1,5 +1,6 @@
 """Seeds to cells, cells to the rows of a roadmap: number, mean, spread. `roadmap.report.gains` compares them; all else shows them."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,9 +195,27 @@ def _notes(rows: Sequence[Cell]) -> list[str]:
         lengths = sorted({row.epochs for row in rows if row.recipe == recipe and row.epochs is not None})
         if len(lengths) > 1:
             notes.append(f"recipe {recipe}: rows were trained for {_listed(lengths)} epochs, so they do not compare")
+    notes += sorted({note for row in rows if (note := _short_reach(row, max(_of_net(row, "kernel_size", 0) for row in rows)))})
     marked = [row for row in rows if row.marks]
     notes += [f"† {row.cell}: counts runs that are suspect, because it was allowed ({', '.join(row.marks)})" for row in marked]
     return notes
+
+
+def _of_net(row: Cell, key: str, default: int) -> int:
+    text = row.runs[0].config.get(f"model.{key}", "")
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,3}", text) else default  # a config is text that anybody may have written
+
+
+def _short_reach(row: Cell, kernel: int) -> str:
+    """Say where kernels have weights that no pixel meets: those of more than 2 x side - 1 pixels, on maps of small images."""
+    stride = _of_net(row, "stem_stride", 4)
+    if not row.image_size:
+        return ""
+    sides = [max(1, row.image_size // (stride * 2**stage)) for stage in range(4)]
+    most = [2 * side - 1 for side in sides]
+    if kernel <= most[-1]:
+        return ""
+    return f"maps of {_listed(sides)} pixels: kernels above {_listed(most)} have idle weights there"
 
 
 def _missing(rows: Sequence[Cell], parents: Mapping[str, str | None], regime: str) -> list[str]:
