@@ -49,27 +49,37 @@ def train_batches(
     """
     policy, labels = policy_of(data, recipe), split.labels.to(device)
     scale, bias = affine_of(data, device)
-    from_files = split.images is None
-    moves = replace(data, crop=Crop.none) if from_files and data.crop == Crop.resized else data  # a crop is cut where it is decoded
-    todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
-    crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device) if from_files else None
-    for ids in index_batches:
-        at = to_device(ids, device)
-        if crops is not None:
-            batch = next(crops)
-            images = augment(batch, torch.arange(len(ids), device=device), todo.of(at), data.padding, recipe.interpolation)
-        else:
-            images = augment(resident(split, device), at, todo, data.padding, recipe.interpolation)
+    moved = moved_from_memory if split.images is not None else moved_from_files
+    batches = moved(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+    for ids, images in zip(index_batches, batches, strict=True):
         if policy is not None:
             images = rand_augment(images, policy, draw_layers(policy, seed, epoch, ids.numpy()), recipe.interpolation)
         images = normalise(images, scale, bias)
         if recipe.random_erasing:
             boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids.numpy())
             erase(images.permute(0, 2, 3, 1), boxes, states(Draw.noise, seed, epoch, ids.numpy()))
-        yield images, labels[at]
-    if crops is not None:
-        for _ in crops:  # none is left: its last words
-            raise AssertionError("more batches than were asked for")
+        yield images, labels[to_device(ids, device)]
+
+
+def moved_from_memory(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield batches of a set in memory, cut, flipped and moved: values 0 to 255 `(B, H, W, C)`, on the device."""
+    pixels, todo = resident(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
+    for ids in index_batches:
+        yield augment(pixels, to_device(ids, device), todo, data.padding, recipe.interpolation)
+
+
+def moved_from_files(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield batches of class folders, cut, flipped and moved: values 0 to 255 `(B, H, W, 3)`, on the device."""
+    moves = replace(data, crop=Crop.none) if data.crop == Crop.resized else data  # that crop is cut where the image is decoded
+    todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
+    crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+    for ids, batch in zip(index_batches, crops, strict=True):
+        rows = torch.arange(len(ids), device=device)
+        yield augment(batch, rows, todo.of(to_device(ids, device)), data.padding, recipe.interpolation)
 
 
 def eval_batches(
