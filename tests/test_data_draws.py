@@ -67,6 +67,11 @@ def test_operations_signs_and_magnitudes_are_distributed_as_timms():
     assert same_counts(*pairs) > LIKELY
     applied = np.mean([layer.ops != "" for layer in mine])
     assert applied == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(2 * N))
+    # Magnitudes from arguments: all layers' and operations' together show the noise's spread.
+    units = {"Rotate": 3, "ShearX": 0.03, "ShearY": 0.03, "TranslateX": 0.045, "TranslateY": 0.045}
+    pooled = [np.concatenate([abs(x.args[x.ops == op]) / unit for op, unit in units.items() for x in both]) for both in (mine, other)]
+    assert min(map(len, pooled)) > 30_000
+    assert stats.ks_2samp(*pooled).pvalue > LIKELY
     for layer, of_timm in zip(mine, other, strict=True):
         for op in np.unique(of_timm.ops):
             a, b = layer.args[layer.ops == op], of_timm.args[of_timm.ops == op]

@@ -33,7 +33,7 @@ class Augmentation:
 
     def to(self, device: torch.device) -> "Augmentation":
         """Copy all fields to a device."""
-        return Augmentation(*(None if t is None else t.to(device) for t in (self.flip, self.window, self.box, self.theta)))
+        return Augmentation(*(None if t is None else to_device(t, device) for t in (self.flip, self.window, self.box, self.theta)))
 
     def of(self, ids: Tensor) -> "Augmentation":
         """Take those of a batch."""
@@ -47,39 +47,40 @@ def train_batches(
 
     Raises DataError when it comes to an image that cannot be read.
     """
-    policy, labels = policy_of(data, recipe), split.labels.to(device)
+    policy, labels = policy_of(data, recipe), to_device(split.labels, device)
     scale, bias = affine_of(data, device)
     moved = moved_from_memory if split.images is not None else moved_from_files
     batches = moved(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
-    for ids, images in zip(index_batches, batches, strict=True):
+    for ids, (at, images) in zip(index_batches, batches, strict=True):
         if policy is not None:
             images = rand_augment(images, policy, draw_layers(policy, seed, epoch, ids.numpy()), recipe.interpolation)
         images = normalise(images, scale, bias)
         if recipe.random_erasing:
             boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids.numpy())
             erase(images.permute(0, 2, 3, 1), boxes, states(Draw.noise, seed, epoch, ids.numpy()))
-        yield images, labels[to_device(ids, device)]
+        yield images, labels[at]
 
 
 def moved_from_memory(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Yield batches of a set in memory, cut, flipped and moved: values 0 to 255 `(B, H, W, C)`, on the device."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of a set in memory, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, C)`."""
     pixels, todo = resident(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
     for ids in index_batches:
-        yield augment(pixels, to_device(ids, device), todo, data.padding, recipe.interpolation)
+        at = to_device(ids, device)
+        yield at, augment(pixels, at, todo, data.padding, recipe.interpolation)
 
 
 def moved_from_files(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Yield batches of class folders, cut, flipped and moved: values 0 to 255 `(B, H, W, 3)`, on the device."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of class folders, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, 3)`."""
     moves = replace(data, crop=Crop.none) if data.crop == Crop.resized else data  # that crop is cut where the image is decoded
     todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
     crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
     for ids, batch in zip(index_batches, crops, strict=True):
-        rows = torch.arange(len(ids), device=device)
-        yield augment(batch, rows, todo.of(to_device(ids, device)), data.padding, recipe.interpolation)
+        at, rows = to_device(ids, device), torch.arange(len(ids), device=device)
+        yield at, augment(batch, rows, todo.of(at), data.padding, recipe.interpolation)
 
 
 def eval_batches(
@@ -90,7 +91,7 @@ def eval_batches(
     Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the byte.
     Raises DataError when it comes to an image that cannot be read.
     """
-    labels = split.labels.to(device)
+    labels = to_device(split.labels, device)
     scale, bias = affine_of(data, device)
     as_they_are = split.images is not None and data.resize_size is None
     crops = None if as_they_are else eval_crops(split, data, recipe, index_batches, device)
@@ -212,7 +213,7 @@ def sample(images: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor
 def affine_of(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return scale and bias, `(W, 3)` the same for every pixel of a row, that turn bytes into values: `(byte / 255 - mean) / std`."""
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    return tuple(value.repeat(data.image_size, 1).to(device) for value in (1 / (255 * std), -mean / std))  # type: ignore[return-value]
+    return tuple(to_device(value.repeat(data.image_size, 1), device) for value in (1 / (255 * std), -mean / std))  # type: ignore[return-value]
 
 
 def normalise(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
