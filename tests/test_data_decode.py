@@ -254,8 +254,9 @@ def test_a_whole_image_and_moves_work_for_folders(root):
 
 
 @pytest.mark.timeout(60)
-def test_an_epoch_left_early_ends_its_workers(root):
-    data = config(root, workers=2)
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_an_epoch_left_early_ends_its_workers(root, pipeline):
+    data = config(root, workers=2, pipeline=pipeline)
     batches = train_batches(load(data).train, data, OFFICIAL, train_index_batches(32, 2, 0, 0), seed=0, epoch=0, device=CPU)
     next(batches)
     children = set(torch.multiprocessing.active_children())
