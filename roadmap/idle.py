@@ -25,7 +25,10 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
     "data.padding": (lambda c: c.data.crop == Crop.pad, "data.crop=pad"),
     "data.workers": (lambda c: read_in_workers(c), "data.pipeline=reference or a set of class folders"),
-    "data.decoder": (lambda c: c.data.pipeline == Pipeline.fast and c.data.name in IN_FOLDERS, "data.pipeline=fast"),
+    "data.decoder": (
+        lambda c: c.data.pipeline == Pipeline.fast and c.data.name in IN_FOLDERS,
+        "a set of class folders with data.pipeline=fast",
+    ),
 }
 
 
