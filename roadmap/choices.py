@@ -118,6 +118,9 @@ class DataName(StrEnum):
     synthetic = "synthetic"
 
 
+IN_FOLDERS = frozenset({DataName.imagenette, DataName.imagenet, DataName.imagefolder})  # the others are held in memory
+
+
 class Crop(StrEnum):
     """How a training image is cut out."""
 
@@ -131,6 +134,14 @@ class Pipeline(StrEnum):
 
     reference = "reference"
     fast = "fast"
+
+
+class Decoder(StrEnum):
+    """What decodes the JPEGs of class folders for the fast pipeline; `auto` is the CPU, whose bytes are Pillow's."""
+
+    auto = "auto"
+    cpu = "cpu"  # libjpeg, in `data.workers` processes
+    nvjpeg = "nvjpeg"  # on the GPU; its bytes differ a little
 
 
 class Mode(StrEnum):

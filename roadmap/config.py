@@ -14,6 +14,7 @@ from roadmap.choices import (
     Capture,
     Crop,
     DataName,
+    Decoder,
     Device,
     Init,
     Interpolation,
@@ -237,7 +238,8 @@ class DataConfig:
     zoom: float = between(0.0, 0, 0.9)  # scale by 1 +- zoom
     shift: float = between(0.0, 0, 0.9)  # share of the image, up to +-
     pipeline: Pipeline = Pipeline.fast
-    workers: int = between(0, 0, 1024)  # processes that prepare images, pipeline=reference
+    workers: int = between(0, 0, 1024)  # processes that prepare images: of class folders, and of any set with pipeline=reference
+    decoder: Decoder = Decoder.auto  # of class folders with pipeline=fast
     train_images: int | None = between(None, 2, 100_000_000)  # synthetic: how many; others: the first so many of a fixed shuffle
     val_images: int | None = between(None, 2, 100_000_000)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from roadmap.choices import Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
+from roadmap.choices import IN_FOLDERS, Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
 from roadmap.config import Config
 
 # A key, whether it is read, and what would have to be otherwise.
@@ -17,15 +17,24 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "recipe.lr_batch_size": (lambda c: c.recipe.lr_scaling == LrScaling.linear, "recipe.lr_scaling=linear"),
     "recipe.mix_switch": (lambda c: c.recipe.mixup > 0 and c.recipe.cutmix > 0, "recipe.mixup and recipe.cutmix above 0"),
     "recipe.interpolation": (
-        lambda c: c.data.pipeline == Pipeline.reference or c.data.crop == Crop.resized,
-        "data.pipeline=reference or data.crop=resized",
+        lambda c: read_in_workers(c) or c.data.crop == Crop.resized or c.recipe.rand_augment is not None,
+        "data.pipeline=reference, a set of class folders, data.crop=resized or recipe.rand_augment",
     ),
     "recipe.sync_batch_norm": (lambda c: c.model.norm == Norm.batch_norm, "a net with BatchNorm"),
     "recipe.init": (lambda c: c.model.reference is None, "a net of ours"),
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
     "data.padding": (lambda c: c.data.crop == Crop.pad, "data.crop=pad"),
-    "data.workers": (lambda c: c.data.pipeline == Pipeline.reference, "data.pipeline=reference"),
+    "data.workers": (lambda c: read_in_workers(c), "data.pipeline=reference or a set of class folders"),
+    "data.decoder": (
+        lambda c: c.data.pipeline == Pipeline.fast and c.data.name in IN_FOLDERS,
+        "a set of class folders with data.pipeline=fast",
+    ),
 }
+
+
+def read_in_workers(config: Config) -> bool:
+    """Whether images are prepared one by one before a batch is made of them."""
+    return config.data.pipeline == Pipeline.reference or config.data.name in IN_FOLDERS or config.data.resize_size is not None
 
 
 def idle(config: Config, overrides: Iterable[str]) -> list[str]:

@@ -109,7 +109,7 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
     """Check what needs images and ranks, before anything is written. Return what is known of the run. Raises ConfigError."""
     num_classes, size = len(images.classes), config.data.image_size
     order.train_index_batches(len(images.train.labels), config.recipe.batch_size, config.seed, 0)
-    data.check(config.data, config.recipe)
+    data.check(config.data, config.recipe, ranks.device)
     mix.check(config.recipe)
     check_passes(config.recipe, ranks.world_size)
     if config.recipe.sync_batch_norm and ranks.device.type != "cuda":

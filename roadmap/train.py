@@ -147,6 +147,8 @@ def take_up(job: Job, run: RunDir) -> State:
         len(job.images.train.labels) % recipe.batch_size,
     )  # fmt: skip
     log.info(standing(job.images, config.data.name, config.paths.runs))
+    if note := data.note(config.data):
+        log.info(note)
     return state
 
 

@@ -155,21 +155,19 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("data", "recipe", "key"),
-    [
-        ({"name": "imagefolder"}, {}, "data.name=imagefolder"),
-        ({"resize_size": 40}, {}, "data.resize_size=40"),
-        ({}, {"rand_augment": "rand-m9"}, "recipe.rand_augment=rand-m9"),
-        ({}, {"random_erasing": 0.25}, "recipe.random_erasing=0.25"),
-    ],
-)
-def test_what_the_fast_pipeline_cannot_do_is_refused_at_once(data, recipe, key):
-    with pytest.raises(ConfigError, match=rf"{key}: needs data.pipeline=reference"):
-        check(DataConfig(**data), RecipeConfig(**recipe))
-    config = synthetic()
-    with pytest.raises(ConfigError, match=key):
-        train_batches(load(config).train, DataConfig(**data), RecipeConfig(**recipe), [], seed=0, epoch=0, device=CPU)
+@pytest.mark.parametrize("policy", ["rand-m9-tweights", "rand-m9-t3a", "rand-t3aw"])
+def test_what_the_fast_pipeline_cannot_do_is_refused_at_once(policy):
+    config, recipe = synthetic(), RecipeConfig(rand_augment=policy)
+    with pytest.raises(ConfigError, match=rf"recipe.rand_augment={policy}: .* needs data.pipeline=reference"):
+        check(config, recipe)
+    with pytest.raises(ConfigError, match=policy):
+        train_batches(load(config).train, config, recipe, [], seed=0, epoch=0, device=CPU)
+
+
+@pytest.mark.parametrize("text", ["rand-q3", "rand-m9-mst0.5", "nonsense"])
+def test_a_policy_that_timm_cannot_read_is_a_config_error(text):
+    with pytest.raises(ConfigError, match=rf"recipe.rand_augment={text}: must be"):
+        check(synthetic(), RecipeConfig(rand_augment=text))
 
 
 @pytest.mark.gpu

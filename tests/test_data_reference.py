@@ -211,14 +211,3 @@ def test_workers_go_on_when_the_job_is_told_to_stop():
     split = SignalsItself(found.labels, images=found.images)
     loaded = load_batches(Prepared(split, eval_transform(data, OFFICIAL)), eval_index_batches(16, 4), 2, CPU)
     assert torch.equal(torch.cat([labels for _, labels in loaded]), found.labels)
-
-
-@pytest.mark.timeout(60)
-def test_an_epoch_left_early_ends_its_workers():
-    data = DataConfig(train_images=64, val_images=4, workers=2, **CROPPED)
-    batches = train_batches(load(data).train, data, OFFICIAL, train_index_batches(64, 4, 0, 0), seed=0, epoch=0, device=CPU)
-    next(batches)
-    children = set(torch.multiprocessing.active_children())
-    assert len(children) == 2
-    batches.close()
-    assert not children & set(torch.multiprocessing.active_children())

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from roadmap.choices import Pipeline
+from roadmap.choices import IN_FOLDERS, Pipeline
 from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import fast, reference
+from roadmap.data import decode, fast, reference
 from roadmap.data.order import epoch_order, eval_index_batches, sample_seed, train_index_batches
+from roadmap.data.policy import policy_of
 from roadmap.data.sets import IN_MEMORY, ImageSet, Split, load
-from roadmap.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +24,24 @@ TRAIN = {Pipeline.fast: fast.train_batches, Pipeline.reference: reference.train_
 EVAL = {Pipeline.fast: fast.eval_batches, Pipeline.reference: reference.eval_batches}
 
 
-def check(data: DataConfig, recipe: RecipeConfig) -> None:
-    """Raise ConfigError for settings that the chosen pipeline cannot honour; call it before anything is written or loaded."""
-    if data.pipeline == Pipeline.reference:
-        if recipe.rand_augment is not None:
-            reference.rand_augment(data, recipe)
-        return
-    for key, value, is_set in (
-        ("data.name", data.name, data.name not in IN_MEMORY),
-        ("data.resize_size", data.resize_size, data.resize_size is not None),
-        ("recipe.rand_augment", recipe.rand_augment, recipe.rand_augment is not None),
-        ("recipe.random_erasing", recipe.random_erasing, recipe.random_erasing > 0),
-    ):
-        if is_set:
-            raise ConfigError(
-                f"{key}={value}: needs data.pipeline=reference; the fast pipeline has sets in memory, flips, crops and moves only"
-            )
-    if data.workers:
-        log.warning("data.workers=%d has no effect with data.pipeline=fast", data.workers)
+def check(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = None) -> None:
+    """Raise ConfigError for settings that the chosen pipeline cannot honour; call it before anything is written or loaded.
+
+    With a device, the one on which training images are wanted.
+    """
+    if data.pipeline == Pipeline.fast:
+        policy_of(data, recipe)
+        if data.workers and data.name in IN_MEMORY and data.resize_size is None:
+            log.warning("data.workers=%d has no effect with data.pipeline=fast and a set in memory", data.workers)
+    elif recipe.rand_augment is not None:
+        reference.rand_augment(data, recipe)
+    if device is not None and data.name in IN_FOLDERS:
+        decode.check(data, device)
+
+
+def note(data: DataConfig) -> str | None:
+    """Return a line for a run's log about what was chosen for it, if anything was."""
+    return decode.note(data) if data.pipeline == Pipeline.fast and data.name in IN_FOLDERS else None
 
 
 def train_batches(
@@ -52,7 +52,7 @@ def train_batches(
     What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check`) at once, and DataError
     when it comes to an image that cannot be read.
     """
-    check(data, recipe)
+    check(data, recipe, device)
     return TRAIN[data.pipeline](split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
 
 
@@ -70,6 +70,7 @@ __all__ = [
     "eval_batches",
     "eval_index_batches",
     "load",
+    "note",
     "sample_seed",
     "train_batches",
     "train_index_batches",

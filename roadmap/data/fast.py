@@ -1,12 +1,12 @@
-"""The fast pipeline: sets held in memory, prepared in batches of tensors on the device.
+"""The fast pipeline: images prepared in batches of tensors on the device, from sets in memory or from crops of class folders.
 
-What is random about an image is drawn on the CPU for the whole epoch and looked up by the image's id, so it is a function of
-(seed, epoch, id): not of the batch the image is in, nor of the device. Used by `roadmap.data`.
+What is random about an image is a function of (seed, epoch, id): not of the batch the image is in, nor of the device. Flips and moves are
+drawn on the CPU for the whole epoch and looked up by the image's id, the rest is counted out for each batch. Used by `roadmap.data`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from roadmap.choices import Crop
 from roadmap.config import DataConfig, RecipeConfig
+from roadmap.data.augment import erase, rand_augment, to_device
+from roadmap.data.decode import eval_crops, train_crops
+from roadmap.data.draws import states
 from roadmap.data.order import Draw, generator
+from roadmap.data.policy import ATTEMPTS, RATIO, SCALE, draw_erased, draw_layers, policy_of
 from roadmap.data.sets import Split
-
-SCALE, RATIO, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of the random resized crop, as torchvision and timm have them
 
 
 @dataclass
@@ -31,31 +33,71 @@ class Augmentation:
 
     def to(self, device: torch.device) -> "Augmentation":
         """Copy all fields to a device."""
-        return Augmentation(*(None if t is None else t.to(device) for t in (self.flip, self.window, self.box, self.theta)))
+        return Augmentation(*(None if t is None else to_device(t, device) for t in (self.flip, self.window, self.box, self.theta)))
+
+    def of(self, ids: Tensor) -> "Augmentation":
+        """Take those of a batch."""
+        return Augmentation(*(None if t is None else t[ids] for t in (self.flip, self.window, self.box, self.theta)))
 
 
 def train_batches(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
-    pixels, labels = resident(split, device), split.labels.to(device)
-    todo = draw_augmentation(len(split), data, seed, epoch).to(device)
+    """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
+
+    Raises DataError when it comes to an image that cannot be read.
+    """
+    policy, labels = policy_of(data, recipe), to_device(split.labels, device)
     scale, bias = affine_of(data, device)
+    moved = moved_from_memory if split.images is not None else moved_from_files
+    batches = moved(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+    for ids, (at, images) in zip(index_batches, batches, strict=True):
+        if policy is not None:
+            images = rand_augment(images, policy, draw_layers(policy, seed, epoch, ids.numpy()), recipe.interpolation)
+        images = normalise(images, scale, bias)
+        if recipe.random_erasing:
+            boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids.numpy())
+            erase(images.permute(0, 2, 3, 1), boxes, states(Draw.noise, seed, epoch, ids.numpy()))
+        yield images, labels[at]
+
+
+def moved_from_memory(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of a set in memory, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, C)`."""
+    pixels, todo = resident(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
     for ids in index_batches:
-        ids = to_device(ids, device)
-        images = augment(pixels, ids, todo, data.padding, recipe.interpolation)
-        yield normalise(images, scale, bias), labels[ids]
+        at = to_device(ids, device)
+        yield at, augment(pixels, at, todo, data.padding, recipe.interpolation)
+
+
+def moved_from_files(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of class folders, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, 3)`."""
+    moves = replace(data, crop=Crop.none) if data.crop == Crop.resized else data  # that crop is cut where the image is decoded
+    todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
+    crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+    for ids, batch in zip(index_batches, crops, strict=True):
+        at, rows = to_device(ids, device), torch.arange(len(ids), device=device)
+        yield at, augment(batch, rows, todo.of(at), data.padding, recipe.interpolation)
 
 
 def eval_batches(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images as they are, normalised, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
-    pixels, labels = resident(split, device), split.labels.to(device)
+    """Yield images normalised, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
+
+    Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the byte.
+    Raises DataError when it comes to an image that cannot be read.
+    """
+    labels = to_device(split.labels, device)
     scale, bias = affine_of(data, device)
+    as_they_are = split.images is not None and data.resize_size is None
+    crops = None if as_they_are else eval_crops(split, data, recipe, index_batches, device)
     for ids in index_batches:
         ids = to_device(ids, device)
-        yield normalise(pixels[ids], scale, bias), labels[ids]
+        yield normalise(resident(split, device)[ids] if crops is None else next(crops), scale, bias), labels[ids]
 
 
 def resident(split: Split, device: torch.device) -> Tensor:
@@ -65,11 +107,6 @@ def resident(split: Split, device: torch.device) -> Tensor:
         images = split.images[:, :1] if split.images.stride(1) == 0 else split.images
         split.on_device[device] = images.permute(0, 2, 3, 1).contiguous().to(device)
     return split.on_device[device]
-
-
-def to_device(ids: Tensor, device: torch.device) -> Tensor:
-    """Copy a batch of ids, without waiting for it on a GPU."""
-    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)
 
 
 def draw_augmentation(num_images: int, data: DataConfig, seed: int, epoch: int) -> Augmentation:
@@ -133,14 +170,13 @@ def augment(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int, inter
 
 def window_and_flip(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int) -> Tensor:
     """Take each image's window out of the image with a border of zeros, mirrored where drawn: bytes are copied, not computed."""
-    if todo.window is None and todo.flip is None:
-        return pixels[ids]
+    if todo.window is None:
+        images = pixels[ids]
+        return images if todo.flip is None else torch.where(todo.flip[ids, None, None, None], images.flip(2), images)
     size = pixels.shape[1]
     line = torch.arange(size, device=pixels.device)
-    rows = cols = line.expand(len(ids), size)
-    if todo.window is not None:
-        top_left = todo.window[ids] - padding
-        rows, cols = rows + top_left[:, :1], cols + top_left[:, 1:]
+    top_left = todo.window[ids] - padding
+    rows, cols = line + top_left[:, :1], line + top_left[:, 1:]
     if todo.flip is not None:
         cols = torch.where(todo.flip[ids, None], cols.flip(1), cols)
     inside = ((rows >= 0) & (rows < size))[:, :, None] & ((cols >= 0) & (cols < size))[:, None, :]
@@ -175,9 +211,9 @@ def sample(images: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor
 
 
 def affine_of(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return scale and bias `(3,)` that turn bytes into normalised values: `(byte / 255 - mean) / std`."""
+    """Return scale and bias, `(W, 3)` the same for every pixel of a row, that turn bytes into values: `(byte / 255 - mean) / std`."""
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    return (1 / (255 * std)).to(device), (-mean / std).to(device)
+    return tuple(to_device(value.repeat(data.image_size, 1), device) for value in (1 / (255 * std), -mean / std))  # type: ignore[return-value]
 
 
 def normalise(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

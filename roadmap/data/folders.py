@@ -30,6 +30,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset([".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"])
 # By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS, for one, starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError.
+CANNOT_READ = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -260,7 +262,6 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
-    # What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
+    except CANNOT_READ as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0] if str(error) else "damaged"
         raise DataError(f"{path}: cannot be decoded as an image ({why.replace(f'{str(path)!r}', 'the file')})") from error

@@ -21,6 +21,10 @@ class Draw(IntEnum):
     subset = 4
     synthetic = 5
     step = 6
+    box = 7
+    augment = 8
+    erase = 9
+    noise = 10
 
 
 def derived_seed(draw: Draw, *numbers: int) -> int:

@@ -4,11 +4,8 @@ Order and parameters are those of the authors' code (timm's ImageNet transforms)
 erasing. What is random about an image is a function of (seed, epoch, id), whatever the number of workers. Used by `roadmap.data`.
 """
 
-import os
 import random
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,16 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from roadmap.choices import Crop
 from roadmap.config import DataConfig, RecipeConfig
 from roadmap.data.order import sample_seed
 from roadmap.data.sets import Split
-from roadmap.errors import ConfigError, DataError
+from roadmap.data.workers import load_batches as workers_batches
+from roadmap.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
-Item = tuple[Tensor, Tensor] | DataError
 
 # timm passes over parts of the notation that it does not know: a misspelt `mstd` would change the recipe in silence.
 RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|t(weights|3aw?)))*")
@@ -84,9 +80,16 @@ def eval_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
     """Return what happens to an image in evaluation: short side to `resize_size`, centre crop; without it, resized as a whole."""
     from torchvision import transforms as T
 
+    return T.Compose([eval_crop(data, recipe), T.ToTensor(), T.Normalize(data.mean, data.std)])
+
+
+def eval_crop(data: DataConfig, recipe: RecipeConfig) -> Callable[[Image.Image], Image.Image]:
+    """Return the part of `eval_transform` that works on the image's bytes, which the fast pipeline shares."""
+    from torchvision import transforms as T
+
     size, mode = data.image_size, T.InterpolationMode(recipe.interpolation.value)
     resize = [T.Resize((size, size), mode)] if data.resize_size is None else [T.Resize(data.resize_size, mode), T.CenterCrop(size)]
-    return T.Compose([*resize, T.ToTensor(), T.Normalize(data.mean, data.std)])
+    return T.Compose(resize)
 
 
 def rand_augment(data: DataConfig, recipe: RecipeConfig) -> Any:
@@ -137,34 +140,23 @@ def random_state(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-class Prepared(Dataset[Item]):
-    """A split with its transform: id -> image `(3, H, W)` and label, or the DataError of an image that cannot be read.
-
-    An error is returned, not raised: a DataLoader would raise it again with the worker's traceback in its message.
-    """
+class Prepared:
+    """What becomes of an id of a split: the image through the transform, `(3, H, W)`, and the label. Raises DataError."""
 
     def __init__(self, split: Split, transform: Transform, seed_epoch: tuple[int, int] | None = None) -> None:
         self.split, self.transform, self.seed_epoch = split, transform, seed_epoch
 
-    def __getitem__(self, index: int) -> Item:
-        try:
-            image = self.split.read(index)
-        except DataError as error:
-            return error
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.split.read(index)
         if self.seed_epoch is None:
             return self.transform(image), self.split.labels[index]
         with random_state(sample_seed(*self.seed_epoch, index)):
             return self.transform(image), self.split.labels[index]
 
 
-def collate(items: Sequence[Item]) -> Item:
-    """Stack a batch, channels-last, or return the first error in it."""
-    good: list[tuple[Tensor, Tensor]] = []
-    for item in items:
-        if isinstance(item, DataError):
-            return item
-        good.append(item)
-    images, labels = zip(*good, strict=True)
+def together(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Stack a batch, channels-last."""
+    images, labels = zip(*items, strict=True)
     return torch.stack(images).contiguous(memory_format=torch.channels_last), torch.stack(labels)
 
 
@@ -172,36 +164,6 @@ def load_batches(
     prepared: Prepared, index_batches: Sequence[Tensor], workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches in the order asked for, on the device. Raises DataError that names the first image that cannot be read."""
-    loader = DataLoader(
-        prepared,
-        batch_sampler=[ids.tolist() for ids in index_batches],
-        num_workers=min(workers, os.cpu_count() or 1),
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
-        generator=torch.Generator(),  # it draws a number at each start: not from the run's own state
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        images, labels = batch
+    for images, labels in workers_batches(prepared, together, index_batches, workers, device):
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         yield images, labels.to(device, non_blocking=True)
-
-
-def leave_signals_to_parent(worker_id: int) -> None:
-    """Ignore, in a worker, the signals by which a run is asked to stop: it still needs its batches until it has saved.
-
-    Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from the parent only.
-    """
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def end_with_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()

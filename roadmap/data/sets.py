@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from roadmap.choices import DataName
+from roadmap.choices import IN_FOLDERS, DataName
 from roadmap.config import DataConfig
 from roadmap.data import folders, memory
 from roadmap.data.order import Draw, generator
@@ -41,9 +41,13 @@ class Split:
         """Return one image as RGB. Raises DataError that names the file if it cannot be decoded."""
         if self.images is not None:
             return Image.fromarray(self.images[index].permute(1, 2, 0).contiguous().numpy())
+        return folders.read_image(self.path(index))
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image in a class folder."""
         assert self.folder is not None
         assert self.files is not None
-        return folders.read_image(self.folder / os.fsdecode(self.files[index]))
+        return self.folder / os.fsdecode(self.files[index])
 
 
 @dataclass
@@ -70,6 +74,7 @@ FOLDER_LOADERS: dict[DataName, Callable[..., folders.Files]] = {
     DataName.imagefolder: folders.imagefolder,
 }
 IN_MEMORY = frozenset(MEMORY_LOADERS)
+assert frozenset(FOLDER_LOADERS) == IN_FOLDERS
 
 
 def load(data: DataConfig, runs: str | None = None) -> ImageSet:

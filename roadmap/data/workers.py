@@ -1,0 +1,86 @@
+"""Worker processes that prepare images: in the order asked for, with errors as values, deaf to a job's signals. Used by both pipelines."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from roadmap.errors import DataError
+
+
+class Each(Dataset[Any]):
+    """What `prepare` makes of an id, or the DataError of an image that cannot be read.
+
+    An error is returned, not raised: a DataLoader would raise it again with the worker's traceback in its message.
+    """
+
+    def __init__(self, prepare: Callable[[int], Any]) -> None:
+        self.prepare = prepare
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.prepare(index)
+        except DataError as error:
+            return error
+
+
+class Collate:
+    """Put a batch together, or return the first error in it."""
+
+    def __init__(self, together: Callable[[list[Any]], Any]) -> None:
+        self.together = together
+
+    def __call__(self, items: list[Any]) -> Any:
+        for item in items:
+            if isinstance(item, DataError):
+                return item
+        return self.together(items)
+
+
+def load_batches(
+    prepare: Callable[[int], Any],
+    together: Callable[[list[Any]], Any],
+    index_batches: Sequence[Tensor],
+    workers: int,
+    device: torch.device,
+) -> Iterator[Any]:
+    """Yield what `together` makes of each batch, in the order asked for, pinned where the device is a GPU; workers=0 works here.
+
+    Raises DataError that names the first image that cannot be read.
+    """
+    loader = DataLoader(
+        Each(prepare),
+        batch_sampler=[ids.tolist() for ids in index_batches],
+        num_workers=min(workers, os.cpu_count() or 1),
+        collate_fn=Collate(together),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
+        generator=torch.Generator(),  # it draws a number at each start: not from the run's own state
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def leave_signals_to_parent(worker_id: int) -> None:
+    """Ignore, in a worker, the signals by which a run is asked to stop: it still needs its batches until it has saved.
+
+    Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from the parent only.
+    """
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_with_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
