@@ -8,8 +8,9 @@ The model counts a net's matrix products (convolutions, linear layers, attention
   activations, layer scale, the addition) is taken as fused into them, at no bytes at all: no program has to move less.
 - The optimizer reads gradient, weight and states and writes weight and states, all float32.
 
-Not taken off is the gradient of the images, which nobody needs: at most 1 % of a ResNet's FLOP. The device's two rates are measured by a large
-matrix product and a large copy, not looked up. Both bounds hold at once, so the larger time counts. Used by `bench net`, `mini` and `train`.
+Not taken off is the gradient of the images, which nobody needs: at most 1 % of a ResNet's FLOP. The device's two rates are measured, not
+looked up, by a large matrix product and a large copy. Both bounds hold at once, so the larger time counts. Used by `bench net`, `mini`
+and `train`.
 """
 
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def bounds(work: Work, rates: Rates, batch: int) -> dict[str, float]:
 def measured_rates(device: torch.device, precision: Precision) -> Rates:
     """Measure what the device can do at its best: a matrix product in the step's format, and a copy larger than any cache."""
     on_gpu = device.type == "cuda"
-    size, megabytes, repeats = (8192, 1024, 20) if on_gpu else (2048, 256, 5)
+    size, megabytes, repeats = (8192, 1024, 20) if on_gpu else (2048, 256, 3)
     a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
     out = torch.empty_like(a)
     product_s = best_of(device, repeats, lambda: torch.mm(a, b, out=out))

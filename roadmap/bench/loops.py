@@ -36,7 +36,7 @@ def loops(job: Job, libraries: list[str]) -> list[Contestant]:
         return epochs
 
     found = [
-        Contestant("bare loop", begun(lambda: partial(bare_epoch, job, begin(job))), images),
+        Contestant("bare loop", begun(lambda: partial(bare_epoch, job, begin(job))), images, "torch"),
         Contestant("our loop", begun(lambda: partial(train_epoch, job, begin(job))), images),
     ]
     if "timm" in libraries and has_net("timm", job.config.step, job.config.model):

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ from roadmap.runtime.device import peak_memory_gb, reset_peak_memory
 Call = Callable[[], float | None]
 
 
+BOUND = "bound"  # in place of a library: not a rival, but what none can pass
+
+
 @dataclass(frozen=True)
 class Contestant:
     """One side of a comparison."""
@@ -30,7 +34,7 @@ class Contestant:
     name: str
     start: Callable[[], Call]  # builds what is measured
     images: int  # of one call
-    peer: str | None = None  # the library, where it is not ours
+    peer: str | None = None  # the library, where it is not ours; or BOUND
 
 
 @dataclass
@@ -72,7 +76,7 @@ def measure(contestants: Sequence[Contestant], device: torch.device, *, repeats:
     """Build and warm up all contestants, then time each of them `repeats` times, in turn."""
     sides = [Side(contestant, device) for contestant in contestants]
     for side in sides:
-        side.attempt(lambda side=side: side.begin(warm_up))
+        side.attempt(partial(side.begin, warm_up))
     for _ in range(repeats):
         for side in sides:
             side.attempt(side.time)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import torch
 
-from roadmap.bench.bound import Rates, bounds, measured_rates, step_work
+from roadmap.bench.bound import Work, bounds, measured_rates, step_work
 from roadmap.bench.forms import FORMS, Setting, contestants
 from roadmap.bench.measure import Result, free, measure
 from roadmap.bench.options import Parser, chosen_peers, count, known, listed, on_gpu, parser, settings
 from roadmap.bench.sheet import Sheet
 from roadmap.choices import Device
 from roadmap.config import Config
+from roadmap.errors import ConfigError
 from roadmap.net import build_net
 from roadmap.runtime.device import choose_device, choose_precision
 from roadmap.steps import compose, regimes, step_tree
@@ -48,7 +49,7 @@ def net_options(name: str, about: str | None) -> Parser:
 
 def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> dict[str, list[Result]]:
     """Measure every row of `args` and return the results by row. Raises ConfigError for a wrong name before anything is measured."""
-    forms = known("--forms", args.forms or (list(FORMS) if on_gpu(args) else ["eager"]), list(FORMS))
+    forms = known("--forms", args.forms or (list(FORMS) if on_gpu(args) else ["eager"]), list(FORMS), "form")
     libraries, configs = chosen_peers(args), row_configs(args)
     device = choose_device(Device(args.device))
     first = next(iter(configs.values()))
@@ -57,6 +58,7 @@ def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> d
     precision = choose_precision(first.recipe.precision, device)
     setting = Setting(device, precision, batch, size, first.data.num_classes or 1000)
     taken = {"forms": forms, "peers": libraries, "rows": list(configs), "batch": batch, "image_size": size, "precision": str(precision)}
+    works = {step: work_of(config, setting) for step, config in configs.items()}
     sheet = Sheet(name, words, device, settings(args) | taken, args.json)
     print(f"regime {args.regime}, {batch} images of {size}x{size} a step, {precision}", flush=True)
     rates = measured_rates(device, precision)
@@ -65,7 +67,7 @@ def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> d
     results = {}
     for step, config in configs.items():
         results[step] = measure(contestants(config, setting, forms, libraries), device, repeats=args.repeats, warm_up=args.warm_up)
-        sheet.add(step, results[step], bounds_of(config, setting, rates))
+        sheet.add(step, results[step], bounds(works[step], rates, batch))
         torch.compiler.reset()  # past a few nets of one class the compiler leaves the next ones eager
         free(device)
     sheet.check()
@@ -76,13 +78,16 @@ def row_configs(args: argparse.Namespace) -> dict[str, Config]:
     """Compose the rows: those asked for, or every row that the regime has. Raises ConfigError."""
     tree = step_tree()
     if args.rows:
-        return {step: compose(step, args.regime) for step in known("--rows", args.rows, list(tree))}
+        return {step: compose(step, args.regime) for step in known("--rows", args.rows, list(tree), "row")}
     reference = compose(next(iter(tree)), args.regime).regime.reference
     return {step: compose(step, args.regime) for step, about in tree.items() if reference is not None or not about.is_reference}
 
 
-def bounds_of(config: Config, setting: Setting, rates: Rates) -> dict[str, float]:
-    """Return the images/s that the device allows for the net of a row. Raises RuntimeError where the image is too small for it."""
+def work_of(config: Config, setting: Setting) -> Work:
+    """Return the work of a training step of a row's net. Raises ConfigError where the images are too small for it."""
     with torch.device("meta"):
         net = build_net(config.model, setting.num_classes)
-    return bounds(step_work(net, setting.batch, setting.image_size, config.recipe, setting.precision), rates, setting.batch)
+    try:
+        return step_work(net, setting.batch, setting.image_size, config.recipe, setting.precision)
+    except RuntimeError:
+        raise ConfigError(f"--image-size={setting.image_size}: too small for the net of {config.step}, which divides it by 32") from None

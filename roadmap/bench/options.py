@@ -41,11 +41,11 @@ def count(text: str) -> int:
     return value
 
 
-def known(key: str, given: Sequence[str], allowed: Sequence[str]) -> list[str]:
+def known(key: str, given: Sequence[str], allowed: Sequence[str], what: str) -> list[str]:
     """Return names without doubles. Raises ConfigError for one that there is not, with what is allowed."""
     for name in given:
         if name not in allowed:
-            raise ConfigError(f"{key}={name}: there is no such {key.lstrip('-').rstrip('s')}; allowed: {', '.join(allowed)}")
+            raise ConfigError(f"{key}={name}: there is no such {what}; allowed: {', '.join(allowed)}")
     return list(dict.fromkeys(given))
 
 
@@ -56,7 +56,7 @@ def listed(text: str) -> list[str]:
 
 def chosen_peers(args: argparse.Namespace) -> list[str]:
     """Return the libraries to measure beside; all of them by default. Raises ConfigError."""
-    given = known("--peer", list(LIBRARIES) if args.peer is None else args.peer, [*LIBRARIES, "none"])
+    given = known("--peer", list(LIBRARIES) if args.peer is None else args.peer, [*LIBRARIES, "none"], "peer")
     if "none" in given and len(given) > 1:
         raise ConfigError("--peer=none: stands alone")
     return [name for name in given if name != "none"]

@@ -1,4 +1,4 @@
-"""The same nets as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin, in any regime's sizes. Used by the benchmarks."""
+"""The nets of three rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin. Used by the benchmarks."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def timm_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's ResNet."""
     from timm.models.resnet import Bottleneck, ResNet
 
-    return ResNet(Bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)
+    return ResNet(Bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)  # type: ignore[arg-type]
 
 
 def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:

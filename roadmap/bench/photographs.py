@@ -2,8 +2,8 @@
 
 The amplitudes of a photograph's frequencies fall with a power of the frequency (Field 1987, "Relations between the statistics of natural
 images and the response properties of cortical cells"), the three colours go mostly together, and a sensor adds noise. A picture here is a
-field of random phases with these statistics, without chroma subsampling and at JPEG quality 95, as most of ImageNet's files are; the power is
-drawn from a range that gives their 110 KB on average.
+field of random phases with these statistics, without chroma subsampling and at JPEG quality 95, as most of ImageNet's files are; the
+power is drawn from a range that gives their 110 KB on average.
 """
 
 import os

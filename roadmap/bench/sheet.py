@@ -1,4 +1,4 @@
-"""What a benchmark tells: a table in Markdown on the terminal, row by row, and a JSON file with everything. Used by every benchmark of speed."""
+"""What a benchmark of speed tells: a table in Markdown on the terminal, row by row, and a JSON file with everything that was measured."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from roadmap.bench.measure import Result, speed_ratio
+from roadmap.bench.measure import BOUND, Result, speed_ratio
 from roadmap.errors import ConfigError, DiskError
 from roadmap.runtime.ledger import write_json
 from roadmap.runtime.provenance import git_state
@@ -25,7 +25,9 @@ class Sheet:
 
     def __init__(self, benchmark: str, words: Sequence[str], device: torch.device, settings: Mapping[str, Any], file: Path | None) -> None:
         """Print what and where. Raises DiskError where the file cannot be written, before anything is measured."""
-        self.file, self.rows, self.headed = file, [], ()  # type: ignore[var-annotated]
+        self.file = file
+        self.rows: list[dict[str, Any]] = []
+        self.headed: tuple[str, ...] | None = None  # the bounds of the table that is being printed
         self.record: dict[str, Any] = {
             "benchmark": benchmark,
             "command": shlex.join(["python", "-m", "roadmap.bench", benchmark, *words]),
@@ -39,7 +41,8 @@ class Sheet:
         self.write()
         told = self.record["versions"]
         print(f"{hardware_line(self.record['hardware'])}; {', '.join(f'{name} {told[name]}' for name in told if told[name])}")
-        print(f"n = {settings['repeats']}, in turn, after {settings['warm_up']} to warm up; median, 10th and 90th percentile", flush=True)
+        print(f"n = {settings['repeats']}, in turn, after {settings['warm_up']} to warm up; median, 10th and 90th percentile;")
+        print("x first: how many times as fast as the row's first, round by round", flush=True)
 
     def note(self, key: str, value: Any, line: str) -> None:
         """Put something beside the rows into the record, and print a line about it."""
@@ -116,7 +119,7 @@ def best_against_peers(results: Sequence[Result]) -> dict[str, Any] | None:
     """Compare ours at its best with the best peer, round by round; None where one side is missing."""
     measured = [result for result in results if result.failed is None]
     ours = max((r for r in measured if r.peer is None), key=lambda r: r.images_per_s, default=None)
-    peer = max((r for r in measured if r.peer is not None), key=lambda r: r.images_per_s, default=None)
+    peer = max((r for r in measured if r.peer not in (None, BOUND)), key=lambda r: r.images_per_s, default=None)
     if ours is None or peer is None:
         return None
     return {"ours": ours.name, "peer": peer.name, "ratio": speed_ratio(ours, peer)}

@@ -15,12 +15,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from roadmap import data
-from roadmap.bench.bound import measured_rates
+from roadmap.bench.bound import bounds, measured_rates
 from roadmap.bench.forms import Setting
 from roadmap.bench.loops import loops
 from roadmap.bench.measure import measure, wait_for
-from roadmap.bench.net import bounds_of
-from roadmap.bench.options import chosen_peers, count, known, on_gpu, parser, settings
+from roadmap.bench.net import work_of
+from roadmap.bench.options import chosen_peers, count, known, parser, settings
 from roadmap.bench.photographs import SIZE, draw_photographs, told_size
 from roadmap.bench.sheet import Sheet
 from roadmap.choices import Device, Precision
@@ -58,8 +58,9 @@ def synthetic(args: argparse.Namespace, runs: str, epochs: int) -> Config:
     """Return a run of `--steps` steps an epoch on images made up, of the regime's own net, mixed by the paper's mixup and cutmix."""
     words = [
         "data=synthetic", "data.num_classes=1000", f"data.image_size={args.image_size}", f"data.train_images={args.batch * args.steps}",
-        "data.val_images=64", f"recipe.batch_size={args.batch}", f"recipe.epochs={epochs}", "recipe.mixup=0.8",
-        "recipe.cutmix=1", "recipe.rand_augment=null", "recipe.random_erasing=0", f"device={args.device}", f"compile={str(args.compile).lower()}", *QUIET, f"paths.runs={runs}",
+        "data.val_images=64", f"recipe.batch_size={args.batch}", f"recipe.epochs={epochs}", "recipe.mixup=0.8", "recipe.cutmix=1",
+        "recipe.rand_augment=null", "recipe.random_erasing=0", f"device={args.device}", f"compile={str(args.compile).lower()}", *QUIET,
+        f"paths.runs={runs}",
     ]  # fmt: skip
     return compose(args.step, args.regime, words)
 
@@ -78,7 +79,8 @@ def overhead(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
     with a_job(synthetic(args, runs, args.repeats + args.warm_up + 1)) as (job, _):
         results = measure(loops(job, args.peers), job.device, repeats=args.repeats, warm_up=args.warm_up)
         setting = Setting(job.device, job.precision, args.batch, args.image_size, len(job.images.classes))
-        sheet.add("overhead", results, bounds_of(job.config, setting, measured_rates(job.device, job.precision)))
+        rates = measured_rates(job.device, job.precision)
+        sheet.add("overhead", results, bounds(work_of(job.config, setting), rates, args.batch))
 
 
 def saving(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
@@ -149,7 +151,7 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("--workers", type=count, default=16 if gpu else 2, help="processes of the pipeline; default here: %(default)s")
     options.add_argument("--compile", action="store_true", help="run all nets through torch.compile")
     args = options.parse_args(words)
-    parts = known("PART", args.parts, list(PARTS)) or list(PARTS)
+    parts = known("PART", args.parts, list(PARTS), "part") or list(PARTS)
     args.peers = chosen_peers(args)
     device = choose_device(Device(args.device))
     sheet = Sheet("train", words, device, settings(args), args.json)
