@@ -11,7 +11,7 @@ from PIL import Image
 
 from roadmap.bench.__main__ import main
 from roadmap.bench.input import FULL_RECIPE, epochs
-from roadmap.bench.photographs import SIZE, draw_photographs, photograph
+from roadmap.bench.photographs import SIZE, borrow_photographs, draw_photographs, photograph
 from roadmap.bench.pipelines import PIPELINES, Source
 from roadmap.errors import ConfigError
 from roadmap.steps import compose
@@ -37,7 +37,7 @@ def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys):
     assert all(len(entry["times_s"]) == 2 and entry["images_a_call"] == 10 for entry in found.values() if not entry["failed"])
     assert row["bounds_images_per_s"]["decode"] == pytest.approx(found["decode alone"]["images_per_s"])
     assert row["against_best_peer"]["peer"] in [name for name, library, _ in PIPELINES if library]
-    assert "12 of them in the page cache" in capsys.readouterr().out
+    assert "12 of them, read again" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["input.json"]  # the photographs are gone
 
 
@@ -90,13 +90,23 @@ def test_the_clock_starts_when_every_worker_has_given_a_batch(source):
     assert len(used) == 4
 
 
+def test_real_photographs_are_borrowed_and_too_few_are_told(tmp_path, capsys):
+    draw_photographs(tmp_path / "real", 5)
+    sizes = borrow_photographs(tmp_path / "real", tmp_path / "borrowed", 4)
+    links = sorted((tmp_path / "borrowed" / "train").glob("*/*"))
+    assert len(links) == 4 and sorted(sizes) == sorted(link.stat().st_size for link in links)
+    assert {link.resolve().parent.parent for link in links} == {(tmp_path / "real" / "train").resolve()}
+    assert main(["input", *SMALL, "--root", str(tmp_path / "real")]) == 64
+    assert "--images=12: " in (error := capsys.readouterr().err) and "holds 5 JPEGs" in error
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--train", "gellu"], "--train=gellu: there is no such row"),
         (["--workers", "9999"], "--workers=9999: must be from 0 to"),
         (["--root", "nowhere"], "--root=nowhere: is no folder"),
-        (["--images", "4", "--batch", "4", "--workers", "1"], "4 training images: 1 batches of 4 are too few for 1 workers"),
+        (["--images", "4", "--batch", "4", "--workers", "1"], "--images=4: 1 batches of 4 are too few for 1 workers"),
     ],
 )  # fmt: skip
 def test_a_wrong_word_is_told(capsys, words, told):

@@ -41,7 +41,7 @@ class Setting:
         return images.to(self.device).contiguous(memory_format=torch.channels_last), labels.to(self.device)
 
 
-def eager(build: Build, config: Config, setting: Setting, *, tuned: bool = False, compiled: bool = False) -> Step:
+def whole_step(build: Build, config: Config, setting: Setting, *, tuned: bool = False, compiled: bool = False) -> Step:
     """Return the training step of a net, channels-last, with the recipe's fused optimizer.
 
     `tuned` lets cuDNN try its algorithms, as timm's and torchvision's own training does.
@@ -63,8 +63,7 @@ def eager(build: Build, config: Config, setting: Setting, *, tuned: bool = False
     return step
 
 
-compiled = partial(eager, compiled=True)
-FORMS: dict[str, Callable[..., Step]] = {"eager": eager, "compiled": compiled}  # of ours
+FORMS: dict[str, Callable[..., Step]] = {"eager": whole_step, "compiled": partial(whole_step, compiled=True)}  # of ours
 PEER_FORMS = ("eager", "compiled")
 
 

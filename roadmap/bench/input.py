@@ -21,12 +21,12 @@ from torch import Tensor
 from roadmap.bench.forms import FORMS, Setting, Step
 from roadmap.bench.measure import BOUND, Call, Contestant, measure, wait_for
 from roadmap.bench.options import chosen_peers, count, known, on_gpu, parser, settings
-from roadmap.bench.photographs import SIZE, draw_photographs, told_size
+from roadmap.bench.photographs import SIZE, borrow_photographs, draw_photographs, told_size
 from roadmap.bench.pipelines import BOUNDS, DECODING, PIPELINES, Epoch, Source
 from roadmap.bench.sheet import Sheet
 from roadmap.choices import Device
 from roadmap.config import Config
-from roadmap.errors import ConfigError
+from roadmap.errors import ConfigError, DiskError
 from roadmap.net import build_net
 from roadmap.recipe import mix
 from roadmap.runtime.device import choose_device, choose_precision
@@ -44,15 +44,10 @@ def main(words: Sequence[str]) -> int:
     device = choose_device(Device(args.device))
     with ExitStack() as stack:
         sheet = Sheet("input", words, device, settings(args), args.json)
-        root = args.root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roadmap-bench-", dir=args.work)))
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roadmap-bench-", dir=args.work)))
         config = config_of(args, root)
-        tell_images(sheet, args, root)
-        source = Source(config, device)
-        images = sum(path.is_file() for path in source.folder.glob("*/*"))
-        batches = images // args.batch
-        if batches < 2 * max(1, args.workers):
-            few = f"{batches} batches of {args.batch} are too few for {args.workers} workers"
-            raise ConfigError(f"{images} training images: {few}; at least twice as many batches as workers")
+        gather_images(sheet, args, root)
+        source, batches = Source(config, device), args.images // args.batch
         step = trained(args, config, device) if args.train else None
         found = fed(source, args.peers, batches, step) if step else alone(source, args.peers, batches)
         results = measure(found, device, repeats=args.repeats, warm_up=args.warm_up)
@@ -66,9 +61,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises ConfigError."""
     cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
     options = parser("input", __doc__, repeats=20, warm_up=1)
-    options.add_argument("--root", type=Path, help="class folders train/ and val/ of real photographs; default: made up")
-    options.add_argument("--work", type=Path, help="where to make them up; default: the system's temporary folder")
-    options.add_argument("--images", type=count, help="photographs to make up; default: 64 batches on a GPU, 8 a worker on a CPU")
+    options.add_argument("--root", type=Path, help="a folder with train/<class>/*.jpg: real photographs; default: made up")
+    options.add_argument("--work", type=Path, help="where to put the photographs, or links to them; default: the system's temporary folder")
+    options.add_argument("--images", type=count, help="of an epoch; default: 4 batches a worker on a GPU, 8 on a CPU")
     options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images; default here: %(default)s")
     options.add_argument("--image-size", type=count, default=224, help="pixels; default: %(default)s")
     options.add_argument("--workers", type=int, default=cores, help="processes of each pipeline; default: the cores, here %(default)s")
@@ -85,7 +80,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     for key in ("root", "work"):
         if (folder := getattr(args, key)) is not None and not folder.is_dir():
             raise ConfigError(f"--{key}={folder}: is no folder")
-    args.images = args.images or args.batch * (64 if on_gpu(args) else 8 * max(1, args.workers))
+    args.images = args.images or args.batch * max(1, args.workers) * (4 if on_gpu(args) else 8)
+    if args.images // args.batch < 2 * max(1, args.workers):
+        few = f"{args.images // args.batch} batches of {args.batch} are too few for {args.workers} workers"
+        raise ConfigError(f"--images={args.images}: {few}; at least twice as many batches as workers")
     return args
 
 
@@ -98,15 +96,15 @@ def config_of(args: argparse.Namespace, root: Path) -> Config:
     return compose(args.train or "separate_downsampling", args.regime, words)
 
 
-def tell_images(sheet: Sheet, args: argparse.Namespace, root: Path) -> None:
-    """Make up the photographs unless there are real ones, and say what is read."""
-    if args.root is None:
-        sizes = draw_photographs(root, args.images)
-        line = f"JPEGs made up, {SIZE[0]}x{SIZE[1]}, {told_size(sizes)}, {len(sizes)} of them in the page cache"
-    else:
-        sizes = [path.stat().st_size for path in (root / "train").glob("*/*")]
-        line = f"{root}: {len(sizes)} files, {told_size(sizes)}" if sizes else f"{root}: no files"
-    sheet.note("images", {"count": len(sizes), "mean_bytes": sum(sizes) / max(1, len(sizes))}, line)
+def gather_images(sheet: Sheet, args: argparse.Namespace, root: Path) -> None:
+    """Make up the photographs, or link real ones, and say what is read. Raises DiskError, ConfigError."""
+    try:
+        sizes = borrow_photographs(args.root, root, args.images) if args.root else draw_photographs(root, args.images)
+    except OSError as error:
+        raise DiskError(f"{root}: the photographs cannot be put there ({error.strerror}); --work=FOLDER names another place") from None
+    whose = f"JPEGs of {args.root}" if args.root else f"JPEGs made up, {SIZE[0]}x{SIZE[1]}"
+    line = f"{whose}, {told_size(sizes)}, {len(sizes)} of them, read again and again: from memory where they fit"
+    sheet.note("images", {"count": len(sizes), "mean_bytes": sum(sizes) / len(sizes)}, line)
     print(f"batch {args.batch}, {args.workers} workers, to {args.image_size} pixels, the paper's full recipe", flush=True)
 
 

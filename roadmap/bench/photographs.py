@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from roadmap.errors import ConfigError
+
 SIZE = (500, 375)  # pixels, width and height: the commonest size in ImageNet
 QUALITY = 95
 DISTINCT = 128  # photographs drawn; a larger set repeats them
@@ -39,6 +41,23 @@ def draw_photographs(root: Path, count: int) -> list[int]:
             if split == "train":
                 sizes.append(path.stat().st_size)
     return sizes
+
+
+def borrow_photographs(source: Path, root: Path, count: int) -> list[int]:
+    """Link `count` training images of `source`, drawn at random, into class folders under `root`; return their bytes.
+
+    Each stands for validation, too, which no benchmark reads. Raises ConfigError where there are too few.
+    """
+    found = sorted(path for path in (source / "train").glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if len(found) < count:
+        raise ConfigError(f"--images={count}: {source}/train/<class>/ holds {len(found)} JPEGs")
+    drawn = [found[index] for index in np.random.default_rng(0).permutation(len(found))[:count]]
+    for path in drawn:
+        for split in ("train", "val"):
+            link = root / split / path.parent.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.absolute())
+    return [path.stat().st_size for path in drawn]
 
 
 def photograph(draw: np.random.Generator) -> bytes:
