@@ -22,7 +22,7 @@ from roadmap.net import build_net
 from roadmap.runtime.device import choose_device, choose_precision
 from roadmap.steps import compose, regimes, step_tree
 
-CPU_SIZE, CPU_BATCH, GPU_BATCH = 64, 8, 256
+CPU_SIZE, CPU_BATCH, GPU_BATCH = 64, 4, 256
 
 
 def main(words: Sequence[str]) -> int:
