@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from roadmap.bench.__main__ import main
+from roadmap.bench.bound import step_work
 from roadmap.bench.measure import Result
 from roadmap.bench.mini import extrapolated
 from roadmap.bench.net import net_options, row_configs
-from roadmap.bench.peers import NETS, has_net, peer_net
+from roadmap.bench.peers import LIBRARIES, NETS, has_net, peer_net
+from roadmap.choices import Precision
 from roadmap.errors import ConfigError
+from roadmap.net import build_net
 from roadmap.steps import compose
 
 DROPS = ("DropPath", "StochasticDepth")
@@ -72,6 +75,16 @@ def test_a_peer_has_the_net_of_the_row(library, step):
     net = peer_net(library, step, config.model, 1000, 224)
     rates = [module.drop_prob if library == "timm" else module.p for module in net.modules() if type(module).__name__ in DROPS]
     assert max(rates, default=0.0) == pytest.approx(config.model.drop_path)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_convnext_for_small_images_has_our_stem_and_our_macs(library):
+    config = compose("separate_downsampling", "mini")
+    with torch.device("meta"):
+        nets = peer_net(library, config.step, config.model, 10, 48), build_net(config.model, 10)
+    theirs, ours = (step_work(net, 2, 48, config.recipe, Precision.fp32) for net in nets)
+    assert theirs == ours
+    assert not any(has_net(library, "resnet", compose("resnet", "tiny", ["model.stem_stride=2"]).model) for library in LIBRARIES)
 
 
 def test_a_peer_with_another_stem_is_refused():

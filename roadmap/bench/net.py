@@ -90,4 +90,6 @@ def work_of(config: Config, setting: Setting) -> Work:
     try:
         return step_work(net, setting.batch, setting.image_size, config.recipe, setting.precision)
     except RuntimeError:
-        raise ConfigError(f"--image-size={setting.image_size}: too small for the net of {config.step}, which divides it by 32") from None
+        raise ConfigError(
+            f"--image-size={setting.image_size}: too small for the net of {config.step}, which divides it by {config.model.reduction}"
+        ) from None

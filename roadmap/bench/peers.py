@@ -10,7 +10,7 @@ from roadmap.net import count_params
 
 LIBRARIES = ("timm", "torchvision")
 RESNET, CONVNEXT, SWIN = "resnet", "separate_downsampling", "swin"  # the rows that other libraries have, too
-RESNET_WIDTH = 64  # of both libraries' stems, whatever the width of the stages
+RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the width of the stages
 
 
 def timm_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
@@ -25,10 +25,12 @@ def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Modul
     from timm.models.convnext import ConvNeXt
 
     dims = tuple(cfg.width * 2**stage for stage in range(4))
-    return ConvNeXt(
+    net = ConvNeXt(
         num_classes=num_classes, depths=cfg.depths, dims=dims, kernel_sizes=cfg.kernel_size,
         ls_init_value=cfg.layer_scale, drop_path_rate=cfg.drop_path,
     )  # fmt: skip
+    net.stem[0] = patchify(cfg)
+    return net
 
 
 def timm_swin(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
@@ -55,7 +57,14 @@ def torchvision_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> n
     widths = [cfg.width * 2**stage for stage in range(4)]
     settings = [CNBlockConfig(c, after, depth) for c, after, depth in zip(widths, [*widths[1:], None], cfg.depths, strict=True)]
     scale = {} if cfg.layer_scale is None else {"layer_scale": cfg.layer_scale}
-    return ConvNeXt(settings, stochastic_depth_prob=cfg.drop_path, num_classes=num_classes, **scale)
+    net = ConvNeXt(settings, stochastic_depth_prob=cfg.drop_path, num_classes=num_classes, **scale)
+    net.features[0][0] = patchify(cfg)
+    return net
+
+
+def patchify(cfg: NetConfig) -> nn.Module:
+    """Return the stem's convolution: both libraries know the paper's four pixels only, small images need two."""
+    return nn.Conv2d(3, cfg.width, cfg.stem_stride, cfg.stem_stride)
 
 
 NETS: dict[tuple[str, str], Callable[[NetConfig, int, int], nn.Module]] = {
@@ -69,7 +78,7 @@ NETS: dict[tuple[str, str], Callable[[NetConfig, int, int], nn.Module]] = {
 
 def has_net(library: str, step: str, cfg: NetConfig) -> bool:
     """Tell whether a library has the net of a row. Our row `swin` is torchvision's own net, which is no peer of itself."""
-    return (library, step) in NETS and (step != RESNET or cfg.width == RESNET_WIDTH)
+    return (library, step) in NETS and (step != RESNET or (cfg.width, cfg.stem_stride) == RESNET_STEM)
 
 
 def peer_net(library: str, step: str, cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
