@@ -3,12 +3,15 @@
 import json
 import re
 import statistics
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from roadmap.bench.__main__ import main
 from roadmap.bench.bound import step_work
+from roadmap.bench.forms import Setting, captured_step, whole_step
 from roadmap.bench.measure import Result
 from roadmap.bench.mini import extrapolated
 from roadmap.bench.net import net_options, row_configs
@@ -60,6 +63,27 @@ def test_a_peer_that_has_another_net_is_shown_and_the_rest_is_measured(tmp_path,
     assert "| swin | timm eager | failed: timm has another net" in capsys.readouterr().out
 
 
+def test_a_captured_step_is_the_eager_one_on_the_batch_that_is_given():
+    config = compose("gelu", "nano")
+    setting = Setting(torch.device("cpu"), Precision.fp32, 2, 32, 10)
+    weights = []
+    for form in (whole_step, partial(captured_step, capture=lambda step: (SimpleNamespace(replay=step), None))):
+        nets = []
+
+        def build(nets=nets):
+            nets.append(build_net(config.model, 10))
+            return nets[-1]
+
+        step = form(build, config, setting)
+        for seed in range(2):
+            step(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)), torch.tensor([seed, 3]))
+        weights.append(nets[0].head.weight.detach())
+    assert torch.allclose(*weights, atol=1e-4)  # a step moves a weight by 2e-3; the rate is float32 in a graph
+    assert not torch.equal(weights[0], build_net(config.model, 10).head.weight)
+    with pytest.raises(ConfigError, match="a CUDA graph needs a GPU"):
+        captured_step(build, config, setting)
+
+
 @pytest.mark.slow
 def test_a_compiled_net_is_measured_too(tmp_path):
     file = tmp_path / "net.json"
@@ -107,7 +131,7 @@ def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
         (["--rows", "gelu,gellu"], "--rows=gellu: there is no such row; allowed: resnet, enhanced_recipe"),
         (["--peer", "keras"], "--peer=keras: there is no such peer; allowed: timm, torchvision, none"),
         (["--peer", "none", "--peer", "timm"], "--peer=none: stands alone"),
-        (["--forms", "swift"], "--forms=swift: there is no such form; allowed: eager, compiled"),
+        (["--forms", "swift"], "--forms=swift: there is no such form; allowed: eager, compiled, graph"),
         (["--batch", "0"], "must be at least 1"),
         (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
         (["--rows", "swin", "--image-size", "3"], "--image-size=3: too small for the net of swin"),

@@ -6,15 +6,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from roadmap import graph
 from roadmap.bench.measure import Contestant
 from roadmap.bench.peers import has_net, peer_net
 from roadmap.choices import Precision
 from roadmap.config import Config
+from roadmap.errors import ConfigError
+from roadmap.graph import capture
 from roadmap.net import build_net
 from roadmap.recipe.optim import build_optimizer
 from roadmap.runtime.device import autocast
@@ -63,7 +67,44 @@ def whole_step(build: Build, config: Config, setting: Setting, *, tuned: bool = 
     return step
 
 
-FORMS: dict[str, Callable[..., Step]] = {"eager": whole_step, "compiled": partial(whole_step, compiled=True)}  # of ours
+def captured_step(build: Build, config: Config, setting: Setting, *, tuned: bool = False, capture: Callable[..., Any] = capture) -> Step:
+    """Return the eager training step as one CUDA graph, into whose images and labels each batch is copied. Raises ConfigError on a CPU."""
+    if setting.device.type != "cuda" and capture is graph.capture:
+        raise ConfigError("a CUDA graph needs a GPU")
+    torch.backends.cudnn.benchmark = tuned
+    torch.manual_seed(0)
+    net = build().to(setting.device).to(memory_format=torch.channels_last)
+    net.train()
+    optimizer = build_optimizer(net, config.recipe)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=setting.device)
+        group["capturable"] = True
+    held_images, held_labels = setting.example()
+
+    def step() -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(setting.device, setting.precision):
+            loss = cross_entropy(net(held_images), held_labels, label_smoothing=config.recipe.label_smoothing)
+        loss.backward()
+        optimizer.step()
+        return loss, held_labels
+
+    recorded, _ = capture(step)
+
+    def replayed(images: Tensor, labels: Tensor) -> None:
+        held_images.copy_(images)
+        held_labels.copy_(labels)
+        recorded.replay()
+
+    return replayed
+
+
+FORMS: dict[str, Callable[..., Step]] = {  # of ours
+    "eager": whole_step,
+    "compiled": partial(whole_step, compiled=True),
+    "graph": captured_step,
+}
+GPU_FORMS = ("compiled", "graph")  # a graph needs a GPU, and compiling for a CPU takes longer than measuring there
 PEER_FORMS = ("eager", "compiled")
 
 

@@ -19,7 +19,8 @@ from roadmap.errors import ConfigError
 from roadmap.job import Job, State
 from roadmap.recipe import mix
 from roadmap.runtime.device import autocast
-from roadmap.train import Batch, begin, train_epoch
+from roadmap.train import begin, train_epoch
+from roadmap.update import Batch
 
 LOG_EVERY = 50  # steps; timm's default
 

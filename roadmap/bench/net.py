@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from roadmap.bench.bound import Work, bounds, measured_rates, step_work
-from roadmap.bench.forms import FORMS, Setting, contestants
+from roadmap.bench.forms import FORMS, GPU_FORMS, Setting, contestants
 from roadmap.bench.measure import Result, free, measure
 from roadmap.bench.options import Parser, chosen_peers, count, known, listed, on_gpu, parser, settings
 from roadmap.bench.sheet import Sheet
@@ -40,7 +40,7 @@ def net_options(name: str, about: str | None) -> Parser:
     options.add_argument("--rows", type=listed, metavar="STEP,STEP", help="only these; default: every row of the regime")
     options.add_argument(
         "--forms", type=listed, metavar="FORM,FORM",
-        help=f"{', '.join(FORMS)}; default: all of them, without compiled on a CPU, where compiling takes longer than measuring",
+        help=f"{', '.join(FORMS)}; default: all of them on a GPU, without {' and '.join(GPU_FORMS)} on a CPU",
     )  # fmt: skip
     options.add_argument("--batch", type=count, help=f"images a step; default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
     options.add_argument("--image-size", type=count, help=f"pixels; default: the regime's own on a GPU, at most {CPU_SIZE} on a CPU")
@@ -49,7 +49,7 @@ def net_options(name: str, about: str | None) -> Parser:
 
 def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> dict[str, list[Result]]:
     """Measure every row of `args` and return the results by row. Raises ConfigError for a wrong name before anything is measured."""
-    forms = known("--forms", args.forms or [form for form in FORMS if form != "compiled" or on_gpu(args)], list(FORMS), "form")
+    forms = known("--forms", args.forms or [form for form in FORMS if form not in GPU_FORMS or on_gpu(args)], list(FORMS), "form")
     libraries, configs = chosen_peers(args), row_configs(args)
     device = choose_device(Device(args.device))
     first = next(iter(configs.values()))
