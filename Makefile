@@ -6,7 +6,6 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
-BENCH ?= train
 STEP ?= inverted_bottleneck
 STUDY ?= demo
 REGIME ?= tiny
@@ -93,7 +92,7 @@ cancel: $(READY) ## cancel what is queued or at work of STUDY=
 sync: $(READY) ## send to W&B what STUDY= logged offline and what the network swallowed
 	@$(SWEEP) sync $(STUDIES) --runs $(RUNS) $(ARGS)
 
-bench: $(READY) ## measure BENCH=train (the loop, waiting for images, a checkpoint), sweep (submitting, status) or report
+bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs), mini, sweep or report, beside other libraries
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report

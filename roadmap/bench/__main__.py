@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from roadmap.errors import ConfigError
+from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 
-BENCHMARKS = {name: f"roadmap.bench.{name}" for name in ("train", "sweep", "report")}  # each has main(words) -> exit code
+NAMES = ("net", "input", "train", "mini", "sweep", "report")
+BENCHMARKS = {name: f"roadmap.bench.{name}" for name in NAMES}  # each has main(words) -> exit code
 
 
 def main(words: Sequence[str]) -> int:
@@ -15,7 +16,13 @@ def main(words: Sequence[str]) -> int:
         given = f"{words[0]}: there is no such benchmark; " if words else ""
         print(f"python -m roadmap.bench: {given}allowed: {', '.join(BENCHMARKS)}", file=sys.stderr)
         return ConfigError.code
-    return int(import_module(BENCHMARKS[words[0]]).main(words[1:]))
+    try:
+        return int(import_module(BENCHMARKS[words[0]]).main(words[1:]))
+    except RoadmapError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.code
+    except KeyboardInterrupt:
+        return StoppedEarly.code
 
 
 if __name__ == "__main__":

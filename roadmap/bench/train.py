@@ -1,31 +1,33 @@
 """`python -m roadmap.bench train [PART ...]`: what training costs beside the net itself.
 
-`overhead`: our loop against a bare PyTorch loop, in turn; `data`: how long training waits for the reference pipeline; `checkpoint`:
-what a save costs; `nets`: every row of a regime, eager and compiled. Without a PART, all but `nets`.
+`overhead`: our loop against a bare PyTorch loop and timm's, in turn; `data`: how long training waits for the reference pipeline;
+`checkpoint`: what a save costs. Without a PART, all of them. Every net's speed is `bench net`, every pipeline's `bench input`.
 """
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.nn.functional import cross_entropy
 
 from roadmap import data
-from roadmap.bench.nets import nets
-from roadmap.choices import Precision
+from roadmap.bench.bound import bounds, measured_rates
+from roadmap.bench.forms import Setting
+from roadmap.bench.loops import loops
+from roadmap.bench.measure import measure, wait_for
+from roadmap.bench.net import work_of
+from roadmap.bench.options import chosen_peers, count, known, parser, settings
+from roadmap.bench.photographs import SIZE, draw_photographs, told_size
+from roadmap.bench.sheet import Sheet
+from roadmap.choices import Device, Precision
 from roadmap.config import Config
 from roadmap.data import order, sets
-from roadmap.errors import RoadmapError
 from roadmap.job import Job, State, check
-from roadmap.runtime.device import autocast, choose_device, peak_memory_gb
+from roadmap.runtime.device import choose_device
 from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import RunDir, run_path
 from roadmap.runtime.ledger import METRICS, read_metrics
@@ -36,7 +38,6 @@ from roadmap.steps import compose
 from roadmap.train import begin, fit, save, train_epoch
 
 QUIET = ("wandb.mode=disabled", "checkpoint.every_min=100000", "recipe.warmup_epochs=0", "recipe.micro_batch=null")
-SKETCH = (500, 375)  # pixels, the average photograph of ImageNet
 
 
 @contextmanager
@@ -54,11 +55,12 @@ def a_job(config: Config) -> Iterator[tuple[Job, State]]:
 
 
 def synthetic(args: argparse.Namespace, runs: str, epochs: int) -> Config:
-    """Return a run of `--steps` steps an epoch on images made up, of the regime's and the recipe's own net."""
+    """Return a run of `--steps` steps an epoch on images made up, of the regime's own net, mixed by the paper's mixup and cutmix."""
     words = [
         "data=synthetic", "data.num_classes=1000", f"data.image_size={args.image_size}", f"data.train_images={args.batch * args.steps}",
-        "data.val_images=64", f"recipe.batch_size={args.batch}", f"recipe.epochs={epochs}", "recipe.mixup=0", "recipe.cutmix=0",
-        "recipe.rand_augment=null", "recipe.random_erasing=0", f"device={args.device}", *QUIET, f"paths.runs={runs}",
+        "data.val_images=64", f"recipe.batch_size={args.batch}", f"recipe.epochs={epochs}", "recipe.mixup=0.8", "recipe.cutmix=1",
+        "recipe.rand_augment=null", "recipe.random_erasing=0", f"device={args.device}", f"compile={str(args.compile).lower()}", *QUIET,
+        f"paths.runs={runs}",
     ]  # fmt: skip
     return compose(args.step, args.regime, words)
 
@@ -72,53 +74,21 @@ def timed(job: Job, call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def wait_for(device: torch.device) -> None:
-    """Let the device finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def overhead(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
+    """Compare our loop with a bare one and with timm's, in turn."""
+    with a_job(synthetic(args, runs, args.repeats + args.warm_up + 1)) as (job, _):
+        results = measure(loops(job, args.peers), job.device, repeats=args.repeats, warm_up=args.warm_up)
+        setting = Setting(job.device, job.precision, args.batch, args.image_size, len(job.images.classes))
+        rates = measured_rates(job.device, job.precision)
+        sheet.add("overhead", results, bounds(work_of(job.config, setting), rates, args.batch))
 
 
-def bare_epoch(job: Job, state: State, epoch: int) -> None:
-    """Train an epoch as in a tutorial: the same net, input, precision and optimizer, and nothing else."""
-    config = job.config
-    batches = order.train_index_batches(len(job.images.train), config.recipe.batch_size, config.seed, epoch)
-    pictures = data.train_batches(job.images.train, config.data, config.recipe, batches, seed=config.seed, epoch=epoch, device=job.device)
-    state.model.train()
-    for images, labels in pictures:
-        state.optimizer.zero_grad(set_to_none=True)
-        with autocast(job.device, job.precision):
-            loss = cross_entropy(state.model(images), labels, label_smoothing=config.recipe.label_smoothing)
-        loss.backward()
-        state.optimizer.step()
-
-
-def overhead(args: argparse.Namespace, runs: str) -> list[str]:
-    """Compare our loop with a bare one, in turn, and return what came out."""
-    with a_job(synthetic(args, runs, args.rounds + 1)) as (job, ours):
-        bare = begin(job)
-        bare_epoch(job, bare, 0)
-        train_epoch(job, ours, 0)  # both warm
-        ratios, speeds = [], []
-        for epoch in range(1, args.rounds + 1):
-            seconds = dict.fromkeys(("bare", "ours"), 0.0)
-            for name in ("bare", "ours") if epoch % 2 else ("ours", "bare"):
-                call = (lambda e=epoch: bare_epoch(job, bare, e)) if name == "bare" else (lambda e=epoch: train_epoch(job, ours, e))
-                seconds[name] = timed(job, call)
-            ratios.append(seconds["ours"] / seconds["bare"])
-            speeds.append(args.batch * args.steps / seconds["ours"])
-        memory = peak_memory_gb(job.device)
-    return [
-        f"overhead: our loop takes {spread(ratios)} of a bare loop's time; {statistics.median(speeds):,.1f} images/s, "
-        f"peak memory {memory:.2f} GiB; {args.rounds} x {args.steps} steps of {args.batch} images, {job.precision}, {device_name(job)}"
-    ]
-
-
-def saving(args: argparse.Namespace, runs: str) -> list[str]:
-    """Compare epochs during which a checkpoint is written with epochs without, and return what came out."""
-    with a_job(synthetic(args, runs, 2 * args.rounds + 1)) as (job, state):
+def saving(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
+    """Compare epochs during which a checkpoint is written with epochs without."""
+    with a_job(synthetic(args, runs, 2 * args.repeats + 1)) as (job, state):
         train_epoch(job, state, 0)
         lost, copies, writes = [], [], []
-        for number in range(args.rounds):
+        for number in range(args.repeats):
             plain = timed(job, lambda n=number: train_epoch(job, state, 2 * n + 1))  # type: ignore[misc]
             began = time.perf_counter()
             copies.append(timed(job, lambda: save(job, state)))
@@ -128,16 +98,17 @@ def saving(args: argparse.Namespace, runs: str) -> list[str]:
             lost.append(with_save - plain)
         newest = max((run_path(job.config) / "checkpoints").glob("*.pt"))
         megabytes, parameters = newest.stat().st_size / 1e6, sum(p.numel() for p in state.net.parameters()) / 1e6
-    return [
+    line = (
         f"checkpoint: {parameters:.1f} M parameters, {megabytes:,.0f} MB; training waits {spread(copies)} s for the copy and loses "
-        f"{spread(lost)} s in all; writing outlasts the {args.steps} steps beside it by {spread(writes)} s; {device_name(job)}"
-    ]
+        f"{spread(lost)} s in all; writing outlasts the {args.steps} steps beside it by {spread(writes)} s"
+    )
+    sheet.note("checkpoint", {"megabytes": megabytes, "copy_s": copies, "lost_s": lost, "outlasts_s": writes}, line)
 
 
-def waiting(args: argparse.Namespace, runs: str) -> list[str]:
-    """Train on photographs in class folders with the whole reference pipeline, and return how long training waited."""
+def waiting(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
+    """Train on photographs in class folders with the whole reference pipeline, and tell how long training waited."""
     root = Path(runs) / "photographs"
-    draw_photographs(root, count=max(4, args.batch * args.steps // 2))
+    sizes = draw_photographs(root, count=max(4, args.batch * args.steps // 2))
     words = [
         "data=imagefolder", f"data.root={root}", f"data.image_size={args.image_size}", f"data.resize_size={args.image_size * 8 // 7}",
         f"data.workers={args.workers}", f"recipe.batch_size={args.batch}", "recipe.epochs=2", f"device={args.device}",
@@ -151,23 +122,12 @@ def waiting(args: argparse.Namespace, runs: str) -> list[str]:
         alone = len(batches) * args.batch / timed(job, lambda: [None for _ in pictures])
         fit(job, state)
     rows = [row for row in read_metrics(run_path(config) / METRICS).rows if row["kind"] == "train" and row["epoch"] == 2]
-    return [
-        f"data: training waits {100 * rows[-1]['train/data_wait']:.1f} % of its time for the reference pipeline at "
-        f"{rows[-1]['train/images_per_s']:,.1f} images/s; the pipeline alone gives {alone:,.1f} images/s with {args.workers} workers; "
-        f"JPEGs of {SKETCH[0]}x{SKETCH[1]}, {device_name(job)}"
-    ]
-
-
-def draw_photographs(root: Path, count: int) -> None:
-    """Write JPEGs of soft noise in two class folders, about as large as photographs."""
-    draw = np.random.default_rng(0)
-    for split, number in (("train", count), ("val", 4)):
-        for label in range(2):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for index in range(number):
-                small = Image.fromarray(draw.integers(0, 256, (94, 125, 3), dtype=np.uint8))
-                small.resize(SKETCH, Image.Resampling.BICUBIC).save(folder / f"{index}.jpg", quality=92)
+    wait, speed = 100 * rows[-1]["train/data_wait"], rows[-1]["train/images_per_s"]
+    line = (
+        f"data: training waits {wait:.1f} % of its time for the reference pipeline at {speed:,.1f} images/s; the pipeline alone gives "
+        f"{alone:,.1f} images/s with {args.workers} workers, their start included; JPEGs of {SIZE[0]}x{SIZE[1]}, {told_size(sizes)}"
+    )
+    sheet.note("data", {"waits_percent": wait, "images_per_s": speed, "pipeline_images_per_s": alone, "workers": args.workers}, line)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -175,40 +135,28 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}, n = {len(values)})"
 
 
-def device_name(job: Job) -> str:
-    """Return the name of the accelerator, or the threads of the CPU."""
-    return torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
-PARTS: dict[str, Callable[[argparse.Namespace, str], list[str]]] = {
-    "overhead": overhead, "data": waiting, "checkpoint": saving, "nets": nets,
-}  # fmt: skip
+PARTS: dict[str, Callable[[argparse.Namespace, str, Sheet], None]] = {"overhead": overhead, "data": waiting, "checkpoint": saving}
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the parts that are asked for; print a line for each. Returns an exit code."""
-    on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        prog="python -m roadmap.bench train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all but nets")
-    parser.add_argument("--step", default="separate_downsampling", help="default: %(default)s")
-    parser.add_argument("--regime", default="tiny", help="default: %(default)s")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--batch", type=int, default=256 if on_gpu else 8, help="images a step; default here: %(default)s")
-    parser.add_argument("--image-size", type=int, default=224 if on_gpu else 96, help="pixels; default here: %(default)s")
-    parser.add_argument("--steps", type=int, default=50 if on_gpu else 6, help="steps a measurement; default here: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements; default: %(default)s")
-    parser.add_argument("--workers", type=int, default=16 if on_gpu else 2, help="processes of the pipeline; default here: %(default)s")
-    args = parser.parse_args(words)
-    if unknown := [part for part in args.parts if part not in PARTS]:
-        parser.error(f"{unknown[0]}: there is no such part; allowed: {', '.join(PARTS)}")
-    try:
-        for part in args.parts or [part for part in PARTS if part != "nets"]:
-            with TemporaryDirectory(prefix="roadmap-bench-") as runs:
-                for line in PARTS[part](args, runs):
-                    print(line, flush=True)
-    except RoadmapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
+    """Run the parts that are asked for. Returns an exit code."""
+    gpu = torch.cuda.is_available()
+    options = parser("train", __doc__, warm_up=1)
+    options.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all of them")
+    options.add_argument("--step", default="separate_downsampling", help="default: %(default)s")
+    options.add_argument("--regime", default="tiny", help="default: %(default)s")
+    options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images a step; default here: %(default)s")
+    options.add_argument("--image-size", type=count, default=224 if gpu else 64, help="pixels; default here: %(default)s")
+    options.add_argument("--steps", type=count, default=50 if gpu else 3, help="steps of a measurement; default here: %(default)s")
+    options.add_argument("--workers", type=count, default=16 if gpu else 2, help="processes of the pipeline; default here: %(default)s")
+    options.add_argument("--compile", action="store_true", help="run all nets through torch.compile")
+    args = options.parse_args(words)
+    parts = known("PART", args.parts, list(PARTS), "part") or list(PARTS)
+    args.peers = chosen_peers(args)
+    device = choose_device(Device(args.device))
+    sheet = Sheet("train", words, device, settings(args), args.json)
+    print(f"{args.step} of {args.regime}, {args.steps} steps of {args.batch} images of {args.image_size}x{args.image_size} a measurement")
+    for part in parts:
+        with TemporaryDirectory(prefix="roadmap-bench-") as runs:
+            PARTS[part](args, runs, sheet)
     return 0

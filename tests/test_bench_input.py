@@ -1,0 +1,114 @@
+"""`python -m roadmap.bench input`: every pipeline is measured on the same photographs, and yields what the net needs."""
+
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from roadmap.bench.__main__ import main
+from roadmap.bench.input import FULL_RECIPE, epochs
+from roadmap.bench.photographs import SIZE, borrow_photographs, draw_photographs, photograph
+from roadmap.bench.pipelines import PIPELINES, Source
+from roadmap.errors import ConfigError
+from roadmap.steps import compose
+
+SMALL = ("--device", "cpu", "--images", "12", "--batch", "2", "--workers", "1", "--image-size", "32", "--repeats", "2", "--warm-up", "1")
+
+
+def test_photographs_are_as_large_as_those_of_imagenet_and_always_the_same():
+    drawn = [photograph(np.random.default_rng(seed)) for seed in range(40)]
+    assert 95e3 < np.mean([len(data) for data in drawn]) < 125e3
+    assert Image.open(io.BytesIO(drawn[0])).size == SIZE
+    assert drawn[0] == photograph(np.random.default_rng(0))
+    assert drawn[0] != drawn[1]
+
+
+def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys):
+    file = tmp_path / "input.json"
+    assert main(["input", *SMALL, "--work", str(tmp_path), "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    found = {entry["contestant"]: entry for entry in row["contestants"]}
+    assert list(found) == ["decode alone", "decode and crop", *(name for name, _, _ in PIPELINES)]
+    assert [name for name, entry in found.items() if entry["failed"] and name != "ours, fast"] == []
+    assert all(len(entry["times_s"]) == 2 and entry["images_a_call"] == 10 for entry in found.values() if not entry["failed"])
+    assert row["bounds_images_per_s"]["decode"] == pytest.approx(found["decode alone"]["images_per_s"])
+    assert row["against_best_peer"]["peer"] in [name for name, library, _ in PIPELINES if library]
+    assert "12 of them, read again" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["input.json"]  # the photographs are gone
+
+
+def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
+    file, root = tmp_path / "input.json", tmp_path / "photographs"
+    draw_photographs(root, 12)
+    words = ["--train", "gelu", "--regime", "nano", "--peer", "timm", "--root", str(root)]
+    assert main(["input", *SMALL, *words, "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    found = {entry["contestant"]: entry for entry in row["contestants"]}
+    assert list(found) == ["one batch again and again", "ours, reference", "ours, fast", "timm, full recipe"]
+    assert found["ours, reference"]["failed"] is found["timm, full recipe"]["failed"] is None
+    assert row["row"] == "gelu" and list(row["bounds_images_per_s"]) == ["synthetic"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photographs")
+    draw_photographs(root, 9)
+    words = [f"data.root={root}", "data.image_size=64", "data.workers=1", "recipe.batch_size=4", "recipe.micro_batch=null", *FULL_RECIPE]
+    return Source(compose("separate_downsampling", "tiny", ["data=imagefolder", *words]), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("name", "library", "start"), PIPELINES)
+def test_a_pipeline_yields_whole_batches_ready_for_the_net(source, name, library, start):
+    try:
+        epoch = start(source)
+    except ConfigError as error:
+        if name != "ours, fast":
+            raise
+        pytest.skip(str(error))
+    for number in range(2):
+        batches = list(epoch(number))
+        assert [(images.shape, labels.shape) for images, labels in batches] == [((4, 3, 64, 64), (4,))] * 2
+        images, labels = batches[0]
+        assert images.is_contiguous(memory_format=torch.channels_last) and images.is_floating_point()
+        assert labels.dtype == torch.int64 and -3 < images.float().mean() < 3 and images.min() < -0.5  # normalised
+
+
+def test_the_clock_starts_when_every_worker_has_given_a_batch(source):
+    used = []
+
+    def epoch(number):
+        time.sleep(0.3)  # the workers start
+        for _ in range(4):
+            yield torch.zeros(1), torch.zeros(1)
+
+    call = epochs(epoch, source, lambda images, labels: used.append(1))
+    assert call() < 0.15
+    assert len(used) == 4
+
+
+def test_real_photographs_are_borrowed_and_too_few_are_told(tmp_path, capsys):
+    draw_photographs(tmp_path / "real", 5)
+    sizes = borrow_photographs(tmp_path / "real", tmp_path / "borrowed", 4)
+    links = sorted((tmp_path / "borrowed" / "train").glob("*/*"))
+    assert len(links) == 4 and sorted(sizes) == sorted(link.stat().st_size for link in links)
+    assert {link.resolve().parent.parent for link in links} == {(tmp_path / "real" / "train").resolve()}
+    assert main(["input", *SMALL, "--root", str(tmp_path / "real")]) == 64
+    assert "--images=12: " in (error := capsys.readouterr().err) and "holds 5 JPEGs" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--train", "gellu"], "--train=gellu: there is no such row"),
+        (["--workers", "9999"], "--workers=9999: must be from 0 to"),
+        (["--root", "nowhere"], "--root=nowhere: is no folder"),
+        (["--images", "4", "--batch", "4", "--workers", "1"], "--images=4: 1 batches of 4 are too few for 1 workers"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_told(capsys, words, told):
+    assert main(["input", "--device", "cpu", *words]) == 64
+    assert told in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""`python -m roadmap.bench net` and `mini`: rows, contestants, record; the peers are the same nets; wrong names are told."""
+
+import json
+import re
+import statistics
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from roadmap.bench.__main__ import main
+from roadmap.bench.bound import step_work
+from roadmap.bench.forms import Setting, captured_step, whole_step
+from roadmap.bench.measure import Result
+from roadmap.bench.mini import extrapolated
+from roadmap.bench.net import net_options, row_configs
+from roadmap.bench.peers import LIBRARIES, NETS, has_net, peer_net
+from roadmap.choices import Precision
+from roadmap.errors import ConfigError
+from roadmap.net import build_net
+from roadmap.steps import compose
+
+DROPS = ("DropPath", "StochasticDepth")
+SMALL = ("--device", "cpu", "--batch", "2", "--image-size", "32", "--repeats", "3", "--warm-up", "1")
+
+
+def test_rows_and_contestants_are_measured_and_recorded(tmp_path, capsys):
+    file = tmp_path / "net.json"
+    assert main(["net", "--regime", "nano", "--rows", "resnet,separate_downsampling", *SMALL, "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert [row["row"] for row in record["rows"]] == ["resnet", "separate_downsampling"]
+    first, last = record["rows"]
+    assert [entry["contestant"] for entry in first["contestants"]] == ["ours eager"]  # a narrow ResNet is in no other library
+    assert [entry["contestant"] for entry in last["contestants"]] == ["ours eager", "timm eager", "torchvision eager"]
+    for row in record["rows"]:
+        for entry in row["contestants"]:
+            assert entry["failed"] is None
+            assert len(entry["times_s"]) == 3
+            assert entry["images_per_s"] == pytest.approx(2 / statistics.median(entry["times_s"]))
+            assert entry["share_of_bound"] == pytest.approx(entry["images_per_s"] / min(row["bounds_images_per_s"].values()))
+            assert entry["peak_memory_gb"] is None or entry["peak_memory_gb"] < 2
+    assert first["against_best_peer"] is None
+    assert last["against_best_peer"]["peer"] in ("timm eager", "torchvision eager")
+    assert record["settings"]["rows"] == ["resnet", "separate_downsampling"]
+    assert (record["settings"]["batch"], record["settings"]["image_size"], record["settings"]["precision"]) == (2, 32, "fp32")
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert record["hardware"]["device"] == "cpu" and record["rates"]["flop_per_s"] > 0
+    assert {"date", "git_commit", "command"} <= record.keys()
+    told = capsys.readouterr().out
+    assert "n = 3, in turn" in told and f"torch {torch.__version__.split('+')[0]}" in told
+    assert len(re.findall(r"^\| \w+ \| (?:ours|timm|torchvision) eager \| [\d.,]+ \|", told, re.MULTILINE)) == 4
+    assert re.search(r"^separate_downsampling: ours eager is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as", told, re.MULTILINE)
+
+
+def test_a_peer_that_has_another_net_is_shown_and_the_rest_is_measured(tmp_path, capsys):
+    file = tmp_path / "net.json"
+    words = ["--regime", "tiny", "--rows", "swin", "--peer", "timm", *SMALL, "--repeats", "1", "--json", str(file)]
+    assert main(["net", *words]) == 0  # on a small image timm's Swin has smaller windows
+    ours, theirs = json.loads(file.read_text())["rows"][0]["contestants"]
+    assert ours["failed"] is None
+    assert theirs["failed"].startswith("timm has another net for swin: ")
+    assert "| swin | timm eager | failed: timm has another net" in capsys.readouterr().out
+
+
+def test_a_captured_step_is_the_eager_one_on_the_batch_that_is_given():
+    config = compose("gelu", "nano")
+    setting = Setting(torch.device("cpu"), Precision.fp32, 2, 32, 10)
+    weights = []
+    for form in (whole_step, partial(captured_step, capture=lambda step: (SimpleNamespace(replay=step), None))):
+        nets = []
+
+        def build(nets=nets):
+            nets.append(build_net(config.model, 10))
+            return nets[-1]
+
+        step = form(build, config, setting)
+        for seed in range(2):
+            step(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)), torch.tensor([seed, 3]))
+        weights.append(nets[0].head.weight.detach())
+    assert torch.allclose(*weights, atol=1e-4)  # a step moves a weight by 2e-3; the rate is float32 in a graph
+    assert not torch.equal(weights[0], build_net(config.model, 10).head.weight)
+    with pytest.raises(ConfigError, match="a CUDA graph needs a GPU"):
+        captured_step(build, config, setting)
+
+
+@pytest.mark.slow
+def test_a_compiled_net_is_measured_too(tmp_path):
+    file = tmp_path / "net.json"
+    assert main(["net", "--regime", "nano", "--rows", "gelu", "--forms", "eager,compiled", *SMALL, "--json", str(file)]) == 0
+    entries = json.loads(file.read_text())["rows"][0]["contestants"]
+    assert [(entry["contestant"], entry["failed"]) for entry in entries] == [("ours eager", None), ("ours compiled", None)]
+
+
+@pytest.mark.parametrize(("library", "step"), NETS)
+def test_a_peer_has_the_net_of_the_row(library, step):
+    config = compose(step, "tiny")
+    assert has_net(library, step, config.model)
+    net = peer_net(library, step, config.model, 1000, 224)
+    rates = [module.drop_prob if library == "timm" else module.p for module in net.modules() if type(module).__name__ in DROPS]
+    assert max(rates, default=0.0) == pytest.approx(config.model.drop_path)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_convnext_for_small_images_has_our_stem_and_our_macs(library):
+    config = compose("separate_downsampling", "mini")
+    with torch.device("meta"):
+        nets = peer_net(library, config.step, config.model, 10, 48), build_net(config.model, 10)
+    theirs, ours = (step_work(net, 2, 48, config.recipe, Precision.fp32) for net in nets)
+    assert theirs == ours
+    assert not any(has_net(library, "resnet", compose("resnet", "tiny", ["model.stem_stride=2"]).model) for library in LIBRARIES)
+
+
+def test_a_peer_with_another_stem_is_refused():
+    config = compose("separate_downsampling", "nano", ["model.stem=resnet"])
+    with pytest.raises(ConfigError, match=r"torchvision has another net for separate_downsampling: [0-9,]+ parameters, ours has"):
+        peer_net("torchvision", config.step, config.model, 10, 32)
+
+
+@pytest.mark.parametrize(("regime", "rows"), [("nano", 17), ("tiny", 18)])
+def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
+    options = net_options("net", None)
+    options.add_argument("--regime")
+    assert len(row_configs(options.parse_args(["--regime", regime]))) == rows
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--regime", "tinny"], "regime=tinny: there is no such regime"),
+        (["--rows", "gelu,gellu"], "--rows=gellu: there is no such row; allowed: resnet, enhanced_recipe"),
+        (["--peer", "keras"], "--peer=keras: there is no such peer; allowed: timm, torchvision, none"),
+        (["--peer", "none", "--peer", "timm"], "--peer=none: stands alone"),
+        (["--forms", "swift"], "--forms=swift: there is no such form; allowed: eager, compiled, graph"),
+        (["--batch", "0"], "must be at least 1"),
+        (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
+        (["--rows", "swin", "--image-size", "3"], "--image-size=3: too small for the net of swin"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_told(capsys, words, told):
+    assert main(["net", "--device", "cpu", *words]) == 64
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error
+
+
+def test_mini_extrapolates_from_what_it_measured(capsys):
+    assert (
+        main(["mini", "--rows", "separate_downsampling", *SMALL, "--seeds", "2", "--epochs", "5", "--images", "1000", "--peer", "none"])
+        == 0
+    )
+    told = capsys.readouterr().out
+    speed = float(re.search(r"\| ours eager \| ([\d.,]+) \|", told)[1].replace(",", ""))
+    minutes = re.search(
+        r"extrapolated, not measured: ours eager would train 1 rows x 2 seeds, 10,000 images a row in all, in ([\d.]+) min", told
+    )
+    assert float(minutes[1]) == pytest.approx(10_000 / speed / 60, abs=0.06)
+
+
+def test_extrapolation_adds_up_the_rows_of_a_form_and_leaves_out_what_failed():
+    rows = {
+        "a": [Result("ours eager", 10, times_s=[1.0]), Result("ours compiled", 10, failed="no"), Result("timm eager", 10, "timm", [9.0])],
+        "b": [Result("ours eager", 10, times_s=[5.0]), Result("ours compiled", 10, times_s=[1.0])],
+    }
+    eager, compiled = extrapolated(rows, 600, 3)
+    assert "ours eager would train 2 rows x 3 seeds, 600 images a row in all, in 6.0 minutes" in eager
+    assert compiled == "ours compiled: 1 of 2 rows could not be measured, so there is nothing to extrapolate"
