@@ -25,7 +25,8 @@ from roadmap.data.full_check import standing
 from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.evaluate import Evaluation, evaluate, share
 from roadmap.job import Job, State, check, identity_hash, refuse_another, summary_of
-from roadmap.net import build_net
+from roadmap.net import build_net, use_kernels
+from roadmap.net.kernels import announcement
 from roadmap.recipe import mix
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
@@ -79,7 +80,7 @@ def train_rank(config: Config, sweep: Sweep, here: Place, port: int | None = Non
         stack.enter_context(ranks.joined(runs, port, **times))
         images = ranks.together(lambda: sets.load(config.data, config.paths.runs))
         facts = ranks.together(lambda: check(config, images, ranks))
-        ranks.same({key: facts[key] for key in ("code_hash", "data_fingerprint", "precision")})
+        ranks.same({key: facts[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
         run = RunDir(run_path(config))
         if ranks.from_main(lambda: is_done(claim(run, config, facts, stack))):
             return summary_of(run)
@@ -157,6 +158,7 @@ def begin(job: Job) -> State:
     torch.manual_seed(config.seed)
     net = build_net(config.model, len(job.images.classes)).to(job.device)
     net.to(memory_format=torch.channels_last)
+    log.info(announcement(use_kernels(net, job.device, config.kernels), job.device, config.kernels))
     if config.recipe.sync_batch_norm:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     example = torch.zeros(min(2, job.micro_batch), 3, size, size, device=job.device).contiguous(memory_format=torch.channels_last)

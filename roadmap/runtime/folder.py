@@ -25,7 +25,7 @@ from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, read_json, 
 IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
 CHECKPOINTS = "checkpoints"
 DEATHS = 3  # so often a run may die without a new checkpoint
-DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile")  # what must not change between two starts
+DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile", "kernels")  # what must not change between two starts
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
 FREE_IN_DATA = ("root", "download", "workers")
 
