@@ -26,7 +26,7 @@ from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.evaluate import Evaluation, evaluate, share
 from roadmap.job import Job, State, check, identity_hash, refuse_another, summary_of
 from roadmap.net import build_net, use_kernels
-from roadmap.net.kernels import announcement
+from roadmap.net.kernels import announcement, forms_of
 from roadmap.recipe import mix
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
@@ -138,6 +138,7 @@ def take_up(job: Job, run: RunDir) -> State:
         recipe.batch_size, world_size, "s" * (world_size > 1), job.micro_batch, job.passes // world_size, job.precision, recipe.base_lr,
         len(job.images.train.labels) % recipe.batch_size,
     )  # fmt: skip
+    log.info(announcement(forms_of(config.model, job.device, config.kernels), job.device, config.kernels))
     log.info(standing(job.images, config.data.name, config.paths.runs))
     return state
 
@@ -158,7 +159,7 @@ def begin(job: Job) -> State:
     torch.manual_seed(config.seed)
     net = build_net(config.model, len(job.images.classes)).to(job.device)
     net.to(memory_format=torch.channels_last)
-    log.info(announcement(use_kernels(net, job.device, config.kernels), job.device, config.kernels))
+    use_kernels(net, job.device, config.kernels)
     if config.recipe.sync_batch_norm:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     example = torch.zeros(min(2, job.micro_batch), 3, size, size, device=job.device).contiguous(memory_format=torch.channels_last)
