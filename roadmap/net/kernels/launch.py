@@ -69,6 +69,7 @@ def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., An
     """
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
+        """Register `run`, whose annotations give the operation's signature."""
         registered = torch.library.custom_op(f"roadmap::{name}", run, mutates_args=())
         registered.register_fake(fake)
 
