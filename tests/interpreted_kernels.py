@@ -190,6 +190,7 @@ def shapes_of(regime):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("regime", [name for name in SIZES if name != "toy"])
 def test_every_depthwise_shape_of_a_regime(regime):
     shapes = shapes_of(regime)

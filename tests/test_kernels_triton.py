@@ -21,7 +21,7 @@ FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")
 
 def interpreted(selection):
     """Run tests of interpreted_kernels.py in the interpreter."""
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", selection, str(HERE / "interpreted_kernels.py")]
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", selection, str(HERE / "interpreted_kernels.py")]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=HERE.parent, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
