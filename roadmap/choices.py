@@ -160,6 +160,14 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Kernels(StrEnum):
+    """Which forms of its operations the net trains with (`roadmap.net.kernels`); they differ in rounding."""
+
+    auto = "auto"  # those that were measured to win on this device
+    plain = "plain"  # torch's own
+    fast = "fast"  # every one that can run on this device
+
+
 class WandbMode(StrEnum):
     """`auto` is online where a login is found, else offline."""
 

@@ -18,6 +18,7 @@ from roadmap.choices import (
     Device,
     Init,
     Interpolation,
+    Kernels,
     LrScaling,
     Mode,
     Norm,
@@ -297,6 +298,7 @@ class Config:
     devices: str = "auto"  # how many of this node: auto is all its GPUs, or one CPU process; part of a run's identity
     compile: bool = False  # torch.compile; what it computes differs in rounding
     cuda_graph: Capture = Capture.auto  # a whole optimizer step as one CUDA graph
+    kernels: Kernels = Kernels.auto  # forms of the net's operations; they differ in rounding
     start_timeout_s: float = between(600.0, 1, 86_400)  # until all ranks have come and have listed the images
     comm_timeout_s: float = between(120.0, 1, 86_400)  # from then on: a rank that is silent for so long is lost
     fresh: bool = False  # start over: an earlier run directory is moved aside, never deleted

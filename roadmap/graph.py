@@ -105,5 +105,5 @@ class CapturedStep:
 def key_of(job: Job) -> str:
     """Return what must be equal for a run to use another one's captured step: all of its config but the seed and the names."""
     config: dict[str, Any] = resolved(job.config)
-    parts = {name: config[name] for name in ("model", "recipe", "compile")} | {"size": config["data"]["image_size"]}
+    parts = {name: config[name] for name in ("model", "recipe", "compile", "kernels")} | {"size": config["data"]["image_size"]}
     return json.dumps(parts | {"device": str(job.device), "classes": len(job.images.classes)}, sort_keys=True)

@@ -17,6 +17,7 @@ from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.net import cost
+from roadmap.net.kernels import forms_of, in_words
 from roadmap.recipe import mix
 from roadmap.recipe.passes import check_passes, micro_batch
 from roadmap.runtime import provenance
@@ -134,6 +135,7 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
         "world_size": ranks.world_size,
         "compile": config.compile,
         "cuda_graph": choose_graph(config, ranks.device, precision, ranks.world_size),
+        "kernels": in_words(forms_of(config.model, ranks.device, config.kernels)),
     }
 
 

@@ -24,7 +24,7 @@ from roadmap.config import Config, resolved
 from roadmap.data import order, sets
 from roadmap.errors import ConfigError, DataError
 from roadmap.evaluate import Evaluation, batch_size, evaluate
-from roadmap.net import build_net, cost, load_weights
+from roadmap.net import build_net, cost, load_weights, use_kernels
 from roadmap.net.interop import SIGNS, unwrap
 from roadmap.runtime import checkpoint
 from roadmap.runtime.device import autocast, choose_device, choose_precision
@@ -78,6 +78,7 @@ def score(config: Config, sweep: Sweep | None = None) -> Score:
     images = sets.load(config.data, config.paths.runs)
     net = net_with(weights, config, len(images.classes)).to(device)
     net.to(memory_format=torch.channels_last)  # as in training
+    use_kernels(net, device, config.kernels)
     # A run is scored as it was in training; what is published for a file was as a rule measured in fp32.
     wanted = Precision.fp32 if config.recipe.precision == Precision.auto and not weights.of_run else config.recipe.precision
     precision = choose_precision(wanted, device)

@@ -35,7 +35,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
 # What an override may change without changing the result, or what has a place of its own in the path.
 NOT_IN_CELL = ("step", "variant", "scale", "regime", "data", "seed", "study", "mode", "weights", "device", "devices",
-    "compile", "cuda_graph", "start_timeout_s", "comm_timeout_s", "fresh", "allow_drift")  # fmt: skip
+    "compile", "cuda_graph", "kernels", "start_timeout_s", "comm_timeout_s", "fresh", "allow_drift")  # fmt: skip
 NOT_IN_CELL_BELOW = ("data.root", "data.download", "data.workers", "paths.", "wandb.", "checkpoint.", "hydra.")
 
 

@@ -25,7 +25,8 @@ from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.evaluate import Evaluation, batch_size, evaluate, share
 from roadmap.graph import captured
 from roadmap.job import Job, State, check, identity_hash, refuse_another, summary_of
-from roadmap.net import build_net
+from roadmap.net import build_net, use_kernels
+from roadmap.net.kernels import announcement, forms_of
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint
@@ -77,7 +78,7 @@ def train_rank(config: Config, sweep: Sweep, here: Place, port: int | None = Non
         stack.enter_context(ranks.joined(runs, port, **times))
         images = ranks.together(lambda: images_of(config, sweep.kept))
         facts = ranks.together(lambda: check(config, images, ranks))
-        ranks.same({key: facts[key] for key in ("code_hash", "data_fingerprint", "precision")})
+        ranks.same({key: facts[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
         run = RunDir(run_path(config))
         if ranks.from_main(lambda: is_done(claim(run, config, facts, stack))):
             return summary_of(run)
@@ -146,6 +147,7 @@ def take_up(job: Job, run: RunDir) -> State:
         recipe.batch_size, world_size, "s" * (world_size > 1), job.micro_batch, job.passes // world_size, job.precision, recipe.base_lr,
         len(job.images.train.labels) % recipe.batch_size,
     )  # fmt: skip
+    log.info(announcement(forms_of(config.model, job.device, config.kernels), job.device, config.kernels))
     log.info(standing(job.images, config.data.name, config.paths.runs))
     if note := data.note(config.data):
         log.info(note)
@@ -168,6 +170,7 @@ def begin(job: Job) -> State:
     torch.manual_seed(config.seed)
     net = build_net(config.model, len(job.images.classes)).to(job.device)
     net.to(memory_format=torch.channels_last)
+    use_kernels(net, job.device, config.kernels)
     if config.recipe.sync_batch_norm:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     example = torch.zeros(min(2, job.micro_batch), 3, size, size, device=job.device).contiguous(memory_format=torch.channels_last)

@@ -131,7 +131,7 @@ def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
         (["--rows", "gelu,gellu"], "--rows=gellu: there is no such row; allowed: resnet, enhanced_recipe"),
         (["--peer", "keras"], "--peer=keras: there is no such peer; allowed: timm, torchvision, none"),
         (["--peer", "none", "--peer", "timm"], "--peer=none: stands alone"),
-        (["--forms", "swift"], "--forms=swift: there is no such form; allowed: eager, compiled, graph"),
+        (["--forms", "swift"], "--forms=swift: there is no such form; allowed: eager, compiled, graph, kernels, fast"),
         (["--batch", "0"], "must be at least 1"),
         (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
         (["--rows", "swin", "--image-size", "3"], "--image-size=3: too small for the net of swin"),

@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy
 from roadmap import graph
 from roadmap.bench.measure import Contestant
 from roadmap.bench.peers import has_net, peer_net
-from roadmap.choices import Precision
+from roadmap.choices import Kernels, Precision
 from roadmap.config import Config
 from roadmap.errors import ConfigError
 from roadmap.graph import capture
-from roadmap.net import build_net
+from roadmap.net import build_net, use_kernels
 from roadmap.recipe.optim import build_optimizer
 from roadmap.runtime.device import autocast
 
@@ -99,12 +99,25 @@ def captured_step(build: Build, config: Config, setting: Setting, *, tuned: bool
     return replayed
 
 
+def with_kernels(build: Build, config: Config, setting: Setting, *, tuned: bool = False, choice: Kernels) -> Step:
+    """Return the training step of a net whose operations have the forms of a choice, compiled on a GPU."""
+
+    def built() -> nn.Module:
+        net = build().to(setting.device)
+        use_kernels(net, setting.device, choice)
+        return net
+
+    return whole_step(built, config, setting, tuned=tuned, compiled=setting.device.type == "cuda")
+
+
 FORMS: dict[str, Callable[..., Step]] = {  # of ours
     "eager": whole_step,
     "compiled": partial(whole_step, compiled=True),
     "graph": captured_step,
+    "kernels": partial(with_kernels, choice=Kernels.auto),
+    "fast": partial(with_kernels, choice=Kernels.fast),
 }
-GPU_FORMS = ("compiled", "graph")  # a graph needs a GPU, and compiling for a CPU takes longer than measuring there
+GPU_FORMS = ("compiled", "graph", "fast")  # a graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there
 PEER_FORMS = ("eager", "compiled")
 
 

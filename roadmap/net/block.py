@@ -68,8 +68,11 @@ class Block(nn.Module):
         """(N, c_in, H, W) -> (N, c_out, H', W')."""
         y = self.act1(self.norm1(self.conv1(x)))
         y = self.act2(self.norm2(self.conv2(y)))
-        y = self.drop_path(self.scale(self.norm3(self.conv3(y))))
-        return self.act3(y + self.shortcut(x))
+        return self.act3(self.join(self.norm3(self.conv3(y)), self.shortcut(x)))
+
+    def join(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Add the shortcut to the branch, both (N, c_out, H', W')."""
+        return self.drop_path(self.scale(y)) + shortcut
 
 
 class Projection(nn.Module):

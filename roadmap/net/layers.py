@@ -39,10 +39,12 @@ class DropPath(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        if not self.training:
-            return x
+        return x * self.draw(x) if self.training else x
+
+    def draw(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (N, 1, 1, 1) in the type of `x`: 0 for a sample whose branch is dropped, else what scales it up."""
         keep = 1.0 - self.rate
-        return x * x.new_empty((len(x), 1, 1, 1)).bernoulli_(keep).div_(keep)
+        return x.new_empty((len(x), 1, 1, 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         """Show the rate when the net is printed."""

@@ -25,7 +25,8 @@ from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, read_json, 
 IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
 CHECKPOINTS = "checkpoints"
 DEATHS = 3  # so often a run may die without a new checkpoint
-DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile", "cuda_graph")  # what must not change between two starts
+# What must not change between two starts.
+DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile", "cuda_graph", "kernels")
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
 FREE_IN_DATA = ("root", "download", "workers")
 

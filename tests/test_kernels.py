@@ -1,0 +1,224 @@
+"""The forms of the net's operations that need no Triton, and which form a net gets where."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from roadmap import train as training
+from roadmap.choices import Kernels
+from roadmap.errors import ConfigError, Refused, StoppedEarly
+from roadmap.net import build_net, kernels, use_kernels
+from roadmap.net.kernels import launch
+from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
+from roadmap.net.kernels.measured import MEASURED
+from roadmap.net.kernels.pointwise import LinearPointwise
+from roadmap.runtime.folder import run_path
+from roadmap.runtime.ledger import STATUS, SUMMARY
+from roadmap.train import train
+
+from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
+from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
+from .test_train import Interrupter, ledger
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+TOY = {step: replace(cfg, layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}
+ROOM = {torch.float32: 2.0, torch.bfloat16: 1.2}
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    """Let a GPU of a compute capability be there."""
+
+    def call(major, minor):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, minor))
+
+    return call
+
+
+def toy(step):
+    torch.manual_seed(0)
+    return build_net(TOY[step], 5).to(memory_format=torch.channels_last)
+
+
+def trained(net, x):
+    """Return logits and gradients of one pass."""
+    torch.manual_seed(5)
+    net.zero_grad(set_to_none=True)
+    out = net(x)
+    out.square().mean().backward()
+    return [out.detach(), *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("kind", ROOM)
+@pytest.mark.parametrize("kernel", [3, 5, 7, 9, 11, 13])
+def test_the_flipped_kernel_gives_the_input_gradient_and_the_bias_may_be_summed_apart(kernel, kind):
+    for shape in ((2, 24, 9, 13), (1, 17, 14, 14), (3, 8, 1, 1)):
+        assert_as_exact(
+            lambda x, w, b: DepthwiseFunction.apply(x, w, b, 1, "plain", "flipped", "bias_apart"),
+            plain_depthwise(1), depthwise_inputs(shape, kernel, kind), factor=ROOM[kind],
+        )  # fmt: skip
+
+
+def test_the_depthwise_function_passes_gradcheck():
+    x, weight, bias = (t.requires_grad_() for t in depthwise_inputs((2, 3, 5, 4), 3, torch.float64))
+    assert torch.autograd.gradcheck(lambda *given: DepthwiseFunction.apply(*given, 1, "triton", "flipped", "bias_apart"), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *given: DepthwiseFunction.apply(*given, None, 2, "triton", "triton", "triton"), (x, weight))
+
+
+@pytest.mark.parametrize("kind", ROOM)
+@pytest.mark.parametrize("shape", [(2, 24, 9, 13), (1, 96, 1, 1)])
+def test_the_linear_form_of_a_pointwise_conv_is_as_exact_as_the_conv(shape, kind):
+    conv = nn.Conv2d(shape[1], 40, 1).to(kind)
+    linear = copy.deepcopy(conv)
+    linear.__class__ = LinearPointwise
+    inputs = [drawn(*shape, seed=0, kind=kind), drawn(40, shape[1], 1, 1, seed=1, kind=kind), drawn(40, seed=2, kind=kind)]
+
+    def of(module):
+        return lambda x, w, b: torch.func.functional_call(module.to(x.dtype), {"weight": w, "bias": b}, (x,))
+
+    assert_as_exact(of(linear), of(conv), inputs, factor=ROOM[kind])
+
+
+@pytest.mark.parametrize("step", TOY)
+def test_every_row_gives_the_same_and_may_be_made_plain_again(step):
+    net, x = toy(step), images(8, 64).contiguous(memory_format=torch.channels_last)
+    before, plain = {name: t.clone() for name, t in net.state_dict().items()}, trained(net.eval(), x)
+    forms = use_kernels(net, CPU, Kernels.fast)
+    changed = [type(module) for module in net.modules() if isinstance(module, Depthwise | LinearPointwise)]
+    assert LinearPointwise in changed and (Depthwise in changed) == TOY[step].depthwise
+    assert {"linear", "plain"} <= set(forms.values())
+    ours = trained(copy.deepcopy(net), x)
+    for mine, other in zip(ours, plain, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+    after = net.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], t) for name, t in before.items())
+    trained(net.train(), x)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+    use_kernels(net, CPU, Kernels.plain)
+    net.load_state_dict(before)
+    assert not any(isinstance(module, Depthwise | LinearPointwise) for module in net.modules())
+    assert all(torch.equal(a, b) for a, b in zip(trained(net.eval(), x), plain, strict=True))
+
+
+def test_compiled_the_net_is_one_graph():
+    stage, x = toy("separate_downsampling").stages[1], drawn(2, 12, 8, 8, seed=0, kind=torch.float32)
+    use_kernels(stage, CPU, Kernels.fast)
+    eager = trained(stage, x)
+    torch._dynamo.reset()
+    compiled = trained(torch.compile(stage, backend="aot_eager", fullgraph=True), x)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(compiled, eager, strict=True))
+
+
+def test_autocast_is_followed_as_a_convolution_does():
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    x = drawn(2, 8, 5, 5, seed=0, kind=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = conv(x)
+        use_kernels(conv, CPU, {"depthwise input gradient": "flipped"})
+        ours = conv(x)
+        ours.float().sum().backward()
+    assert isinstance(conv, Depthwise) and ours.dtype == plain.dtype == torch.bfloat16 and torch.equal(ours, plain)
+    assert conv.weight.grad.dtype == torch.float32
+
+
+def test_auto_takes_on_a_gpu_what_was_measured_there_and_nothing_else(capability):
+    capability(9, 0)
+    forms = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto)
+    assert {name: form for name, form in forms.items() if form != "plain"} == {
+        "depthwise input gradient 7x7/1": "flipped", "pointwise": "linear",
+    }  # fmt: skip
+    assert set(kernels.forms_of(TOY["kernel_11"], GPU, Kernels.auto).values()) == {"plain"}
+    capability(8, 6)
+    assert set(kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto).values()) == {"plain"}
+
+
+def test_fast_takes_all_that_the_gpu_can_run(capability):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(9, 0)
+    forms = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.fast)
+    strided = {name for name in forms if name.endswith("/2")}
+    assert strided and {forms.pop(name) for name in list(forms) if name.startswith("pointwise")} == {"linear"}
+    assert set(forms.values()) == {"triton"}
+    assert set(kernels.forms_of(TOY["layer_norm"], GPU, Kernels.plain).values()) == {"plain"}
+
+
+def test_a_gpu_that_is_too_old_computes_plainly_and_the_log_says_so_once(capability):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(7, 5)
+    forms = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.fast)
+    assert "triton" not in forms.values() and forms["depthwise input gradient 7x7/1"] == "flipped"
+    line = kernels.announcement(forms, GPU, Kernels.fast)
+    assert line.endswith("(this GPU has compute capability 7.5, the Triton kernels need 8.0: torch's own there)")
+    auto = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.auto)
+    assert "compute capability 7.5" in kernels.announcement(auto, GPU, Kernels.auto)
+    assert kernels.announcement(auto, GPU, Kernels.plain) == "kernels=plain: plain"
+
+
+def test_without_triton_the_rest_still_works(capability, monkeypatch):
+    capability(9, 0)
+    monkeypatch.setattr(launch, "has_triton", lambda: False)
+    forms = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.fast)
+    assert "triton" not in forms.values() and "flipped" in forms.values()
+    assert "Triton is not installed" in kernels.announcement(forms, GPU, Kernels.fast)
+
+
+def test_the_table_names_forms_that_there_are():
+    for entry in MEASURED:
+        assert entry.form in kernels.FORMS[entry.operation]
+        assert kernels.can_run(entry.form, kernels.Where(CPU, *entry[1:4])), entry
+
+
+def test_a_choice_by_operation_is_taken_alone():
+    net = toy("separate_downsampling")
+    forms = use_kernels(net, CPU, {"depthwise input gradient": "flipped", "depthwise weight gradient": "no_such_form"})
+    assert {name for name, form in forms.items() if form != "plain"} == {"depthwise input gradient 7x7/1"}
+
+
+def test_swin_stays_as_torchvision_makes_it():
+    assert kernels.forms_of(SWIN["tiny"], CPU, Kernels.fast) == {}
+
+
+def test_the_setting_is_checked_and_is_no_part_of_a_runs_name(small):
+    assert small("gelu", "kernels=plain").cell == small("gelu").cell
+    with pytest.raises(ConfigError, match="kernels"):
+        small("gelu", "kernels=fastest")
+
+
+def test_a_run_records_its_forms_and_says_them_once(small):
+    config = small("separate_downsampling", "kernels=auto", "recipe.epochs=1")
+    assert train(config)["kernels"] == "pointwise linear"
+    assert (run_path(config) / "run.log").read_text().count("kernels=auto: pointwise linear\n") == 1
+    assert json.loads((run_path(config) / SUMMARY).read_text())["kernels"] == "pointwise linear"
+
+
+def test_a_run_does_not_go_on_with_other_forms(small, monkeypatch):
+    config = small("gelu", "kernels=plain")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupter, "at", 2)
+        patch.setattr(training, "Stop", Interrupter)
+        with pytest.raises(StoppedEarly):
+            train(config)
+    config.kernels = Kernels.auto
+    with pytest.raises(Refused, match=r"kernels: plain -> pointwise without bias linear"):
+        train(config)
+    config.allow_drift = True
+    assert "kernels: plain -> pointwise without bias linear" in train(config)["drift"]
+    assert json.loads((run_path(config) / STATUS).read_text())["kernels"] == "pointwise without bias linear"
+
+
+@pytest.mark.parametrize("step", ["kernel_7", "separate_downsampling"])
+def test_training_gives_the_losses_of_the_plain_net_within_the_noise_of_seeds(small, step):
+    def losses(*words):
+        config = small(step, "recipe.epochs=3", *words)
+        train(config)
+        return np.array([row["train/loss"] for row in ledger(config) if row["kind"] == "train"])
+
+    seeds = np.stack([losses("kernels=plain", f"seed={seed}") for seed in range(3)])
+    ours = losses("kernels=fast", "seed=0", "study=fast")
+    spread = seeds.std(axis=0, ddof=1).mean()
+    assert 0 < np.abs(ours - seeds[0]).mean() < 0.2 * spread

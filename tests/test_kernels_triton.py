@@ -1,0 +1,133 @@
+"""The Triton kernels: in the interpreter (in a process of its own, as Triton reads TRITON_INTERPRET once), and compiled without a GPU."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roadmap.net.kernels.depthwise import KERNELS, MAP_TILES, WEIGHT_TILES
+from roadmap.net.kernels.norm import block_of as norm_block
+from roadmap.net.kernels.residual import block_of as join_block
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+HERE = Path(__file__).resolve().parent
+POINTERS = ("x", "y", "g", "dx", "dy", "taps", "weight", "shortcut", "out")  # of the map's type; other pointers are fp32
+FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")
+
+
+def interpreted(selection):
+    """Run tests of interpreted_kernels.py in the interpreter."""
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", selection, str(HERE / "interpreted_kernels.py")]
+    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=HERE.parent, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 0
+
+
+def test_in_the_interpreter_they_are_as_exact_as_torch():
+    interpreted("not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_in_the_interpreter_every_shape_of_both_regimes():
+    interpreted("slow")
+
+
+def compiled(kernel, kind, capability, constants, warps):
+    """Compile a kernel without a GPU; return registers and bytes of stack (spilled registers) of a thread."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in POINTERS or name in FP32:
+            signature[name] = f"*{kind if name in POINTERS else 'fp32'}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+            if name == "channels":  # a multiple of 16 in nearly every net
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    cubin = Path(triton.knobs.cache.dir) / "kernel.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+    tool = triton.knobs.nvidia.cuobjdump.path
+    used = subprocess.run([tool, "-res-usage", str(cubin)], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", used).groups()
+    return int(registers), int(stack)
+
+
+def depthwise_cases(kernel, stride):
+    """Yield every depthwise kernel of a size with its constants and warps."""
+    from roadmap.net.kernels import triton_depthwise as made
+
+    for tile, function, more in (
+        (MAP_TILES[kernel], made.forward_kernel, [{"HAS_BIAS": False}, {"HAS_BIAS": True}]),
+        (MAP_TILES[kernel], made.input_gradient_kernel, [{"Q": q} for q in range(stride)]),
+        (WEIGHT_TILES[kernel], made.weight_gradient_kernel, [{}]),
+    ):
+        for extra in more:
+            constants = {"K": kernel, "S": stride, "BLOCK_W": tile.width, "BLOCK_C": tile.channels, "VEC": tile.vec, **extra}
+            yield function, constants, tile.warps
+
+
+def channel_cases(channels):
+    """Yield every kernel along the channels with its constants and warps."""
+    from roadmap.net.kernels import triton_channels as made
+
+    rows, block, warps = norm_block(channels, 10_000)
+    yield made.norm_kernel, {"BLOCK_R": rows, "BLOCK_C": block}, warps
+    yield made.norm_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block}, warps
+    rows, block = join_block(channels, 10_000)
+    for keep in (False, True):
+        yield made.residual_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4
+        yield made.residual_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4
+
+
+def assert_fits(cases, kind, capability):
+    for function, constants, warps in cases:
+        registers, stack = compiled(function, kind, capability, constants, warps)
+        assert registers <= 255 and stack <= allowed_stack(constants), (function, constants, kind, capability, registers, stack)
+
+
+def allowed_stack(constants):
+    """Return the bytes that a thread may spill: none but with 121 kernel values, of which a few do not fit."""
+    return 80 if constants.get("K") == 11 else 0
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Compile anew, and leave nothing behind."""
+    import triton
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (7, 1), (11, 1)])
+def test_depthwise_kernels_compile_for_an_h100_and_spill_nothing(kernel, stride):
+    assert_fits(depthwise_cases(kernel, stride), "bf16", 90)
+
+
+@pytest.mark.parametrize("channels", [96, 1024])
+def test_channel_kernels_compile_for_an_h100_and_spill_nothing(channels):
+    assert_fits(channel_cases(channels), "bf16", 90)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
+def test_every_kernel_compiles_for_all_types_and_sizes(kind, capability):
+    for kernel in KERNELS:
+        for stride in (1, 2):
+            assert_fits(depthwise_cases(kernel, stride), kind, capability)
+    for channels in (24, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048):
+        assert_fits(channel_cases(channels), kind, capability)
