@@ -28,6 +28,7 @@ def interpreted(selection):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 0
 
 
+@pytest.mark.timeout(1200)  # a minute of one core; on a busy machine many
 def test_in_the_interpreter_they_are_as_exact_as_torch():
     interpreted("not slow")
 
