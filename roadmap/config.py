@@ -296,7 +296,7 @@ class Config:
     weights: str | None = None  # mode=evaluate: a file of published weights, or one of our run directories
     device: Device = Device.auto
     devices: str = "auto"  # how many of this node: auto is all its GPUs, or one CPU process; part of a run's identity
-    compile: bool = False  # torch.compile; what it computes differs in rounding
+    compile: str = "auto"  # true | false; auto: torch.compile for large images on a GPU. What it computes differs in rounding
     cuda_graph: Capture = Capture.auto  # a whole optimizer step as one CUDA graph
     kernels: Kernels = Kernels.auto  # forms of the net's operations; they differ in rounding
     start_timeout_s: float = between(600.0, 1, 86_400)  # until all ranks have come and have listed the images
@@ -314,7 +314,8 @@ class Config:
     def __post_init__(self) -> None:
         choices_from_strings(self)
         check_ranges("", self)
-        self.devices = str(self.devices)
+        self.devices, self.compile = str(self.devices), str(self.compile).lower()
+        one_of("compile", self.compile, ("auto", "true", "false"))
         if self.devices != "auto" and not (self.devices.isascii() and self.devices.isdigit() and 1 <= int(self.devices) <= 1024):
             raise ConfigError(f"devices={self.devices}: must be auto or a number from 1 to 1024")
 

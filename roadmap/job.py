@@ -21,7 +21,7 @@ from roadmap.net.kernels import forms_of, in_words
 from roadmap.recipe import mix
 from roadmap.recipe.passes import check_passes, micro_batch
 from roadmap.runtime import provenance
-from roadmap.runtime.device import choose_graph, choose_precision
+from roadmap.runtime.device import choose_compile, choose_graph, choose_precision
 from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import RunDir, differences, identity
 from roadmap.runtime.ledger import SUMMARY, read_json
@@ -133,7 +133,7 @@ def check(config: Config, images: sets.ImageSet, ranks: Ranks) -> dict[str, Any]
         "steps_per_epoch": len(images.train.labels) // config.recipe.batch_size,
         "precision": str(precision),
         "world_size": ranks.world_size,
-        "compile": config.compile,
+        "compile": choose_compile(config, ranks.device),
         "cuda_graph": choose_graph(config, ranks.device, precision, ranks.world_size),
         "kernels": in_words(forms_of(config.model, ranks.device, config.kernels)),
     }

@@ -41,7 +41,7 @@ OF_EVALUATION = (
     "recipe.precision",
 )
 # Settings of training alone, with the values that leave it as it is.
-WITHOUT_EFFECT = {"fresh": False, "allow_drift": False, "compile": False, "cuda_graph": "auto", "devices": "auto"}
+WITHOUT_EFFECT = {"fresh": False, "allow_drift": False, "compile": "auto", "cuda_graph": "auto", "devices": "auto"}
 
 
 @dataclass(frozen=True)

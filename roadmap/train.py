@@ -30,7 +30,7 @@ from roadmap.net.kernels import announcement, forms_of
 from roadmap.recipe.ema import average_of
 from roadmap.recipe.optim import build_optimizer, learning_rate
 from roadmap.runtime import checkpoint
-from roadmap.runtime.device import autocast, choose_count, choose_device, is_of_compiler, is_out_of_memory
+from roadmap.runtime.device import autocast, choose_compile, choose_count, choose_device, is_of_compiler, is_out_of_memory
 from roadmap.runtime.dist import Ranks
 from roadmap.runtime.folder import CHECKPOINTS, RunDir, run_path
 from roadmap.runtime.launch import launch
@@ -175,7 +175,8 @@ def begin(job: Job) -> State:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     example = torch.zeros(min(2, job.micro_batch), 3, size, size, device=job.device).contiguous(memory_format=torch.channels_last)
     model = job.ranks.parallel(net, example)
-    if config.compile:
+    if choose_compile(config, job.device):
+        torch._dynamo.config.optimize_ddp = False  # it would cut the net at every bucket, and fails on nets of ours
         model = cast(nn.Module, torch.compile(model))
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == Precision.fp16)
     return State(net, model, build_optimizer(net, config.recipe), scaler, average_of(net, config.recipe.ema_decay))
@@ -207,7 +208,8 @@ def fit(job: Job, state: State) -> tuple[Evaluation, Evaluation | None]:
             fits = f"{smaller} fits this net" if smaller else "not even 2 images fit"
             raise ConfigError(f"{what}; {fits}. All rows of a study must have the same") from None
         if is_of_compiler(error):
-            raise ConfigError(f"compile=true: torch cannot compile this net here ({' '.join(str(error).split())[:200]})") from error
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(f"compile={job.config.compile}: torch cannot compile this net here ({why}); compile=false") from error
         raise
     return results
 

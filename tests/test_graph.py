@@ -11,7 +11,7 @@ from roadmap.data import order, sets
 from roadmap.errors import ConfigError
 from roadmap.graph import CapturedStep, captured
 from roadmap.job import Job
-from roadmap.runtime.device import choose_graph
+from roadmap.runtime.device import choose_compile, choose_graph
 from roadmap.runtime.dist import Ranks
 from roadmap.runtime.pending import Bystander
 from roadmap.runtime.place import Place
@@ -159,7 +159,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
         ([], CUDA, Precision.fp16, 1, False),
         (["compile=true"], CUDA, Precision.bf16, 1, False),
         (["recipe.micro_batch=32"], CUDA, Precision.bf16, 1, False),
-        (["data.image_size=224"], CUDA, Precision.bf16, 1, False),
+        (["data.image_size=224", "compile=false"], CUDA, Precision.bf16, 1, False),
         (["data.image_size=224", "cuda_graph=always"], CUDA, Precision.bf16, 1, True),
         (["cuda_graph=always"], CPU, Precision.fp32, 1, "cuda_graph=always: a step cannot be one graph without a GPU; cuda_graph=auto or"),
         (["cuda_graph=always"], CUDA, Precision.bf16, 2, "with several devices"),
@@ -182,3 +182,23 @@ def test_a_real_graph_takes_the_eager_steps(job_of, step):
     job = replace(job_of(step), ranks=Ranks(Place(), CUDA), precision=Precision.bf16)
     taken, eager = run(job, captured(job, begin(job), begin), 3), run(job, begin(job), 3)
     torch.testing.assert_close(taken[0], eager[0], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "expected"),
+    [
+        (["data.image_size=224"], CUDA, True),
+        (["data.image_size=224"], CPU, False),
+        (["data.image_size=224", "compile=false"], CUDA, False),
+        (["data.image_size=224", "cuda_graph=always"], CUDA, False),
+        (["data.image_size=32"], CUDA, False),
+        (["data.image_size=32", "compile=true"], CPU, True),
+    ],
+)
+def test_which_nets_are_compiled(overrides, device, expected):
+    assert choose_compile(compose("gelu", overrides=overrides), device) is expected
+
+
+def test_another_word_for_compile_is_refused():
+    with pytest.raises(ConfigError, match="compile=yes: must be one of auto, true, false"):
+        compose("gelu", overrides=["compile='yes'"])

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
 from roadmap import job
 from roadmap import train as training
+from roadmap import update as updating
 from roadmap.errors import ConfigError, Refused, StoppedEarly
 from roadmap.recipe import mix
 from roadmap.recipe.ema import average_of
@@ -112,7 +113,7 @@ def test_fp16_scales_its_loss_and_stays_near_fp32(small, extra):
 def test_a_gradient_that_overflows_in_fp16_is_a_skipped_step_and_no_error(small, monkeypatch):
     """The ledger says so (no gradient norm), the scale is halved, and training goes on."""
     config = small("layer_norm", "recipe.precision=fp16")
-    real, calls = training.backward, []
+    real, calls = updating.backward, []
 
     def overflowing(job, state, *args, **kwargs):
         loss = real(job, state, *args, **kwargs)
@@ -121,7 +122,7 @@ def test_a_gradient_that_overflows_in_fp16_is_a_skipped_step_and_no_error(small,
             next(state.net.parameters()).grad[0] = float("inf")
         return loss
 
-    monkeypatch.setattr(training, "backward", overflowing)
+    monkeypatch.setattr(updating, "backward", overflowing)
     train(config)
     rows = [row for row in ledger(config) if row["kind"] == "train"]
     assert [row["train/grad_norm"] is None for row in rows] == [False, True, False, False, False, False]
@@ -159,7 +160,7 @@ def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
         raise InternalTorchDynamoError("no such kernel")
 
     monkeypatch.setattr(training, "optimizer_step", failing)
-    with pytest.raises(ConfigError, match=r"compile=true: torch cannot compile this net here \(no such kernel\)"):
+    with pytest.raises(ConfigError, match=r"compile=auto: torch cannot compile this net here \(no such kernel\)"):
         train(small("layer_norm"))
 
 

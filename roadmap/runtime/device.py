@@ -61,6 +61,12 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
     return wanted
 
 
+def choose_compile(config: Config, device: torch.device) -> bool:
+    """Tell whether the net is compiled: `auto` is on a GPU, where images are large enough for half a minute of compiling to pay."""
+    large = config.data.image_size > SMALL_IMAGE and config.cuda_graph != Capture.always
+    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and large)
+
+
 def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
     """Tell whether a whole step is one CUDA graph. Raises ConfigError where `cuda_graph=always` cannot be."""
     recipe = config.recipe
@@ -69,7 +75,7 @@ def choose_graph(config: Config, device: torch.device, precision: Precision, wor
         "with several devices": world_size > 1,
         f"with several passes a step (recipe.micro_batch={recipe.micro_batch})": recipe.micro_batch not in (None, recipe.batch_size),
         "with fp16, which scales its loss": precision == Precision.fp16,
-        "with compile=true": config.compile,
+        "with a compiled net (compile=false)": choose_compile(config, device),
     }
     reason = next((reason for reason, is_so in found.items() if is_so), None)
     if config.cuda_graph == Capture.always and reason is not None:
