@@ -15,8 +15,9 @@ from .conftest import ROOT
 RESULTS = ROOT / "notebooks" / "results"
 
 
-def test_example_has_every_row_with_three_seeds_and_nothing_suspect():
-    found = collect([RESULTS])
+@pytest.mark.parametrize("study", ["demo", "mini_cpu"])
+def test_example_has_every_row_with_three_seeds_and_nothing_suspect(study):
+    found = collect([RESULTS / study])
     assert not found.suspect
     assert not found.unfinished
     (group,) = aggregate(found.runs)
@@ -46,6 +47,6 @@ def test_notebook_shows_the_example_where_there_are_no_runs(folder, tmp_path, mo
     )
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     said = "".join(out.get("text", "") for out in outputs)
-    assert "EXAMPLE: 51 measured runs" in said
+    assert "EXAMPLE: 102 measured runs" in said
     assert any("image/png" in out.get("data", {}) for out in outputs)
     assert any("separate d.s. conv" in out.get("data", {}).get("text/plain", "") for out in outputs)
