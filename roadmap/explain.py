@@ -79,6 +79,8 @@ def _unknown_key(key: str) -> str:
     if key in {"step", "variant"}:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
     keys = [k for k in keys_of(Config()) if k not in DERIVED]
+    if key in keys:
+        return f"{key}: not with this {key.split('.')[0]}=..., which has no such key; others have"
     section = [k for k in keys if k.startswith(key.split(".")[0] + ".")]
     top = ["+step", "+variant", *dict.fromkeys(k.split(".")[0] for k in keys)]
     return f"{key}: there is no such key; {nearest(key, section or top)}"

@@ -1,6 +1,8 @@
 """The benchmark of the report: its runs are sound, it measures both reports, and a wrong name is refused."""
 
-from roadmap.bench.__main__ import main
+import pytest
+
+from roadmap.bench.__main__ import NAMES, main
 from roadmap.bench.report import make_runs
 from roadmap.report import aggregate, collect
 
@@ -29,3 +31,9 @@ def test_it_times_the_tables_and_the_whole_report(tmp_path, capfd):
 def test_a_benchmark_that_there_is_not_is_refused(capsys):
     assert main(["rport"]) == 64
     assert "rport: there is no such benchmark; allowed: net, input, train, mini, sweep, report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_word_that_a_benchmark_does_not_know_is_a_wrong_command(name, capsys):
+    assert main([name, "--nonesuch"]) == 64
+    assert "--nonesuch" in capsys.readouterr().err

@@ -345,6 +345,20 @@ def test_a_gpu_augments_the_same_images_and_nvjpeg_is_near_libjpeg(root):
         assert (torch.cat(ours).cpu() - on_cpu).abs().mean() < mean_off
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nvjpeg_leaves_memory_alone_that_queued_work_has_yet_to_read(root):
+    data, cuda = config(root, decoder="nvjpeg"), torch.device("cuda")
+    split, order = load(data).train, list(torch.arange(32).split(8))
+    list(decode.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))  # the decoder is started
+    given_up = [torch.full((3, 60, 60), 7, dtype=torch.uint8, device=cuda) for _ in range(256)]
+    torch.cuda._sleep(2_000_000_000)  # a second or so, while the host goes on
+    read = [tensor.clone() for tensor in given_up]
+    del given_up
+    list(decode.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))
+    assert all(bool((tensor == 7).all()) for tensor in read)
+
+
 # In a run
 
 

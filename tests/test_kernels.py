@@ -85,6 +85,18 @@ def test_the_linear_form_of_a_pointwise_conv_is_as_exact_as_the_conv(shape, kind
 
 
 @pytest.mark.parametrize("step", TOY)
+@pytest.mark.parametrize("choice", [Kernels.plain, Kernels.fast])
+def test_gradients_lie_in_memory_as_their_parameters_do(step, choice):
+    """Else DistributedDataParallel copies each of them, and says so on the screen."""
+    net = toy(step).to(memory_format=torch.channels_last)
+    use_kernels(net, CPU, choice)
+    loss = net(images(8, 64).contiguous(memory_format=torch.channels_last)).square().sum()
+    named = dict(net.named_parameters())
+    for (name, parameter), grad in zip(named.items(), torch.autograd.grad(loss, list(named.values())), strict=True):
+        assert grad.stride() == parameter.stride(), name
+
+
+@pytest.mark.parametrize("step", TOY)
 def test_every_row_gives_the_same_and_may_be_made_plain_again(step):
     net, x = toy(step), images(8, 64).contiguous(memory_format=torch.channels_last)
     before, plain = {name: t.clone() for name, t in net.state_dict().items()}, trained(net.eval(), x)

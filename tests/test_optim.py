@@ -80,3 +80,29 @@ def test_step_matches_torchs_plain_loop(name):
             optimizer.step()
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
     assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
+
+
+def test_a_first_step_that_is_skipped_leaves_no_momentum_behind():
+    recipe = compose("resnet", "nano").recipe
+    for attempt in range(20):  # memory that was used before is not the same each time
+        net = torch.nn.Linear(64, 64)
+        optimizer = build_optimizer(net, recipe)
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, torch.inf)
+        del parameter
+        torch.full((64, 64), 7777.0)
+        optimizer.found_inf = torch.ones(())
+        optimizer.step()
+        assert all(not state["momentum_buffer"].any() for state in optimizer.state.values()), attempt
+
+
+def test_momentum_starts_as_torchs_own_does():
+    recipe, grads = compose("resnet", "nano").recipe, torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    ours, plain = (torch.nn.Linear(5, 5, bias=False) for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    own = torch.optim.SGD(plain.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+    for optimizer, net in ((build_optimizer(ours, recipe), ours), (own, plain)):
+        for grad in grads:
+            net.weight.grad = grad.clone()
+            optimizer.step()
+    assert torch.equal(ours.weight, plain.weight)

@@ -23,6 +23,8 @@ def main(words: Sequence[str]) -> int:
         return error.code
     except KeyboardInterrupt:
         return StoppedEarly.code
+    except SystemExit as error:  # argparse's 2 for a word it does not know
+        return ConfigError.code if error.code == 2 else int(error.code or 0)
 
 
 if __name__ == "__main__":

@@ -193,6 +193,28 @@ def decoded(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]
         return [None] if len(files) == 1 else [decoded([file], decode_many)[0] for file in files]
 
 
+def beside(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
+    """Return how to call what decodes on a GPU: on a stream apart from training, which has its result when it comes to it.
+
+    torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is queued but not done.
+    Here such memory can only be that of the batch before, and its few copies are waited for.
+    """
+    if device.type != "cuda":
+        return lambda work: work()
+    side = torch.cuda.Stream(device)
+
+    def aside(work: Callable[[], Tensor]) -> Tensor:
+        side.synchronize()
+        with torch.cuda.stream(side):
+            result = work()
+        training = torch.cuda.current_stream(device)
+        training.wait_stream(side)
+        result.record_stream(training)
+        return result
+
+    return aside
+
+
 def train_crops(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
 ) -> Iterator[Tensor]:
@@ -207,8 +229,9 @@ def train_crops(
     decode_many: DecodeMany = partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
     count = Refusals()
     files = load_batches(Reader(cutter), packed, index_batches, data.workers, device)
+    aside = beside(device)
     for ids, batch in zip(index_batches, files, strict=True):
-        yield unpacked(batch, ids.tolist(), cutter, decode_many, device, count)
+        yield aside(partial(unpacked, batch, ids.tolist(), cutter, decode_many, device, count))
     if count.refused:
         log.info("epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU", epoch + 1, count.refused, count.seen)
 

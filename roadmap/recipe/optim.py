@@ -56,5 +56,9 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == Optimizer.sgd:
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        # torch's own would be memory as it was found, if the very first step is skipped, as with fp16 it often is.
+        for parameter in net.parameters() if recipe.momentum else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)

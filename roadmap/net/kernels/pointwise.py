@@ -10,4 +10,6 @@ class LinearPointwise(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, c_in, H, W) -> (N, c_out, H, W), channels-last."""
-        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        # Permuted like the map, so that the gradient lies in memory as a channels-last weight does: ranks average it without a copy.
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return linear(x.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
