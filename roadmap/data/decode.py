@@ -204,6 +204,7 @@ def beside(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
     side = torch.cuda.Stream(device)
 
     def aside(work: Callable[[], Tensor]) -> Tensor:
+        """Return what `work` returns."""
         side.synchronize()
         with torch.cuda.stream(side):
             result = work()
