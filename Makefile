@@ -19,6 +19,7 @@ SEEDS ?=
 # What `make roadmap` and `make plan` mean where no study is named: the paper's two tables.
 STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY))
 SWEEP = $(BIN)/python -m roadmap.sweep
+MINI = $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),'data.root=$(ROOT)') $(ARGS)
 CHOSEN = $(STUDIES) --runs $(RUNS) --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"
 BENCH ?= train
 BIN := $(VENV)/bin
@@ -47,7 +48,8 @@ demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5
 	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
 
 mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cifar10|cifar100 in ROOT= on one GPU, and draw the chart
-	@$(BIN)/python run.py -cd sweeps -cn mini $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
+	@$(SWEEP) plan mini --runs $(RUNS) --cluster local -- $(MINI) >/dev/null
+	@$(BIN)/python run.py -cd sweeps -cn mini paths.runs=$(RUNS) $(MINI)
 	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
 
 test: $(READY) ## the tests, two files at a time (12 minutes on 2 cores)

@@ -100,6 +100,7 @@ def images_of(config: Config, kept: dict[str, Any]) -> sets.ImageSet:
     if config.data.name not in sets.IN_MEMORY:
         return sets.load(config.data, config.paths.runs)
     if kept.get("images", (None,))[0] != key:
+        kept.pop("images", None)  # its memory is free before the next set takes its own
         kept["images"] = key, sets.load(config.data)
     images: sets.ImageSet = kept["images"][1]
     return images

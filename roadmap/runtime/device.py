@@ -91,8 +91,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the device's memory was too small; on the CPU torch says so in a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    """Tell whether the device's memory was too small; the CPU, cuBLAS and the driver say so in a plain RuntimeError."""
+    told = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in told))
 
 
 def is_of_compiler(error: BaseException) -> bool:
