@@ -77,10 +77,14 @@ def largest_pass(job: Job, state: State) -> int | None:
         if job.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
+            # What the optimizer will keep; and a second pass of a step finds the gradients of the first one there.
+            held = [torch.zeros_like(p) for p in state.net.parameters() for _ in range(2)] if not state.optimizer.state else []
             images = torch.zeros(micro_batch, 3, size, size, device=job.device).contiguous(memory_format=torch.channels_last)
-            with autocast(job.device, job.precision):
-                loss = cross_entropy(state.net(images), torch.zeros(micro_batch, dtype=torch.int64, device=job.device))
-            loss.backward()
+            for _ in range(2):
+                with autocast(job.device, job.precision):
+                    loss = cross_entropy(state.net(images), torch.zeros(micro_batch, dtype=torch.int64, device=job.device))
+                loss.backward()
+            held.clear()
             return micro_batch
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -22,6 +22,7 @@ from roadmap.net import build_net
 from roadmap.steps import compose
 
 DROPS = ("DropPath", "StochasticDepth")
+OURS = ["ours eager", "ours kernels"]
 SMALL = ("--device", "cpu", "--batch", "2", "--image-size", "32", "--repeats", "3", "--warm-up", "1")
 
 
@@ -31,8 +32,8 @@ def test_rows_and_contestants_are_measured_and_recorded(tmp_path, capsys):
     record = json.loads(file.read_text())
     assert [row["row"] for row in record["rows"]] == ["resnet", "separate_downsampling"]
     first, last = record["rows"]
-    assert [entry["contestant"] for entry in first["contestants"]] == ["ours eager"]  # a narrow ResNet is in no other library
-    assert [entry["contestant"] for entry in last["contestants"]] == ["ours eager", "timm eager", "torchvision eager"]
+    assert [entry["contestant"] for entry in first["contestants"]] == OURS  # a narrow ResNet is in no other library
+    assert [entry["contestant"] for entry in last["contestants"]] == [*OURS, "timm eager", "torchvision eager"]
     for row in record["rows"]:
         for entry in row["contestants"]:
             assert entry["failed"] is None
@@ -49,15 +50,15 @@ def test_rows_and_contestants_are_measured_and_recorded(tmp_path, capsys):
     assert {"date", "git_commit", "command"} <= record.keys()
     told = capsys.readouterr().out
     assert "n = 3, in turn" in told and f"torch {torch.__version__.split('+')[0]}" in told
-    assert len(re.findall(r"^\| \w+ \| (?:ours|timm|torchvision) eager \| [\d.,]+ \|", told, re.MULTILINE)) == 4
-    assert re.search(r"^separate_downsampling: ours eager is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as", told, re.MULTILINE)
+    assert len(re.findall(r"^\| \w+ \| (?:ours|timm|torchvision) (?:eager|kernels) \| [\d.,]+ \|", told, re.MULTILINE)) == 6
+    assert re.search(r"^separate_downsampling: ours (?:eager|kernels) is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as", told, re.MULTILINE)
 
 
 def test_a_peer_that_has_another_net_is_shown_and_the_rest_is_measured(tmp_path, capsys):
     file = tmp_path / "net.json"
     words = ["--regime", "tiny", "--rows", "swin", "--peer", "timm", *SMALL, "--repeats", "1", "--json", str(file)]
     assert main(["net", *words]) == 0  # on a small image timm's Swin has smaller windows
-    ours, theirs = json.loads(file.read_text())["rows"][0]["contestants"]
+    ours, _, theirs = json.loads(file.read_text())["rows"][0]["contestants"]
     assert ours["failed"] is None
     assert theirs["failed"].startswith("timm has another net for swin: ")
     assert "| swin | timm eager | failed: timm has another net" in capsys.readouterr().out

@@ -308,7 +308,7 @@ def test_other_words_for_the_same_net_are_the_same_net(end, change):
 
 
 def test_every_field_of_the_net_is_a_size_or_tried():
-    sizes = {"depths", "width", "drop_path", "init", "reference"}
+    sizes = {"depths", "width", "stem_stride", "drop_path", "init", "reference"}
     tried = {name for _, change in [*CHANGES, *SAME] for name in change}
     shown_elsewhere = {"stem", "depthwise", "inverted", "depthwise_first", "norm"}  # no two values share their names and shapes
     assert set(NetConfig.__dataclass_fields__) == sizes | tried | shown_elsewhere
