@@ -52,7 +52,7 @@ mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cif
 	@$(BIN)/python run.py -cd sweeps -cn mini paths.runs=$(RUNS) $(MINI)
 	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
 
-test: $(READY) ## the tests, two files at a time (12 minutes on 2 cores)
+test: $(READY) ## the tests, two files at a time (13 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: $(READY) ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
