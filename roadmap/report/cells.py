@@ -195,7 +195,8 @@ def _notes(rows: Sequence[Cell]) -> list[str]:
         lengths = sorted({row.epochs for row in rows if row.recipe == recipe and row.epochs is not None})
         if len(lengths) > 1:
             notes.append(f"recipe {recipe}: rows were trained for {_listed(lengths)} epochs, so they do not compare")
-    notes += sorted({note for row in rows if (note := _short_reach(row, max(_of_net(row, "kernel_size", 0) for row in rows)))})
+    largest = max((_of_net(row, "kernel_size", 0) for row in rows), default=0)
+    notes += sorted({note for row in rows if (note := _short_reach(row, largest))})
     marked = [row for row in rows if row.marks]
     notes += [f"† {row.cell}: counts runs that are suspect, because it was allowed ({', '.join(row.marks)})" for row in marked]
     return notes

@@ -11,7 +11,7 @@ from roadmap.config import Config
 from roadmap.errors import ConfigError
 from roadmap.runtime.place import Place, Starter
 
-SMALL_IMAGE = 64  # pixels up to which a step is captured: larger images keep a GPU busy for longer than a launch takes
+SMALL_IMAGE = 64  # pixels: up to these launching takes longest and a step is captured, beyond them compiling the net pays
 
 
 def choose_device(wanted: Device, place: Place | None = None) -> torch.device:
