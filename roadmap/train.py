@@ -150,7 +150,7 @@ def take_up(job: Job, run: RunDir) -> State:
     )  # fmt: skip
     log.info(announcement(forms_of(config.model, job.device, config.kernels), job.device, config.kernels))
     log.info(standing(job.images, config.data.name, config.paths.runs))
-    if note := data.note(config.data):
+    if note := data.note(config.data, job.device):
         log.info(note)
     return state
 

@@ -386,8 +386,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, mon
     assert ledger(config_) == ledger(whole)
     assert same(newest(config_), newest(whole))
     log = (run_path(config_) / "run.log").read_text()
-    assert "training images are decoded by libjpeg in the worker processes (data.decoder=auto)" in log
-    assert note(config(root, pipeline="reference")) is None
+    assert "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster than" in log
+    assert "slow" not in str(note(config(root), torch.device("cuda")))
+    assert note(config(root, pipeline="reference"), torch.device("cpu")) is None
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from roadmap import data
 from roadmap.choices import Pipeline
 from roadmap.config import Config
 from roadmap.data import order, sets
+from roadmap.data.reference import with_safe_posterize
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch number -> batches
 
@@ -62,14 +63,19 @@ def ours(pipeline: Pipeline, source: Source) -> Epoch:
 def timm(source: Source) -> Epoch:
     """Return timm's loader with the recipe's transforms; erasing runs on the device behind its prefetcher."""
     from timm.data import ImageDataset, create_loader
+    from timm.data.auto_augment import RandAugment
 
     config, recipe = source.config.data, source.config.recipe
     on_gpu = source.device.type == "cuda"
+    images = ImageDataset(str(source.folder))
     loader = create_loader(
-        ImageDataset(str(source.folder)), source.size, source.batch, is_training=True, re_prob=recipe.random_erasing, re_mode="pixel",
+        images, source.size, source.batch, is_training=True, re_prob=recipe.random_erasing, re_mode="pixel",
         auto_augment=recipe.rand_augment, interpolation=recipe.interpolation.value, mean=config.mean, std=config.std,
         num_workers=config.workers, pin_memory=on_gpu, persistent_workers=config.workers > 0, device=source.device, use_prefetcher=on_gpu,
     )  # fmt: skip
+    for step in images.transform.transforms:
+        if isinstance(step, RandAugment):
+            with_safe_posterize(step)  # with Pillow 13 timm's own ends a run of a few hundred images
     return lambda number: on_device(loader, source.device)
 
 

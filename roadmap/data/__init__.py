@@ -39,9 +39,11 @@ def check(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = 
         decode.check(data, device)
 
 
-def note(data: DataConfig) -> str | None:
+def note(data: DataConfig, device: torch.device) -> str | None:
     """Return a line for a run's log about what was chosen for it, if anything was."""
-    return decode.note(data) if data.pipeline == Pipeline.fast and data.name in IN_FOLDERS else None
+    if data.pipeline != Pipeline.fast or data.name not in IN_FOLDERS:
+        return None
+    return decode.note(data) + ("; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else "")
 
 
 def train_batches(

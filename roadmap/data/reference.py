@@ -105,7 +105,13 @@ def rand_augment(data: DataConfig, recipe: RecipeConfig) -> Any:
         "img_mean": tuple(min(255, round(255 * m)) for m in data.mean),
         "interpolation": Resampling[recipe.interpolation.name.upper()],
     }
-    policy = auto_augment.rand_augment_transform(recipe.rand_augment, fixed)
+    return with_safe_posterize(auto_augment.rand_augment_transform(recipe.rand_augment, fixed))
+
+
+def with_safe_posterize(policy: Any) -> Any:
+    """Give timm's RandAugment our `posterize`, in place; return it."""
+    from timm.data import auto_augment
+
     for op in policy.ops:
         if op.aug_fn is auto_augment.posterize:
             op.aug_fn = posterize
