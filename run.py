@@ -21,20 +21,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from roadmap.choices import Mode
-from roadmap.config import Config
+from roadmap.config.choices import Mode
+from roadmap.config.schema import Config
+from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
-from roadmap.explain import explain
-from roadmap.guard import check_folders, check_words
-from roadmap.help import config_dirs, help_text
-from roadmap.idle import idle
-from roadmap.runtime.place import Place, place
-from roadmap.runtime.progress import Sweep
-from roadmap.steps import CONF, HYDRA_ERRORS, checked, step_tree
+from roadmap.runs.progress import SweepProgress
+from roadmap.steps.compose import validate
+from roadmap.steps.help import config_dirs, help_text
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.tree import CONF, step_tree
+from roadmap.steps.unused_settings import unused_settings
 
-here = Place()
+env = RankEnv()
 codes: list[int] = []  # one exit code a run: Hydra drops what a task returns in a sweep
-sweep = Sweep()
+sweep = SweepProgress()
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -49,8 +50,10 @@ def task(cfg: DictConfig) -> None:
     except (RoadmapError, *HYDRA_ERRORS) as error:
         codes.append(tell(error))
         sweep.stopped |= isinstance(error, StoppedEarly)
-        if here.world_size > 1 and not getattr(error, "everywhere", False):
-            leave(max(codes))  # the ranks have lost each other: no other run can begin, and waiting for them would take minutes
+        if env.world_size > 1 and not getattr(error, "on_all_ranks", False):
+            leave(
+                max(codes)
+            )  # the ranks have lost each other: no other run can begin, and waiting for them would take minutes
     if in_sweep and sweep.stopped:
         raise KeyboardInterrupt  # the one thing that ends Hydra's sweep at once
 
@@ -60,10 +63,12 @@ def one_run(cfg: DictConfig, hydra_config: HydraConf) -> None:
     mode, weights = str(cfg.get("mode")), cfg.get("weights")
     if weights and mode in MODES and mode != Mode.evaluate:
         raise ConfigError(f"weights={weights}: only mode=evaluate takes weights, this is mode={mode}")
-    if here.world_size > 1 and mode != Mode.train:
-        raise ConfigError(f"mode={mode}: takes one process, {here.starter} has started {here.world_size}")
-    line = MODES.get(mode, train_step)(cfg, hydra_config)  # a mode that there is not is told with the config's other values
-    if here.is_main:
+    if env.world_size > 1 and mode != Mode.train:
+        raise ConfigError(f"mode={mode}: takes one process, {env.launcher} has started {env.world_size}")
+    line = MODES.get(mode, train_step)(
+        cfg, hydra_config
+    )  # a mode that there is not is told with the config's other values
+    if env.is_main:
         print(sweep.prefix() + line, flush=True)
 
 
@@ -71,10 +76,10 @@ def train_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
     """Train one step. The imports wait for the config: torch takes seconds that a wrong one need not wait for."""
     config = step_config(cfg, hydra_config)
     say(f"{config.cell}: starting")
-    from roadmap.train import result_line, train
+    from roadmap.training.train import result_line, train
 
     summary = train(config, sweep)
-    return result_line(config, summary) if here.is_main else ""
+    return result_line(config, summary) if env.is_main else ""
 
 
 def evaluate_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
@@ -82,15 +87,15 @@ def evaluate_step(cfg: DictConfig, hydra_config: HydraConf) -> str:
     config = step_config(cfg, hydra_config)
     if not config.weights:
         raise ConfigError("weights=null: mode=evaluate needs weights=FILE, or weights= one of our run directories")
-    from roadmap.score import result_line, score
+    from roadmap.training.evaluate_weights import evaluate_weights, result_line
 
-    return result_line(config, score(config, sweep))
+    return result_line(config, evaluate_weights(config, sweep))
 
 
 def check_images(cfg: DictConfig, hydra_config: HydraConf) -> str:
     """Open every image of a set and count; needs no step."""
     config = step_config(cfg, hydra_config)
-    from roadmap.data.full_check import data_check
+    from roadmap.data.verify import data_check
 
     return data_check(config, sweep)
 
@@ -103,11 +108,11 @@ MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {
 
 
 def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:
-    """Return the checked config of one step, or of none where the mode needs none. Raises ConfigError."""
+    """Return the validate config of one step, or of none where the mode needs none. Raises ConfigError."""
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
     words = list(hydra_config.overrides.task)
-    config = checked(cfg, hydra_config.runtime.choices, words, folders)
-    for line in idle(config, words):
+    config = validate(cfg, hydra_config.runtime.choices, words, folders)
+    for line in unused_settings(config, words):
         say(f"note: {line}")
     return config
 
@@ -116,13 +121,16 @@ def cells_of(hydra_config: HydraConf) -> int:
     """Return how many runs a sweep has: the product of its lists, those of the command line replacing the file's."""
     words = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
     words += [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    lists = {o.get_key_element(): o for o in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)}
+    lists = {
+        o.get_key_element(): o
+        for o in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
+    }
     return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, with the place in the sweep; of several ranks the first speaks for all."""
-    if here.is_main:
+    """Write a line to stderr, with the rank_env in the sweep; of several ranks the first speaks for all."""
+    if env.is_main:
         print(sweep.prefix() + line, file=sys.stderr, flush=True)
 
 
@@ -134,7 +142,7 @@ def tell(error: Exception) -> int:
     if isinstance(error, RoadmapError):
         say(f"error: {error}")
         return error.code
-    say(f"error: {explain(error, config_dirs(sys.argv[1:]))}")
+    say(f"error: {plain_error(error, config_dirs(sys.argv[1:]))}")
     return 64
 
 
@@ -150,13 +158,15 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(config_dirs(sys.argv[1:])))
         return 0
-    global here
+    global env
     try:
-        here = place()
-        check_words(sys.argv[1:])
-        check_folders(config_dirs(sys.argv[1:]), CONF)
+        env = rank_env()
+        check_overrides(sys.argv[1:])
+        check_config_dirs(config_dirs(sys.argv[1:]), CONF)
         step_tree(config_dirs(sys.argv[1:]))
-        with TemporaryDirectory() as scratch:  # for what Hydra writes at the start of a sweep, before anything is checked
+        with (
+            TemporaryDirectory() as scratch
+        ):  # for what Hydra writes at the start of a sweep, before anything is validate
             os.environ["ROADMAP_SCRATCH"] = scratch
             task()
     except (RoadmapError, *HYDRA_ERRORS) as error:

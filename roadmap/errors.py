@@ -7,7 +7,9 @@ class RoadmapError(Exception):
     """An error that ends the process with `code` and one or two plain lines, never a traceback."""
 
     code = 1
-    everywhere = False  # every rank of the run raises it in the same place, so that the ranks can go on to another run
+    on_all_ranks = (
+        False  # every rank of the run raises it in the same place, so that the ranks can go on to another run
+    )
 
 
 class ConfigError(RoadmapError, ValueError):
@@ -26,7 +28,7 @@ class NonFiniteError(RoadmapError):
     """The loss or a gradient was not finite; names the step in which it happened."""
 
     code = 70
-    everywhere = True
+    on_all_ranks = True
 
 
 class DiskError(RoadmapError):
@@ -39,7 +41,7 @@ class StoppedEarly(RoadmapError):
     """A signal stopped the run, after it was saved: the same command goes on."""
 
     code = 75
-    everywhere = True
+    on_all_ranks = True
 
 
 class PeerLost(RoadmapError):

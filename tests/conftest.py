@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.steps import compose
+from roadmap.steps.compose import compose
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=2", "recipe.warmup_epochs=0")
+SMALL = (
+    "data.train_images=96",
+    "data.val_images=40",
+    "recipe.batch_size=32",
+    "recipe.epochs=2",
+    "recipe.warmup_epochs=0",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +52,11 @@ def small(tmp_path):
 
     def call(step: str = "separate_downsampling", *overrides: str):
         given = {o.split("=")[0] for o in overrides}
-        words = [w for w in (*SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path / 'runs'}") if w.split("=")[0] not in given]
+        words = [
+            w
+            for w in (*SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path / 'runs'}")
+            if w.split("=")[0] not in given
+        ]
         return compose(step, "nano", [*words, *overrides])
 
     return call

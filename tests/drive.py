@@ -24,11 +24,19 @@ def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", 
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to})}
 
 
-def run(words: tuple[str, ...], env: dict[str, str] | None = None, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+def run(
+    words: tuple[str, ...], env: dict[str, str] | None = None, timeout: float = 150
+) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     command = [sys.executable, str(Path(__file__)), *words]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=timeout, check=False
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -43,7 +51,9 @@ class Nursery:
         """Run the command line to its end in a process of its own; its output passes through files in `place`."""
         place.mkdir(exist_ok=True)
         out, err = place / "out", place / "err"
-        self.process.stdin.write(json.dumps({"words": words, "env": env or {}, "out": str(out), "err": str(err)}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"words": words, "env": env or {}, "out": str(out), "err": str(err)}) + "\n"
+        )
         self.process.stdin.flush()
         code = int(self.process.stdout.readline())
         return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
@@ -60,17 +70,19 @@ def nursery() -> None:
     import timm.data.mixup
     import torch._dynamo
 
-    import roadmap.train
+    import roadmap.training.train
     import run as run_module
 
-    assert sklearn.datasets and timm.data.mixup and torch._dynamo and roadmap.train
+    assert sklearn.datasets and timm.data.mixup and torch._dynamo and roadmap.training.train
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
         if child == 0:
             os.environ.update(order["env"])
             for number, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
-                os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+                os.dup2(
+                    os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number
+                )
             sys.argv[1:] = order["words"]
             if VARIABLE in os.environ:
                 arrange(json.loads(os.environ[VARIABLE]))
@@ -96,23 +108,24 @@ def happen(plan: dict[str, object]) -> None:
     target = os.getppid() if plan["to"] == "parent" else os.getpid()
     os.kill(target, getattr(signal, f"SIG{what}"))
     if plan["to"] == "parent":  # until it has come back to this rank, the step it is in is not over
-        from roadmap.runtime.stop import Stop
+        from roadmap.distributed.signals import StopSignal
 
         deadline = time.monotonic() + 20
-        while Stop.latest.signal is None and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        while StopSignal.latest.signal is None and time.monotonic() < deadline:  # type: ignore[attr-defined]
             time.sleep(0.01)
 
 
 def arrange(plan: dict[str, object]) -> None:
     """Patch what the run will come to."""
-    from roadmap import train as training
-    from roadmap import update as updating
-    from roadmap.runtime import checkpoint, launch
-    from roadmap.runtime.stop import Stop
+    from roadmap.distributed import launch
+    from roadmap.distributed.signals import StopSignal
+    from roadmap.runs import checkpoint
+    from roadmap.training import step as updating
+    from roadmap.training import train as training
 
     counts: dict[str, int] = {}
     places: list[int] = []
-    real_rank, real_init = training.train_rank, Stop.__init__
+    real_rank, real_init = training.train_rank, StopSignal.__init__
 
     def train_rank(config, sweep, here, port=None):
         places.append(here.rank)
@@ -120,7 +133,7 @@ def arrange(plan: dict[str, object]) -> None:
 
     def init(self, ranks=None):
         real_init(self, ranks)
-        Stop.latest = self
+        StopSignal.latest = self
 
     def due(where: str) -> bool:
         counts[where] = counts.get(where, 0) + 1
@@ -144,9 +157,9 @@ def arrange(plan: dict[str, object]) -> None:
         setattr(module, name, call)
 
     launch.GRACE_S = 3.0
-    training.train_rank, Stop.__init__ = train_rank, init
-    around(training, "optimizer_step", "before", after=False)
-    around(training, "optimizer_step", "step", after=True)
+    training.train_rank, StopSignal.__init__ = train_rank, init
+    around(training, "train_step", "before", after=False)
+    around(training, "train_step", "step", after=True)
     around(updating, "cross_entropy", "loss", after=True)
     around(training, "evaluate", "evaluate", after=False)
     around(checkpoint, "_sha256", "saving", after=True, counts_for=lambda path: path.suffix == ".tmp")

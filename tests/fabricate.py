@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from roadmap import paper
-from roadmap.runtime import ledger
+from roadmap import files, paper
+from roadmap.runs import metrics, schema
 
 CONFIG = """\
 step: {step}
@@ -75,26 +75,39 @@ def write_run(
     }
     folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
     folder.mkdir(parents=True)
-    (folder / ledger.CONFIG).write_text(CONFIG.format(**(values | {"epochs": epochs})) + config)
+    (folder / schema.CONFIG).write_text(CONFIG.format(**(values | {"epochs": epochs})) + config)
     if correct is not None:
-        np.save(folder / ledger.CORRECT, np.packbits(correct))
+        np.save(folder / schema.CORRECT, np.packbits(correct))
     rows = []
     for epoch in range(1, epochs + 1):
-        rows.append({"kind": "train", "epoch": epoch, "global_step": epoch * 10, "time_s": 1.0 * epoch, "train/loss": 1.0})
+        rows.append(
+            {"kind": "train", "epoch": epoch, "global_step": epoch * 10, "time_s": 1.0 * epoch, "train/loss": 1.0}
+        )
         reached = None if top1 is None else top1 * epoch / epochs
         top5 = None if reached is None else min(100.0, reached + 15)
-        rows.append({"kind": "val", "epoch": epoch, "global_step": epoch * 10, "val/loss": 1.0, "val/top1": reached, "val/top5": top5})
-    ledger.append(folder / ledger.METRICS, rows)
-    ledger.write_json(folder / ledger.SUMMARY, values | summary)
+        rows.append(
+            {
+                "kind": "val",
+                "epoch": epoch,
+                "global_step": epoch * 10,
+                "val/loss": 1.0,
+                "val/top1": reached,
+                "val/top5": top5,
+            }
+        )
+    metrics.append_metrics(folder / schema.METRICS, rows)
+    files.write_json(folder / schema.SUMMARY, values | summary)
     about = {"state": state, "epoch": epochs, "step": epochs * 10, "git_commit": "c0ffee"} | (status or {})
-    ledger.write_json(folder / ledger.STATUS, about)
+    files.write_json(folder / schema.STATUS, about)
     return folder
 
 
-def unfinished(runs: Path, step: str, seed: int = 0, *, epoch: int = 7, epochs: int = 20, state: str = "stopped", **more: Any) -> Path:
+def unfinished(
+    runs: Path, step: str, seed: int = 0, *, epoch: int = 7, epochs: int = 20, state: str = "stopped", **more: Any
+) -> Path:
     """Write a run that was stopped: no summary."""
     folder = write_run(runs, step, seed, epochs=epochs, state=state, status={"epoch": epoch}, **more)
-    (folder / ledger.SUMMARY).unlink()
+    (folder / schema.SUMMARY).unlink()
     return folder
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from roadmap.choices import Kernels
+from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
 from roadmap.net.kernels import depthwise as depthwise_module
 from roadmap.net.kernels.depthwise import DepthwiseFunction, strips_of
@@ -82,7 +82,11 @@ def test_strips_cover_all_rows_once():
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 24, 5, 3), (1, 96, 4, 4), (3, 130, 1, 1)])
 def test_norm_is_as_exact_as_torch(shape, kind):
-    inputs = [drawn(*shape, seed=0, kind=kind) * 3 + 1, drawn(shape[1], seed=1, kind=kind), drawn(shape[1], seed=2, kind=kind)]
+    inputs = [
+        drawn(*shape, seed=0, kind=kind) * 3 + 1,
+        drawn(shape[1], seed=1, kind=kind),
+        drawn(shape[1], seed=2, kind=kind),
+    ]
     assert_as_exact(lambda x, w, b: NormFunction.apply(x, w, b, 1e-6, x.dtype), plain_norm, inputs, factor=ROOM[kind])
 
 
@@ -91,7 +95,11 @@ def test_norm_is_as_exact_as_torch(shape, kind):
 @pytest.mark.parametrize("shape", [(2, 24, 5, 3), (4, 130, 1, 1)])
 def test_joining_is_as_exact_as_torch(shape, dropped, kind):
     keep = torch.tensor([0.0, 1.25, 1.25, 0.0])[: shape[0]] if dropped else None
-    inputs = [drawn(*shape, seed=0, kind=kind), drawn(*shape, seed=1, kind=torch.float32), drawn(shape[1], seed=2, kind=torch.float32)]
+    inputs = [
+        drawn(*shape, seed=0, kind=kind),
+        drawn(*shape, seed=1, kind=torch.float32),
+        drawn(shape[1], seed=2, kind=torch.float32),
+    ]
 
     def plain(y, shortcut, gamma):
         scaled = y * gamma.view(-1, 1, 1)
@@ -113,7 +121,10 @@ def trained(net, x, *, autocast=False):
 def gap(ours, theirs):
     """Return the largest relative difference of two lists of tensors."""
     floor = max(t.double().norm().item() for t in theirs[1:]) * 1e-4  # gradients that BatchNorm makes zero are noise
-    return max(((a.double() - b.double()).norm() / b.double().norm().clamp_min(floor)).item() for a, b in zip(ours, theirs, strict=True))
+    return max(
+        ((a.double() - b.double()).norm() / b.double().norm().clamp_min(floor)).item()
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def toy(step):
@@ -123,11 +134,16 @@ def toy(step):
 
 @pytest.mark.parametrize("step", TOY)
 def test_every_row_gives_the_same_result_and_gradients(step):
-    net, x = toy(step).eval(), images(1, 32).contiguous(memory_format=torch.channels_last)  # BatchNorm of a few pixels is all noise
+    net, x = (
+        toy(step).eval(),
+        images(1, 32).contiguous(memory_format=torch.channels_last),
+    )  # BatchNorm of a few pixels is all noise
     names = list(net.state_dict())
     plain = trained(net, x)
     forms = use_kernels(net, CPU, Kernels.fast)
-    assert forms["join"] == "triton" and ("depthwise" in step or step in ("resnet", "enhanced_recipe") or len(forms) > 1)
+    assert forms["join"] == "triton" and (
+        "depthwise" in step or step in ("resnet", "enhanced_recipe") or len(forms) > 1
+    )
     ours = trained(net, x)
     assert gap(ours, plain) < 1e-4
     assert list(net.state_dict()) == names

@@ -29,7 +29,9 @@ def errors(function: Callable[..., torch.Tensor], inputs: Tensors, g: torch.Tens
     return [((a.double() - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in zip(found, exact, strict=True)]
 
 
-def assert_as_exact(form: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], inputs: Tensors, *, factor: float) -> None:
+def assert_as_exact(
+    form: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], inputs: Tensors, *, factor: float
+) -> None:
     """Assert that a form is as near to float64 as torch's own form is, for result and gradients.
 
     `factor` is room for sums in another order; 1e-6 for types in which both are nearly exact.
@@ -45,7 +47,11 @@ def assert_as_exact(form: Callable[..., torch.Tensor], plain: Callable[..., torc
 def depthwise_inputs(shape: Sequence[int], kernel: int, kind: torch.dtype, bias: bool = True) -> list[torch.Tensor]:
     """Return a map, a kernel and a bias."""
     c = shape[1]
-    tensors = [drawn(*shape, seed=0, kind=kind), drawn(c, 1, kernel, kernel, seed=1, kind=kind), drawn(c, seed=2, kind=kind)]
+    tensors = [
+        drawn(*shape, seed=0, kind=kind),
+        drawn(c, 1, kernel, kernel, seed=1, kind=kind),
+        drawn(c, seed=2, kind=kind),
+    ]
     return tensors if bias else tensors[:2]
 
 

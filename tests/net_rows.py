@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from roadmap.config import NetConfig
+from roadmap.config.schema import NetConfig
 
 SIZES = {  # ResNet depths, Swin depths, widths: ResNet, after the stage ratio, as Swin
     "tiny": ((3, 4, 6, 3), (3, 3, 9, 3), (64, 64, 96)),
@@ -105,7 +105,9 @@ def drawn(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
             if not tensor.is_floating_point():
                 tensor.fill_(7)
             elif tensor.squeeze().ndim > 1:
-                tensor.uniform_(-1, 1, generator=generator).mul_((3 / tensor[0].numel()) ** 0.5)  # keeps the signal's variance
+                tensor.uniform_(-1, 1, generator=generator).mul_(
+                    (3 / tensor[0].numel()) ** 0.5
+                )  # keeps the signal's variance
             else:
                 low = 0.0 if name.endswith(("bias", "mean")) else 0.5
                 tensor.uniform_(low, low + 0.5, generator=generator)

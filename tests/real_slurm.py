@@ -58,7 +58,9 @@ PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 Preem
 
 def missing() -> str:
     """Return why there can be no Slurm here; nothing where there can."""
-    if lacking := [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]:
+    if lacking := [
+        name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+    ]:
         return f"no {', '.join(lacking)}: apt-get install slurm-wlm munge"
     return "" if os.geteuid() == 0 else "starting Slurm's daemons needs root"
 
@@ -68,7 +70,11 @@ class RealSlurm:
 
     def __init__(self, place: Path) -> None:
         self.place, self.host = place, socket.gethostname().split(".")[0]
-        self.env = {**os.environ, "SLURM_CONF": str(place / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        self.env = {
+            **os.environ,
+            "SLURM_CONF": str(place / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
+        }
 
     def start(self) -> None:
         """Start munge, the controller and two nodes; returns when both nodes are idle."""
@@ -89,7 +95,9 @@ class RealSlurm:
         self.start_controller()
         for node in ("n1", "n2"):
             self.start_node(node)
-        until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"], 60, self.logs)
+        until(
+            lambda: self.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"], 60, self.logs
+        )
 
     def start_controller(self) -> None:
         """Start slurmctld, with the jobs that it knew."""
@@ -102,7 +110,9 @@ class RealSlurm:
 
     def answers(self) -> bool:
         """Tell whether the controller answers."""
-        return subprocess.run(["squeue", "-h"], env=self.env, capture_output=True, timeout=30, check=False).returncode == 0
+        return (
+            subprocess.run(["squeue", "-h"], env=self.env, capture_output=True, timeout=30, check=False).returncode == 0
+        )
 
     def run(self, *words: str) -> str:
         """Run a command of Slurm's and return what it prints."""
@@ -144,7 +154,9 @@ class RealSlurm:
 
     def logs(self) -> str:
         """Return the end of every log, for a test that fails."""
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.place.glob("*.log")))
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.place.glob("*.log"))
+        )
 
 
 def alive(pid: int) -> bool:

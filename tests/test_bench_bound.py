@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from roadmap.bench.bound import Rates, Work, bounds, measured_rates, step_work
-from roadmap.choices import Precision
-from roadmap.config import RecipeConfig
+from roadmap.config.choices import Precision
+from roadmap.config.schema import RecipeConfig
 from roadmap.net import build_net, cost
-from roadmap.steps import compose
+from roadmap.steps.compose import compose
 
 
 def test_one_convolution_by_hand():
@@ -19,7 +19,9 @@ def test_one_convolution_by_hand():
     assert work.flop == 3 * 2 * macs
     image, weight, out = 2 * 3 * 4 * 4, 8 * 3 * 9, 2 * 8 * 4 * 4
     parameters = weight + 8
-    assert work.moved_bytes == 4 * (3 * (image + weight) + 2 * out) + 4 * 7 * parameters  # gradient, weight twice, two states twice
+    assert (
+        work.moved_bytes == 4 * (3 * (image + weight) + 2 * out) + 4 * 7 * parameters
+    )  # gradient, weight twice, two states twice
 
 
 def test_one_linear_layer_by_hand_in_bf16():
@@ -40,7 +42,10 @@ def test_flop_are_six_times_the_macs_of_the_table(step):
 
 
 def test_bounds_are_images_a_second():
-    assert bounds(Work(flop=4e12, moved_bytes=1e9), Rates(flop_per_s=8e12, bytes_per_s=4e9), batch=16) == {"matrix": 32.0, "memory": 64.0}
+    assert bounds(Work(flop=4e12, moved_bytes=1e9), Rates(flop_per_s=8e12, bytes_per_s=4e9), batch=16) == {
+        "matrix": 32.0,
+        "memory": 64.0,
+    }
 
 
 def test_a_device_is_measured():

@@ -14,9 +14,24 @@ from roadmap.bench.input import FULL_RECIPE, epochs
 from roadmap.bench.photographs import SIZE, borrow_photographs, draw_photographs, photograph
 from roadmap.bench.pipelines import PIPELINES, Source
 from roadmap.errors import ConfigError
-from roadmap.steps import compose
+from roadmap.steps.compose import compose
 
-SMALL = ("--device", "cpu", "--images", "12", "--batch", "2", "--workers", "1", "--image-size", "32", "--repeats", "2", "--warm-up", "1")
+SMALL = (
+    "--device",
+    "cpu",
+    "--images",
+    "12",
+    "--batch",
+    "2",
+    "--workers",
+    "1",
+    "--image-size",
+    "32",
+    "--repeats",
+    "2",
+    "--warm-up",
+    "1",
+)
 
 
 def test_photographs_are_as_large_as_those_of_imagenet_and_always_the_same():
@@ -31,10 +46,12 @@ def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys):
     file = tmp_path / "input.json"
     assert main(["input", *SMALL, "--work", str(tmp_path), "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
-    found = {entry["contestant"]: entry for entry in row["contestants"]}
+    found = {entry["candidate"]: entry for entry in row["candidates"]}
     assert list(found) == ["decode alone", "decode and crop", *(name for name, _, _ in PIPELINES)]
     assert [name for name, entry in found.items() if entry["failed"] and name != "ours, fast"] == []
-    assert all(len(entry["times_s"]) == 2 and entry["images_a_call"] == 10 for entry in found.values() if not entry["failed"])
+    assert all(
+        len(entry["times_s"]) == 2 and entry["images_a_call"] == 10 for entry in found.values() if not entry["failed"]
+    )
     assert row["bounds_images_per_s"]["decode"] == pytest.approx(found["decode alone"]["images_per_s"])
     assert row["against_best_peer"]["peer"] in [name for name, library, _ in PIPELINES if library]
     assert "12 of them, read again" in capsys.readouterr().out
@@ -47,7 +64,7 @@ def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
     words = ["--train", "gelu", "--regime", "nano", "--peer", "timm", "--root", str(root)]
     assert main(["input", *SMALL, *words, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
-    found = {entry["contestant"]: entry for entry in row["contestants"]}
+    found = {entry["candidate"]: entry for entry in row["candidates"]}
     assert list(found) == ["one batch again and again", "ours, reference", "ours, fast", "timm, full recipe"]
     assert found["ours, reference"]["failed"] is found["timm, full recipe"]["failed"] is None
     assert row["row"] == "gelu" and list(row["bounds_images_per_s"]) == ["synthetic"]
@@ -57,7 +74,14 @@ def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
 def source(tmp_path_factory):
     root = tmp_path_factory.mktemp("photographs")
     draw_photographs(root, 9)
-    words = [f"data.root={root}", "data.image_size=64", "data.workers=1", "recipe.batch_size=4", "recipe.micro_batch=null", *FULL_RECIPE]
+    words = [
+        f"data.root={root}",
+        "data.image_size=64",
+        "data.workers=1",
+        "recipe.batch_size=4",
+        "recipe.micro_batch=null",
+        *FULL_RECIPE,
+    ]
     return Source(compose("separate_downsampling", "tiny", ["data=imagefolder", *words]), torch.device("cpu"))
 
 

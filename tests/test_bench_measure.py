@@ -1,11 +1,11 @@
-"""How contestants are measured: in turn, round by round, with the reason of one that fails; and what is told of them."""
+"""How candidates are measured: in turn, round by round, with the reason of one that fails; and what is told of them."""
 
 import time
 
 import pytest
 import torch
 
-from roadmap.bench.measure import BOUND, Contestant, Result, measure, speed_ratio
+from roadmap.bench.measure import BOUND, Candidate, Result, measure, speed_ratio
 from roadmap.bench.sheet import Sheet, best_against_peers
 from roadmap.errors import ConfigError, DiskError
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def noting(name, log, seconds=None):
-    return Contestant(name, lambda: lambda: log.append(name) or seconds, images=4)
+    return Candidate(name, lambda: lambda: log.append(name) or seconds, images=4)
 
 
 def test_contestants_are_called_in_turn():
@@ -41,7 +41,7 @@ def test_a_contestant_that_fails_is_kept_with_its_reason_and_the_others_go_on(at
             raise ConfigError("model.width=7: is odd")
         return call
 
-    broken, sound = measure([Contestant("broken", start, 1), noting("sound", log)], CPU, repeats=4, warm_up=1)
+    broken, sound = measure([Candidate("broken", start, 1), noting("sound", log)], CPU, repeats=4, warm_up=1)
     assert broken.failed == ("model.width=7: is odd" if at == "start" else "RuntimeError: out of luck")
     assert "Traceback" in broken.trace
     assert broken.times_s == []
@@ -65,7 +65,7 @@ def test_memory_is_that_of_the_contestant_alone():
 
             return call
 
-        return Contestant(str(megabytes), start, 1)
+        return Candidate(str(megabytes), start, 1)
 
     large, small = measure([holding(256), holding(1)], CPU, repeats=1, warm_up=1)
     assert 0.29 < large.memory_gb < 0.40
@@ -94,5 +94,5 @@ def test_nothing_measured_at_all_is_an_error_with_the_reason(capsys):
 
 
 def test_time_on_the_cpu_is_wall_time():
-    (result,) = measure([Contestant("nap", lambda: lambda: time.sleep(0.02), 1)], CPU, repeats=2, warm_up=1)
+    (result,) = measure([Candidate("nap", lambda: lambda: time.sleep(0.02), 1)], CPU, repeats=2, warm_up=1)
     assert min(result.times_s) >= 0.02

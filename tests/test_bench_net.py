@@ -1,4 +1,4 @@
-"""`python -m roadmap.bench net` and `mini`: rows, contestants, record; the peers are the same nets; wrong names are told."""
+"""`python -m roadmap.bench net` and `mini`: rows, candidates, record; the peers are the same nets; wrong names are told."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from roadmap.bench.measure import Result
 from roadmap.bench.mini import extrapolated
 from roadmap.bench.net import net_options, row_configs
 from roadmap.bench.peers import LIBRARIES, NETS, has_net, peer_net
-from roadmap.choices import Precision
+from roadmap.config.choices import Precision
 from roadmap.errors import ConfigError
 from roadmap.net import build_net
-from roadmap.steps import compose
+from roadmap.steps.compose import compose
 
 DROPS = ("DropPath", "StochasticDepth")
 OURS = ["ours eager", "ours kernels"]
@@ -32,33 +32,46 @@ def test_rows_and_contestants_are_measured_and_recorded(tmp_path, capsys):
     record = json.loads(file.read_text())
     assert [row["row"] for row in record["rows"]] == ["resnet", "separate_downsampling"]
     first, last = record["rows"]
-    assert [entry["contestant"] for entry in first["contestants"]] == OURS  # a narrow ResNet is in no other library
-    assert [entry["contestant"] for entry in last["contestants"]] == [*OURS, "timm eager", "torchvision eager"]
+    assert [entry["candidate"] for entry in first["candidates"]] == OURS  # a narrow ResNet is in no other library
+    assert [entry["candidate"] for entry in last["candidates"]] == [*OURS, "timm eager", "torchvision eager"]
     for row in record["rows"]:
-        for entry in row["contestants"]:
+        for entry in row["candidates"]:
             assert entry["failed"] is None
             assert len(entry["times_s"]) == 3
             assert entry["images_per_s"] == pytest.approx(2 / statistics.median(entry["times_s"]))
-            assert entry["share_of_bound"] == pytest.approx(entry["images_per_s"] / min(row["bounds_images_per_s"].values()))
+            assert entry["share_of_bound"] == pytest.approx(
+                entry["images_per_s"] / min(row["bounds_images_per_s"].values())
+            )
             assert entry["peak_memory_gb"] is None or entry["peak_memory_gb"] < 2
     assert first["against_best_peer"] is None
     assert last["against_best_peer"]["peer"] in ("timm eager", "torchvision eager")
     assert record["settings"]["rows"] == ["resnet", "separate_downsampling"]
-    assert (record["settings"]["batch"], record["settings"]["image_size"], record["settings"]["precision"]) == (2, 32, "fp32")
+    assert (record["settings"]["batch"], record["settings"]["image_size"], record["settings"]["precision"]) == (
+        2,
+        32,
+        "fp32",
+    )
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert record["hardware"]["device"] == "cpu" and record["rates"]["flop_per_s"] > 0
     assert {"date", "git_commit", "command"} <= record.keys()
     told = capsys.readouterr().out
     assert "n = 3, in turn" in told and f"torch {torch.__version__.split('+')[0]}" in told
-    assert len(re.findall(r"^\| \w+ \| (?:ours|timm|torchvision) (?:eager|kernels) \| [\d.,]+ \|", told, re.MULTILINE)) == 6
-    assert re.search(r"^separate_downsampling: ours (?:eager|kernels) is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as", told, re.MULTILINE)
+    assert (
+        len(re.findall(r"^\| \w+ \| (?:ours|timm|torchvision) (?:eager|kernels) \| [\d.,]+ \|", told, re.MULTILINE))
+        == 6
+    )
+    assert re.search(
+        r"^separate_downsampling: ours (?:eager|kernels) is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as",
+        told,
+        re.MULTILINE,
+    )
 
 
 def test_a_peer_that_has_another_net_is_shown_and_the_rest_is_measured(tmp_path, capsys):
     file = tmp_path / "net.json"
     words = ["--regime", "tiny", "--rows", "swin", "--peer", "timm", *SMALL, "--repeats", "1", "--json", str(file)]
     assert main(["net", *words]) == 0  # on a small image timm's Swin has smaller windows
-    ours, _, theirs = json.loads(file.read_text())["rows"][0]["contestants"]
+    ours, _, theirs = json.loads(file.read_text())["rows"][0]["candidates"]
     assert ours["failed"] is None
     assert theirs["failed"].startswith("timm has another net for swin: ")
     assert "| swin | timm eager | failed: timm has another net" in capsys.readouterr().out
@@ -88,9 +101,15 @@ def test_a_captured_step_is_the_eager_one_on_the_batch_that_is_given():
 @pytest.mark.slow
 def test_a_compiled_net_is_measured_too(tmp_path):
     file = tmp_path / "net.json"
-    assert main(["net", "--regime", "nano", "--rows", "gelu", "--forms", "eager,compiled", *SMALL, "--json", str(file)]) == 0
-    entries = json.loads(file.read_text())["rows"][0]["contestants"]
-    assert [(entry["contestant"], entry["failed"]) for entry in entries] == [("ours eager", None), ("ours compiled", None)]
+    assert (
+        main(["net", "--regime", "nano", "--rows", "gelu", "--forms", "eager,compiled", *SMALL, "--json", str(file)])
+        == 0
+    )
+    entries = json.loads(file.read_text())["rows"][0]["candidates"]
+    assert [(entry["candidate"], entry["failed"]) for entry in entries] == [
+        ("ours eager", None),
+        ("ours compiled", None),
+    ]
 
 
 @pytest.mark.parametrize(("library", "step"), NETS)
@@ -98,7 +117,11 @@ def test_a_peer_has_the_net_of_the_row(library, step):
     config = compose(step, "tiny")
     assert has_net(library, step, config.model)
     net = peer_net(library, step, config.model, 1000, 224)
-    rates = [module.drop_prob if library == "timm" else module.p for module in net.modules() if type(module).__name__ in DROPS]
+    rates = [
+        module.drop_prob if library == "timm" else module.p
+        for module in net.modules()
+        if type(module).__name__ in DROPS
+    ]
     assert max(rates, default=0.0) == pytest.approx(config.model.drop_path)
 
 
@@ -109,12 +132,16 @@ def test_a_convnext_for_small_images_has_our_stem_and_our_macs(library):
         nets = peer_net(library, config.step, config.model, 10, 48), build_net(config.model, 10)
     theirs, ours = (step_work(net, 2, 48, config.recipe, Precision.fp32) for net in nets)
     assert theirs == ours
-    assert not any(has_net(library, "resnet", compose("resnet", "tiny", ["model.stem_stride=2"]).model) for library in LIBRARIES)
+    assert not any(
+        has_net(library, "resnet", compose("resnet", "tiny", ["model.stem_stride=2"]).model) for library in LIBRARIES
+    )
 
 
 def test_a_peer_with_another_stem_is_refused():
     config = compose("separate_downsampling", "nano", ["model.stem=resnet"])
-    with pytest.raises(ConfigError, match=r"torchvision has another net for separate_downsampling: [0-9,]+ parameters, ours has"):
+    with pytest.raises(
+        ConfigError, match=r"torchvision has another net for separate_downsampling: [0-9,]+ parameters, ours has"
+    ):
         peer_net("torchvision", config.step, config.model, 10, 32)
 
 
@@ -146,20 +173,40 @@ def test_a_wrong_word_is_told(capsys, words, told):
 
 def test_mini_extrapolates_from_what_it_measured(capsys):
     assert (
-        main(["mini", "--rows", "separate_downsampling", *SMALL, "--seeds", "2", "--epochs", "5", "--images", "1000", "--peer", "none"])
+        main(
+            [
+                "mini",
+                "--rows",
+                "separate_downsampling",
+                *SMALL,
+                "--seeds",
+                "2",
+                "--epochs",
+                "5",
+                "--images",
+                "1000",
+                "--peer",
+                "none",
+            ]
+        )
         == 0
     )
     told = capsys.readouterr().out
     speed = float(re.search(r"\| ours eager \| ([\d.,]+) \|", told)[1].replace(",", ""))
     minutes = re.search(
-        r"extrapolated, not measured: ours eager would train 1 rows x 2 seeds, 10,000 images a row in all, in ([\d.]+) min", told
+        r"extrapolated, not measured: ours eager would train 1 rows x 2 seeds, 10,000 images a row in all, in ([\d.]+) min",
+        told,
     )
     assert float(minutes[1]) == pytest.approx(10_000 / speed / 60, abs=0.06)
 
 
 def test_extrapolation_adds_up_the_rows_of_a_form_and_leaves_out_what_failed():
     rows = {
-        "a": [Result("ours eager", 10, times_s=[1.0]), Result("ours compiled", 10, failed="no"), Result("timm eager", 10, "timm", [9.0])],
+        "a": [
+            Result("ours eager", 10, times_s=[1.0]),
+            Result("ours compiled", 10, failed="no"),
+            Result("timm eager", 10, "timm", [9.0]),
+        ],
         "b": [Result("ours eager", 10, times_s=[5.0]), Result("ours compiled", 10, times_s=[1.0])],
     }
     eager, compiled = extrapolated(rows, 600, 3)

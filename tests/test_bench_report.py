@@ -30,7 +30,9 @@ def test_it_times_the_tables_and_the_whole_report(tmp_path, capfd):
 
 def test_a_benchmark_that_there_is_not_is_refused(capsys):
     assert main(["rport"]) == 64
-    assert "rport: there is no such benchmark; allowed: net, input, train, mini, sweep, report" in capsys.readouterr().err
+    assert (
+        "rport: there is no such benchmark; allowed: net, input, train, mini, sweep, report" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,18 +29,38 @@ def test_a_part_tells_what_it_measured(capsys, tmp_path, part, pattern):
 def test_three_loops_train_the_same_epochs(tmp_path, capsys):
     file = tmp_path / "train.json"
     assert main(["train", "overhead", *SMALL, "--json", str(file)]) == 0
-    pattern = r"overhead: our loop is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as (bare loop|timm's loop and net), the best peer"
+    pattern = (
+        r"overhead: our loop is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as (bare loop|timm's loop and net), the best peer"
+    )
     assert re.fullmatch(pattern, capsys.readouterr().out.splitlines()[-1])
     (row,) = json.loads(file.read_text())["rows"]
-    found = [(entry["contestant"], entry["images_a_call"], entry["failed"]) for entry in row["contestants"]]
+    found = [(entry["candidate"], entry["images_a_call"], entry["failed"]) for entry in row["candidates"]]
     assert found == [(name, 16, None) for name in ("bare loop", "our loop", "timm's loop and net")]
-    assert all(len(entry["times_s"]) == 2 for entry in row["contestants"])
+    assert all(len(entry["times_s"]) == 2 for entry in row["candidates"])
 
 
 def test_timms_loop_stands_beside_its_own_optimizer_only(tmp_path):
     file, short = tmp_path / "train.json", ("--steps", "1", "--repeats", "1")
-    assert main(["train", "overhead", *SMALL, "--regime", "tiny", "--step", "resnet", "--batch", "2", *short, "--json", str(file)]) == 0
-    *sound, theirs = json.loads(file.read_text())["rows"][0]["contestants"]
+    assert (
+        main(
+            [
+                "train",
+                "overhead",
+                *SMALL,
+                "--regime",
+                "tiny",
+                "--step",
+                "resnet",
+                "--batch",
+                "2",
+                *short,
+                "--json",
+                str(file),
+            ]
+        )
+        == 0
+    )
+    *sound, theirs = json.loads(file.read_text())["rows"][0]["candidates"]
     assert theirs["failed"] == "--step=resnet: timm's loop has AdamW only, not the recipe's sgd"
     assert [entry["failed"] for entry in sound] == [None, None]
 

@@ -11,7 +11,13 @@ import yaml
 
 from .conftest import ROOT
 
-SMALL = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0")
+SMALL = (
+    "data.train_images=96",
+    "data.val_images=40",
+    "recipe.batch_size=32",
+    "recipe.epochs=1",
+    "recipe.warmup_epochs=0",
+)
 
 
 def nothing_written(tmp_path):
@@ -56,7 +62,11 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("+step=gelu", "recipe.lr=nan"), 64, ["recipe.lr=nan"]),
         (("+step=gelu", "regime=tyni"), 64, ["did you mean tiny?"]),
         (("+step=gelu", "data=minst"), 64, ["data=minst", "fashion_mnist"]),
-        (("+step=separate_downsampling", "+variant=without_depthwise"), 64, ["depthwise_first", "model.depthwise=false"]),
+        (
+            ("+step=separate_downsampling", "+variant=without_depthwise"),
+            64,
+            ["depthwise_first", "model.depthwise=false"],
+        ),
         (("+step=gelu", "recipe.lr=[1"), 64, ["recipe.lr"]),
         (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
         (("+step=[gelu,resnet]",), 64, ["step=[gelu,resnet]", "one name"]),
@@ -100,7 +110,14 @@ def test_an_unwritable_place_for_runs_is_a_disk_error(command, tmp_path):
 def test_help_lists_what_there_is(command):
     done = command("--help", runs=None)
     assert done.returncode == 0
-    for word in ("+step=resnet", "+step=swin", "regime=xlarge", "scale=imagenet", "data=imagefolder", "+variant=without_gelu"):
+    for word in (
+        "+step=resnet",
+        "+step=swin",
+        "regime=xlarge",
+        "scale=imagenet",
+        "data=imagefolder",
+        "+variant=without_gelu",
+    ):
         (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [word]]
         assert len(line.split()) > 3, f"{word} is not described"
 
@@ -120,7 +137,9 @@ def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
 
 
 def test_a_sweep_goes_on_past_a_cell_that_fails_and_ends_with_its_code(command, tmp_path):
-    done = command("--multirun", "+step=gelu,kernel_5", "model.activations_per_block=2,1", *SMALL, "wandb.mode=disabled")
+    done = command(
+        "--multirun", "+step=gelu,kernel_5", "model.activations_per_block=2,1", *SMALL, "wandb.mode=disabled"
+    )
     assert done.returncode == 64
     lines = done.stdout.splitlines()
     assert [line.split("]")[0] for line in lines] == ["[2/4", "[4/4"]

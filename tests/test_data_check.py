@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from roadmap.choices import DataName
-from roadmap.config import Config, DataConfig, PathsConfig
-from roadmap.data import folders, full_check, kept, sets
-from roadmap.data.folders import EXPECTED, Expected
+from roadmap.config.choices import DataName
+from roadmap.config.schema import Config, DataConfig, PathsConfig
+from roadmap.data import cache, datasets, image_folder, verify
+from roadmap.data.image_folder import EXPECTED, Expected
 from roadmap.errors import DataError, DiskError, StoppedEarly
 
 from .conftest import ROOT
@@ -35,7 +35,7 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (24, 20)) -> 
 
 def settle(root: Path) -> None:
     """Wait until a tree is as old as a folder must be to be remembered."""
-    settled_s = kept.SETTLED_NS / 1e9
+    settled_s = cache.SETTLED_NS / 1e9
     newest = max(p.stat().st_ctime for p in [root, *root.rglob("*")] if p.is_dir())
     while time.time() <= newest + settled_s:
         os.sched_yield()
@@ -44,7 +44,7 @@ def settle(root: Path) -> None:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch) -> Path:
     """Three classes, four training and two validation images each; folders count as settled after a fiftieth of a second."""
-    monkeypatch.setattr(kept, "SETTLED_NS", 20_000_000)
+    monkeypatch.setattr(cache, "SETTLED_NS", 20_000_000)
     for split, num_images in (("train", 4), ("val", 2)):
         for c, name in enumerate(CLASSES):
             for i in range(num_images):
@@ -72,9 +72,9 @@ def opened(monkeypatch) -> list[str]:
         for first in range(0, len(todo), 4):
             chunk = todo[first : first + 4]
             names.extend(os.fsdecode(names_of[i]) for i in chunk)
-            yield chunk, full_check.open_images(str(folder), names_of[chunk].tolist())
+            yield chunk, verify.open_images(str(folder), names_of[chunk].tolist())
 
-    monkeypatch.setattr(full_check, "open_in_processes", here)
+    monkeypatch.setattr(verify, "open_in_processes", here)
     return names
 
 
@@ -110,17 +110,17 @@ def test_other_classes_or_counts_than_a_set_has_are_named_before_training(root, 
     ):
         monkeypatch.setitem(EXPECTED, DataName(name), expected)
         with pytest.raises(DataError, match=words):
-            sets.load(DataConfig(name=name, root=str(root)))
+            datasets.load(DataConfig(name=name, root=str(root)))
     monkeypatch.setitem(EXPECTED, DataName(name), Expected("Set", 3, right, {"train": 12, "val": 6}))
-    assert len(sets.load(DataConfig(name=name, root=str(root), train_images=5)).train) == 5
+    assert len(datasets.load(DataConfig(name=name, root=str(root), train_images=5)).train) == 5
 
 
 # Every image is opened
 
 
 def test_a_set_that_is_whole_is_said_in_one_line_with_the_fingerprint_that_training_records(root, runs):
-    fingerprint = sets.load(DataConfig(name="imagefolder", root=str(root))).fingerprint
-    line = full_check.data_check(config(root, runs))
+    fingerprint = datasets.load(DataConfig(name="imagefolder", root=str(root))).fingerprint
+    line = verify.data_check(config(root, runs))
     assert line == f"data=imagefolder: 12 + 6 images in 3 classes, every file opened, fingerprint {fingerprint}"
     verdict = json.loads((runs / ".data" / f"{fingerprint}.json").read_text())
     assert (verdict["state"], verdict["fingerprint"], verdict["train_images"]) == ("whole", fingerprint, 12)
@@ -133,17 +133,20 @@ def test_every_broken_image_is_named_and_only_what_changed_is_opened_again(root,
     (root / "train" / "cat" / "link.jpg").symlink_to(root / "gone.jpg")
     (root / "train" / "cat" / "new\nline.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match="5 of 20 images cannot be read"):
-        full_check.data_check(config(root, runs))
+        verify.data_check(config(root, runs))
     names = ["train/ant/3.jpg", "train/bee/1.jpg", "train/cat/link.jpg", "train/cat/new?line.jpg", "val/cat/0.jpg"]
-    for lines in ((runs / ".data" / "broken-imagefolder.txt").read_text().splitlines(), capsys.readouterr().err.splitlines()):
+    for lines in (
+        (runs / ".data" / "broken-imagefolder.txt").read_text().splitlines(),
+        capsys.readouterr().err.splitlines(),
+    ):
         assert [line.split(": ")[0].removeprefix(f"{root}/") for line in lines] == names
-    assert not any(kept.checked_on(runs, p.stem) for p in (runs / ".data").glob("*.json"))
+    assert not any(cache.checked_on(runs, p.stem) for p in (runs / ".data").glob("*.json"))
     for path in (root / "train" / "cat").glob("[ln]*.jpg"):
         path.unlink()
     for name in ("train/ant/3.jpg", "train/bee/1.jpg", "val/cat/0.jpg"):
         write_image(root / name)
     opened.clear()
-    assert "12 + 6 images" in full_check.data_check(config(root, runs))
+    assert "12 + 6 images" in verify.data_check(config(root, runs))
     assert opened == ["train/ant/3.jpg", "train/bee/1.jpg", "val/cat/0.jpg"]
 
 
@@ -151,58 +154,58 @@ def test_only_the_first_twenty_are_on_the_screen(root, runs, opened, capsys):
     for i in range(10, 40):
         (root / "train" / "ant" / f"{i}.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match="30 of 48"):
-        full_check.data_check(config(root, runs))
+        verify.data_check(config(root, runs))
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[-1]) == (21, "and 10 more")
     assert len((runs / ".data" / "broken-imagefolder.txt").read_text().splitlines()) == 30
 
 
 def test_the_same_size_under_the_same_name_is_opened_again(root, runs, opened):
-    full_check.data_check(config(root, runs))
+    verify.data_check(config(root, runs))
     path = root / "val" / "ant" / "1.jpg"
     path.write_bytes(bytes(path.stat().st_size))
     opened.clear()
     with pytest.raises(DataError, match="1 of 18"):
-        full_check.data_check(config(root, runs))
+        verify.data_check(config(root, runs))
     assert opened == ["val/ant/1.jpg"]
 
 
 def test_stopped_it_goes_on_where_it_was_and_fresh_opens_all(root, runs, opened, monkeypatch):
-    count = full_check.Opened.opened
+    count = verify.Opened.opened
 
     def stop_after_eight(self, *args):
         count(self, *args)
         if self.done == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(full_check.Opened, "opened", stop_after_eight)
+    monkeypatch.setattr(verify.Opened, "opened", stop_after_eight)
     with pytest.raises(StoppedEarly, match="SIGTERM: 8 of 18 images opened"):
-        full_check.data_check(config(root, runs))
+        verify.data_check(config(root, runs))
     first = list(opened)
-    monkeypatch.setattr(full_check.Opened, "opened", count)
-    full_check.data_check(config(root, runs))
+    monkeypatch.setattr(verify.Opened, "opened", count)
+    verify.data_check(config(root, runs))
     assert len(first) == 8
     assert len(opened) == len(set(opened)) == 18
-    full_check.data_check(config(root, runs))
+    verify.data_check(config(root, runs))
     assert len(opened) == 18
-    full_check.data_check(config(root, runs, fresh=True))
+    verify.data_check(config(root, runs, fresh=True))
     assert len(opened) == 36
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "other"])
 def test_a_damaged_memory_of_what_was_opened_is_not_trusted(root, runs, opened, damage):
-    full_check.data_check(config(root, runs))
+    verify.data_check(config(root, runs))
     (path,) = (runs / ".data").glob("opened-*")
     spoil(path, damage)
     opened.clear()
-    full_check.data_check(config(root, runs))
+    verify.data_check(config(root, runs))
     assert len(opened) == 18
 
 
 def test_a_process_that_dies_is_told_and_what_was_opened_is_kept(root, runs, monkeypatch):
-    monkeypatch.setattr(full_check, "open_images", die)
+    monkeypatch.setattr(verify, "open_images", die)
     with pytest.raises(DataError, match=r"was killed .* between train/ant/0.jpg and val/cat/1.jpg"):
-        full_check.data_check(config(root, runs))
+        verify.data_check(config(root, runs))
 
 
 def die(folder: str, names: list[bytes]) -> None:
@@ -213,24 +216,28 @@ def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs,
     def trip(path):
         raise ZeroDivisionError("in a decoder")
 
-    monkeypatch.setattr(folders, "read_image", trip)
+    monkeypatch.setattr(image_folder, "read_image", trip)
     with pytest.raises(DataError, match="18 of 18"):
-        full_check.data_check(config(root, runs))
+        verify.data_check(config(root, runs))
 
 
 def test_a_place_that_cannot_be_written_is_a_disk_error(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError):
-        full_check.data_check(config(root, tmp_path / "file"))
+        verify.data_check(config(root, tmp_path / "file"))
 
 
 def test_sets_in_memory_are_loaded_and_counted(runs, monkeypatch):
-    assert full_check.data_check(config(Path(), runs, name="digits")).startswith("data=digits: 1437 + 360 images in 10 classes, all read")
-    assert "50 + 20 images" in full_check.data_check(config(Path(), runs, name="synthetic", num_classes=5, train_images=50, val_images=20))
+    assert verify.data_check(config(Path(), runs, name="digits")).startswith(
+        "data=digits: 1437 + 360 images in 10 classes, all read"
+    )
+    assert "50 + 20 images" in verify.data_check(
+        config(Path(), runs, name="synthetic", num_classes=5, train_images=50, val_images=20)
+    )
     assert not runs.exists()
-    monkeypatch.setitem(full_check.MEMORY_COUNTS, DataName.digits, (1437, 361))
+    monkeypatch.setitem(verify.MEMORY_COUNTS, DataName.digits, (1437, 361))
     with pytest.raises(DataError, match="360 val images, the set has 361"):
-        full_check.data_check(config(Path(), runs, name="digits"))
+        verify.data_check(config(Path(), runs, name="digits"))
 
 
 # The listing that is remembered
@@ -245,7 +252,7 @@ def spoil(path: Path, damage: str) -> None:
     elif damage == "text":
         whole = bytearray(b"not arrays at all")
     if damage == "other":  # whole, but not what is asked for
-        kept.write_arrays(path, names=np.array([b"x"]), ids=np.array([1.5]))
+        cache.write_arrays(path, names=np.array([b"x"]), ids=np.array([1.5]))
     else:
         path.write_bytes(whole)
 
@@ -277,21 +284,30 @@ def change(root: Path, kind: str) -> None:
         os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-CHANGES = ["added", "removed", "replaced", "overwritten", "renamed", "class renamed", "classes swapped", "times put back"]
+CHANGES = [
+    "added",
+    "removed",
+    "replaced",
+    "overwritten",
+    "renamed",
+    "class renamed",
+    "classes swapped",
+    "times put back",
+]
 
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_what_is_remembered_hides_no_change(root, runs, kind):
     data = DataConfig(name="imagefolder", root=str(root))
-    first = sets.load(data, str(runs)).fingerprint
+    first = datasets.load(data, str(runs)).fingerprint
     assert list((runs / ".data").glob("listing-*"))
-    assert sets.load(data, str(runs)).fingerprint == first
+    assert datasets.load(data, str(runs)).fingerprint == first
     if kind == "classes swapped":  # so that they differ in more than their pixels
         write_image(root / "train" / "bee" / "more.jpg")
         settle(root)
-        first = sets.load(data, str(runs)).fingerprint
+        first = datasets.load(data, str(runs)).fingerprint
     change(root, kind)
-    now, truth = sets.load(data, str(runs)), sets.load(data)
+    now, truth = datasets.load(data, str(runs)), datasets.load(data)
     assert now.fingerprint == truth.fingerprint != first
     assert now.train.files.tolist() == truth.train.files.tolist()
     assert now.train.labels.tolist() == truth.train.labels.tolist()
@@ -299,30 +315,32 @@ def test_what_is_remembered_hides_no_change(root, runs, kind):
 
 def test_an_image_emptied_or_gone_behind_the_memory_is_named(root, runs):
     data = DataConfig(name="imagefolder", root=str(root))
-    sets.load(data, str(runs))
+    datasets.load(data, str(runs))
     (root / "val" / "cat" / "1.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"val/cat/1.jpg: is empty"):
-        sets.load(data, str(runs))
+        datasets.load(data, str(runs))
 
 
 def test_folders_that_have_not_changed_are_not_listed_again(root, runs, monkeypatch):
     data = DataConfig(name="imagefolder", root=str(root))
     listed: list[str] = []
-    real = folders.image_names
-    monkeypatch.setattr(folders, "image_names", lambda folder: listed.append(f"{folder.parent.name}/{folder.name}") or real(folder))
-    sets.load(data, str(runs))
+    real = image_folder.image_names
+    monkeypatch.setattr(
+        image_folder, "image_names", lambda folder: listed.append(f"{folder.parent.name}/{folder.name}") or real(folder)
+    )
+    datasets.load(data, str(runs))
     assert len(listed) == 6
     listed.clear()
-    sets.load(data, str(runs))
+    datasets.load(data, str(runs))
     assert listed == []
     write_image(root / "val" / "bee" / "9.jpg")
-    sets.load(data, str(runs))
+    datasets.load(data, str(runs))
     assert listed == ["val/bee"]
 
 
 def test_a_folder_that_changed_just_now_is_not_remembered(root, runs, monkeypatch):
-    monkeypatch.setattr(kept, "SETTLED_NS", 3_600_000_000_000)
-    sets.load(DataConfig(name="imagefolder", root=str(root)), str(runs))
+    monkeypatch.setattr(cache, "SETTLED_NS", 3_600_000_000_000)
+    datasets.load(DataConfig(name="imagefolder", root=str(root)), str(runs))
     assert not list((runs / ".data").glob("listing-*"))
 
 
@@ -332,19 +350,19 @@ def test_what_is_passed_over_is_told_at_every_start(root, runs, caplog):
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            sets.load(DataConfig(name="imagefolder", root=str(root)), str(runs))
+            datasets.load(DataConfig(name="imagefolder", root=str(root)), str(runs))
         assert "notes.txt not taken for an image" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "other"])
 def test_a_damaged_listing_is_ignored_and_written_anew(root, runs, damage):
     data = DataConfig(name="imagefolder", root=str(root))
-    first = sets.load(data, str(runs)).fingerprint
+    first = datasets.load(data, str(runs)).fingerprint
     (path,) = (runs / ".data").glob("listing-*")
     whole = path.read_bytes()
     spoil(path, damage)
-    assert sets.load(data, str(runs)).fingerprint == first
-    assert len(kept.Listing(path).known) == 6
+    assert datasets.load(data, str(runs)).fingerprint == first
+    assert len(cache.Listing(path).known) == 6
     assert len(path.read_bytes()) == len(whole)
 
 
@@ -354,19 +372,22 @@ def test_a_listing_with_python_objects_in_it_runs_nothing(root, runs, tmp_path):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     data = DataConfig(name="imagefolder", root=str(root))
-    sets.load(data, str(runs))
+    datasets.load(data, str(runs))
     (path,) = (runs / ".data").glob("listing-*")
-    np.savez(tmp_path / "trap.npz", **{name: np.array([Trap()], dtype=object) for name in ("folders", "stamps", "counts", "names")})
+    np.savez(
+        tmp_path / "trap.npz",
+        **{name: np.array([Trap()], dtype=object) for name in ("folders", "stamps", "counts", "names")},
+    )
     evil = (tmp_path / "trap.npz").read_bytes()
     path.write_bytes(hashlib.sha256(evil).digest() + evil)
-    sets.load(data, str(runs))
+    datasets.load(data, str(runs))
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_place_that_cannot_be_written_costs_a_warning_only(root, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        found = sets.load(DataConfig(name="imagefolder", root=str(root)), str(tmp_path / "file"))
+        found = datasets.load(DataConfig(name="imagefolder", root=str(root)), str(tmp_path / "file"))
     assert len(found.train) == 12
     assert "listed anew at every start" in caplog.text
 
@@ -378,15 +399,15 @@ def test_training_can_say_whether_exactly_this_set_was_checked(root, runs):
     data = DataConfig(name="imagefolder", root=str(root))
 
     def standing(**changes):
-        return full_check.standing(sets.load(config(root, runs, **changes).data, str(runs)), data.name, str(runs))
+        return verify.verification_note(datasets.load(config(root, runs, **changes).data, str(runs)), data.name, str(runs))
 
     assert "not fully checked; mode=data_check" in standing()
-    full_check.data_check(config(root, runs))
+    verify.data_check(config(root, runs))
     assert re.search(r"images [0-9a-f]{12}: fully checked on 20", standing())
     assert ": the whole set fully checked on 20" in standing(train_images=5)
     write_image(root / "val" / "bee" / "9.jpg")
     assert "not fully checked" in standing()
-    assert "held in memory" in full_check.standing(sets.load(DataConfig(name="digits")), DataName.digits, str(runs))
+    assert "held in memory" in verify.verification_note(datasets.load(DataConfig(name="digits")), DataName.digits, str(runs))
 
 
 # The command
@@ -428,8 +449,17 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
         write_image(root / split / "ant" / "0.jpg", size=(800, 800))
         for i in range(1, 1500):
             os.link(root / split / "ant" / "0.jpg", root / split / "ant" / f"{i}.jpg")
-    words = [sys.executable, "run.py", "mode=data_check", "data=imagefolder", f"data.root={root}", f"paths.runs={tmp_path / 'runs'}"]
-    process = subprocess.Popen([*words, "data.workers=2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [
+        sys.executable,
+        "run.py",
+        "mode=data_check",
+        "data=imagefolder",
+        f"data.root={root}",
+        f"paths.runs={tmp_path / 'runs'}",
+    ]
+    process = subprocess.Popen(
+        [*words, "data.workers=2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     workers: list[str] = []
     while len(workers) < 2:
@@ -440,6 +470,8 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
     _, errors = process.communicate(timeout=60)  # ends once no process holds the pipes any more
     assert process.returncode == (75 if number != signal.SIGKILL else -9), errors
     if number != signal.SIGKILL:
-        assert re.search(rf"stopped by {number.name}: \d+ of 3000 images opened; the same command goes on$", errors.strip())
+        assert re.search(
+            rf"stopped by {number.name}: \d+ of 3000 images opened; the same command goes on$", errors.strip()
+        )
         assert len(errors.splitlines()) == 1
     shutil.rmtree(root)

@@ -12,15 +12,15 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 
-from roadmap import train as training
-from roadmap.choices import Interpolation
-from roadmap.config import DataConfig, RecipeConfig
+from roadmap.config.choices import Interpolation
+from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import check, decode, eval_batches, eval_index_batches, load, note, train_batches, train_index_batches
-from roadmap.data.folders import read_image
+from roadmap.data.image_folder import read_image
 from roadmap.errors import ConfigError, DataError, StoppedEarly
-from roadmap.runtime.folder import run_path
-from roadmap.steps import compose
-from roadmap.train import train
+from roadmap.runs.run_dir import run_path
+from roadmap.steps.compose import compose
+from roadmap.training import train as training
+from roadmap.training.train import train
 
 from .test_train import Interrupter, ledger, newest, same
 
@@ -53,8 +53,17 @@ def root(tmp_path):
 
 
 def config(root, **changes) -> DataConfig:
-    settings = {"name": "imagefolder", "root": str(root), "image_size": 32, "resize_size": 40, "flip": True, "crop": "resized"}
-    return DataConfig(**(settings | {"pipeline": "fast", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} | changes))
+    settings = {
+        "name": "imagefolder",
+        "root": str(root),
+        "image_size": 32,
+        "resize_size": 40,
+        "flip": True,
+        "crop": "resized",
+    }
+    return DataConfig(
+        **(settings | {"pipeline": "fast", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} | changes)
+    )
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -129,7 +138,10 @@ def test_both_pipelines_take_and_refuse_the_same_files(root, kind):
     for pipeline in PIPELINES:
         settings, images = config(root, pipeline=pipeline), found[pipeline]
         for split, batches in (
-            ("train", train_batches(images.train, settings, OFFICIAL, [torch.tensor([0, 1, 2])], seed=0, epoch=0, device=CPU)),
+            (
+                "train",
+                train_batches(images.train, settings, OFFICIAL, [torch.tensor([0, 1, 2])], seed=0, epoch=0, device=CPU),
+            ),
             ("val", eval_batches(images.val, settings, OFFICIAL, [torch.tensor([0, 1, 2])], device=CPU)),
         ):
             if kind in GOOD:
@@ -145,7 +157,10 @@ def test_both_pipelines_take_and_refuse_the_same_files(root, kind):
 def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
     """Files with bytes changed or missing: either both give the same pixels, or the same message."""
     path, draw, outcomes = tmp_path / "0.jpg", np.random.default_rng(3), set()
-    wholes = [encoded(picture(1), **how) for how in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0})]
+    wholes = [
+        encoded(picture(1), **how)
+        for how in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0})
+    ]
     for i in range(400):
         hurt = np.frombuffer(wholes[i % 4], np.uint8).copy()
         if i % 3:
@@ -163,7 +178,9 @@ def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("box", [(0, 0, 70, 90), (5, 7, 40, 31), (3, 4, 1, 30), (60, 80, 2, 2), (10, 10, 32, 32), (2, 0, 60, 80)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 70, 90), (5, 7, 40, 31), (3, 4, 1, 30), (60, 80, 2, 2), (10, 10, 32, 32), (2, 0, 60, 80)]
+)
 def test_a_crop_is_pillows_within_two_levels(box, interpolation):
     """torch has Pillow's arithmetic, with other whole weights: off by one here and there, by two where a few pixels are enlarged."""
     image = picture(4)
@@ -196,16 +213,27 @@ def test_evaluation_is_the_references_to_the_byte(root):
 def test_a_set_in_memory_is_evaluated_with_a_centre_crop_too():
     both = []
     for pipeline in PIPELINES:
-        data = DataConfig(name="digits", image_size=24, resize_size=30, train_images=20, val_images=20, pipeline=pipeline)
-        both.append(torch.cat([x for x, _ in eval_batches(load(data).val, data, OFFICIAL, eval_index_batches(20, 8), device=CPU)]))
+        data = DataConfig(
+            name="digits", image_size=24, resize_size=30, train_images=20, val_images=20, pipeline=pipeline
+        )
+        both.append(
+            torch.cat(
+                [x for x, _ in eval_batches(load(data).val, data, OFFICIAL, eval_index_batches(20, 8), device=CPU)]
+            )
+        )
     assert torch.allclose(*both, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["digits", "synthetic"])
 def test_a_set_in_memory_has_the_whole_recipe(name):
-    data = DataConfig(name=name, image_size=32, num_classes=10, train_images=40, val_images=10, flip=True, crop="resized", rotate=10)
+    data = DataConfig(
+        name=name, image_size=32, num_classes=10, train_images=40, val_images=10, flip=True, crop="resized", rotate=10
+    )
     split = load(data).train
-    batches = [x for x, _ in train_batches(split, data, OFFICIAL, list(torch.arange(40).split(20)), seed=0, epoch=0, device=CPU)]
+    batches = [
+        x
+        for x, _ in train_batches(split, data, OFFICIAL, list(torch.arange(40).split(20)), seed=0, epoch=0, device=CPU)
+    ]
     assert all(x.shape == (20, 3, 32, 32) and x.is_contiguous(memory_format=torch.channels_last) for x in batches)
     bare = RecipeConfig(interpolation="bicubic")
     plain = torch.cat([x for x, _ in train_batches(split, data, bare, [torch.arange(40)], seed=0, epoch=0, device=CPU)])
@@ -230,7 +258,12 @@ def test_randomness_depends_on_seed_epoch_and_id_alone(root):
         "workers": images_of(split, config(root, workers=2), order),
         "two ranks": images_of(split, data, halves[0::2]) | images_of(split, data, halves[1::2]),
     }
-    assert {name: len(images) for name, images in others.items()} == {"skip": 16, "batches": 32, "workers": 32, "two ranks": 32}
+    assert {name: len(images) for name, images in others.items()} == {
+        "skip": 16,
+        "batches": 32,
+        "workers": 32,
+        "two ranks": 32,
+    }
     for name, images in others.items():
         assert all(torch.equal(image, whole[i]) for i, image in images.items()), name
     assert all(not torch.equal(image, whole[i]) for i, image in images_of(split, data, order, epoch=4).items())
@@ -248,7 +281,9 @@ def test_a_whole_image_and_moves_work_for_folders(root):
     assert len(images_of(load(data).train, data, train_index_batches(32, 8, 0, 0))) == 32
     data = config(root, crop="none", flip=False, mean=(0, 0, 0), std=(1, 1, 1))
     split = load(data).train
-    ((got, _),) = train_batches(split, data, RecipeConfig(interpolation="bicubic"), [torch.tensor([3])], seed=0, epoch=0, device=CPU)
+    ((got, _),) = train_batches(
+        split, data, RecipeConfig(interpolation="bicubic"), [torch.tensor([3])], seed=0, epoch=0, device=CPU
+    )
     expected = np.asarray(split.read(3).resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs((got[0] * 255).permute(1, 2, 0).numpy() - expected).max() < 2.1
 
@@ -257,7 +292,9 @@ def test_a_whole_image_and_moves_work_for_folders(root):
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_an_epoch_left_early_ends_its_workers(root, pipeline):
     data = config(root, workers=2, pipeline=pipeline)
-    batches = train_batches(load(data).train, data, OFFICIAL, train_index_batches(32, 2, 0, 0), seed=0, epoch=0, device=CPU)
+    batches = train_batches(
+        load(data).train, data, OFFICIAL, train_index_batches(32, 2, 0, 0), seed=0, epoch=0, device=CPU
+    )
     next(batches)
     children = set(torch.multiprocessing.active_children())
     assert len(children) == 2
@@ -307,7 +344,10 @@ def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplo
     data = config(root, decoder="nvjpeg", workers=2)
     split = load(data).train
     refuse = stubborn(split.path(2).stat().st_size)
-    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda data, mode, device=None: refuse(data) if device else decode_jpeg(data, mode))
+    monkeypatch.setattr(
+        "torchvision.io.decode_jpeg",
+        lambda data, mode, device=None: refuse(data) if device else decode_jpeg(data, mode),
+    )
     arguments = {"seed": 5, "epoch": 3, "device": CPU}
     with caplog.at_level(logging.INFO):
         crops = torch.cat(list(decode.train_crops(split, data, OFFICIAL, list(torch.arange(32).split(8)), **arguments)))
@@ -321,7 +361,10 @@ def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplo
 def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root):
     data = config(root, decoder="nvjpeg")
     split = load(data).train
-    for call in (lambda: check(data, OFFICIAL, CPU), lambda: train_batches(split, data, OFFICIAL, [], seed=0, epoch=0, device=CPU)):
+    for call in (
+        lambda: check(data, OFFICIAL, CPU),
+        lambda: train_batches(split, data, OFFICIAL, [], seed=0, epoch=0, device=CPU),
+    ):
         with pytest.raises(ConfigError, match=r"data\.decoder=nvjpeg: needs a GPU"):
             call()
     check(data, OFFICIAL)  # evaluation decodes on the CPU
@@ -375,7 +418,11 @@ def words(root, *more: str) -> list[str]:
 def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, monkeypatch):
     whole = compose("separate_downsampling", "nano", words(root, f"paths.runs={tmp_path / 'whole'}", "recipe.epochs=2"))
     train(whole)
-    config_ = compose("separate_downsampling", "nano", words(root, f"paths.runs={tmp_path / 'runs'}", "data.workers=0", "recipe.epochs=2"))
+    config_ = compose(
+        "separate_downsampling",
+        "nano",
+        words(root, f"paths.runs={tmp_path / 'runs'}", "data.workers=0", "recipe.epochs=2"),
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)  # in the middle of the first epoch
         patch.setattr(training, "Stop", Interrupter)
@@ -386,7 +433,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, mon
     assert ledger(config_) == ledger(whole)
     assert same(newest(config_), newest(whole))
     log = (run_path(config_) / "run.log").read_text()
-    assert "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster than" in log
+    assert (
+        "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster than" in log
+    )
     assert "slow" not in str(note(config(root), torch.device("cuda")))
     assert note(config(root, pipeline="reference"), torch.device("cpu")) is None
 

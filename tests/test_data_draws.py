@@ -10,11 +10,11 @@ from scipy import stats
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import reference
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import transforms
 from roadmap.data.draws import normals, scrambled, scrambled_tensor, states, uniforms
-from roadmap.data.order import Draw
 from roadmap.data.policy import RATIO, SCALE, Layer, draw_box, draw_erased, draw_layers, policy_of
+from roadmap.data.sampling import Draw
 
 N = 100_000
 IDS = np.arange(N)
@@ -23,7 +23,7 @@ LIKELY = 0.001  # the seeds are fixed, so each of these tests has passed or fail
 
 def policies(text: str):
     data, recipe = DataConfig(image_size=224), RecipeConfig(rand_augment=text, interpolation="bicubic")
-    return policy_of(data, recipe), reference.rand_augment(data, recipe)
+    return policy_of(data, recipe), transforms.rand_augment(data, recipe)
 
 
 def drawn_by_timm(policy, number: int) -> list[Layer]:
@@ -45,7 +45,7 @@ def drawn_by_timm(policy, number: int) -> list[Layer]:
                 record.append(("", 0.0))
 
     policy.ops = [Noted(op) for op in policy.ops]
-    with reference.random_state(1):
+    with transforms.random_state(1):
         for _ in range(number):
             policy(None)
     names, args = zip(*record, strict=True)
@@ -69,7 +69,10 @@ def test_operations_signs_and_magnitudes_are_distributed_as_timms():
     assert applied == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(2 * N))
     # Magnitudes from arguments: all layers' and operations' together show the noise's spread.
     units = {"Rotate": 3, "ShearX": 0.03, "ShearY": 0.03, "TranslateX": 0.045, "TranslateY": 0.045}
-    pooled = [np.concatenate([abs(x.args[x.ops == op]) / unit for op, unit in units.items() for x in both]) for both in (mine, other)]
+    pooled = [
+        np.concatenate([abs(x.args[x.ops == op]) / unit for op, unit in units.items() for x in both])
+        for both in (mine, other)
+    ]
     assert min(map(len, pooled)) > 30_000
     assert stats.ks_2samp(*pooled).pvalue > LIKELY
     for layer, of_timm in zip(mine, other, strict=True):
@@ -99,10 +102,17 @@ def test_more_layers_are_drawn_one_by_one():
     policy, _ = policies("rand-m9-n3-mstd0.5-inc1")
     three = draw_layers(policy, 0, 0, IDS[:2000])
     assert len(three) == 3
-    assert stats.chi2_contingency(np.histogram2d(*(np.unique(x.ops, return_inverse=True)[1] for x in three[1:]), 4)[0]).pvalue > LIKELY
+    assert (
+        stats.chi2_contingency(
+            np.histogram2d(*(np.unique(x.ops, return_inverse=True)[1] for x in three[1:]), 4)[0]
+        ).pvalue
+        > LIKELY
+    )
 
 
-@pytest.mark.parametrize(("height", "width", "number"), [(375, 500, N), (60, 500, 10_000), (500, 90, 10_000), (2, 3, 5000)])
+@pytest.mark.parametrize(
+    ("height", "width", "number"), [(375, 500, N), (60, 500, 10_000), (500, 90, 10_000), (2, 3, 5000)]
+)
 def test_crops_are_distributed_as_timms(height, width, number):
     """The second and third are so narrow that many of ten attempts fail, which ends in the middle."""
     ours = np.array([draw_box(7, 1, i, height, width) for i in range(number)])
@@ -117,7 +127,11 @@ def test_crops_are_distributed_as_timms(height, width, number):
         lambda box: box[:, 0] + 1000 * box[:, 1],
     ):
         assert stats.ks_2samp(measure(ours), measure(theirs)).pvalue > LIKELY
-    whole = (ours[:, :2] >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
+    whole = (
+        (ours[:, :2] >= 0).all()
+        and (ours[:, 0] + ours[:, 2] <= height).all()
+        and (ours[:, 1] + ours[:, 3] <= width).all()
+    )
     assert whole
 
 
@@ -169,7 +183,9 @@ def test_noise_is_normal_and_its_own_for_every_image_and_value():
 
 def test_both_hashes_give_the_same_bits_and_those_of_splitmix64():
     numbers = np.array([0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], dtype=np.uint64)
-    assert np.array_equal(scrambled_tensor(torch.from_numpy(numbers.view(np.int64))).numpy().view(np.uint64), scrambled(numbers))
+    assert np.array_equal(
+        scrambled_tensor(torch.from_numpy(numbers.view(np.int64))).numpy().view(np.uint64), scrambled(numbers)
+    )
     # The first number of the generator's reference implementation, java.util.SplittableRandom's too, at seed 0.
     assert int(scrambled(numbers)[4]) == 0xE220A8397B1DCDAF
 

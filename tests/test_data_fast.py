@@ -7,10 +7,26 @@ import torch
 import torchvision.transforms.functional as TF
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import check, eval_batches, eval_index_batches, fast, load, train_batches, train_index_batches
-from roadmap.data.fast import Augmentation, affine, affine_theta, draw_augmentation, resized_boxes, resized_crop, window_and_flip
-from roadmap.data.sets import Split
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import (
+    check,
+    eval_batches,
+    eval_index_batches,
+    gpu_transforms,
+    load,
+    train_batches,
+    train_index_batches,
+)
+from roadmap.data.datasets import Split
+from roadmap.data.gpu_transforms import (
+    Augmentation,
+    affine,
+    affine_theta,
+    draw_augmentation,
+    resized_boxes,
+    resized_crop,
+    window_and_flip,
+)
 from roadmap.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -19,7 +35,9 @@ EVERYTHING = {"flip": True, "crop": "pad", "padding": 3, "rotate": 15, "zoom": 0
 
 
 def synthetic(**changes) -> DataConfig:
-    return DataConfig(**({"name": "synthetic", "image_size": 16, "num_classes": 10, "train_images": 60, "val_images": 10} | changes))
+    return DataConfig(
+        **({"name": "synthetic", "image_size": 16, "num_classes": 10, "train_images": 60, "val_images": 10} | changes)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +52,13 @@ def nhwc(images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("angle", "scale", "shift"), [(0, 1, (0, 0)), (20, 1, (0, 0)), (0, 1.3, (0, 0)), (0, 1, (3, -5)), (-33, 0.8, (2, 4))]
+    ("angle", "scale", "shift"),
+    [(0, 1, (0, 0)), (20, 1, (0, 0)), (0, 1.3, (0, 0)), (0, 1, (3, -5)), (-33, 0.8, (2, 4))],
 )
 def test_rotation_zoom_and_shift_are_torchvisions_affine(images, angle, scale, shift):
-    theta = affine_theta(torch.tensor([math.radians(angle)] * 6), torch.tensor([float(scale)] * 6), torch.tensor([shift] * 6) / 24)
+    theta = affine_theta(
+        torch.tensor([math.radians(angle)] * 6), torch.tensor([float(scale)] * 6), torch.tensor([shift] * 6) / 24
+    )
     got = affine(nhwc(images), theta).permute(0, 3, 1, 2)
     expected = TF.affine(images.float(), angle, list(shift), scale, [0.0, 0.0], InterpolationMode.BILINEAR)
     assert torch.allclose(got, expected, atol=0.02)
@@ -47,7 +68,9 @@ def test_rotation_zoom_and_shift_are_torchvisions_affine(images, angle, scale, s
 @pytest.mark.parametrize("box", [(0, 0, 24, 24), (3, 5, 7, 11), (17, 0, 7, 24), (8, 8, 1, 1)])
 def test_a_resized_crop_is_torchvisions(images, box, interpolation):
     got = resized_crop(nhwc(images), torch.tensor([box] * 6, dtype=torch.float32), interpolation).permute(0, 3, 1, 2)
-    expected = TF.resized_crop(images.float(), *box, [24, 24], InterpolationMode(interpolation), antialias=False).clamp(0, 255)
+    expected = TF.resized_crop(images.float(), *box, [24, 24], InterpolationMode(interpolation), antialias=False).clamp(
+        0, 255
+    )
     if interpolation == "bicubic":  # at the crop's edge it may look at the image around it
         reach = [max(2, math.ceil(2 * 24 / side)) for side in box[2:]]
         inner = (..., slice(reach[0], -reach[0]), slice(reach[1], -reach[1]))
@@ -59,10 +82,14 @@ def test_boxes_are_distributed_as_torchvisions():
     boxes = resized_boxes(4000, 32, torch.Generator().manual_seed(0))
     assert torch.equal(boxes, boxes.round())
     top, left, height, width = boxes.unbind(1)
-    assert bool(((top >= 0) & (left >= 0) & (height >= 1) & (width >= 1) & (top + height <= 32) & (left + width <= 32)).all())
+    assert bool(
+        ((top >= 0) & (left >= 0) & (height >= 1) & (width >= 1) & (top + height <= 32) & (left + width <= 32)).all()
+    )
     torch.manual_seed(0)
     blank = torch.zeros(3, 32, 32)
-    theirs = torch.tensor([RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]).float()
+    theirs = torch.tensor(
+        [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    ).float()
     assert torch.allclose(boxes.mean(0), theirs.mean(0), atol=0.6)
     assert torch.allclose(boxes.std(0), theirs.std(0), atol=0.4)
 
@@ -71,7 +98,9 @@ def test_boxes_are_distributed_as_torchvisions():
 def test_a_window_is_cut_from_the_padded_image_then_mirrored(images, flip):
     padded = TF.pad(images, [4])
     corners = torch.tensor([[0, 0], [8, 8], [4, 4], [1, 7], [5, 2], [3, 3]])
-    got = window_and_flip(nhwc(images), torch.arange(6), Augmentation(torch.full((6,), flip), corners), 4).permute(0, 3, 1, 2)
+    got = window_and_flip(nhwc(images), torch.arange(6), Augmentation(torch.full((6,), flip), corners), 4).permute(
+        0, 3, 1, 2
+    )
     for i, (top, left) in enumerate(corners.tolist()):
         expected = TF.crop(padded[i], top, left, 24, 24)
         assert torch.equal(got[i], TF.hflip(expected) if flip else expected)
@@ -124,7 +153,9 @@ def test_with_nothing_to_change_training_images_are_the_images():
 
 @pytest.mark.parametrize("name", ["digits", "synthetic"])
 def test_batches_are_normalised_channels_last_and_carry_their_labels(name):
-    data = DataConfig(name=name, image_size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), train_images=100, val_images=50)
+    data = DataConfig(
+        name=name, image_size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), train_images=100, val_images=50
+    )
     val = load(data).val
     batches = list(eval_batches(val, data, RecipeConfig(), eval_index_batches(50, 16), device=CPU))
     assert [len(y) for _, y in batches] == [16, 16, 16, 2]
@@ -143,7 +174,16 @@ def test_the_fast_and_the_reference_pipeline_agree_where_nothing_is_random():
     batches = []
     for pipeline in ("fast", "reference"):
         data = DataConfig(pipeline=pipeline, **settings)
-        batches.append(torch.cat([x for x, _ in eval_batches(load(data).val, data, RecipeConfig(), eval_index_batches(20, 8), device=CPU)]))
+        batches.append(
+            torch.cat(
+                [
+                    x
+                    for x, _ in eval_batches(
+                        load(data).val, data, RecipeConfig(), eval_index_batches(20, 8), device=CPU
+                    )
+                ]
+            )
+        )
     assert torch.allclose(*batches, atol=1e-5)
 
 
@@ -176,9 +216,15 @@ def test_a_gpu_prepares_the_same_images():
     for crop in ("pad", "resized"):
         data = synthetic(**(EVERYTHING | {"crop": crop}))
         split, order = load(data).train, train_index_batches(60, 12, 5, 3)
-        ours = list(fast.train_batches(split, data, RecipeConfig(), order, seed=0, epoch=0, device=torch.device("cuda")))
+        ours = list(
+            gpu_transforms.train_batches(
+                split, data, RecipeConfig(), order, seed=0, epoch=0, device=torch.device("cuda")
+            )
+        )
         for (x, y), (x_cpu, y_cpu) in zip(
-            ours, fast.train_batches(split, data, RecipeConfig(), order, seed=0, epoch=0, device=CPU), strict=True
+            ours,
+            gpu_transforms.train_batches(split, data, RecipeConfig(), order, seed=0, epoch=0, device=CPU),
+            strict=True,
         ):
             assert x.is_cuda
             assert torch.equal(y.cpu(), y_cpu)

@@ -7,11 +7,11 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from timm.data import auto_augment
 
-from roadmap.choices import Interpolation
-from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import augment, load, reference, train_batches
+from roadmap.config.choices import Interpolation
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import augment, load, train_batches, transforms
 from roadmap.data.decode import Cutter
-from roadmap.data.fast import draw_augmentation
+from roadmap.data.gpu_transforms import draw_augmentation
 from roadmap.data.policy import LEVELS, Layer, draw_erased, draw_layers, policy_of
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ OPERATIONS = {
     "AutoContrast": (auto_augment.auto_contrast, (None,)),
     "Equalize": (auto_augment.equalize, (None,)),
     "Invert": (auto_augment.invert, (None,)),
-    "Posterize": (reference.posterize, (-1, 0, 1, 2, 3, 4, 8)),
+    "Posterize": (transforms.posterize, (-1, 0, 1, 2, 3, 4, 8)),
     "Solarize": (auto_augment.solarize, (0, 25, 128, 256)),
     "SolarizeAdd": (auto_augment.solarize_add, (0, 55, 99, 110)),
     "Color": (auto_augment.color, FACTORS),
@@ -40,10 +40,12 @@ OPERATIONS = {
 MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
-def pictures() -> list[np.ndarray]:
+def batches() -> list[np.ndarray]:
     """Smooth and rough colours, a flat one, gray of few levels, black and white, one channel flat, and a single odd pixel."""
     draw = np.random.default_rng(0)
-    smooth = [Image.fromarray(draw.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((SIZE, SIZE)) for n in (4, 9, 30)]
+    smooth = [
+        Image.fromarray(draw.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((SIZE, SIZE)) for n in (4, 9, 30)
+    ]
     noise = draw.integers(0, 256, (SIZE, SIZE, 3))
     flat, gray = np.full((SIZE, SIZE, 3), (7, 250, 128)), np.repeat(draw.integers(100, 105, (SIZE, SIZE, 1)), 3, 2)
     dull = (np.asarray(smooth[1]) // 3 + 60) * (1, 1, 0) + (0, 0, 33)
@@ -56,7 +58,9 @@ def pictures() -> list[np.ndarray]:
 def ours(images: list[np.ndarray], op: str, arg: float, interpolation: str) -> np.ndarray:
     batch = torch.from_numpy(np.stack(images))
     fill = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, 1)
-    augment.apply_layer(batch, Layer(np.array([op] * len(images)), np.full(len(images), float(arg))), fill, Interpolation(interpolation))
+    augment.apply_layer(
+        batch, Layer(np.array([op] * len(images)), np.full(len(images), float(arg))), fill, Interpolation(interpolation)
+    )
     return batch.numpy().astype(int)
 
 
@@ -69,8 +73,8 @@ def theirs(image: np.ndarray, op: str, arg: float | None, interpolation: str) ->
 @pytest.mark.parametrize("op", [op for op in OPERATIONS if op not in MOVES])
 def test_an_operation_on_values_is_timms_to_the_bit(op):
     for arg in OPERATIONS[op][1]:
-        got = ours(pictures(), op, arg or 0, "bicubic")
-        for mine, picture in zip(got, pictures(), strict=True):
+        got = ours(batches(), op, arg or 0, "bicubic")
+        for mine, picture in zip(got, batches(), strict=True):
             assert np.array_equal(mine, theirs(picture, op, arg, "bicubic")), arg
 
 
@@ -79,19 +83,21 @@ def test_an_operation_on_values_is_timms_to_the_bit(op):
 def test_a_move_is_timms_within_one_level_and_hardly_ever_off(op, interpolation):
     """Pillow interpolates in float64, we in float32: where a value comes out whole, either may cut off what lies just below."""
     for arg in OPERATIONS[op][1]:
-        got = ours(pictures(), op, arg, interpolation)
-        expected = np.stack([theirs(picture, op, arg, interpolation) for picture in pictures()])
+        got = ours(batches(), op, arg, interpolation)
+        expected = np.stack([theirs(picture, op, arg, interpolation) for picture in batches()])
         difference = np.abs(got - expected)
         assert difference.max() <= 1, arg
         assert (difference > 0).mean() <= 5e-4, arg
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("op", "arg"), [("TranslateX", 0.45), ("TranslateY", -0.45), ("ShearX", -0.3), ("ShearY", 0.25), ("Rotate", 30.0)])
+@pytest.mark.parametrize(
+    ("op", "arg"), [("TranslateX", 0.45), ("TranslateY", -0.45), ("ShearX", -0.3), ("ShearY", 0.25), ("Rotate", 30.0)]
+)
 def test_a_move_by_a_round_number_is_within_one_level_too(op, arg, interpolation):
     """By a fifth of a pixel, say, every fifth difference of two values comes out whole. Only the strongest of all moves is so round."""
-    expected = np.stack([theirs(picture, op, arg, interpolation) for picture in pictures()])
-    difference = np.abs(ours(pictures(), op, arg, interpolation) - expected)
+    expected = np.stack([theirs(picture, op, arg, interpolation) for picture in batches()])
+    difference = np.abs(ours(batches(), op, arg, interpolation) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.1
 
@@ -114,7 +120,7 @@ def test_images_keep_their_own_operations_whatever_else_is_in_the_batch():
     names = [op for op in OPERATIONS for _ in range(2)] + [""]
     order = np.random.default_rng(1).permutation(len(names))
     args = np.array([float(OPERATIONS[op][1][1 % len(OPERATIONS[op][1])] or 0) if op else 0.0 for op in names])
-    images = [pictures()[i % 4] for i in range(len(names))]
+    images = [batches()[i % 4] for i in range(len(names))]
     batch = torch.from_numpy(np.stack([images[i] for i in order]))
     fill = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, 1)
     augment.apply_layer(batch, Layer(np.array(names)[order], args[order]), fill, Interpolation.bicubic)
@@ -157,7 +163,9 @@ def test_all_that_happens_to_an_image_is_what_the_reference_does_with_the_same_d
             if op:
                 call, some = OPERATIONS[op]
                 arg = int(arg) if op in ("Posterize", "Solarize", "SolarizeAdd") else arg
-                image = call(image, *([] if some == (None,) else [arg]), fillcolor=policy.fill, resample=Image.Resampling.BICUBIC)
+                image = call(
+                    image, *([] if some == (None,) else [arg]), fillcolor=policy.fill, resample=Image.Resampling.BICUBIC
+                )
         expected = TF.normalize(TF.to_tensor(image), data.mean, data.std)
         top, left, height, width = erased[i]
         keep = torch.ones(48, 48, dtype=torch.bool)

@@ -11,16 +11,31 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from roadmap.config import DataConfig, RecipeConfig
+from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import check, eval_batches, eval_index_batches, load, sample_seed, train_batches, train_index_batches
-from roadmap.data.reference import Prepared, eval_transform, load_batches, posterize, rand_augment, random_state, train_transform
-from roadmap.data.sets import Split
+from roadmap.data.datasets import Split
+from roadmap.data.transforms import (
+    Prepared,
+    eval_transform,
+    load_batches,
+    posterize,
+    rand_augment,
+    random_state,
+    train_transform,
+)
 from roadmap.errors import ConfigError
 
 CPU = torch.device("cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)
-CROPPED = {"name": "synthetic", "image_size": 32, "flip": True, "crop": "resized", "pipeline": "reference", "num_classes": 10}
+CROPPED = {
+    "name": "synthetic",
+    "image_size": 32,
+    "flip": True,
+    "crop": "resized",
+    "pipeline": "reference",
+    "num_classes": 10,
+}
 
 
 def photo(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
@@ -78,7 +93,9 @@ def test_evaluation_transforms_are_timms():
     data = DataConfig(name="imagefolder", image_size=56, resize_size=64, pipeline="reference", **IMAGENET)
     theirs = create_transform(56, is_training=False, interpolation="bicubic", crop_pct=0.875, **IMAGENET)
     for i, size in enumerate([(90, 70), (70, 90), (64, 64), (200, 65)]):
-        assert torch.equal(eval_transform(data, RecipeConfig(interpolation="bicubic"))(photo(i, size)), theirs(photo(i, size)))
+        assert torch.equal(
+            eval_transform(data, RecipeConfig(interpolation="bicubic"))(photo(i, size)), theirs(photo(i, size))
+        )
 
 
 def test_without_a_crop_the_whole_image_is_resized():
@@ -89,7 +106,9 @@ def test_without_a_crop_the_whole_image_is_resized():
 
 
 def test_a_padded_crop_is_a_window_of_the_image_with_a_black_border():
-    data = DataConfig(name="cifar10", image_size=32, crop="pad", padding=4, pipeline="reference", mean=(0, 0, 0), std=(1, 1, 1))
+    data = DataConfig(
+        name="cifar10", image_size=32, crop="pad", padding=4, pipeline="reference", mean=(0, 0, 0), std=(1, 1, 1)
+    )
     image, transform = photo(0, (32, 32)), train_transform(data, RecipeConfig())
     padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)))
     windows = {padded[i : i + 32, j : j + 32].tobytes() for i in range(9) for j in range(9)}
@@ -126,7 +145,9 @@ def test_the_whole_policy_runs_over_thousands_of_draws():
 
 def batches_of(split: Split, data: DataConfig, index_batches, epoch: int = 3) -> dict[int, torch.Tensor]:
     ids = torch.cat(list(index_batches)).tolist()
-    images = [im for x, _ in train_batches(split, data, OFFICIAL, index_batches, seed=5, epoch=epoch, device=CPU) for im in x]
+    images = [
+        im for x, _ in train_batches(split, data, OFFICIAL, index_batches, seed=5, epoch=epoch, device=CPU) for im in x
+    ]
     return dict(zip(ids, images, strict=True))
 
 
@@ -181,7 +202,9 @@ def test_batches_are_float_channels_last_in_the_order_asked_for():
     assert torch.allclose(torch.cat([x for x, _ in batches]), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["rand-q3", "rand-mx", "rand-m9-mst0.5", "rand-m9.5", "augmix-m3", "nonsense", "rand-m9-tnone", ""])
+@pytest.mark.parametrize(
+    "text", ["rand-q3", "rand-mx", "rand-m9-mst0.5", "rand-m9.5", "augmix-m3", "nonsense", "rand-m9-tnone", ""]
+)
 def test_a_policy_that_timm_cannot_read_is_a_config_error(text):
     with pytest.raises(ConfigError, match=rf"recipe.rand_augment={text}: must be"):
         check(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))

@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from roadmap.config import DataConfig
+from roadmap.config.schema import DataConfig
 from roadmap.data import download, load
 from roadmap.errors import ConfigError, DataError
 
@@ -36,7 +36,11 @@ def test_digits_are_scikit_learns_enlarged_and_split_in_proportion():
     bunch = load_digits()
     scaled = np.rint(bunch.images * 255 / 16).astype(np.uint8)
     bicubic = [np.asarray(Image.fromarray(p).resize((32, 32), Image.Resampling.BICUBIC)).tobytes() for p in scaled]
-    ours = [(im[0].numpy().tobytes(), int(y)) for s in (found.train, found.val) for im, y in zip(s.images, s.labels, strict=True)]
+    ours = [
+        (im[0].numpy().tobytes(), int(y))
+        for s in (found.train, found.val)
+        for im, y in zip(s.images, s.labels, strict=True)
+    ]
     assert sorted(ours) == sorted(zip(bicubic, bunch.target.tolist(), strict=True))
 
 
@@ -95,7 +99,9 @@ def write_fashion(folder: Path, packed: bool, counts: tuple[int, int] = (60, 20)
     draw = np.random.default_rng(0)
     for prefix, n in zip(("train", "t10k"), counts, strict=True):
         suffix = ".gz" if packed else ""
-        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", draw.integers(0, 256, (n, 28, 28), dtype=np.uint8), packed)
+        write_idx(
+            folder / f"{prefix}-images-idx3-ubyte{suffix}", draw.integers(0, 256, (n, 28, 28), dtype=np.uint8), packed
+        )
         write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", (np.arange(n) % 10).astype(np.uint8), packed)
 
 
@@ -184,7 +190,10 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, published: type, la
         return hashlib.md5((folder / name).read_bytes()).hexdigest()
 
     def batch(n: int) -> dict[str, object]:
-        return {"data": draw.integers(0, 256, (n, 3072), dtype=np.uint8), label_key: [int(i) % num_classes for i in range(n)]}
+        return {
+            "data": draw.integers(0, 256, (n, 3072), dtype=np.uint8),
+            label_key: [int(i) % num_classes for i in range(n)],
+        }
 
     for part in ("train_list", "test_list"):
         monkeypatch.setattr(published, part, [[name, write(name, batch(30))] for name, _ in getattr(published, part)])
@@ -192,7 +201,9 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, published: type, la
     monkeypatch.setattr(published, "meta", published.meta | {"md5": write(published.meta["filename"], names)})
 
 
-@pytest.mark.parametrize(("name", "label_key", "num_classes"), [("cifar10", "labels", 10), ("cifar100", "fine_labels", 100)])
+@pytest.mark.parametrize(
+    ("name", "label_key", "num_classes"), [("cifar10", "labels", 10), ("cifar100", "fine_labels", 100)]
+)
 def test_cifar_is_what_torchvision_reads(tmp_path, monkeypatch, name, label_key, num_classes):
     published = getattr(torchvision.datasets, name.upper())
     write_cifar(tmp_path, monkeypatch, published, label_key, num_classes)
@@ -253,7 +264,9 @@ def test_a_download_that_fails_is_one_plain_line(tmp_path, monkeypatch, name):
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(DataError, match=rf"data.download=true: {name} could not be fetched into .*Name or service not known") as raised:
+    with pytest.raises(
+        DataError, match=rf"data.download=true: {name} could not be fetched into .*Name or service not known"
+    ) as raised:
         load(DataConfig(name=name, root=str(tmp_path / "new"), download=True))
     assert "\n" not in str(raised.value)
 
@@ -285,7 +298,7 @@ def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
 
 
 def test_workers_without_effect_warn(caplog):
-    from roadmap.config import RecipeConfig
+    from roadmap.config.schema import RecipeConfig
     from roadmap.data import check
 
     with caplog.at_level(logging.WARNING):

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from roadmap.errors import DiskError, Refused
-from roadmap.runtime import checkpoint
-from roadmap.runtime.folder import RunDir, refuse_unsafe, run_path
-from roadmap.train import train
+from roadmap.runs import checkpoint
+from roadmap.runs.run_dir import RunDir, refuse_unsafe, run_path
+from roadmap.training.train import train
 
 from . import drive
 from .conftest import ROOT
@@ -28,7 +28,9 @@ def little_disk(tmp_path):
         pytest.skip("mounting a small file system takes root")
     place = tmp_path / "little"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield place
@@ -55,14 +57,27 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(smal
     assert same(newest(config), newest(whole))
 
 
-@pytest.mark.parametrize("nth", [pytest.param(n, marks=pytest.mark.slow if n not in (9, 14) else []) for n in range(1, 31)])
+@pytest.mark.parametrize(
+    "nth", [pytest.param(n, marks=pytest.mark.slow if n not in (9, 14) else []) for n in range(1, 31)]
+)
 def test_a_disk_that_fails_to_make_anything_durable_is_told(small, tmp_path, nth):
     """The kernel's own answer, for the nth fsync of the process."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     words = ("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}")
     config = small("gelu", *TINY, words[-1])
-    inject = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", os.devnull, "-e", "trace=fsync", "-e", f"inject=fsync:error=EIO:when={nth}"]
+    inject = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-o",
+        os.devnull,
+        "-e",
+        "trace=fsync",
+        "-e",
+        f"inject=fsync:error=EIO:when={nth}",
+    ]
     command = [*inject, sys.executable, str(ROOT / "run.py"), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 74, done.stderr
@@ -121,4 +136,4 @@ def test_a_record_that_cannot_be_read_is_a_disk_error(small, tmp_path):
     run.path.mkdir()
     (run.path / "config.yaml").mkdir()
     with pytest.raises(DiskError, match="cannot be read"):
-        run.take_up({}, {}, allow_drift=False)
+        run.load_status({}, {}, allow_drift=False)

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from roadmap.report import aggregate, charts, collect, frame
-from roadmap.steps import step_tree
+from roadmap.steps.tree import step_tree
 
 from .conftest import ROOT
 

@@ -1,23 +1,24 @@
-"""A captured step: it takes the eager steps, whichever run it was captured for. On the CPU its kernels are replayed by calling them."""
+"""A with_captured_step step: it takes the eager steps, whichever run it was with_captured_step for. On the CPU its kernels are replayed by calling them."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from roadmap import data, graph
-from roadmap.choices import Precision
-from roadmap.data import order, sets
+from roadmap import data
+from roadmap.config.choices import Precision
+from roadmap.data import datasets, sampling
+from roadmap.distributed.device import choose_compile, choose_graph
+from roadmap.distributed.rank_env import RankEnv
+from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError
-from roadmap.graph import CapturedStep, captured
-from roadmap.job import Job
-from roadmap.runtime.device import choose_compile, choose_graph
-from roadmap.runtime.dist import Ranks
-from roadmap.runtime.pending import Bystander
-from roadmap.runtime.place import Place
-from roadmap.steps import compose
-from roadmap.train import begin
-from roadmap.update import optimizer_step
+from roadmap.runs.run_logger import NullLogger
+from roadmap.steps.compose import compose
+from roadmap.training import cuda_graph
+from roadmap.training.cuda_graph import CapturedStep, with_captured_step
+from roadmap.training.state import RunContext
+from roadmap.training.step import train_step
+from roadmap.training.train import begin
 
 from .net_rows import one_thread  # noqa: F401
 
@@ -36,32 +37,34 @@ class Again:
 
 
 def capture_on_cpu(step):
-    for _ in range(graph.WARM_UP):
+    for _ in range(cuda_graph.WARM_UP):
         results = step()
     return Again(step, results), results
 
 
 @pytest.fixture
 def job_of():
-    ranks = Ranks(Place(), torch.device("cpu"))
+    ranks = Ranks(RankEnv(), torch.device("cpu"))
 
     def make(step, *overrides, kept=None, seed=0):
         config = compose(step, overrides=[*SMALL, f"seed={seed}", *overrides])
-        images = sets.load(config.data)
-        return Job(config, images, ranks, Bystander(), None, Precision.fp32, kept={} if kept is None else kept)
+        images = datasets.load(config.data)
+        return RunContext(config, images, ranks, NullLogger(), None, Precision.fp32, cache={} if kept is None else kept)
 
     return make
 
 
 def batches(job, skip=0):
-    ids = order.train_index_batches(len(job.images.train), 32, job.config.seed, 0, skip=skip)
-    return data.train_batches(job.images.train, job.config.data, job.config.recipe, ids, seed=job.config.seed, epoch=0, device=job.device)
+    ids = sampling.train_index_batches(len(job.images.train), 32, job.config.seed, 0, skip=skip)
+    return data.train_batches(
+        job.images.train, job.config.data, job.config.recipe, ids, seed=job.config.seed, epoch=0, device=job.device
+    )
 
 
 def run(job, state, steps, *, skip=0):
-    pictures, numbers = batches(job, skip), []
+    source, numbers = batches(job, skip), []
     for number in range(steps):
-        numbers += (state.take_step or optimizer_step)(job, state, pictures, 0.01 * (number + skip + 1))
+        numbers += (state.step_fn or train_step)(job, state, source, 0.01 * (number + skip + 1))
         state.global_step += 1
     return torch.stack(numbers), state
 
@@ -85,8 +88,8 @@ def same(one, other):
 def test_captured_steps_are_the_eager_ones(monkeypatch, job_of, step, overrides):
     monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
     job = job_of(step, *overrides)
-    state = captured(job, begin(job), begin)
-    assert isinstance(state.take_step, CapturedStep)
+    state = with_captured_step(job, begin(job), begin)
+    assert isinstance(state.step_fn, CapturedStep)
     taken, eager = run(job, state, 3), run(job, begin(job), 3)
     same(taken, eager)
     if state.ema is not None:
@@ -96,14 +99,16 @@ def test_captured_steps_are_the_eager_ones(monkeypatch, job_of, step, overrides)
 
 def test_the_next_seed_uses_the_capture_of_the_one_before(monkeypatch, job_of):
     captures = []
-    monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (lambda step: captures.append(1) or capture_on_cpu(step),))
+    monkeypatch.setattr(
+        CapturedStep.__init__, "__defaults__", (lambda step: captures.append(1) or capture_on_cpu(step),)
+    )
     kept = {}
     for seed in (0, 1):
         job = job_of("gelu", kept=kept, seed=seed)
-        same(run(job, captured(job, begin(job), begin), 2), run(job, begin(job), 2))
+        same(run(job, with_captured_step(job, begin(job), begin), 2), run(job, begin(job), 2))
     assert len(captures) == 1
     other = job_of("layer_norm", kept=kept)
-    captured(other, begin(other), begin)
+    with_captured_step(other, begin(other), begin)
     assert len(captures) == 2
 
 
@@ -114,12 +119,12 @@ def test_a_checkpoint_goes_from_one_form_to_the_other(monkeypatch, job_of, befor
     job = job_of("gelu")
     whole = run(job, begin(job), 3)
     first = begin(job)
-    _, first = run(job, captured(job, first, begin) if before == "captured" else first, 2)
+    _, first = run(job, with_captured_step(job, first, begin) if before == "captured" else first, 2)
     saved = {key: torch.load(_in_memory(value)) for key, value in first.saved().items()}
     second = begin(job)
     second.restore(saved)
-    job.kept.clear()
-    second = captured(job, second, begin) if after == "captured" else second
+    job.cache.clear()
+    second = with_captured_step(job, second, begin) if after == "captured" else second
     _, second = run(job, second, 1, skip=2)
     for (name, a), b in zip(whole[1].net.state_dict().items(), second.net.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -137,10 +142,10 @@ def _in_memory(value):
 def test_a_step_that_is_not_finite_is_skipped(monkeypatch, job_of):
     monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
     job = job_of("gelu")
-    state = captured(job, begin(job), begin)
+    state = with_captured_step(job, begin(job), begin)
     before = {name: value.clone() for name, value in state.net.named_parameters()}
     images, labels = next(batches(job))
-    loss, _ = state.take_step(job, state, iter([(images * torch.nan, labels)]), 0.1)
+    loss, _ = state.step_fn(job, state, iter([(images * torch.nan, labels)]), 0.1)
     assert not torch.isfinite(loss)
     for name, value in state.net.named_parameters():
         assert torch.equal(value, before[name]), name
@@ -161,9 +166,21 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
         (["recipe.micro_batch=32"], CUDA, Precision.bf16, 1, False),
         (["data.image_size=224", "compile=false"], CUDA, Precision.bf16, 1, False),
         (["data.image_size=224", "cuda_graph=always"], CUDA, Precision.bf16, 1, True),
-        (["cuda_graph=always"], CPU, Precision.fp32, 1, "cuda_graph=always: a step cannot be one graph without a GPU; cuda_graph=auto or"),
+        (
+            ["cuda_graph=always"],
+            CPU,
+            Precision.fp32,
+            1,
+            "cuda_graph=always: a step cannot be one graph without a GPU; cuda_graph=auto or",
+        ),
         (["cuda_graph=always"], CUDA, Precision.bf16, 2, "with several devices"),
-        (["cuda_graph=always", "recipe.micro_batch=32"], CUDA, Precision.bf16, 1, r"with several passes a step \(recipe.micro_batch=32\)"),
+        (
+            ["cuda_graph=always", "recipe.micro_batch=32"],
+            CUDA,
+            Precision.bf16,
+            1,
+            r"with several passes a step \(recipe.micro_batch=32\)",
+        ),
     ],
 )
 def test_which_steps_are_captured(overrides, device, precision, world_size, expected):
@@ -179,8 +196,8 @@ def test_which_steps_are_captured(overrides, device, precision, world_size, expe
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_real_graph_takes_the_eager_steps(job_of, step):
-    job = replace(job_of(step), ranks=Ranks(Place(), CUDA), precision=Precision.bf16)
-    taken, eager = run(job, captured(job, begin(job), begin), 3), run(job, begin(job), 3)
+    job = replace(job_of(step), ranks=Ranks(RankEnv(), CUDA), precision=Precision.bf16)
+    taken, eager = run(job, with_captured_step(job, begin(job), begin), 3), run(job, begin(job), 3)
     torch.testing.assert_close(taken[0], eager[0], rtol=1e-2, atol=1e-3)
 
 

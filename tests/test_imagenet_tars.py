@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from roadmap.data import imagenet
-from roadmap.data.folders import Expected
+from roadmap.data.image_folder import Expected
 from roadmap.errors import ConfigError, DataError, DiskError, StoppedEarly
 
 CLASSES = ("n00000001", "n00000002", "n00000003")
@@ -38,7 +38,9 @@ class Given:
     """The three files that are given, and the folder that is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self.train, self.val, self.labels, self.out = (folder / name for name in ("train.tar", "val.tar", "labels.txt", "out"))
+        self.train, self.val, self.labels, self.out = (
+            folder / name for name in ("train.tar", "val.tar", "labels.txt", "out")
+        )
         self.pack(TRAIN)
         self.val.write_bytes(tar_of(VAL))
         self.labels.write_text("".join(f"{name}\n" for name in LABELS))
@@ -92,7 +94,9 @@ def test_stopped_it_goes_on_where_it_was(given, at, monkeypatch):
     assert len(written) - at == 10 - done, "what is there is not unpacked again"
 
 
-@pytest.mark.parametrize("name", ["../evil.JPEG", "/tmp/evil.JPEG", "ILSVRC2012_val_00000001.JPEG/../../../evil", "x.JPEG"])
+@pytest.mark.parametrize(
+    "name", ["../evil.JPEG", "/tmp/evil.JPEG", "ILSVRC2012_val_00000001.JPEG/../../../evil", "x.JPEG"]
+)
 def test_a_member_with_any_other_name_is_refused(given, name, tmp_path):
     given.val.write_bytes(tar_of({**VAL, name: b"evil"}))
     with pytest.raises(DataError, match=r"val.tar: holds .*expected files named ILSVRC2012_val"):
@@ -204,7 +208,10 @@ def test_a_disk_that_takes_no_more_is_a_disk_error_and_the_same_command_goes_on(
 def test_the_command_says_what_is_wrong_in_one_line(given):
     def call(*words: object):
         return subprocess.run(
-            [sys.executable, "-m", "roadmap.data.imagenet", *map(str, words)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "roadmap.data.imagenet", *map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     wrong = call(given.train, given.val)

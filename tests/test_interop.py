@@ -8,7 +8,7 @@ import torch
 import torchvision
 from timm.models.convnext import checkpoint_filter_fn
 
-from roadmap.config import NetConfig
+from roadmap.config.schema import NetConfig
 from roadmap.errors import DataError
 from roadmap.net import build_net, export_weights, load_weights
 
@@ -35,7 +35,9 @@ def agree(a, b):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "depths"), [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3)), ("resnet152", (3, 8, 36, 3))])
+@pytest.mark.parametrize(
+    ("name", "depths"), [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3)), ("resnet152", (3, 8, 36, 3))]
+)
 def test_torchvisions_resnets_are_equal_to_the_bit(name, depths):
     theirs = drawn(getattr(torchvision.models, name))
     net = ours(replace(RESNET, depths=depths))
@@ -202,7 +204,9 @@ class TestRefusals:
         assert "torchvision resnet format: conv1.weight has shape [64, 3, 7, 7], this net wants [8, 3, 7, 7]" in said
 
     def test_of_another_number_of_classes(self):
-        assert "fc.weight has shape [10, 2048], this net wants [1000, 2048]" in self.refused(ours(RESNET), self.resnet(num_classes=10))
+        assert "fc.weight has shape [10, 2048], this net wants [1000, 2048]" in self.refused(
+            ours(RESNET), self.resnet(num_classes=10)
+        )
 
     def test_of_a_deeper_net(self):
         said = self.refused(ours(RESNET), self.resnet("101"))
@@ -245,9 +249,13 @@ class TestRefusals:
 
     def test_that_would_become_one_key(self):
         weights = drawn(lambda: build_net(TOY["resnet"], 5)).state_dict()
-        assert "module.head.weight" in self.refused(ours(TOY["resnet"], 5), weights | {"module.head.weight": weights["head.weight"]})
+        assert "module.head.weight" in self.refused(
+            ours(TOY["resnet"], 5), weights | {"module.head.weight": weights["head.weight"]}
+        )
 
-    @pytest.mark.parametrize(("step", "fmt"), [("gelu", "torchvision"), ("resnet", "timm"), ("layer_norm", "official"), ("resnet", "onnx")])
+    @pytest.mark.parametrize(
+        ("step", "fmt"), [("gelu", "torchvision"), ("resnet", "timm"), ("layer_norm", "official"), ("resnet", "onnx")]
+    )
     def test_a_net_without_a_place_in_the_format_does_not_go_out(self, step, fmt):
         with pytest.raises(DataError, match=r"model\.|onnx"):
             export_weights(ours(TOY[step], 5), fmt)
@@ -280,9 +288,15 @@ CHANGES = [  # another value for every field that is no size
     ("convnext", {"separate_downsampling": False, "head_norm": "always"}),
 ]
 SAME = [  # other words for the same net
-    ("resnet", {"stem_activation": "always", "residual_activation": "always", "conv_bias": "never", "head_norm": "never"}),
+    (
+        "resnet",
+        {"stem_activation": "always", "residual_activation": "always", "conv_bias": "never", "head_norm": "never"},
+    ),
     ("resnet", {"layer_norm_eps": 1e-3}),
-    ("convnext", {"stem_activation": "never", "residual_activation": "never", "conv_bias": "always", "head_norm": "always"}),
+    (
+        "convnext",
+        {"stem_activation": "never", "residual_activation": "never", "conv_bias": "always", "head_norm": "always"},
+    ),
     ("convnext", {"stride_on": "pointwise", "projection_norm": False, "batch_norm_eps": 1e-3}),
 ]
 
@@ -310,5 +324,11 @@ def test_other_words_for_the_same_net_are_the_same_net(end, change):
 def test_every_field_of_the_net_is_a_size_or_tried():
     sizes = {"depths", "width", "stem_stride", "drop_path", "init", "reference"}
     tried = {name for _, change in [*CHANGES, *SAME] for name in change}
-    shown_elsewhere = {"stem", "depthwise", "inverted", "depthwise_first", "norm"}  # no two values share their names and shapes
+    shown_elsewhere = {
+        "stem",
+        "depthwise",
+        "inverted",
+        "depthwise_first",
+        "norm",
+    }  # no two values share their names and shapes
     assert set(NetConfig.__dataclass_fields__) == sizes | tried | shown_elsewhere

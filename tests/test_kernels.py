@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from roadmap import train as training
-from roadmap.choices import Kernels
+from roadmap.config.choices import Kernels
 from roadmap.errors import ConfigError, Refused, StoppedEarly
 from roadmap.net import build_net, kernels, use_kernels
 from roadmap.net.kernels import launch
 from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
 from roadmap.net.kernels.measured import MEASURED
 from roadmap.net.kernels.pointwise import LinearPointwise
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import STATUS, SUMMARY
-from roadmap.train import train
+from roadmap.runs.run_dir import run_path
+from roadmap.runs.schema import STATUS, SUMMARY
+from roadmap.training import train as training
+from roadmap.training.train import train
 
 from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
 from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
@@ -66,8 +66,12 @@ def test_the_flipped_kernel_gives_the_input_gradient_and_the_bias_may_be_summed_
 
 def test_the_depthwise_function_passes_gradcheck():
     x, weight, bias = (t.requires_grad_() for t in depthwise_inputs((2, 3, 5, 4), 3, torch.float64))
-    assert torch.autograd.gradcheck(lambda *given: DepthwiseFunction.apply(*given, 1, "triton", "flipped", "bias_apart"), (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda *given: DepthwiseFunction.apply(*given, None, 2, "triton", "triton", "triton"), (x, weight))
+    assert torch.autograd.gradcheck(
+        lambda *given: DepthwiseFunction.apply(*given, 1, "triton", "flipped", "bias_apart"), (x, weight, bias)
+    )
+    assert torch.autograd.gradcheck(
+        lambda *given: DepthwiseFunction.apply(*given, None, 2, "triton", "triton", "triton"), (x, weight)
+    )
 
 
 @pytest.mark.parametrize("kind", ROOM)
@@ -76,7 +80,11 @@ def test_the_linear_form_of_a_pointwise_conv_is_as_exact_as_the_conv(shape, kind
     conv = nn.Conv2d(shape[1], 40, 1).to(kind)
     linear = copy.deepcopy(conv)
     linear.__class__ = LinearPointwise
-    inputs = [drawn(*shape, seed=0, kind=kind), drawn(40, shape[1], 1, 1, seed=1, kind=kind), drawn(40, seed=2, kind=kind)]
+    inputs = [
+        drawn(*shape, seed=0, kind=kind),
+        drawn(40, shape[1], 1, 1, seed=1, kind=kind),
+        drawn(40, seed=2, kind=kind),
+    ]
 
     def of(module):
         return lambda x, w, b: torch.func.functional_call(module.to(x.dtype), {"weight": w, "bias": b}, (x,))

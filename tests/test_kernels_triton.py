@@ -15,13 +15,32 @@ from roadmap.net.kernels.residual import block_of as join_block
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 HERE = Path(__file__).resolve().parent
-POINTERS = ("x", "y", "g", "dx", "dy", "taps", "weight", "shortcut", "out")  # of the map's type; other pointers are fp32
+POINTERS = (
+    "x",
+    "y",
+    "g",
+    "dx",
+    "dy",
+    "taps",
+    "weight",
+    "shortcut",
+    "out",
+)  # of the map's type; other pointers are fp32
 FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")
 
 
 def interpreted(selection):
     """Run tests of interpreted_kernels.py in the interpreter."""
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", selection, str(HERE / "interpreted_kernels.py")]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        selection,
+        str(HERE / "interpreted_kernels.py"),
+    ]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=HERE.parent, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -76,7 +95,14 @@ def depthwise_cases(kernel, stride):
         (WEIGHT_TILES[kernel], made.weight_gradient_kernel, [{}]),
     ):
         for extra in more:
-            constants = {"K": kernel, "S": stride, "BLOCK_W": tile.width, "BLOCK_C": tile.channels, "VEC": tile.vec, **extra}
+            constants = {
+                "K": kernel,
+                "S": stride,
+                "BLOCK_W": tile.width,
+                "BLOCK_C": tile.channels,
+                "VEC": tile.vec,
+                **extra,
+            }
             yield function, constants, tile.warps
 
 
@@ -96,7 +122,14 @@ def channel_cases(channels):
 def assert_fits(cases, kind, capability):
     for function, constants, warps in cases:
         registers, stack = compiled(function, kind, capability, constants, warps)
-        assert registers <= 255 and stack <= allowed_stack(constants), (function, constants, kind, capability, registers, stack)
+        assert registers <= 255 and stack <= allowed_stack(constants), (
+            function,
+            constants,
+            kind,
+            capability,
+            registers,
+            stack,
+        )
 
 
 def allowed_stack(constants):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from roadmap.runtime.folder import run_path
+from roadmap.runs.run_dir import run_path
 
 from . import drive
 from .test_train import ledger, newest, same
@@ -68,7 +68,9 @@ def status(config):
 def test_killed_at_every_step_in_turn(pair, start, step):
     words, config, whole = pair(step)
     for number in range(1, STEPS + 1):
-        already = newest(config)["global_step"] if number > 1 and list(run_path(config).glob("checkpoints/step-*.pt")) else 0
+        already = (
+            newest(config)["global_step"] if number > 1 and list(run_path(config).glob("checkpoints/step-*.pt")) else 0
+        )
         killed = start(words, drive.accident("step", number - already))
         assert killed.returncode == -9, killed.stderr
         assert status(config)["state"] == "running"
@@ -77,7 +79,14 @@ def test_killed_at_every_step_in_turn(pair, start, step):
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_three_deaths_without_progress_are_enough(start, small, tmp_path, devices):
-    words = ("+step=gelu", "wandb.mode=disabled", *TINY, "recipe.micro_batch=8", f"devices={devices}", f"paths.runs={tmp_path / 'runs'}")
+    words = (
+        "+step=gelu",
+        "wandb.mode=disabled",
+        *TINY,
+        "recipe.micro_batch=8",
+        f"devices={devices}",
+        f"paths.runs={tmp_path / 'runs'}",
+    )
     config = small("gelu", *words[2:])
     for _ in range(3):
         assert start(words, drive.accident("before", 1, rank=devices - 1)).returncode == (-9 if devices == 1 else 75)
@@ -129,7 +138,9 @@ def of(ranks, workers, ema, accumulation):
     return tuple(words)
 
 
-@pytest.mark.parametrize("combination", [pytest.param(c, marks=[] if c in IN_SHORT else pytest.mark.slow, id=str(c)) for c in COMBINATIONS])
+@pytest.mark.parametrize(
+    "combination", [pytest.param(c, marks=[] if c in IN_SHORT else pytest.mark.slow, id=str(c)) for c in COMBINATIONS]
+)
 def test_ranks_that_are_killed_and_stopped_in_turn(pair, start, combination):
     """A kill of one rank, of the first while it saves, and polite stops: of one rank, of all through their parent, at the last step."""
     ranks = combination[0]

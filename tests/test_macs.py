@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from roadmap import paper
-from roadmap.config import NetConfig
+from roadmap.config.schema import NetConfig
 from roadmap.net import build_net, cost, count_macs, count_params, describe
 from roadmap.net.block import block_convs
 
@@ -41,7 +41,9 @@ def test_swin_has_torchvisions_parameters(name, regime):
     assert describe(SWIN[regime], 1000) == {key: tuple(p.shape) for key, p in theirs.named_parameters()}
 
 
-@pytest.mark.parametrize(("depths", "peer"), [((3, 4, 6, 3), "resnet50"), ((3, 4, 23, 3), "resnet101"), ((3, 8, 36, 3), "resnet152")])
+@pytest.mark.parametrize(
+    ("depths", "peer"), [((3, 4, 6, 3), "resnet50"), ((3, 4, 23, 3), "resnet101"), ((3, 8, 36, 3), "resnet152")]
+)
 def test_first_step_has_resnets_parameters(depths, peer):
     with torch.device("meta"):
         theirs = getattr(torchvision.models, peer)()
@@ -51,7 +53,10 @@ def test_first_step_has_resnets_parameters(depths, peer):
 def params_by_hand(cfg: NetConfig, num_classes: int) -> int:
     """Count weights and biases of convs, norms, layer scales and head from the shapes of the blocks' convolutions."""
     batch = cfg.norm == "batch_norm"
-    total, c_in = 3 * cfg.width * (16 if cfg.stem == "patchify" else 49) + 2 * cfg.width + (0 if batch else cfg.width), cfg.width
+    total, c_in = (
+        3 * cfg.width * (16 if cfg.stem == "patchify" else 49) + 2 * cfg.width + (0 if batch else cfg.width),
+        cfg.width,
+    )
     for stage, depth in enumerate(cfg.depths):
         c = cfg.width * 2**stage * (1 if cfg.inverted else 4)
         if cfg.separate_downsampling and stage:

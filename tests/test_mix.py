@@ -5,9 +5,9 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from roadmap.config import RecipeConfig
+from roadmap.config.schema import RecipeConfig
 from roadmap.errors import ConfigError
-from roadmap.recipe.mix import check, mix, mix_seed
+from roadmap.training.mixup import check_mixup, mix_seed, mixup_batch
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_mixing_is_timms(batch, mixup, cutmix, smoothing):
     recipe = RecipeConfig(mixup=mixup, cutmix=cutmix, label_smoothing=smoothing, batch_size=8)
     timm_mixup = Mixup(mixup, cutmix, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=smoothing, num_classes=5)
     for step in range(30):
-        got, targets = mix(images, labels, recipe, 5, seed=3, global_step=step)
+        got, targets = mixup_batch(images, labels, recipe, 5, seed=3, global_step=step)
         np.random.seed(mix_seed(3, step))
         expected, expected_targets = timm_mixup(images.clone(), labels)
         assert torch.equal(got, expected)
@@ -35,8 +35,8 @@ def test_mixing_is_a_function_of_seed_and_step_and_changes_nothing_else(batch):
     images, labels = batch
     kept, state = images.clone(), np.random.get_state()[1].tolist()
     recipe = RecipeConfig(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
-    results = {(s, t): mix(images, labels, recipe, 5, s, t) for s in range(2) for t in range(6)}
-    again = mix(images, labels, recipe, 5, 1, 4)
+    results = {(s, t): mixup_batch(images, labels, recipe, 5, s, t) for s in range(2) for t in range(6)}
+    again = mixup_batch(images, labels, recipe, 5, 1, 4)
     assert torch.equal(again[0], results[1, 4][0])
     assert torch.equal(again[1], results[1, 4][1])
     assert len({tuple(r[1].flatten().tolist()) for r in results.values()}) == 12
@@ -52,7 +52,7 @@ def test_soft_targets_say_how_much_of_each_image_there_is():
     recipe = RecipeConfig(mixup=0.8, cutmix=1.0)
     kinds = set()
     for step in range(200):
-        mixed, targets = mix(images, labels, recipe, 6, 0, step)
+        mixed, targets = mixup_batch(images, labels, recipe, 6, 0, step)
         assert torch.allclose(targets.sum(1), torch.ones(6))
         assert torch.allclose(mixed.mean((1, 2, 3)), (targets * torch.arange(6.0)).sum(1), atol=1e-4)
         kinds.add("cutmix" if torch.equal(mixed, mixed.round()) else "mixup")
@@ -61,7 +61,7 @@ def test_soft_targets_say_how_much_of_each_image_there_is():
 
 def test_with_both_off_images_and_labels_come_back_as_they_are(batch):
     images, labels = batch
-    got = mix(images, labels, RecipeConfig(label_smoothing=0.1), 5, 0, 0)
+    got = mixup_batch(images, labels, RecipeConfig(label_smoothing=0.1), 5, 0, 0)
     assert got[0] is images
     assert got[1] is labels
 
@@ -70,8 +70,8 @@ def test_an_odd_batch_is_refused_before_anything_runs(batch):
     images, labels = batch
     for recipe in (RecipeConfig(batch_size=63, mixup=0.8), RecipeConfig(batch_size=63, cutmix=1.0)):
         with pytest.raises(ConfigError, match=r"recipe.micro_batch is 63: must be even"):
-            check(recipe)
-    check(RecipeConfig(batch_size=63))
-    check(RecipeConfig(batch_size=64, mixup=0.8))
+            check_mixup(recipe)
+    check_mixup(RecipeConfig(batch_size=63))
+    check_mixup(RecipeConfig(batch_size=64, mixup=0.8))
     with pytest.raises(ConfigError, match="must be even"):
-        mix(images[:7], labels[:7], RecipeConfig(mixup=0.8), 5, 0, 0)
+        mixup_batch(images[:7], labels[:7], RecipeConfig(mixup=0.8), 5, 0, 0)

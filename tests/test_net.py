@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from roadmap.config import NetConfig
+from roadmap.config.schema import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net import build_net, export_weights
 from roadmap.net.block import Block, block_convs
 from roadmap.net.layers import ChannelNorm, DropPath
-from roadmap.steps import compose
+from roadmap.steps.compose import compose
 
 from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
 
@@ -91,7 +91,9 @@ def test_every_legal_combination_of_toggles_trains(toggles):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     combinations,
-    st.sampled_from([("kernel_size", 4), ("activations_per_block", 2), ("norms_per_block", 0), ("width", 0), ("stem", "none")]),
+    st.sampled_from(
+        [("kernel_size", 4), ("activations_per_block", 2), ("norms_per_block", 0), ("width", 0), ("stem", "none")]
+    ),
 )
 def test_every_illegal_combination_is_refused_with_the_toggles_name(toggles, wrong):
     if moves_up_alone(toggles):
@@ -110,13 +112,24 @@ def test_toggles_of_the_schema_are_all_in_the_property_tests():
 NORM = ["bias", "num_batches_tracked", "running_mean", "running_var", "weight"]
 NAMES = {  # files of weights depend on them
     "resnet": {
-        *(f"{part}.weight" for part in ("stem.conv", "block0.conv1", "block0.conv2", "block0.conv3", "block0.shortcut.conv", "head")),
-        *(f"{part}.{k}" for part in ("stem.norm", "block0.norm1", "block0.norm2", "block0.norm3", "block0.shortcut.norm") for k in NORM),
+        *(
+            f"{part}.weight"
+            for part in ("stem.conv", "block0.conv1", "block0.conv2", "block0.conv3", "block0.shortcut.conv", "head")
+        ),
+        *(
+            f"{part}.{k}"
+            for part in ("stem.norm", "block0.norm1", "block0.norm2", "block0.norm3", "block0.shortcut.norm")
+            for k in NORM
+        ),
         "block0.scale.gamma",
         "head.bias",
     },
     "separate_downsampling": {
-        *(f"{part}.{k}" for part in ("stem.conv", "stem.norm", "downsample.norm", "downsample.conv") for k in ("weight", "bias")),
+        *(
+            f"{part}.{k}"
+            for part in ("stem.conv", "stem.norm", "downsample.norm", "downsample.conv")
+            for k in ("weight", "bias")
+        ),
         *(f"block0.{part}.{k}" for part in ("conv1", "norm1", "conv2", "conv3") for k in ("weight", "bias")),
         *(f"{part}.{k}" for part in ("norm", "head") for k in ("weight", "bias")),
         "block0.scale.gamma",
@@ -184,21 +197,29 @@ def test_a_conv_has_a_bias_unless_a_batch_norm_follows_it():
         for block in [m for m in net.modules() if isinstance(m, Block)]:
             for conv, norm in ((block.conv1, block.norm1), (block.conv2, block.norm2), (block.conv3, block.norm3)):
                 assert (conv.bias is None) == isinstance(norm, nn.BatchNorm2d), step
-    assert all(m.bias is not None for m in build_net(replace(TOY["resnet"], conv_bias="always"), 5).modules() if isinstance(m, nn.Conv2d))
+    assert all(
+        m.bias is not None
+        for m in build_net(replace(TOY["resnet"], conv_bias="always"), 5).modules()
+        if isinstance(m, nn.Conv2d)
+    )
 
 
 def test_downsampling_leaves_the_blocks_and_takes_the_projections_with_it():
     with_it, without = build_net(TOY["separate_downsampling"], 5), build_net(TOY["layer_norm"], 5)
     assert not [n for n, _ in with_it.named_parameters() if "shortcut" in n]
     assert len([n for n, _ in without.named_parameters() if n.endswith("shortcut.conv.weight")]) == 3
-    assert [n for n, _ in with_it.named_modules() if n.endswith("downsample")] == [f"stages.{s}.downsample" for s in (1, 2, 3)]
+    assert [n for n, _ in with_it.named_modules() if n.endswith("downsample")] == [
+        f"stages.{s}.downsample" for s in (1, 2, 3)
+    ]
     assert isinstance(with_it.norm, nn.LayerNorm)
     assert isinstance(without.norm, nn.Identity)
 
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():
     net = build_net(replace(TOY["gelu"], drop_path=0.5), 5)
-    rates = [m.drop_path.rate if isinstance(m.drop_path, DropPath) else 0.0 for m in net.modules() if isinstance(m, Block)]
+    rates = [
+        m.drop_path.rate if isinstance(m.drop_path, DropPath) else 0.0 for m in net.modules() if isinstance(m, Block)
+    ]
     assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
 
 
@@ -240,7 +261,9 @@ def test_initialisation():
     assert std(table5.head.weight) == pytest.approx(0.02, rel=0.02)
     assert all(not p.any() for n, p in table5.named_parameters() if n.endswith("bias"))
     assert all(torch.equal(p, torch.full_like(p, 1e-6)) for n, p in table5.named_parameters() if n.endswith("gamma"))
-    assert all(torch.equal(p, torch.ones_like(p)) for n, p in table5.named_parameters() if "norm" in n and n.endswith("weight"))
+    assert all(
+        torch.equal(p, torch.ones_like(p)) for n, p in table5.named_parameters() if "norm" in n and n.endswith("weight")
+    )
 
 
 def std(tensor):

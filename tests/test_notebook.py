@@ -16,7 +16,9 @@ NOTEBOOK = ROOT / "notebooks" / "roadmap.ipynb"
 def executed(folder: Path):
     """Run the stored notebook with this interpreter's kernel, started in a folder."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     return notebook
 
 
@@ -25,7 +27,12 @@ def text_of(notebook) -> str:
 
 
 def pictures_of(notebook) -> list[str]:
-    return [o.data["image/png"] for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    return [
+        o.data["image/png"]
+        for cell in notebook.cells
+        for o in cell.get("outputs", [])
+        if "image/png" in o.get("data", {})
+    ]
 
 
 def test_it_is_stored_without_outputs_and_every_code_cell_follows_a_sentence():
@@ -49,7 +56,12 @@ def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch, folder):
     assert "EXAMPLE" not in text_of(notebook)
     assert "Study roadmap" in text_of(notebook)
     assert len(pictures_of(notebook)) == 3  # the chart, the gains, the trade-off
-    tables = [o.data["text/plain"] for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "execute_result"]
+    tables = [
+        o.data["text/plain"]
+        for cell in notebook.cells
+        for o in cell.get("outputs", [])
+        if o.output_type == "execute_result"
+    ]
     assert "gain_low" in tables[0]
 
 

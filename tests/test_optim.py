@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from roadmap.config import RecipeConfig
+from roadmap.config.schema import RecipeConfig
 from roadmap.net import build_net
-from roadmap.recipe.optim import build_optimizer, learning_rate
-from roadmap.steps import compose, step_tree
+from roadmap.steps.compose import compose
+from roadmap.steps.tree import step_tree
+from roadmap.training.optim import build_optimizer, learning_rate
 
 NETS = [s for s in step_tree() if s != "swin"]
 
@@ -18,7 +19,9 @@ def authors_schedule(base, final, epochs, per_epoch, warmup_epochs):
     """The whole curve as one array: an even warm-up from 0 with both ends, then a half cosine over what remains."""
     warm = np.linspace(0, base, int(warmup_epochs * per_epoch))
     rest = np.arange(epochs * per_epoch - len(warm))
-    return np.concatenate([warm, [final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / len(rest))) for i in rest]])
+    return np.concatenate(
+        [warm, [final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / len(rest))) for i in rest]]
+    )
 
 
 @pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(300, 312, 20), (20, 22, 3), (5, 7, 0), (4, 3, 4)])
@@ -71,7 +74,11 @@ def test_step_matches_torchs_plain_loop(name):
     theirs.load_state_dict(ours.state_dict())
     mine = build_optimizer(ours, recipe)
     groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
-    plain = torch.optim.SGD(groups, lr=0.01, momentum=0.9, foreach=False) if name == "sgd" else torch.optim.AdamW(groups, lr=0.01)
+    plain = (
+        torch.optim.SGD(groups, lr=0.01, momentum=0.9, foreach=False)
+        if name == "sgd"
+        else torch.optim.AdamW(groups, lr=0.01)
+    )
     for _ in range(5):
         x = torch.randn(4, 5)
         for net, optimizer in ((ours, mine), (theirs, plain)):
@@ -100,7 +107,9 @@ def test_momentum_starts_as_torchs_own_does():
     recipe, grads = compose("resnet", "nano").recipe, torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0))
     ours, plain = (torch.nn.Linear(5, 5, bias=False) for _ in range(2))
     plain.load_state_dict(ours.state_dict())
-    own = torch.optim.SGD(plain.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+    own = torch.optim.SGD(
+        plain.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
     for optimizer, net in ((build_optimizer(ours, recipe), ours), (own, plain)):
         for grad in grads:
             net.weight.grad = grad.clone()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from roadmap.distributed import device as devices
+from roadmap.distributed.rank_env import Launcher, RankEnv, rank_env
 from roadmap.errors import ConfigError
-from roadmap.recipe.passes import check_passes
-from roadmap.runtime import device as devices
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.place import Place, Starter, place
-from roadmap.steps import compose
-from roadmap.train import train
+from roadmap.runs.run_dir import run_path
+from roadmap.steps.compose import compose
+from roadmap.training.grad_accumulation import check_micro_batch
+from roadmap.training.train import train
 
 from . import drive
 from .conftest import ROOT
@@ -53,7 +53,13 @@ def train_losses(rows):
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_equal_one_rank_of_the_larger_batch(tmp_path, ranks):
     """A layer-norm net; a pass has its number and so its draws however many ranks share the passes: mixing and drop-path are on."""
-    extra = ("recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.drop_path=0.1", "recipe.micro_batch=4", "recipe.ema_decay=0.5")
+    extra = (
+        "recipe.mixup=0.8",
+        "recipe.cutmix=1.0",
+        "recipe.drop_path=0.1",
+        "recipe.micro_batch=4",
+        "recipe.ema_decay=0.5",
+    )
     one, several = (words(tmp_path / str(n), "separate_downsampling", *extra, f"devices={n}") for n in (1, ranks))
     for each in (one, several):
         train(config_of(each))
@@ -100,8 +106,17 @@ def test_the_command_starts_its_ranks_and_ends_with_one_line(tmp_path):
 
 
 def test_ranks_of_torchrun_find_themselves(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "run.py")]
-    done = subprocess.run([*command, *words(tmp_path, "gelu")], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "run.py"),
+    ]
+    done = subprocess.run(
+        [*command, *words(tmp_path, "gelu")], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert status(words(tmp_path, "gelu"))["world_size"] == 2
@@ -114,7 +129,9 @@ def slurm(rank: int, step: str = "0", tasks: int = 2) -> dict[str, str]:
 
 def start(words, env):
     command = [sys.executable, str(ROOT / "tests" / "drive.py"), *words]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_tasks_of_a_job_step_find_each_other_and_run_a_sweep(tmp_path):
@@ -148,7 +165,13 @@ def test_a_task_that_never_comes_is_told_in_time(tmp_path):
 
 
 def test_a_host_that_does_not_resolve_is_told_in_time(tmp_path):
-    env = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": "29500"}
+    env = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "no-such-host.invalid",
+        "MASTER_PORT": "29500",
+    }
     one = start(words(tmp_path, "gelu", "start_timeout_s=5"), env)
     _, errors = one.communicate(timeout=100)
     assert one.returncode == 75
@@ -159,21 +182,24 @@ def test_a_host_that_does_not_resolve_is_told_in_time(tmp_path):
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({}, Place()),
-        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, Place()),  # an interactive shell, or a batch script
-        (slurm(3, step=str(2**32 - 5), tasks=4), Place()),
-        (slurm(3, tasks=4), Place(3, 4, 3, Starter.slurm)),
-        (slurm(0, tasks=1), Place()),
-        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, Place(5, 8, 1, Starter.torchrun)),
+        ({}, RankEnv()),
+        (
+            {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"},
+            RankEnv(),
+        ),  # an interactive shell, or a batch script
+        (slurm(3, step=str(2**32 - 5), tasks=4), RankEnv()),
+        (slurm(3, tasks=4), RankEnv(3, 4, 3, Launcher.slurm)),
+        (slurm(0, tasks=1), RankEnv()),
+        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, RankEnv(5, 8, 1, Launcher.torchrun)),
     ],
 )
 def test_which_rank_a_process_is(env, expected):
-    assert place(env) == expected
+    assert rank_env(env) == expected
 
 
 def test_a_rank_that_is_no_number_is_refused():
     with pytest.raises(ConfigError, match="not a whole number"):
-        place({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+        rank_env({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -216,7 +242,10 @@ def test_memory_that_is_too_small_is_told_and_never_adapted_to(tmp_path):
     mine = words(tmp_path, "gelu", "devices=2")
     done = drive.run(mine, drive.accident("before", 2, rank=1, what="memory"))
     assert done.returncode == 64
-    assert "error: recipe.micro_batch=8: a pass of so many images is too large for the memory of cpu; 4 fits this net" in done.stderr
+    assert (
+        "error: recipe.micro_batch=8: a pass of so many images is too large for the memory of cpu; 4 fits this net"
+        in done.stderr
+    )
 
 
 def test_other_devices_do_not_go_on_in_silence(tmp_path):
@@ -238,7 +267,10 @@ def test_a_second_writer_of_ranks_leaves_at_once(tmp_path):
         assert first.poll() is None
     second = drive.run(mine)
     assert second.returncode == 75
-    assert f"another process is writing this run (process {status(mine)['pid']} on {socket.gethostname()})" in second.stderr
+    assert (
+        f"another process is writing this run (process {status(mine)['pid']} on {socket.gethostname()})"
+        in second.stderr
+    )
     first.terminate()
     assert first.wait(timeout=60) == 75
 
@@ -248,7 +280,9 @@ def test_a_keyboard_interrupt_of_all_processes_is_one_polite_stop(tmp_path, read
     """As a terminal sends it: to the parent and to every rank, while they start or while they train."""
     mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
     command = [sys.executable, "run.py", *mine]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while ready == "begun" and not list(tmp_path.rglob("metrics.jsonl")):
         assert process.poll() is None
     while ready == "starting" and len(children_of(process.pid)) < 3:  # two ranks and what keeps count of resources
@@ -288,24 +322,24 @@ def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(tmp_path):
 def test_a_batch_that_is_no_whole_number_of_passes_is_refused(recipe, num_devices, message):
     config = compose("gelu", "nano", recipe)
     if message is None:
-        check_passes(config.recipe, num_devices)
+        check_micro_batch(config.recipe, num_devices)
         return
     with pytest.raises(ConfigError, match=re.escape(message)):
-        check_passes(config.recipe, num_devices)
+        check_micro_batch(config.recipe, num_devices)
 
 
 def test_auto_takes_all_gpus_where_there_is_something_to_share(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     shared, whole = compose("gelu", "tiny"), compose("gelu", "nano")
-    assert devices.choose_count(shared, Place()) == 4
-    assert devices.choose_count(whole, Place()) == 1
-    assert devices.choose_count(shared, Place(0, 2, 0, Starter.torchrun)) == 1
+    assert devices.choose_count(shared, RankEnv()) == 4
+    assert devices.choose_count(whole, RankEnv()) == 1
+    assert devices.choose_count(shared, RankEnv(0, 2, 0, Launcher.torchrun)) == 1
     shared.devices = "9"
     with pytest.raises(ConfigError, match="devices=9: there are 4 GPUs here"):
-        devices.choose_count(shared, Place())
+        devices.choose_count(shared, RankEnv())
     with pytest.raises(ConfigError, match="devices=9: torchrun has started 2 ranks"):
-        devices.choose_count(shared, Place(0, 2, 0, Starter.torchrun))
+        devices.choose_count(shared, RankEnv(0, 2, 0, Launcher.torchrun))
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "null", "99999"])

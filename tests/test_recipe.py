@@ -10,15 +10,14 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
-from roadmap import job
-from roadmap import train as training
-from roadmap import update as updating
 from roadmap.errors import ConfigError, Refused, StoppedEarly
-from roadmap.recipe import mix
-from roadmap.recipe.ema import average_of
-from roadmap.runtime.folder import run_path
-from roadmap.steps import compose
-from roadmap.train import train
+from roadmap.runs.run_dir import run_path
+from roadmap.steps.compose import compose
+from roadmap.training import mixup, setup
+from roadmap.training import step as updating
+from roadmap.training import train as training
+from roadmap.training.ema import build_ema
+from roadmap.training.train import train
 
 from .test_train import Interrupter, ledger, newest, same
 
@@ -55,19 +54,21 @@ def test_loss_on_mixed_targets_is_the_cross_entropy_written_out():
     """FACTS: targets (1 - s) y + s / K, mixed with the partner's; loss = mean of -sum t log p."""
     recipe = compose("gelu", "tiny", ["recipe.cutmix=0"]).recipe
     images, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 0])
-    mixed, targets = mix.mix(images.clone(), labels, recipe, 5, seed=3, global_step=7)
+    mixed, targets = mixup.mixup_batch(images.clone(), labels, recipe, 5, seed=3, global_step=7)
     lam = float(((mixed - images.flip(0)) / (images - images.flip(0)))[0, 0, 0, 0])
     smooth = one_hot(labels, 5) * 0.9 + 0.1 / 5
     assert torch.allclose(targets, lam * smooth + (1 - lam) * smooth.flip(0), atol=1e-4)
     logits = torch.randn(6, 5)
     assert torch.allclose(cross_entropy(logits, targets), -(targets * log_softmax(logits, 1)).sum(1).mean())
-    assert torch.allclose(cross_entropy(logits, labels, label_smoothing=0.1), -(smooth * log_softmax(logits, 1)).sum(1).mean())
+    assert torch.allclose(
+        cross_entropy(logits, labels, label_smoothing=0.1), -(smooth * log_softmax(logits, 1)).sum(1).mean()
+    )
 
 
 def test_moving_average_is_the_authors_and_covers_buffers():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    average = average_of(net, 0.9)
+    average = build_ema(net, 0.9)
     by_hand = {k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()}
     for _ in range(5):
         net(torch.randn(8, 3))
@@ -78,7 +79,7 @@ def test_moving_average_is_the_authors_and_covers_buffers():
         by_hand = {k: 0.9 * v + 0.1 * net.state_dict()[k] for k, v in by_hand.items()}
     for key, value in by_hand.items():
         assert torch.allclose(average.module.state_dict()[key], value, atol=1e-5), key
-    assert average_of(net, None) is None
+    assert build_ema(net, None) is None
 
 
 def test_moving_average_has_its_own_evaluation(small):
@@ -87,7 +88,10 @@ def test_moving_average_has_its_own_evaluation(small):
     last = ledger(config)[-1]
     assert summary["ema_top1"] == last["val/ema_top1"]
     assert "ema" in newest(config)
-    assert not same(newest(config)["net"], {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"})
+    assert not same(
+        newest(config)["net"],
+        {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"},
+    )
 
 
 def test_bf16_is_recorded_and_is_not_fp32(small):
@@ -159,7 +163,7 @@ def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
     def failing(job, state, batches, lr):
         raise InternalTorchDynamoError("no such kernel")
 
-    monkeypatch.setattr(training, "optimizer_step", failing)
+    monkeypatch.setattr(training, "train_step", failing)
     with pytest.raises(ConfigError, match=r"compile=auto: torch cannot compile this net here \(no such kernel\)"):
         train(small("layer_norm"))
 
@@ -181,7 +185,7 @@ def test_batch_norm_of_one_pixel_is_refused_before_anything_is_written(small, tm
 def test_on_a_gpu_no_step_waits_for_the_device(small, monkeypatch, precision):
     """Between two flushes of the ledger nothing asks the device for a value; the first step may, while it allocates."""
     config = small("gelu", "device=cuda", f"recipe.precision={precision}", "recipe.mixup=0.8", "recipe.cutmix=1.0")
-    real, steps = training.optimizer_step, []
+    real, steps = training.train_step, []
 
     def watched(*args):
         steps.append(1)
@@ -191,7 +195,7 @@ def test_on_a_gpu_no_step_waits_for_the_device(small, monkeypatch, precision):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(training, "optimizer_step", watched)
+    monkeypatch.setattr(training, "train_step", watched)
     assert train(config)["precision"] == precision
 
 
@@ -202,7 +206,7 @@ def test_another_precision_does_not_go_on_in_silence(small, monkeypatch):
         patch.setattr(training, "Stop", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
-    monkeypatch.setattr(job, "choose_precision", lambda *_: "bf16")
+    monkeypatch.setattr(setup, "choose_precision", lambda *_: "bf16")
     with pytest.raises(Refused, match="precision: fp32 -> bf16"):
         train(config)
 

@@ -20,7 +20,7 @@ from roadmap.report import aggregate, charts, collect, frame, runs
 from roadmap.report.__main__ import main
 from roadmap.report.tables import to_csv, to_markdown
 from roadmap.report.text import clean, for_csv, for_markdown, shorten
-from roadmap.runtime import ledger
+from roadmap.runs import schema
 from tests.fabricate import unfinished, write_roadmap, write_run
 
 TABLES = {"table.csv", "table.md", "table.tex", "report.json", "findings.txt"}
@@ -32,9 +32,9 @@ def edit(path: Path, **values: object) -> None:
 
 
 def set_last_val(run: Path, **values: object) -> None:
-    lines = (run / ledger.METRICS).read_text().splitlines()
+    lines = (run / schema.METRICS).read_text().splitlines()
     lines[-1] = json.dumps(json.loads(lines[-1]) | values)
-    (run / ledger.METRICS).write_text("\n".join(lines) + "\n")
+    (run / schema.METRICS).write_text("\n".join(lines) + "\n")
 
 
 # --- seeds and rows
@@ -101,7 +101,16 @@ def test_own_steps_stand_behind_their_parents_in_the_table(tmp_path):
     write_run(tmp_path, "my_first", parent="kernel_7", label="first")
     write_run(tmp_path, "orphan", parent="never_run")
     table = frame(aggregate(collect([tmp_path]).runs))
-    assert list(table["step"]) == ["kernel_7", "my_first", "my_next", "kernel_9", "gelu", "separate_downsampling", "swin", "orphan"]
+    assert list(table["step"]) == [
+        "kernel_7",
+        "my_first",
+        "my_next",
+        "kernel_9",
+        "gelu",
+        "separate_downsampling",
+        "swin",
+        "orphan",
+    ]
     assert list(table["label"])[1:3] == ["first", "next"]
 
 
@@ -118,7 +127,10 @@ def test_variants_and_overrides_are_no_rows_but_listed_apart(tmp_path):
     write_run(tmp_path, "gelu", top1=20.0, cell="gelu,recipe.lr=0.001")
     groups = aggregate(collect([tmp_path]).runs)
     assert list(frame(groups)["top1_mean"]) == [50.0]
-    assert dict(frame(groups, others=True)[["cell", "top1_mean"]].values) == {"gelu+without_depthwise": 10.0, "gelu,recipe.lr=0.001": 20.0}
+    assert dict(frame(groups, others=True)[["cell", "top1_mean"]].values) == {
+        "gelu+without_depthwise": 10.0,
+        "gelu,recipe.lr=0.001": 20.0,
+    }
     text = to_markdown(groups, collect([tmp_path])).decode()
     assert text.index("### Other cells") < text.index("without\\_depthwise")
 
@@ -163,7 +175,12 @@ def test_maps_that_kernels_outgrow_are_noted(tmp_path, size, net, note):
 
 @pytest.mark.parametrize(
     ("regime", "data", "caution"),
-    [("nano", "imagenet", "order"), ("tiny", "digits", "order"), ("tiny", "synthetic", "accuracy means nothing"), ("tiny", "imagenet", "")],
+    [
+        ("nano", "imagenet", "order"),
+        ("tiny", "digits", "order"),
+        ("tiny", "synthetic", "accuracy means nothing"),
+        ("tiny", "imagenet", ""),
+    ],
 )
 def test_small_scales_and_synthetic_images_are_labelled(tmp_path, regime, data, caution):
     write_run(tmp_path, "gelu", regime=regime, data=data)
@@ -179,7 +196,9 @@ def test_an_unfinished_run_is_listed_and_never_a_number(tmp_path):
     write_run(tmp_path, "gelu", 0, top1=50.0)
     unfinished(tmp_path, "gelu", 1, epoch=7, epochs=20, top1=99.0)
     collected = collect([tmp_path])
-    assert [str(f) for f in collected.unfinished] == [f"{tmp_path}/roadmap/nano-digits/gelu/seed1: epoch 7 of 20, stopped"]
+    assert [str(f) for f in collected.unfinished] == [
+        f"{tmp_path}/roadmap/nano-digits/gelu/seed1: epoch 7 of 20, stopped"
+    ]
     assert not collected.suspect
     assert [(run.seed, run.top1) for run in collected.runs] == [(0, 50.0)]
 
@@ -194,69 +213,69 @@ def test_a_summary_without_a_finished_state_is_not_believed(tmp_path, state):
 
 
 def test_a_run_that_is_done_but_has_no_summary_is_unfinished(tmp_path):
-    (write_run(tmp_path, "gelu") / ledger.SUMMARY).unlink()
+    (write_run(tmp_path, "gelu") / schema.SUMMARY).unlink()
     collected = collect([tmp_path])
     assert not collected.runs
     assert "no summary.json" in collected.unfinished[0].reason
 
 
 def break_line(run: Path) -> None:
-    lines = (run / ledger.METRICS).read_text().splitlines(keepends=True)
-    (run / ledger.METRICS).write_text("".join([lines[0], '{"kind": "tra\x00\n', *lines[1:]]))
+    lines = (run / schema.METRICS).read_text().splitlines(keepends=True)
+    (run / schema.METRICS).write_text("".join([lines[0], '{"kind": "tra\x00\n', *lines[1:]]))
 
 
 def deep(run: Path) -> None:
-    (run / ledger.SUMMARY).write_text("[" * 200_000)
+    (run / schema.SUMMARY).write_text("[" * 200_000)
 
 
 def pipe(run: Path) -> None:
-    (run / ledger.METRICS).unlink()
-    os.mkfifo(run / ledger.METRICS)
+    (run / schema.METRICS).unlink()
+    os.mkfifo(run / schema.METRICS)
 
 
 def twice(run: Path) -> None:
-    lines = (run / ledger.METRICS).read_text().splitlines(keepends=True)
-    (run / ledger.METRICS).write_text("".join([*lines, *lines[-2:]]))
+    lines = (run / schema.METRICS).read_text().splitlines(keepends=True)
+    (run / schema.METRICS).write_text("".join([*lines, *lines[-2:]]))
 
 
 def nan_everywhere(run: Path) -> None:
     set_last_val(run, **{"val/top1": float("nan")})
-    edit(run / ledger.SUMMARY, top1=float("nan"))
+    edit(run / schema.SUMMARY, top1=float("nan"))
 
 
 BREAKS = {
     "a corrupt line": (break_line, "corrupt line"),
-    "a torn last line": (lambda run: (run / ledger.METRICS).open("a").write('{"kind'), "corrupt line"),
+    "a torn last line": (lambda run: (run / schema.METRICS).open("a").write('{"kind'), "corrupt line"),
     "a line that is there twice": (twice, "there twice"),
-    "an empty ledger": (lambda run: (run / ledger.METRICS).write_text(""), "no evaluation"),
-    "no ledger": (lambda run: (run / ledger.METRICS).unlink(), "metrics.jsonl is missing"),
-    "no config": (lambda run: (run / ledger.CONFIG).unlink(), "config.yaml is missing"),
-    "a config that is no YAML": (lambda run: (run / ledger.CONFIG).write_text("a: [b"), "not YAML"),
-    "no status": (lambda run: (run / ledger.STATUS).unlink(), "status.json is missing"),
+    "an empty ledger": (lambda run: (run / schema.METRICS).write_text(""), "no evaluation"),
+    "no ledger": (lambda run: (run / schema.METRICS).unlink(), "metrics.jsonl is missing"),
+    "no config": (lambda run: (run / schema.CONFIG).unlink(), "config.yaml is missing"),
+    "a config that is no YAML": (lambda run: (run / schema.CONFIG).write_text("a: [b"), "not YAML"),
+    "no status": (lambda run: (run / schema.STATUS).unlink(), "status.json is missing"),
     "a ledger that is a pipe": (pipe, "not a file"),
     "NaN in summary and ledger": (nan_everywhere, "not a percentage"),
-    "NaN in the summary": (lambda run: edit(run / ledger.SUMMARY, top1=float("nan")), "not a percentage"),
-    "no accuracy": (lambda run: edit(run / ledger.SUMMARY, top1=None), "not a percentage"),
-    "an accuracy above 100": (lambda run: edit(run / ledger.SUMMARY, top1=100.5), "not a percentage"),
-    "an accuracy below 0": (lambda run: edit(run / ledger.SUMMARY, top1=-1), "not a percentage"),
-    "an accuracy of 400 digits": (lambda run: edit(run / ledger.SUMMARY, top1=10**400), "not a percentage"),
-    "an accuracy that is text": (lambda run: edit(run / ledger.SUMMARY, top1="50"), "not a percentage"),
-    "an accuracy that is true": (lambda run: edit(run / ledger.SUMMARY, top1=True), "not a percentage"),
-    "top-5 below top-1": (lambda run: edit(run / ledger.SUMMARY, top5=1.0), "below top1"),
-    "a summary better than the ledger": (lambda run: edit(run / ledger.SUMMARY, top1=51.0), "metrics.jsonl says 50"),
+    "NaN in the summary": (lambda run: edit(run / schema.SUMMARY, top1=float("nan")), "not a percentage"),
+    "no accuracy": (lambda run: edit(run / schema.SUMMARY, top1=None), "not a percentage"),
+    "an accuracy above 100": (lambda run: edit(run / schema.SUMMARY, top1=100.5), "not a percentage"),
+    "an accuracy below 0": (lambda run: edit(run / schema.SUMMARY, top1=-1), "not a percentage"),
+    "an accuracy of 400 digits": (lambda run: edit(run / schema.SUMMARY, top1=10**400), "not a percentage"),
+    "an accuracy that is text": (lambda run: edit(run / schema.SUMMARY, top1="50"), "not a percentage"),
+    "an accuracy that is true": (lambda run: edit(run / schema.SUMMARY, top1=True), "not a percentage"),
+    "top-5 below top-1": (lambda run: edit(run / schema.SUMMARY, top5=1.0), "below top1"),
+    "a summary better than the ledger": (lambda run: edit(run / schema.SUMMARY, top1=51.0), "metrics.jsonl says 50"),
     "the best epoch's accuracy": (lambda run: set_last_val(run, **{"val/top1": 49.0}), "metrics.jsonl says 49"),
-    "another epoch": (lambda run: edit(run / ledger.SUMMARY, epoch=2), "is of epoch 3"),
-    "too few epochs": (lambda run: edit(run / ledger.SUMMARY, epochs=20), "epoch 3 of 20"),
-    "a summary of another cell": (lambda run: edit(run / ledger.SUMMARY, cell="kernel_7"), "belongs to kernel_7"),
-    "a summary of another seed": (lambda run: edit(run / ledger.SUMMARY, seed=5), "belongs to seed5"),
-    "a summary that is a list": (lambda run: (run / ledger.SUMMARY).write_text("[]"), "not a JSON object"),
-    "a summary that is no JSON": (lambda run: (run / ledger.SUMMARY).write_bytes(b"\xff\xfe\x00"), "not JSON"),
+    "another epoch": (lambda run: edit(run / schema.SUMMARY, epoch=2), "is of epoch 3"),
+    "too few epochs": (lambda run: edit(run / schema.SUMMARY, epochs=20), "epoch 3 of 20"),
+    "a summary of another cell": (lambda run: edit(run / schema.SUMMARY, cell="kernel_7"), "belongs to kernel_7"),
+    "a summary of another seed": (lambda run: edit(run / schema.SUMMARY, seed=5), "belongs to seed5"),
+    "a summary that is a list": (lambda run: (run / schema.SUMMARY).write_text("[]"), "not a JSON object"),
+    "a summary that is no JSON": (lambda run: (run / schema.SUMMARY).write_bytes(b"\xff\xfe\x00"), "not JSON"),
     "brackets without end": (deep, "not JSON"),
-    "a foreign summary": (lambda run: (run / ledger.SUMMARY).write_text('{"hello": 1}'), "seed=None"),
-    "a foreign status": (lambda run: (run / ledger.STATUS).write_text('{"state": 7}'), "no state"),
-    "a huge name": (lambda run: edit(run / ledger.SUMMARY, step="x" * 100_000), "is not a name"),
-    "a hostile name": (lambda run: edit(run / ledger.SUMMARY, study="../\u202e\x1b[31m"), "is not a name"),
-    "adopted is no choice": (lambda run: edit(run / ledger.SUMMARY, adopted="perhaps"), "adopted=perhaps"),
+    "a foreign summary": (lambda run: (run / schema.SUMMARY).write_text('{"hello": 1}'), "seed=None"),
+    "a foreign status": (lambda run: (run / schema.STATUS).write_text('{"state": 7}'), "no state"),
+    "a huge name": (lambda run: edit(run / schema.SUMMARY, step="x" * 100_000), "is not a name"),
+    "a hostile name": (lambda run: edit(run / schema.SUMMARY, study="../\u202e\x1b[31m"), "is not a name"),
+    "adopted is no choice": (lambda run: edit(run / schema.SUMMARY, adopted="perhaps"), "adopted=perhaps"),
 }
 
 
@@ -338,7 +357,7 @@ def test_a_run_set_aside_and_what_lies_inside_a_run_are_no_runs(tmp_path):
     run = write_run(tmp_path, "gelu", top1=50.0)
     shutil.copytree(run, run.with_name("seed0.old1"))
     (run / "wandb" / "files").mkdir(parents=True)
-    shutil.copy(run / ledger.STATUS, run / "wandb" / "files")
+    shutil.copy(run / schema.STATUS, run / "wandb" / "files")
     collected = collect([tmp_path])
     assert (len(collected.runs), collected.suspect, collected.unfinished) == (1, (), ())
 
@@ -425,7 +444,9 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     write_run(tmp_path / "runs", "gelu", cell="gelu,recipe.lr=1")
     for name in ("a", "b"):
         command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "1" if name == "a" else "2"})
+        subprocess.run(
+            command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "1" if name == "a" else "2"}
+        )
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert TABLES | {"other_cells.csv", "roadmap.png", "roadmap.svg", "roadmap.pdf"} <= set(files)
     for name in files:
@@ -436,7 +457,9 @@ def test_tiny_and_base_share_a_chart_and_other_groups_have_their_own(tmp_path):
     write_run(tmp_path, "gelu", study="roadmap_tiny", regime="tiny", data="imagenet")
     write_run(tmp_path, "gelu", study="roadmap_base", regime="base", data="imagenet")
     groups = aggregate(collect([tmp_path]).runs)
-    assert {name: [g.regime for g in together] for name, together in charts(groups).items()} == {"roadmap": ["tiny", "base"]}
+    assert {name: [g.regime for g in together] for name, together in charts(groups).items()} == {
+        "roadmap": ["tiny", "base"]
+    }
     write_run(tmp_path, "gelu", study="demo")
     named = charts(aggregate(collect([tmp_path]).runs))
     assert list(named) == ["roadmap-demo-nano-digits", "roadmap-roadmap_tiny-roadmap_base-tiny-base-imagenet"]
@@ -445,7 +468,11 @@ def test_tiny_and_base_share_a_chart_and_other_groups_have_their_own(tmp_path):
 def test_charts_of_long_and_ambiguous_names_do_not_overwrite_each_other(tmp_path):
     for study in ("a-nano", "a", "x" * 80):
         write_run(
-            tmp_path, "gelu", study=study, regime="nano" if study != "a" else "nano-nano", data="d" * 80 if study[0] == "x" else "digits"
+            tmp_path,
+            "gelu",
+            study=study,
+            regime="nano" if study != "a" else "nano-nano",
+            data="d" * 80 if study[0] == "x" else "digits",
         )
     names = list(charts(aggregate(collect([tmp_path]).runs)))
     assert len({name.casefold() for name in names}) == 3
@@ -519,11 +546,16 @@ def test_as_a_command_it_imports_neither_torch_nor_hydra_and_shows_no_traceback(
     write_run(tmp_path / "runs", "gelu")
     code = "import sys; from roadmap.report.__main__ import main; main(sys.argv[1:]); print({'torch', 'hydra'} & set(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "runs", "--out", tmp_path / "out"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, tmp_path / "runs", "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.rstrip().endswith("set()")
     failed = subprocess.run(
-        [sys.executable, "-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no"], capture_output=True, text=True
+        [sys.executable, "-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no"],
+        capture_output=True,
+        text=True,
     )
     assert failed.returncode == 65
     assert "Traceback" not in failed.stderr

@@ -68,7 +68,11 @@ def test_error_bars_are_one_standard_deviation_of_ours_and_of_the_papers(whole):
     found = [c for c in bar_axes(figure)[0].containers if isinstance(c, ErrorbarContainer)]
     ends = [tuple(c.lines[2][0].get_segments()[0][:, 0].round(6)) for c in found]
     ours = {(round(row.top1 - row.top1_std, 6), round(row.top1 + row.top1_std, 6)) for row in group.rows}
-    theirs = {(round(p.top1 - p.top1_std, 6), round(p.top1 + p.top1_std, 6)) for p in paper.rows("tiny").values() if p.top1_std}
+    theirs = {
+        (round(p.top1 - p.top1_std, 6), round(p.top1 + p.top1_std, 6))
+        for p in paper.rows("tiny").values()
+        if p.top1_std
+    }
     assert set(ends) == ours | theirs
 
 
@@ -104,7 +108,9 @@ def test_macs_are_joined_from_parent_to_child_along_the_kept_steps(whole):
 
 def test_the_papers_numbers_are_outlines_where_they_compare(whole, tmp_path):
     outlines = bars_of(bar_axes(whole[1])[0], papers=True)
-    assert {step: bar.get_width() for step, bar in outlines.items()} == {s: row.top1 for s, row in paper.rows("tiny").items()}
+    assert {step: bar.get_width() for step, bar in outlines.items()} == {
+        s: row.top1 for s, row in paper.rows("tiny").items()
+    }
     assert {bar.get_facecolor()[3] for bar in outlines.values()} == {0}
     write_roadmap(tmp_path, "nano", "digits", seeds=1, epochs=1)
     assert not bars_of(bar_axes(roadmap_chart(groups_of(tmp_path)))[0], papers=True)
@@ -113,7 +119,11 @@ def test_the_papers_numbers_are_outlines_where_they_compare(whole, tmp_path):
 def test_our_swin_is_a_dashed_line_and_else_the_papers(whole, tmp_path):
     group, figure = whole
     ours = next(row.top1 for row in group.rows if row.step == "swin")
-    dashed = [line for line in bar_axes(figure)[0].lines if len(set(line.get_xdata())) == 1 and list(line.get_ydata()) == [0, 1]]
+    dashed = [
+        line
+        for line in bar_axes(figure)[0].lines
+        if len(set(line.get_xdata())) == 1 and list(line.get_ydata()) == [0, 1]
+    ]
     assert [line.get_xdata()[0] for line in dashed] == [ours]
     write_run(tmp_path, "gelu", regime="base", data="imagenet", top1=82.0)
     assert "Swin-B (paper) 83.50" in texts_of(roadmap_chart(groups_of(tmp_path)))
@@ -206,7 +216,14 @@ def test_own_steps_are_in_the_figure_behind_their_parent(tmp_path):
 def test_both_regimes_stand_side_by_side_and_a_missing_run_is_said(tmp_path):
     for regime, steps in (("tiny", ("resnet", "gelu", "swin")), ("base", ("resnet", "kernel_7", "swin"))):
         for step in steps:
-            write_run(tmp_path, step, study=f"roadmap_{regime}", regime=regime, data="imagenet", top1=paper.rows(regime)[step].top1)
+            write_run(
+                tmp_path,
+                step,
+                study=f"roadmap_{regime}",
+                regime=regime,
+                data="imagenet",
+                top1=paper.rows(regime)[step].top1,
+            )
     (together,) = charts(groups_of(tmp_path)).values()
     figure = roadmap_chart(together)
     left, right = bar_axes(figure)
@@ -254,12 +271,21 @@ def test_no_text_leaves_the_page_or_meets_another(tmp_path, rows):
             step,
             top1=60.0 + i / 3,
             epochs=1,
-            **({} if step in paper.order() else {"parent": "gelu", "label": f"an idea of one's own with a long name, {step}"}),
+            **(
+                {}
+                if step in paper.order()
+                else {"parent": "gelu", "label": f"an idea of one's own with a long name, {step}"}
+            ),
         )
     figure = roadmap_chart(groups_of(tmp_path))
     renderer = figure.canvas.get_renderer()
     figure.draw_without_rendering()
-    shown = [t for axes in figure.axes for t in (*axes.texts, *(axes.get_yticklabels() if axes.axison else ())) if t.get_text()]
+    shown = [
+        t
+        for axes in figure.axes
+        for t in (*axes.texts, *(axes.get_yticklabels() if axes.axison else ()))
+        if t.get_text()
+    ]
     boxes = [t.get_window_extent(renderer) for t in shown]
     width, height = figure.get_size_inches() * figure.dpi
     for text, box in zip(shown, boxes, strict=True):
@@ -281,7 +307,9 @@ def test_the_png_is_a_picture_and_the_users_settings_do_not_change_it(whole):
     data = image(figure, "png")
     picture = np.asarray(Image.open(BytesIO(data)).convert("L"))
     assert picture.min() < 40 < 250 < picture.max()
-    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "hatch.linewidth": 9, "figure.dpi": 33, "svg.hashsalt": None}):
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.grid": True, "hatch.linewidth": 9, "figure.dpi": 33, "svg.hashsalt": None}
+    ):
         assert image(roadmap_chart(group), "png") == data
     assert matplotlib.rcParams["text.parse_math"]
 

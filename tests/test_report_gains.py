@@ -33,7 +33,11 @@ def test_a_step_is_compared_with_its_parent_and_a_sibling_too(tmp_path):
         write_run(tmp_path, step, top1=top1)
     groups = aggregate(collect([tmp_path]).runs)
     told = {cell.cell: (cell.gain.parent, cell.gain.gain) for cell in groups[0].rows if cell.gain}
-    assert told == {"kernel_5": ("move_up_depthwise", 1.0), "kernel_7": ("move_up_depthwise", 2.5), "gelu": ("kernel_7", -0.5)}
+    assert told == {
+        "kernel_5": ("move_up_depthwise", 1.0),
+        "kernel_7": ("move_up_depthwise", 2.5),
+        "gelu": ("kernel_7", -0.5),
+    }
 
 
 def test_gains_over_seeds_are_welchs_and_holm_counts_every_step_of_the_study(tmp_path):
@@ -54,7 +58,11 @@ def test_holm_counts_the_regimes_of_a_study_together_and_other_studies_apart(tmp
         seeds(tmp_path, "enhanced_recipe", (51.0, 51.1, 51.5), study=study, regime=regime)
     groups = aggregate(collect([tmp_path]).runs)
     adjusted = {(g.study, g.regime): g.rows[1].gain.p_holm / g.rows[1].gain.p for g in groups}
-    assert adjusted == {("a", "tiny"): pytest.approx(2), ("a", "base"): pytest.approx(2), ("b", "tiny"): pytest.approx(1)}
+    assert adjusted == {
+        ("a", "tiny"): pytest.approx(2),
+        ("a", "base"): pytest.approx(2),
+        ("b", "tiny"): pytest.approx(1),
+    }
 
 
 def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
@@ -135,7 +143,10 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
     variant(tmp_path, "without_gelu", 49.0, code_hash="aaaa")
     write_run(tmp_path, "separate_downsampling", top1=50.0, study="roadmap", code_hash="aaaa")
     write_run(tmp_path / "other", "separate_downsampling", top1=50.0, study="roadmap", code_hash="bbbb")
-    gain = cell_of(aggregate(collect([tmp_path / "roadmap", tmp_path / "leave_one_out"]).runs), "separate_downsampling+without_gelu").gain
+    gain = cell_of(
+        aggregate(collect([tmp_path / "roadmap", tmp_path / "leave_one_out"]).runs),
+        "separate_downsampling+without_gelu",
+    ).gain
     assert (gain.parent, gain.gain) == ("separate_downsampling of study roadmap", -1.0)
     alone = aggregate(collect([tmp_path / "other", tmp_path / "leave_one_out"]).runs)
     assert cell_of(alone, "separate_downsampling+without_gelu").gain is None
@@ -211,7 +222,15 @@ def test_the_json_holds_every_number_and_null_for_what_is_not_known(tmp_path):
     assert [run["top1"] for run in two["runs"]] == [51.0, 52.0]
 
 
-HOSTILE = ["=cmd()", "$\\frac{1$", "<script>alert(1)</script>", "\u202egnp", "x" * 5_000, "\\input{/etc/passwd}", "50 % & # _ ^ ~ {}"]
+HOSTILE = [
+    "=cmd()",
+    "$\\frac{1$",
+    "<script>alert(1)</script>",
+    "\u202egnp",
+    "x" * 5_000,
+    "\\input{/etc/passwd}",
+    "50 % & # _ ^ ~ {}",
+]
 
 
 def test_hostile_labels_are_harmless_in_latex(tmp_path):

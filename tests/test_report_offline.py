@@ -5,11 +5,12 @@ import shutil
 import numpy as np
 import pytest
 
+from roadmap import files
 from roadmap.report import collect
 from roadmap.report.__main__ import main
-from roadmap.runtime import ledger
-from roadmap.runtime.mirror import Mirror
-from roadmap.steps import compose
+from roadmap.runs import schema
+from roadmap.runs.wandb_logger import WandbLogger
+from roadmap.steps.compose import compose
 from tests.fabricate import write_run
 
 TABLES = ("table.csv", "table.md", "table.tex", "findings.txt")
@@ -20,14 +21,18 @@ def mirror(run, run_id: str, lines: tuple[int, ...] = (0,), done: bool = True) -
     import yaml
 
     config = compose("gelu", "nano", ["wandb.mode=offline"])
-    values = yaml.safe_load((run / ledger.CONFIG).read_text())
-    values |= {key: value for key, value in ledger.read_json(run / ledger.STATUS).items() if key not in ("state", "epoch", "step")}
+    values = yaml.safe_load((run / schema.CONFIG).read_text())
+    values |= {
+        key: value
+        for key, value in files.read_json(run / schema.STATUS).items()
+        if key not in ("state", "epoch", "step")
+    }
     said: list[str] = []
     for number, sent in enumerate(lines):
         last = number == len(lines) - 1
-        one = Mirror(config, run, run_id, values, said.append)
+        one = WandbLogger(config, run, run_id, values, said.append)
         one.follow(sent, 10**6 if last else lines[number + 1])
-        one.finish(ledger.read_json(run / ledger.SUMMARY) if last and done else {}, 0 if last and done else 75)
+        one.finish(files.read_json(run / schema.SUMMARY) if last and done else {}, 0 if last and done else 75)
     assert not said
 
 
@@ -73,7 +78,7 @@ def test_beside_a_run_directory_that_is_there_they_are_not_read(study):
 
 def test_a_run_that_did_not_end_and_a_broken_log_give_no_number(study):
     tmp_path, runs = study
-    ledger.write_json(runs[0] / ledger.STATUS, {"state": "stopped", "epoch": 1, "epochs": 3})
+    files.write_json(runs[0] / schema.STATUS, {"state": "stopped", "epoch": 1, "epochs": 3})
     mirror(runs[0], "aaaaaaaa", done=False)
     mirror(runs[1], "bbbbbbbb")
     for run in runs:

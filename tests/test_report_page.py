@@ -30,9 +30,13 @@ def report(tmp_path_factory):
     write_roadmap(folder / "runs", seeds=3, epochs=2)
     for step, label in HOSTILE.items():
         extra = f"model:\n  note: {label[:60]!r}\n"
-        write_run(folder / "runs", step, parent="gelu", label=label, regime="tiny", data="imagenet", top1=70.0, config=extra)
+        write_run(
+            folder / "runs", step, parent="gelu", label=label, regime="tiny", data="imagenet", top1=70.0, config=extra
+        )
     unfinished(folder / "runs", "gelu", 7, regime="tiny", data="imagenet")
-    write_run(folder / "runs", "gelu", 8, regime="tiny", data="imagenet", hardware="</li><script>window.hacked = 1</script>")
+    write_run(
+        folder / "runs", "gelu", 8, regime="tiny", data="imagenet", hardware="</li><script>window.hacked = 1</script>"
+    )
     assert main([str(folder / "runs"), "--out", str(folder / "out")]) == 0
     return folder / "out" / "index.html"
 
@@ -69,10 +73,14 @@ def test_it_refers_to_nothing_outside_itself(page):
 
 def test_hostile_names_are_text_and_the_policy_lets_only_our_script_run(report, page):
     assert [tag for tag, _ in page.elements].count("script") == 1
-    assert not [tag for tag, attributes in page.elements if tag == "img" or any(name.startswith("on") for name in attributes)]
+    assert not [
+        tag for tag, attributes in page.elements if tag == "img" or any(name.startswith("on") for name in attributes)
+    ]
     text = report.read_text(encoding="utf-8")
     script = text[text.index("<script>") + len("<script>") : text.index("</script>")]
-    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
     assert "default-src 'none'" in policy
     assert "{{ 7 * 7 }}{% raw %}" in " ".join(page.texts)
@@ -84,7 +92,11 @@ def test_ids_are_unique_and_every_reference_finds_its_own(page):
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
         for value in filter(None, attributes.values()):
-            wanted = [value[1:]] if value.startswith("#") and value[1:2] == "f" and "-" in value else re.findall(r"url\(#([^)]+)\)", value)
+            wanted = (
+                [value[1:]]
+                if value.startswith("#") and value[1:2] == "f" and "-" in value
+                else re.findall(r"url\(#([^)]+)\)", value)
+            )
             assert set(wanted) <= set(ids)
 
 
@@ -229,7 +241,9 @@ def test_the_pointer_and_the_arrow_keys_show_values(opened):
 @pytest.mark.browser
 def test_on_a_phone_nothing_is_wider_than_the_screen(opened):
     opened.set_window_size(500, 800)  # headless chromium makes no narrower window
-    assert opened.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert (
+        opened.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    )
     assert not find(opened, "figure[data-name=roadmap]").is_displayed()
     assert find(opened, "figure[data-name=roadmap-column]").is_displayed()
 
@@ -238,7 +252,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened):
 def test_it_is_light_or_dark_as_the_reader_wishes(opened):
     seen = {}
     for scheme in ("light", "dark"):
-        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        opened.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
         style = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color].map(c => c.match(/\\d+/g).map(Number))"
         back, ink = opened.execute_script(style)
         seen[scheme] = (sum(back), sum(ink))

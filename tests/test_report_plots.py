@@ -22,7 +22,9 @@ def groups_of(runs):
 def ends(axes, style="-"):
     """Return the ends of the horizontal lines of a style, from above."""
     lines = [
-        line for line in axes.lines if line.get_linestyle() == style and len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
+        line
+        for line in axes.lines
+        if line.get_linestyle() == style and len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
     ]
     return [tuple(line.get_xdata()) for line in lines]
 
@@ -36,7 +38,15 @@ def whole(tmp_path_factory):
 
 
 def test_a_roadmap_has_every_figure_that_its_data_allow(whole, tmp_path):
-    assert set(gallery([whole])) == {"roadmap", "roadmap-column", "gains", "tradeoffs", "curves", "kernel_size", "ranking"}
+    assert set(gallery([whole])) == {
+        "roadmap",
+        "roadmap-column",
+        "gains",
+        "tradeoffs",
+        "curves",
+        "kernel_size",
+        "ranking",
+    }
     write_run(tmp_path, "gelu")
     assert set(gallery(groups_of(tmp_path))) == {"roadmap", "roadmap-column", "curves"}
 
@@ -110,7 +120,9 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
         "GPU-hours (h)",
         "peak memory (GiB)",
     ]
-    assert sorted(dot.get_xdata()[0] for m in "so" for dot in markers(panels[0], m)) == sorted(row.gmacs for row in whole.rows)
+    assert sorted(dot.get_xdata()[0] for m in "so" for dot in markers(panels[0], m)) == sorted(
+        row.gmacs for row in whole.rows
+    )
     for step in ("resnet", "gelu"):
         write_run(tmp_path, step, gpu_hours=None, train_images_per_s=None, peak_memory_gb=None)
     assert len([axes for axes in tradeoffs.trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
@@ -120,7 +132,9 @@ def test_training_curves_have_a_panel_a_row_and_a_line_a_seed(whole):
     panels = plots.training_curves(whole).axes
     assert len(panels) == len(whole.rows)
     for axes, row in zip(panels, whole.rows, strict=True):
-        assert [tuple(line.get_ydata()) for line in axes.lines] == [tuple(top1 for _, top1 in run.curve) for run in row.runs]
+        assert [tuple(line.get_ydata()) for line in axes.lines] == [
+            tuple(top1 for _, top1 in run.curve) for run in row.runs
+        ]
 
 
 def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashed(whole):
@@ -132,7 +146,9 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
     assert list(curve.get_ydata()) == [rows[step].top1 for step in sizes]
     (theirs,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert list(theirs.get_ydata()) == [paper.rows("tiny")[step].top1 for step in sizes]
-    uprights = [tuple(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1]
+    uprights = [
+        tuple(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1
+    ]
     assert uprights == [(rows[step].interval.low, rows[step].interval.high) for step in sizes]
 
 
@@ -157,7 +173,12 @@ def test_figures_beside_the_chart_are_as_wide_as_a_column_and_their_text_can_be_
         if name == "roadmap":
             continue
         assert figure.get_size_inches()[0] == pytest.approx(COLUMN, abs=0.02), name
-        sizes = {t.get_fontsize() for axes in figure.axes for t in (*axes.texts, axes.title, axes.xaxis.label) if t.get_text()}
+        sizes = {
+            t.get_fontsize()
+            for axes in figure.axes
+            for t in (*axes.texts, axes.title, axes.xaxis.label)
+            if t.get_text()
+        }
         assert min(sizes) >= 4.5, name
 
 
@@ -175,7 +196,11 @@ def outside(figure) -> list[str]:
     found = []
     for text in texts:
         box = text.get_window_extent(renderer)
-        if text.get_text() and text.get_visible() and (box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1):
+        if (
+            text.get_text()
+            and text.get_visible()
+            and (box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1)
+        ):
             found.append(text.get_text())
     return found
 

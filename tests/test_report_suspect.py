@@ -5,7 +5,7 @@ import pytest
 
 from roadmap.report import aggregate, collect
 from roadmap.report.__main__ import main
-from roadmap.runtime import ledger
+from roadmap.runs import schema
 from tests.fabricate import write_run
 from tests.test_report import edit
 
@@ -60,7 +60,7 @@ def test_a_config_that_differs_in_one_key_is_found_among_seeds_and_among_rows(tm
     (finding,) = collect([tmp_path]).suspect
     assert finding.path.endswith("gelu/seed2")
     assert "model.kernel_size=9, not 7 like the other seeds of its cell" in finding.reason
-    changed = write_run(tmp_path, "layer_norm") / ledger.CONFIG
+    changed = write_run(tmp_path, "layer_norm") / schema.CONFIG
     changed.write_text(changed.read_text().replace("recipe:\n", "recipe:\n  lr: 0.5\n"))
     reasons = [finding.reason for finding in collect([tmp_path]).suspect]
     assert any("recipe.lr=0.5, not absent like most runs of its recipe" in reason for reason in reasons)
@@ -97,13 +97,16 @@ def bits(right: int, n: int = 40) -> np.ndarray:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda run: np.save(run / ledger.CORRECT, np.packbits(bits(10))), "says 25 % are right"),
-        (lambda run: np.save(run / ledger.CORRECT, np.packbits(bits(10, 80))), "80 bits for 40 images"),
-        (lambda run: np.save(run / ledger.CORRECT, np.array([object()]), allow_pickle=True), "cannot be read (ValueError)"),
-        (lambda run: np.save(run / ledger.CORRECT, np.zeros(5)), "holds no packed bits"),
-        (lambda run: (run / ledger.CORRECT).write_bytes(b"\x93NUMPY"), "cannot be read"),
-        (lambda run: (run / ledger.CORRECT).write_bytes(b""), "cannot be read"),
-        (lambda run: edit(run / ledger.SUMMARY, val_images=400), "40 bits for 400 images"),
+        (lambda run: np.save(run / schema.CORRECT, np.packbits(bits(10))), "says 25 % are right"),
+        (lambda run: np.save(run / schema.CORRECT, np.packbits(bits(10, 80))), "80 bits for 40 images"),
+        (
+            lambda run: np.save(run / schema.CORRECT, np.array([object()]), allow_pickle=True),
+            "cannot be read (ValueError)",
+        ),
+        (lambda run: np.save(run / schema.CORRECT, np.zeros(5)), "holds no packed bits"),
+        (lambda run: (run / schema.CORRECT).write_bytes(b"\x93NUMPY"), "cannot be read"),
+        (lambda run: (run / schema.CORRECT).write_bytes(b""), "cannot be read"),
+        (lambda run: edit(run / schema.SUMMARY, val_images=400), "40 bits for 400 images"),
     ],
 )
 def test_bits_that_are_not_those_of_the_accuracy_are_suspect(tmp_path, damage, reason):
@@ -118,8 +121,8 @@ def test_bits_that_are_not_those_of_the_accuracy_are_suspect(tmp_path, damage, r
 @pytest.mark.parametrize("loss", ["NaN", "null"])
 def test_a_training_loss_that_is_not_a_number_is_suspect(tmp_path, loss):
     run = write_run(tmp_path, "gelu")
-    text = (run / ledger.METRICS).read_text()
-    (run / ledger.METRICS).write_text(text.replace('"train/loss": 1.0', f'"train/loss": {loss}', 1))
+    text = (run / schema.METRICS).read_text()
+    (run / schema.METRICS).write_text(text.replace('"train/loss": 1.0', f'"train/loss": {loss}', 1))
     assert "not a number" in collect([tmp_path]).suspect[0].reason
 
 

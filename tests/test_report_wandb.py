@@ -11,7 +11,7 @@ import pytest
 from roadmap.errors import ConfigError
 from roadmap.report.mirrored import history_of, own_summary
 from roadmap.report.wandb_source import parse
-from roadmap.runtime import ledger
+from roadmap.runs import schema
 from tests.fabricate import unfinished, write_run
 from tests.wandb_server import KEY, Server
 
@@ -30,20 +30,44 @@ def study(runs, seeds=2, study="roadmap", **more):
     """Write two rows and a variant with bits; the fabricated ledger's training lines go up too."""
     rng = np.random.default_rng(5)
     for i, (step, extra) in enumerate(
-        (("resnet", {}), ("enhanced_recipe", {}), ("enhanced_recipe", {"cell": "enhanced_recipe+with_gelu", "variant": "with_gelu"}))
+        (
+            ("resnet", {}),
+            ("enhanced_recipe", {}),
+            ("enhanced_recipe", {"cell": "enhanced_recipe+with_gelu", "variant": "with_gelu"}),
+        )
     ):
         for seed in range(seeds):
             bits = rng.random(333) < 0.5 + 0.1 * i
             about = {"status": {"code_hash": "aaaa", "git_dirty": False}, "code_hash": "aaaa", "data_fingerprint": "f"}
             about["versions"] = {"torch": "2.14.0", "numpy": "2.4"}  # W&B sorts the keys
-            write_run(runs, step, seed, study=study, correct=bits, config=CONFIG, gpu_hours=0.1 + 0.2, **about, **extra, **more)
+            write_run(
+                runs,
+                step,
+                seed,
+                study=study,
+                correct=bits,
+                config=CONFIG,
+                gpu_hours=0.1 + 0.2,
+                **about,
+                **extra,
+                **more,
+            )
 
 
 def report(server, source, out, **environment):
     """Run the command in a process of its own, as W&B's client keeps its settings for the life of one."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    home = {"HOME": str(out.parent / "home"), "NETRC": str(out.parent / "netrc"), "WANDB_CONFIG_DIR": str(out.parent / "config")}
-    told = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_CACHE_DIR": str(out.parent / "cache"), "NO_PROXY": "127.0.0.1"}
+    home = {
+        "HOME": str(out.parent / "home"),
+        "NETRC": str(out.parent / "netrc"),
+        "WANDB_CONFIG_DIR": str(out.parent / "config"),
+    }
+    told = {
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": KEY,
+        "WANDB_CACHE_DIR": str(out.parent / "cache"),
+        "NO_PROXY": "127.0.0.1",
+    }
     command = [sys.executable, "-c", BEGINNING, *source.split(), "--out", out, "--tables-only"]
     settings = {key: value for key, value in (clean | home | told | environment).items() if value is not None}
     return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
@@ -81,7 +105,11 @@ def test_a_run_in_both_sources_counts_once(served):
     done = report(server, f"wandb:team/roadmap {tmp_path / 'runs'}", tmp_path / "out")
     assert done.returncode == 0
     assert done.stdout.count("a copy of") == 6
-    assert all(line["n"] == 2 for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"] for line in group["cells"])
+    assert all(
+        line["n"] == 2
+        for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
+        for line in group["cells"]
+    )
 
 
 def test_runs_of_other_peoples_code_are_left_out_and_counted(served):
@@ -153,7 +181,11 @@ def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(served, sta
 
 def test_one_failure_is_tried_again(served):
     server, tmp_path = served
-    server.fail = {"query Runs(": [(429, {"Retry-After": "1"})], "HistoryPage": [(429, {})], "/correct.npy": [(500, {})]}
+    server.fail = {
+        "query Runs(": [(429, {"Retry-After": "1"})],
+        "HistoryPage": [(429, {})],
+        "/correct.npy": [(500, {})],
+    }
     done = report(server, "wandb:team/roadmap", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert not any(server.fail.values())
@@ -193,7 +225,8 @@ def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(serve
 
 
 @pytest.mark.parametrize(
-    "text", ["wandb:", "wandb:team", "wandb:team/", "wandb:a/b/c", "wandb:a/b?grup=x", "wandb:a/b?group=", "wandb:a b/c"]
+    "text",
+    ["wandb:", "wandb:team", "wandb:team/", "wandb:a/b/c", "wandb:a/b?grup=x", "wandb:a/b?group=", "wandb:a b/c"],
 )
 def test_a_misnamed_source_is_refused(text):
     with pytest.raises(ConfigError, match="not of the form wandb:ENTITY/PROJECT"):
@@ -209,7 +242,11 @@ def test_a_line_that_went_up_twice_alike_counts_once_and_a_contradiction_is_susp
 
 
 def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():
-    assert own_summary({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3}) == {"a": 5, "b": None, "c": {"x": 1}}
+    assert own_summary({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3}) == {
+        "a": 5,
+        "b": None,
+        "c": {"x": 1},
+    }
 
 
 def test_a_summary_that_keeps_only_the_best_is_not_believed(tmp_path):
@@ -229,7 +266,7 @@ def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(tmp_
     run = write_run(tmp_path / "runs", "gelu")
     server = Server(tmp_path / "runs")
     try:
-        server.runs[0]["disk"].pop(ledger.STATUS)
+        server.runs[0]["disk"].pop(schema.STATUS)
         assert report(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
         server.runs[0]["state"] = "crashed"
         done = report(server, "wandb:team/roadmap", tmp_path / "out2")

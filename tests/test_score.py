@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from torchvision import transforms as T
 
-from roadmap.choices import Mode, Precision
+from roadmap.config.choices import Mode, Precision
 from roadmap.errors import ConfigError, DataError
 from roadmap.net import build_net, export_weights, load_weights
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import read_metrics
-from roadmap.score import result_line, score
-from roadmap.steps import compose
-from roadmap.train import train
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.run_dir import run_path
+from roadmap.steps.compose import compose
+from roadmap.training.evaluate_weights import evaluate_weights, result_line
+from roadmap.training.train import train
 
 from .net_rows import blank, drawn, one_thread  # noqa: F401
 
@@ -69,7 +69,12 @@ def counted(net, pairs):
         first.append(ranks[0] == label)
         five.append(label in ranks[:5])
         losses.append(cross_entropy(logits, torch.tensor(label)).item())
-    return 100 * sum(first) / len(first), 100 * sum(five) / len(five), sum(losses) / len(losses), [bool(x) for x in first]
+    return (
+        100 * sum(first) / len(first),
+        100 * sum(five) / len(five),
+        sum(losses) / len(losses),
+        [bool(x) for x in first],
+    )
 
 
 @torch.no_grad()
@@ -97,7 +102,13 @@ def torchvisions(name):
     ("step", "build", "head", "mode", "origin"),
     [
         ("resnet", lambda: torchvisions("resnet50"), "fc", BILINEAR, "torchvision resnet format"),
-        ("separate_downsampling", lambda: torchvisions("convnext_tiny"), "classifier.2", BICUBIC, "torchvision convnext format"),
+        (
+            "separate_downsampling",
+            lambda: torchvisions("convnext_tiny"),
+            "classifier.2",
+            BICUBIC,
+            "torchvision convnext format",
+        ),
         (
             "separate_downsampling",
             lambda: drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)),
@@ -115,7 +126,7 @@ def test_published_weights_count_as_in_their_own_net(folder, tmp_path, step, bui
     file = tmp_path / "weights.pth"
     torch.save(theirs.state_dict(), file)
     config = of_folder(folder, step, "data.image_size=64", "data.resize_size=73", f"weights={file}")
-    scored = score(config)
+    scored = evaluate_weights(config)
     expected = counted(theirs, pairs)
     agrees(scored, expected)
     right = sum(expected[3])
@@ -135,7 +146,10 @@ def test_published_weights_count_as_in_their_own_net(folder, tmp_path, step, bui
 
 @pytest.mark.parametrize("wrap", ["official", "safetensors"])
 def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wrap):
-    theirs, pairs = drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)), prepared(folder, 73, 64, BICUBIC)
+    theirs, pairs = (
+        drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)),
+        prepared(folder, 73, 64, BICUBIC),
+    )
     varied(theirs, theirs.head.fc.bias, pairs)
     file = tmp_path / ("weights.safetensors" if wrap == "safetensors" else "weights.pth")
     config = of_folder(folder, "separate_downsampling", "data.image_size=64", "data.resize_size=73", f"weights={file}")
@@ -146,7 +160,7 @@ def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wra
         save_file(theirs.state_dict(), file)
     else:
         torch.save({"model": official}, file)
-    scored = score(config)
+    scored = evaluate_weights(config)
     agrees(scored, counted(theirs, pairs))
     assert scored.origin == ("timm format" if wrap == "safetensors" else "official format")
 
@@ -154,13 +168,18 @@ def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wra
 def test_a_moving_average_beside_the_weights_is_named_and_not_scored(small, tmp_path):
     weights = drawn(lambda: build_net(small("gelu").model, 10)).state_dict()
     torch.save(weights, tmp_path / "alone.pt")
-    torch.save({"model_ema": {k: torch.zeros_like(v) for k, v in weights.items()}, "epoch": 3, "model": weights}, tmp_path / "both.pt")
-    alone, both = (score(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
+    torch.save(
+        {"model_ema": {k: torch.zeros_like(v) for k, v in weights.items()}, "epoch": 3, "model": weights},
+        tmp_path / "both.pt",
+    )
+    alone, both = (evaluate_weights(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
     assert both.result.loss == alone.result.loss
     assert (alone.origin, both.origin) == ("our own format", "our own format (model_ema not scored)")
 
 
-@pytest.mark.parametrize(("step", "mode", "other"), [("resnet", BILINEAR, BICUBIC), ("separate_downsampling", BICUBIC, BILINEAR)])
+@pytest.mark.parametrize(
+    ("step", "mode", "other"), [("resnet", BILINEAR, BICUBIC), ("separate_downsampling", BICUBIC, BILINEAR)]
+)
 def test_images_are_resized_to_256_and_cropped_to_224_as_the_recipe_says(folder, tmp_path, step, mode, other):
     file = tmp_path / "w.pt"
     config = of_folder(folder, step, f"weights={file}", "scale=imagenet", regime="nano")
@@ -169,11 +188,15 @@ def test_images_are_resized_to_256_and_cropped_to_224_as_the_recipe_says(folder,
     net = drawn(lambda: build_net(config.model, CLASSES))
     varied(net, net.head.bias, pairs)
     torch.save({"state_dict": net.state_dict()}, file)
-    scored = score(config)
+    scored = evaluate_weights(config)
     loss = counted(net, pairs)[2]
     assert scored.origin == "our own format"
     assert scored.result.loss == pytest.approx(loss, rel=1e-5)
-    for wrong in ((256, 224, other), (224, 224, mode), ((256, 256), 224, mode)):  # the last one: both sides, not the short one
+    for wrong in (
+        (256, 224, other),
+        (224, 224, mode),
+        ((256, 256), 224, mode),
+    ):  # the last one: both sides, not the short one
         assert abs(counted(net, prepared(folder, *wrong))[2] / loss - 1) > 1e-4
 
 
@@ -198,17 +221,28 @@ class TestRuns:
         summary = train(config)
         path = run_path(config)
         before = files_of(tmp_path)
-        scored = score(scoring(config, path))
+        scored = evaluate_weights(scoring(config, path))
         assert (scored.result.top1, scored.result.top5) == (summary["top1"], summary["top5"])
         assert np.array_equal(scored.result.packed(), np.load(path / "correct.npy"))
         assert scored.origin == "our run after 2 of 2 epochs"
 
-        words = ("+step=separate_downsampling", "mode=evaluate", f"weights='{path}'", "data.val_images=40", "wandb.mode=online")
+        words = (
+            "+step=separate_downsampling",
+            "mode=evaluate",
+            f"weights='{path}'",
+            "data.val_images=40",
+            "wandb.mode=online",
+        )
         done = command(*words, runs=tmp_path / "elsewhere")
         assert done.returncode == 0, done.stderr
         (line,) = done.stdout.splitlines()
         right = round(summary["top1"] * 40 / 100)
-        for part in (f"top-1 {summary['top1']:.2f} %", f"top-5 {summary['top5']:.2f} %", f"{right}/40 images right", str(path)):
+        for part in (
+            f"top-1 {summary['top1']:.2f} %",
+            f"top-5 {summary['top5']:.2f} %",
+            f"{right}/40 images right",
+            str(path),
+        ):
             assert part in line
         assert done.stderr == ""
         assert files_of(tmp_path) == before
@@ -220,20 +254,22 @@ class TestRuns:
         (first, _) = [row["val/top1"] for row in read_metrics(path / "metrics.jsonl").rows if row["kind"] == "val"]
         older, newest = sorted((path / "checkpoints").glob("*.pt"))
         cut(newest)
-        scored = score(scoring(config, path))
+        scored = evaluate_weights(scoring(config, path))
         assert (scored.result.top1, scored.origin) == (first, "our run after 1 of 2 epochs")
         assert f"passed over {newest.name}" in capsys.readouterr().err
         cut(older)
         with pytest.raises(DataError, match="no checkpoint can be used"):
-            score(scoring(config, path))
+            evaluate_weights(scoring(config, path))
 
     def test_of_another_net_are_refused_and_other_images_are_noted(self, small, capsys):
         config = small("gelu")
         train(config)
         path = run_path(config)
         with pytest.raises(DataError, match=r"model\.activation: gelu -> relu; model\.kernel_size: 7 -> 9"):
-            score(scoring(small("kernel_9"), path))
-        scored = score(scoring(small("gelu", "data.val_images=30", "data.train_images=50", "fresh=true"), path))
+            evaluate_weights(scoring(small("kernel_9"), path))
+        scored = evaluate_weights(
+            scoring(small("gelu", "data.val_images=30", "data.train_images=50", "fresh=true"), path)
+        )
         assert len(scored.result.correct) == 30
         note, other = capsys.readouterr().err.splitlines()[-2:]
         assert note == "fresh=True: has no effect with mode=evaluate"
@@ -259,7 +295,7 @@ class TestRuns:
 
     def refused(self, config, words):
         with pytest.raises(DataError) as caught:
-            score(config)
+            evaluate_weights(config)
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
         assert caught.value.code == 65
@@ -301,7 +337,7 @@ class TestRefusals:
 
     def refused(self, small, file, *words):
         with pytest.raises(DataError) as caught:
-            score(nano(small, file))
+            evaluate_weights(nano(small, file))
         for word in (*words, str(file)):
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -348,7 +384,7 @@ class TestRefusals:
     def test_images_too_small_for_the_net(self, small, tmp_path, weights):
         torch.save(weights, tmp_path / "w.pt")
         with pytest.raises(ConfigError, match=r"data\.image_size=16"):
-            score(scoring(small("separate_downsampling", "data.image_size=16"), tmp_path / "w.pt"))
+            evaluate_weights(scoring(small("separate_downsampling", "data.image_size=16"), tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize(

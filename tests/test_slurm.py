@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from roadmap.runtime.ledger import read_json, read_metrics
+from roadmap.files import read_json
+from roadmap.runs.metrics import read_metrics
 from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.status import look
 from tests.conftest import ROOT
@@ -78,9 +79,20 @@ class Lab:
 
     def start(self, verb, *words, env=None):
         cells = ["--", *WORDS, *CLUSTER, *(w for w in words if "=" in w)] if verb == "submit" else []
-        command = [sys.executable, "-m", "roadmap.sweep", verb, *(w for w in words if "=" not in w), "--runs", str(self.runs), *cells]
+        command = [
+            sys.executable,
+            "-m",
+            "roadmap.sweep",
+            verb,
+            *(w for w in words if "=" not in w),
+            "--runs",
+            str(self.runs),
+            *cells,
+        ]
         env = {**self.slurm.env, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", **(env or {})}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root, env=env)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root, env=env
+        )
 
     def call(self, verb, *words, code=0, env=None):
         process = self.start(verb, *words, env=env)
@@ -99,7 +111,11 @@ class Lab:
         until(lambda: (self.cells(name)[cell]["global_step"] or 0) >= steps, 180, lambda: self.told(name))
 
     def until_states(self, *states, name="trial", seconds=300):
-        until(lambda: {cell["state"] for cell in self.cells(name).values()} <= set(states), seconds, lambda: self.told(name))
+        until(
+            lambda: {cell["state"] for cell in self.cells(name).values()} <= set(states),
+            seconds,
+            lambda: self.told(name),
+        )
 
     def told(self, name="trial"):
         logs = sorted((self.runs / name / ".study" / "slurm").glob("*_log.out"))
@@ -241,7 +257,11 @@ def test_a_lost_node_is_noticed_and_its_cells_go_on_elsewhere(lab, calm):
         lab.until_states("done")
     finally:
         lab.slurm.start_node(node)
-        until(lambda: lab.slurm.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"], 60, lab.slurm.logs)
+        until(
+            lambda: lab.slurm.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"],
+            60,
+            lab.slurm.logs,
+        )
     assert_same(record(lab.run()), calm)
 
 

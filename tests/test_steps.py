@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from roadmap import paper
-from roadmap.config import resolved
+from roadmap.config.schema import resolved
 from roadmap.errors import ConfigError
-from roadmap.idle import READ_WITH, idle
-from roadmap.steps import CONF, compose, regimes, step_tree
-from roadmap.table import flatten
+from roadmap.steps.compose import compose
+from roadmap.steps.tree import CONF, regimes, step_tree
+from roadmap.steps.unused_settings import READ_WITH, unused_settings
+from roadmap.text import flatten
 
 STEPS = list(step_tree())
 NETS = [s for s in STEPS if s != "swin"]
@@ -88,12 +89,23 @@ def test_last_step_has_convnexts_shape(regime, depths, width):
 
 def test_regimes_are_those_of_the_design():
     assert list(regimes()) == ["nano", "mini", "tiny", "small", "base", "large", "xlarge"]
-    assert [compose("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")] == [0.1, 0.4, 0.5, 0.5]
+    assert [compose("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")] == [
+        0.1,
+        0.4,
+        0.5,
+        0.5,
+    ]
 
 
 def test_table_5_is_the_enhanced_recipe():
     recipe = compose("gelu", "tiny").recipe
-    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.warmup_epochs) == (300, 4096, 4e-3, 0.05, 20)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.warmup_epochs) == (
+        300,
+        4096,
+        4e-3,
+        0.05,
+        20,
+    )
     assert (recipe.beta1, recipe.beta2, recipe.eps, recipe.min_lr) == (0.9, 0.999, 1e-8, 1e-6)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing) == (0.8, 1.0, 0.1, 0.25)
     assert recipe.rand_augment == "rand-m9-mstd0.5-inc1"
@@ -112,7 +124,9 @@ class TestPrecedence:
         assert compose("separate_downsampling", "nano", ["+variant=without_gelu"]).model.activation == "relu"
 
     def test_command_line_wins_over_all(self):
-        config = compose("gelu", "nano", ["+variant=without_gelu", "model.activation=gelu", "recipe.epochs=3", "recipe=original"])
+        config = compose(
+            "gelu", "nano", ["+variant=without_gelu", "model.activation=gelu", "recipe.epochs=3", "recipe=original"]
+        )
         assert (config.model.activation, config.recipe.epochs, config.recipe.optimizer) == ("gelu", 3, "sgd")
 
     def test_regime_and_data_win_over_scale(self):
@@ -162,7 +176,10 @@ class TestCell:
     def test_names_what_changes_the_result_sorted(self):
         assert self.cell("recipe.lr=1e-3", "model.kernel_size=9") == "gelu,model.kernel_size=9,recipe.lr=0.001"
         assert self.cell("+variant=without_gelu", "recipe=original") == "gelu+without_gelu,recipe=original"
-        assert self.cell("model.depths=[1,1,1,1]", "recipe.layer_scale=null") == "gelu,model.depths=[1,1,1,1],recipe.layer_scale=null"
+        assert (
+            self.cell("model.depths=[1,1,1,1]", "recipe.layer_scale=null")
+            == "gelu,model.depths=[1,1,1,1],recipe.layer_scale=null"
+        )
 
     def test_one_value_has_one_cell(self):
         assert self.cell("recipe.lr=1e-3") == self.cell("++recipe.lr=0.001")
@@ -170,7 +187,15 @@ class TestCell:
 
     def test_is_silent_about_what_changes_nothing(self):
         assert (
-            self.cell("seed=3", "study=mine", "device=cpu", "data.root=/x", "wandb.mode=disabled", "checkpoint.keep=5", "fresh=true")
+            self.cell(
+                "seed=3",
+                "study=mine",
+                "device=cpu",
+                "data.root=/x",
+                "wandb.mode=disabled",
+                "checkpoint.keep=5",
+                "fresh=true",
+            )
             == "gelu"
         )
 
@@ -179,7 +204,9 @@ class TestCell:
         assert self.cell("scale=mini") == "gelu,scale=mini"
 
     def test_long_or_unsafe_names_become_a_hash(self):
-        long = self.cell(*(f"recipe.{k}=0.5" for k in ("beta1", "beta2", "mixup", "cutmix", "random_erasing", "label_smoothing")))
+        long = self.cell(
+            *(f"recipe.{k}=0.5" for k in ("beta1", "beta2", "mixup", "cutmix", "random_erasing", "label_smoothing"))
+        )
         unsafe = self.cell("recipe.rand_augment=../../x")
         assert len(long) <= 80 and len({long, unsafe, self.cell("recipe.rand_augment=../../y")}) == 3
         assert "/" not in unsafe and ".." not in unsafe
@@ -196,7 +223,13 @@ class TestOwnStep:
 
     def test_is_a_step_like_any_other(self, folder):
         config = compose("mine", "tiny", config_dir=folder)
-        assert (config.step, config.parent, config.label, config.adopted, config.cell) == ("mine", "gelu", "mine", "yes", "mine")
+        assert (config.step, config.parent, config.label, config.adopted, config.cell) == (
+            "mine",
+            "gelu",
+            "mine",
+            "yes",
+            "mine",
+        )
         assert (config.model.kernel_size, config.model.activation, config.recipe.name) == (13, "gelu", "enhanced")
 
     def test_stands_behind_its_parent(self, folder):
@@ -316,19 +349,21 @@ def test_bad_override_is_named_in_one_line(override):
     ("recipe.lr_batch_size=128", "recipe.lr_scaling=linear"), ("recipe.mix_switch=0.1", "recipe.cutmix"), ("data.workers=4", "reference"),
 ])  # fmt: skip
 def test_a_setting_without_effect_is_told(override, told):
-    (line,) = idle(compose("gelu", "nano", [override]), [override])
+    (line,) = unused_settings(compose("gelu", "nano", [override]), [override])
     assert line.startswith(override.split("=")[0])
     assert told in line
 
 
 def test_settings_that_are_read_are_not_told():
     words = ["recipe.momentum=0.5", "recipe.step_epochs=3", "recipe.lr=0.1"]
-    assert idle(compose("resnet", "nano", words), words) == []
+    assert unused_settings(compose("resnet", "nano", words), words) == []
     assert {key for key in READ_WITH if key.split(".")[0] == "recipe"} <= RECIPE
 
 
 def test_unknown_names_list_what_there_is_the_nearest_first():
-    with pytest.raises(ConfigError, match=r"did you mean inverted_bottleneck\? There are: inverted_bottleneck, .*resnet"):
+    with pytest.raises(
+        ConfigError, match=r"did you mean inverted_bottleneck\? There are: inverted_bottleneck, .*resnet"
+    ):
         compose("inverted_botleneck", "nano")
     with pytest.raises(ConfigError, match=r"did you mean tiny\? There are: tiny, nano"):
         compose("gelu", "tny")

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from roadmap.config import resolved
+from roadmap.config.schema import resolved
 from roadmap.errors import ConfigError, DataError, Refused
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import read_json
+from roadmap.files import read_json
+from roadmap.runs.run_dir import run_path
 from roadmap.sweep import study as room
 from roadmap.sweep.study import narrowed, read_study
 from roadmap.sweep.submit import check_cells
@@ -46,12 +46,19 @@ def mine(tmp_path):
 @pytest.mark.parametrize("name", ["roadmap_tiny", "leave_one_out"])
 def test_cells_are_those_that_plain_hydra_makes(name):
     expected = [(str(run_path(config)), {**resolved(config), "paths": None}) for config in test_sweeps.cells(name)]
-    assert [(str(run_path(cell.config)), {**resolved(cell.config), "paths": None}) for cell in read_study(name).cells] == expected
+    assert [
+        (str(run_path(cell.config)), {**resolved(cell.config), "paths": None}) for cell in read_study(name).cells
+    ] == expected
 
 
 def test_a_study_of_ones_own_with_steps_of_its_own(mine):
     study = read_study(mine())
-    assert [(c.config.step, c.config.seed) for c in study.cells] == [("gelu", 0), ("gelu", 1), ("wide_kernel", 0), ("wide_kernel", 1)]
+    assert [(c.config.step, c.config.seed) for c in study.cells] == [
+        ("gelu", 0),
+        ("gelu", 1),
+        ("wide_kernel", 0),
+        ("wide_kernel", 1),
+    ]
     assert study.cells[-1].config.model.kernel_size == 13
     assert study.cells[-1].key == "nano-digits/wide_kernel/seed1"
 
@@ -85,7 +92,9 @@ def test_an_illegal_combination_is_left_out_with_its_reason():
 
 def test_cells_are_narrowed_to_steps_and_seeds():
     study = read_study("kernel_size")
-    assert [cell.key for cell in narrowed(study, ["kernel_9"], ["0", "2"])] == [f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)]
+    assert [cell.key for cell in narrowed(study, ["kernel_9"], ["0", "2"])] == [
+        f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)
+    ]
     with pytest.raises(ConfigError, match=r"STEPS=kernel_99: is not in kernel_size; did you mean kernel_9\?"):
         narrowed(study, ["kernel_99"], [])
     with pytest.raises(ConfigError, match="SEEDS=3: is not in kernel_size"):
@@ -145,14 +154,16 @@ def test_a_folder_that_is_not_there_is_told_before_anything_is_queued(tmp_path):
 def test_a_batch_that_the_devices_of_a_cell_cannot_share_is_told_before_anything_is_queued():
     study = read_study("demo", ["+step=gelu"])
     check_cells(study, study.cells)
-    with pytest.raises(ConfigError, match=r"cluster.per_cell=8: .* recipe.micro_batch=null: .* 8 devices have nothing to share"):
+    with pytest.raises(
+        ConfigError, match=r"cluster.per_cell=8: .* recipe.micro_batch=null: .* 8 devices have nothing to share"
+    ):
         check_cells(study, study.cells, ranks=8)
     study = read_study("demo", ["+step=gelu", "recipe.micro_batch=8"])
     check_cells(study, study.cells, ranks=8)
 
 
 def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fields(tmp_path, mine):
-    from roadmap.train import train
+    from roadmap.training.train import train
 
     words, runs = [*SMALL, "wandb.mode=disabled", "device=cpu"], tmp_path.with_name("runs")
     train(read_study(mine(steps="gelu", seeds="0"), words, runs).cells[0].config)

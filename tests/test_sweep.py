@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from roadmap.errors import ConfigError
+from roadmap.files import read_json, write_json
 from roadmap.net import cost
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import read_json, write_json
-from roadmap.runtime.provenance import hardware
+from roadmap.runs.provenance import hardware
+from roadmap.runs.run_dir import run_path
 from roadmap.sweep import cluster, plan, queue, status
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.after import without_progress
@@ -27,7 +27,7 @@ from roadmap.sweep.speed import images_per_s, timed
 from roadmap.sweep.status import CellState, judge, last_rows, study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.submit import Begun
-from roadmap.train import train
+from roadmap.training.train import train
 from tests.conftest import ROOT, SMALL
 from tests.fabricate import write_run
 from tests.real_slurm import alive, until
@@ -111,7 +111,10 @@ def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with path.open("w") as out:
         for step in range(1, 40_001):
-            out.write(json.dumps({"kind": "train", "epoch": 1 + step // 30_000, "global_step": step, "train/loss": 1.0}) + "\n")
+            out.write(
+                json.dumps({"kind": "train", "epoch": 1 + step // 30_000, "global_step": step, "train/loss": 1.0})
+                + "\n"
+            )
             if step == 30_000:
                 out.write(json.dumps({"kind": "val", "epoch": 1, "global_step": step, "val/top1": 3.0}) + "\n")
         out.write('{"kind": "tra')
@@ -161,7 +164,10 @@ def test_jobs_that_end_at_the_same_step_are_counted(tmp_path):
 
 
 def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_command_line(monkeypatch, tmp_path):
-    for place, text in (("cluster", "partition: shared\nper_cell: 4\ntime_h: 2\n"), ("local/cluster", "partition: ours\nper_cell: 2\n")):
+    for place, text in (
+        ("cluster", "partition: shared\nper_cell: 4\ntime_h: 2\n"),
+        ("local/cluster", "partition: ours\nper_cell: 2\n"),
+    ):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "slurm.yaml").write_text(text)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
@@ -222,12 +228,19 @@ def test_a_runs_folder_that_cannot_be_written_is_told(capsys, tmp_path):
 def test_a_plan_shows_every_cell_and_measures_nothing_that_it_does_not_know(capsys, tmp_path):
     write_run(tmp_path, "gelu", study="other", hardware=None, status={})
     path = next(tmp_path.glob("*/*/*/*/summary.json"))
-    about = {"hardware": hardware(torch.device("cpu"))["hardware"], "image_size": 32, "batch_size": 64, "train_images_per_s": 500.0}
+    about = {
+        "hardware": hardware(torch.device("cpu"))["hardware"],
+        "image_size": 32,
+        "batch_size": 64,
+        "train_images_per_s": 500.0,
+    }
     write_json(path, read_json(path) | about)
     code, told = call(capsys, "plan", "demo", "--runs", str(tmp_path), "--cluster", "local", "--steps", "gelu resnet",
                       "--", "device=cpu", "recipe.epochs=36")  # fmt: skip
     lines = told.splitlines()
-    assert code == 0 and [line.split()[0] for line in lines[1:3]] == [f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")]
+    assert code == 0 and [line.split()[0] for line in lines[1:3]] == [
+        f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")
+    ]
     assert "earlier runs" not in lines[1]
     assert "500  earlier runs     0.0287" in lines[2]  # 36 epochs of 1437 images at 500 images/s, in hours
     assert "2 cells, 0 done; to do: 2, 0.0287 CPU-hours for 1 of them" in lines[-1]
@@ -245,7 +258,9 @@ def test_a_plan_knows_the_space_of_checkpoints(tmp_path, small):
     train(config)
     size = sum(path.stat().st_size for path in (run_path(config) / "checkpoints").glob("*.pt"))
     kept = len(list((run_path(config) / "checkpoints").glob("*.pt")))
-    expected = plan.checkpoint_gb(config, cost(config.model, 10, 32).params_m) * 1e9 * kept / (config.checkpoint.keep + 1)
+    expected = (
+        plan.checkpoint_gb(config, cost(config.model, 10, 32).params_m) * 1e9 * kept / (config.checkpoint.keep + 1)
+    )
     assert expected == pytest.approx(size, rel=0.1)
 
 
@@ -262,13 +277,23 @@ def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(caps
 
 def test_a_stopped_study_on_this_machine_saves_its_cells_and_goes_on(tmp_path):
     words = [sys.executable, "-m", "roadmap.sweep", "submit", "demo", "--runs", str(tmp_path), "--cluster", "local"]
-    words += ["--steps", "gelu,depthwise,resnet", "--", *WORDS[:3], *WORDS[4:], "recipe.epochs=40", "cluster.max_running=2"]
+    words += [
+        "--steps",
+        "gelu,depthwise,resnet",
+        "--",
+        *WORDS[:3],
+        *WORDS[4:],
+        "recipe.epochs=40",
+        "cluster.max_running=2",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     directory = StudyDir(tmp_path, "demo")
 
     def begun():
-        return (directory.notes / "cells.json").exists() and sum(bool(cell.global_step) for cell in status.look(directory)[0]) >= 2
+        return (directory.notes / "cells.json").exists() and sum(
+            bool(cell.global_step) for cell in status.look(directory)[0]
+        ) >= 2
 
     until(begun, 90)
     process.send_signal(signal.SIGTERM)
@@ -286,10 +311,10 @@ def test_two_writers_of_a_study_wait_for_each_other(tmp_path):
     directory, order = StudyDir(tmp_path, "demo"), []
 
     def second():
-        with directory.held():
+        with directory.lock():
             order.append("second")
 
-    with directory.held():
+    with directory.lock():
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(0.5)
@@ -300,7 +325,7 @@ def test_two_writers_of_a_study_wait_for_each_other(tmp_path):
 
 def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
     directory = StudyDir(tmp_path, "demo")
-    with directory.held():
+    with directory.lock():
         directory.note([{"cell": "a", "job": "1"}])
         with (directory.notes / "jobs.jsonl").open("a") as out:
             out.write('{"cell": "b", "jo')
@@ -310,7 +335,7 @@ def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
 
 def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(tmp_path):
     directory = StudyDir(tmp_path, "demo")
-    with directory.held():
+    with directory.lock():
         for words in (["recipe.epochs=3"], []):
             study = read_study("demo", ["+step=gelu", *words], tmp_path)
             directory.write_cells(study)

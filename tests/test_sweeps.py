@@ -8,9 +8,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from roadmap.config import resolved
-from roadmap.runtime.folder import run_path
-from roadmap.steps import CONF, checked, compose, step_tree
+from roadmap.config.schema import resolved
+from roadmap.runs.run_dir import run_path
+from roadmap.steps.compose import compose, validate
+from roadmap.steps.tree import CONF, step_tree
 
 SWEEPS = CONF.parent / "sweeps"
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
@@ -25,11 +26,15 @@ def cells(name):
         lists = [[""]]
         for key, values in params.items():
             override = OverridesParser.create().parse_override(f"{key}={values}")
-            options = [f"{key}={v}" for v in override.sweep_string_iterator()] if override.is_sweep_override() else [f"{key}={values}"]
+            options = (
+                [f"{key}={v}" for v in override.sweep_string_iterator()]
+                if override.is_sweep_override()
+                else [f"{key}={values}"]
+            )
             lists = [[*words, option] for words in lists for option in options]
         for words in lists:
             cfg = hydra_compose(name, [*where, *words[1:]], return_hydra_config=True)
-            yield checked(cfg, dict(cfg.hydra.runtime.choices), words[1:], [CONF])
+            yield validate(cfg, dict(cfg.hydra.runtime.choices), words[1:], [CONF])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +59,16 @@ def test_roadmaps_hold_every_row_in_order(name, regime, extra):
 
 
 def test_every_design_study_is_a_file():
-    assert {"roadmap_tiny", "roadmap_base", "kernel_size", "leave_one_out", "one_at_a_time", "recipe", "demo", "mini"} <= set(NAMES)
+    assert {
+        "roadmap_tiny",
+        "roadmap_base",
+        "kernel_size",
+        "leave_one_out",
+        "one_at_a_time",
+        "recipe",
+        "demo",
+        "mini",
+    } <= set(NAMES)
 
 
 def test_the_recipe_study_changes_one_part_at_a_time():

@@ -5,12 +5,13 @@ import wandb
 from wandb.apis.public.runs import RunNotFoundError
 
 from roadmap.errors import StoppedEarly
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import read_json, read_metrics
+from roadmap.files import read_json
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.run_dir import run_path
 from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.study import read_study
 from roadmap.sweep.sync import sync
-from roadmap.train import train
+from roadmap.training.train import train
 from tests.conftest import SMALL
 
 
@@ -84,7 +85,10 @@ def study(tmp_path):
 
 
 def as_logged(run):
-    return [{k: v for k, v in row.items() if k != "kind" and v is not None} for row in read_metrics(run / "metrics.jsonl").rows]
+    return [
+        {k: v for k, v in row.items() if k != "kind" and v is not None}
+        for row in read_metrics(run / "metrics.jsonl").rows
+    ]
 
 
 def test_an_offline_run_is_sent_whole_and_once(server, study):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from roadmap import paper
-from roadmap.table import main
+from roadmap.steps.table import main
 
 from .conftest import ROOT
 
@@ -31,7 +31,13 @@ def test_every_rows_gmacs_is_the_papers_but_for_the_slips_that_are_marked(capsys
 
 def test_a_regime_takes_less_than_twelve_seconds():
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "roadmap.steps", "--regime", "base"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "roadmap.steps", "--regime", "base"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "82.64" in done.stdout
     assert time.monotonic() - began < 24, "twice the goal: the machine may be busy"
 
@@ -46,7 +52,9 @@ def test_regimes_of_our_own_have_no_paper_numbers_and_no_swin(capsys):
 
 def test_own_steps_are_listed_behind_their_parent(capsys, tmp_path):
     (tmp_path / "step").mkdir()
-    (tmp_path / "step" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n")
+    (tmp_path / "step" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
+    )
     _, text, _ = out(capsys, "--regime", "nano", "-cd", str(tmp_path))
     names = [line.split()[0] for line in text.splitlines()]
     assert names[names.index("gelu") + 1] == "mine"

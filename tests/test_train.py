@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from roadmap import train as training
-from roadmap import update as updating
-from roadmap.data import sets
+from roadmap.data import datasets
+from roadmap.distributed import signals
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
-from roadmap.runtime import checkpoint, provenance, stop
-from roadmap.runtime.folder import RunDir, run_path
-from roadmap.runtime.ledger import read_metrics
-from roadmap.runtime.progress import Sweep
-from roadmap.train import train
+from roadmap.runs import checkpoint, provenance
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.progress import SweepProgress
+from roadmap.runs.run_dir import RunDir, run_path
+from roadmap.training import step as updating
+from roadmap.training import train as training
+from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL
 
@@ -56,7 +57,13 @@ def same(a, b):
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
 def test_overfits_two_batches(small, step):
     config = small(
-        step, "debug=overfit", "data.train_images=64", "recipe.epochs=30", "data.val_images=20", "recipe.lr=0.01", "checkpoint.keep=2"
+        step,
+        "debug=overfit",
+        "data.train_images=64",
+        "recipe.epochs=30",
+        "data.val_images=20",
+        "recipe.lr=0.01",
+        "checkpoint.keep=2",
     )
     train(config)
     rows = [row for row in ledger(config) if row["kind"] == "train"]
@@ -80,7 +87,7 @@ def test_ledger_has_every_step_once_and_the_summary_is_its_last_line(small):
 def test_correct_bits_are_in_the_data_sets_order(small):
     config = small()
     train(config)
-    images = sets.load(config.data)
+    images = datasets.load(config.data)
     net = build_net(config.model, 10)
     net.load_state_dict(newest(config)["net"])
     net.eval()
@@ -96,7 +103,10 @@ def test_correct_bits_are_in_the_data_sets_order(small):
 
 
 def test_the_same_run_twice_is_equal_to_the_bit(small, tmp_path):
-    one, two = small("layer_norm", "recipe.drop_path=0.2"), small("layer_norm", "recipe.drop_path=0.2", f"paths.runs={tmp_path / 'again'}")
+    one, two = (
+        small("layer_norm", "recipe.drop_path=0.2"),
+        small("layer_norm", "recipe.drop_path=0.2", f"paths.runs={tmp_path / 'again'}"),
+    )
     train(one), train(two)
     assert ledger(one) == ledger(two)
     assert same(newest(one), newest(two))
@@ -105,7 +115,7 @@ def test_the_same_run_twice_is_equal_to_the_bit(small, tmp_path):
     assert not same(newest(one)["net"], newest(other)["net"])
 
 
-class Interrupter(stop.Stop):
+class Interrupter(signals.StopSignal):
     """Says stop at the given check, as a signal would."""
 
     at = 0
@@ -114,7 +124,7 @@ class Interrupter(stop.Stop):
         super().__init__(ranks)
         self.checks = 0
 
-    def check(self, save_due=False):
+    def raise_if_set(self, save_due=False):
         self.checks += 1
         if self.checks == self.at:
             self.signal = signal.SIGTERM
@@ -248,7 +258,9 @@ def dying(monkeypatch, name, nth):
     return Killed
 
 
-@pytest.mark.parametrize(("name", "nth"), [("replace", n) for n in range(3, 17)] + [("fsync", n) for n in (4, 7, 8, 9, 10, 11, 12, 13)])
+@pytest.mark.parametrize(
+    ("name", "nth"), [("replace", n) for n in range(3, 17)] + [("fsync", n) for n in (4, 7, 8, 9, 10, 11, 12, 13)]
+)
 def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small, tmp_path, monkeypatch, name, nth):
     whole = small("gelu", f"paths.runs={tmp_path / 'whole'}")
     train(whole)
@@ -265,7 +277,9 @@ def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small
 
 def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(small, monkeypatch):
     config = small("gelu")
-    monkeypatch.setattr(training.data, "train_batches", lambda *a, **k: (_ for _ in ()).throw(DataError("3.jpg: cannot be decoded")))
+    monkeypatch.setattr(
+        training.data, "train_batches", lambda *a, **k: (_ for _ in ()).throw(DataError("3.jpg: cannot be decoded"))
+    )
     with pytest.raises(DataError):
         train(config)
     monkeypatch.undo()
@@ -299,20 +313,23 @@ def test_a_summary_that_cannot_be_read_is_told(small):
 
 def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(small, tmp_path):
     run = RunDir(tmp_path / "run")
-    with run.held():
+    with run.lock():
         (tmp_path / "run" / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
         began = time.monotonic()
-        with pytest.raises(Busy), RunDir(run.path).held():
+        with pytest.raises(Busy), RunDir(run.path).lock():
             pass
         assert time.monotonic() - began < 5
     holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
     child = subprocess.Popen(
-        [sys.executable, "-c", holder, str(run.path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holder, str(run.path / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout.readline() == "held\n"
     (run.path / ".lock").write_text(f"process 4194305 on {socket.gethostname()}")  # no such process can be
     threading.Timer(1.0, child.stdin.close).start()
-    with run.held():
+    with run.lock():
         pass
     child.wait()
 
@@ -325,14 +342,14 @@ def test_fresh_on_a_new_run_leaves_nothing_aside(small):
 
 
 def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
-    sweep = Sweep(1, 2)
-    real = training.Record.done
+    sweep = SweepProgress(1, 2)
+    real = training.RunLogger.finish
 
-    def done(self, result):
+    def finish(self, result):
         signal.raise_signal(signal.SIGTERM)
         return real(self, result)
 
-    monkeypatch.setattr(training.Record, "done", done)
+    monkeypatch.setattr(training.RunLogger, "finish", finish)
     assert train(small("gelu"), sweep)["state"] == "done"
     assert sweep.stopped
 
@@ -340,7 +357,9 @@ def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
 def test_a_full_disk_ends_with_74_and_spares_what_was_saved(small, monkeypatch):
     config = stopped(small, monkeypatch, 4)
     before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
-    monkeypatch.setattr(training.checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        training.checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(DiskError, match="No space left"):
         train(config)
     assert json.loads((run_path(config) / "status.json").read_text())["exit_code"] == 74
@@ -371,7 +390,7 @@ def test_other_code_is_refused_unless_allowed_and_recorded(small, monkeypatch):
 def test_a_second_writer_leaves_at_once(small, monkeypatch):
     config = stopped(small, monkeypatch)
     before = (run_path(config) / "status.json").read_bytes()
-    with RunDir(run_path(config)).held(), pytest.raises(Busy, match="another process is writing"):
+    with RunDir(run_path(config)).lock(), pytest.raises(Busy, match="another process is writing"):
         train(config)
     assert (run_path(config) / "status.json").read_bytes() == before
 
@@ -426,17 +445,31 @@ except ConfigError as error:
 
 
 def test_memory_that_is_too_small_is_told_with_the_batch_that_fits(tmp_path):
-    images = ["data=synthetic", "data.image_size=128", "data.train_images=512", "data.val_images=8", "recipe.batch_size=512"]
+    images = [
+        "data=synthetic",
+        "data.image_size=128",
+        "data.train_images=512",
+        "data.val_images=8",
+        "recipe.batch_size=512",
+    ]
     words = [*images, "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", f"paths.runs={tmp_path}"]
 
     def run(limit, *more):
         return subprocess.run(
-            [sys.executable, "-c", WITH_LITTLE_MEMORY, str(limit), *words, *more], capture_output=True, text=True, timeout=200
+            [sys.executable, "-c", WITH_LITTLE_MEMORY, str(limit), *words, *more],
+            capture_output=True,
+            text=True,
+            timeout=200,
         )
 
     failed = run(1_000_000_000)
-    found = re.match(r"recipe.micro_batch=512: a pass of so many images is too large for the memory of cpu; (\d+) fits", failed.stderr)
+    found = re.match(
+        r"recipe.micro_batch=512: a pass of so many images is too large for the memory of cpu; (\d+) fits",
+        failed.stderr,
+    )
     assert found, failed.stderr
     assert 2 <= int(found[1]) <= 256
-    done = run(1_250_000_000, f"recipe.micro_batch={found[1]}")  # address space is lost to fragments, more or less of it each time
+    done = run(
+        1_250_000_000, f"recipe.micro_batch={found[1]}"
+    )  # address space is lost to fragments, more or less of it each time
     assert done.returncode == 0, done.stderr

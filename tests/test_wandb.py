@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.config import Config
+from roadmap.config.schema import Config
 from roadmap.errors import StoppedEarly
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import read_metrics
-from roadmap.runtime.mirror import chosen_mode
-from roadmap.train import train
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.run_dir import run_path
+from roadmap.runs.wandb_logger import wandb_mode
+from roadmap.training.train import train
 
 from .test_train import Interrupter, ledger, training
 
@@ -26,7 +26,11 @@ def inspect(folder: Path) -> list[dict]:
 
 
 def history(records):
-    return [{k: v for k, v in r["history"]["item"].items() if not k.startswith("_")} for r in records if r["type"] == "history"]
+    return [
+        {k: v for k, v in r["history"]["item"].items() if not k.startswith("_")}
+        for r in records
+        if r["type"] == "history"
+    ]
 
 
 def logged(rows):
@@ -51,7 +55,11 @@ def test_offline_record_holds_what_the_ledger_holds(offline):
     (run,) = [r["run"] for r in records if r["type"] == "run"]
     status = json.loads((path / "status.json").read_text())
     assert run["run_id"] == status["wandb_id"]
-    assert (run["project"], run["run_group"], run["display_name"]) == ("convnext-roadmap", "single", f"nano/{config.cell}/seed0")
+    assert (run["project"], run["run_group"], run["display_name"]) == (
+        "convnext-roadmap",
+        "single",
+        f"nano/{config.cell}/seed0",
+    )
     assert run["job_type"] == config.cell[:64]
     assert sorted(run["tags"]) == ["digits", "gelu", "nano"]
     logged_config = run["config"]["update"]
@@ -101,14 +109,14 @@ def test_disabled_leaves_no_trace(small):
 def test_online_where_there_is_a_login(monkeypatch, env, mode):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert chosen_mode(Config()) == mode
+    assert wandb_mode(Config()) == mode
 
 
 def test_a_netrc_counts_as_a_login(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'x' * 40}\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert chosen_mode(Config()) == "online"
+    assert wandb_mode(Config()) == "online"
 
 
 def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, tmp_path, monkeypatch, capsys):
@@ -116,7 +124,7 @@ def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, tmp_path, 
     train(quiet)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    monkeypatch.setattr("roadmap.runtime.mirror.INIT_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("roadmap.runs.wandb_logger.INIT_TIMEOUT_S", 3.0)
     config = small("gelu", "wandb.mode=auto")
     train(config)
     assert ledger(config) == ledger(quiet)
@@ -135,6 +143,8 @@ def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, caps
     import wandb
 
     config = small("gelu", "wandb.mode=offline")
-    monkeypatch.setattr(wandb.Run, "log", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("disk of the client is full")))
+    monkeypatch.setattr(
+        wandb.Run, "log", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("disk of the client is full"))
+    )
     assert train(config)["state"] == "done"
     assert capsys.readouterr().err.count("disk of the client is full") == 1

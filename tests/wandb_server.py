@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from roadmap.runtime import ledger
+from roadmap import files
+from roadmap.runs import metrics, schema
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,7 +25,9 @@ class Server:
         """`nested` gives summaries in the shape of `define_metric(summary=...)`; `page` caps the runs in one page."""
         self.runs = [node(path, nested) for path in sorted(runs.rglob("seed*"))] + [stranger(i) for i in range(foreign)]
         self.page = page
-        self.fail: dict[str, list[tuple[int, dict[str, str]]]] = {}  # a word of the query -> answers before the true one
+        self.fail: dict[
+            str, list[tuple[int, dict[str, str]]]
+        ] = {}  # a word of the query -> answers before the true one
         self.always: dict[str, int] = {}  # a word of the query -> status of every answer
         self.asked: list[str] = []
         self.project: str | None = "roadmap"
@@ -52,7 +55,9 @@ class Server:
             return {"project": None}
         if "runs(" in query:
             return {"project": self.listing(values)}
-        run = next(run for run in self.runs if run["name"] == values.get("name", values.get("run", values.get("runName"))))
+        run = next(
+            run for run in self.runs if run["name"] == values.get("name", values.get("run", values.get("runName")))
+        )
         if "parquetHistory" in query:
             return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}}
         if "history(" in query:
@@ -62,7 +67,12 @@ class Server:
             wanted = values.get("fileNames") or list(run["disk"])
             found = [file(self.url, run, name) for name in wanted if name in run["disk"]]
             page = {"endCursor": None, "hasNextPage": False}
-            return {"project": {"internalId": "1", "run": {"fileCount": len(found), "files": {"edges": found, "pageInfo": page}}}}
+            return {
+                "project": {
+                    "internalId": "1",
+                    "run": {"fileCount": len(found), "files": {"edges": found, "pageInfo": page}},
+                }
+            }
         return {"project": {"internalId": "1", "run": public(run)}}
 
     def listing(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -73,21 +83,28 @@ class Server:
         end = start + min(self.page or 10**6, values["perPage"])
         edges = [{"node": public(run), "cursor": str(start + i + 1)} for i, run in enumerate(found[start:end])]
         more = {"endCursor": str(end), "hasNextPage": end < len(found)}
-        return {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": {"edges": edges, "pageInfo": more}}
+        return {
+            "internalId": "1",
+            "runCount": len(found),
+            "readOnly": False,
+            "runs": {"edges": edges, "pageInfo": more},
+        }
 
 
 def node(path: Path, nested: bool) -> dict[str, Any]:
     """Return a run as the mirror of a run directory leaves it at W&B."""
-    status = ledger.read_json(path / ledger.STATUS)
-    summary = ledger.read_json(path / ledger.SUMMARY) if (path / ledger.SUMMARY).exists() else {}
-    rows = ledger.read_metrics(path / ledger.METRICS).rows
-    sent = [{k: v for k, v in row.items() if k != "kind" and v is not None} | {"_step": i} for i, row in enumerate(rows)]
+    status = files.read_json(path / schema.STATUS)
+    summary = files.read_json(path / schema.SUMMARY) if (path / schema.SUMMARY).exists() else {}
+    rows = metrics.read_metrics(path / schema.METRICS).rows
+    sent = [
+        {k: v for k, v in row.items() if k != "kind" and v is not None} | {"_step": i} for i, row in enumerate(rows)
+    ]
     last = {key: value for row in sent for key, value in row.items()}
     told = last | {key: value for key, value in summary.items() if value is not None}
     if nested:
         told |= {key: {"last": told[key], "max": 99.99} for key in ("top1", "top5", "val/top1") if key in told}
     facts = {key: value for key, value in status.items() if key not in ("state", "epoch", "step")}
-    config = yaml.safe_load((path / ledger.CONFIG).read_text()) | facts
+    config = yaml.safe_load((path / schema.CONFIG).read_text()) | facts
     return {
         "name": f"id{abs(hash(path)) % 10**12}",
         "displayName": "/".join(path.parts[-3:]),
@@ -96,13 +113,20 @@ def node(path: Path, nested: bool) -> dict[str, Any]:
         "config": config,
         "summary": told,
         "rows": sent,
-        "disk": {name: (path / name).read_bytes() for name in (ledger.STATUS, ledger.CORRECT) if (path / name).exists()},
+        "disk": {
+            name: (path / name).read_bytes() for name in (schema.STATUS, schema.CORRECT) if (path / name).exists()
+        },
     }
 
 
 def stranger(number: int) -> dict[str, Any]:
     """Return a run that has nothing to do with the roadmap."""
-    about = {"config": {"lr": 0.1, "step": 3}, "summary": {"loss": 1.0, "top1": 99.0}, "rows": [{"_step": 0, "loss": 1.0}], "disk": {}}
+    about = {
+        "config": {"lr": 0.1, "step": 3},
+        "summary": {"loss": 1.0, "top1": 99.0},
+        "rows": [{"_step": 0, "loss": 1.0}],
+        "disk": {},
+    }
     return {"name": f"other{number}", "displayName": "theirs", "state": "finished", "group": None, **about}
 
 
@@ -137,7 +161,10 @@ def file(url: str, run: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a run file in the form of the client's fragment."""
     address = f"{url}/files/{run['name']}/{name}"
     about = {"id": name, "name": name, "url": address, "directUrl": address, "sizeBytes": len(run["disk"][name])}
-    return {"node": {**about, "mimetype": "application/octet-stream", "updatedAt": "2026-01-01T00:00:00Z", "md5": ""}, "cursor": name}
+    return {
+        "node": {**about, "mimetype": "application/octet-stream", "updatedAt": "2026-01-01T00:00:00Z", "md5": ""},
+        "cursor": name,
+    }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -167,7 +194,11 @@ class Handler(BaseHTTPRequestHandler):
         """Send a run file."""
         self.server_of_test.asked.append(self.path)
         _, kind, run, name = [*self.path.split("/"), "", "", ""][:4]
-        found = [item["disk"].get(name) for item in self.server_of_test.runs if item["name"] == run] if kind == "files" else []
+        found = (
+            [item["disk"].get(name) for item in self.server_of_test.runs if item["name"] == run]
+            if kind == "files"
+            else []
+        )
         if not self.failed(self.path):
             self.reply(200, found[0]) if found and found[0] is not None else self.reply(404, b"{}")
 

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from roadmap.bench.measure import seconds
-from roadmap.choices import Optimizer, Precision
-from roadmap.config import RecipeConfig
+from roadmap.config.choices import Optimizer, Precision
+from roadmap.config.schema import RecipeConfig
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 STATES = {Optimizer.sgd: 1, Optimizer.adamw: 2}  # values that the optimizer keeps for each parameter
@@ -71,7 +71,9 @@ def step_work(net: nn.Module, batch: int, image_size: int, recipe: RecipeConfig,
         net.eval()(images)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     optimizer = parameters * FLOAT32_BYTES * (1 + 2 + 2 * STATES[recipe.optimizer])
-    return Work(flop=3.0 * counter.get_total_flops(), moved_bytes=float(traffic.values * DTYPES[precision].itemsize + optimizer))
+    return Work(
+        flop=3.0 * counter.get_total_flops(), moved_bytes=float(traffic.values * DTYPES[precision].itemsize + optimizer)
+    )
 
 
 def bounds(work: Work, rates: Rates, batch: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The forms in which a whole training step is measured: forward, loss, backward, optimizer. Used by `bench net`, `mini` and `input`.
 
-`contestants` is the one place that lists who takes part in a row.
+`candidates` is the one place that lists who takes part in a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from roadmap import graph
-from roadmap.bench.measure import Contestant
+from roadmap.bench.measure import Candidate
 from roadmap.bench.peers import has_net, peer_net
-from roadmap.choices import Kernels, Precision
-from roadmap.config import Config
+from roadmap.config.choices import Kernels, Precision
+from roadmap.config.schema import Config
+from roadmap.distributed.device import autocast
 from roadmap.errors import ConfigError
-from roadmap.graph import capture
 from roadmap.net import build_net, use_kernels
-from roadmap.recipe.optim import build_optimizer
-from roadmap.runtime.device import autocast
+from roadmap.training import cuda_graph
+from roadmap.training.cuda_graph import capture
+from roadmap.training.optim import build_optimizer
 
 Build = Callable[[], nn.Module]
 Step = Callable[[Tensor, Tensor], None]  # images (N, 3, H, W), labels (N,) or soft targets (N, num_classes)
@@ -60,16 +60,20 @@ def whole_step(build: Build, config: Config, setting: Setting, *, tuned: bool = 
         torch.backends.cudnn.benchmark = tuned
         optimizer.zero_grad(set_to_none=True)
         with autocast(setting.device, setting.precision):
-            loss = cross_entropy(model(images), labels, label_smoothing=0.0 if labels.ndim > 1 else config.recipe.label_smoothing)
+            loss = cross_entropy(
+                model(images), labels, label_smoothing=0.0 if labels.ndim > 1 else config.recipe.label_smoothing
+            )
         loss.backward()
         optimizer.step()
 
     return step
 
 
-def captured_step(build: Build, config: Config, setting: Setting, *, tuned: bool = False, capture: Callable[..., Any] = capture) -> Step:
+def captured_step(
+    build: Build, config: Config, setting: Setting, *, tuned: bool = False, capture: Callable[..., Any] = capture
+) -> Step:
     """Return the eager training step as one CUDA graph, into whose images and labels each batch is copied. Raises ConfigError on a CPU."""
-    if setting.device.type != "cuda" and capture is graph.capture:
+    if setting.device.type != "cuda" and capture is cuda_graph.capture:
         raise ConfigError("a CUDA graph needs a GPU")
     torch.backends.cudnn.benchmark = tuned
     torch.manual_seed(0)
@@ -117,24 +121,28 @@ FORMS: dict[str, Callable[..., Step]] = {  # of ours
     "kernels": partial(with_kernels, choice=Kernels.auto),
     "fast": partial(with_kernels, choice=Kernels.fast),
 }
-GPU_FORMS = ("compiled", "graph", "fast")  # a graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there
+GPU_FORMS = (
+    "compiled",
+    "graph",
+    "fast",
+)  # a graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there
 PEER_FORMS = ("eager", "compiled")
 
 
-def contestants(config: Config, setting: Setting, forms: Sequence[str], libraries: Sequence[str]) -> list[Contestant]:
+def candidates(config: Config, setting: Setting, forms: Sequence[str], libraries: Sequence[str]) -> list[Candidate]:
     """Return who takes part in a row: our net in every form, then each library's net of that row, eager and compiled."""
 
-    def contestant(name: str, form: str, build: Build, peer: str | None) -> Contestant:
+    def candidate(name: str, form: str, build: Build, peer: str | None) -> Candidate:
         def start() -> Callable[[], None]:
             images, labels = setting.example()
             step = FORMS[form](build, config, setting, tuned=peer is not None)
             return lambda: step(images, labels)
 
-        return Contestant(f"{name} {form}", start, setting.batch, peer)
+        return Candidate(f"{name} {form}", start, setting.batch, peer)
 
-    found = [contestant("ours", form, lambda: build_net(config.model, setting.num_classes), None) for form in forms]
+    found = [candidate("ours", form, lambda: build_net(config.model, setting.num_classes), None) for form in forms]
     for library in libraries:
         if has_net(library, config.step, config.model):
             build = partial(peer_net, library, config.step, config.model, setting.num_classes, setting.image_size)
-            found += [contestant(library, form, build, library) for form in PEER_FORMS if form in forms]
+            found += [candidate(library, form, build, library) for form in PEER_FORMS if form in forms]
     return found

@@ -19,20 +19,26 @@ import torch
 from torch import Tensor
 
 from roadmap.bench.forms import FORMS, Setting, Step
-from roadmap.bench.measure import BOUND, Call, Contestant, measure, wait_for
+from roadmap.bench.measure import BOUND, Call, Candidate, measure, wait_for
 from roadmap.bench.options import chosen_peers, count, known, on_gpu, parser, settings
 from roadmap.bench.photographs import SIZE, borrow_photographs, draw_photographs, told_size
 from roadmap.bench.pipelines import BOUNDS, DECODING, PIPELINES, Epoch, Source
 from roadmap.bench.sheet import Sheet
-from roadmap.choices import Device
-from roadmap.config import Config
+from roadmap.config.choices import Device
+from roadmap.config.schema import Config
+from roadmap.distributed.device import choose_device, choose_precision
 from roadmap.errors import ConfigError, DiskError
 from roadmap.net import build_net
-from roadmap.recipe import mix
-from roadmap.runtime.device import choose_device, choose_precision
-from roadmap.steps import compose, step_tree
+from roadmap.steps.compose import compose
+from roadmap.steps.tree import step_tree
+from roadmap.training import mixup
 
-FULL_RECIPE = ("recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1")
+FULL_RECIPE = (
+    "recipe.rand_augment=rand-m9-mstd0.5-inc1",
+    "recipe.random_erasing=0.25",
+    "recipe.mixup=0.8",
+    "recipe.cutmix=1",
+)
 
 SYNTHETIC = "one batch again and again"
 CLASSES = 1000  # of the net that is fed, however many the folders have
@@ -61,12 +67,20 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises ConfigError."""
     cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
     options = parser("input", __doc__, repeats=20, warm_up=1)
-    options.add_argument("--root", type=Path, help="a folder with train/<class>/*.jpg: real photographs; default: made up")
-    options.add_argument("--work", type=Path, help="where to put the photographs, or links to them; default: the system's temporary folder")
+    options.add_argument(
+        "--root", type=Path, help="a folder with train/<class>/*.jpg: real photographs; default: made up"
+    )
+    options.add_argument(
+        "--work",
+        type=Path,
+        help="where to put the photographs, or links to them; default: the system's temporary folder",
+    )
     options.add_argument("--images", type=count, help="of an epoch; default: 4 batches a worker on a GPU, 8 on a CPU")
-    options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images; default here: %(default)s")
+    options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images; default env: %(default)s")
     options.add_argument("--image-size", type=count, default=224, help="pixels; default: %(default)s")
-    options.add_argument("--workers", type=int, default=cores, help="processes of each pipeline; default: the cores, here %(default)s")
+    options.add_argument(
+        "--workers", type=int, default=cores, help="processes of each pipeline; default: the cores, here %(default)s"
+    )
     options.add_argument("--train", metavar="STEP", help="feed a whole training step of this row")
     options.add_argument("--regime", default="tiny", help="of --train; default: %(default)s")
     args = options.parse_args(words)
@@ -101,28 +115,36 @@ def gather_images(sheet: Sheet, args: argparse.Namespace, root: Path) -> None:
     try:
         sizes = borrow_photographs(args.root, root, args.images) if args.root else draw_photographs(root, args.images)
     except OSError as error:
-        raise DiskError(f"{root}: the photographs cannot be put there ({error.strerror}); --work=FOLDER names another place") from None
+        raise DiskError(
+            f"{root}: the photographs cannot be put there ({error.strerror}); --work=FOLDER names another place"
+        ) from None
     whose = f"JPEGs of {args.root}" if args.root else f"JPEGs made up, {SIZE[0]}x{SIZE[1]}"
     line = f"{whose}, {told_size(sizes)}, {len(sizes)} of them, read again and again: from memory where they fit"
     sheet.note("images", {"count": len(sizes), "mean_bytes": sum(sizes) / len(sizes)}, line)
-    print(f"batch {args.batch}, {args.workers} workers, to {args.image_size} pixels, the paper's full recipe", flush=True)
+    print(
+        f"batch {args.batch}, {args.workers} workers, to {args.image_size} pixels, the paper's full recipe", flush=True
+    )
 
 
-def alone(source: Source, libraries: Sequence[str], batches: int) -> list[Contestant]:
+def alone(source: Source, libraries: Sequence[str], batches: int) -> list[Candidate]:
     """Return the bounds and every pipeline, each running as fast as it can."""
 
-    def contestant(name: str, library: str | None, start: Callable[[Source], Epoch]) -> Contestant:
-        return Contestant(name, lambda: epochs(start(source), source, lambda images, labels: None), counted(source, batches), library)
+    def candidate(name: str, library: str | None, start: Callable[[Source], Epoch]) -> Candidate:
+        return Candidate(
+            name, lambda: epochs(start(source), source, lambda images, labels: None), counted(source, batches), library
+        )
 
-    found = [contestant(name, BOUND, start) for name, start in BOUNDS]
-    return found + [contestant(*pipeline) for pipeline in PIPELINES if pipeline[1] is None or pipeline[1] in libraries]
+    found = [candidate(name, BOUND, start) for name, start in BOUNDS]
+    return found + [candidate(*pipeline) for pipeline in PIPELINES if pipeline[1] is None or pipeline[1] in libraries]
 
 
-def fed(source: Source, libraries: Sequence[str], batches: int, step: Step) -> list[Contestant]:
+def fed(source: Source, libraries: Sequence[str], batches: int, step: Step) -> list[Candidate]:
     """Return a training step fed by one batch again and again, and by every pipeline."""
 
     def repeated(source: Source) -> Epoch:
-        images = torch.randn(source.batch, 3, source.size, source.size, device=source.device).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(source.batch, 3, source.size, source.size, device=source.device).contiguous(
+            memory_format=torch.channels_last
+        )
         labels = torch.zeros(source.batch, dtype=torch.int64, device=source.device)
 
         def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -133,13 +155,13 @@ def fed(source: Source, libraries: Sequence[str], batches: int, step: Step) -> l
     recipe, numbers = source.config.recipe, counter()
 
     def train(images: Tensor, labels: Tensor) -> None:
-        step(*mix.mix(images, labels, recipe, CLASSES, 0, next(numbers)))
+        step(*mixup.mixup_batch(images, labels, recipe, CLASSES, 0, next(numbers)))
 
-    def contestant(name: str, library: str | None, start: Callable[[Source], Epoch]) -> Contestant:
-        return Contestant(name, lambda: epochs(start(source), source, train), counted(source, batches), library)
+    def candidate(name: str, library: str | None, start: Callable[[Source], Epoch]) -> Candidate:
+        return Candidate(name, lambda: epochs(start(source), source, train), counted(source, batches), library)
 
-    found = [contestant(SYNTHETIC, BOUND, repeated)]
-    return found + [contestant(*pipeline) for pipeline in PIPELINES if pipeline[1] is None or pipeline[1] in libraries]
+    found = [candidate(SYNTHETIC, BOUND, repeated)]
+    return found + [candidate(*pipeline) for pipeline in PIPELINES if pipeline[1] is None or pipeline[1] in libraries]
 
 
 def trained(args: argparse.Namespace, config: Config, device: torch.device) -> Step:

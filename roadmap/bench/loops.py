@@ -11,61 +11,63 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from roadmap import data
-from roadmap.bench.measure import Call, Contestant
+from roadmap.bench.measure import Call, Candidate
 from roadmap.bench.peers import has_net, peer_net
-from roadmap.choices import Optimizer
-from roadmap.data import order
+from roadmap.config.choices import Optimizer
+from roadmap.data import sampling
+from roadmap.distributed.device import autocast
 from roadmap.errors import ConfigError
-from roadmap.job import Job, State
-from roadmap.recipe import mix
-from roadmap.runtime.device import autocast
-from roadmap.train import begin, train_epoch
-from roadmap.update import Batch
+from roadmap.training import mixup
+from roadmap.training.state import RunContext, TrainState
+from roadmap.training.step import Batch
+from roadmap.training.train import begin, train_epoch
 
 LOG_EVERY = 50  # steps; timm's default
 
 
-def loops(job: Job, libraries: list[str]) -> list[Contestant]:
+def loops(ctx: RunContext, libraries: list[str]) -> list[Candidate]:
     """Return the loops to compare, a call an epoch; the bare one comes first."""
-    images = job.steps_per_epoch * job.config.recipe.batch_size
+    images = ctx.steps_per_epoch * ctx.config.recipe.batch_size
 
     def begun(start: Callable[[], Callable[[int], None]]) -> Callable[[], Call]:
         def epochs() -> Call:
-            epoch, number = start(), iter(range(job.config.recipe.epochs))
+            epoch, number = start(), iter(range(ctx.config.recipe.epochs))
             return lambda: epoch(next(number))
 
         return epochs
 
     found = [
-        Contestant("bare loop", begun(lambda: partial(bare_epoch, job, begin(job))), images, "torch"),
-        Contestant("our loop", begun(lambda: partial(train_epoch, job, begin(job))), images),
+        Candidate("bare loop", begun(lambda: partial(bare_epoch, ctx, begin(ctx))), images, "torch"),
+        Candidate("our loop", begun(lambda: partial(train_epoch, ctx, begin(ctx))), images),
     ]
-    if "timm" in libraries and has_net("timm", job.config.step, job.config.model):
-        found.append(Contestant("timm's loop and net", begun(lambda: timm_loop(job)), images, "timm"))
+    if "timm" in libraries and has_net("timm", ctx.config.step, ctx.config.model):
+        found.append(Candidate("timm's loop and net", begun(lambda: timm_loop(ctx)), images, "timm"))
     return found
 
 
-def batches_of(job: Job, epoch: int) -> Iterator[Batch]:
+def batches_of(ctx: RunContext, epoch: int) -> Iterator[Batch]:
     """Iterate over an epoch's images and labels, as our loop does."""
-    config = job.config
-    ids = order.train_index_batches(len(job.images.train), config.recipe.batch_size, config.seed, epoch)
-    return data.train_batches(job.images.train, config.data, config.recipe, ids, seed=config.seed, epoch=epoch, device=job.device)
+    config = ctx.config
+    ids = sampling.train_index_batches(len(ctx.images.train), config.recipe.batch_size, config.seed, epoch)
+    return data.train_batches(
+        ctx.images.train, config.data, config.recipe, ids, seed=config.seed, epoch=epoch, device=ctx.device
+    )
 
 
-def bare_epoch(job: Job, state: State, epoch: int) -> None:
+def bare_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
     """Train an epoch as in a tutorial: the same net, input, precision and optimizer, and nothing else."""
-    config = job.config
+    config = ctx.config
     state.model.train()
-    for number, (images, labels) in enumerate(batches_of(job, epoch)):
-        mixed, targets = mix.mix(images, labels, config.recipe, len(job.images.classes), config.seed, number)
+    for number, (images, labels) in enumerate(batches_of(ctx, epoch)):
+        mixed, targets = mixup.mixup_batch(images, labels, config.recipe, len(ctx.images.classes), config.seed, number)
         state.optimizer.zero_grad(set_to_none=True)
-        with autocast(job.device, job.precision):
+        with autocast(ctx.device, ctx.precision):
             loss = cross_entropy(state.model(mixed), targets)  # mixed targets are smooth already
         loss.backward()
         state.optimizer.step()
 
 
-def timm_loop(job: Job) -> Callable[[int], None]:
+def timm_loop(ctx: RunContext) -> Callable[[int], None]:
     """Return an epoch of timm's net, optimizer, scheduler, mixing and loss, put together as in its training script. Raises ConfigError."""
     from timm.data.mixup import Mixup
     from timm.loss import SoftTargetCrossEntropy
@@ -73,14 +75,18 @@ def timm_loop(job: Job) -> Callable[[int], None]:
     from timm.scheduler import CosineLRScheduler
     from timm.utils import AverageMeter
 
-    config, recipe, classes = job.config, job.config.recipe, len(job.images.classes)
+    config, recipe, classes = ctx.config, ctx.config.recipe, len(ctx.images.classes)
     if recipe.optimizer != Optimizer.adamw:
         raise ConfigError(f"--step={config.step}: timm's loop has AdamW only, not the recipe's {recipe.optimizer}")
     torch.manual_seed(config.seed)
-    net = peer_net("timm", config.step, config.model, classes, config.data.image_size).to(job.device).to(memory_format=torch.channels_last)
+    net = (
+        peer_net("timm", config.step, config.model, classes, config.data.image_size)
+        .to(ctx.device)
+        .to(memory_format=torch.channels_last)
+    )
     model: nn.Module = torch.compile(net) if config.compile else net  # type: ignore[assignment]
     optimizer = create_optimizer_v2(net, "adamw", lr=recipe.base_lr, weight_decay=recipe.weight_decay, fused=True)
-    steps = job.steps_per_epoch
+    steps = ctx.steps_per_epoch
     scheduler = CosineLRScheduler(optimizer, recipe.epochs * steps, lr_min=recipe.min_lr, t_in_epochs=False)
     smooth = {"label_smoothing": recipe.label_smoothing, "num_classes": classes}
     mixup = Mixup(recipe.mixup, recipe.cutmix, switch_prob=recipe.mix_switch, **smooth)
@@ -89,10 +95,10 @@ def timm_loop(job: Job) -> Callable[[int], None]:
     def epoch(number: int) -> None:
         torch.backends.cudnn.benchmark = True
         net.train()
-        for index, (images, labels) in enumerate(batches_of(job, number)):
+        for index, (images, labels) in enumerate(batches_of(ctx, number)):
             mixed, targets = mixup(images, labels)
             optimizer.zero_grad()
-            with autocast(job.device, job.precision):
+            with autocast(ctx.device, ctx.precision):
                 loss = loss_of(model(mixed), targets)
             loss.backward()
             optimizer.step()

@@ -1,6 +1,6 @@
-"""Time several contestants in one process, in turn: A B C, A B C, and so on, so that a busy machine is busy for all of them.
+"""Time several candidates in one process, in turn: A B C, A B C, and so on, so that a busy machine is busy for all of them.
 
-A contestant is built and warmed up before the first measurement, and all stay built until the last. One that fails (no memory, no
+A candidate is built and warmed up before the first measurement, and all stay built until the last. One that fails (no memory, no
 compiler, no such net) is kept with its reason, and the others go on. Used by every benchmark of speed.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import RoadmapError
-from roadmap.runtime.device import peak_memory_gb, reset_peak_memory
 
 # What is timed. It may return its own seconds, where a part of it (the start of worker processes) is not to count.
 Call = Callable[[], float | None]
@@ -28,7 +28,7 @@ BOUND = "bound"  # in place of a library: not a rival, but what none can pass
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One side of a comparison."""
 
     name: str
@@ -39,13 +39,13 @@ class Contestant:
 
 @dataclass
 class Result:
-    """What came of a contestant."""
+    """What came of a candidate."""
 
     name: str
     images: int
     peer: str | None = None
     times_s: list[float] = field(default_factory=list)  # one a call, in the order of the rounds
-    memory_gb: float | None = None  # peak of a call in GiB, what the other contestants hold taken off
+    memory_gb: float | None = None  # peak of a call in GiB, what the other candidates hold taken off
     failed: str | None = None  # the reason, in one line
     trace: str | None = None
 
@@ -72,9 +72,9 @@ def speed_ratio(one: Result, other: Result) -> tuple[float, float, float]:
     return float(median), float(low), float(high)
 
 
-def measure(contestants: Sequence[Contestant], device: torch.device, *, repeats: int, warm_up: int) -> list[Result]:
-    """Build and warm up all contestants, then time each of them `repeats` times, in turn."""
-    sides = [Side(contestant, device) for contestant in contestants]
+def measure(candidates: Sequence[Candidate], device: torch.device, *, repeats: int, warm_up: int) -> list[Result]:
+    """Build and warm up all candidates, then time each of them `repeats` times, in turn."""
+    sides = [Side(candidate, device) for candidate in candidates]
     for side in sides:
         side.attempt(partial(side.begin, warm_up))
     for _ in range(repeats):
@@ -88,15 +88,15 @@ def measure(contestants: Sequence[Contestant], device: torch.device, *, repeats:
 
 
 class Side:
-    """A contestant at work."""
+    """A candidate at work."""
 
-    def __init__(self, contestant: Contestant, device: torch.device) -> None:
-        self.contestant, self.device = contestant, device
+    def __init__(self, candidate: Candidate, device: torch.device) -> None:
+        self.candidate, self.device = candidate, device
         self.call: Call | None = None
-        self.result = Result(contestant.name, contestant.images, contestant.peer)
+        self.result = Result(candidate.name, candidate.images, candidate.peer)
 
     def attempt(self, act: Callable[[], None]) -> None:
-        """Do something unless the contestant has failed; note the reason if it fails now."""
+        """Do something unless the candidate has failed; note the reason if it fails now."""
         if self.result.failed is not None:
             return
         try:
@@ -115,7 +115,7 @@ class Side:
         free(self.device)
         before = memory_gb(self.device)
         reset_peak_memory(self.device)
-        self.call = self.contestant.start()
+        self.call = self.candidate.start()
         built_gb = peak_memory_gb(self.device)  # a captured graph has its memory from here on
         for _ in range(warm_up):
             self.call()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from roadmap.bench.measure import Result
 from roadmap.bench.net import measure_rows, net_options
 from roadmap.bench.options import count
-from roadmap.steps import compose
+from roadmap.steps.compose import compose
 
 FIRST_STEP = "resnet"
 
@@ -17,9 +17,15 @@ FIRST_STEP = "resnet"
 def main(words: Sequence[str]) -> int:
     """Measure the rows of the mini regime, and extrapolate. Returns an exit code."""
     options = net_options("mini", __doc__)
-    options.add_argument("--seeds", type=count, default=3, help="of each row, for the extrapolation; default: %(default)s")
-    options.add_argument("--epochs", type=count, help="for the extrapolation; default: those of the recipe at scale=mini")
-    options.add_argument("--images", type=count, default=60_000, help="training images of the set; default: %(default)s")
+    options.add_argument(
+        "--seeds", type=count, default=3, help="of each row, for the extrapolation; default: %(default)s"
+    )
+    options.add_argument(
+        "--epochs", type=count, help="for the extrapolation; default: those of the recipe at scale=mini"
+    )
+    options.add_argument(
+        "--images", type=count, default=60_000, help="training images of the set; default: %(default)s"
+    )
     args = options.parse_args(words)
     config = compose(FIRST_STEP, "mini")
     args.regime, args.epochs = "mini", args.epochs or config.recipe.epochs
@@ -36,7 +42,9 @@ def extrapolated(results: Mapping[str, Sequence[Result]], images: int, seeds: in
         found = [result for row in results.values() for result in row if result.name == form]
         failed = [result for result in found if result.failed is not None]
         if failed:
-            lines.append(f"{form}: {len(failed)} of {len(found)} rows could not be measured, so there is nothing to extrapolate")
+            lines.append(
+                f"{form}: {len(failed)} of {len(found)} rows could not be measured, so there is nothing to extrapolate"
+            )
             continue
         minutes = sum(images / result.images_per_s for result in found) / 60
         lines.append(

@@ -11,22 +11,23 @@ from collections.abc import Sequence
 import torch
 
 from roadmap.bench.bound import Work, bounds, measured_rates, step_work
-from roadmap.bench.forms import FORMS, GPU_FORMS, Setting, contestants
+from roadmap.bench.forms import FORMS, GPU_FORMS, Setting, candidates
 from roadmap.bench.measure import Result, free, measure
 from roadmap.bench.options import Parser, chosen_peers, count, known, listed, on_gpu, parser, settings
 from roadmap.bench.sheet import Sheet
-from roadmap.choices import Device
-from roadmap.config import Config
+from roadmap.config.choices import Device
+from roadmap.config.schema import Config
+from roadmap.distributed.device import choose_device, choose_precision
 from roadmap.errors import ConfigError
 from roadmap.net import build_net
-from roadmap.runtime.device import choose_device, choose_precision
-from roadmap.steps import compose, regimes, step_tree
+from roadmap.steps.compose import compose
+from roadmap.steps.tree import regimes, step_tree
 
 CPU_SIZE, CPU_BATCH, GPU_BATCH = 64, 4, 256
 
 
 def main(words: Sequence[str]) -> int:
-    """Measure the rows that are asked for; print a line for each contestant. Returns an exit code."""
+    """Measure the rows that are asked for; print a line for each candidate. Returns an exit code."""
     options = net_options("net", __doc__)
     options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
     args = options.parse_args(words)
@@ -37,19 +38,27 @@ def main(words: Sequence[str]) -> int:
 def net_options(name: str, about: str | None) -> Parser:
     """Return the options of a benchmark of nets."""
     options = parser(name, about, warm_up=5 if torch.cuda.is_available() else 2)
-    options.add_argument("--rows", type=listed, metavar="STEP,STEP", help="only these; default: every row of the regime")
+    options.add_argument(
+        "--rows", type=listed, metavar="STEP,STEP", help="only these; default: every row of the regime"
+    )
     options.add_argument(
         "--forms", type=listed, metavar="FORM,FORM",
         help=f"{', '.join(FORMS)}; default: all of them on a GPU, without {' and '.join(GPU_FORMS)} on a CPU",
     )  # fmt: skip
-    options.add_argument("--batch", type=count, help=f"images a step; default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
-    options.add_argument("--image-size", type=count, help=f"pixels; default: the regime's own on a GPU, at most {CPU_SIZE} on a CPU")
+    options.add_argument(
+        "--batch", type=count, help=f"images a step; default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU"
+    )
+    options.add_argument(
+        "--image-size", type=count, help=f"pixels; default: the regime's own on a GPU, at most {CPU_SIZE} on a CPU"
+    )
     return options
 
 
 def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> dict[str, list[Result]]:
     """Measure every row of `args` and return the results by row. Raises ConfigError for a wrong name before anything is measured."""
-    forms = known("--forms", args.forms or [form for form in FORMS if form not in GPU_FORMS or on_gpu(args)], list(FORMS), "form")
+    forms = known(
+        "--forms", args.forms or [form for form in FORMS if form not in GPU_FORMS or on_gpu(args)], list(FORMS), "form"
+    )
     libraries, configs = chosen_peers(args), row_configs(args)
     device = choose_device(Device(args.device))
     first = next(iter(configs.values()))
@@ -57,7 +66,14 @@ def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> d
     batch = args.batch or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
     precision = choose_precision(first.recipe.precision, device)
     setting = Setting(device, precision, batch, size, first.data.num_classes or 1000)
-    taken = {"forms": forms, "peers": libraries, "rows": list(configs), "batch": batch, "image_size": size, "precision": str(precision)}
+    taken = {
+        "forms": forms,
+        "peers": libraries,
+        "rows": list(configs),
+        "batch": batch,
+        "image_size": size,
+        "precision": str(precision),
+    }
     works = {step: work_of(config, setting) for step, config in configs.items()}
     sheet = Sheet(name, words, device, settings(args) | taken, args.json)
     print(f"regime {args.regime}, {batch} images of {size}x{size} a step, {precision}", flush=True)
@@ -66,7 +82,9 @@ def measure_rows(name: str, words: Sequence[str], args: argparse.Namespace) -> d
     sheet.note("rates", {"flop_per_s": rates.flop_per_s, "bytes_per_s": rates.bytes_per_s}, line)
     results = {}
     for step, config in configs.items():
-        results[step] = measure(contestants(config, setting, forms, libraries), device, repeats=args.repeats, warm_up=args.warm_up)
+        results[step] = measure(
+            candidates(config, setting, forms, libraries), device, repeats=args.repeats, warm_up=args.warm_up
+        )
         sheet.add(step, results[step], bounds(works[step], rates, batch))
         torch.compiler.reset()  # past a few nets of one class the compiler leaves the next ones eager
         free(device)
@@ -80,7 +98,11 @@ def row_configs(args: argparse.Namespace) -> dict[str, Config]:
     if args.rows:
         return {step: compose(step, args.regime) for step in known("--rows", args.rows, list(tree), "row")}
     reference = compose(next(iter(tree)), args.regime).regime.reference
-    return {step: compose(step, args.regime) for step, about in tree.items() if reference is not None or not about.is_reference}
+    return {
+        step: compose(step, args.regime)
+        for step, about in tree.items()
+        if reference is not None or not about.is_reference
+    }
 
 
 def work_of(config: Config, setting: Setting) -> Work:

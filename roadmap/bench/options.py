@@ -21,15 +21,23 @@ class Parser(argparse.ArgumentParser):
 
 def parser(name: str, about: str | None, *, repeats: int = 20, warm_up: int = 3) -> Parser:
     """Return a parser with the options of every benchmark: device, peers, number of measurements, JSON."""
-    found = Parser(prog=f"python -m roadmap.bench {name}", description=about, formatter_class=argparse.RawTextHelpFormatter)
+    found = Parser(
+        prog=f"python -m roadmap.bench {name}", description=about, formatter_class=argparse.RawTextHelpFormatter
+    )
     found.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     found.add_argument(
         "--peer", action="append", default=None, metavar="LIBRARY",
         help=f"beside whom: {', '.join(LIBRARIES)} or none; may be given several times; default: {' and '.join(LIBRARIES)}",
     )  # fmt: skip
-    found.add_argument("--repeats", type=count, default=repeats, help="measurements of each contestant; default: %(default)s")
-    found.add_argument("--warm-up", type=count, default=warm_up, help="calls before the first measurement; default: %(default)s")
-    found.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured, every single time too")
+    found.add_argument(
+        "--repeats", type=count, default=repeats, help="measurements of each candidate; default: %(default)s"
+    )
+    found.add_argument(
+        "--warm-up", type=count, default=warm_up, help="calls before the first measurement; default: %(default)s"
+    )
+    found.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything that was measured, every single time too"
+    )
     return found
 
 
@@ -68,5 +76,5 @@ def on_gpu(args: argparse.Namespace) -> bool:
 
 
 def settings(args: argparse.Namespace) -> dict[str, object]:
-    """Return the options as they were taken, for the record."""
+    """Return the options as they were taken, for the logger."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in sorted(vars(args).items())}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from roadmap.config import NetConfig
+from roadmap.config.schema import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net import count_params
 
@@ -39,7 +39,12 @@ def timm_swin(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
 
     heads = tuple(cfg.width // 32 * 2**stage for stage in range(4))
     return SwinTransformer(
-        image_size, num_classes=num_classes, embed_dim=cfg.width, depths=cfg.depths, num_heads=heads, drop_path_rate=cfg.drop_path
+        image_size,
+        num_classes=num_classes,
+        embed_dim=cfg.width,
+        depths=cfg.depths,
+        num_heads=heads,
+        drop_path_rate=cfg.drop_path,
     )
 
 
@@ -55,7 +60,9 @@ def torchvision_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> n
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     widths = [cfg.width * 2**stage for stage in range(4)]
-    settings = [CNBlockConfig(c, after, depth) for c, after, depth in zip(widths, [*widths[1:], None], cfg.depths, strict=True)]
+    settings = [
+        CNBlockConfig(c, after, depth) for c, after, depth in zip(widths, [*widths[1:], None], cfg.depths, strict=True)
+    ]
     scale = {} if cfg.layer_scale is None else {"layer_scale": cfg.layer_scale}
     net = ConvNeXt(settings, stochastic_depth_prob=cfg.drop_path, num_classes=num_classes, **scale)
     net.features[0][0] = patchify(cfg)

@@ -21,7 +21,11 @@ QUALITY = 95
 DISTINCT = 128  # photographs drawn; a larger set repeats them
 CLASSES = 2
 FALL = (1.0, 1.8)  # the power, drawn for each photograph
-CONTRAST, COLOUR, NOISE = 52.0, 8.0, 1.2  # standard deviations of a pixel: brightness, each colour's own part, the sensor's noise
+CONTRAST, COLOUR, NOISE = (
+    52.0,
+    8.0,
+    1.2,
+)  # standard deviations of a pixel: brightness, each colour's own part, the sensor's noise
 
 
 def draw_photographs(root: Path, count: int) -> list[int]:
@@ -70,7 +74,9 @@ def photograph(draw: np.random.Generator) -> bytes:
     fields /= fields.std(axis=(1, 2), keepdims=True)
     pixels = 118 + CONTRAST * fields[:1] + COLOUR * fields[1:] + NOISE * draw.standard_normal((3, height, width))
     out = BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(out, "JPEG", quality=QUALITY, subsampling=0)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
+        out, "JPEG", quality=QUALITY, subsampling=0
+    )
     return out.getvalue()
 
 

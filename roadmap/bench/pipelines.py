@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from roadmap import data
-from roadmap.choices import Pipeline
-from roadmap.config import Config
-from roadmap.data import order, sets
-from roadmap.data.reference import with_safe_posterize
+from roadmap.config.choices import Pipeline
+from roadmap.config.schema import Config
+from roadmap.data import datasets, sampling
+from roadmap.data.transforms import with_safe_posterize
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch number -> batches
 
@@ -51,11 +51,13 @@ def ours(pipeline: Pipeline, source: Source) -> Epoch:
     """Return our own pipeline. Raises ConfigError where it cannot do what the recipe asks."""
     config = replace(source.config.data, pipeline=pipeline)
     data.check(config, source.config.recipe)
-    images = sets.load(config)
+    images = datasets.load(config)
 
     def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        ids = order.train_index_batches(len(images.train), source.batch, 0, number)
-        return data.train_batches(images.train, config, source.config.recipe, ids, seed=0, epoch=number, device=source.device)
+        ids = sampling.train_index_batches(len(images.train), source.batch, 0, number)
+        return data.train_batches(
+            images.train, config, source.config.recipe, ids, seed=0, epoch=number, device=source.device
+        )
 
     return epoch
 
@@ -85,7 +87,10 @@ def torchvision(form: str, source: Source) -> Epoch:
 
     config, recipe = source.config.data, source.config.recipe
     mode = v2.InterpolationMode(recipe.interpolation.value)
-    steps: list[Any] = [v2.RandomResizedCrop(source.size, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]
+    steps: list[Any] = [
+        v2.RandomResizedCrop(source.size, interpolation=mode, antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
     steps += [v2.RandAugment()] if recipe.rand_augment else []
     steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
     steps += [v2.RandomErasing(recipe.random_erasing)] if recipe.random_erasing else []
@@ -121,7 +126,10 @@ def folder_epochs(source: Source, read: Callable[[str], Any], transform: Callabl
 def on_device(loader: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a loader's batches on the device, channels-last."""
     for images, labels in loader:
-        yield images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last), labels.to(device, non_blocking=True)
+        yield (
+            images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last),
+            labels.to(device, non_blocking=True),
+        )
 
 
 def read_pil(path: str) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from roadmap import paper
-from roadmap.runtime import ledger
+from roadmap.runs import schema
 
 REGIMES = ("tiny", "base")
 
@@ -40,7 +40,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each of the 17 rows in two regimes (default: 3)")
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--images", type=int, default=50_000, help="validation images, a bit each")
-    parser.add_argument("--steps", type=int, default=1, help="training lines an epoch (ImageNet at a batch of 4096: 312)")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="training lines an epoch (ImageNet at a batch of 4096: 312)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", help="where to make the runs (default: the system's temporary folder)")
     args = parser.parse_args(words)
@@ -48,11 +50,15 @@ def main(words: Sequence[str]) -> int:
         runs, out = Path(folder, "runs"), Path(folder, "report")
         count = make_runs(runs, args.seeds, args.epochs, args.images, args.steps)
         size = sum(path.stat().st_size for path in runs.rglob("*") if path.is_file()) / 2**20
-        print(f"{count} runs, {args.epochs} epochs, {args.images} bits, {args.steps} training lines an epoch, {size:.0f} MiB; {machine()}")
+        print(
+            f"{count} runs, {args.epochs} epochs, {args.images} bits, {args.steps} training lines an epoch, {size:.0f} MiB; {machine()}"
+        )
         for name, options in (("tables alone", ["--tables-only"]), ("whole report", [])):
             found = [measure(runs, out, options) for _ in range(args.repeats)]
             times, cpu = spread([item.time_s for item in found]), spread([item.cpu_s for item in found])
-            print(f"{name}: {times} s, {cpu} s of processor time, at most {max(item.memory_gb for item in found):.2f} GiB")
+            print(
+                f"{name}: {times} s, {cpu} s of processor time, at most {max(item.memory_gb for item in found):.2f} GiB"
+            )
     return 0
 
 
@@ -65,12 +71,22 @@ def make_runs(runs: Path, seeds: int, epochs: int, images: int, steps: int) -> i
         for row in paper.rows(regime).values():
             for seed in range(seeds if row.adopted != "reference" else 0):
                 correct = hard + 0.1 * rng.normal(size=images) < row.top1 / 100
-                write_run(runs / "roadmap" / f"{regime}-imagenet" / row.step / f"seed{seed}", row, regime, seed, epochs, steps, correct)
+                write_run(
+                    runs / "roadmap" / f"{regime}-imagenet" / row.step / f"seed{seed}",
+                    row,
+                    regime,
+                    seed,
+                    epochs,
+                    steps,
+                    correct,
+                )
                 count += 1
     return count
 
 
-def write_run(folder: Path, row: paper.PaperRow, regime: str, seed: int, epochs: int, steps: int, correct: np.ndarray) -> None:
+def write_run(
+    folder: Path, row: paper.PaperRow, regime: str, seed: int, epochs: int, steps: int, correct: np.ndarray
+) -> None:
     """Write one run directory."""
     folder.mkdir(parents=True)
     top1 = 100.0 * int(correct.sum()) / len(correct)
@@ -83,17 +99,46 @@ def write_run(folder: Path, row: paper.PaperRow, regime: str, seed: int, epochs:
         "parent": row.parent,
         "label": row.label,
     }
-    values = {**names, "adopted": row.adopted, "regime": regime, "data": "imagenet", "recipe": recipe, "seed": seed, "epochs": epochs}
-    costs = {"gmacs": row.gmacs, "params_m": 5 * row.gmacs, "train_images_per_s": 9e3 / row.gmacs, "gpu_hours": 30 * row.gmacs}
-    about = {"image_size": 224, "batch_size": 4096, "peak_memory_gb": 2 * row.gmacs, "hardware": "made up", "code_hash": "0" * 16}
+    values = {
+        **names,
+        "adopted": row.adopted,
+        "regime": regime,
+        "data": "imagenet",
+        "recipe": recipe,
+        "seed": seed,
+        "epochs": epochs,
+    }
+    costs = {
+        "gmacs": row.gmacs,
+        "params_m": 5 * row.gmacs,
+        "train_images_per_s": 9e3 / row.gmacs,
+        "gpu_hours": 30 * row.gmacs,
+    }
+    about = {
+        "image_size": 224,
+        "batch_size": 4096,
+        "peak_memory_gb": 2 * row.gmacs,
+        "hardware": "made up",
+        "code_hash": "0" * 16,
+    }
     result = {"top1": top1, "top5": min(100.0, top1 + 15), "val_images": len(correct), "epoch": epochs, "state": "done"}
-    config: dict[str, object] = {**names, "seed": seed, "regime": {"name": regime, "scale": "imagenet"}, "model": {"depths": [3, 3, 9, 3]}}
-    config |= {"recipe": {"name": recipe, "epochs": epochs, "batch_size": 4096}, "data": {"name": "imagenet", "image_size": 224}}
-    (folder / ledger.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / ledger.SUMMARY).write_text(json.dumps(values | costs | about | result))
-    (folder / ledger.STATUS).write_text(json.dumps({"state": "done", "git_commit": "0" * 40, "git_dirty": False, "starts": 1}))
-    np.save(folder / ledger.CORRECT, np.packbits(correct))
-    with open(folder / ledger.METRICS, "w", encoding="utf-8") as out:
+    config: dict[str, object] = {
+        **names,
+        "seed": seed,
+        "regime": {"name": regime, "scale": "imagenet"},
+        "model": {"depths": [3, 3, 9, 3]},
+    }
+    config |= {
+        "recipe": {"name": recipe, "epochs": epochs, "batch_size": 4096},
+        "data": {"name": "imagenet", "image_size": 224},
+    }
+    (folder / schema.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / schema.SUMMARY).write_text(json.dumps(values | costs | about | result))
+    (folder / schema.STATUS).write_text(
+        json.dumps({"state": "done", "git_commit": "0" * 40, "git_dirty": False, "starts": 1})
+    )
+    np.save(folder / schema.CORRECT, np.packbits(correct))
+    with open(folder / schema.METRICS, "w", encoding="utf-8") as out:
         for epoch in range(1, epochs + 1):
             for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
                 out.write(
@@ -103,7 +148,10 @@ def write_run(folder: Path, row: paper.PaperRow, regime: str, seed: int, epochs:
                 )
             reached = top1 * (1 - 0.7 ** (1 + 20 * epoch / epochs)) if epoch < epochs else top1
             row_of_epoch = {"val/loss": 1.0, "val/top1": reached, "val/top5": min(100.0, reached + 15)}
-            out.write(json.dumps({"kind": "val", "epoch": epoch, "global_step": epoch * steps, "time_s": 1.0, **row_of_epoch}) + "\n")
+            out.write(
+                json.dumps({"kind": "val", "epoch": epoch, "global_step": epoch * steps, "time_s": 1.0, **row_of_epoch})
+                + "\n"
+            )
 
 
 def measure(runs: Path, out: Path, options: Sequence[str]) -> Measured:

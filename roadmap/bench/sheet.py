@@ -13,17 +13,19 @@ import torch
 
 from roadmap.bench.measure import BOUND, Result, speed_ratio
 from roadmap.errors import ConfigError, DiskError
-from roadmap.runtime.ledger import write_json
-from roadmap.runtime.provenance import git_state
+from roadmap.files import write_json
+from roadmap.runs.provenance import git_state
 
 LIBRARIES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow")
 Bounds = Mapping[str, float]  # images/s that nothing can exceed, by what sets them
 
 
 class Sheet:
-    """A benchmark's table and record. The file is written anew after each row, so that an interrupted benchmark leaves what it has."""
+    """A benchmark's table and logger. The file is written anew after each row, so that an interrupted benchmark leaves what it has."""
 
-    def __init__(self, benchmark: str, words: Sequence[str], device: torch.device, settings: Mapping[str, Any], file: Path | None) -> None:
+    def __init__(
+        self, benchmark: str, words: Sequence[str], device: torch.device, settings: Mapping[str, Any], file: Path | None
+    ) -> None:
         """Print what and where. Raises DiskError where the file cannot be written, before anything is measured."""
         self.file = file
         self.rows: list[dict[str, Any]] = []
@@ -40,22 +42,35 @@ class Sheet:
         }
         self.write()
         told = self.record["versions"]
-        print(f"{hardware_line(self.record['hardware'])}; {', '.join(f'{name} {told[name]}' for name in told if told[name])}")
-        print(f"n = {settings['repeats']}, in turn, after {settings['warm_up']} to warm up; median, 10th and 90th percentile;")
+        print(
+            f"{hardware_line(self.record['hardware'])}; {', '.join(f'{name} {told[name]}' for name in told if told[name])}"
+        )
+        print(
+            f"n = {settings['repeats']}, in turn, after {settings['warm_up']} to warm up; median, 10th and 90th percentile;"
+        )
         print("x first: how many times as fast as the row's first, round by round", flush=True)
 
     def note(self, key: str, value: Any, line: str) -> None:
-        """Put something beside the rows into the record, and print a line about it."""
+        """Put something beside the rows into the logger, and print a line about it."""
         self.record[key] = value
         self.write()
         print(line, flush=True)
 
     def add(self, row: str, results: Sequence[Result], bounds: Bounds | None = None) -> None:
-        """Add a row: print a line for each contestant, and how ours at its best stands to the best peer."""
+        """Add a row: print a line for each candidate, and how ours at its best stands to the best peer."""
         bounds = dict(bounds or {})
         if self.headed != tuple(bounds):
             self.headed = tuple(bounds)
-            head = ["row", "contestant", "images/s", "ms", "10th to 90th", "x first", "GiB", *(f"{name} bound" for name in bounds)]
+            head = [
+                "row",
+                "candidate",
+                "images/s",
+                "ms",
+                "10th to 90th",
+                "x first",
+                "GiB",
+                *(f"{name} bound" for name in bounds),
+            ]
             head += ["share"] if bounds else []
             print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
         first = next((result for result in results if result.failed is None), None)
@@ -63,13 +78,18 @@ class Sheet:
             print("| " + " | ".join([row, *cells(result, first, bounds)]) + " |", flush=True)
         against = best_against_peers(results)
         if against:
-            print(f"{row}: {against['ours']} is {told_ratio(against['ratio'])} x as fast as {against['peer']}, the best peer", flush=True)
+            print(
+                f"{row}: {against['ours']} is {told_ratio(against['ratio'])} x as fast as {against['peer']}, the best peer",
+                flush=True,
+            )
         entries = [entry(result, first, bounds) for result in results]
-        self.rows.append({"row": row, "bounds_images_per_s": bounds, "contestants": entries, "against_best_peer": against})
+        self.rows.append(
+            {"row": row, "bounds_images_per_s": bounds, "candidates": entries, "against_best_peer": against}
+        )
         self.write()
 
     def write(self) -> None:
-        """Write the record. Raises DiskError."""
+        """Write the logger. Raises DiskError."""
         if self.file is None:
             return
         try:
@@ -78,27 +98,32 @@ class Sheet:
             raise DiskError(f"--json={self.file}: cannot be written ({error.strerror})") from None
 
     def check(self) -> None:
-        """Raise ConfigError where not a single contestant could be measured, with the last one's reason."""
-        entries = [entry for row in self.rows for entry in row["contestants"]]
+        """Raise ConfigError where not a single candidate could be measured, with the last one's reason."""
+        entries = [entry for row in self.rows for entry in row["candidates"]]
         if all(entry["failed"] for entry in entries):
-            raise ConfigError(f"nothing could be measured; {entries[-1]['contestant']}: {entries[-1]['failed']}")
+            raise ConfigError(f"nothing could be measured; {entries[-1]['candidate']}: {entries[-1]['failed']}")
 
 
 def cells(result: Result, first: Result | None, bounds: Bounds) -> list[str]:
-    """Return the cells of a contestant's line."""
+    """Return the cells of a candidate's line."""
     if result.failed is not None or first is None:
         reason = (result.failed or "").replace("|", "/")
         return [result.name, f"failed: {reason[:160]}"]
     low, high = result.spread_s()
     memory = "-" if result.memory_gb is None else f"{result.memory_gb:.2f}"
-    found = [result.name, number(result.images_per_s), f"{1e3 * result.median_s:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}"]
+    found = [
+        result.name,
+        number(result.images_per_s),
+        f"{1e3 * result.median_s:.1f}",
+        f"{1e3 * low:.1f} to {1e3 * high:.1f}",
+    ]
     found += [f"{speed_ratio(result, first)[0]:.2f}", memory, *(number(value) for value in bounds.values())]
     return found + ([f"{100 * result.images_per_s / min(bounds.values()):.0f} %"] if bounds else [])
 
 
 def entry(result: Result, first: Result | None, bounds: Bounds) -> dict[str, Any]:
-    """Return a contestant's part of the record."""
-    about: dict[str, Any] = {"contestant": result.name, "peer": result.peer, "images_a_call": result.images}
+    """Return a candidate's part of the logger."""
+    about: dict[str, Any] = {"candidate": result.name, "peer": result.peer, "images_a_call": result.images}
     if result.failed is not None or first is None:
         return about | {"failed": result.failed, "trace": result.trace}
     low, high = result.spread_s()

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from roadmap.runtime.ledger import METRICS, STATUS, append, write_json
-from roadmap.steps import CONF
+from roadmap.files import write_json
+from roadmap.runs.metrics import append_metrics
+from roadmap.runs.schema import METRICS, STATUS
+from roadmap.steps.tree import CONF
 from roadmap.sweep.folder import StudyDir
 
 STUDIES = ("roadmap_tiny", "roadmap_base")
@@ -88,11 +90,29 @@ def _study(place: Path) -> tuple[tuple[float, float], float, tuple[float, float]
 def _begun(run: Path) -> None:
     """Make up a run that is at work."""
     run.mkdir(parents=True)
-    status = {"state": "running", "epoch": 4, "step": LEDGER_ROWS, "starts": 1, "steps_per_epoch": 1251, "host": "n1", "pid": 1}
+    status = {
+        "state": "running",
+        "epoch": 4,
+        "step": LEDGER_ROWS,
+        "starts": 1,
+        "steps_per_epoch": 1251,
+        "host": "n1",
+        "pid": 1,
+    }
     write_json(run / STATUS, status)
-    row = {"kind": "train", "epoch": 4, "time_s": 9.0, "train/lr": 0.001, "train/images_per_s": 1000.0, "train/grad_norm": 1.234567}
+    row = {
+        "kind": "train",
+        "epoch": 4,
+        "time_s": 9.0,
+        "train/lr": 0.001,
+        "train/images_per_s": 1000.0,
+        "train/grad_norm": 1.234567,
+    }
     rows = [{**row, "global_step": step, "train/loss": 6.9} for step in range(1, LEDGER_ROWS + 1)]
-    append(run / METRICS, [*rows[:3753], {"kind": "val", "epoch": 3, "global_step": 3753, "time_s": 9.0, "val/top1": 1.0}, *rows[3753:]])
+    append_metrics(
+        run / METRICS,
+        [*rows[:3753], {"kind": "val", "epoch": 3, "global_step": 3753, "time_s": 9.0, "val/top1": 1.0}, *rows[3753:]],
+    )
 
 
 def _timed(words: Sequence[str], env: dict[str, str]) -> tuple[tuple[float, float], float]:
@@ -108,8 +128,18 @@ def _timed(words: Sequence[str], env: dict[str, str]) -> tuple[tuple[float, floa
 
 def _start_up(place: Path) -> list[float]:
     """Return the seconds of each stage of a demo cell's start-up."""
-    out, words = place / "stages.json", ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", "device=cpu"]
-    command = [sys.executable, "-c", "from roadmap.bench.sweep import traced; traced()", str(out), *words, f"paths.runs={place / 'one'}"]
+    out, words = (
+        place / "stages.json",
+        ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", "device=cpu"],
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from roadmap.bench.sweep import traced; traced()",
+        str(out),
+        *words,
+        f"paths.runs={place / 'one'}",
+    ]
     began = time.time()
     subprocess.run(command, check=True, capture_output=True, cwd=CONF.parent)
     times = [began, *json.loads(out.read_text())]
@@ -129,19 +159,19 @@ def traced() -> None:
     def composed(*args: object) -> object:
         config = compose(*args)  # type: ignore[arg-type]
         times.append(time.time())
-        from roadmap import train  # noqa: F401 - what the run would import next
-        from roadmap.runtime.record import Record
+        from roadmap.runs.run_logger import RunLogger
+        from roadmap.training import train  # noqa: F401 - what the run would import next
 
         times.append(time.time())
-        step = Record.step
+        step = RunLogger.log_step
 
-        def first(self: Record, *args: object, **more: object) -> None:
+        def first(self: RunLogger, *args: object, **more: object) -> None:
             times.append(time.time())
             out.write_text(json.dumps(times[:4]))
-            Record.step = step  # type: ignore[method-assign]
+            RunLogger.log_step = step  # type: ignore[method-assign]
             step(self, *args, **more)  # type: ignore[arg-type]
 
-        Record.step = first  # type: ignore[method-assign]
+        RunLogger.log_step = first  # type: ignore[method-assign]
         return config
 
     run.step_config = composed  # type: ignore[assignment]

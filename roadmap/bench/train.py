@@ -23,35 +23,41 @@ from roadmap.bench.net import work_of
 from roadmap.bench.options import chosen_peers, count, known, parser, settings
 from roadmap.bench.photographs import SIZE, draw_photographs, told_size
 from roadmap.bench.sheet import Sheet
-from roadmap.choices import Device, Precision
-from roadmap.config import Config
-from roadmap.data import order, sets
-from roadmap.job import Job, State, check
-from roadmap.runtime.device import choose_device
-from roadmap.runtime.dist import Ranks
-from roadmap.runtime.folder import RunDir, run_path
-from roadmap.runtime.ledger import METRICS, read_metrics
-from roadmap.runtime.progress import Sweep
-from roadmap.runtime.record import Record
-from roadmap.runtime.stop import Stop
-from roadmap.steps import compose
-from roadmap.train import begin, fit, save, train_epoch
+from roadmap.config.choices import Device, Precision
+from roadmap.config.schema import Config
+from roadmap.data import datasets, sampling
+from roadmap.distributed.device import choose_device
+from roadmap.distributed.ranks import Ranks
+from roadmap.distributed.signals import StopSignal
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.progress import SweepProgress
+from roadmap.runs.run_dir import RunDir, run_path
+from roadmap.runs.run_logger import RunLogger
+from roadmap.runs.schema import METRICS
+from roadmap.steps.compose import compose
+from roadmap.training.setup import check_run
+from roadmap.training.state import RunContext, TrainState
+from roadmap.training.train import begin, fit, save, train_epoch
 
 QUIET = ("wandb.mode=disabled", "checkpoint.every_min=100000", "recipe.warmup_epochs=0", "recipe.micro_batch=null")
 
 
 @contextmanager
-def a_job(config: Config) -> Iterator[tuple[Job, State]]:
+def a_job(config: Config) -> Iterator[tuple[RunContext, TrainState]]:
     """Yield a run that is about to take its first step, in a run directory as training has it."""
-    images, ranks = sets.load(config.data, config.paths.runs), Ranks(device=choose_device(config.device))
-    facts = check(config, images, ranks)
+    images, ranks = datasets.load(config.data, config.paths.runs), Ranks(device=choose_device(config.device))
+    run_info = check_run(config, images, ranks)
     run = RunDir(run_path(config))
-    total = config.recipe.epochs * facts["steps_per_epoch"]
-    with run.held(), Stop() as stop, Record(run, config, facts, ranks.device, total, Sweep()) as record:
-        job = Job(config, images, ranks, record, stop, Precision(facts["precision"]))
-        state = begin(job)
-        record.start(0, 0, 0.0)
-        yield job, state
+    total = config.recipe.epochs * run_info["steps_per_epoch"]
+    with (
+        run.lock(),
+        StopSignal() as stop,
+        RunLogger(run, config, run_info, ranks.device, total, SweepProgress()) as logger,
+    ):
+        ctx = RunContext(config, images, ranks, logger, stop, Precision(run_info["precision"]))
+        state = begin(ctx)
+        logger.start(0, 0, 0.0)
+        yield ctx, state
 
 
 def synthetic(args: argparse.Namespace, runs: str, epochs: int) -> Config:
@@ -65,38 +71,38 @@ def synthetic(args: argparse.Namespace, runs: str, epochs: int) -> Config:
     return compose(args.step, args.regime, words)
 
 
-def timed(job: Job, call: Callable[[], object]) -> float:
+def timed(ctx: RunContext, call: Callable[[], object]) -> float:
     """Return the seconds of a call, the device's work included."""
-    wait_for(job.device)
+    wait_for(ctx.device)
     began = time.perf_counter()
     call()
-    wait_for(job.device)
+    wait_for(ctx.device)
     return time.perf_counter() - began
 
 
 def overhead(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
     """Compare our loop with a bare one and with timm's, in turn."""
-    with a_job(synthetic(args, runs, args.repeats + args.warm_up + 1)) as (job, _):
-        results = measure(loops(job, args.peers), job.device, repeats=args.repeats, warm_up=args.warm_up)
-        setting = Setting(job.device, job.precision, args.batch, args.image_size, len(job.images.classes))
-        rates = measured_rates(job.device, job.precision)
-        sheet.add("overhead", results, bounds(work_of(job.config, setting), rates, args.batch))
+    with a_job(synthetic(args, runs, args.repeats + args.warm_up + 1)) as (ctx, _):
+        results = measure(loops(ctx, args.peers), ctx.device, repeats=args.repeats, warm_up=args.warm_up)
+        setting = Setting(ctx.device, ctx.precision, args.batch, args.image_size, len(ctx.images.classes))
+        rates = measured_rates(ctx.device, ctx.precision)
+        sheet.add("overhead", results, bounds(work_of(ctx.config, setting), rates, args.batch))
 
 
 def saving(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
     """Compare epochs during which a checkpoint is written with epochs without."""
-    with a_job(synthetic(args, runs, 2 * args.repeats + 1)) as (job, state):
-        train_epoch(job, state, 0)
+    with a_job(synthetic(args, runs, 2 * args.repeats + 1)) as (ctx, state):
+        train_epoch(ctx, state, 0)
         lost, copies, writes = [], [], []
         for number in range(args.repeats):
-            plain = timed(job, lambda n=number: train_epoch(job, state, 2 * n + 1))  # type: ignore[misc]
+            plain = timed(ctx, lambda n=number: train_epoch(ctx, state, 2 * n + 1))  # type: ignore[misc]
             began = time.perf_counter()
-            copies.append(timed(job, lambda: save(job, state)))
-            with_save = copies[-1] + timed(job, lambda n=number: train_epoch(job, state, 2 * n + 2))  # type: ignore[misc]
-            job.record.settle()
+            copies.append(timed(ctx, lambda: save(ctx, state)))
+            with_save = copies[-1] + timed(ctx, lambda n=number: train_epoch(ctx, state, 2 * n + 2))  # type: ignore[misc]
+            ctx.logger.wait_for_checkpoint()
             writes.append(time.perf_counter() - began - with_save)
             lost.append(with_save - plain)
-        newest = max((run_path(job.config) / "checkpoints").glob("*.pt"))
+        newest = max((run_path(ctx.config) / "checkpoints").glob("*.pt"))
         megabytes, parameters = newest.stat().st_size / 1e6, sum(p.numel() for p in state.net.parameters()) / 1e6
     line = (
         f"checkpoint: {parameters:.1f} M parameters, {megabytes:,.0f} MB; training waits {spread(copies)} s for the copy and loses "
@@ -116,18 +122,26 @@ def waiting(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
         f"paths.runs={runs}",
     ]  # fmt: skip
     config = compose(args.step, args.regime, words)
-    with a_job(config) as (job, state):
-        batches = order.train_index_batches(len(job.images.train), args.batch, 0, 0)
-        pictures = data.train_batches(job.images.train, config.data, config.recipe, batches, seed=0, epoch=0, device=job.device)
-        alone = len(batches) * args.batch / timed(job, lambda: [None for _ in pictures])
-        fit(job, state)
-    rows = [row for row in read_metrics(run_path(config) / METRICS).rows if row["kind"] == "train" and row["epoch"] == 2]
+    with a_job(config) as (ctx, state):
+        indices = sampling.train_index_batches(len(ctx.images.train), args.batch, 0, 0)
+        batches = data.train_batches(
+            ctx.images.train, config.data, config.recipe, indices, seed=0, epoch=0, device=ctx.device
+        )
+        alone = len(indices) * args.batch / timed(ctx, lambda: [None for _ in batches])
+        fit(ctx, state)
+    rows = [
+        row for row in read_metrics(run_path(config) / METRICS).rows if row["kind"] == "train" and row["epoch"] == 2
+    ]
     wait, speed = 100 * rows[-1]["train/data_wait"], rows[-1]["train/images_per_s"]
     line = (
         f"data: training waits {wait:.1f} % of its time for the reference pipeline at {speed:,.1f} images/s; the pipeline alone gives "
         f"{alone:,.1f} images/s with {args.workers} workers, their start included; JPEGs of {SIZE[0]}x{SIZE[1]}, {told_size(sizes)}"
     )
-    sheet.note("data", {"waits_percent": wait, "images_per_s": speed, "pipeline_images_per_s": alone, "workers": args.workers}, line)
+    sheet.note(
+        "data",
+        {"waits_percent": wait, "images_per_s": speed, "pipeline_images_per_s": alone, "workers": args.workers},
+        line,
+    )
 
 
 def spread(values: Sequence[float]) -> str:
@@ -135,7 +149,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}, n = {len(values)})"
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, str, Sheet], None]] = {"overhead": overhead, "data": waiting, "checkpoint": saving}
+PARTS: dict[str, Callable[[argparse.Namespace, str, Sheet], None]] = {
+    "overhead": overhead,
+    "data": waiting,
+    "checkpoint": saving,
+}
 
 
 def main(words: Sequence[str]) -> int:
@@ -145,17 +163,27 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all of them")
     options.add_argument("--step", default="separate_downsampling", help="default: %(default)s")
     options.add_argument("--regime", default="tiny", help="default: %(default)s")
-    options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images a step; default here: %(default)s")
-    options.add_argument("--image-size", type=count, default=224 if gpu else 64, help="pixels; default here: %(default)s")
-    options.add_argument("--steps", type=count, default=50 if gpu else 3, help="steps of a measurement; default here: %(default)s")
-    options.add_argument("--workers", type=count, default=16 if gpu else 2, help="processes of the pipeline; default here: %(default)s")
+    options.add_argument(
+        "--batch", type=count, default=256 if gpu else 8, help="images a step; default env: %(default)s"
+    )
+    options.add_argument(
+        "--image-size", type=count, default=224 if gpu else 64, help="pixels; default env: %(default)s"
+    )
+    options.add_argument(
+        "--steps", type=count, default=50 if gpu else 3, help="steps of a measurement; default env: %(default)s"
+    )
+    options.add_argument(
+        "--workers", type=count, default=16 if gpu else 2, help="processes of the pipeline; default env: %(default)s"
+    )
     options.add_argument("--compile", action="store_true", help="run all nets through torch.compile")
     args = options.parse_args(words)
     parts = known("PART", args.parts, list(PARTS), "part") or list(PARTS)
     args.peers = chosen_peers(args)
     device = choose_device(Device(args.device))
     sheet = Sheet("train", words, device, settings(args), args.json)
-    print(f"{args.step} of {args.regime}, {args.steps} steps of {args.batch} images of {args.image_size}x{args.image_size} a measurement")
+    print(
+        f"{args.step} of {args.regime}, {args.steps} steps of {args.batch} images of {args.image_size}x{args.image_size} a measurement"
+    )
     for part in parts:
         with TemporaryDirectory(prefix="roadmap-bench-") as runs:
             PARTS[part](args, runs, sheet)

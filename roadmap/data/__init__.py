@@ -9,19 +9,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from roadmap.choices import IN_FOLDERS, Pipeline
-from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import decode, fast, reference
-from roadmap.data.order import epoch_order, eval_index_batches, sample_seed, train_index_batches
+from roadmap.config.choices import IN_FOLDERS, Pipeline
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import decode, gpu_transforms, transforms
+from roadmap.data.datasets import IN_MEMORY, ImageSet, Split, load
 from roadmap.data.policy import policy_of
-from roadmap.data.sets import IN_MEMORY, ImageSet, Split, load
+from roadmap.data.sampling import epoch_order, eval_index_batches, sample_seed, train_index_batches
 
 log = logging.getLogger(__name__)
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
-TRAIN = {Pipeline.fast: fast.train_batches, Pipeline.reference: reference.train_batches}
-EVAL = {Pipeline.fast: fast.eval_batches, Pipeline.reference: reference.eval_batches}
+TRAIN = {Pipeline.fast: gpu_transforms.train_batches, Pipeline.reference: transforms.train_batches}
+EVAL = {Pipeline.fast: gpu_transforms.eval_batches, Pipeline.reference: transforms.eval_batches}
 
 
 def check(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = None) -> None:
@@ -34,7 +34,7 @@ def check(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = 
         if data.workers and data.name in IN_MEMORY and data.resize_size is None:
             log.warning("data.workers=%d has no effect with data.pipeline=fast and a set in memory", data.workers)
     elif recipe.rand_augment is not None:
-        reference.rand_augment(data, recipe)
+        transforms.rand_augment(data, recipe)
     if device is not None and data.name in IN_FOLDERS:
         decode.check(data, device)
 
@@ -43,11 +43,20 @@ def note(data: DataConfig, device: torch.device) -> str | None:
     """Return a line for a run's log about what was chosen for it, if anything was."""
     if data.pipeline != Pipeline.fast or data.name not in IN_FOLDERS:
         return None
-    return decode.note(data) + ("; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else "")
+    return decode.note(data) + (
+        "; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else ""
+    )
 
 
 def train_batches(
-    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+    split: Split,
+    data: DataConfig,
+    recipe: RecipeConfig,
+    index_batches: Sequence[Tensor],
+    *,
+    seed: int,
+    epoch: int,
+    device: torch.device,
 ) -> Batches:
     """Iterate over augmented batches: images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, both on the device.
 
@@ -58,7 +67,9 @@ def train_batches(
     return TRAIN[data.pipeline](split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
 
 
-def eval_batches(split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device) -> Batches:
+def eval_batches(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
+) -> Batches:
     """Iterate over batches for evaluation, nothing random about them; shapes and errors as in `train_batches`."""
     check(data, recipe)
     return EVAL[data.pipeline](split, data, recipe, index_batches, device=device)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roadmap.choices import Interpolation
+from roadmap.config.choices import Interpolation
 from roadmap.data import ops
 from roadmap.data.draws import normals
 from roadmap.data.policy import Layer, Policy
@@ -62,7 +62,10 @@ def placed(images: Tensor, rows: np.ndarray, values: np.ndarray) -> tuple[Tensor
 
 def tabled(images: Tensor, layer: Layer) -> None:
     """Apply the operations that are tables of values, all of them with one look-up."""
-    groups = [np.flatnonzero(np.isin(layer.ops, ops.FIXED)), *(np.flatnonzero(layer.ops == op) for op in (*ops.TABLES_OF, "Contrast"))]
+    groups = [
+        np.flatnonzero(np.isin(layer.ops, ops.FIXED)),
+        *(np.flatnonzero(layer.ops == op) for op in (*ops.TABLES_OF, "Contrast")),
+    ]
     rows = np.concatenate(groups)
     if not len(rows):
         return
@@ -93,7 +96,9 @@ def erase(images: Tensor, boxes: np.ndarray, starts: np.ndarray) -> None:
     if not len(rows):
         return
     total = int((boxes[rows, 2] * boxes[rows, 3]).sum())
-    about = np.column_stack((rows, boxes[rows], starts[rows].view(np.int64), np.cumsum(boxes[rows, 2] * boxes[rows, 3])))
+    about = np.column_stack(
+        (rows, boxes[rows], starts[rows].view(np.int64), np.cumsum(boxes[rows, 2] * boxes[rows, 3]))
+    )
     columns = to_device(torch.from_numpy(about), images.device)
     pixel = torch.arange(total, device=images.device)
     # With the size given, nothing waits to hear from the device how long the result is.

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from roadmap.choices import Crop, Decoder, Interpolation, Pipeline
-from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import reference
-from roadmap.data.folders import CANNOT_READ, read_image
+from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import transforms
+from roadmap.data.datasets import Split
+from roadmap.data.image_folder import CANNOT_READ, read_image
 from roadmap.data.policy import draw_box
-from roadmap.data.sets import Split
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
 
@@ -33,13 +33,15 @@ log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 CUT: Box = (-1, -1, -1, -1)  # the box of what is cut already
-DecodeMany = Callable[[list[Tensor]], list[Tensor]]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
+DecodeMany = Callable[
+    [list[Tensor]], list[Tensor]
+]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
 
 
 def chosen(data: DataConfig) -> Decoder:
     """Return the decoder that `data.decoder` means.
 
-    `auto` is the CPU, everywhere: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of its config, not of
+    `auto` is the CPU, on_all_ranks: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of its config, not of
     which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by setting.
     """
     return Decoder.cpu if data.decoder == Decoder.auto else data.decoder
@@ -54,7 +56,9 @@ def note(data: DataConfig) -> str:
 def check(data: DataConfig, device: torch.device) -> None:
     """Raise ConfigError for nvJPEG without a GPU."""
     if data.pipeline == Pipeline.fast and chosen(data) == Decoder.nvjpeg and device.type != "cuda":
-        raise ConfigError(f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; data.decoder=auto or cpu decodes anywhere")
+        raise ConfigError(
+            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; data.decoder=auto or cpu decodes anywhere"
+        )
 
 
 def usual_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
@@ -148,7 +152,11 @@ class Reader:
 def packed(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Put a batch of files and crops into one tensor: all bytes in a row, how many each has, and the boxes `(B, 4)`."""
     data, boxes = zip(*items, strict=True)
-    return torch.cat([part.flatten() for part in data]), torch.tensor([part.numel() for part in data]), torch.stack(boxes)
+    return (
+        torch.cat([part.flatten() for part in data]),
+        torch.tensor([part.numel() for part in data]),
+        torch.stack(boxes),
+    )
 
 
 @dataclass
@@ -160,7 +168,12 @@ class Refusals:
 
 
 def unpacked(
-    batch: tuple[Tensor, Tensor, Tensor], ids: Sequence[int], cutter: Cutter, decode_many: DecodeMany, device: torch.device, count: Refusals
+    batch: tuple[Tensor, Tensor, Tensor],
+    ids: Sequence[int],
+    cutter: Cutter,
+    decode_many: DecodeMany,
+    device: torch.device,
+    count: Refusals,
 ) -> Tensor:
     """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`. What the decoder refuses is decoded on the CPU, and counted."""
     data, lengths, boxes = batch
@@ -217,7 +230,14 @@ def beside(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
 
 
 def train_crops(
-    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device
+    split: Split,
+    data: DataConfig,
+    recipe: RecipeConfig,
+    index_batches: Sequence[Tensor],
+    *,
+    seed: int,
+    epoch: int,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; a random box where `data.crop` is `resized`."""
     cutter = Cutter(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
@@ -234,7 +254,12 @@ def train_crops(
     for ids, batch in zip(index_batches, files, strict=True):
         yield aside(partial(unpacked, batch, ids.tolist(), cutter, decode_many, device, count))
     if count.refused:
-        log.info("epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU", epoch + 1, count.refused, count.seen)
+        log.info(
+            "epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU",
+            epoch + 1,
+            count.refused,
+            count.seen,
+        )
 
 
 @dataclass(frozen=True)
@@ -246,7 +271,11 @@ class EvalReader:
 
     def __call__(self, index: int) -> Tensor:
         """Return uint8 `(size, size, 3)`. Raises DataError."""
-        image = self.split.read(index) if self.split.images is not None else Image.fromarray(decode(self.split.path(index)).numpy())
+        image = (
+            self.split.read(index)
+            if self.split.images is not None
+            else Image.fromarray(decode(self.split.path(index)).numpy())
+        )
         return torch.from_numpy(np.array(self.crop(image)))
 
 
@@ -254,6 +283,6 @@ def eval_crops(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], device: torch.device
 ) -> Iterator[Tensor]:
     """Yield images resized and cropped at the centre by Pillow, uint8 `(B, size, size, 3)`, on the device."""
-    reader: Callable[[int], Any] = EvalReader(split, reference.eval_crop(data, recipe))
+    reader: Callable[[int], Any] = EvalReader(split, transforms.eval_crop(data, recipe))
     for crops in load_batches(reader, default_collate, index_batches, data.workers, device):
         yield crops.to(device, non_blocking=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roadmap.choices import DataName
-from roadmap.config import DataConfig
+from roadmap.config.choices import DataName
+from roadmap.config.schema import DataConfig
 from roadmap.errors import DataError
 
 TIMEOUT_S = 30.0  # a server that says nothing for so long is not there

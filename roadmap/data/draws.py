@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roadmap.data.order import Draw, derived_seed
+from roadmap.data.sampling import Draw, derived_seed
 
 STEP, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 SHIFTS = (30, 27, 31)

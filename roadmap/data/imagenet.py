@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
-from roadmap.choices import DataName
-from roadmap.data.folders import EXPECTED, WORDNET_ID, Expected, some
-from roadmap.data.full_check import Opened, printable
+from roadmap.config.choices import DataName
+from roadmap.data.image_folder import EXPECTED, WORDNET_ID, Expected, some
+from roadmap.data.verify import Opened, printable
+from roadmap.distributed.signals import StopSignal
 from roadmap.errors import ConfigError, DataError, RoadmapError, StoppedEarly
-from roadmap.runtime.folder import disk
-from roadmap.runtime.progress import Sweep
-from roadmap.runtime.stop import Stop
+from roadmap.files import disk_errors
+from roadmap.runs.progress import SweepProgress
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
@@ -41,13 +41,13 @@ def unpack(train: Path, val: Path, labels: Path, out: Path, expected: Expected =
     classes_of_val = read_labels(labels, expected)
     with opened(train), opened(val):
         pass  # better now than after the hours that the first one takes
-    with Stop() as stop:
+    with StopSignal() as stop:
         prepare(out)
         with opened(train) as tar:
             unpack_train(tar, train, out, expected, stop)
         with opened(val) as tar:
             unpack_val(tar, val, classes_of_val, out, stop)
-    with disk(out):
+    with disk_errors(out):
         (out / UNFINISHED).rmdir()
         os.sync()
     counts = " + ".join(f"{n} {split}" for split, n in expected.num_images.items())
@@ -59,7 +59,9 @@ def read_labels(path: Path, expected: Expected) -> list[str]:
     try:
         lines = path.read_text(encoding="ascii").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--labels {path}: cannot be read ({getattr(error, 'strerror', None) or 'not plain text'})") from None
+        raise DataError(
+            f"--labels {path}: cannot be read ({getattr(error, 'strerror', None) or 'not plain text'})"
+        ) from None
     while lines and not lines[-1].strip():
         lines.pop()
     classes = [line.strip() for line in lines]
@@ -90,7 +92,7 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 def prepare(out: Path) -> None:
     """Make the folder, or take up what an earlier start left in it. Raises ConfigError for a folder that holds anything else."""
-    with disk(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strangers = sorted({p.name for p in out.iterdir()} - {"train", "val", UNFINISHED})
         for split in ("train", "val", UNFINISHED):
@@ -98,16 +100,20 @@ def prepare(out: Path) -> None:
             if place.is_symlink() or (place.exists() and not place.is_dir()):
                 strangers.append(split)
             elif place.is_dir() and split != UNFINISHED:
-                strangers += sorted(f"{split}/{p.name}" for p in place.iterdir() if not WORDNET_ID.fullmatch(p.name) or p.is_symlink())
+                strangers += sorted(
+                    f"{split}/{p.name}" for p in place.iterdir() if not WORDNET_ID.fullmatch(p.name) or p.is_symlink()
+                )
     if strangers:
-        raise ConfigError(f"--out {out}: holds {printable(some(strangers))}; must be a new folder, or one that this command began")
-    with disk(out):
+        raise ConfigError(
+            f"--out {out}: holds {printable(some(strangers))}; must be a new folder, or one that this command began"
+        )
+    with disk_errors(out):
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         for name in ("train", UNFINISHED):
             (out / name).mkdir(exist_ok=True)
 
 
-def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected, stop: Stop) -> None:
+def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected, stop: StopSignal) -> None:
     """Unpack the classes that are not there yet, one inner tar each."""
     inner_tars: dict[str, tarfile.TarInfo] = {}
     for member in tar:
@@ -118,9 +124,11 @@ def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected
         raise DataError(f"{path}: holds {len(inner_tars)} classes, {expected.called} has {expected.num_classes}")
     there = {place.name: sum(1 for _ in place.iterdir()) for place in (out / "train").iterdir()}
     if there.keys() - inner_tars.keys():
-        raise ConfigError(f"--out {out}: holds {some(sorted(there.keys() - inner_tars.keys()))} in train, which {path.name} does not")
+        raise ConfigError(
+            f"--out {out}: holds {some(sorted(there.keys() - inner_tars.keys()))} in train, which {path.name} does not"
+        )
     num_images = sum(there.values())
-    progress = Opened("train", expected.num_images["train"], num_images, Sweep(), verb="unpacked")
+    progress = Opened("train", expected.num_images["train"], num_images, SweepProgress(), verb="unpacked")
     try:
         for name, member in sorted(inner_tars.items(), key=lambda item: item[1].offset):
             if name in there:
@@ -128,15 +136,17 @@ def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected
             place = new_folder(out / UNFINISHED / name)
             with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
                 num_images += unpack_class(inner, f"{path}: {member.name}", name, place, stop, progress)
-            with disk(place):
+            with disk_errors(place):
                 os.rename(place, out / "train" / name)
     finally:
         progress.close()
     if num_images != expected.num_images["train"]:
-        raise DataError(f"{path}: holds {num_images} images, {expected.called} has {expected.num_images['train']}; is it whole?")
+        raise DataError(
+            f"{path}: holds {num_images} images, {expected.called} has {expected.num_images['train']}; is it whole?"
+        )
 
 
-def unpack_class(tar: tarfile.TarFile, of: str, name: str, place: Path, stop: Stop, progress: Opened) -> int:
+def unpack_class(tar: tarfile.TarFile, of: str, name: str, place: Path, stop: StopSignal, progress: Opened) -> int:
     """Unpack the images of one class; return how many."""
     num_images = 0
     for member in tar:
@@ -145,35 +155,37 @@ def unpack_class(tar: tarfile.TarFile, of: str, name: str, place: Path, stop: St
         write(tar, member, place)
         num_images += 1
         progress.opened(1)
-        stop.check()
+        stop.raise_if_set()
     check_end(tar, of)
     return num_images
 
 
-def unpack_val(tar: tarfile.TarFile, path: Path, classes: list[str], out: Path, stop: Stop) -> None:
+def unpack_val(tar: tarfile.TarFile, path: Path, classes: list[str], out: Path, stop: StopSignal) -> None:
     """Unpack all validation images, each into its class; `out/val` appears once they are all there."""
     if (out / "val").exists():
         return
     place = new_folder(out / UNFINISHED / "val")
     for name in set(classes):
         new_folder(place / name)
-    progress = Opened("val", len(classes), 0, Sweep(), verb="unpacked")
+    progress = Opened("val", len(classes), 0, SweepProgress(), verb="unpacked")
     seen: set[int] = set()
     try:
         for member in tar:
             number = int(checked_name(path, member, VAL_IMAGE)[1])
             if not 1 <= number <= len(classes) or number in seen:
-                raise DataError(f"{path}: holds {member.name}, {'twice' if number in seen else f'past the {len(classes)} labels'}")
+                raise DataError(
+                    f"{path}: holds {member.name}, {'twice' if number in seen else f'past the {len(classes)} labels'}"
+                )
             seen.add(number)
             write(tar, member, place / classes[number - 1])
             progress.opened(1)
-            stop.check()
+            stop.raise_if_set()
     finally:
         progress.close()
     check_end(tar, path)
     if len(seen) != len(classes):
         raise DataError(f"{path}: holds {len(seen)} images, the labels are {len(classes)}; is it whole?")
-    with disk(place):
+    with disk_errors(place):
         os.rename(place, out / "val")
 
 
@@ -190,21 +202,25 @@ def checked_name(of: Path | str, member: tarfile.TarInfo, pattern: re.Pattern[st
     match = pattern.fullmatch(member.name)
     if match is None or not member.isreg():
         kind = "" if member.isreg() else ", which is no plain file"
-        raise DataError(f"{of}: holds {printable(member.name)[:80]}{kind}; expected files named {pattern.pattern.replace(chr(92), '')}")
+        raise DataError(
+            f"{of}: holds {printable(member.name)[:80]}{kind}; expected files named {pattern.pattern.replace(chr(92), '')}"
+        )
     return match
 
 
 def write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """Write one checked member under its name. Raises DiskError, tarfile's errors for a tar that ends in it."""
-    safe = tarfile.data_filter(member, str(folder))  # refuses what leads outside, should a name ever pass `checked_name`
+    safe = tarfile.data_filter(
+        member, str(folder)
+    )  # refuses what leads outside, should a name ever pass `checked_name`
     path = folder / safe.name
     source = tar.extractfile(member)
     assert source is not None
-    with disk(path):
+    with disk_errors(path):
         target = open(path, "xb")  # noqa: SIM115 - closed below, apart from reading, whose errors are the tar's
     with closing(path, target):
         while block := source.read(BLOCK):
-            with disk(path):
+            with disk_errors(path):
                 target.write(block)
 
 
@@ -214,13 +230,13 @@ def closing(path: Path, target: IO[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
-        with disk(path):
+        with disk_errors(path):
             target.close()
 
 
 def new_folder(path: Path) -> Path:
     """Make a folder and return it. Raises DiskError."""
-    with disk(path):
+    with disk_errors(path):
         path.mkdir()
     return path
 
@@ -234,10 +250,16 @@ class Parser(argparse.ArgumentParser):
 
 def main(words: list[str]) -> int:
     """Run the command line; return the exit code."""
-    parser = Parser(prog="python -m roadmap.data.imagenet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m roadmap.data.imagenet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("train", type=Path, metavar="TRAIN.tar")
     parser.add_argument("val", type=Path, metavar="VAL.tar")
-    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="one WordNet id a line, of each validation image")
+    parser.add_argument(
+        "--labels", type=Path, required=True, metavar="FILE", help="one WordNet id a line, of each validation image"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new, or what this command began")
     try:
         given = parser.parse_args(words)

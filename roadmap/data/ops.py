@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roadmap.choices import Interpolation
+from roadmap.config.choices import Interpolation
 
 LUMA = (19595, 38470, 7471)  # of red, green and blue in gray, as Pillow has them: ITU-R 601-2 in 1 / 65536
 

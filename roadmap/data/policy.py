@@ -11,13 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from roadmap.config import DataConfig, RecipeConfig
-from roadmap.data import reference
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import transforms
 from roadmap.data.draws import uniforms
-from roadmap.data.order import Draw
+from roadmap.data.sampling import Draw
 from roadmap.errors import ConfigError
 
-SCALE, RATIO, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of the random resized crop, as torchvision and timm have them
+SCALE, RATIO, ATTEMPTS = (
+    (0.08, 1.0),
+    (3 / 4, 4 / 3),
+    10,
+)  # of the random resized crop, as torchvision and timm have them
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of the image's; height to width
 STRONGEST = 10.0  # timm's magnitudes count from 0 to this, unless mmax says otherwise
 
@@ -70,7 +74,7 @@ def policy_of(data: DataConfig, recipe: RecipeConfig) -> Policy | None:
     """Read `recipe.rand_augment`, as timm does. Raises ConfigError for what it cannot read, and for sets of other operations."""
     if recipe.rand_augment is None:
         return None
-    theirs = reference.rand_augment(data, recipe)
+    theirs = transforms.rand_augment(data, recipe)
     if theirs.choice_weights is not None or not {op.name for op in theirs.ops} <= set(LEVELS):
         raise ConfigError(
             f"recipe.rand_augment={recipe.rand_augment}: data.pipeline=fast has timm's 15 operations, equally likely; "
@@ -143,7 +147,9 @@ def draw_erased(prob: float, size: int, seed: int, epoch: int, ids: np.ndarray) 
     fits = (heights < size) & (widths < size)
     first, rows = fits.argmax(1), np.arange(len(ids))
     h, w = heights[rows, first], widths[rows, first]
-    box = np.stack((np.floor(drawn[:, -3] * (size - h + 1)), np.floor(drawn[:, -2] * (size - w + 1)), h, w), 1).astype(np.int64)
+    box = np.stack((np.floor(drawn[:, -3] * (size - h + 1)), np.floor(drawn[:, -2] * (size - w + 1)), h, w), 1).astype(
+        np.int64
+    )
     box[~(fits.any(1) & (drawn[:, -1] < prob))] = 0
     return box
 

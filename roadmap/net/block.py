@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from roadmap.choices import StrideOn
-from roadmap.config import NetConfig
+from roadmap.config.choices import StrideOn
+from roadmap.config.schema import NetConfig
 from roadmap.net.layers import DropPath, LayerScale, activation, conv, norm, wanted
 
 
@@ -52,7 +52,8 @@ class Block(nn.Module):
         acts = [cfg.activations_per_block == 3 or slot == 1 for slot in range(2)]
         shapes = block_convs(cfg, c_in, c_out, stride)
         convs = [
-            conv(cfg, s.c_in, s.c_out, s.kernel, stride=s.stride, groups=s.groups, normed=n) for s, n in zip(shapes, normed, strict=True)
+            conv(cfg, s.c_in, s.c_out, s.kernel, stride=s.stride, groups=s.groups, normed=n)
+            for s, n in zip(shapes, normed, strict=True)
         ]
         norms = [norm(cfg, s.c_out) if n else nn.Identity() for s, n in zip(shapes, normed, strict=True)]
         self.conv1, self.norm1, self.act1 = convs[0], norms[0], activation(cfg) if acts[0] else nn.Identity()
@@ -62,7 +63,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.shortcut = Projection(cfg, c_in, c_out, stride) if stride != 1 or c_in != c_out else nn.Identity()
         # Reading 3: the activation after the addition is one of the three, and goes with them.
-        self.act3 = activation(cfg) if wanted(cfg.residual_activation, cfg.activations_per_block == 3) else nn.Identity()
+        self.act3 = (
+            activation(cfg) if wanted(cfg.residual_activation, cfg.activations_per_block == 3) else nn.Identity()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, c_in, H, W) -> (N, c_out, H', W')."""

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from roadmap.choices import Activation, Norm, When
-from roadmap.config import NetConfig
+from roadmap.config.choices import Activation, Norm, When
+from roadmap.config.schema import NetConfig
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -71,7 +71,15 @@ def activation(cfg: NetConfig) -> nn.Module:
 
 
 def conv(
-    cfg: NetConfig, c_in: int, c_out: int, kernel: int, *, stride: int = 1, groups: int = 1, pad: bool = True, normed: bool
+    cfg: NetConfig,
+    c_in: int,
+    c_out: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    pad: bool = True,
+    normed: bool,
 ) -> nn.Conv2d:
     """Return a convolution; with `pad` it keeps the map's size at stride 1.
 

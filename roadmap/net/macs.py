@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from roadmap.config import NetConfig
+from roadmap.config.schema import NetConfig
 from roadmap.net.net import build_net
 
 

@@ -5,8 +5,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from roadmap.choices import Init, Stem
-from roadmap.config import NetConfig
+from roadmap.config.choices import Init, Stem
+from roadmap.config.schema import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.layers import activation, conv, norm, vector_norm, wanted
 
@@ -91,7 +91,9 @@ def stem(cfg: NetConfig, c_out: int) -> nn.Sequential:
     blocks, the norm stays.
     """
     patchify = cfg.stem == Stem.patchify
-    kernel, stride = (cfg.stem_stride, cfg.stem_stride) if patchify else (7, cfg.stem_stride // 2)  # the pool has the other half
+    kernel, stride = (
+        (cfg.stem_stride, cfg.stem_stride) if patchify else (7, cfg.stem_stride // 2)
+    )  # the pool has the other half
     return nn.Sequential(
         OrderedDict(
             conv=conv(cfg, 3, c_out, kernel, stride=stride, pad=not patchify, normed=cfg.stem_norm),

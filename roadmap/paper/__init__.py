@@ -56,7 +56,7 @@ def rows(regime: str) -> dict[str, PaperRow]:
 
 @cache
 def order() -> dict[str, int]:
-    """Return the place of every step of the paper in the roadmap, 0 first."""
+    """Return the position of every step of the paper in the roadmap, 0 first."""
     return {step: row.order for step, row in rows("tiny").items()}
 
 
@@ -73,7 +73,7 @@ def label(step: str, regime: str) -> str | None:
     return general.get(step) or (rows("tiny")[step].label if step in rows("tiny") else None)
 
 
-def place(step: str, parents: Mapping[str, str | None]) -> tuple[str, ...]:
+def position(step: str, parents: Mapping[str, str | None]) -> tuple[str, ...]:
     """Return the sort key of a step: the paper's order; a step of one's own stands right behind its parent.
 
     `parents` holds the parent of every step that is not the paper's; a parent that is unknown sorts to the end.

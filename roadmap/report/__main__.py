@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Never
 
 from roadmap.errors import DONE, ConfigError, DataError, DiskError, RoadmapError
+from roadmap.files import atomic_write
 from roadmap.report.as_json import to_json
 from roadmap.report.cells import Group
 from roadmap.report.findings import findings
@@ -16,7 +17,6 @@ from roadmap.report.neighbours import KINDS
 from roadmap.report.runs import Collected, collect
 from roadmap.report.tables import to_csv, to_markdown, to_tex, to_text
 from roadmap.report.text import clean
-from roadmap.runtime.ledger import replace_file
 
 SOURCES = "a folder of runs, a study, one run directory, or wandb:ENTITY/PROJECT[?group=STUDY]"
 ALLOW = "count suspect runs of these kinds, marked †"
@@ -38,11 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Kinds of suspect runs: " + "; ".join(f"{kind}: {about}" for kind, about in KINDS.items()) + ".",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="SOURCE", help="a folder of runs, a study, one run, or wandb:ENTITY/PROJECT[?group=STUDY]"
+        "runs",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder of runs, a study, one run, or wandb:ENTITY/PROJECT[?group=STUDY]",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write; made if it is not there")
     parser.add_argument(
-        "--allow", nargs="+", action="extend", default=[], metavar="KIND", help="count suspect runs of these kinds, marked †"
+        "--allow",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KIND",
+        help="count suspect runs of these kinds, marked †",
     )
     parser.add_argument("--tables-only", action="store_true", help="tables and findings, without figures and page")
     args = parser.parse_args(argv)
@@ -69,7 +77,7 @@ def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figur
     if "other_cells.csv" not in files and (out / "other_cells.csv").exists():
         files["other_cells.csv"] = to_csv(groups, others=True)  # what an earlier report left there is no longer true
     if figures:
-        files |= pictures(groups, collected)
+        files |= batches(groups, collected)
     _write(out, files)
     print(to_text(groups, collected))
     if not any(group.rows for group in groups):
@@ -96,7 +104,7 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     return files
 
 
-def pictures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
+def batches(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     """Return the figures in three formats, and the page that shows them, by file name."""
     from roadmap.report.gallery import gallery  # drawing takes a second that tables need not wait
     from roadmap.report.page import page
@@ -124,7 +132,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            replace_file(out / name, data)
+            atomic_write(out / name, data)
     except OSError as error:
         raise DiskError(f"--out {clean(out, 300)}: cannot be written ({error.strerror or error})") from None
 

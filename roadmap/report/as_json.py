@@ -52,7 +52,13 @@ def _group(group: Group) -> dict[str, Any]:
                 "only_this": cell.gain.only_this if cell.gain else None,
                 "only_parent": cell.gain.only_parent if cell.gain else None,
                 "runs": [
-                    {"seed": run.seed, "top1": run.top1, "commit": run.commit, "code": run.code, "hardware": run.hardware}
+                    {
+                        "seed": run.seed,
+                        "top1": run.top1,
+                        "commit": run.commit,
+                        "code": run.code,
+                        "hardware": run.hardware,
+                    }
                     for run in cell.runs
                 ],
             }

@@ -126,7 +126,9 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         grouped[run.study, run.regime, run.data].append(run)
     regimes = list(paper.TABLES)  # tiny before base, as in the paper
-    order = sorted(grouped, key=lambda key: (key[2], regimes.index(key[1]) if key[1] in regimes else len(regimes), key[1], key[0]))
+    order = sorted(
+        grouped, key=lambda key: (key[2], regimes.index(key[1]) if key[1] in regimes else len(regimes), key[1], key[0])
+    )
     return [_group(*key, grouped[key]) for key in order]
 
 
@@ -135,7 +137,9 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     for run in sorted(runs, key=lambda run: run.seed):
         seeds[run.cell].append(run)
     parents = {run.step: run.parent for run in runs}
-    cells = sorted((_cell(same) for same in seeds.values()), key=lambda cell: (paper.place(cell.step, parents), cell.cell))
+    cells = sorted(
+        (_cell(same) for same in seeds.values()), key=lambda cell: (paper.position(cell.step, parents), cell.cell)
+    )
     rows = tuple(cell for cell in cells if _is_row(cell))
     return Group(
         study=study,
@@ -198,13 +202,17 @@ def _notes(rows: Sequence[Cell]) -> list[str]:
     largest = max((_of_net(row, "kernel_size", 0) for row in rows), default=0)
     notes += sorted({note for row in rows if (note := _short_reach(row, largest))})
     marked = [row for row in rows if row.marks]
-    notes += [f"† {row.cell}: counts runs that are suspect, because it was allowed ({', '.join(row.marks)})" for row in marked]
+    notes += [
+        f"† {row.cell}: counts runs that are suspect, because it was allowed ({', '.join(row.marks)})" for row in marked
+    ]
     return notes
 
 
 def _of_net(row: Cell, key: str, default: int) -> int:
     text = row.runs[0].config.get(f"model.{key}", "")
-    return int(text) if re.fullmatch(r"[1-9][0-9]{0,3}", text) else default  # a config is text that anybody may have written
+    return (
+        int(text) if re.fullmatch(r"[1-9][0-9]{0,3}", text) else default
+    )  # a config is text that anybody may have written
 
 
 def _short_reach(row: Cell, kernel: int) -> str:

@@ -80,11 +80,17 @@ def _gain(text: Callable[[Gain], str]) -> Callable[[Cell], str]:
     return lambda cell: text(cell.gain) if cell.gain else ""
 
 
-STEP = Column("step", lambda cell: cell.cell + (MARK if cell.marks else ""), about="† counts suspect runs, because it was allowed")
+STEP = Column(
+    "step", lambda cell: cell.cell + (MARK if cell.marks else ""), about="† counts suspect runs, because it was allowed"
+)
 ROWS = (
     STEP,
     Column("label", lambda cell: shorten(cell.label, 40)),
-    Column("adopted", lambda cell: cell.adopted, about="yes: kept by the paper; no: tried and not kept; reference: not a step"),
+    Column(
+        "adopted",
+        lambda cell: cell.adopted,
+        about="yes: kept by the paper; no: tried and not kept; reference: not a step",
+    ),
     Column(
         QUANTITIES["top1_mean"].heading,
         lambda cell: accuracy(cell.top1, cell.top1_std),
@@ -117,11 +123,23 @@ GAINS = (
     STEP,
     Column("compared with", _gain(lambda gain: gain.parent)),
     _of("gain", signed),
-    Column("95 % over seeds", over_seeds, QUANTITIES["gain_low"].value, "Welch's interval; seeds of different nets are no pairs"),
+    Column(
+        "95 % over seeds",
+        over_seeds,
+        QUANTITIES["gain_low"].value,
+        "Welch's interval; seeds of different nets are no pairs",
+    ),
     _of("p_holm", p_text),
-    Column("bootstrap", _gain(lambda g: between(g.bootstrap)), QUANTITIES["boot_low"].value, QUANTITIES["boot_low"].about),
+    Column(
+        "bootstrap", _gain(lambda g: between(g.bootstrap)), QUANTITIES["boot_low"].value, QUANTITIES["boot_low"].about
+    ),
     Column("seeds needed", needed, QUANTITIES["seeds_needed"].value, QUANTITIES["seeds_needed"].about),
-    Column("95 % over images", _gain(lambda g: between(g.over_images)), QUANTITIES["images_low"].value, QUANTITIES["images_low"].about),
+    Column(
+        "95 % over images",
+        _gain(lambda g: between(g.over_images)),
+        QUANTITIES["images_low"].value,
+        QUANTITIES["images_low"].about,
+    ),
     Column(
         "only right here / there",
         _gain(lambda g: "" if g.only_this is None else f"{g.only_this} / {g.only_parent}"),
@@ -129,13 +147,29 @@ GAINS = (
         "images that only this net or only its parent has right, one net of each (the lowest common seed)",
     ),
     _of("mcnemar_p_holm", p_text),
-    Column("paper gain", _gain(lambda g: signed(g.paper_gain)), QUANTITIES["paper_gain"].value, QUANTITIES["paper_gain"].about),
     Column(
-        "paper 95 %", _gain(lambda g: between(g.paper_interval)), QUANTITIES["paper_gain_low"].value, QUANTITIES["paper_gain_low"].about
+        "paper gain",
+        _gain(lambda g: signed(g.paper_gain)),
+        QUANTITIES["paper_gain"].value,
+        QUANTITIES["paper_gain"].about,
+    ),
+    Column(
+        "paper 95 %",
+        _gain(lambda g: between(g.paper_interval)),
+        QUANTITIES["paper_gain_low"].value,
+        QUANTITIES["paper_gain_low"].about,
     ),
 )
 ON_TERMINAL = ("step", "top-1 (%)", "n", "MACs (G)", "parameters (M)", "epochs", "paper top-1")
-GAINS_ON_TERMINAL = ("step", "gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain")
+GAINS_ON_TERMINAL = (
+    "step",
+    "gain (points)",
+    "95 % over seeds",
+    "p (Holm)",
+    "95 % over images",
+    "McNemar p (Holm)",
+    "paper gain",
+)
 
 
 def filled(cells: Sequence[Cell], columns: Sequence[Column]) -> list[tuple[Column, list[str]]]:

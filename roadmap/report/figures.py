@@ -53,7 +53,9 @@ class Layout:
     foot: float = 0.85  # the axes' numbers and names, and the legend
 
 
-WIDE = Layout(font=8.5, small=7.5, row=0.27, bars=3.0, macs=1.15, sections=True, paper_values=0.62, head=95, head_line=0.19)
+WIDE = Layout(
+    font=8.5, small=7.5, row=0.27, bars=3.0, macs=1.15, sections=True, paper_values=0.62, head=95, head_line=0.19
+)
 # The bars take what the texts leave of a column.
 NARROW = Layout(
     font=6.5,
@@ -92,14 +94,18 @@ class _Sheet:
     def __init__(self, groups: Sequence[Group], lines: Sequence[Line], look: Layout) -> None:
         self.groups, self.lines, self.look = groups, lines, look
         self.figure = new_figure()
-        sections = text_width(self.figure, [line.section for line in lines], look.small) + look.gap if look.sections else 0.0
+        sections = (
+            text_width(self.figure, [line.section for line in lines], look.small) + look.gap if look.sections else 0.0
+        )
         widest = COLUMN if look.macs is None else 99.0
         self.labels = [fitted(self.figure, line.label, look.font, widest * 0.38) for line in lines]
         self.left = look.margin + sections + text_width(self.figure, self.labels, look.font) + look.gap
         self.heads = [head_lines(group, look.head) for group in groups]
         self.top = look.margin + 0.34 + look.head_line * max(map(len, self.heads)) + 0.28
         self.height = self.top + look.row * len(lines) + look.foot
-        self.values = [0.08 + text_width(self.figure, [value_text(c, group) for c in group.rows], look.font) for group in groups]
+        self.values = [
+            0.08 + text_width(self.figure, [value_text(c, group) for c in group.rows], look.font) for group in groups
+        ]
         self.papers = [(look.paper_values or 0.0) if any(row.paper for row in group.rows) else 0.0 for group in groups]
         fixed = look.gap + (look.macs or 0.0) + look.macs_values
         spare = COLUMN - self.left - sum(self.values) - sum(self.papers) - fixed * len(groups) - look.margin
@@ -120,7 +126,12 @@ class _Sheet:
         """Draw everything and return the figure."""
         look = self.look
         self.page.text(
-            look.margin, look.margin + 0.1, "From ResNet to ConvNeXt, step by step", size=look.font * 1.4, weight="bold", va="center"
+            look.margin,
+            look.margin + 0.1,
+            "From ResNet to ConvNeXt, step by step",
+            size=look.font * 1.4,
+            weight="bold",
+            va="center",
         )
         self._bands()
         span = limits(self.groups) if len(self.groups) == 1 else None
@@ -129,7 +140,9 @@ class _Sheet:
             start = look.margin if len(self.groups) == 1 else x
             for i, text in enumerate(self.heads[number]):
                 bold = "bold" if text == group.caution or (i == 0 and len(self.groups) > 1) else "normal"
-                self.page.text(start, look.margin + 0.36 + look.head_line * i, text, va="center", weight=bold, size=look.font)
+                self.page.text(
+                    start, look.margin + 0.36 + look.head_line * i, text, va="center", weight=bold, size=look.font
+                )
             self._panel(number, x, span or limits([group]))
             x += self.widths[number] + look.between
         self._legend()
@@ -156,7 +169,9 @@ class _Sheet:
         _bars(axes, cells)
         _reference(axes, group, cells, look.small)
         axes.set(xlim=span, ylim=(count - 0.5, -0.5))  # again: drawing may widen them
-        axes.set_xlabel(QUANTITIES["top1_mean"].axis + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=look.small)
+        axes.set_xlabel(
+            QUANTITIES["top1_mean"].axis + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=look.small
+        )
         axes.set_yticks(range(count), self.labels if number == 0 else [""] * count, parse_math=False, size=look.font)
         axes.xaxis.set_major_locator(MaxNLocator(6 if look.macs is not None else 3, steps=[1, 2, 5, 10]))
         axes.tick_params(axis="y", length=0)
@@ -169,7 +184,9 @@ class _Sheet:
             _macs(macs, cells, count, scale)
             macs.set_xlabel(f"{QUANTITIES['gmacs'].name} ({unit})", size=look.small)
             macs.tick_params(axis="x", labelsize=look.small)
-        self._column(values, QUANTITIES["top1_mean"].heading, {row: value_text(cell, group) for row, cell in cells}, "no run")
+        self._column(
+            values, QUANTITIES["top1_mean"].heading, {row: value_text(cell, group) for row, cell in cells}, "no run"
+        )
         if self.papers[number]:
             self._column(papers, "paper", {row: f"{cell.paper.top1:.2f}" for row, cell in cells if cell.paper}, "")
         right = papers + look.gap + (look.macs or 0.0) + look.macs_values - 0.04
@@ -213,21 +230,43 @@ def _bars(axes: Axes, cells: Sequence[tuple[int, Cell]]) -> None:
     looks = {"yes": (KEPT, "", "-"), "no": (TRIED, "/////", "-"), "reference": (REFERENCE, "", "--")}
     beside = any(cell.paper for _, cell in cells)
     height, middle = (0.44, -0.16) if beside else (0.68, 0.0)
-    spread: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0, "zorder": 4}
+    spread: dict[str, Any] = {
+        "fmt": "none",
+        "ecolor": INK,
+        "elinewidth": 1.0,
+        "capsize": 2.0,
+        "capthick": 1.0,
+        "zorder": 4,
+    }
     for row, cell in cells:
         color, hatch, line = looks[cell.adopted]
         y = row + middle
         (bar,) = axes.barh(
-            y, cell.top1, height=height, color=color, edgecolor=INK, linewidth=0.6, hatch=hatch, linestyle=line, label=cell.step
+            y,
+            cell.top1,
+            height=height,
+            color=color,
+            edgecolor=INK,
+            linewidth=0.6,
+            hatch=hatch,
+            linestyle=line,
+            label=cell.step,
         )
         hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{_spread(cell)}, n = {cell.n}")
         if cell.top1_std is not None:
             axes.errorbar(cell.top1, y, xerr=cell.top1_std, **spread)
         if cell.paper:
-            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, fc="none", ec=INK, lw=0.6, label=f"paper {cell.step}")
+            (bar,) = axes.barh(
+                row + 0.24, cell.paper.top1, height=0.26, fc="none", ec=INK, lw=0.6, label=f"paper {cell.step}"
+            )
             hover(bar, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
             if cell.paper.top1_std is not None:
-                axes.errorbar(cell.paper.top1, row + 0.24, xerr=cell.paper.top1_std, **{**spread, "elinewidth": 0.7, "capsize": 1.2})
+                axes.errorbar(
+                    cell.paper.top1,
+                    row + 0.24,
+                    xerr=cell.paper.top1_std,
+                    **{**spread, "elinewidth": 0.7, "capsize": 1.2},
+                )
 
 
 def _spread(cell: Cell) -> str:
@@ -236,9 +275,15 @@ def _spread(cell: Cell) -> str:
 
 def _reference(axes: Axes, group: Group, cells: Sequence[tuple[int, Cell]], size: float) -> None:
     """Draw a dashed line at our run of a reference net; at the paper's number where there is no such run."""
-    lines = [(cell.top1, f"{drawable(cell.label, cell.step)} {cell.top1:.2f}") for _, cell in cells if cell.adopted == "reference"]
+    lines = [
+        (cell.top1, f"{drawable(cell.label, cell.step)} {cell.top1:.2f}")
+        for _, cell in cells
+        if cell.adopted == "reference"
+    ]
     if not lines and group.paper_reference:
-        lines = [(group.paper_reference.top1, f"{group.paper_reference.label} (paper) {group.paper_reference.top1:.2f}")]
+        lines = [
+            (group.paper_reference.top1, f"{group.paper_reference.label} (paper) {group.paper_reference.top1:.2f}")
+        ]
     for at, _ in lines:
         axes.axvline(at, color=INK, ls=(0, (5, 3)), lw=0.9, zorder=3)
     if lines:
@@ -256,7 +301,9 @@ def _macs(axes: Axes, cells: Sequence[tuple[int, Cell]], count: int, scale: floa
             continue
         if cell.adopted == "yes" and cell.parent in known:
             axes.plot(*zip(known[cell.parent], known[cell.step], strict=True), color=INK, lw=0.9, zorder=2)
-        axes.plot(*known[cell.step], "o", ms=4.5, mfc=INK if cell.adopted == "yes" else "white", mec=INK, mew=0.9, zorder=3)
+        axes.plot(
+            *known[cell.step], "o", ms=4.5, mfc=INK if cell.adopted == "yes" else "white", mec=INK, mew=0.9, zorder=3
+        )
     most = max((gmacs for gmacs, _ in known.values()), default=1.0)
     axes.set(xlim=(0, most * 1.12 or 1), ylim=(count - 0.5, -0.5), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3))

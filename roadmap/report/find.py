@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roadmap.report.text import clean
-from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
 
 RUN_NAME = re.compile(r"seed\d+")
 SET_ASIDE = re.compile(r"seed\d+\.old\d+")  # by `fresh=true`: their owner replaced them
@@ -73,12 +73,18 @@ def _look_into(place: Place) -> tuple[list[Place], str]:
     with os.scandir(place.folder) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     names = {entry.name for entry in entries}
-    is_run = bool(names & {STATUS, SUMMARY, METRICS}) or (CONFIG in names and RUN_NAME.fullmatch(place.folder.name) is not None)
+    is_run = bool(names & {STATUS, SUMMARY, METRICS}) or (
+        CONFIG in names and RUN_NAME.fullmatch(place.folder.name) is not None
+    )
     folders = []
     for entry in entries:
         path = Path(entry.path)
         # os.path.isdir is False for a link that leads to itself, where DirEntry.is_dir raises.
-        passed_over = entry.name.startswith(".") or SET_ASIDE.fullmatch(entry.name) or (entry.name == LATEST and entry.is_symlink())
+        passed_over = (
+            entry.name.startswith(".")
+            or SET_ASIDE.fullmatch(entry.name)
+            or (entry.name == LATEST and entry.is_symlink())
+        )
         if not passed_over and os.path.isdir(path):
             real = Path(os.path.realpath(path)) if entry.is_symlink() else path
             folders.append(Place(real, os.path.join(place.shown, entry.name)))

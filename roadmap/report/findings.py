@@ -18,7 +18,9 @@ def findings(groups: Sequence[Group]) -> list[str]:
 
 def paragraph(group: Group) -> str:
     """Return what the data of a group support, and what they do not."""
-    parts = [f"Study {clean(group.study, 80)} (regime {group.regime}, {group.data}): {len(group.cells)} cells, {_seeds(group)}."]
+    parts = [
+        f"Study {clean(group.study, 80)} (regime {group.regime}, {group.data}): {len(group.cells)} cells, {_seeds(group)}."
+    ]
     compared = [cell for cell in group.cells if cell.gain]
     tested = [cell for cell in compared if cell.gain and cell.gain.p_holm is not None]
     sure = [cell for cell in tested if cell.gain and (cell.gain.p_holm or 0) < ALPHA]
@@ -93,4 +95,8 @@ def _names(cells: Sequence[Cell]) -> str:
 
 def _seeds(group: Group) -> str:
     counts = sorted({cell.n for cell in group.cells})
-    return f"{counts[0]} seed{'s' * (counts[0] > 1)} a cell" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds a cell"
+    return (
+        f"{counts[0]} seed{'s' * (counts[0] > 1)} a cell"
+        if len(counts) == 1
+        else f"{counts[0]} to {counts[-1]} seeds a cell"
+    )

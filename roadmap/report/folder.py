@@ -17,10 +17,16 @@ from typing import Any
 import numpy as np
 import yaml
 
+from roadmap.files import read_json
 from roadmap.report.find import Place
-from roadmap.runtime.ledger import CONFIG, CORRECT, METRICS, STATUS, SUMMARY, read_json
+from roadmap.runs.schema import CONFIG, CORRECT, METRICS, STATUS, SUMMARY
 
-MAX_CONFIG, MAX_RECORD, MAX_LEDGER, MAX_BITS = 2**18, 2**22, 2**30, 2**22  # bytes; a larger file was not written by a run
+MAX_CONFIG, MAX_RECORD, MAX_LEDGER, MAX_BITS = (
+    2**18,
+    2**22,
+    2**30,
+    2**22,
+)  # bytes; a larger file was not written by a run
 STEP = re.compile(rb'"global_step": ([0-9]{1,12})[,}]')
 
 
@@ -72,7 +78,9 @@ class RunFolder:
         path = self.place.folder / CONFIG
         readable(path, MAX_CONFIG)
         try:
-            values = yaml.load(path.read_bytes(), Loader=LOADER)  # strings only, and no merge keys that grow without end
+            values = yaml.load(
+                path.read_bytes(), Loader=LOADER
+            )  # strings only, and no merge keys that grow without end
         except (yaml.YAMLError, ValueError, RecursionError):
             raise Suspect(f"{path.name}: not YAML") from None
         if not isinstance(values, dict):
@@ -104,7 +112,12 @@ def read_history(data: bytes) -> History:
     rows: list[dict[str, Any]] = []
     steps: dict[str, list[int]] = defaultdict(list)
     for number, line in enumerate(lines, 1):
-        if line.startswith(b'{"kind": "train"') and line.endswith(b"}") and line.count(b"{") == 1 and (step := STEP.search(line)):
+        if (
+            line.startswith(b'{"kind": "train"')
+            and line.endswith(b"}")
+            and line.count(b"{") == 1
+            and (step := STEP.search(line))
+        ):
             steps["train"].append(int(step[1]))
             continue
         try:

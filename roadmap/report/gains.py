@@ -46,7 +46,10 @@ def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, 
 
 
 def _setting(cell: Cell) -> set[tuple[object, ...]]:
-    return {(run.code, run.hardware, run.images, run.recipe, run.epochs, run.image_size, run.batch_size) for run in cell.runs}
+    return {
+        (run.code, run.hardware, run.images, run.recipe, run.epochs, run.image_size, run.batch_size)
+        for run in cell.runs
+    }
 
 
 def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
@@ -89,7 +92,9 @@ def _beside_paper(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     if cell.paper is None or parent.paper is None:
         return gain
     found = stats.welch(_three(cell.paper), _three(parent.paper))
-    return replace(gain, paper_gain=cell.paper.top1 - parent.paper.top1, paper_interval=found.interval if found else None)
+    return replace(
+        gain, paper_gain=cell.paper.top1 - parent.paper.top1, paper_interval=found.interval if found else None
+    )
 
 
 def _three(row: paper.PaperRow) -> tuple[float, ...]:

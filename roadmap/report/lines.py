@@ -55,11 +55,13 @@ def chart_lines(groups: Sequence[Group]) -> list[Line]:
     parents = {row.step: row.parent for group in groups for row in group.rows}
     labels = {row.step: row.label for group in reversed(groups) for row in group.rows}
     lines = []
-    for step in sorted(parents, key=lambda step: paper.place(step, parents)):
+    for step in sorted(parents, key=lambda step: paper.position(step, parents)):
         label = labels[step]
         if len({rows[step].label for rows in by_step if step in rows}) > 1:
             label = (paper.label(step, "") if step in paper.order() else "") or label  # one name for both regimes
-        lines.append(Line(step, drawable(label, step), _section(step, parents), tuple(rows.get(step) for rows in by_step)))
+        lines.append(
+            Line(step, drawable(label, step), _section(step, parents), tuple(rows.get(step) for rows in by_step))
+        )
     return lines
 
 
@@ -69,7 +71,11 @@ def limits(groups: Sequence[Group]) -> tuple[float, float]:
     for group in groups:
         for row in group.rows:
             ends += [row.top1 - (row.top1_std or 0), row.top1 + (row.top1_std or 0)]
-            ends += [row.paper.top1 - (row.paper.top1_std or 0), row.paper.top1 + (row.paper.top1_std or 0)] if row.paper else []
+            ends += (
+                [row.paper.top1 - (row.paper.top1_std or 0), row.paper.top1 + (row.paper.top1_std or 0)]
+                if row.paper
+                else []
+            )
         ends += [group.paper_reference.top1] if group.paper_reference else []
     low, high = min(ends), max(ends)
     span = max(high - low, 1.0)
@@ -97,9 +103,16 @@ def value_text(cell: Cell, group: Group) -> str:
 def head_lines(group: Group, limit: int = HEAD_LIMIT) -> list[str]:
     """Return the lines above a panel: regime, data, epochs, seeds, and what must not be read out of it."""
     counts = sorted({row.n for row in group.rows})
-    seeds = f"n = {counts[0]} seed" + "s" * (counts[0] > 1) if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} seeds"
+    seeds = (
+        f"n = {counts[0]} seed" + "s" * (counts[0] > 1)
+        if len(counts) == 1
+        else f"n = {counts[0]} to {counts[-1]} seeds"
+    )
     seeds += " a row, so no spread is known" if counts == [1] else ""
-    lines = [f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
+    lines = [
+        f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}",
+        f"study {group.study}: {_epochs(group)}; {seeds}",
+    ]
     lines += [group.caution] if group.caution else []
     absent = [text for text in group.missing if text.startswith(NO_RUN)]
     wrapped = [part for line in [*lines, *absent, *group.notes] for part in textwrap.wrap(line, limit)]
@@ -110,7 +123,9 @@ def _epochs(group: Group) -> str:
     lengths: dict[str, set[int]] = {}
     for row in group.rows:
         lengths.setdefault(row.recipe, set()).update({row.epochs} - {None})  # type: ignore[arg-type]
-    texts = {recipe: " to ".join(map(str, sorted({min(found), max(found)}))) for recipe, found in lengths.items() if found}
+    texts = {
+        recipe: " to ".join(map(str, sorted({min(found), max(found)}))) for recipe, found in lengths.items() if found
+    }
     if len(set(texts.values())) == 1:
         length = next(iter(texts.values()))
         return f"{length} epoch" + "s" * (length != "1")

@@ -9,7 +9,9 @@ from typing import Any
 from roadmap.report.folder import History, order_problem
 
 OURS = frozenset({"step", "cell", "study", "regime", "seed", "recipe", "data"})  # keys of every config of ours
-SUMMARIES = frozenset({"last", "min", "max", "mean", "best", "none"})  # what define_metric(summary=...) makes of a value
+SUMMARIES = frozenset(
+    {"last", "min", "max", "mean", "best", "none"}
+)  # what define_metric(summary=...) makes of a value
 OF_THE_CLIENT = re.compile(r"_.*")
 
 
@@ -20,7 +22,9 @@ def is_ours(config: dict[str, Any]) -> bool:
 
 def own_config(config: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
     """Return the config without the facts of the start (versions, code, sizes) that went up with it."""
-    return {key: value for key, value in config.items() if key != "_wandb" and not (key in status and status[key] == value)}
+    return {
+        key: value for key, value in config.items() if key != "_wandb" and not (key in status and status[key] == value)
+    }
 
 
 def own_summary(summary: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +42,13 @@ def own_summary(summary: dict[str, Any]) -> dict[str, Any]:
 def status_of(summary: dict[str, Any], state: str) -> dict[str, Any]:
     """Return what stands for a `status.json` that did not go up: the summary says `done` only where the run did."""
     done = state == "finished" and summary.get("state") == "done"
-    words = {"finished": "ended without its record", "running": "running", "crashed": "stopped", "killed": "stopped", "failed": "failed"}
+    words = {
+        "finished": "ended without its record",
+        "running": "running",
+        "crashed": "stopped",
+        "killed": "stopped",
+        "failed": "failed",
+    }
     return {**summary, "state": "done" if done else words.get(state, "stopped")}
 
 

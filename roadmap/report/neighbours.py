@@ -24,7 +24,11 @@ KINDS = {
 }
 IDENTITY = ("model.", "recipe.", "data.")
 FREE = ("data.root", "data.download", "data.workers")
-NOT_COMPARED = ("recipe.batch_size", "recipe.epochs", "data.image_size")  # compared apart, under the names of the summary
+NOT_COMPARED = (
+    "recipe.batch_size",
+    "recipe.epochs",
+    "data.image_size",
+)  # compared apart, under the names of the summary
 OF_THE_NET = ("recipe.layer_scale", "recipe.init", "recipe.drop_path")  # a reference net has its own
 Reason = tuple[str, str]  # kind, text
 Place = Callable[[Run], Hashable | None]  # the neighbourhood of a run; None where it has none
@@ -125,7 +129,11 @@ def _other_configs(runs: Sequence[Run], places: Collection[Place]) -> Iterable[t
     """Yield the runs whose resolved config differs, key by key, from the other seeds of the cell or from most of their recipe."""
     prefixes = {_cell: IDENTITY, _recipe: ("recipe.", "data.")}
     for place in prefixes.keys() & set(places):
-        for key in sorted({key for run in runs for key in run.config if key.startswith(prefixes[place])}.difference(FREE, NOT_COMPARED)):
+        for key in sorted(
+            {key for run in runs for key in run.config if key.startswith(prefixes[place])}.difference(
+                FREE, NOT_COMPARED
+            )
+        ):
 
             def value(run: Run, key: str = key) -> str:
                 return run.config.get(key, "absent")
@@ -136,7 +144,11 @@ def _other_configs(runs: Sequence[Run], places: Collection[Place]) -> Iterable[t
 
 
 def _said(what: str, value: Any, usual: Any, place: Place) -> str:
-    whose = "the other seeds of its cell" if place is _cell else f"most runs of its {'study' if place is _study else 'recipe'}"
+    whose = (
+        "the other seeds of its cell"
+        if place is _cell
+        else f"most runs of its {'study' if place is _study else 'recipe'}"
+    )
     return f"{what}={_short(value)}, not {_short(usual)} like {whose}"
 
 

@@ -18,7 +18,7 @@ from roadmap.report.find import Finding, Place
 from roadmap.report.folder import MAX_BITS, History, Suspect, read_bits, readable, record
 from roadmap.report.mirrored import history_of, is_ours, own_config, own_summary, status_of
 from roadmap.report.text import clean
-from roadmap.runtime.ledger import CORRECT, STATUS
+from roadmap.runs.schema import CORRECT, STATUS
 
 TIMEOUT_S = 300
 
@@ -74,13 +74,17 @@ def read_log(place: Place) -> Log:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(place.folder)]
     quiet = os.environ | {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
     try:
-        done = subprocess.run(command, env=quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, env=quiet, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Suspect(f"wandb leet inspect: {type(error).__name__}") from None
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").split()
         if "command" in words and "such" in words:
-            raise Suspect("this wandb cannot inspect offline directories; a newer one can, and `wandb sync` sends them up")
+            raise Suspect(
+                "this wandb cannot inspect offline directories; a newer one can, and `wandb sync` sends them up"
+            )
         raise Suspect(f"wandb leet inspect: {clean(' '.join(words), 200) or done.returncode}")
     log = Log(place)
     for line in done.stdout.splitlines():
@@ -114,7 +118,11 @@ class OfflineRun:
     def status(self) -> dict[str, Any]:
         """Return the `status.json` that the last start saved; what its log says where there is none."""
         path = self._file(STATUS)
-        return record(path) if path.exists() else status_of(self._summary, "finished" if self.starts[-1].ended else "crashed")
+        return (
+            record(path)
+            if path.exists()
+            else status_of(self._summary, "finished" if self.starts[-1].ended else "crashed")
+        )
 
     def summary(self) -> dict[str, Any] | None:
         """Return the summary, each value once."""

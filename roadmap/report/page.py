@@ -66,7 +66,9 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
     sources = {name: files("roadmap.report").joinpath(name).read_text(encoding="utf-8") for name in names}
     shown = enumerate(figures.items())
     script = sources["page.js.j2"].strip()
-    environment = Environment(loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["clean"] = lambda text: clean(text, 500)
     text = environment.get_template("page.html.j2").render(
         policy=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -74,7 +76,7 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
         style=Markup(sources["page.css.j2"]),
         warnings=left_out(groups, collected),
         findings=findings,
-        pictures=[Picture(name, caption(name), inline_svg(svg, f"f{i}-", name)) for i, (name, svg) in shown],
+        batches=[Picture(name, caption(name), inline_svg(svg, f"f{i}-", name)) for i, (name, svg) in shown],
         groups=[_group(group, groups) for group in groups],
     )
     return text.encode()
@@ -87,7 +89,11 @@ def caption(name: str) -> str:
 
 def _group(group: Group, groups: Sequence[Group]) -> dict[str, object]:
     compared = [cell for cell in group.cells if cell.gain]
-    tables = [("Rows", group.rows, ROWS), ("Other cells", group.others, ROWS), ("Gains over the step before", compared, GAINS)]
+    tables = [
+        ("Rows", group.rows, ROWS),
+        ("Other cells", group.others, ROWS),
+        ("Gains over the step before", compared, GAINS),
+    ]
     return {
         "heading": heading(group),
         "caution": group.caution,
@@ -101,7 +107,10 @@ def _group(group: Group, groups: Sequence[Group]) -> dict[str, object]:
 def _table(title: str, cells: Sequence[Cell], columns: Sequence[Column]) -> dict[str, object]:
     """Return a table's headings, lines of (text, number to sort by) and meanings."""
     found = filled(cells, columns)
-    lines = [[(texts[i], column.sort(cell) if column.sort else None) for column, texts in found] for i, cell in enumerate(cells)]
+    lines = [
+        [(texts[i], column.sort(cell) if column.sort else None) for column, texts in found]
+        for i, cell in enumerate(cells)
+    ]
     return {
         "title": title,
         "headings": [(column.heading, column.sort is not None) for column, _ in found],
@@ -115,7 +124,9 @@ def details(cell: Cell, group: Group, groups: Sequence[Group]) -> Details:
     found = parent_of(cell, group, groups)
     ours = cell.runs[0].config
     theirs = found[0].runs[0].config if found else {}
-    keys = sorted(key for key in ours.keys() | theirs.keys() if key.startswith(COMPARED) and ours.get(key) != theirs.get(key))
+    keys = sorted(
+        key for key in ours.keys() | theirs.keys() if key.startswith(COMPARED) and ours.get(key) != theirs.get(key)
+    )
     return Details(
         cell=cell,
         command=command(cell.runs[0]),

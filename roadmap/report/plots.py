@@ -44,7 +44,9 @@ def step_gains(group: Group) -> Figure:
     if not cells:
         raise ValueError("there is no step to draw: no row whose parent has a usable run")
     with styled():
-        figure, axes = _rows(f"Gain of each step, {where(group)}", [drawable(c.label, c.step) for c in cells], _gain_axis())
+        figure, axes = _rows(
+            f"Gain of each step, {where(group)}", [drawable(c.label, c.step) for c in cells], _gain_axis()
+        )
         axes.axvline(0, color=QUIET, lw=0.7)
         kinds: set[str] = set()
         beside = any(cell.gain and cell.gain.paper_gain is not None for cell in cells)
@@ -58,11 +60,17 @@ def _gain(axes: Axes, row: int, cell: Cell, shift: float) -> set[str]:
     """Draw one step's gain, ours and the paper's; return which intervals were drawn."""
     gain = cell.gain
     assert gain is not None
-    kind, interval = (IMAGES, gain.over_images) if gain.over_images and not gain.over_seeds else (SEEDS, gain.over_seeds)
+    kind, interval = (
+        (IMAGES, gain.over_images) if gain.over_images and not gain.over_seeds else (SEEDS, gain.over_seeds)
+    )
     kinds = {kind} if interval else set()
     if interval:
-        axes.plot([interval.low, interval.high], [row + shift] * 2, color=INK, lw=1.2, ls=":" if kind == IMAGES else "-")
-    (dot,) = axes.plot(gain.gain, row + shift, "o", ms=3.5, mfc=INK if cell.adopted == "yes" else "white", mec=INK, mew=0.8, zorder=3)
+        axes.plot(
+            [interval.low, interval.high], [row + shift] * 2, color=INK, lw=1.2, ls=":" if kind == IMAGES else "-"
+        )
+    (dot,) = axes.plot(
+        gain.gain, row + shift, "o", ms=3.5, mfc=INK if cell.adopted == "yes" else "white", mec=INK, mew=0.8, zorder=3
+    )
     hover(dot, f"{cell.label}: gain {signed(gain.gain)} points; 95 % {between(interval) or 'not known'} ({kind})")
     if gain.paper_gain is not None:
         kinds.add(PAPER)
@@ -116,7 +124,11 @@ def toggles(group: Group, prefix: str) -> Figure:
 
 def toggled(group: Group, prefix: str) -> list[Cell]:
     """Return the variants of a kind that have a plain step to stand beside."""
-    return [cell for cell in group.others if cell.gain and cell.variant and cell.variant.startswith(prefix) and "," not in cell.cell]
+    return [
+        cell
+        for cell in group.others
+        if cell.gain and cell.variant and cell.variant.startswith(prefix) and "," not in cell.cell
+    ]
 
 
 def training_curves(group: Group) -> Figure:
@@ -133,7 +145,9 @@ def training_curves(group: Group) -> Figure:
         figure.set_size_inches(COLUMN, 0.45 + rows * (height + 0.22) + 0.42)
         title(figure, f"Training curves, {where(group)}")
         for i, cell in enumerate(cells):
-            axes = axes_at(figure, 0.42 + (i % columns) * (width + 0.1), 0.45 + (i // columns) * (height + 0.22), width, height)
+            axes = axes_at(
+                figure, 0.42 + (i % columns) * (width + 0.1), 0.45 + (i // columns) * (height + 0.22), width, height
+            )
             for run in cell.runs:
                 (line,) = axes.plot(*zip(*run.curve, strict=True), color=INK, lw=0.6, alpha=0.75)
                 hover(line, f"{cell.label}, seed {run.seed}: {run.top1:.2f} % after epoch {run.curve[-1][0]}")
@@ -172,7 +186,9 @@ def kernel_curve(group: Group) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.margins(y=0.12)
         quiet(axes)
-        words = "lines: 95 % over seeds" if any(cell.interval for _, cell in points) else "one seed: no interval is known"
+        words = (
+            "lines: 95 % over seeds" if any(cell.interval for _, cell in points) else "one seed: no interval is known"
+        )
         _legend(figure, [], words + ("; filled: kept; dashed: paper" if theirs else "; filled: kept"))
         return figure
 
@@ -191,9 +207,14 @@ def rank_agreement(group: Group, found: Ranking) -> Figure:
         title(figure, f"Does this scale order the steps as the paper does? {where(group)}")
         axes = axes_at(figure, 0.5, 0.35, COLUMN - 0.62, 1.6)
         for cell, printed in zip(found.rows, found.paper, strict=True):
-            (dot,) = axes.plot(printed.top1, cell.top1, "o", ms=3.5, mfc=KEPT if cell.adopted == "yes" else "white", mec=INK, mew=0.7)
+            (dot,) = axes.plot(
+                printed.top1, cell.top1, "o", ms=3.5, mfc=KEPT if cell.adopted == "yes" else "white", mec=INK, mew=0.7
+            )
             hover(dot, f"{cell.label}: ours {cell.top1:.2f} %, the paper's {printed.top1:.2f} %")
-        axes.set(xlabel=f"the paper's {QUANTITIES['top1_mean'].axis}, regime {found.table}", ylabel=f"ours, {QUANTITIES['top1_mean'].axis}")
+        axes.set(
+            xlabel=f"the paper's {QUANTITIES['top1_mean'].axis}, regime {found.table}",
+            ylabel=f"ours, {QUANTITIES['top1_mean'].axis}",
+        )
         axes.yaxis.set_major_locator(MaxNLocator(5))
         quiet(axes)
         for i, line in enumerate(found.lines):

@@ -12,7 +12,7 @@ import numpy as np
 
 from roadmap.report.folder import History, Suspect, flat
 from roadmap.report.text import clean
-from roadmap.runtime.ledger import CORRECT, METRICS, STATUS, SUMMARY
+from roadmap.runs.schema import CORRECT, METRICS, STATUS, SUMMARY
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
 ADOPTED = ("yes", "no", "reference")
@@ -123,7 +123,9 @@ def read_run(source: Source) -> Run:
     return run
 
 
-def _checked(source: Source, summary: dict[str, Any], status: dict[str, Any], config: dict[str, Any], history: History) -> Run:
+def _checked(
+    source: Source, summary: dict[str, Any], status: dict[str, Any], config: dict[str, Any], history: History
+) -> Run:
     """Turn a summary into a Run. Raises Suspect."""
     if summary.get("state", "done") != "done":
         raise Suspect(f"{SUMMARY}: state={clean(summary['state'], 40)}, {STATUS} says done")
@@ -226,7 +228,9 @@ def _progress(source: Source, status: dict[str, Any]) -> str:
     epoch = number(status.get("epoch"))
     where = "" if epoch is None else f"epoch {epoch:g}" + (f" of {epochs}" if epochs else "") + ", "
     reason = status.get("reason") if status["state"] == "failed" else None
-    return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if isinstance(reason, str) and reason else "")
+    return (
+        where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if isinstance(reason, str) and reason else "")
+    )
 
 
 def _inside(config: dict[str, Any], section: str, key: str) -> int | None:

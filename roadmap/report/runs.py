@@ -45,7 +45,9 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
     found += offline
     suspect += problems
     for project in dict.fromkeys(source for source in named if source.startswith(WANDB)):
-        from roadmap.report.wandb_source import find_wandb_runs  # its client takes half a second that folders need not wait
+        from roadmap.report.wandb_source import (
+            find_wandb_runs,  # its client takes half a second that folders need not wait
+        )
 
         of_wandb, others, problems = find_wandb_runs(project)
         found += of_wandb

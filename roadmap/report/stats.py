@@ -114,7 +114,9 @@ def mcnemar(bits: np.ndarray, parent: np.ndarray) -> McNemar | None:
     if only_this + only_other == 0:
         return None
     both, neither = int((bits & parent).sum()), int((~bits & ~parent).sum())
-    found = mcnemar_test([[both, only_this], [only_other, neither]], exact=only_this + only_other < EXACT_BELOW, correction=False)
+    found = mcnemar_test(
+        [[both, only_this], [only_other, neither]], exact=only_this + only_other < EXACT_BELOW, correction=False
+    )
     return McNemar(only_this, only_other, float(found.pvalue))
 
 

@@ -20,7 +20,7 @@ COLUMN, MARGIN = 3.5, 0.06  # inches: one column of a paper, and what stays free
 # Blues that keep their order in grey; hatching, shape and outline, not colour, carry the meaning.
 KEPT, TRIED, REFERENCE, INK, QUIET, BAND = "#6baed6", "#deebf7", "#ffffff", "#1a1a1a", "#6a6a6a", "#f3f3f3"
 STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same bytes everywhere
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same bytes on_all_ranks
     "font.size": 7,
     "hatch.linewidth": 0.7,
     "axes.linewidth": 0.6,
@@ -100,7 +100,9 @@ def drawable(label: str, name: str, limit: int = 36) -> str:
 def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Return axes at a place given in inches from the figure's upper left corner."""
     whole_width, whole_height = figure.get_size_inches()
-    axes = figure.add_axes((left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height))
+    axes = figure.add_axes(
+        (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
+    )
     axes.patch.set_visible(False)
     return axes
 

@@ -94,7 +94,8 @@ def to_tex(groups: Sequence[Group]) -> bytes:
                 parts += [rf"\begin{{tabular}}{{{''.join('r' if c.sort else 'l' for c, _ in found)}}}", r"\hline"]
                 parts += [" & ".join(for_tex(c.heading) for c, _ in found) + r" \\", r"\hline"]
                 parts += [
-                    " & ".join(for_tex(text) for text in texts) + r" \\" for texts in zip(*(texts for _, texts in found), strict=True)
+                    " & ".join(for_tex(text) for text in texts) + r" \\"
+                    for texts in zip(*(texts for _, texts in found), strict=True)
                 ]
                 parts += [r"\hline", r"\end{tabular}", ""]
     return ("\n".join(parts).rstrip("\n") + "\n").encode()
@@ -130,7 +131,9 @@ def slips(group: Group) -> list[str]:
 
 def left_out(groups: Sequence[Group], collected: Collected) -> list[tuple[str, list[str]]]:
     """Return what a reader must know before the numbers: titles, each with its lines."""
-    missing = [Finding(f"{group.study} ({group.regime}, {group.data})", text) for group in groups for text in group.missing]
+    missing = [
+        Finding(f"{group.study} ({group.regime}, {group.data})", text) for group in groups for text in group.missing
+    ]
     parts = (
         ("Suspect, left out of every number", collected.suspect),
         ("Suspect, but counted because it was allowed, and marked †", collected.allowed),
@@ -145,10 +148,18 @@ def left_out(groups: Sequence[Group], collected: Collected) -> list[tuple[str, l
 
 def _markdown(cells: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
     found = filled(cells, columns)
-    lines = ["| " + " | ".join(c.heading for c, _ in found) + " |", "|" + "|".join("---:" if c.sort else "---" for c, _ in found) + "|"]
+    lines = [
+        "| " + " | ".join(c.heading for c, _ in found) + " |",
+        "|" + "|".join("---:" if c.sort else "---" for c, _ in found) + "|",
+    ]
     for texts in zip(*(texts for _, texts in found), strict=True):
         lines.append("| " + " | ".join(for_markdown(text) for text in texts) + " |")
-    return [*lines, "", *(f"- {column.heading}: {for_markdown(column.about)}" for column, _ in found if column.about), ""]
+    return [
+        *lines,
+        "",
+        *(f"- {column.heading}: {for_markdown(column.about)}" for column, _ in found if column.about),
+        "",
+    ]
 
 
 def _text(cells: Sequence[Cell], columns: Sequence[Column], names: Sequence[str]) -> list[str]:
@@ -156,6 +167,7 @@ def _text(cells: Sequence[Cell], columns: Sequence[Column], names: Sequence[str]
     texts = [[column.heading, *(shorten(clean(text), 40) for text in texts)] for column, texts in found]
     widths = [max(map(len, column)) for column in texts]
     return [
-        "  " + "  ".join(t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True)))
+        "  "
+        + "  ".join(t.ljust(w) if i == 0 else t.rjust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True)))
         for line in zip(*texts, strict=True)
     ]

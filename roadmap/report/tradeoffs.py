@@ -11,7 +11,21 @@ from matplotlib.ticker import MaxNLocator
 from roadmap.report.cells import Cell, Group
 from roadmap.report.lines import where
 from roadmap.report.quantities import QUANTITIES, Quantity
-from roadmap.report.style import COLUMN, INK, KEPT, MARGIN, QUIET, axes_at, drawable, hover, new_figure, quiet, styled, text_width, title
+from roadmap.report.style import (
+    COLUMN,
+    INK,
+    KEPT,
+    MARGIN,
+    QUIET,
+    axes_at,
+    drawable,
+    hover,
+    new_figure,
+    quiet,
+    styled,
+    text_width,
+    title,
+)
 
 COSTS = ("gmacs", "params_m", "train_images_per_s", "gpu_hours", "peak_memory_gb")
 MORE_IS_BETTER = ("train_images_per_s",)
@@ -40,7 +54,11 @@ def trade_offs(group: Group) -> Figure:
         down = top + rows * (height + 0.5) + 0.05
         high = figure.get_size_inches()[1]
         figure.text(
-            MARGIN / COLUMN, 1 - down / high, "squares and steps: Pareto front; grey line: the kept steps in order", size=6, color=QUIET
+            MARGIN / COLUMN,
+            1 - down / high,
+            "squares and steps: Pareto front; grey line: the kept steps in order",
+            size=6,
+            color=QUIET,
         )
         for i, line in enumerate(keys):
             for x, text in line:
@@ -81,7 +99,9 @@ def _trade_off(axes: Axes, rows: Sequence[Cell], quantity: Quantity) -> None:
         fill = "white" if cell.adopted != "yes" else KEPT
         (dot,) = axes.plot(cost, cell.top1, shape, ms=size, mfc=fill, mec=INK, mew=0.6, zorder=3)
         hover(dot, f"{cell.label}: top-1 {cell.top1:.2f} %, {quantity.name} {cost:.4g} {quantity.unit}")
-        axes.annotate(str(number), (cost, cell.top1), xytext=(2.2, 1.2), textcoords="offset points", size=4.6, color=QUIET)
+        axes.annotate(
+            str(number), (cost, cell.top1), xytext=(2.2, 1.2), textcoords="offset points", size=4.6, color=QUIET
+        )
     axes.set_xlabel(quantity.axis, labelpad=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -16,18 +16,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from roadmap.errors import ConfigError
+from roadmap.files import read_json
 from roadmap.report.find import Finding
 from roadmap.report.folder import MAX_BITS, MAX_RECORD, History, Suspect, read_bits
 from roadmap.report.mirrored import history_of, is_ours, own_config, own_summary, status_of
 from roadmap.report.text import clean
-from roadmap.runtime.ledger import CORRECT, STATUS, read_json
+from roadmap.runs.schema import CORRECT, STATUS
 
 if TYPE_CHECKING:
     from wandb.apis.public import Run as ApiRun
 
 SOURCE = re.compile(r"wandb:([^/?#\s]+)/([^/?#\s]+)(?:\?(.*))?")
 PAGE, TIMEOUT_S = 50, 60
-RETRIES = {"max": 4, "wait_min_seconds": 0.5, "wait_max_seconds": 30.0}  # of one request; Retry-After is kept by the client
+RETRIES = {
+    "max": 4,
+    "wait_min_seconds": 0.5,
+    "wait_max_seconds": 30.0,
+}  # of one request; Retry-After is kept by the client
 SECRET = re.compile(r"[0-9a-zA-Z_-]{32,}")  # a key never reaches the report, whatever an error quotes
 
 
@@ -48,7 +53,9 @@ def parse(text: str) -> Project:
     found = SOURCE.fullmatch(text)
     options = dict(parse_qsl(found[3] or "", keep_blank_values=True)) if found else {}
     if found is None or options.keys() - {"group"} or options.get("group") == "":
-        raise ConfigError(f"source {clean(text, 120)}: not of the form wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT?group=STUDY")
+        raise ConfigError(
+            f"source {clean(text, 120)}: not of the form wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT?group=STUDY"
+        )
     return Project(found[1], found[2], options.get("group"))
 
 
@@ -78,7 +85,9 @@ def _client() -> Any:
     """Return W&B's API client, which asks for no login and gives up in time."""
     import wandb
 
-    settings = {f"x_{what}_retry_{key}": value for what in ("graphql", "file_transfer") for key, value in RETRIES.items()}
+    settings = {
+        f"x_{what}_retry_{key}": value for what in ("graphql", "file_transfer") for key, value in RETRIES.items()
+    }
     wandb.setup(wandb.Settings(silent=True, **settings))  # type: ignore[arg-type]
     if not sys.stdin.isatty() or not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -94,7 +103,15 @@ def plainly() -> Iterator[None]:
 
     try:
         yield
-    except (wandb.Error, WandbApiFailedError, requests.RequestException, ValueError, TypeError, KeyError, OSError) as error:
+    except (
+        wandb.Error,
+        WandbApiFailedError,
+        requests.RequestException,
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+    ) as error:
         raise Suspect(f"W&B: {_reason(error)}") from None
 
 

@@ -29,7 +29,10 @@ class Parser(argparse.ArgumentParser):
 
 def parse(words: Sequence[str]) -> Args:
     """Read the command line. Raises ConfigError."""
-    parser = Parser(prog="python -m roadmap.sweep", description="Plan, submit and watch studies; overrides for all cells follow a --.")
+    parser = Parser(
+        prog="python -m roadmap.sweep",
+        description="Plan, submit and watch studies; overrides for all cells follow a --.",
+    )
     parser.add_argument("verb", choices=tuple(VERBS))
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a name in sweeps/, or FOLDER/NAME.yaml")
     parser.add_argument("--runs", default=os.environ.get("ROADMAP_RUNS", "runs"), help="the runs directory")
@@ -71,7 +74,9 @@ def checked(args: Args) -> "tuple[LocalConfig | SlurmConfig, list[tuple[Study, S
 
     for_cells, for_cluster = cluster_words(args.words)
     here = args.cluster == "local"
-    config = load_cluster(LocalConfig, "local", for_cluster) if here else load_cluster(SlurmConfig, "slurm", for_cluster)
+    config = (
+        load_cluster(LocalConfig, "local", for_cluster) if here else load_cluster(SlurmConfig, "slurm", for_cluster)
+    )
     claims: list[tuple[Study, StudyDir, Sequence[Cell]]] = []
     for name in args.studies:
         study = read_study(name, for_cells, args.runs)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from roadmap.errors import StoppedEarly
-from roadmap.runtime.ledger import STATUS, read_json, write_json
+from roadmap.files import read_json, write_json
+from roadmap.runs.schema import STATUS
 
 MAX_WITHOUT_PROGRESS = 3
 

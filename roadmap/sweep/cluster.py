@@ -9,10 +9,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from roadmap.config import between, check_ranges
+from roadmap.config.schema import between, check_ranges
 from roadmap.errors import ConfigError
-from roadmap.explain import nearest
-from roadmap.steps import CONF
+from roadmap.steps.tree import CONF
+from roadmap.text import nearest
 
 T = TypeVar("T")
 SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
@@ -32,7 +32,9 @@ class SlurmConfig:
     nodes: int = between(1, 1, 4096)  # that a cell's ranks are spread over
     cpus_per_rank: int = between(8, 1, 1024)
     mem_gb: float | None = between(None, 0, 1e6, above=True)  # memory a node; null: the partition's default
-    time_h: float = between(24.0, 0, 10_000, above=True)  # time limit of a job; a run that needs longer goes on in the next
+    time_h: float = between(
+        24.0, 0, 10_000, above=True
+    )  # time limit of a job; a run that needs longer goes on in the next
     notice_s: int = between(120, 10, 3600)  # seconds before the time limit at which a run is asked to save
     max_running: int | None = between(None, 1, 1_000_000)  # cells at once; null: as many as Slurm gives
     setup: list[str] = field(default_factory=list)  # shell lines before the run, such as `module load cuda`

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roadmap.config import resolved
+from roadmap.config.schema import resolved
 from roadmap.errors import Busy, ConfigError, DataError, DiskError
-from roadmap.runtime.folder import disk
-from roadmap.runtime.ledger import append, read_json, write_json
+from roadmap.files import disk_errors, read_json, write_json
+from roadmap.runs.metrics import append_metrics
 
 if TYPE_CHECKING:
     from roadmap.sweep.study import Study
@@ -46,7 +46,7 @@ class StudyDir:
             raise DiskError(f"RUNS={self.path.parent}: {self.notes} cannot be made ({error.strerror})") from None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the study while jobs are submitted or noted; waits for whoever has it. Raises Busy, DiskError."""
         self.make()
         try:
@@ -71,7 +71,9 @@ class StudyDir:
         try:
             found = read_json(self.notes / CELLS)
         except FileNotFoundError:
-            raise DataError(f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap") from None
+            raise DataError(
+                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap"
+            ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
         if found.get("schema") != SCHEMA:
@@ -85,8 +87,14 @@ class StudyDir:
         earlier = self.cells() if (self.notes / CELLS).exists() else []
         kept = [cell for cell in earlier if cell["key"] not in now and cell["key"] in jobs]
         left_out = [{"words": list(left.words), "reason": left.reason} for left in study.left_out]
-        values = {"schema": SCHEMA, "study": study.name, "file": str(study.file), "left_out": left_out, "cells": [*now.values(), *kept]}
-        with disk(self.notes / CELLS):
+        values = {
+            "schema": SCHEMA,
+            "study": study.name,
+            "file": str(study.file),
+            "left_out": left_out,
+            "cells": [*now.values(), *kept],
+        }
+        with disk_errors(self.notes / CELLS):
             write_json(self.notes / CELLS, values)
 
     def jobs(self) -> dict[str, list[Record]]:
@@ -108,12 +116,16 @@ class StudyDir:
 
     def note(self, rows: list[Record]) -> None:
         """Add to what is known of some cells. Call it with the study held."""
-        about = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": socket.gethostname(), "uid": os.getuid()}
+        about = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": socket.gethostname(),
+            "uid": os.getuid(),
+        }
         path = self.notes / JOBS
-        with disk(path):
+        with disk_errors(path):
             if path.exists() and not path.read_bytes().endswith(b"\n"):
                 path.open("ab").write(b"\n")  # a killed writer left half a line, or none at all
-            append(path, [{**row, **about} for row in rows])
+            append_metrics(path, [{**row, **about} for row in rows])
 
     def pending(self) -> Record | None:
         """Return the submission that was begun and whose end was not noted, if there is one."""
@@ -124,7 +136,7 @@ class StudyDir:
 
     def set_pending(self, values: Record | None) -> None:
         """Note that a submission begins, or that it has ended. Call it with the study held."""
-        with disk(self.notes / PENDING):
+        with disk_errors(self.notes / PENDING):
             if values is None:
                 (self.notes / PENDING).unlink(missing_ok=True)
             else:

@@ -68,12 +68,16 @@ def slots(config: LocalConfig, gpus: dict[str, str], cores: Sequence[int], *, us
     if use_gpus and gpus:
         if len(set(gpus.values())) > 1 and not config.mixed_gpus:
             kinds = ", ".join(sorted(set(gpus.values())))
-            raise ConfigError(f"this machine has {kinds}: choose with CUDA_VISIBLE_DEVICES, or cluster.mixed_gpus=true to mix them")
+            raise ConfigError(
+                f"this machine has {kinds}: choose with CUDA_VISIBLE_DEVICES, or cluster.mixed_gpus=true to mix them"
+            )
         what, parts = "GPUs", [Slot(gpus=tuple(part)) for part in _parts(list(gpus), config.per_cell)]
     else:
         what, parts = "CPU cores", [Slot(cores=tuple(part)) for part in _parts(list(cores), config.per_cell)]
     if not parts:
-        raise ConfigError(f"cluster.per_cell={config.per_cell}: there are {len(gpus) if what == 'GPUs' else len(cores)} {what} here")
+        raise ConfigError(
+            f"cluster.per_cell={config.per_cell}: there are {len(gpus) if what == 'GPUs' else len(cores)} {what} here"
+        )
     return parts[: config.max_running]
 
 
@@ -85,7 +89,7 @@ def claim(study: Study, directory: StudyDir, chosen: Sequence[Cell]) -> tuple[Be
     """Take the cells that are neither done nor at work for this process, and note that; return them with their command lines."""
     directory.make()
     code = snapshot.take(directory.notes / "snapshots", study.file)
-    with directory.held():
+    with directory.lock():
         directory.write_cells(study)
         begun, todo = choose(chosen, certain_states(directory))
         tasks = [Task(directory, cell.key, command_line(study, cell.words, cell.config, code), code) for cell in todo]
@@ -135,7 +139,9 @@ class Machine:
         task.log.parent.mkdir(exist_ok=True)
         with open(task.log, "ab") as log:  # a session of its own: a Ctrl-C reaches it through us, once
             words = [sys.executable, str(task.code / "run.py"), *task.line]
-            process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True)
+            process = subprocess.Popen(
+                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+            )
         if slot.cores:
             with suppress(OSError):  # it has ended already
                 os.sched_setaffinity(process.pid, slot.cores)
@@ -161,11 +167,13 @@ class Machine:
 
 def _note_end(tasks: Sequence[Task], code: int | None) -> None:
     for task in tasks:
-        with task.directory.held():
+        with task.directory.lock():
             task.directory.note([{"cell": task.key, "kind": "ended", "exit_code": code}])
 
 
-def run_here(claims: Sequence[tuple[Study, StudyDir, Sequence[Cell]]], config: LocalConfig, say: Callable[[str], None]) -> int:
+def run_here(
+    claims: Sequence[tuple[Study, StudyDir, Sequence[Cell]]], config: LocalConfig, say: Callable[[str], None]
+) -> int:
     """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
     use_gpus = on_gpu(cell for _, _, cells in claims for cell in cells)
     places = slots(config, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)

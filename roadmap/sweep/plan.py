@@ -6,15 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.choices import DataName, Device, Optimizer
-from roadmap.config import Config, resolved
+from roadmap.config.choices import DataName, Device, Optimizer
+from roadmap.config.schema import Config, resolved
 from roadmap.errors import DataError
+from roadmap.files import read_json
 from roadmap.net import cost
-from roadmap.runtime.folder import run_path
-from roadmap.runtime.ledger import STATUS, SUMMARY, read_json
+from roadmap.runs.run_dir import run_path
+from roadmap.runs.schema import STATUS, SUMMARY
 from roadmap.sweep.study import Cell, Study
 
-TRAIN_IMAGES = {DataName.imagenet: 1_281_167, DataName.digits: 1437, DataName.fashion_mnist: 60_000, DataName.cifar10: 50_000}
+TRAIN_IMAGES = {
+    DataName.imagenet: 1_281_167,
+    DataName.digits: 1437,
+    DataName.fashion_mnist: 60_000,
+    DataName.cifar10: 50_000,
+}
 TRAIN_IMAGES |= {DataName.cifar100: 50_000, DataName.imagenette: 9469}
 CLASSES = {DataName.imagenet: 1000, DataName.cifar100: 100}
 COLUMNS = ("cell", "GMACs", "params M", "images/s", "from", "hours", "checkpoints", "state")
@@ -34,7 +40,9 @@ class Row:
     state: str
 
 
-def plan(study: Study, cells: Sequence[Cell], runs: Path, hardware: str | None, measure: Callable[[Config], float | None]) -> list[Row]:
+def plan(
+    study: Study, cells: Sequence[Cell], runs: Path, hardware: str | None, measure: Callable[[Config], float | None]
+) -> list[Row]:
     """Return a row a cell. `hardware` is the name of the GPU (or a part of it) that speeds are looked up for, None where it is not known.
 
     `measure` gives images/s of a config where no earlier run has it. Raises DataError for a set whose classes nobody knows yet.
@@ -51,12 +59,27 @@ def plan(study: Study, cells: Sequence[Cell], runs: Path, hardware: str | None, 
         work = repr((shape, speed_key(config)))
         if work not in speeds:
             found = known.get(speed_key(config))
-            speeds[work] = (statistics.median(found), "earlier runs") if found else ((m := measure(config)), "measured now" if m else "")
+            speeds[work] = (
+                (statistics.median(found), "earlier runs")
+                if found
+                else ((m := measure(config)), "measured now" if m else "")
+            )
         speed, source = speeds[work]
         images = config.data.train_images or TRAIN_IMAGES.get(config.data.name)
         hours = config.recipe.epochs * images / speed / 3600 if speed and images else None
         net = costs[shape]
-        rows.append(Row(cell.key, net.gmacs, net.params_m, speed, source, hours, checkpoint_gb(config, net.params_m), state_of(config)))
+        rows.append(
+            Row(
+                cell.key,
+                net.gmacs,
+                net.params_m,
+                speed,
+                source,
+                hours,
+                checkpoint_gb(config, net.params_m),
+                state_of(config),
+            )
+        )
     return rows
 
 
@@ -67,7 +90,11 @@ def num_classes(config: Config) -> int:
 
 def checkpoint_gb(config: Config, params_m: float) -> float:
     """Return the GB that a run's checkpoints take, the newest and the best: weights, what the optimizer keeps, the moving average."""
-    copies = 1 + (2 if config.recipe.optimizer == Optimizer.adamw else bool(config.recipe.momentum)) + bool(config.recipe.ema_decay)
+    copies = (
+        1
+        + (2 if config.recipe.optimizer == Optimizer.adamw else bool(config.recipe.momentum))
+        + bool(config.recipe.ema_decay)
+    )
     return params_m * 1e6 * 4 * copies * (config.checkpoint.keep + 1) / 1e9
 
 
@@ -85,8 +112,16 @@ def earlier_speeds(runs: Path, hardware: str | None) -> dict[tuple[Any, ...], li
             summary = read_json(path)
             if str(hardware).lower() not in str(summary["hardware"]).lower() or path.parent.name.count("."):
                 continue
-            names = (str(summary["cell"]).split(",")[0], summary["regime"], summary["data"], summary["image_size"], summary["batch_size"])
-            found.setdefault(names, []).append(float(summary["train_images_per_s"]) / int(summary.get("world_size") or 1))
+            names = (
+                str(summary["cell"]).split(",")[0],
+                summary["regime"],
+                summary["data"],
+                summary["image_size"],
+                summary["batch_size"],
+            )
+            found.setdefault(names, []).append(
+                float(summary["train_images_per_s"]) / int(summary.get("world_size") or 1)
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
@@ -112,11 +147,17 @@ def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
     right = (1, 2, 3, 5, 6)
     table = []
     for line in lines:
-        padded = [text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))]
+        padded = [
+            text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        ]
         table.append("  ".join(padded).rstrip())
     todo = [row for row in rows if row.state != "done"]
     timed = [row.hours for row in todo if row.hours is not None]
-    hours = f"{hours_text(sum(timed))} {unit}-hours for {len(timed)} of them" if timed else "no speed measured on this hardware"
+    hours = (
+        f"{hours_text(sum(timed))} {unit}-hours for {len(timed)} of them"
+        if timed
+        else "no speed measured on this hardware"
+    )
     total = f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done; to do: {len(todo)}, {hours}, "
     total += f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints"
     left = [f"left out: {' '.join(one.words)}: {one.reason}" for one in study.left_out]
@@ -139,7 +180,7 @@ def this_hardware(cells: Sequence[Cell], gpu_type: str | None) -> str | None:
         return gpu_type
     import torch
 
-    from roadmap.runtime.provenance import hardware
+    from roadmap.runs.provenance import hardware
 
     on_gpu = any(cell.config.device != Device.cpu for cell in cells)
     if on_gpu and not torch.cuda.is_available():

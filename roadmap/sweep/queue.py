@@ -46,7 +46,9 @@ def ask(names: Iterable[str], jobs: Iterable[str] = ()) -> Queue:
 
 
 def _squeue(names: list[str]) -> Queue:
-    done, trouble = _run("squeue", "--noheader", "--array", "--all", "--states=all", f"--name={','.join(names)}", "--format=%i|%T|%r")
+    done, trouble = _run(
+        "squeue", "--noheader", "--array", "--all", "--states=all", f"--name={','.join(names)}", "--format=%i|%T|%r"
+    )
     if done is None:
         return Queue(trouble=trouble)
     queue = Queue(answered=True)
@@ -58,7 +60,9 @@ def _squeue(names: list[str]) -> Queue:
 
 def _sacct(jobs: list[str]) -> dict[str, str]:
     """Return what accounting knows of jobs that have left the queue; nothing where there is none."""
-    done, _ = _run("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}", "--format=JobID,State")
+    done, _ = _run(
+        "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}", "--format=JobID,State"
+    )
     found: dict[str, str] = {}
     for line in (done or "").splitlines():
         job, _, state = line.partition("|")

@@ -40,7 +40,7 @@ def reconcile(directory: StudyDir) -> Restarted:
     """
     result = Restarted()
     directory.cells()  # raises where nothing was submitted
-    with directory.held():
+    with directory.lock():
         settle(directory)
         jobs = directory.jobs()
         states, answer = look(directory)
@@ -91,16 +91,27 @@ def _send_again(directory: StudyDir, group: Sequence[CellState], rows: Sequence[
     first = rows[0]
     code = directory.notes / "snapshots" / first["snapshot"]
     if not code.is_dir():
-        raise ConfigError(f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now")
+        raise ConfigError(
+            f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now"
+        )
     config = SlurmConfig(**first["cluster"])
     states = {state.key: state for state in group}
-    send(directory, [state.key for state in group], [row["line"] for row in rows], code, config, first["on_gpu"], states, by="reconcile")
+    send(
+        directory,
+        [state.key for state in group],
+        [row["line"] for row in rows],
+        code,
+        config,
+        first["on_gpu"],
+        states,
+        by="reconcile",
+    )
 
 
 def cancel(directory: StudyDir) -> int:
     """Cancel the cells that are queued or at work; return how many. Running ones are saved by their own handler. Raises ConfigError."""
     directory.cells()  # raises where nothing was submitted
-    with directory.held():
+    with directory.lock():
         settle(directory)
         jobs = directory.jobs()
         states, answer = look(directory)
@@ -113,7 +124,9 @@ def cancel(directory: StudyDir) -> int:
         reports = [job for job, state in queue.ask(_reports(jobs)).states.items() if queue.waits(state)]
         queue.cancel(reports)
         local = {
-            rows[-1]["pid"] for rows in last.values() if rows and rows[-1]["kind"] == "local" and rows[-1]["host"] == socket.gethostname()
+            rows[-1]["pid"]
+            for rows in last.values()
+            if rows and rows[-1]["kind"] == "local" and rows[-1]["host"] == socket.gethostname()
         }
         for pid in local:
             with suppress(ProcessLookupError):

@@ -28,7 +28,9 @@ RUNS_FILE = "runs.txt"
 def require_slurm() -> None:
     """Raise ConfigError where there is no Slurm."""
     if shutil.which("sbatch") is None:
-        raise ConfigError("CLUSTER=slurm: there is no Slurm here (no sbatch); CLUSTER=local runs the study on this machine")
+        raise ConfigError(
+            "CLUSTER=slurm: there is no Slurm here (no sbatch); CLUSTER=local runs the study on this machine"
+        )
 
 
 def check_gpu_types(config: SlurmConfig, on_gpu: bool) -> None:
@@ -43,7 +45,13 @@ def check_gpu_types(config: SlurmConfig, on_gpu: bool) -> None:
 
 
 def submit(
-    folder: Path, name: str, snapshot: Path, lines: Sequence[Sequence[str]], runs: Sequence[Path], config: SlurmConfig, on_gpu: bool
+    folder: Path,
+    name: str,
+    snapshot: Path,
+    lines: Sequence[Sequence[str]],
+    runs: Sequence[Path],
+    config: SlurmConfig,
+    on_gpu: bool,
 ) -> list[str]:
     """Submit one array with a task for each command line; return the job ids, `12_0` and so on, or `12` for a single one.
 
@@ -62,7 +70,9 @@ def submit(
     return _submitted(executor, commands)
 
 
-def submit_report(folder: Path, name: str, snapshot: Path, words: Sequence[str], after: str, config: SlurmConfig) -> None:
+def submit_report(
+    folder: Path, name: str, snapshot: Path, words: Sequence[str], after: str, config: SlurmConfig
+) -> None:
     """Queue the chart behind an array, however its tasks end. Where Slurm does not take it, `make report` is left to a person."""
     executor = SlurmExecutor(folder)
     executor.update_parameters(
@@ -111,7 +121,11 @@ def parameters(name: str, snapshot: Path, notes: Path, config: SlurmConfig, on_g
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         ],
-        "teardown": ["code=$?", f"cd {code} && {python} -m roadmap.sweep.after $code {shlex.quote(str(notes / RUNS_FILE))}", "exit $code"],
+        "teardown": [
+            "code=$?",
+            f"cd {code} && {python} -m roadmap.sweep.after $code {shlex.quote(str(notes / RUNS_FILE))}",
+            "exit $code",
+        ],
     }
 
 
@@ -124,9 +138,13 @@ def _submitted(executor: SlurmExecutor, commands: Sequence[Sequence[str]]) -> li
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # submitit echoes Slurm's words
-            jobs: list[submitit.Job[None]] = executor.map_array(os.execv, [command[0] for command in commands], list(commands))
+            jobs: list[submitit.Job[None]] = executor.map_array(
+                os.execv, [command[0] for command in commands], list(commands)
+            )
     except (FailedJobError, FailedSubmissionError) as error:
-        raise ConfigError(f"Slurm refuses the study: {queue.first_line(str(error)) or queue.first_line(said.getvalue())}") from None
+        raise ConfigError(
+            f"Slurm refuses the study: {queue.first_line(str(error)) or queue.first_line(said.getvalue())}"
+        ) from None
     return [str(job.job_id) for job in jobs]
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap.errors import DiskError
-from roadmap.guard import GROUPS
-from roadmap.runtime.ledger import read_json, write_json
-from roadmap.runtime.provenance import SNAPSHOT as ABOUT
-from roadmap.steps import CONF
+from roadmap.files import read_json, write_json
+from roadmap.runs.provenance import SNAPSHOT as ABOUT
+from roadmap.steps.hydra_guard import GROUPS
+from roadmap.steps.tree import CONF
 
 ROOT = CONF.parent
 PARTS = ("run.py", "roadmap", "conf", "sweeps")
@@ -63,7 +63,10 @@ def _files(study: Path) -> Iterator[tuple[str, Path]]:
     if listed is not None:
         paths = [ROOT / name for name in listed.split("\0") if name]
     else:
-        paths = [ROOT / "run.py", *(p for part in PARTS[1:] for p in (ROOT / part).rglob("*") if "__pycache__" not in p.parts)]
+        paths = [
+            ROOT / "run.py",
+            *(p for part in PARTS[1:] for p in (ROOT / part).rglob("*") if "__pycache__" not in p.parts),
+        ]
     paths += (CONF / "local").glob("*.yaml")
     for path in paths:
         if path.is_file():

@@ -5,13 +5,13 @@ import time
 import torch
 from torch.nn.functional import cross_entropy
 
-from roadmap.choices import Precision
-from roadmap.config import Config
+from roadmap.config.choices import Precision
+from roadmap.config.schema import Config
+from roadmap.distributed.device import choose_precision
 from roadmap.net import build_net
-from roadmap.recipe.optim import build_optimizer
-from roadmap.recipe.passes import micro_batch
-from roadmap.runtime.device import choose_precision
 from roadmap.sweep.plan import num_classes
+from roadmap.training.grad_accumulation import micro_batch_size
+from roadmap.training.optim import build_optimizer
 
 WARM_UP, STEPS = 5, 15
 
@@ -33,7 +33,7 @@ def timed(config: Config, device: torch.device, warm_up: int = WARM_UP, steps: i
     net = build_net(config.model, num_classes(config)).to(device)
     net.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(net, config.recipe)
-    batch, size = micro_batch(config.recipe), config.data.image_size
+    batch, size = micro_batch_size(config.recipe), config.data.image_size
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(num_classes(config), (batch,), device=device)
     bf16 = choose_precision(config.recipe.precision, device) == Precision.bf16

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.runtime.ledger import METRICS, STATUS, SUMMARY, read_json
-from roadmap.runtime.progress import clock
+from roadmap.files import read_json
+from roadmap.runs.progress import clock
+from roadmap.runs.schema import METRICS, STATUS, SUMMARY
 from roadmap.sweep import queue
 from roadmap.sweep.folder import Record, StudyDir
 
@@ -55,7 +56,9 @@ def look(study: StudyDir) -> tuple[list[CellState], queue.Queue]:
     """Return every cell of a study as it stands now, and what the queue said. Raises DataError where nothing was submitted."""
     cells, jobs = study.cells(), study.jobs()
     slurm = [row for rows in jobs.values() for row in rows if row.get("kind") == "slurm"]
-    answer = queue.ask((str(row["name"]) for row in slurm), (rows[-1]["job"] for rows in map(job_rows, jobs.values()) if rows))
+    answer = queue.ask(
+        (str(row["name"]) for row in slurm), (rows[-1]["job"] for rows in map(job_rows, jobs.values()) if rows)
+    )
     return [cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells], answer
 
 
@@ -268,10 +271,16 @@ def as_text(study: StudyDir, cells: Sequence[CellState], answer: queue.Queue) ->
             " - ".join(filter(None, [_short(study, cell.log) if cell.state not in ("done", "planned") else "", cell.reason])),
         ])  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
-    table = "\n".join("  ".join([*(text.ljust(w) for text, w in zip(line, widths, strict=False)), line[-1]]).rstrip() for line in lines)
+    table = "\n".join(
+        "  ".join([*(text.ljust(w) for text, w in zip(line, widths, strict=False)), line[-1]]).rstrip()
+        for line in lines
+    )
     count = ", ".join(f"{number} {state}" for state, number in totals(cells).items())
     left = study_left(cells)
-    parts = [table, f"{study.name}: {len(cells)} cells: {count}" + (f"; about {clock(left)} left at this pace" if left else "")]
+    parts = [
+        table,
+        f"{study.name}: {len(cells)} cells: {count}" + (f"; about {clock(left)} left at this pace" if left else ""),
+    ]
     if not answer.answered:
         parts.append(f"The queue gives no answer ({answer.trouble}); what it alone could tell is unknown.")
     return "\n".join(parts)

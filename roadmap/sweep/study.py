@@ -1,4 +1,4 @@
-"""A study's file becomes its cells: composed, checked and named as plain Hydra would do it, before anything is queued.
+"""A study's file becomes its cells: composed, validate and named as plain Hydra would do it, before anything is queued.
 
 `python run.py -cd FOLDER -cn STUDY` on one machine and `make roadmap` on a cluster read the same file and make the same runs.
 """
@@ -21,14 +21,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from roadmap.choices import Mode
-from roadmap.config import Config
+from roadmap.config.choices import Mode
+from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
-from roadmap.explain import explain, nearest
-from roadmap.guard import check_folders, check_words
-from roadmap.runtime.folder import run_path
-from roadmap.steps import CONF, HYDRA_ERRORS, checked, step_tree
+from roadmap.runs.run_dir import run_path
+from roadmap.steps.compose import validate
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.tree import CONF, step_tree
 from roadmap.sweep.folder import check_name
+from roadmap.text import nearest
 
 SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
@@ -77,7 +79,9 @@ def study_file(name: str) -> Path:
         path = SWEEPS / f"{check_name(name)}.yaml"
         if not path.is_file():
             known = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-            raise ConfigError(f"STUDY={name}: there is no such study; {nearest(name, known)}; a file of your own: STUDY=FOLDER/NAME.yaml")
+            raise ConfigError(
+                f"STUDY={name}: there is no such study; {nearest(name, known)}; a file of your own: STUDY=FOLDER/NAME.yaml"
+            )
     check_name(path.stem)
     return path
 
@@ -89,10 +93,12 @@ def read_study(name: str, words: Sequence[str] = (), runs: str | Path = "runs") 
     """
     file = study_file(name)
     folders = [file.parent, CONF]
-    check_words(words)
-    check_folders(folders, CONF)
+    check_overrides(words)
+    check_config_dirs(folders, CONF)
     if file.parent != SWEEPS and Path(runs).expanduser().absolute().is_relative_to(file.parent):
-        raise ConfigError(f"RUNS={runs}: lies in the study's folder {file.parent}, which is for configs; keep the runs beside it")
+        raise ConfigError(
+            f"RUNS={runs}: lies in the study's folder {file.parent}, which is for configs; keep the runs beside it"
+        )
     for word in words:
         if "=" not in word or word.startswith("-"):
             raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
@@ -106,7 +112,7 @@ def read_study(name: str, words: Sequence[str] = (), runs: str | Path = "runs") 
             grid = list(combinations(file.stem, [*words, place]))
             return _checked_study(file, grid, folders)
     except HYDRA_ERRORS as error:
-        raise ConfigError(f"{file}: {explain(error, folders)}") from None
+        raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
 @contextmanager
@@ -128,7 +134,9 @@ def combinations(primary: str, words: Sequence[str]) -> Iterator[tuple[str, ...]
     hydra = hydra_compose(primary, [w for w in words if not _is_list(w)], return_hydra_config=True).hydra
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
-        raise ConfigError(f"{primary}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params")
+        raise ConfigError(
+            f"{primary}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
+        )
     overrides = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
     yield from map(tuple, BasicSweeper.split_arguments(overrides, None)[0])
 
@@ -162,7 +170,7 @@ def _checked_study(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequenc
         try:
             config = compose(words)
         except (ConfigError, *HYDRA_ERRORS) as error:
-            reason = str(error) if isinstance(error, ConfigError) else explain(error, folders)
+            reason = str(error) if isinstance(error, ConfigError) else plain_error(error, folders)
             if not is_combination(reason):
                 raise ConfigError(f"{file}: {' '.join(words)}: {reason}") from None
             left_out.append(LeftOut(words, reason))
@@ -189,7 +197,9 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
 
     Composing takes a tenth of a second a cell; where a file refers to the seed, every cell is composed for itself.
     """
-    by_seed = not any(SEED_IN_FILE.search(p.read_text(errors="replace")) for folder in folders for p in folder.rglob("*.yaml"))
+    by_seed = not any(
+        SEED_IN_FILE.search(p.read_text(errors="replace")) for folder in folders for p in folder.rglob("*.yaml")
+    )
     known: dict[tuple[str, ...], Config] = {}
 
     def compose(words: Sequence[str]) -> Config:
@@ -199,7 +209,7 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
         if by_seed and len(seeds) == 1 and others in known:
             return replace(known[others], seed=seeds[0])
         cfg = hydra_compose(primary, list(words), return_hydra_config=True)
-        known[others] = checked(cfg, dict(cfg.hydra.runtime.choices), list(words), folders)
+        known[others] = validate(cfg, dict(cfg.hydra.runtime.choices), list(words), folders)
         return known[others]
 
     return compose
@@ -213,7 +223,10 @@ def is_combination(reason: str) -> bool:
 def narrowed(study: Study, steps: Iterable[str], seeds: Iterable[str]) -> tuple[Cell, ...]:
     """Return the cells of some steps and seeds; none given means all. Raises ConfigError for one that the study does not have."""
     chosen = study.cells
-    for name, wanted, value in (("STEPS", list(steps), lambda c: c.step), ("SEEDS", list(seeds), lambda c: str(c.seed))):
+    for name, wanted, value in (
+        ("STEPS", list(steps), lambda c: c.step),
+        ("SEEDS", list(seeds), lambda c: str(c.seed)),
+    ):
         known = list(dict.fromkeys(value(cell.config) for cell in study.cells))
         for word in wanted:
             if word not in known:

@@ -11,18 +11,19 @@ from typing import Any
 
 import yaml
 
-from roadmap.choices import DataName, Device
-from roadmap.config import Config, resolved
+from roadmap.config.choices import DataName, Device
+from roadmap.config.schema import Config, resolved
 from roadmap.errors import ConfigError, DataError, Refused
-from roadmap.recipe.passes import check_passes
-from roadmap.runtime.folder import CHECKPOINTS, differences, identity, run_path
-from roadmap.runtime.ledger import CONFIG, STATUS, read_json
-from roadmap.runtime.provenance import code_hash
+from roadmap.files import read_json
+from roadmap.runs.provenance import code_hash
+from roadmap.runs.run_dir import differences, identity, run_path
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS
 from roadmap.sweep import queue, slurm, snapshot
 from roadmap.sweep.cluster import SlurmConfig
 from roadmap.sweep.folder import Record, StudyDir
 from roadmap.sweep.status import CellState, look
 from roadmap.sweep.study import Cell, Study, quoted
+from roadmap.training.grad_accumulation import check_micro_batch
 
 START = ("planned", "stopped", "failed")  # what a person's command starts again
 EMBEDDED = (DataName.digits, DataName.synthetic)  # sets that need no folder
@@ -41,7 +42,9 @@ class Begun:
 
     def __str__(self) -> str:
         left = ", ".join(f"{number} {state}" for state, number in self.left.items())
-        what = f"{len(self.started)} cells begin, {len(self.restarted)} go on" + (f" as Slurm's job {self.job}" if self.job else "")
+        what = f"{len(self.started)} cells begin, {len(self.restarted)} go on" + (
+            f" as Slurm's job {self.job}" if self.job else ""
+        )
         return what + (f"; left alone: {left}" if left else "")
 
 
@@ -53,7 +56,9 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
     """
     types = sorted({name for cell in cells if (name := _hardware(cell)) and not name.startswith("CPU")})
     if len(types) > 1 and not mixed:
-        raise ConfigError(f"{study.name}: its cells ran on {', '.join(types)}; cluster.mixed_gpus=true lets a study be spread over them")
+        raise ConfigError(
+            f"{study.name}: its cells ran on {', '.join(types)}; cluster.mixed_gpus=true lets a study be spread over them"
+        )
     for cell in cells:
         data = cell.config.data
         if data.name not in EMBEDDED and not data.root:
@@ -61,7 +66,7 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
         if data.root and not data.download and not Path(data.root).expanduser().is_dir():
             raise DataError(f"data.root={data.root}: no such folder")
         try:
-            check_passes(cell.config.recipe, ranks)
+            check_micro_batch(cell.config.recipe, ranks)
         except ConfigError as error:
             raise ConfigError(f"cluster.per_cell={ranks}: {cell.key}: {error}") from None
         _check_run(study, cell)
@@ -119,7 +124,7 @@ def submit(study: Study, directory: StudyDir, chosen: Sequence[Cell], config: Sl
     """
     directory.make()
     code = snapshot.take(directory.notes / "snapshots", study.file)
-    with directory.held():
+    with directory.lock():
         settle(directory)
         directory.write_cells(study)
         states = certain_states(directory)
@@ -134,7 +139,9 @@ def certain_states(directory: StudyDir) -> dict[str, CellState]:
     """Return every cell's state by key. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
     states, answer = look(directory)
     if not answer.answered:
-        raise ConfigError(f"{directory.name}: Slurm gives no answer ({answer.trouble}), so nobody knows what is queued; try again")
+        raise ConfigError(
+            f"{directory.name}: Slurm gives no answer ({answer.trouble}), so nobody knows what is queued; try again"
+        )
     return {state.key: state for state in states}
 
 
@@ -188,7 +195,9 @@ def send(
 def note_jobs(directory: StudyDir, rows: Iterable[Record], jobs: Iterable[str]) -> None:
     """Note the jobs of a submission, which is then complete."""
     logs = Path(SLURM)
-    directory.note([{**row, "job": job, "log": str(slurm.log_of(logs, job))} for row, job in zip(rows, jobs, strict=True)])
+    directory.note(
+        [{**row, "job": job, "log": str(slurm.log_of(logs, job))} for row, job in zip(rows, jobs, strict=True)]
+    )
     directory.set_pending(None)
 
 

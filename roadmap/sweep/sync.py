@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from roadmap.choices import WandbMode
-from roadmap.config import Config
+from roadmap.config.choices import WandbMode
+from roadmap.config.schema import Config
 from roadmap.errors import StoppedEarly
-from roadmap.runtime.ledger import CONFIG, METRICS, STATUS, SUMMARY, read_json, read_metrics
-from roadmap.runtime.mirror import Mirror
+from roadmap.files import read_json
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.status import look
 from roadmap.sweep.submit import load_yaml
@@ -47,7 +49,9 @@ def connect() -> "Api":
         api = wandb.Api(timeout=30)
         api.viewer  # noqa: B018 - asks the server who we are
     except Exception as error:  # the client raises what its layers raise
-        raise StoppedEarly(f"W&B does not answer ({said(error)}); log in, or try again where there is a network") from None
+        raise StoppedEarly(
+            f"W&B does not answer ({said(error)}); log in, or try again where there is a network"
+        ) from None
     return api
 
 
@@ -55,12 +59,14 @@ def sync_run(run: Path, api: "Api", say: Callable[[str], None]) -> int:
     """Send what W&B lacks of one run; return the number of rows. Raises StoppedEarly where it goes offline meanwhile."""
     status, config = read_json(run / STATUS), config_of(run)
     there = rows_there(api, config, str(status["wandb_id"]))
-    rows = [row for row in read_metrics(run / METRICS).rows if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there]
+    rows = [
+        row for row in read_metrics(run / METRICS).rows if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there
+    ]
     if not rows:
         mark_fragments(run)
         return 0
     config.wandb.mode = WandbMode.online
-    mirror = Mirror(config, run, str(status["wandb_id"]), load_yaml(run / CONFIG), say)
+    mirror = WandbLogger(config, run, str(status["wandb_id"]), load_yaml(run / CONFIG), say)
     if mirror.run is None or mirror.mode != "online":
         mirror.finish({}, 1)
         raise StoppedEarly(f"{run}: W&B does not take it; try again")

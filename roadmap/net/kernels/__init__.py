@@ -17,8 +17,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
-from roadmap.choices import Kernels
-from roadmap.config import NetConfig
+from roadmap.config.choices import Kernels
+from roadmap.config.schema import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.kernels.depthwise import KERNELS, Depthwise, Forms
 from roadmap.net.kernels.launch import why_no_triton
@@ -143,7 +143,12 @@ def narrow_norms(module: nn.Module) -> list[nn.Module]:
 
 def restore(module: nn.Module) -> None:
     """Make a module plain again."""
-    for changed, plain in ((Depthwise, nn.Conv2d), (LinearPointwise, nn.Conv2d), (FusedNorm, ChannelNorm), (FusedJoin, Block)):
+    for changed, plain in (
+        (Depthwise, nn.Conv2d),
+        (LinearPointwise, nn.Conv2d),
+        (FusedNorm, ChannelNorm),
+        (FusedJoin, Block),
+    ):
         if isinstance(module, changed):
             become(module, plain)
 
@@ -173,5 +178,7 @@ def in_words(forms: Mapping[str, str]) -> str:
 
 def announcement(forms: Mapping[str, str], device: torch.device, choice: Kernels) -> str:
     """Return a line for the log: the forms of a net, and why there are none of Triton where one could expect them."""
-    why = why_no_triton(device) if choice == Kernels.fast or (choice == Kernels.auto and device.type == "cuda") else None
+    why = (
+        why_no_triton(device) if choice == Kernels.fast or (choice == Kernels.auto and device.type == "cuda") else None
+    )
     return f"kernels={choice}: {in_words(forms)}" + (f" ({why}: torch's own there)" if why else "")

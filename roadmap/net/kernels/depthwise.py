@@ -35,8 +35,20 @@ class Tile(NamedTuple):
 
 
 # Chosen by the registers, and the instructions a multiply-add, of the code compiled for capability 9.0.
-MAP_TILES = {3: Tile(8, 32, 2, 1), 5: Tile(8, 32, 2, 1), 7: Tile(4, 32, 2, 1), 9: Tile(4, 32, 1, 1), 11: Tile(2, 32, 1, 1)}
-WEIGHT_TILES = {3: Tile(8, 32, 2, 2), 5: Tile(8, 32, 2, 2), 7: Tile(8, 32, 2, 4), 9: Tile(4, 32, 1, 4), 11: Tile(4, 32, 1, 4)}
+MAP_TILES = {
+    3: Tile(8, 32, 2, 1),
+    5: Tile(8, 32, 2, 1),
+    7: Tile(4, 32, 2, 1),
+    9: Tile(4, 32, 1, 1),
+    11: Tile(2, 32, 1, 1),
+}
+WEIGHT_TILES = {
+    3: Tile(8, 32, 2, 2),
+    5: Tile(8, 32, 2, 2),
+    7: Tile(8, 32, 2, 4),
+    9: Tile(4, 32, 1, 4),
+    11: Tile(4, 32, 1, 4),
+}
 
 
 class Depthwise(nn.Conv2d):
@@ -55,7 +67,9 @@ class DepthwiseFunction(torch.autograd.Function):
     """A depthwise convolution of x (N, C, H, W) with a kernel (C, 1, K, K) and a bias (C,) or None, each pass in its form."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, *forms: str) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, *forms: str
+    ) -> torch.Tensor:
         """Return the output (N, C, OH, OW), channels-last."""
         x = x.contiguous(memory_format=NHWC)
         ctx.save_for_backward(x, weight)
@@ -104,7 +118,9 @@ def by_torch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return torch's own gradients of map, kernel and bias, those of the mask."""
     c, pad = x.shape[1], weight.shape[-1] // 2
-    return torch.ops.aten.convolution_backward(g, x, weight, [c], [stride, stride], [pad, pad], [1, 1], False, [0, 0], c, mask)
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, [c], [stride, stride], [pad, pad], [1, 1], False, [0, 0], c, mask
+    )
 
 
 def out_shape(x: torch.Tensor, stride: int) -> tuple[int, int, int, int]:
@@ -114,7 +130,9 @@ def out_shape(x: torch.Tensor, stride: int) -> tuple[int, int, int, int]:
 
 @operation(
     "depthwise_forward",
-    lambda x, weight, bias, stride: torch.empty(out_shape(x, stride), dtype=x.dtype, device=x.device, memory_format=NHWC),
+    lambda x, weight, bias, stride: torch.empty(
+        out_shape(x, stride), dtype=x.dtype, device=x.device, memory_format=NHWC
+    ),
 )
 def forward_by_triton(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:
     """Return the output (N, C, OH, OW)."""
@@ -137,9 +155,13 @@ def forward_by_triton(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 @operation(
     "depthwise_input_gradient",
-    lambda g, weight, stride, height, width: torch.empty((*g.shape[:2], height, width), dtype=g.dtype, device=g.device, memory_format=NHWC),
+    lambda g, weight, stride, height, width: torch.empty(
+        (*g.shape[:2], height, width), dtype=g.dtype, device=g.device, memory_format=NHWC
+    ),
 )
-def input_gradient_by_triton(g: torch.Tensor, weight: torch.Tensor, stride: int, height: int, width: int) -> torch.Tensor:
+def input_gradient_by_triton(
+    g: torch.Tensor, weight: torch.Tensor, stride: int, height: int, width: int
+) -> torch.Tensor:
     """Return the gradient (N, C, H, W) of the map from that of the output (N, C, OH, OW)."""
     from roadmap.net.kernels.triton_depthwise import input_gradient_kernel
 
@@ -159,14 +181,18 @@ def input_gradient_by_triton(g: torch.Tensor, weight: torch.Tensor, stride: int,
     return dx
 
 
-def fake_weight_gradient(x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+def fake_weight_gradient(
+    x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tensors of the shapes of a weight gradient."""
     c = x.shape[1]
     return x.new_empty((c, 1, kernel, kernel), dtype=torch.float32), x.new_empty((c,), dtype=torch.float32)
 
 
 @operation("depthwise_weight_gradient", fake_weight_gradient)
-def weight_gradient_by_triton(x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_gradient_by_triton(
+    x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of kernel (C, 1, K, K) and bias (C,), in fp32."""
     from roadmap.net.kernels.triton_depthwise import weight_gradient_kernel
 

@@ -33,7 +33,9 @@ class NormFunction(torch.autograd.Function):
     """LayerNorm over the channels of x (N, C, H, W), into type `out`."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype
+    ) -> torch.Tensor:
         """Return the normalised map, channels-last; save it as it came, with its pixels' mean and deviation."""
         x = x.contiguous(memory_format=NHWC)
         y, mean, rstd = norm_by_triton(x, weight, bias, eps, out)
@@ -46,7 +48,9 @@ class NormFunction(torch.autograd.Function):
         return *norm_backward_by_triton(g.contiguous(memory_format=NHWC), *ctx.saved_tensors), None, None
 
 
-def fake_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype) -> tuple[torch.Tensor, ...]:
+def fake_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype
+) -> tuple[torch.Tensor, ...]:
     """Return tensors of the shapes of a norm."""
     n, _, height, width = x.shape
     mean, rstd = (x.new_empty((n, height, width), dtype=torch.float32) for _ in range(2))
@@ -73,7 +77,11 @@ def norm_by_triton(
 
 @operation(
     "channel_norm_backward",
-    lambda g, x, weight, mean, rstd: (torch.empty_like(x, memory_format=NHWC), torch.empty_like(weight), torch.empty_like(weight)),
+    lambda g, x, weight, mean, rstd: (
+        torch.empty_like(x, memory_format=NHWC),
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+    ),
 )
 def norm_backward_by_triton(
     g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor
@@ -88,7 +96,9 @@ def norm_backward_by_triton(
     programs = min(PROGRAMS, ceil_div(pixels, rows))
     dx = torch.empty_like(x, memory_format=NHWC)
     partial = torch.empty((programs, 2, c), dtype=torch.float32, device=x.device)
-    norm_backward_kernel[(programs,)](g, x, weight, mean, rstd, dx, partial, pixels, c, BLOCK_R=rows, BLOCK_C=block, num_warps=warps)
+    norm_backward_kernel[(programs,)](
+        g, x, weight, mean, rstd, dx, partial, pixels, c, BLOCK_R=rows, BLOCK_C=block, num_warps=warps
+    )
     dw, db = partial.sum(0).to(weight.dtype).unbind()
     return dx, dw.clone(), db.clone()
 

@@ -35,7 +35,9 @@ class JoinFunction(torch.autograd.Function):
     """y * gamma * keep + shortcut: maps (N, C, H, W), gamma (C,), keep (N,) or None."""
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor, gamma: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, y: torch.Tensor, shortcut: torch.Tensor, gamma: torch.Tensor, keep: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return the sum, channels-last; save the branch, for gamma's gradient."""
         y = y.contiguous(memory_format=NHWC)
         ctx.save_for_backward(y, gamma, keep)
@@ -51,9 +53,13 @@ class JoinFunction(torch.autograd.Function):
 
 @operation(
     "join",
-    lambda y, shortcut, gamma, keep: torch.empty(y.shape, dtype=kind_of(y, shortcut, gamma), device=y.device, memory_format=NHWC),
+    lambda y, shortcut, gamma, keep: torch.empty(
+        y.shape, dtype=kind_of(y, shortcut, gamma), device=y.device, memory_format=NHWC
+    ),
 )
-def join_by_triton(y: torch.Tensor, shortcut: torch.Tensor, gamma: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+def join_by_triton(
+    y: torch.Tensor, shortcut: torch.Tensor, gamma: torch.Tensor, keep: torch.Tensor | None
+) -> torch.Tensor:
     """Return y * gamma * keep + shortcut, (N, C, H, W)."""
     from roadmap.net.kernels.triton_channels import residual_kernel
 
@@ -69,7 +75,9 @@ def join_by_triton(y: torch.Tensor, shortcut: torch.Tensor, gamma: torch.Tensor,
     return out
 
 
-@operation("join_backward", lambda g, y, gamma, keep: (torch.empty_like(y, memory_format=NHWC), torch.empty_like(gamma)))
+@operation(
+    "join_backward", lambda g, y, gamma, keep: (torch.empty_like(y, memory_format=NHWC), torch.empty_like(gamma))
+)
 def join_backward_by_triton(
     g: torch.Tensor, y: torch.Tensor, gamma: torch.Tensor, keep: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

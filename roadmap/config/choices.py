@@ -1,0 +1,177 @@
+"""The words a config may choose from. `roadmap.config` uses them as types; the code maps each to what it does."""
+
+from enum import StrEnum
+
+
+class Stem(StrEnum):
+    """What turns the image into the first feature map (Sec. 2.2)."""
+
+    resnet = "resnet"  # 7x7 conv, stride 2, then a 3x3 max-pool, stride 2
+    patchify = "patchify"  # 4x4 conv, stride 4
+
+
+class Activation(StrEnum):
+    """The non-linearity of every block (Sec. 2.6)."""
+
+    relu = "relu"
+    gelu = "gelu"
+
+
+class Norm(StrEnum):
+    """The normalisation of every block (Sec. 2.6)."""
+
+    batch_norm = "batch_norm"
+    layer_norm = "layer_norm"
+
+
+class Init(StrEnum):
+    """How the weights start: kaiming-normal (ResNet) or truncated normal with std 0.02 (Table 5)."""
+
+    kaiming = "kaiming"
+    trunc_normal = "trunc_normal"
+
+
+class When(StrEnum):
+    """A part that the paper leaves open: `auto` is our reading, the others force it in or out."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Capture(StrEnum):
+    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels takes long."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class StrideOn(StrEnum):
+    """Which convolution of a block carries the stride."""
+
+    spatial = "spatial"
+    pointwise = "pointwise"
+
+
+class Reference(StrEnum):
+    """Nets that are compared with, not built from toggles (torchvision's)."""
+
+    swin_t = "swin_t"
+    swin_b = "swin_b"
+
+
+class Optimizer(StrEnum):
+    """The optimizers of the two recipes."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Schedule(StrEnum):
+    """How the learning rate falls after the warm-up."""
+
+    cosine = "cosine"
+    step = "step"
+
+
+class LrScaling(StrEnum):
+    """Whether the learning rate follows a batch size other than the one it is stated for."""
+
+    none = "none"
+    linear = "linear"
+
+
+class Precision(StrEnum):
+    """Number format of forward and backward; `auto` is bf16 autocast on a GPU that has it, else fp32."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"  # with loss scaling
+
+
+class Interpolation(StrEnum):
+    """How images are resized."""
+
+    bicubic = "bicubic"
+    bilinear = "bilinear"
+
+
+class RecipeName(StrEnum):
+    """The two training recipes of the roadmap."""
+
+    original = "original"
+    enhanced = "enhanced"
+
+
+class DataName(StrEnum):
+    """The image sets that `roadmap.data.datasets` can load."""
+
+    digits = "digits"
+    fashion_mnist = "fashion_mnist"
+    cifar10 = "cifar10"
+    cifar100 = "cifar100"
+    imagenette = "imagenette"
+    imagenet = "imagenet"
+    imagefolder = "imagefolder"
+    synthetic = "synthetic"
+
+
+IN_FOLDERS = frozenset({DataName.imagenette, DataName.imagenet, DataName.imagefolder})  # the others are held in memory
+
+
+class Crop(StrEnum):
+    """How a training image is cut out."""
+
+    none = "none"  # the whole image
+    pad = "pad"  # zero padding of `data.padding` pixels, then a random window
+    resized = "resized"  # random resized crop: 8 to 100 % of the area, aspect 3/4 to 4/3
+
+
+class Pipeline(StrEnum):
+    """Where images are prepared: one by one as in the official code, or in batches of tensors on the device."""
+
+    reference = "reference"
+    fast = "fast"
+
+
+class Decoder(StrEnum):
+    """What decodes the JPEGs of class folders for the fast pipeline; `auto` is the CPU, whose bytes are Pillow's."""
+
+    auto = "auto"
+    cpu = "cpu"  # libjpeg, in `data.workers` processes
+    nvjpeg = "nvjpeg"  # on the GPU; its bytes differ a little
+
+
+class Mode(StrEnum):
+    """What `run.py` does with the config."""
+
+    train = "train"
+    evaluate = "evaluate"  # score weights: `weights=FILE`, or a run directory
+    data_check = "data_check"  # open every image and count, before it costs; needs no step
+
+
+class Device(StrEnum):
+    """Where the run computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Kernels(StrEnum):
+    """Which forms of its operations the net trains with (`roadmap.net.kernels`); they differ in rounding."""
+
+    auto = "auto"  # those that were measured to win on this device
+    plain = "plain"  # torch's own
+    fast = "fast"  # every one that can run on this device
+
+
+class WandbMode(StrEnum):
+    """`auto` is online where a login is found, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"

@@ -1,0 +1,136 @@
+"""The image sets: `load` finds the one that a config names, checks it and returns its two splits.
+
+Small sets are held in memory as bytes, folders of images are read image by image. Nothing here is random but the choice of a subset.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from roadmap.config.choices import IN_FOLDERS, DataName
+from roadmap.config.schema import DataConfig
+from roadmap.data import image_folder, in_memory
+from roadmap.data.sampling import Draw, generator
+from roadmap.errors import ConfigError, DataError
+
+
+@dataclass
+class Split:
+    """One half of a set: labels int64 `(N,)`, and either the images uint8 `(N, 3, H, W)` or the files that hold them."""
+
+    labels: Tensor
+    images: Tensor | None = None  # gray sets: one channel in memory, expanded to three
+    folder: Path | None = None
+    files: np.ndarray | None = None  # names under `folder`, as bytes: one array, which forked workers share
+    on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)  # the fast pipeline's copies
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"on_device": {}}
+
+    def read(self, index: int) -> Image.Image:
+        """Return one image as RGB. Raises DataError that names the file if it cannot be decoded."""
+        if self.images is not None:
+            return Image.fromarray(self.images[index].permute(1, 2, 0).contiguous().numpy())
+        return image_folder.read_image(self.path(index))
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image in a class folder."""
+        assert self.folder is not None
+        assert self.files is not None
+        return self.folder / os.fsdecode(self.files[index])
+
+
+@dataclass
+class ImageSet:
+    """A set as it was found: two splits, the names of the classes in the order of the labels, and a hash of all of it."""
+
+    train: Split
+    val: Split
+    classes: tuple[str, ...]
+    fingerprint: str  # changes with any image (in memory), any file's name or size (folders), or the classes
+    whole: str = ""  # the fingerprint of the set that a subset was taken from
+
+
+MEMORY_LOADERS: dict[DataName, Callable[[DataConfig], in_memory.Arrays]] = {
+    DataName.digits: in_memory.digits,
+    DataName.fashion_mnist: in_memory.fashion_mnist,
+    DataName.cifar10: in_memory.cifar10,
+    DataName.cifar100: in_memory.cifar100,
+    DataName.synthetic: in_memory.synthetic,
+}
+FOLDER_LOADERS: dict[DataName, Callable[..., image_folder.Files]] = {
+    DataName.imagenette: image_folder.imagenette,
+    DataName.imagenet: image_folder.imagenet,
+    DataName.imagefolder: image_folder.imagefolder,
+}
+IN_MEMORY = frozenset(MEMORY_LOADERS)
+assert frozenset(FOLDER_LOADERS) == IN_FOLDERS
+
+
+def load(data: DataConfig, runs: str | None = None) -> ImageSet:
+    """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
+
+    With `runs`, the folder of the runs, class folders that have not changed since the last time are not listed again.
+    Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot meet.
+    """
+    found = MEMORY_LOADERS[data.name](data) if data.name in IN_MEMORY else FOLDER_LOADERS[data.name](data, runs)
+    whole, fingerprint = cut(data, found)
+    train, val = (split_of(found, split, data.image_size) for split in ("train", "val"))
+    return ImageSet(train, val, found.classes, fingerprint, whole)
+
+
+def cut(data: DataConfig, found: in_memory.Arrays | image_folder.Files) -> tuple[str, str]:
+    """Keep the subset that a config asks for; return the fingerprints of the whole set and of what is kept."""
+    check_num_classes(data, found)
+    is_subset = data.train_images is not None or data.val_images is not None
+    whole = fingerprint_of(data.name, found) if is_subset and isinstance(found, image_folder.Files) else ""
+    for split in ("train", "val"):
+        keep = getattr(data, f"{split}_images")
+        if keep is not None:
+            found.keep(split, subset(f"data.{split}_images", keep, len(found.labels[split]), split))
+    fingerprint = fingerprint_of(data.name, found)
+    return whole or fingerprint, fingerprint
+
+
+def fingerprint_of(name: DataName, found: in_memory.Arrays | image_folder.Files) -> str:
+    """Return a hash of a set's name, its classes and both splits."""
+    digest = hashlib.sha256("\0".join((name, *found.classes)).encode(errors="surrogateescape"))
+    for split in ("train", "val"):
+        found.update_hash(split, digest)
+    return digest.hexdigest()
+
+
+def split_of(found: in_memory.Arrays | image_folder.Files, split: str, image_size: int) -> Split:
+    """Turn what a loader found into a Split, images in memory at `(image_size, image_size)`."""
+    labels = torch.from_numpy(found.labels[split].astype(np.int64))
+    if isinstance(found, in_memory.Arrays):
+        return Split(labels, images=in_memory.at_size(found.pixels[split], image_size))
+    return Split(labels, folder=found.folder, files=found.names[split])
+
+
+def subset(key: str, keep: int, num_images: int, split: str) -> np.ndarray:
+    """Return the ids of the first `keep` images of a fixed shuffle, in the set's order."""
+    if keep > num_images:
+        raise ConfigError(f"{key}={keep}: the set has {num_images} images")
+    shuffled = torch.randperm(num_images, generator=generator(Draw.subset, split == "val"))
+    return shuffled[:keep].sort().values.numpy()
+
+
+def check_num_classes(data: DataConfig, found: in_memory.Arrays | image_folder.Files) -> None:
+    """Compare the classes found with the config: folders that differ are DataError, a wrong number for a fixed set ConfigError."""
+    num_found = len(found.classes)
+    if data.num_classes in (None, num_found):
+        return
+    if isinstance(found, image_folder.Files):
+        raise DataError(f"{found.folder / 'train'}: has {num_found} class folders, data.num_classes={data.num_classes}")
+    raise ConfigError(f"data.num_classes={data.num_classes}: data={data.name} has {num_found} classes")

@@ -1,0 +1,295 @@
+"""Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`. Used by `sets`.
+
+Labels follow the sorted names of the class folders. A missing or stray folder would shift every label after it without
+an error, so both splits must have the same classes, and nothing that may be an image is passed over in silence.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from roadmap.config.choices import DataName
+from roadmap.config.schema import DataConfig
+from roadmap.data import cache, download
+from roadmap.errors import DataError
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+# Images of kinds that are not read: named and refused, since leaving them out would change the set in silence.
+OTHER_IMAGE_SUFFIXES = frozenset(
+    [".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"]
+)
+# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS, for one, starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError.
+CANNOT_READ = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a published set has: its name, its classes (by the sha256 of their sorted names, one a line), its images."""
+
+    called: str
+    num_classes: int
+    classes_sha256: str
+    num_images: dict[str, int]
+
+
+EXPECTED = {
+    DataName.imagenet: Expected(
+        "ImageNet-1K",
+        1000,
+        "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
+        {"train": 1_281_167, "val": 50_000},
+    ),
+    DataName.imagenette: Expected(
+        "Imagenette",
+        10,
+        "7fd320a0db9278e1d61bad4b60fa16be117f8d8adcfe4d03fb5c95672bae6033",
+        {"train": 9_469, "val": 3_925},
+    ),
+}
+
+
+@dataclass
+class Files:
+    """Both splits as lists of files under `folder`: names as bytes, sizes in bytes, times of change in ns, labels."""
+
+    folder: Path
+    names: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    mtimes: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    classes: tuple[str, ...]
+
+    def keep(self, split: str, ids: np.ndarray) -> None:
+        """Keep only these images of a split."""
+        for arrays in (self.names, self.sizes, self.mtimes, self.labels):
+            arrays[split] = arrays[split][ids]
+
+    def update_hash(self, split: str, digest: Any) -> None:
+        """Add a split's names and sizes to a hash; the folder in which they lie is not part of it."""
+        for name, size in zip(self.names[split], self.sizes[split], strict=True):
+            digest.update(b"%s\0%d\0" % (name, size))
+
+
+def imagefolder(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Files:
+    """List the images of `root/train` and `root/val`, with as many classes as there are folders."""
+    return list_set(download.data_root(data), runs, lenient=lenient)
+
+
+def imagenet(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Files:
+    """List ImageNet-1K, in `root` or `root/imagenet`. Raises DataError unless it has the classes and the counts of ILSVRC 2012."""
+    root = download.data_root(data)
+    files = list_set(
+        next((p for p in (root, root / "imagenet") if (p / "train").is_dir()), root), runs, lenient=lenient
+    )
+    expect(files, EXPECTED[DataName.imagenet])
+    return files
+
+
+def imagenette(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Files:
+    """List Imagenette: ten classes of ImageNet, in `root` or `root/imagenette2*`."""
+    root = download.data_root(data)
+    places = [root] if (root / "train").is_dir() else sorted(p for p in root.glob("imagenette2*") if p.is_dir())
+    if len(places) > 1:
+        raise DataError(f"{root}: holds {', '.join(p.name for p in places)}; set data.root to one of them")
+    place = places[0] if places else download.fetch(data, root, "no folder train or imagenette2*")
+    files = list_set(place, runs, lenient=lenient)
+    expect(files, EXPECTED[DataName.imagenette])
+    return files
+
+
+def expect(files: Files, expected: Expected) -> None:
+    """Raise DataError unless a listing has the classes and the counts of a published set."""
+    folder, called = files.folder / "train", expected.called
+    if len(files.classes) != expected.num_classes:
+        raise DataError(
+            f"{folder}: {len(files.classes)} class folders, {called} has {expected.num_classes} (data=imagefolder takes any number)"
+        )
+    if hashlib.sha256("\n".join(files.classes).encode(errors="surrogateescape")).hexdigest() != expected.classes_sha256:
+        strays = [name for name in files.classes if not WORDNET_ID.fullmatch(name)]
+        what = f"{some(strays)} among them is no WordNet id" if strays else "other WordNet ids"
+        raise DataError(
+            f"{folder}: not the {expected.num_classes} classes of {called} ({what}; data=imagefolder takes any)"
+        )
+    for split, num_images in expected.num_images.items():
+        if len(files.labels[split]) != num_images:
+            raise DataError(
+                f"{files.folder / split}: {len(files.labels[split])} images, {called} has {num_images} (data=imagefolder takes any number)"
+            )
+
+
+def list_set(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
+    """List both splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
+
+    What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are empty or cannot
+    be asked for their size as well, for a check that opens all files and names every broken one.
+    """
+    train, val = (class_folders(folder / split) for split in ("train", "val"))
+    if train != val:
+        only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
+        differences = (f"only in {split}: {some(names)}" for split, names in only.items() if names)
+        raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
+    files = Files(folder, {}, {}, {}, {}, tuple(train))
+    listing = cache.Listing(cache.cache_dir(runs) / f"listing-{cache.key_of(folder)}.npz") if runs is not None else None
+    for split in ("train", "val"):
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            listed = list(
+                pool.map(
+                    lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in train)
+                )
+            )
+        prefixes = (os.fsencode(f"{split}/{name}/") for name in train)
+        files.names[split] = np.array(
+            [prefix + name for prefix, images in zip(prefixes, listed, strict=True) for name in images.names]
+        )
+        files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
+        files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
+        files.labels[split] = np.repeat(np.arange(len(train)), [len(images.names) for images in listed])
+    if listing is not None:
+        listing.save()
+    return files
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of a split's class folders; hidden ones such as `.ipynb_checkpoints` are never classes."""
+    entries = scan(folder)
+    classes = sorted(e.name for e in entries if e.is_dir() and not hidden(e.name))
+    images = sorted(e.name for e in entries if not e.is_dir() and not hidden(e.name) and is_image(folder, e.name))
+    if images:
+        raise DataError(f"{folder}: holds {some(images)} outside of any class folder; every image belongs into one")
+    if not classes:
+        raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
+    skipped = sorted(e.name for e in entries if e.is_dir() and hidden(e.name))
+    if skipped:
+        log.warning("%s: %s hidden, not taken for a class", folder, some(skipped))
+    return classes
+
+
+@dataclass
+class Images:
+    """The images of one class folder, sorted by name: sizes in bytes, times of change in ns."""
+
+    names: list[bytes]
+    sizes: list[int]
+    mtimes: list[int]
+
+
+def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: bool = False) -> Images:
+    """Return the images of a class folder. Raises DataError if there are none, or one is empty (unless `lenient`)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    try:
+        key, stamp = os.fsencode(f"{folder.parent.name}/{folder.name}"), cache.stamp_of(os.fstat(handle))
+        names = listing.names(key, stamp) if listing is not None else None
+        if names is None:
+            names, others = image_names(folder)
+            # What is passed over aloud is passed over aloud each time.
+            if listing is not None and not others and cache.stamp_of(os.fstat(handle)) == stamp:
+                listing.keep(key, stamp, names)
+        return measured(folder, handle, names, lenient=lenient)
+    finally:
+        os.close(handle)
+
+
+def measured(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
+    """Ask each image of an open folder for its size and time. Raises DataError for one that is empty or gone, unless `lenient`."""
+    images = Images(names, [], [])
+    for name in names:
+        try:
+            about = os.stat(name, dir_fd=handle)
+            size, mtime = about.st_size, about.st_mtime_ns
+        except OSError as error:
+            if not lenient:
+                raise DataError(f"{folder / os.fsdecode(name)}: cannot be read ({error.strerror})") from error
+            size = mtime = 0
+        if size == 0 and not lenient:
+            raise DataError(f"{folder / os.fsdecode(name)}: is empty (0 bytes)")
+        images.sizes.append(size)
+        images.mtimes.append(mtime)
+    return images
+
+
+def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
+    """Return the sorted names of a class folder's images, and of what is none. Raises DataError for a folder in it, or no image."""
+    images, others = [], []
+    for entry in scan(folder):
+        if hidden(entry.name):
+            continue
+        if entry.is_dir():
+            raise DataError(f"{folder / entry.name}: a folder inside a class folder; expected images only")
+        if is_image(folder, entry.name):
+            images.append(os.fsencode(entry.name))
+        else:
+            others.append(entry.name)
+    if not images:
+        raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    if others:
+        log.warning("%s: %s not taken for an image", folder, some(sorted(others)))
+    return sorted(images), others
+
+
+def scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what a folder holds. Raises DataError if it is missing or cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: no such folder; expected train/<class>/ and val/<class>/ under {folder.parent}"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is one of a system's or an editor's own: `.DS_Store`, `._image.jpg`, `__MACOSX`."""
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__")
+
+
+def is_image(folder: Path, name: str) -> bool:
+    """Whether a file is an image by its extension. Raises DataError for an image of a kind that is not read."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in OTHER_IMAGE_SUFFIXES:
+        raise DataError(f"{folder / name}: {suffix} images are not read, only {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return suffix in IMAGE_SUFFIXES
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """Return the first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image as RGB. Raises DataError that names the file if it is truncated, no image, or too large to be one."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.convert("RGB")
+    except CANNOT_READ as error:
+        why = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else str(error).splitlines()[0]
+            if str(error)
+            else "damaged"
+        )
+        raise DataError(
+            f"{path}: cannot be decoded as an image ({why.replace(f'{str(path)!r}', 'the file')})"
+        ) from error

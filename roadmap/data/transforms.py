@@ -1,0 +1,190 @@
+"""The reference pipeline: the official recipe, image by image, in worker processes.
+
+Order and parameters are those of the authors' code (timm's ImageNet transforms): random resized crop, flip, RandAugment, normalise, random
+erasing. What is random about an image is a function of (seed, epoch, id), whatever the number of workers. Used by `roadmap.data`.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from roadmap.config.choices import Crop
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data.datasets import Split
+from roadmap.data.sampling import sample_seed
+from roadmap.data.workers import load_batches as workers_batches
+from roadmap.errors import ConfigError
+
+Transform = Callable[[Image.Image], Tensor]
+
+# timm passes over parts of the notation that it does not know: a misspelt `mstd` would change the recipe in silence.
+RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|t(weights|3aw?)))*")
+
+
+def train_batches(
+    split: Split,
+    data: DataConfig,
+    recipe: RecipeConfig,
+    index_batches: Sequence[Tensor],
+    *,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
+    prepared = Prepared(split, train_transform(data, recipe), (seed, epoch))
+    yield from load_batches(prepared, index_batches, data.workers, device)
+
+
+def eval_batches(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images resized and cropped at the centre, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
+    prepared = Prepared(split, eval_transform(data, recipe))
+    yield from load_batches(prepared, index_batches, data.workers, device)
+
+
+def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
+    """Return what happens to a training image; equal to timm's `create_transform` for what both know.
+
+    Raises ConfigError for a `recipe.rand_augment` that timm cannot read.
+    """
+    from torchvision import transforms as T  # seconds of imports that the fast pipeline need not pay for
+
+    size, mode = data.image_size, T.InterpolationMode(recipe.interpolation.value)
+    steps: list[Any] = []
+    if data.crop == Crop.resized:
+        from timm.data.transforms import RandomResizedCropAndInterpolation
+
+        steps.append(RandomResizedCropAndInterpolation(size, interpolation=recipe.interpolation.value))
+    else:
+        steps.append(T.Resize((size, size), mode))
+    if data.crop == Crop.pad:
+        steps.append(T.RandomCrop(size, padding=data.padding))
+    if data.flip:
+        steps.append(T.RandomHorizontalFlip())
+    if data.rotate or data.zoom or data.shift:
+        scale = (1 - data.zoom, 1 + data.zoom)
+        steps.append(
+            T.RandomAffine(data.rotate, (data.shift, data.shift), scale, interpolation=T.InterpolationMode.BILINEAR)
+        )
+    if recipe.rand_augment is not None:
+        steps.append(rand_augment(data, recipe))
+    steps += [T.ToTensor(), T.Normalize(data.mean, data.std)]
+    if recipe.random_erasing:
+        from timm.data.random_erasing import RandomErasing
+
+        steps.append(RandomErasing(recipe.random_erasing, mode="pixel", max_count=1, device="cpu"))
+    return T.Compose(steps)
+
+
+def eval_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
+    """Return what happens to an image in evaluation: short side to `resize_size`, centre crop; without it, resized as a whole."""
+    from torchvision import transforms as T
+
+    return T.Compose([eval_crop(data, recipe), T.ToTensor(), T.Normalize(data.mean, data.std)])
+
+
+def eval_crop(data: DataConfig, recipe: RecipeConfig) -> Callable[[Image.Image], Image.Image]:
+    """Return the part of `eval_transform` that works on the image's bytes, which the fast pipeline shares."""
+    from torchvision import transforms as T
+
+    size, mode = data.image_size, T.InterpolationMode(recipe.interpolation.value)
+    resize = (
+        [T.Resize((size, size), mode)]
+        if data.resize_size is None
+        else [T.Resize(data.resize_size, mode), T.CenterCrop(size)]
+    )
+    return T.Compose(resize)
+
+
+def rand_augment(data: DataConfig, recipe: RecipeConfig) -> Any:
+    """Return timm's RandAugment with the official parameters, its posterize made safe. Raises ConfigError for a bad string."""
+    from PIL.Image import Resampling
+    from timm.data import auto_augment
+
+    assert recipe.rand_augment is not None
+    if RAND_AUGMENT.fullmatch(recipe.rand_augment) is None:
+        raise ConfigError(
+            f"recipe.rand_augment={recipe.rand_augment}: must be timm's notation, such as rand-m9-mstd0.5-inc1"
+        )
+    fixed = {
+        "translate_const": int(data.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * m)) for m in data.mean),
+        "interpolation": Resampling[recipe.interpolation.name.upper()],
+    }
+    return with_safe_posterize(auto_augment.rand_augment_transform(recipe.rand_augment, fixed))
+
+
+def with_safe_posterize(policy: Any) -> Any:
+    """Give timm's RandAugment our `posterize`, in place; return it."""
+    from timm.data import auto_augment
+
+    for op in policy.ops:
+        if op.aug_fn is auto_augment.posterize:
+            op.aug_fn = posterize
+    return policy
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+    """Keep the highest bits of each channel; 0 bits give a black image.
+
+    At its full strength timm's `PosterizeIncreasing` asks for 0 bits. Pillow up to 12 masked every bit away, which is black; since
+    Pillow 13 `ImageOps.posterize` raises for it. About 3 images in 2,000 come to it under rand-m9-mstd0.5-inc1.
+    """
+    from timm.data import auto_augment
+
+    if bits_to_keep <= 0:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **kwargs)
+
+
+@contextmanager
+def random_state(seed: int) -> Iterator[None]:
+    """Seed what the transforms draw from (Python's, NumPy's and torch's CPU generators), and put the caller's state back."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPU, in every worker
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+class Prepared:
+    """What becomes of an id of a split: the image through the transform, `(3, H, W)`, and the label. Raises DataError."""
+
+    def __init__(self, split: Split, transform: Transform, seed_epoch: tuple[int, int] | None = None) -> None:
+        self.split, self.transform, self.seed_epoch = split, transform, seed_epoch
+
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.split.read(index)
+        if self.seed_epoch is None:
+            return self.transform(image), self.split.labels[index]
+        with random_state(sample_seed(*self.seed_epoch, index)):
+            return self.transform(image), self.split.labels[index]
+
+
+def together(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Stack a batch, channels-last."""
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images).contiguous(memory_format=torch.channels_last), torch.stack(labels)
+
+
+def load_batches(
+    prepared: Prepared, index_batches: Sequence[Tensor], workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches in the order asked for, on the device. Raises DataError that names the first image that cannot be read."""
+    for images, labels in workers_batches(prepared, together, index_batches, workers, device):
+        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        yield images, labels.to(device, non_blocking=True)

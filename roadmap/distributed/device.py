@@ -1,0 +1,130 @@
+"""Where a run computes, and in which number format. Used by training and evaluation."""
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from roadmap.config.choices import Capture, Device, Precision
+from roadmap.config.schema import Config
+from roadmap.distributed.rank_env import Launcher, RankEnv
+from roadmap.errors import ConfigError
+
+SMALL_IMAGE = (
+    64  # pixels: up to these launching takes longest and a step is captured, beyond them compiling the net pays
+)
+
+
+def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
+    """Return the device of a rank: on a node with several GPUs, the one of its number. Raises ConfigError where there is none."""
+    if wanted == Device.cuda and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
+    if wanted == Device.cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if env is None or env.world_size == 1:
+        return torch.device("cuda")
+    found = torch.cuda.device_count()
+    index = (
+        0 if found == 1 and env.launcher == Launcher.slurm else env.local_rank
+    )  # Slurm may show each task its own GPU alone
+    if index >= found:
+        raise ConfigError(
+            f"rank {env.rank} is number {env.local_rank} of its node, which has {found} GPUs; start one rank a GPU"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_count(config: Config, env: RankEnv) -> int:
+    """Return how many ranks this process starts: what `devices` says, else all GPUs of the node. Raises ConfigError.
+
+    A run whose micro-batch is the whole batch has one forward pass a step, so `auto` is one device there.
+    """
+    wanted, on_gpus = config.devices, choose_device(config.device).type == "cuda"
+    if env.launcher != Launcher.user:
+        if wanted not in ("auto", str(env.world_size)):
+            raise ConfigError(
+                f"devices={wanted}: {env.launcher} has started {env.world_size} ranks; devices=auto takes them"
+            )
+        return 1
+    found = torch.cuda.device_count() if on_gpus else 1
+    if wanted == "auto":
+        return found if config.recipe.micro_batch is not None else 1
+    if on_gpus and int(wanted) > found:
+        raise ConfigError(f"devices={wanted}: there {'is 1 GPU' if found == 1 else f'are {found} GPUs'} here")
+    return int(wanted)
+
+
+def choose_precision(wanted: Precision, device: torch.device) -> Precision:
+    """Return fp32, bf16 or fp16. Raises ConfigError where the GPU has no bf16 and it was asked for."""
+    if device.type == "cpu":
+        return Precision.fp32 if wanted == Precision.auto else wanted
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == Precision.bf16 and not has_bf16:
+        raise ConfigError("recipe.precision=bf16: this GPU has none; recipe.precision=fp32 or fp16")
+    if wanted == Precision.auto:
+        return Precision.bf16 if has_bf16 else Precision.fp32
+    return wanted
+
+
+def choose_compile(config: Config, device: torch.device) -> bool:
+    """Tell whether the net is compiled: `auto` is on a GPU, where images are large enough for half a minute of compiling to pay."""
+    large = config.data.image_size > SMALL_IMAGE and config.cuda_graph != Capture.always
+    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and large)
+
+
+def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
+    """Tell whether a whole step is one CUDA graph. Raises ConfigError where `cuda_graph=always` cannot be."""
+    recipe = config.recipe
+    found = {
+        "without a GPU": device.type != "cuda",
+        "with several devices": world_size > 1,
+        f"with several passes a step (recipe.micro_batch={recipe.micro_batch})": recipe.micro_batch
+        not in (None, recipe.batch_size),
+        "with fp16, which scales its loss": precision == Precision.fp16,
+        "with a compiled net (compile=false)": choose_compile(config, device),
+    }
+    reason = next((reason for reason, is_so in found.items() if is_so), None)
+    if config.cuda_graph == Capture.always and reason is not None:
+        raise ConfigError(f"cuda_graph=always: a step cannot be one graph {reason}; cuda_graph=auto or never")
+    is_small = config.data.image_size <= SMALL_IMAGE or config.cuda_graph == Capture.always
+    return reason is None and is_small and config.cuda_graph != Capture.never
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which a net computes in a precision."""
+    kind = torch.float16 if precision == Precision.fp16 else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != Precision.fp32)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the device's memory was too small; the CPU, cuBLAS and the driver say so in a plain RuntimeError."""
+    told = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in told)
+    )
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Tell whether `torch.compile` failed, by where its errors are defined: importing that takes seconds."""
+    return any(cls.__module__.startswith(("torch._dynamo", "torch._inductor")) for cls in type(error).__mro__)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError, StopIteration):
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak be this run's own, not that of an earlier one in the same process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # Linux only; elsewhere the peak is the process's
+        Path("/proc/self/clear_refs").write_text("5")

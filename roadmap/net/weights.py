@@ -1,0 +1,188 @@
+"""Weights of other code in and out: torchvision's ResNets and ConvNeXts, timm's ConvNeXts, the ConvNeXt authors' files.
+
+One table says what each part is called where; a format is found by its keys. Only tensors are handled here: reading a
+file safely (`torch.load(..., weights_only=True)`) is the caller's part.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from roadmap.config.choices import Activation, Norm, Stem, StrideOn, When
+from roadmap.errors import DataError
+from roadmap.net.net import Net
+
+# ruff: noqa: E501 - the table is read by its columns
+FORMATS = ("torchvision resnet", "torchvision convnext", "timm", "official")
+
+# Ours, then the four formats. {s} is the stage from 0, {t} = s + 1, {d} = 2s and {f} = 2s + 1 (torchvision's features), {b} the block.
+TABLE = [
+    ("stem.conv", "conv1", "features.0.0", "stem.0", "downsample_layers.0.0"),
+    ("stem.norm", "bn1", "features.0.1", "stem.1", "downsample_layers.0.1"),
+    ("stages.{s}.downsample.norm", None, "features.{d}.0", "stages.{s}.downsample.0", "downsample_layers.{s}.0"),
+    ("stages.{s}.downsample.conv", None, "features.{d}.1", "stages.{s}.downsample.1", "downsample_layers.{s}.1"),
+    ("stages.{s}.block{b}.conv1", "layer{t}.{b}.conv1", "features.{f}.{b}.block.0", "stages.{s}.blocks.{b}.conv_dw", "stages.{s}.{b}.dwconv"),
+    ("stages.{s}.block{b}.norm1", "layer{t}.{b}.bn1", "features.{f}.{b}.block.2", "stages.{s}.blocks.{b}.norm", "stages.{s}.{b}.norm"),
+    ("stages.{s}.block{b}.conv2", "layer{t}.{b}.conv2", "features.{f}.{b}.block.3", "stages.{s}.blocks.{b}.mlp.fc1", "stages.{s}.{b}.pwconv1"),
+    ("stages.{s}.block{b}.norm2", "layer{t}.{b}.bn2", None, None, None),
+    ("stages.{s}.block{b}.conv3", "layer{t}.{b}.conv3", "features.{f}.{b}.block.5", "stages.{s}.blocks.{b}.mlp.fc2", "stages.{s}.{b}.pwconv2"),
+    ("stages.{s}.block{b}.norm3", "layer{t}.{b}.bn3", None, None, None),
+    ("stages.{s}.block{b}.scale.gamma", None, "features.{f}.{b}.layer_scale", "stages.{s}.blocks.{b}.gamma", "stages.{s}.{b}.gamma"),
+    ("stages.{s}.block{b}.shortcut.conv", "layer{t}.{b}.downsample.0", None, None, None),
+    ("stages.{s}.block{b}.shortcut.norm", "layer{t}.{b}.downsample.1", None, None, None),
+    ("norm", None, "classifier.0", "head.norm", "norm"),
+    ("head", "fc", "classifier.2", "head.fc", "head"),
+]  # fmt: skip
+
+# A key that only this format has, where the names of another would be ambiguous.
+SIGNS = {
+    "torchvision resnet": "layer1.0.conv1.weight",
+    "torchvision convnext": "classifier.2.weight",
+    "timm": "stages.0.blocks.0.conv_dw.weight",
+    "official": "downsample_layers.0.0.weight",
+}
+
+# What the nets of the formats are, at the two ends of the roadmap; where two values make the same net, both stand here.
+# Names and shapes alone would let through a net that computes something else: an activation, an eps or a stride has neither.
+YES, NO = (When.auto, When.always), (When.auto, When.never)
+RESNET: dict[str, tuple[Any, ...]] = {
+    "stem": (Stem.resnet,), "depthwise": (False,), "inverted": (False,), "depthwise_first": (False,), "kernel_size": (3,),
+    "activation": (Activation.relu,), "activations_per_block": (3,), "norm": (Norm.batch_norm,), "norms_per_block": (3,),
+    "separate_downsampling": (False,), "layer_scale": (None,), "stem_norm": (True,), "stem_activation": YES, "projection_norm": (True,),
+    "residual_activation": YES, "head_norm": NO, "stride_on": (StrideOn.spatial,), "conv_bias": NO, "batch_norm_eps": (1e-5,),
+}  # fmt: skip
+CONVNEXT: dict[str, tuple[Any, ...]] = {  # without strided blocks and projections: their readings do not matter
+    "stem": (Stem.patchify,), "depthwise": (True,), "inverted": (True,), "depthwise_first": (True,), "kernel_size": (7,),
+    "activation": (Activation.gelu,), "activations_per_block": (1,), "norm": (Norm.layer_norm,), "norms_per_block": (1,),
+    "separate_downsampling": (True,), "stem_norm": (True,), "stem_activation": NO, "residual_activation": NO, "head_norm": YES,
+    "conv_bias": YES, "layer_norm_eps": (1e-6,),
+}  # fmt: skip
+
+
+def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Load weights of any known format, found by their keys; {"model": ...}, {"state_dict": ...} and `module.` are unwrapped.
+
+    Raises DataError, naming the first key or shape that does not fit; then the net is as before.
+    """
+    given = unwrap(state_dict)
+    fmt = next((name for name, sign in SIGNS.items() if sign in given), None)
+    own = net.state_dict()
+    if fmt is not None and isinstance(net, Net):
+        check_toggles(net, fmt)
+        names = {foreign: key for key, foreign in renamed(own, fmt).items()}
+    else:
+        names = {key: key for key in own}
+    what = f"weights in {fmt} format" if fmt else "weights"
+    loaded = {}
+    for foreign, key in names.items():
+        if foreign in given:
+            loaded[key] = reshaped(given[foreign], own[key], f"{what}: {foreign}")
+        elif key.endswith("num_batches_tracked"):  # files from before torch kept it
+            loaded[key] = own[key]
+        else:
+            raise DataError(f"{what} do not fit this net: no {foreign}; {hint(net, fmt)}")
+    if extra := [key for key in given if key not in names]:
+        raise DataError(
+            f"{what} do not fit this net: {extra[0]} has no place in it ({len(extra)} such keys); {hint(net, fmt)}"
+        )
+    net.load_state_dict(loaded)
+
+
+def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
+    """Return the net's weights as `torchvision`, `timm` or `official` has them, unchanged but for names and unit dimensions.
+
+    They share memory with the net, as those of `state_dict` do. Raises DataError where the net is none that the format knows.
+    """
+    if fmt not in {"torchvision", "timm", "official"}:
+        raise DataError(f"format {fmt}: must be one of torchvision, timm, official")
+    own = net.state_dict()
+    if not isinstance(net, Net):
+        if fmt == "torchvision":
+            return dict(own)
+        raise DataError(f"format {fmt}: has no net like {type(net).__name__}")
+    if fmt == "torchvision":
+        fmt = "torchvision resnet" if net.cfg.stem == Stem.resnet else "torchvision convnext"
+    check_toggles(net, fmt)
+    return {foreign: shaped_for(fmt, key, own[key]) for key, foreign in renamed(own, fmt).items()}
+
+
+def unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors by key, without the wrappings of training code. Raises DataError where there is anything but tensors."""
+    for wrapping in ("model", "state_dict", "net"):
+        inner = state_dict.get(wrapping)
+        if isinstance(inner, Mapping):
+            state_dict = inner
+    if not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise DataError("weights: hold no tensors")
+    if other := [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]:
+        raise DataError(f"weights: {other[0]} is no tensor, but of type {type(state_dict[other[0]]).__name__}")
+    # Only where every key has it: else two keys could become one.
+    prefix = "module." if all(str(key).startswith("module.") for key in state_dict) else ""
+    return {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
+
+
+def renamed(keys: Mapping[str, Any], fmt: str) -> dict[str, str]:
+    """Return what each of our keys is called in a format. Raises DataError for a part that the format lacks."""
+    return {key: foreign_name(key, fmt) for key in keys}
+
+
+def foreign_name(key: str, fmt: str) -> str:
+    """Return what one of our keys is called in a format."""
+    column = 1 + FORMATS.index(fmt)
+    for row in TABLE:
+        ours = str(row[0])
+        pattern = re.escape(ours).replace(r"\{s\}", r"(?P<s>\d+)").replace(r"\{b\}", r"(?P<b>\d+)")
+        if found := re.fullmatch(pattern + r"(?P<rest>(?:\.[a-z_]+)?)", key):
+            theirs = row[column]
+            if theirs is None:
+                break
+            parts = found.groupdict()
+            s = int(parts.get("s") or 0)
+            return theirs.format(s=s, t=s + 1, d=2 * s, f=2 * s + 1, b=parts.get("b")) + parts["rest"]
+    raise DataError(f"format {fmt}: has no place for {key}")
+
+
+def reshaped(tensor: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
+    """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied as it is."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise DataError(f"{what} is no plain tensor with values: device {tensor.device.type}, layout {tensor.layout}")
+    if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
+        raise DataError(f"{what} has type {tensor.dtype}, this net wants {like.dtype}")
+    if [n for n in tensor.shape if n != 1] != [n for n in like.shape if n != 1]:
+        raise DataError(f"{what} has shape {list(tensor.shape)}, this net wants {list(like.shape)}")
+    return tensor.reshape(like.shape)
+
+
+def shaped_for(fmt: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Give a tensor the shape that a format has: pointwise convs as Linear, torchvision's layer scale (C, 1, 1)."""
+    if fmt == "torchvision resnet":
+        return tensor
+    if key.endswith(("conv2.weight", "conv3.weight")):
+        return tensor.flatten(1)
+    if key.endswith("gamma") and fmt == "torchvision convnext":
+        return tensor.reshape(-1, 1, 1)
+    return tensor
+
+
+def check_toggles(net: Net, fmt: str) -> None:
+    """Raise DataError unless the net is a ResNet or ConvNeXt, as the format's nets are."""
+    for toggle, allowed in (RESNET if fmt == "torchvision resnet" else CONVNEXT).items():
+        value = getattr(net.cfg, toggle)
+        if value not in allowed:
+            raise DataError(
+                f"weights in {fmt} format belong to nets with model.{toggle}={allowed[0]}, this one has {value}"
+            )
+    if fmt != "torchvision resnet" and net.cfg.layer_scale is None:
+        raise DataError(f"weights in {fmt} format belong to nets with layer scale, this one has model.layer_scale=null")
+
+
+def hint(net: nn.Module, fmt: str | None) -> str:
+    """Say what the net is, so that the right one can be chosen; and whether the keys say whose the weights are."""
+    if not isinstance(net, Net):
+        return f"this net is torchvision's {type(net).__name__}"
+    return f"this net has model.depths={list(net.cfg.depths)} and model.width={net.cfg.width}" + (
+        "" if fmt else "; the format is none that is known"
+    )

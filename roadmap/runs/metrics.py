@@ -1,0 +1,59 @@
+"""The record of a run on disk: `metrics.jsonl` (one JSON object a line), `summary.json` and `status.json`.
+
+Training writes with `append` and `write_json`; the report and W&B read with the rest. Imports no torch.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from roadmap.files import atomic_write, finite_or_null
+
+
+def append_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows to a ledger, one JSON object a line, and make them durable. Raises OSError."""
+    with open(path, "a", encoding="utf-8") as out:
+        out.writelines(json.dumps(finite_or_null(row), allow_nan=False) + "\n" for row in rows)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+@dataclass
+class Metrics:
+    """What a `metrics.jsonl` holds: its rows in order, and what is wrong with it."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bad_lines: list[int] = field(default_factory=list)  # counted from 1
+    torn: bool = False  # the last line has no end: a writer died in it
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read a ledger; lines that are not JSON objects are counted, not guessed. Raises OSError."""
+    ledger = Metrics()
+    text = path.read_bytes()
+    lines = text.split(b"\n")
+    ledger.torn = lines.pop() != b""
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("global_step"), int) and row.get("kind") in {"train", "val"}:
+            ledger.rows.append(row)
+        else:
+            ledger.bad_lines.append(number)
+    return ledger
+
+
+def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int) -> None:
+    """Drop what came after a checkpoint (it will be written again) and any torn or bad line. Raises OSError."""
+    if not path.exists():
+        return
+    kept = [
+        row
+        for row in read_metrics(path).rows
+        if (row["global_step"] <= global_step if row["kind"] == "train" else row["epoch"] <= epochs_evaluated)
+    ]
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept).encode())

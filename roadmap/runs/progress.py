@@ -1,0 +1,99 @@
+"""Progress for whoever watches: a bar on a terminal, plain lines in a file. Knows nothing of training."""
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+tqdm.set_lock(threading.RLock())  # tqdm's own would be a semaphore between processes, which nobody here shares
+
+
+@dataclass
+class SweepProgress:
+    """Where this run stands among those of one command, to say how long all of them will take."""
+
+    position: int = 1
+    total: int = 1
+    runs_done: float = 0.0  # runs that this process has trained, in whole and in part
+    stopped: bool = False  # a signal came when a run was as good as done: no other begins
+    started: float = field(default_factory=time.monotonic)
+    cache: dict[str, Any] = field(
+        default_factory=dict, repr=False
+    )  # what one run leaves to the next: images, a captured step
+
+    def prefix(self) -> str:
+        """Return `[3/17] `, or nothing for a run on its own."""
+        return f"[{self.position}/{self.total}] " if self.total > 1 else ""
+
+    def left(self, share_done: float, share_before: float) -> str:
+        """Return how long all runs will still take, from what this process has done; `share_before` of this run was done before."""
+        done = self.runs_done + share_done - share_before
+        if self.total == 1 or done <= 0:
+            return ""
+        return f", all {clock((self.total - self.position + 1 - share_done) * (time.monotonic() - self.started) / done)} left"
+
+
+def wide_terminal() -> bool:
+    """Tell whether stderr is a terminal in which a bar has room."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns >= 40
+    except OSError:
+        return False
+
+
+def clock(seconds: float) -> str:
+    """Return `2:05` or `3:02:05`."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Shows a run's steps: `advance` after each, `say` for a line that stays."""
+
+    def __init__(
+        self, name: str, total_steps: int, done_steps: int, sweep: SweepProgress, every_s: float = 30.0
+    ) -> None:
+        self.name, self.sweep, self.every_s = name, sweep, every_s
+        self.total, self.done, self._start = total_steps, done_steps, done_steps
+        self._began = self._spoke = time.monotonic()
+        self.bar = tqdm(
+            total=total_steps,
+            initial=done_steps,
+            disable=not wide_terminal(),
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc}{postfix} |{bar}|",  # the bar gives way first where the terminal is narrow
+            desc=sweep.prefix() + name,
+        )
+
+    def advance(self, note: str) -> None:
+        """Count one step; `note` is what is known now (epoch, images/s, loss)."""
+        self.done += 1
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"{note}, {self._left()}", refresh=False)
+            self.bar.update()
+        elif time.monotonic() - self._spoke > self.every_s:
+            self.say(f"{self.name}: step {self.done}/{self.total}, {note}, {self._left()}")
+
+    def say(self, line: str) -> None:
+        """Write a line that stays, with the run's place among those of the command."""
+        self._spoke = time.monotonic()
+        tqdm.write(self.sweep.prefix() + line, file=sys.stderr)
+        sys.stderr.flush()
+
+    def _left(self) -> str:
+        made = self.done - self._start
+        if not made:
+            return "time left unknown"
+        seconds = (time.monotonic() - self._began) * (self.total - self.done) / made
+        return f"{clock(seconds)} left{self.sweep.left(self.done / self.total, self._start / self.total)}"
+
+    def close(self) -> None:
+        """Take the bar away, and count what was done."""
+        self.sweep.runs_done += (self.done - self._start) / max(self.total, 1)
+        self.bar.close()

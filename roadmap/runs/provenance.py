@@ -1,0 +1,69 @@
+"""Where a result comes from: code, versions, hardware. Goes into `status.json` and `summary.json`."""
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from roadmap.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the checkout was that it was taken from
+PACKAGE = Path(__file__).resolve().parent.parent
+NO_INFLUENCE = ("report", "sweep", "bench", "paper")  # rooms that cannot change a result
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the package's Python files, without the rooms that only read results."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE)
+        if name.parts[0] not in NO_INFLUENCE:
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@cache
+def git_state() -> dict[str, str | bool | None]:
+    """Return the commit of the checkout, or of the one that a snapshot was taken from, and whether it was changed since; else None."""
+    if (taken := PACKAGE.parent / SNAPSHOT).exists():
+        about = read_json(taken)
+        return {"git_commit": about.get("git_commit"), "git_dirty": about.get("git_dirty")}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "wandb")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def hardware(device: "torch.device") -> dict[str, str | int | None]:
+    """Return host, processor and accelerator of this process, with the job's id under a scheduler."""
+    import torch  # here alone: `make roadmap` asks for the rest and need not wait for it
+
+    return {
+        "host": socket.gethostname(),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,204 @@
+"""The run directory: where it is, who may write it, and its `config.yaml` and `status.json`.
+
+`<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock. Used by `roadmap.training.train`.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from roadmap.config.schema import Config
+from roadmap.errors import Busy, DiskError, NoProgress, PeerLost, Refused
+from roadmap.files import atomic_write, disk_errors, read_json, write_json
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY
+
+# What makes a run this run and no other. Everything else may change between two starts of it.
+IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
+DEATHS = 3  # so often a run may die without a new checkpoint
+# What must not change between two starts.
+DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile", "cuda_graph", "kernels")
+ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
+FREE_IN_DATA = ("root", "download", "workers")
+
+
+def run_path(config: Config) -> Path:
+    """Return the directory of a run."""
+    place = f"{config.regime.name}-{config.data.name}"
+    return Path(config.paths.runs).expanduser().absolute() / config.study / place / config.cell / f"seed{config.seed}"
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved config that a result depends on, flat: `recipe.lr` to its value."""
+    flat: dict[str, Any] = {}
+    for key in IDENTITY:
+        value = values.get(key)
+        if isinstance(value, dict):
+            flat |= {f"{key}.{k}": v for k, v in value.items() if not (key == "data" and k in FREE_IN_DATA)}
+        else:
+            flat[key] = value
+    return flat
+
+
+def newest_place(folder: Path) -> list[int]:
+    """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
+    names = sorted(path.stem for path in folder.glob("step-*.pt"))
+    return [int(number) for number in names[-1].split("-")[1:]] if names else [0, 0]
+
+
+def refuse_unsafe(path: Path) -> None:
+    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable for everyone.
+
+    One with the sticky bit (as /tmp) protects what is in it, and a group's directory is the group's own affair.
+    """
+    runs = path.parents[3]
+    for folder in (path, *path.parents):
+        try:
+            mode = folder.stat().st_mode
+        except OSError:
+            continue  # made later, or told then
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise Refused(
+                f"paths.runs: {folder} is writable for everyone (mode {stat.S_IMODE(mode):o}); chmod o-w it, or take another"
+            )
+        if folder == runs or folder in runs.parents:
+            return
+
+
+def alive(holder: str) -> bool:
+    """Tell whether `process PID on HOST` may still be running: on another host nobody can know."""
+    found = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if found is None or found[2] != socket.gethostname():
+        return True
+    return Path("/proc", found[1]).exists()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return `field: old -> new` for every field in which two flat records differ."""
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"{key}: {str(before.get(key))[:80]} -> {str(now.get(key))[:80]}" for key in keys]
+
+
+class RunDir:
+    """One run's directory, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.status: dict[str, Any] = {}
+
+    def load_status(self, values: dict[str, Any], facts: dict[str, Any], *, allow_drift: bool) -> None:
+        """Take up the status that an earlier start left, if there was one.
+
+        Raises Refused where it was a run of another config, or of other code or data (unless drift is allowed).
+        """
+        try:
+            before = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+            self.status = read_json(self.path / STATUS)
+            changes = differences(identity(before), identity(values))
+        except FileNotFoundError as error:
+            if any((self.path / CHECKPOINTS).glob("step-*.pt")):
+                raise Refused(
+                    f"{self.path}: holds checkpoints, but no {Path(error.filename).name}; fresh=true sets it aside"
+                ) from None
+            return
+        except OSError as error:
+            raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except (ValueError, yaml.YAMLError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise Refused(
+                f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside"
+            ) from None
+        if changes:
+            raise Refused(
+                f"{self.path}: holds a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
+            )
+        if self.status.get("state") == "done" and (self.path / SUMMARY).exists():
+            return
+        self.status["state"] = "begun"
+        if not any((self.path / CHECKPOINTS).glob("step-*.pt")):
+            return  # nothing was trained yet that other code or data could spoil
+        drift = differences(*({key: facts_of.get(key) for key in DRIFT} for facts_of in (self.status, facts)))
+        if drift and not allow_drift:
+            raise Refused(
+                f"{self.path}: was begun with other code, data, precision or devices ({'; '.join(drift)}); "
+                "fresh=true starts over, allow_drift=true goes on"
+            )
+        self.status["drift"] = [*self.status.get("drift", []), *drift]
+
+    def count_deaths(self) -> None:
+        """Count how often the run died since its newest checkpoint was written; a polite stop is no death.
+
+        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish, counts anew.
+        """
+        if not self.status:
+            return
+        died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
+        place = newest_place(self.path / CHECKPOINTS)
+        deaths = self.status.get("deaths", 0) if self.status.get("began_at") == place else 0
+        self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == place else deaths
+        if self.status["deaths"] < DEATHS:
+            return
+        reason = f"died {DEATHS} times without progress, at step {place[0]}; see {self.path / 'run.log'}; started again it tries anew"
+        self.update(state="failed", exit_code=NoProgress.code, reason=f"{NoProgress.__name__}: {reason}", deaths=0)
+        raise NoProgress(f"{self.path}: {reason}")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for an unsafe place."""
+        refuse_unsafe(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone
+        except OSError as error:
+            raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
+        with lock:
+            self._lock(lock)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def _lock(self, lock: TextIO) -> None:
+        deadline = time.monotonic() + ORPHANS_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
+            lock.seek(0)
+            holder = lock.read().strip()
+            if alive(holder) or time.monotonic() > deadline:
+                raise Busy(f"{self.path}: another process is writing this run ({holder})")
+            time.sleep(0.2)  # the holder was killed; its worker processes notice within seconds
+
+    def set_aside(self) -> Path | None:
+        """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""
+        if not any((self.path / name).exists() for name in (CONFIG, STATUS, METRICS, CHECKPOINTS)):
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+            number += 1
+        os.rename(self.path, aside)
+        return aside
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Write the resolved config. Raises DiskError."""
+        with disk_errors(self.path / CONFIG):
+            atomic_write(self.path / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+
+    def update(self, **values: Any) -> None:
+        """Change fields of `status.json`. Raises DiskError."""
+        self.status |= {**values, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        with disk_errors(self.path / STATUS):
+            write_json(self.path / STATUS, self.status)

@@ -1,0 +1,163 @@
+"""Weights & Biases as a mirror of the ledger: it shows what `metrics.jsonl` says and can never stop or change a run.
+
+Rows go up once they are behind a checkpoint, so that a resumed run does not log a step twice. Used by `roadmap.training.train`.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roadmap.config.choices import WandbMode
+from roadmap.config.schema import Config
+from roadmap.runs.metrics import read_metrics
+from roadmap.runs.schema import CORRECT, METRICS, STATUS
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+log = logging.getLogger(__name__)
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
+
+
+def wandb_mode(config: Config) -> str:
+    """Return `online`, `offline` or `disabled`: what the config or WANDB_MODE says, else online where there is a login."""
+    if config.wandb.mode != WandbMode.auto:
+        return str(config.wandb.mode)
+    said = os.environ.get("WANDB_MODE", "")
+    if said in {"online", "offline", "disabled", "dryrun"}:
+        return said.replace("dryrun", "offline")  # W&B's older word
+    return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
+        return True
+    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for place in places:
+        try:
+            return netrc.netrc(Path(place).expanduser()).authenticators("api.wandb.ai") is not None
+        except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+class WandbLogger:
+    """One W&B run beside one run directory."""
+
+    def __init__(
+        self, config: Config, path: Path, run_id: str, values: dict[str, Any], say: Callable[[str], None]
+    ) -> None:
+        """Start the W&B run. `values` is its config; `say` tells the user what goes wrong, once."""
+        self.path, self.say = path, say
+        self.run: Run | None = None
+        self.mode = wandb_mode(config)
+        if self.mode == "disabled":
+            return
+        if self.mode == "online":
+            self._go_online(config, run_id, values)
+        if self.mode == "offline":
+            self._guard(self._start, config, run_id, values)
+
+    @property
+    def place(self) -> str:
+        """Return in one line where the run goes, with the command that syncs it later; nothing for a run without W&B."""
+        if self.run is None:
+            return ""
+        if self.mode == "offline":
+            return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*"
+        return f"W&B: {self._guard(getattr, self.run, 'url')}"
+
+    def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
+        try:
+            self._start(config, run_id, values)
+        except Exception as error:
+            self.run, self.mode = None, "offline"
+            self.say(f"W&B: not online ({_line(error)}), so offline")
+            with suppress(Exception):
+                import wandb
+
+                wandb.teardown()  # the client holds on to the run's id
+
+    def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
+        import wandb  # half a second that a run without W&B need not wait
+
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            save_code=False,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=False,
+            x_disable_machine_info=True,
+        )
+        self.run = wandb.init(
+            mode=self.mode,  # type: ignore[arg-type]
+            entity=config.wandb.entity,
+            project=config.wandb.project,
+            id=run_id,
+            resume="allow" if self.mode == "online" else None,
+            group=config.study,
+            job_type=config.cell[:64],
+            name=f"{config.regime.name}/{config.cell}/seed{config.seed}",
+            tags=[config.step[:64], config.regime.name[:64], str(config.data.name)],
+            config=values,
+            dir=self.path,
+            settings=settings,
+            reinit="create_new",
+        )
+        for axis in ("epoch", "global_step"):
+            self.run.define_metric(axis)
+        self.run.define_metric("train/*", step_metric="global_step")
+        self.run.define_metric("val/*", step_metric="epoch")
+
+    def follow(self, sent: int, upto: int) -> int:
+        """Log the ledger's lines from number `sent` on, up to the number behind a checkpoint; return how many lines are sent now."""
+        if self.run is None:
+            return sent
+        return self._guard(self._follow, sent, upto) or sent
+
+    def _follow(self, sent: int, upto: int) -> int:
+        assert self.run is not None
+        rows = read_metrics(self.path / METRICS).rows[:upto]
+        for row in rows[sent:]:
+            self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
+        return max(sent, len(rows))
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        """End the W&B run with the summary, and send the files that a report needs."""
+        if self.run is not None:
+            self._guard(self._finish, summary, exit_code)
+            self.run = None
+
+    def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        assert self.run is not None
+        self.run.summary.update({key: value for key, value in summary.items() if value is not None})
+        for name in (STATUS, CORRECT):
+            if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
+                copy = shutil.copy(self.path / name, self.run.dir)
+                self.run.save(copy, base_path=self.run.dir, policy="end")
+        self.run.finish(exit_code=exit_code)
+
+    def _guard(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call W&B; whatever it does wrong is said once, and ends the mirror, never the run."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.run = None
+            self.say(
+                f"W&B failed and is left out of this run, which goes on ({_line(error)}); {METRICS} has every line"
+            )
+            log.debug("W&B", exc_info=True)
+            return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,64 @@
+"""`python run.py --help`: what there is to choose from, one line each, from the first comment of every config file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from roadmap.steps.tree import CONF, about, regimes, step_tree
+
+GROUPS = (  # group, how it is written, heading
+    ("step", "+step=", "Steps, in the roadmap's order"),
+    ("regime", "regime=", "Regimes: the sizes between which the roadmap leads"),
+    ("scale", "scale=", "Scales: regime, data and length together"),
+    ("data", "data=", "Data sets"),
+    ("recipe", "recipe=", "Recipes (the step chooses, the command line may overrule)"),
+    ("variant", "+variant=", "Variants: one toggle changed on top of a step"),
+    ("debug", "debug=", "Debugging"),
+)
+
+HEAD = """\
+Train one step of the ResNet-to-ConvNeXt roadmap.
+
+  python run.py +step=inverted_bottleneck                      one ablation, small enough for a laptop
+  python run.py +step=gelu regime=tiny data=imagenet scale=imagenet data.root=FOLDER
+  python run.py +step=gelu model.kernel_size=9 seed=1          any key can be set
+  python run.py +step=gelu mode=evaluate weights=FILE          top-1 of weights, or of one of our runs; see README
+  python run.py -cd MYFOLDER +step=mine                        a step of your own, MYFOLDER/step/mine.yaml
+  python run.py -cd sweeps -cn demo                            all rows, one after the other
+"""
+
+TAIL = """\
+Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.mode checkpoint.* seed study device mode weights fresh allow_drift
+      all of them: conf/config.yaml and the files beside it; --cfg job prints the composed config
+Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk, 75 stopped and may be resumed
+      by the same command, 78 the run directory holds another run."""
+
+
+def config_dirs(words: Sequence[str]) -> list[Path]:
+    """Return the config folders that a command line names (`-cd FOLDER`), and ours."""
+    folders = [CONF]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in {"-cd", "--config-dir", "-cp", "--config-path"}:
+            folders.insert(0, Path(following))
+        elif word.startswith(("--config-dir=", "--config-path=")):
+            folders.insert(0, Path(word.partition("=")[2]))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def help_text(folders: Sequence[Path]) -> str:
+    """Return the help, with what the config folders hold."""
+    parts = [HEAD]
+    for group, prefix, heading in GROUPS:
+        lines = choices(group, folders)
+        width = max(len(name) for name in lines)
+        parts.append(
+            f"{heading}:\n" + "\n".join(f"  {prefix}{name:<{width}}  {line}" for name, line in lines.items()) + "\n"
+        )
+    return "\n".join([*parts, TAIL])
+
+
+def choices(group: str, folders: Sequence[Path]) -> dict[str, str]:
+    """Return the files of a group with their first line, in the order of the roadmap for steps, of size for regimes."""
+    if group == "step":
+        return {name: step.about for name, step in step_tree(folders).items()}
+    found = {path.stem: about(path) for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    return {name: found[name] for name in regimes()} if group == "regime" else found

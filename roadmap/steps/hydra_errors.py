@@ -1,0 +1,106 @@
+"""Hydra's and OmegaConf's errors in plain words: the key, its value, what is allowed, the nearest name first."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+
+from roadmap.config.schema import Config
+from roadmap.errors import ConfigError
+from roadmap.steps.tree import step_tree
+from roadmap.text import nearest
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
+DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.checked`, never by a user
+
+
+def keys_of(config: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a dataclass."""
+    keys: list[str] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        keys += keys_of(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return keys
+
+
+def plain_error(error: Exception, folders: Sequence[Path]) -> str:
+    """Return one or two plain lines for an error of Hydra or OmegaConf.
+
+    `folders` are the config folders: what there is to choose from is read there.
+    """
+    try:
+        steps = list(step_tree(folders))
+    except ConfigError as broken:  # a step file that cannot be read is behind whatever Hydra says
+        return str(broken)
+    if isinstance(error, OmegaConfBaseException):
+        return _explain_value(error)
+    text = str(error)
+    if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
+        return _explain_choice(found[1], steps, folders)
+    if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
+        return _unknown_key(found[1].split("@")[0])
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as KEY=VALUE ({_first_line(text)})"
+    if found := re.search(r"Multiple values for (\w+)", text):
+        return f"{found[1]}: is given twice"
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException):
+        return _explain_value(cause)
+    return " ".join(text.split())
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
+    group, _, name = missing.rpartition("/")
+    known = (
+        steps if group == "step" else sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+    )
+    if not group or not known:
+        return f"{missing}: there is no such config; see --help"
+    sign = "+" if group in {"step", "variant"} else ""
+    return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
+
+
+def _unknown_key(key: str) -> str:
+    if key in {"step", "variant"}:
+        return f"{key}=...: write +{key}=NAME, with a plus sign"
+    keys = [k for k in keys_of(Config()) if k not in DERIVED]
+    if key in keys:
+        return f"{key}: not with this {key.split('.')[0]}=..., which has no such key; others have"
+    section = [k for k in keys if k.startswith(key.split(".")[0] + ".")]
+    top = ["+step", "+variant", *dict.fromkeys(k.split(".")[0] for k in keys)]
+    return f"{key}: there is no such key; {nearest(key, section or top)}"
+
+
+def _explain_value(error: OmegaConfBaseException) -> str:
+    key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "config") or ""
+    first = str(error).splitlines()[0].strip()
+    if isinstance(error, InterpolationResolutionError):
+        needed = re.search(r"Interpolation key '([^']+)' not found", first)
+        if needed is None:
+            return f"{key}: {first}"
+        if needed[1].startswith("regime.reference"):
+            return "+step=swin: this regime has no reference net; regime=tiny and regime=base have"
+        return f"{key}: needs {needed[1]}, which this {'regime' if needed[1].startswith('regime.') else 'config'} does not have"
+    if isinstance(error, ConfigKeyError):
+        return _unknown_key(str(key))
+    return f"{key}: {_plain_value(first)}"
+
+
+def _plain_value(text: str) -> str:
+    text = re.sub(
+        r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", r"'\1' is not a value of type \3", text
+    )
+    text = re.sub(r"Invalid value '(.*)', expected one of \[(.*)\]", r"'\1' must be one of \2", text)
+    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [3,3,9,3]", text)
+    text = re.sub(r"Incompatible value 'None' for field of type '\w+'", "must not be null", text)
+    text = re.sub(r"Merge error: .* is not a subclass of .*", "is a section; set the keys below it", text)
+    return text.replace("Integer", "whole number").replace("Float", "number").replace("Boolean", "true or false")

@@ -1,0 +1,100 @@
+"""What a command line or a folder of configs may not say: Hydra would act on it before our schema sees it.
+
+Hydra makes its launcher, sweeper and callbacks from whatever `hydra.*` names; only its mode and a sweep's lists may be set.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from roadmap.errors import ConfigError
+
+GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
+LOCAL = {  # what conf/local may set
+    "paths", "wandb", "checkpoint", "device", "devices", "start_timeout_s", "comm_timeout_s", "data.root", "data.workers", "data.download",
+}  # fmt: skip
+
+
+def check_overrides(words: Iterable[str]) -> None:
+    """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to it."""
+    for word in words:
+        if word.startswith("--experimental-rerun"):
+            raise ConfigError(f"{word}: runs a pickled job, which may hold anything; type its command instead")
+        if word.startswith("-") or "=" not in word:
+            continue
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            continue
+        key = override.get_key_element().lstrip("+~")
+        if key.split(".")[0].split("/")[0].split("@")[0] == "hydra" and not _may_be_set(key):
+            raise ConfigError(f"{key}: of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set")
+        if "@" in key or key == "local":
+            raise ConfigError(f"{key}: a group goes where its file says; write GROUP=NAME")
+        one_name = override.is_sweep_override() or isinstance(override.value(), str | int | float)
+        if key in GROUPS and not one_name and not (key == "debug" and override.value() is None):
+            raise ConfigError(f"{key}={word.partition('=')[2]}: takes one name")
+
+
+def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
+    """Raise ConfigError for a config file that could run code, or a local file that changes results."""
+    for folder in folders:
+        where = folder if folder.resolve() != ours else folder / "local"
+        for path in sorted(where.rglob("*.yaml")):
+            _check_file(path)
+    for path in (ours / "local").glob("*.yaml"):
+        body = _read(path)
+        keys = {f"data.{k}" for k in body.get("data") or {}} | {k for k in body if k not in {"data", "defaults"}}
+        if wrong := sorted(map(str, keys - LOCAL)):
+            raise ConfigError(f"{path}: sets {wrong[0]}; a local file may set {', '.join(sorted(LOCAL))}")
+
+
+def _check_file(path: Path) -> None:
+    head = [
+        line
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("# @package")
+    ]
+    if any("hydra" in line for line in head):
+        raise ConfigError(f"{path}: sets Hydra's own settings ({head[0]})")
+    body = _read(path)
+    if "_target_" in _keys(body):
+        raise ConfigError(f"{path}: holds a _target_; configs name choices, never code")
+    for key, value in body.items():
+        name = str(key)
+        inner = _dotted(value, name) if isinstance(value, dict) else [name]
+        if name.split(".")[0] == "hydra" and (wrong := [k for k in inner if not _may_be_set(k)]):
+            raise ConfigError(
+                f"{path}: sets {wrong[0]}; of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set"
+            )
+
+
+def _may_be_set(key: str) -> bool:
+    return key == "hydra.mode" or key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params.")
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    """Return a file's mapping; {} for one that is none, which Hydra or the step tree will tell."""
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _keys(body: Any) -> Iterator[str]:
+    for item in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
+        yield from _keys(item)
+    if isinstance(body, dict):
+        yield from map(str, body)
+
+
+def _dotted(body: dict[Any, Any], prefix: str) -> list[str]:
+    keys: list[str] = []
+    for key, value in body.items():
+        keys += _dotted(value, f"{prefix}.{key}") if isinstance(value, dict) else [f"{prefix}.{key}"]
+    return keys

@@ -1,0 +1,177 @@
+"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to another."""
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from roadmap import paper
+from roadmap.config.schema import Config, resolved
+from roadmap.errors import ConfigError, RoadmapError
+from roadmap.steps.compose import compose
+from roadmap.steps.tree import step_folders, step_tree
+from roadmap.text import ArgumentParser, flatten
+
+COLUMNS = ("step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table; `gmacs` at the regime's own image size (224 but for nano and mini)."""
+
+    step: str
+    label: str
+    gmacs: float
+    params_m: float
+    paper_gmacs: float | None
+    paper_top1: float | None
+    note: str
+
+
+def rows(regime: str, config_dir: str | None = None) -> list[Row]:
+    """Return every step of a regime, in the roadmap's order. Raises ConfigError."""
+    from roadmap.net import cost
+
+    table = []
+    for name, step in step_tree(step_folders(config_dir)).items():
+        try:
+            config = compose(name, regime, config_dir=config_dir)
+        except ConfigError:
+            if step.is_reference:
+                continue  # only tiny and base have a reference net
+            raise
+        classes = config.data.num_classes or 1000
+        printed, size = paper.rows(regime).get(name), cost(config.model, classes, config.data.image_size)
+        table.append(
+            Row(
+                step=name,
+                label=config.label,
+                gmacs=size.gmacs,
+                params_m=size.params_m,
+                paper_gmacs=printed.gmacs if printed else None,
+                paper_top1=printed.top1 if printed else None,
+                note=paper.SLIPS.get((regime, name), ""),
+            )
+        )
+    return table
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row as text: GMACs as the paper prints them where they are its size."""
+    digits = 2 if row.gmacs >= 1 else 4
+    numbers = [f"{row.gmacs:.{digits}f}", f"{row.params_m:.2f}"]
+    printed = ["" if v is None else f"{v:.2f}" for v in (row.paper_gmacs, row.paper_top1)]
+    return [row.step, row.label, *numbers, *printed, row.note]
+
+
+def as_table(table: Sequence[Row]) -> str:
+    """Return aligned columns for a terminal."""
+    lines = [list(COLUMNS), *map(cells, table)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    right = range(2, 6)
+    return "\n".join(
+        "  ".join(
+            text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """Return CSV with full precision."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in asdict(row).items()} for row in table)
+    return out.getvalue().rstrip("\n")
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """Return a Markdown table."""
+    lines = [list(COLUMNS), ["---", "---", "---:", "---:", "---:", "---:", "---"], *map(cells, table)]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"table": as_table, "csv": as_csv, "markdown": as_markdown}
+
+
+def diff(before: Config, after: Config) -> str:
+    """Return what changes from one step to another: config keys, parameters of the net, GMACs and parameter counts."""
+    from roadmap.net import cost, describe
+
+    classes = before.data.num_classes or 1000
+    nets = [describe(config.model, classes) for config in (before, after)]
+    sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
+    macs, params = [size.gmacs for size in sizes], [size.params_m for size in sizes]
+    flat = [
+        flatten({k: resolved(getattr(config, k)) for k in ("model", "recipe", "data")}) for config in (before, after)
+    ]
+    changed = [
+        f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)
+    ]
+    added = {name: shape(nets[1][name]) for name in nets[1] if name not in nets[0]}
+    removed = {name: shape(nets[0][name]) for name in nets[0] if name not in nets[1]}
+    reshaped = {
+        n: f"{shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]
+    }
+    parts = [
+        f"{before.step} -> {after.step} ({before.regime.name})",
+        "config:",
+        *(changed or ["  nothing"]),
+        f"parameters of the net: {len(added)} added, {len(removed)} removed, {len(reshaped)} reshaped",
+        *folded("+", added),
+        *folded("-", removed),
+        *folded("~", reshaped),
+        f"GMACs: {macs[0]:.4g} -> {macs[1]:.4g} ({macs[1] - macs[0]:+.4g})",
+        f"parameters (M): {params[0]:.4g} -> {params[1]:.4g} ({params[1] - params[0]:+.4g})",
+    ]
+    return "\n".join(parts)
+
+
+def folded(sign: str, changes: dict[str, str]) -> list[str]:
+    """Return a line a change; blocks of a stage that change alike share one (`stages.2.block1-8.conv1.weight`)."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for name, text in changes.items():
+        block = re.search(r"block(\d+)", name)
+        alike.setdefault((re.sub(r"block\d+", "block{}", name), text), []).extend([int(block[1])] if block else [])
+    lines = []
+    for (name, text), blocks in alike.items():
+        whole = len(blocks) > 1 and blocks == list(range(blocks[0], blocks[-1] + 1))
+        lines.append(
+            f"  {sign} {name.format(f'{blocks[0]}-{blocks[-1]}' if whole else ','.join(map(str, blocks)))} {text}"
+        )
+    return lines
+
+
+def shape(sizes: tuple[int, ...]) -> str:
+    """Return `96x1x7x7`."""
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = ArgumentParser(
+        prog="python -m roadmap.steps", description="All rows of a regime, or what changes between two of them."
+    )
+    parser.add_argument(
+        "--regime", default="tiny", help="nano, mini, tiny, small, base, large or xlarge (default: tiny)"
+    )
+    parser.add_argument("--format", choices=tuple(FORMATS), default="table")
+    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
+    parser.add_argument(
+        "--config-dir", "-cd", metavar="FOLDER", help="a folder with steps of your own (FOLDER/step/NAME.yaml)"
+    )
+    try:
+        args = parser.parse_args(words)
+        if args.diff:
+            print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))
+        else:
+            print(FORMATS[args.format](rows(args.regime, args.config_dir)))
+    except RoadmapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0

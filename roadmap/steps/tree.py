@@ -1,0 +1,123 @@
+"""The steps of the roadmap as a tree: each file names its parent, and holds its change alone."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from roadmap import paper
+from roadmap.errors import ConfigError
+from roadmap.text import nearest
+
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the tree: what its file says, and what the paper or a `labels.csv` adds."""
+
+    name: str
+    parent: str | None
+    about: str  # the file's first sentence
+    labels: Mapping[str, str]  # of a user's own `labels.csv`
+    is_reference: bool
+
+    def label(self, regime: str) -> str:
+        """Return the paper's label, else the one in `labels.csv`, else the name."""
+        return paper.label(self.name, regime) or self.labels.get("label") or self.name
+
+    @property
+    def adopted(self) -> str:
+        """Return `yes`, `no` (tried and not kept) or `reference`."""
+        row = paper.rows("tiny").get(self.name)
+        return row.adopted if row else (self.labels.get("adopted") or "yes")
+
+
+def about(path: Path) -> str:
+    """Return the first comment of a config file that is not a package header, without the command."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ").split("  ")[0].strip()
+    return ""
+
+
+def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
+    """Read the steps of some config folders, in the roadmap's order. Raises ConfigError for a file that is no step."""
+    found: dict[str, Step] = {}
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        labels = _labels(folder / "step" / "labels.csv")
+        for path in sorted((folder / "step").glob("*.yaml")):
+            if path.stem in found:
+                raise ConfigError(f"{path}: there is another step {path.stem}; give this one a name of its own")
+            found[path.stem] = _read_step(path, labels.get(path.stem, {}))
+    parents = {name: step.parent for name, step in found.items()}
+    for name in found:
+        _check_ancestors(name, parents)
+    return {name: found[name] for name in sorted(found, key=lambda name: paper.position(name, parents))}
+
+
+def _check_ancestors(name: str, parents: Mapping[str, str | None]) -> None:
+    line, parent = [name], parents[name]
+    while parent is not None:
+        if parent not in parents:
+            raise ConfigError(f"step {line[-1]}: its parent {parent} is no step; {nearest(parent, parents)}")
+        if parent in line:
+            raise ConfigError(f"step {name}: is its own ancestor ({' <- '.join([*line, parent])})")
+        line.append(parent)
+        parent = parents[parent]
+
+
+def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
+    try:
+        if path.read_text(encoding="utf-8").split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
+            raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
+        body = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        parents = [d for d in body.get("defaults", []) if isinstance(d, str) and d != "_self_"]
+        reference = "reference" in (body.get("model") or {})
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a step file ({' '.join(str(error).split())})") from None
+    if len(parents) > 1:
+        raise ConfigError(f"{path}: a step has one parent in its defaults list, this one has {', '.join(parents)}")
+    parent = parents[0].removeprefix("/step/").removeprefix("step/") if parents else None
+    return Step(path.stem, parent, about(path), labels, reference)
+
+
+def _labels(path: Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
+    for row in rows:
+        if not row.get("step") or (row.get("adopted") or "yes") not in {"yes", "no", "reference"}:
+            raise ConfigError(
+                f"{path}: columns are step,label,adopted, and adopted is yes, no or reference (found {row})"
+            )
+    return {row["step"]: {k: v for k, v in row.items() if v and k} for row in rows}
+
+
+def regimes() -> dict[str, str]:
+    """Return the regimes by name, each with the scale that it belongs to."""
+    order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
+    found = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))["scale"] for p in (CONF / "regime").glob("*.yaml")}
+    return dict(
+        sorted(found.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0]))
+    )
+
+
+def step_folders(config_dir: str | Path | None) -> list[Path]:
+    """Return the config folders: one of the user's, if given, and ours. Raises ConfigError."""
+    if not CONF.is_dir():
+        raise ConfigError(
+            f"{CONF}: is missing; steps are composed from a checkout (pip install -e .), a wheel has the nets and the report only"
+        )
+    if config_dir is None:
+        return [CONF]
+    folder = Path(config_dir).resolve()
+    if not (folder / "step").is_dir() and not (folder / "variant").is_dir():
+        raise ConfigError(f"{config_dir}: holds no folder `step` or `variant`")
+    return [folder, CONF]

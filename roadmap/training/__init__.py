@@ -1,0 +1,1 @@
+"""Train one net as its config says, and evaluate it."""

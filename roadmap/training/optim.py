@@ -1,0 +1,64 @@
+"""The optimizer with its decay groups, and the learning rate as a pure function of the step.
+
+Used by `roadmap.training.train`. Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from roadmap.config.choices import Optimizer, Schedule
+from roadmap.config.schema import RecipeConfig
+
+
+def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the rate of optimizer step `step` (0 for the first).
+
+    The warm-up is evenly spaced from 0 to the base rate, both ends included; the cosine then starts at the base rate and
+    would reach `min_lr` one step after the last.
+    """
+    warmup = int(recipe.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return recipe.base_lr * step / max(warmup - 1, 1)
+    if recipe.schedule == Schedule.step:
+        return recipe.base_lr * recipe.step_factor ** int(step / (recipe.step_epochs * steps_per_epoch))
+    progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
+    return recipe.min_lr + (recipe.base_lr - recipe.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of the next step. A captured step reads it from the device, where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def decays(name: str, parameter: torch.Tensor, recipe: RecipeConfig) -> bool:
+    """Tell whether weight decay applies: by shape, so that no norm, bias or layer scale is missed by its name.
+
+    Swin's table of relative position biases is the one bias with two dimensions.
+    """
+    return recipe.decay_1d or (parameter.ndim > 1 and not name.endswith("relative_position_bias_table"))
+
+
+def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over all parameters of the net, in a group that decays and one that does not.
+
+    Fused: it takes a `found_inf` flag and then skips the step on the device, without asking the host.
+    """
+    named = list(net.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if decays(n, p, recipe)], "weight_decay": recipe.weight_decay},
+        {"params": [p for n, p in named if not decays(n, p, recipe)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == Optimizer.sgd:
+        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        # torch's own would be memory as it was found, if the very first step is skipped, as with fp16 it often is.
+        for parameter in net.parameters() if recipe.momentum else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
