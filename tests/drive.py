@@ -48,7 +48,7 @@ def run(words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
 
 
 class Forks:
-    """A process that has imported everything and computed nothing. Runs are forks of it, their ranks forks of the run."""
+    """A process that has imported everything and computed nothing. Runs are forks of it, ranks forks of a run."""
 
     def __init__(self) -> None:
         command = [sys.executable, str(Path(__file__)), "--forks"]
