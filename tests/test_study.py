@@ -8,7 +8,7 @@ from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 from roadmap.sweep import study as room
-from roadmap.sweep.study import narrowed, read_study
+from roadmap.sweep.study import read_study, select_cells
 from roadmap.sweep.submit import check_cells
 from tests import test_sweeps
 from tests.conftest import SMALL
@@ -87,18 +87,18 @@ def test_an_illegal_combination_is_left_out_with_its_reason():
     study = read_study("one_at_a_time", ["+variant=with_gelu,with_move_up_depthwise", "seed=0"])
     assert [cell.config.variant for cell in study.cells] == ["with_gelu"]
     assert "only a depthwise conv of an inverted bottleneck can move up" in study.left_out[0].reason
-    assert "+variant=with_move_up_depthwise" in study.left_out[0].words
+    assert "+variant=with_move_up_depthwise" in study.left_out[0].overrides
 
 
 def test_cells_are_narrowed_to_steps_and_seeds():
     study = read_study("kernel_size")
-    assert [cell.key for cell in narrowed(study, ["kernel_9"], ["0", "2"])] == [
+    assert [cell.key for cell in select_cells(study, ["kernel_9"], ["0", "2"])] == [
         f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)
     ]
     with pytest.raises(ConfigError, match=r"STEPS=kernel_99: is not in kernel_size; did you mean kernel_9\?"):
-        narrowed(study, ["kernel_99"], [])
+        select_cells(study, ["kernel_99"], [])
     with pytest.raises(ConfigError, match="SEEDS=3: is not in kernel_size"):
-        narrowed(study, [], ["3"])
+        select_cells(study, [], ["3"])
 
 
 @pytest.mark.parametrize(("name", "words", "told"), [

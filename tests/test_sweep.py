@@ -14,19 +14,21 @@ import torch
 from roadmap.errors import ConfigError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
+from roadmap.runs.metrics import last_rows
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
-from roadmap.sweep import cluster, plan, queue, status
+from roadmap.sweep import cluster, plan, queue
 from roadmap.sweep.__main__ import main
-from roadmap.sweep.after import without_progress
-from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_cluster
-from roadmap.sweep.folder import StudyDir
-from roadmap.sweep.local import Slot, slots
+from roadmap.sweep.cell_states import CellState, cell_states, classify, process_start
+from roadmap.sweep.cluster import LocalConfig, SlurmConfig, load_cluster
+from roadmap.sweep.local import Slot, cut_slots
 from roadmap.sweep.reconcile import reason_to_leave
-from roadmap.sweep.speed import images_per_s, timed
-from roadmap.sweep.status import CellState, judge, last_rows, study_left
+from roadmap.sweep.requeue import without_progress
+from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study
-from roadmap.sweep.submit import Begun
+from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.submit import Submission
+from roadmap.sweep.throughput import gpu_images_per_s, train_images_per_s
 from roadmap.training.train import train
 from tests.conftest import ROOT, SMALL
 from tests.fabricate import write_run
@@ -50,7 +52,7 @@ def call(capsys, *words):
 # What a cell's state is.
 
 
-HERE, BORN = socket.gethostname(), status.birth(os.getpid())
+HERE, BORN = socket.gethostname(), process_start(os.getpid())
 SLURM = {"kind": "slurm", "job": "7_0", "host": "login"}
 LOCAL = {"kind": "local", "job": "local", "host": HERE, "pid": os.getpid(), "born": BORN}
 ALIVE = {"state": "running", "host": HERE, "pid": os.getpid()}
@@ -87,7 +89,8 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
     (ELSEWHERE, {**LOCAL, "host": "n17"}, None, "unknown", False),
 ])  # fmt: skip
 def test_a_cells_state_is_its_own_word_then_the_queues_and_unknown_is_unknown(own, last, job, state, killed):
-    assert judge(own, last, job)[::2] == (state, killed)
+    found = classify(own, last, job)
+    assert (found.name, found.killed) == (state, killed)
 
 
 def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_path):
@@ -98,13 +101,13 @@ def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_pat
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     fake("squeue", "printf '7_0|RUNNING|None\\n7_1|PENDING|Priority\\n'")
     fake("sacct", "printf '3_0|CANCELLED by 1000\\n3_0.batch|CANCELLED\\n'")
-    answer = queue.ask({"demo-1"}, ["7_0", "7_1", "3_0", "4"])
+    answer = queue.query({"demo-1"}, ["7_0", "7_1", "3_0", "4"])
     assert [answer.state(job) for job in ("7_0", "7_1", "3_0", "4")] == ["RUNNING", "PENDING", "CANCELLED", queue.GONE]
     fake("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert queue.ask({"demo-1"}, ["3_0"]).state("3_0") == queue.GONE
+    assert queue.query({"demo-1"}, ["3_0"]).state("3_0") == queue.GONE
     fake("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
-    answer = queue.ask({"demo-1"})
-    assert answer.state("7_0") is None and "Unable to contact slurm controller" in answer.trouble
+    answer = queue.query({"demo-1"})
+    assert answer.state("7_0") is None and "Unable to contact slurm controller" in answer.error
 
 
 def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):
@@ -171,7 +174,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "slurm.yaml").write_text(text)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
-    found = load_cluster(SlurmConfig, "slurm", ["cluster.per_cell=1"])
+    found = load_cluster("slurm", ["cluster.per_cell=1"])
     assert (found.partition, found.per_cell, found.time_h) == ("ours", 1, 2.0)
 
 
@@ -185,24 +188,26 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
-        load_cluster(SlurmConfig, "slurm", words)
+        load_cluster("slurm", words)
 
 
 def test_the_files_in_conf_are_the_defaults():
-    assert load_cluster(SlurmConfig, "slurm") == SlurmConfig() and load_cluster(LocalConfig, "local") == LocalConfig()
-    assert cluster_words(["a=1", "cluster.per_cell=2"]) == (["a=1"], ["cluster.per_cell=2"])
+    assert load_cluster("slurm") == SlurmConfig() and load_cluster("local") == LocalConfig()
 
 
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
-    assert slots(LocalConfig(per_cell=2), gpus, [0, 1], use_gpus=True) == [Slot(gpus=("0", "1")), Slot(gpus=("2", "3"))]
-    assert slots(LocalConfig(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
-    assert slots(LocalConfig(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
+    assert cut_slots(LocalConfig(per_cell=2), gpus, [0, 1], use_gpus=True) == [
+        Slot(gpus=("0", "1")),
+        Slot(gpus=("2", "3")),
+    ]
+    assert cut_slots(LocalConfig(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
+    assert cut_slots(LocalConfig(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
     with pytest.raises(ConfigError, match=r"cluster\.per_cell=3: there are 2 CPU cores here"):
-        slots(LocalConfig(per_cell=3), {}, [0, 1], use_gpus=True)
+        cut_slots(LocalConfig(per_cell=3), {}, [0, 1], use_gpus=True)
     with pytest.raises(ConfigError, match="this machine has A100, H100"):
-        slots(LocalConfig(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
-    assert len(slots(LocalConfig(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
+        cut_slots(LocalConfig(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
+    assert len(cut_slots(LocalConfig(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
 
 
 # Commands.
@@ -247,10 +252,10 @@ def test_a_plan_shows_every_cell_and_measures_nothing_that_it_does_not_know(caps
 
 
 def test_a_speed_is_measured_on_the_nets_own_steps():
-    slow, fast = (timed(read_study("demo", [f"+step={step}", "recipe.batch_size=8"]).cells[0].config, torch.device("cpu"), 1, 3)
+    slow, fast = (train_images_per_s(read_study("demo", [f"+step={step}", "recipe.batch_size=8"]).cells[0].config, torch.device("cpu"), 1, 3)
                   for step in ("inverted_bottleneck", "resnet"))  # fmt: skip
     assert slow > 0 and fast > 0
-    assert torch.cuda.is_available() or images_per_s(read_study("demo", ["+step=gelu"]).cells[0].config) is None
+    assert torch.cuda.is_available() or gpu_images_per_s(read_study("demo", ["+step=gelu"]).cells[0].config) is None
 
 
 def test_a_plan_knows_the_space_of_checkpoints(tmp_path, small):
@@ -272,7 +277,7 @@ def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(caps
     cells = [cell for cell in json.loads(told)["cells"] if cell["state"] != "planned"]
     assert [cell["state"] for cell in cells] == ["done", "done"] and all(cell["top1"] is not None for cell in cells)
     code, told = call(capsys, "submit", *words)
-    assert code == 0 and str(Begun(left={"done": 2})) in told
+    assert code == 0 and str(Submission(left={"done": 2})) in told
 
 
 def test_a_stopped_study_on_this_machine_saves_its_cells_and_goes_on(tmp_path):
@@ -292,14 +297,14 @@ def test_a_stopped_study_on_this_machine_saves_its_cells_and_goes_on(tmp_path):
 
     def begun():
         return (directory.notes / "cells.json").exists() and sum(
-            bool(cell.global_step) for cell in status.look(directory)[0]
+            bool(cell.global_step) for cell in cell_states(directory)[0]
         ) >= 2
 
     until(begun, 90)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=90)[0]
     assert process.returncode == 75 and "the same command goes on" in told
-    states = {cell.step: cell.state for cell in status.look(directory)[0]}
+    states = {cell.step: cell.state for cell in cell_states(directory)[0]}
     assert (states["gelu"], states["depthwise"], states["resnet"]) in {("stopped", "stopped", "planned"), ("stopped", "planned", "stopped"),
         ("planned", "stopped", "stopped")}  # fmt: skip
     assert not any(alive(cell["pid"]) for cell in map(read_json, tmp_path.glob("demo/*/*/*/status.json")))
@@ -326,10 +331,10 @@ def test_two_writers_of_a_study_wait_for_each_other(tmp_path):
 def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
     directory = StudyDir(tmp_path, "demo")
     with directory.lock():
-        directory.note([{"cell": "a", "job": "1"}])
+        directory.append_jobs([{"cell": "a", "job": "1"}])
         with (directory.notes / "jobs.jsonl").open("a") as out:
             out.write('{"cell": "b", "jo')
-        directory.note([{"cell": "c", "job": "2"}])
+        directory.append_jobs([{"cell": "c", "job": "2"}])
     assert {key: rows[0]["job"] for key, rows in directory.jobs().items()} == {"a": "1", "c": "2"}
 
 
@@ -339,7 +344,7 @@ def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(t
         for words in (["recipe.epochs=3"], []):
             study = read_study("demo", ["+step=gelu", *words], tmp_path)
             directory.write_cells(study)
-            directory.note([{"cell": study.cells[0].key, "kind": "slurm", "job": "1", "name": "x", "log": "y"}])
+            directory.append_jobs([{"cell": study.cells[0].key, "kind": "slurm", "job": "1", "name": "x", "log": "y"}])
     assert {cell["cell"] for cell in directory.cells()} == {"gelu", "gelu,recipe.epochs=3"}
 
 

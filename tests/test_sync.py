@@ -8,8 +8,8 @@ from roadmap.errors import StoppedEarly
 from roadmap.files import read_json
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
-from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.sync import sync
 from roadmap.training.train import train
 from tests.conftest import SMALL

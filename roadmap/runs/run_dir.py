@@ -3,8 +3,6 @@
 `<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock. Used by `roadmap.training.train`.
 """
 
-import errno
-import fcntl
 import os
 import re
 import socket
@@ -13,13 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from roadmap.config.schema import Config
-from roadmap.errors import Busy, DiskError, NoProgress, PeerLost, Refused
-from roadmap.files import atomic_write, disk_errors, read_json, write_json
+from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
+from roadmap.files import atomic_write, disk_errors, file_lock, read_json, write_json
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY
 
 # What makes a run this run and no other. Everything else may change between two starts of it.
@@ -157,30 +155,12 @@ class RunDir:
         refuse_unsafe(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone
         except OSError as error:
             raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
-        with lock:
-            self._lock(lock)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+        busy = f"{self.path}: another process is writing this run"
+        # A killed holder's worker processes notice within seconds; a live one is not waited for.
+        with file_lock(self.path / ".lock", busy, ORPHANS_S, may_end=lambda holder: not alive(holder)):
             yield
-
-    def _lock(self, lock: TextIO) -> None:
-        deadline = time.monotonic() + ORPHANS_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
-            lock.seek(0)
-            holder = lock.read().strip()
-            if alive(holder) or time.monotonic() > deadline:
-                raise Busy(f"{self.path}: another process is writing this run ({holder})")
-            time.sleep(0.2)  # the holder was killed; its worker processes notice within seconds
 
     def set_aside(self) -> Path | None:
         """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""

@@ -3,7 +3,6 @@
 `compose` is for Python, tests and the table; `run.py` lets Hydra compose and calls `checked` on the result.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from roadmap.steps.cell_name import cell_name
 from roadmap.steps.hydra_errors import DERIVED, HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
-from roadmap.text import nearest
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+from roadmap.text import check_name, nearest
 
 
 def compose(
@@ -90,8 +87,8 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[st
         ("study", config.study),
         ("regime", config.regime.name),
     ):
-        if value is not None and not SAFE_NAME.fullmatch(value):
-            raise ConfigError(f"{key}={value}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+        if value is not None:
+            check_name(key, value)
     return config
 
 

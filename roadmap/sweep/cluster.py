@@ -1,9 +1,9 @@
 """Where a study runs: `conf/cluster/slurm.yaml` or `local.yaml`, then the git-ignored `conf/local/cluster/`, then `cluster.KEY=VALUE`."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -14,7 +14,6 @@ from roadmap.errors import ConfigError
 from roadmap.steps.tree import CONF
 from roadmap.text import nearest
 
-T = TypeVar("T")
 SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 
 
@@ -62,24 +61,22 @@ class LocalConfig:
         check_ranges("cluster", self)
 
 
-def cluster_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Part the words of a command line into those for the cells and those for the cluster (`cluster.KEY=VALUE`)."""
-    both: tuple[list[str], list[str]] = ([], [])
-    for word in words:
-        both[word.startswith("cluster.")].append(word)
-    return both
+def is_cluster_key(override: str) -> bool:
+    """Tell whether an override is one of the cluster (`cluster.KEY=VALUE`), and none of the cells."""
+    return override.startswith("cluster.")
 
 
-def load_cluster(kind: type[T], name: str, words: Sequence[str] = ()) -> T:
-    """Read a cluster's settings, the later ones winning. Raises ConfigError for a key or value that cannot be."""
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> SlurmConfig | LocalConfig:
+    """Read the settings of `slurm` or `local`, the later ones winning. Raises ConfigError for a key or value that cannot be."""
+    kind: type[SlurmConfig | LocalConfig] = SlurmConfig if name == "slurm" else LocalConfig
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
             values |= _read(kind, path)
-    for word in words:
-        key, equals, text = word.removeprefix("cluster.").partition("=")
+    for override in filter(is_cluster_key, overrides):
+        key, equals, text = override.removeprefix("cluster.").partition("=")
         if not equals:
-            raise ConfigError(f"{word}: cannot be read as cluster.KEY=VALUE")
+            raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")
         values |= _known(kind, "", {key: yaml.safe_load(text)})
     try:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
