@@ -33,7 +33,7 @@ def cells(name):
             lists = [[*words, option] for words in lists for option in options]
         for words in lists:
             cfg = hydra_compose(name, [*where, *words[1:]], return_hydra_config=True)
-            yield validate(cfg, dict(cfg.hydra.runtime.choices), words[1:], [CONF])
+            yield validate(cfg, cfg.hydra, [CONF])
 
 
 @pytest.mark.parametrize("name", NAMES)
