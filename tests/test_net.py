@@ -1,6 +1,5 @@
 """The net: every parameter learns, every legal combination of toggles trains."""
 
-from dataclasses import replace
 
 import pytest
 import torch

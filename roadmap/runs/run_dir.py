@@ -1,10 +1,10 @@
 """The run directory: where it is, who may write it, and its `config.yaml` and `status.json`.
 
-`<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock. Used by `roadmap.training.train`.
+`<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock.
 """
 
-import errno
-import fcntl
+import hashlib
+import json
 import os
 import re
 import socket
@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
-from roadmap.config.schema import Config
-from roadmap.errors import Busy, DiskError, NoProgress, PeerLost, Refused
-from roadmap.files import atomic_write, disk_errors, read_json, write_json
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.config import KEYS, Affects, Config
+from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
+from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml, write_json
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY, Status, info_keys, read_record
+from roadmap.text import flatten, one_line, shorten
 
 DEATHS = 3  # so often a run may die without a new checkpoint
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
@@ -127,7 +128,7 @@ class RunDir:
             return
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
+        except ValueError as error:
             reason = one_line(error)
             raise Refused(f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside") from None
         if changes:
@@ -181,30 +182,12 @@ class RunDir:
         refuse_unsafe(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone
         except OSError as error:
             raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
-        with lock:
-            self._lock(lock)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+        busy = f"{self.path}: another process is writing this run"
+        # A killed holder's worker processes notice within seconds; a live one is not waited for.
+        with file_lock(self.path / ".lock", busy, ORPHANS_S, may_end=lambda holder: not alive(holder)):
             yield
-
-    def _lock(self, lock: TextIO) -> None:
-        deadline = time.monotonic() + ORPHANS_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
-            lock.seek(0)
-            holder = lock.read().strip()
-            if alive(holder) or time.monotonic() > deadline:
-                raise Busy(f"{self.path}: another process is writing this run ({holder})")
-            time.sleep(0.2)  # the holder was killed; its worker processes notice within seconds
 
     def set_aside(self) -> Path | None:
         """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""
