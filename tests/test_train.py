@@ -128,7 +128,7 @@ class Interrupter(signals.StopSignal):
         self.checks += 1
         if self.checks == self.at:
             self.signal = signal.SIGTERM
-        return super().check(save_due)
+        return super().raise_if_set(save_due)
 
 
 @pytest.mark.parametrize("at", range(1, 9))  # 3 steps, 1 evaluation batch, 3 steps, 1 evaluation batch
@@ -139,7 +139,7 @@ def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, tmp_path, m
     config = small(step, "recipe.drop_path=0.1")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly, match="SIGTERM"):
             train(config)
     status = json.loads((run_path(config) / "status.json").read_text())
@@ -192,7 +192,7 @@ def stopped(small, monkeypatch, at=4, *overrides):
     config = small("gelu", *overrides)
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     return config
@@ -433,7 +433,7 @@ WITH_LITTLE_MEMORY = """
 import resource, sys
 from roadmap.errors import ConfigError
 from roadmap.steps import compose
-from roadmap.train import train
+from roadmap.training.train import train
 config = compose("gelu", overrides=sys.argv[2:])
 now = 4096 * int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]),) * 2)
