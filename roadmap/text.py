@@ -1,4 +1,4 @@
-"""Text for people: the nearest of several names, nested values by dotted key, command lines with the project's exit code."""
+"""Text for people: errors in one line, the nearest of several names, nested values by dotted key, command lines with the project's exit code."""
 
 import argparse
 import difflib
@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from roadmap.errors import ConfigError
+
+
+def one_line(error: object) -> str:
+    """Return a message in one line of at most 200 characters; the name of its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training import step as updating
 from roadmap.training import train as training
+from roadmap.training.optim import build_optimizer
 from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL
@@ -358,7 +359,7 @@ def test_a_full_disk_ends_with_74_and_spares_what_was_saved(small, monkeypatch):
     config = stopped(small, monkeypatch, 4)
     before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
     monkeypatch.setattr(
-        training.checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(DiskError, match="No space left"):
         train(config)
@@ -420,7 +421,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(small):
     for step in ("resnet", "gelu"):
         config = small(step)
         net = build_net(config.model, 10)
-        optimizer = training.build_optimizer(net, config.recipe)
+        optimizer = build_optimizer(net, config.recipe)
         before = {k: v.clone() for k, v in net.named_parameters()}
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, float("nan"))

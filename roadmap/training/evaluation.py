@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from roadmap.config.choices import DataName
+from roadmap.config.schema import Config
 from roadmap.distributed.ranks import Ranks
 
 
@@ -53,9 +55,8 @@ def evaluate(
     """
     net.eval()
     scores = [score(net(images), labels) for images, labels in batches]
-    table = torch.zeros(
-        4, num_images, dtype=torch.float64
-    )  # once, top-1, top-5, loss; each rank fills in its own images
+    # Rows: once, top-1, top-5, loss; each rank fills in its own images.
+    table = torch.zeros(4, num_images, dtype=torch.float64)
     if scores:
         table[:, torch.cat(list(index_batches))] = torch.cat(scores, dim=1).cpu()
     once, first, five, losses = ranks.all_reduce_sum(table)
@@ -73,3 +74,8 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     losses = cross_entropy(logits.float(), labels, reduction="none")
     return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()
+
+
+def synthetic_note(config: Config) -> str:
+    """Return what follows an accuracy where the images are made up; nothing otherwise."""
+    return " (synthetic images: the accuracy means nothing)" if config.data.name == DataName.synthetic else ""

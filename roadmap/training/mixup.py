@@ -1,4 +1,4 @@
-"""Mixup and cutmix as in the official code, through timm's `Mixup`. Used by `train.py`.
+"""Mixup and cutmix as in the official code, through timm's `Mixup`.
 
 One of the two on every batch, chosen with probability `recipe.mix_switch`; an image's partner is its mirror in the batch; lambda is
 corrected for the part of the box that was cut off; label smoothing is inside the soft targets (Table 5).
@@ -10,13 +10,12 @@ from torch import Tensor
 from roadmap.config.schema import RecipeConfig
 from roadmap.errors import ConfigError
 
-PURPOSE = (
-    100  # apart from the purposes of roadmap.data.sampling.Draw, so that no two streams of random numbers are the same
-)
+# Apart from the purposes of roadmap.data.sampling.Draw, so that no two streams of random numbers are the same.
+PURPOSE = 100
 
 
 def mixes(recipe: RecipeConfig) -> bool:
-    """Whether batches are mixed at all."""
+    """Tell whether batches are mixed at all."""
     return recipe.mixup > 0 or recipe.cutmix > 0
 
 
@@ -31,7 +30,7 @@ def check_even_batch(batch_size: int) -> None:
     if batch_size % 2:
         raise ConfigError(
             f"recipe.batch_size or recipe.micro_batch is {batch_size}: must be even with recipe.mixup or recipe.cutmix above 0, "
-            "which mixup_batch pairs of images"
+            "which mix pairs of images"
         )
 
 

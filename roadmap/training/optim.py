@@ -1,6 +1,6 @@
 """The optimizer with its decay groups, and the learning rate as a pure function of the step.
 
-Used by `roadmap.training.train`. Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
+Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
 """
 
 import math
