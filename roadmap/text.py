@@ -1,4 +1,4 @@
-"""Text for people: errors in one line, the nearest of several names, nested values by dotted key, command lines with the project's exit code."""
+"""Text for people: errors in one line, nearest names, nested values by dotted key, command lines with our exit code."""
 
 import argparse
 import difflib

@@ -1,4 +1,4 @@
-"""A captured step: it takes the eager steps, whichever run it was captured for. On the CPU its kernels are replayed by calling them."""
+"""A captured step takes the eager steps, whichever run it was captured for. On the CPU a replay calls them again."""
 
 from dataclasses import replace
 

@@ -19,7 +19,7 @@ from roadmap.data import datasets
 from roadmap.distributed import signals
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
-from roadmap.runs import checkpoint, provenance
+from roadmap.runs import checkpoint, provenance, run_logger
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
@@ -344,13 +344,13 @@ def test_fresh_on_a_new_run_leaves_nothing_aside(small):
 
 def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
     sweep = SweepProgress(1, 2)
-    real = training.RunLogger.finish
+    real = run_logger.RunLogger.finish
 
     def finish(self, result):
         signal.raise_signal(signal.SIGTERM)
         return real(self, result)
 
-    monkeypatch.setattr(training.RunLogger, "finish", finish)
+    monkeypatch.setattr(run_logger.RunLogger, "finish", finish)
     assert train(small("gelu"), sweep)["state"] == "done"
     assert sweep.stopped
 

@@ -15,7 +15,7 @@ SMALL_IMAGE = 64  # pixels: up to these launching takes longest and a step is ca
 
 
 def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
-    """Return the device of a rank: on a node with several GPUs, the one of its number. Raises ConfigError where there is none."""
+    """Return the device of a rank: of a node's GPUs the one of its number. Raises ConfigError where there is none."""
     if wanted == Device.cuda and not torch.cuda.is_available():
         raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
     if wanted == Device.cpu or not torch.cuda.is_available():
@@ -67,7 +67,7 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 
 def choose_compile(config: Config, device: torch.device) -> bool:
-    """Tell whether the net is compiled: `auto` is on a GPU, where images are large enough for half a minute of compiling to pay."""
+    """Tell whether the net is compiled: `auto` is on a GPU, for images so large that compiling half a minute pays."""
     large = config.data.image_size > SMALL_IMAGE and config.cuda_graph != Capture.always
     return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and large)
 

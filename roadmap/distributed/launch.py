@@ -54,7 +54,7 @@ def launch(target: Target, num_ranks: int) -> float:
     """
     store = listening_store()
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # it would be started with the first rank, and unblock what is blocked for the ranks
+    resource_tracker.ensure_running()  # the first rank would start it, which unblocks what is blocked for the ranks
     with StopSignal() as stop:
         children: list[Child] = []
         try:
@@ -78,7 +78,7 @@ def launch(target: Target, num_ranks: int) -> float:
 
 
 def _wait_for_all(children: list[Child], stop: StopSignal) -> list[str]:
-    """Wait for all ranks, and pass a signal on once. Return those that are still there some time after one has failed."""
+    """Wait for all ranks, and pass a signal on once. Return those that are still there a while after one has failed."""
     passed_on, deadline = False, None
     while any(child.process.is_alive() for child in children):
         wait([child.process.sentinel for child in children if child.process.is_alive()], timeout=POLL_S)

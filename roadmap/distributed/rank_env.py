@@ -36,9 +36,9 @@ class RankEnv:
 
 
 def rank_env(env: Mapping[str, str] = os.environ) -> RankEnv:
-    """Return rank and world size of this process, from the variables of torchrun or of a Slurm job step. Raises ConfigError.
+    """Return rank and world size of this process, from the variables of torchrun or of a Slurm job step.
 
-    `SLURM_PROCID` alone means nothing: an interactive shell has it, too.
+    `SLURM_PROCID` alone means nothing: an interactive shell has it, too. Raises ConfigError.
     """
     try:
         if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= env.keys():

@@ -45,9 +45,9 @@ class Ranks:
 
     @contextmanager
     def process_group(self, config: Config, port: int | None) -> Iterator[None]:
-        """Join the other ranks, and leave them at the end. Raises PeerLost where they do not come within `start_timeout_s`.
+        """Join the other ranks, and leave them at the end.
 
-        After the start, a rank that is silent for `comm_timeout_s` counts as lost.
+        Raises PeerLost where they do not come within `start_timeout_s`, or are silent for `comm_timeout_s` later.
         """
         if self.world_size == 1:
             yield
@@ -86,7 +86,7 @@ class Ranks:
 
     @contextmanager
     def share_errors(self) -> Iterator[None]:
-        """Let what ends one rank end all: an error is left for the others, and a broken connection becomes its cause."""
+        """Let what ends one rank end all: an error is left for the others, a broken connection becomes its cause."""
         try:
             yield
         except PeerLost:
@@ -207,8 +207,8 @@ class Ranks:
     def wrap_ddp(self, net: nn.Module, example: Tensor) -> nn.Module:
         """Return the net as it is called in training: its gradients are averaged over the ranks during backward.
 
-        Primed with passes over `example` (N, 3, H, W), which leave the net as it was: with three ranks or more a process
-        that has just started would sum its first gradients in another order than one that goes on.
+        Primed with passes over `example` (N, 3, H, W), which leave the net as it was: with three ranks or more a
+        process that has just started would sum its first gradients in another order than one that goes on.
         """
         if self.world_size == 1:
             return net

@@ -29,7 +29,7 @@ class DeferredMetrics:
         return len(self._rows) >= FLUSH_STEPS
 
     def read(self) -> tuple[list[Row], NonFiniteError | None]:
-        """Return the rows with their numbers, and what is wrong with the last one; those after a bad step are left out."""
+        """Return the rows with their numbers, none after a bad step; and what is wrong with the last one."""
         pending, self._rows = self._rows, []
         if not pending:
             return [], None

@@ -34,7 +34,7 @@ class SweepProgress:
         sys.stderr.flush()
 
     def left(self, share_done: float, share_before: float) -> str:
-        """Return how long all runs will still take, from what this process has done; `share_before` of this run was done before."""
+        """Return how long all runs still take, by what this process did; `share_before` of this run was done before."""
         done = self.runs_done + share_done - share_before
         if self.total == 1 or done <= 0:
             return ""

@@ -1,7 +1,7 @@
 """What a start of a run leaves behind while it goes: metrics, status, checkpoints, log, progress on the screen, W&B.
 
-The loop tells it of every step and every evaluation; losses stay on the device until a flush. `RunLogger` is rank 0's; the
-`NullLogger` of the other ranks has the same methods and writes nothing.
+The loop tells it of every step and every evaluation; losses stay on the device until a flush. `RunLogger` is rank 0's;
+the `NullLogger` of the other ranks has the same methods and writes nothing.
 """
 
 import logging
@@ -138,7 +138,7 @@ class RunLogger:
             raise error
 
     def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
-        """Note an evaluation: `val/top1` and `val/top5` in percent, `val/loss`, and what else was measured; which images were right."""
+        """Note an evaluation: `val/loss`, `val/top1` and `val/top5` in percent, ...; and the bytes of `correct.npy`."""
         row = {"kind": "val", "epoch": epoch, "global_step": global_step, "time_s": round(self.time_s, 3), **values}
         self._append([row])
         log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._latest)
@@ -158,7 +158,7 @@ class RunLogger:
         return due
 
     def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
-        """Let a checkpoint be written beside training, after the metrics that it covers. Raises NonFiniteError, DiskError."""
+        """Let a checkpoint be written beside training, after its metrics. Raises NonFiniteError, DiskError."""
         self.flush()
         self.wait_for_checkpoint()
         where = {"epoch": manifest["epochs_evaluated"], "step": manifest["global_step"], "rows": len(self._rows)}
@@ -180,7 +180,7 @@ class RunLogger:
         self.run.update(epoch=where["epoch"], step=where["step"])
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write and return `summary.json`: the result, the config's names, speed, memory, versions. Raises DiskError."""
+        """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""
         self.wait_for_checkpoint()
         config, seconds = self.config, self.time_s
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
@@ -232,7 +232,7 @@ class RunLogger:
 
 
 class NullLogger:
-    """Writes nothing, for the ranks beside the first; reads the same numbers, so that all stop where one is not finite."""
+    """Of the other ranks: writes nothing, reads the same numbers, so that all stop where one is not finite."""
 
     def __init__(self, precision: Precision) -> None:
         self._deferred = DeferredMetrics(precision)

@@ -28,7 +28,7 @@ INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
 
 
 def wandb_mode(config: Config) -> str:
-    """Return `online`, `offline` or `disabled`: what the config or WANDB_MODE says, else online where there is a login."""
+    """Return `online`, `offline` or `disabled`: by the config or WANDB_MODE, else online where there is a login."""
     if config.wandb.mode != WandbMode.auto:
         return str(config.wandb.mode)
     mode = os.environ.get("WANDB_MODE", "")
@@ -68,7 +68,7 @@ class WandbLogger:
 
     @property
     def location(self) -> str:
-        """Return in one line where the run goes, with the command that syncs it later; nothing for a run without W&B."""
+        """Return where the run goes, with the command that syncs it later; nothing for a run without W&B."""
         if self.run is None:
             return ""
         if self.mode == "offline":
@@ -120,7 +120,7 @@ class WandbLogger:
         self.run.define_metric("val/*", step_metric="epoch")
 
     def log_rows(self, sent: int, upto: int) -> int:
-        """Log the rows of `metrics.jsonl` from number `sent` on, up to the number behind a checkpoint; return how many are sent now."""
+        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now."""
         if self.run is None:
             return sent
         return self._try(self._log_rows, sent, upto) or sent

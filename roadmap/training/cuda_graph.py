@@ -1,7 +1,7 @@
 """A whole optimizer step as one CUDA graph: the kernels of a small net take less time than launching them one by one.
 
-Captured once for a net and a recipe, then replayed. Runs that follow in the same process and differ in the seed alone copy their
-state into the captured tensors instead of capturing again. The eager form is `roadmap.training.step.train_step`.
+Captured once for a net and a recipe, then replayed. Runs that follow in the same process and differ in the seed alone
+copy their state into the captured tensors instead of capturing again. The eager form is `train_step`.
 """
 
 import json
@@ -31,7 +31,7 @@ class Graph(Protocol):
 
 
 def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
-    """Return a run's state with a captured step: captured for this run or, where only the seed differs, for an earlier one."""
+    """Return a run's state with a captured step: of this run or, where only the seed differs, of an earlier one."""
     step = ctx.cache.get("step")
     if step is None or step.key != capture_key(ctx):
         ctx.cache.pop("step", None)  # its memory is free before the next one takes its own
@@ -40,7 +40,7 @@ def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
 
 
 def capture(step: Callable[[], Batch]) -> tuple[Graph, Batch]:
-    """Record a step's kernels on the GPU; return what replays them, and the tensors that hold its results after each replay."""
+    """Record a step's kernels on the GPU; return what replays them, and the tensors that then hold its results."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), warnings.catch_warnings():
@@ -63,7 +63,7 @@ class CapturedStep:
         state: TrainState,
         capture: Callable[[Callable[[], Batch]], tuple[Graph, Batch]] = capture,
     ) -> None:
-        """Capture a step with the net and the optimizer of `state`, whose values are lost; `load_state` brings a run's own."""
+        """Capture a step with the net and optimizer of `state`; its values are lost: see `load_state`."""
         size, device, recipe = ctx.config.data.image_size, ctx.device, ctx.config.recipe
         self.key = capture_key(ctx)
         self.state = state
@@ -110,7 +110,7 @@ class CapturedStep:
 
 
 def capture_key(ctx: RunContext) -> str:
-    """Return what must be equal for a run to use another one's captured step: all of its config but the seed and the names."""
+    """Return what must be equal for a run to use another one's captured step: all but the seed and the names."""
     config: dict[str, Any] = resolved(ctx.config)
     parts = {name: config[name] for name in ("model", "recipe", "compile", "kernels")}
     parts |= {"size": config["data"]["image_size"], "device": str(ctx.device), "classes": len(ctx.images.classes)}

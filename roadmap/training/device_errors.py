@@ -1,4 +1,4 @@
-"""What torch raises where a step is too large for the device or the compiler fails, as an error that names the setting to change."""
+"""What torch raises where memory runs out or the compiler fails, as an error that names the setting to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA erro
 
 @contextmanager
 def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
-    """Turn errors of the device's memory and of `torch.compile` into ConfigError; after the former the state is spoilt."""
+    """Turn errors of memory and of `torch.compile` into ConfigError; after the former the state is spoilt."""
     try:
         yield
     except RuntimeError as error:
@@ -27,8 +27,8 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
             smaller = largest_micro_batch(ctx, state)
             fits = f"{smaller} fits this net" if smaller else "not even 2 images fit"
             raise ConfigError(
-                f"recipe.micro_batch={ctx.micro_batch}: a pass of so many images is too large for the memory of {ctx.device}; "
-                f"{fits}. All rows of a study must have the same"
+                f"recipe.micro_batch={ctx.micro_batch}: a pass of so many images is too large for the memory of "
+                f"{ctx.device}; {fits}. All rows of a study must have the same"
             ) from None
         if is_of_compiler(error):
             raise ConfigError(
@@ -70,7 +70,7 @@ def largest_micro_batch(ctx: RunContext, state: TrainState) -> int | None:
 
 
 def take_two_passes(ctx: RunContext, state: TrainState, micro_batch: int) -> None:
-    """Go forward and backward as a step does: with the optimizer's state in memory, and the gradients of an earlier pass."""
+    """Go forward and backward as in a step: with the optimizer's state and an earlier pass's gradients in memory."""
     size, first_step = ctx.config.data.image_size, not state.optimizer.state
     moments = [torch.zeros_like(p) for p in state.net.parameters() for _ in range(2)] if first_step else []
     images = torch.zeros(micro_batch, 3, size, size, device=ctx.device)

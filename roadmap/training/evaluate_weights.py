@@ -64,8 +64,8 @@ class ScoredWeights:
 def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> ScoredWeights:
     """Evaluate `config.weights` in the config's net on every validation image once.
 
-    Raises ConfigError for settings that do not go together, DataError for weights that are missing, broken, unsafe or of
-    another net.
+    Raises ConfigError for settings that do not go together, DataError for weights that are missing, broken, unsafe or
+    of another net.
     """
     sweep = sweep or SweepProgress()
     data.check(config.data, config.recipe)
@@ -125,7 +125,7 @@ def read_weights(config: Config, sweep: SweepProgress) -> Weights:
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """Read tensors from a file of torch or safetensors, on the CPU. Raises DataError, also for one that asks for anything else."""
+    """Read tensors from a file of torch or safetensors, on the CPU. Raises DataError where it holds anything else."""
     try:
         path.open("rb").close()
     except OSError as error:

@@ -23,12 +23,15 @@ class Evaluation:
     correct: np.ndarray  # (N,) bool
 
     def packed(self) -> np.ndarray:
-        """Return the bits as they are stored in `correct.npy`: eight images a byte, the first image in the highest bit."""
+        """Return the bits as in `correct.npy`: eight images a byte, the first image in the highest bit."""
         return np.packbits(self.correct)
 
 
 def eval_batch_size(image_size: int, device: torch.device) -> int:
-    """Return how many images are evaluated at once: 256, on a GPU as many pixels as those have at 224. Any number gives the same counts."""
+    """Return how many images are evaluated at once: 256, on a GPU as many pixels as those have at 224.
+
+    Any number gives the same counts.
+    """
     return min(4096, 256 * max(1, (224 // image_size) ** 2)) if device.type == "cuda" else 256
 
 
@@ -50,8 +53,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a net on this rank's batches of images (B, 3, H, W) and labels (B,), whose ids are in `index_batches`.
 
-    Every rank returns the evaluation of all `num_images`; leaves the net in evaluation mode. With fewer than five classes
-    `top5` counts all of them.
+    Every rank returns the evaluation of all `num_images`; leaves the net in evaluation mode. With fewer than five
+    classes `top5` counts all of them.
     """
     net.eval()
     scores = [score(net(images), labels) for images, labels in batches]
@@ -70,7 +73,7 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a column an image, `(4, B)`: 1, whether it is right, whether it is among the first five, its cross-entropy."""
+    """Return a column an image, `(4, B)`: 1, whether it is right, whether among the first five, its cross-entropy."""
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     losses = cross_entropy(logits.float(), labels, reduction="none")
     return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()

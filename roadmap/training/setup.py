@@ -19,7 +19,9 @@ from roadmap.files import read_json
 from roadmap.net import Cost, cost
 from roadmap.net.kernels import announcement, forms_of, in_words
 from roadmap.runs import checkpoint, provenance
+from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, differences, identity
+from roadmap.runs.run_logger import NullLogger, RunLogger
 from roadmap.runs.schema import CHECKPOINTS, SUMMARY
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
@@ -43,7 +45,7 @@ def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
 
 
 def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[str, Any]:
-    """Check what needs images and ranks, before anything is written. Return what is known of the run. Raises ConfigError."""
+    """Check what needs images and ranks; return what is known of the run. Raises ConfigError."""
     recipe, size, device = config.recipe, config.data.image_size, ranks.device
     sampling.train_index_batches(len(images.train.labels), recipe.batch_size, config.seed, 0)
     data.check(config.data, recipe, device)
@@ -53,8 +55,8 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
     if micro_batch_size(recipe) == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
         raise ConfigError(
-            f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the net; "
-            "at least 2 images"
+            f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the "
+            "net; at least 2 images"
         )
     precision = choose_precision(recipe.precision, device)
     net = net_cost(config, len(images.classes))
@@ -85,7 +87,7 @@ def net_cost(config: Config, num_classes: int) -> Cost:
 
 
 def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitStack) -> bool:
-    """Lock the run directory until the stack is left, load the status there; return whether the run came to its end before.
+    """Lock the run directory until the stack is left, load its status; return whether the run was done before.
 
     Raises Busy, Refused, NoProgress, DiskError.
     """
@@ -97,8 +99,17 @@ def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitS
     return run.status.get("state") == "done"
 
 
+def build_logger(
+    run: RunDir, config: Config, run_info: dict[str, Any], ranks: Ranks, sweep: SweepProgress
+) -> RunLogger | NullLogger:
+    """Return what records the run: rank 0 alone writes."""
+    if ranks.is_main:
+        return RunLogger(run, config, run_info, ranks.device, sweep)
+    return NullLogger(run_info["precision"])
+
+
 def restore(ctx: RunContext, run: RunDir) -> TrainState:
-    """Build net and optimizer, load the newest whole checkpoint if there is one, begin the record. Raises DataError, Refused."""
+    """Build net and optimizer, load the newest whole checkpoint, begin the record. Raises DataError, Refused."""
     state, time_s = build_state(ctx), 0.0
     found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run.path / CHECKPOINTS))
     if found is not None:
@@ -130,7 +141,7 @@ def find_checkpoint(ctx: RunContext, folder: Path) -> dict[str, Any] | None:
 
 
 def log_setup(ctx: RunContext) -> None:
-    """Write into the run's log how its batches are shared out, which kernels it takes and where its images come from."""
+    """Write into the run's log how its batches are shared out, its kernels, and how its images were checked."""
     config, recipe, world_size = ctx.config, ctx.config.recipe, ctx.ranks.world_size
     log.info(
         "batch %d = %d device%s x micro-batch %d x %d passes; %s; base rate %g; %d images an epoch left over",

@@ -16,7 +16,7 @@ Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
 
 def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr: float) -> tuple[Tensor, Tensor]:
-    """Take one step on the next batch, given in micro-batches; return the loss and the gradient's norm, left on the device."""
+    """Take one step on the next batch, given in micro-batches; return loss and gradient norm, left on the device."""
     state.optimizer.zero_grad(set_to_none=True)
     set_lr(state.optimizer, lr)
     # A pass has the same number in the run, and with it the same images and draws, however many ranks share the passes.
@@ -33,16 +33,17 @@ def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr:
 
 
 def prepare(ctx: RunContext, images: Tensor, labels: Tensor, number: int) -> Batch:
-    """Seed what is random in the net, and mix a micro-batch: functions of the run's seed and of the pass's number in the run.
+    """Seed what is random in the net, and mix a micro-batch.
 
-    A resumed run needs no random state. Targets are the labels, or soft `(N, num_classes)` where images were mixed.
+    Both are functions of the run's seed and of the pass's number in the run: resuming needs no random state. Targets
+    are the labels, or soft `(N, num_classes)` where images were mixed.
     """
     torch.manual_seed(sampling.step_seed(ctx.config.seed, number))
     return mixup.mixup_batch(images, labels, ctx.config.recipe, len(ctx.images.classes), ctx.config.seed, number)
 
 
 def backward(ctx: RunContext, state: TrainState, images: Tensor, targets: Tensor, *, last: bool) -> Tensor:
-    """Add a micro-batch's share to the gradients, averaged over the ranks with the last one; return its share of the loss."""
+    """Add a micro-batch's share to the gradients, averaged over the ranks with the last; return its share of loss."""
     recipe = ctx.config.recipe
     smoothing = 0.0 if mixup.mixes(recipe) else recipe.label_smoothing  # mixed targets are smooth already
     share_of_rank = len(images) * ctx.ranks.world_size / recipe.batch_size

@@ -1,7 +1,7 @@
 """Train one net as its config says, in one run directory, and go on where an earlier start of the same run ended.
 
-Read from top to bottom: start the ranks; in each of them check, lock the directory, restore; then epoch by epoch train, evaluate,
-save. What is done before the first step is in `roadmap.training.setup`, a step in `roadmap.training.step`.
+Read from top to bottom: start the ranks; in each of them check, lock the directory, restore; then epoch by epoch train,
+evaluate, save. What comes before the first step is in `roadmap.training.setup`, a step in `roadmap.training.step`.
 """
 
 from contextlib import ExitStack
@@ -26,12 +26,11 @@ from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
-from roadmap.runs.run_logger import NullLogger, RunLogger
 from roadmap.runs.schema import STATUS
 from roadmap.training.device_errors import device_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches, synthetic_note
 from roadmap.training.optim import learning_rate
-from roadmap.training.setup import check_run, identity_hash, load_images, load_summary, open_run, restore
+from roadmap.training.setup import build_logger, check_run, identity_hash, load_images, load_summary, open_run, restore
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import train_step
 
@@ -77,19 +76,17 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
         ranks.status = run.path / STATUS
         stop = stack.enter_context(StopSignal(ranks))
         stack.callback(lambda: setattr(sweep, "stopped", stop.signal is not None))
-        precision = Precision(run_info["precision"])
-        logger: RunLogger | NullLogger = NullLogger(precision)
-        if ranks.is_main:
-            logger = RunLogger(run, config, run_info, ranks.device, sweep)
+        logger = build_logger(run, config, run_info, ranks, sweep)
         stack.enter_context(logger)
         stack.enter_context(ranks.share_errors())
 
         # Build the net, load the newest checkpoint, train.
+        precision = Precision(run_info["precision"])
         ctx = RunContext(config, images, ranks, logger, stop, precision, run_info["cuda_graph"], sweep.cache)
         state = restore(ctx, run)
         result, of_ema = fit(ctx, state)
         values = {"top1": result.top1, "top5": result.top5, "val_images": len(result.correct)}
-        values |= {"epoch": state.epochs_evaluated}
+        values["epoch"] = state.epochs_evaluated
         values |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5} if of_ema else {}
         return logger.finish(values)
 
