@@ -8,11 +8,6 @@ from typing import Any, NoReturn
 from roadmap.errors import ConfigError
 
 
-def one_line(error: object) -> str:
-    """Return a message in one line of at most 200 characters; the name of its type where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `did you mean X? there are: ...`, the nearest names first."""
     names = list(known)
@@ -36,3 +31,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""
         raise ConfigError(f"{message}; see --help")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at the end."""
+    if len(text) <= limit:
+        return text
+    tail = max(1, limit // 4)
+    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """Return an error's text on one line, shortened; its type's name where it has none."""
+    return shorten(" ".join(str(error).split()), limit) or type(error).__name__

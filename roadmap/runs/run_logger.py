@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from roadmap.config.choices import Precision
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, RoadmapError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors, write_json
@@ -58,7 +58,7 @@ class RunLogger:
 
     def __enter__(self) -> Self:
         self._log_file = log_to(self.run.path / LOG)
-        self.run.write_config(resolved(self.config))
+        self.run.write_config(self.config.values())
         earlier = self.run.status
         self.run.status = {
             "state": "running",
@@ -85,7 +85,7 @@ class RunLogger:
             self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
         total_steps = self.config.recipe.epochs * self.run_info["steps_per_epoch"]
         self.progress = Progress(self.config.cell, total_steps, global_step, self.sweep)
-        values = {**resolved(self.config), **self.run_info}
+        values = {**self.config.values(), **self.run_info}
         self.wandb = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.info)
         if self.wandb.location:
             (self.info if self.sweep.position == 1 else log.info)(self.wandb.location)  # once a sweep is enough

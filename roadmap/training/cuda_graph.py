@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from roadmap.config.schema import resolved
 from roadmap.training import mixup
 from roadmap.training.optim import set_lr
 from roadmap.training.state import RunContext, TrainState, build_state
@@ -111,7 +110,7 @@ class CapturedStep:
 
 def capture_key(ctx: RunContext) -> str:
     """Return what must be equal for a run to use another one's captured step: all but the seed and the names."""
-    config: dict[str, Any] = resolved(ctx.config)
+    config: dict[str, Any] = ctx.config.values()
     parts = {name: config[name] for name in ("model", "recipe", "compile", "kernels")}
     parts |= {"size": config["data"]["image_size"], "device": str(ctx.device), "classes": len(ctx.images.classes)}
     return json.dumps(parts, sort_keys=True)

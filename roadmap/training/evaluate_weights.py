@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from roadmap import data
 from roadmap.config.choices import Precision
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.distributed.device import autocast, choose_device, choose_precision
 from roadmap.distributed.ranks import Ranks
@@ -155,7 +155,7 @@ def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
         raise DataError(f"{CONFIG}: cannot be read ({error.strerror})") from None
     except (ValueError, yaml.YAMLError, AttributeError, RecursionError) as error:
         raise DataError(f"{CONFIG}: holds no config that can be read ({one_line(error)})") from None
-    changes = differences(theirs, identity(resolved(config)))
+    changes = differences(theirs, identity(config.values()))
     if of_net := [change for change in changes if change.startswith("model.")]:
         more = f" and {len(of_net) - 5} more" if len(of_net) > 5 else ""
         raise DataError(f"a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")

@@ -9,7 +9,7 @@ from typing import Any
 
 from roadmap import data
 from roadmap.config.choices import Norm
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
@@ -36,7 +36,7 @@ def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
     """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
     if config.data.name not in datasets.IN_MEMORY:
         return datasets.load(config.data, config.paths.runs)
-    key = resolved(config.data)
+    key = config.data.values()
     if cache.get("images", (None,))[0] != key:
         cache.pop("images", None)  # its memory is free before the next set takes its own
         cache["images"] = key, datasets.load(config.data)
@@ -94,7 +94,7 @@ def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitS
     stack.enter_context(run.lock())
     if config.fresh and run.set_aside():
         stack.enter_context(run.lock())
-    run.load_status(resolved(config), run_info, allow_drift=config.allow_drift)
+    run.load_status(config.values(), run_info, allow_drift=config.allow_drift)
     run.count_deaths()
     return run.status.get("state") == "done"
 
@@ -166,7 +166,7 @@ def load_summary(run: RunDir) -> dict[str, Any]:
 
 def identity_hash(config: Config) -> str:
     """Return a hash of all that a result depends on."""
-    return hashlib.sha256(json.dumps(identity(resolved(config)), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(identity(config.values()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def require_same_run(path: Path, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
