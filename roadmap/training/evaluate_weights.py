@@ -18,8 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from roadmap import data
+from roadmap.config import KEYS, Config
 from roadmap.config.choices import Precision
-from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.distributed.device import autocast, choose_device, choose_precision
 from roadmap.distributed.ranks import Ranks
@@ -35,12 +35,7 @@ from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, s
 from roadmap.training.setup import net_cost
 from roadmap.training.step import Batch
 
-# What an evaluation depends on besides the net: where a run's own differs, its recorded accuracy is another one.
-OF_EVALUATION = (
-    *(f"data.{key}" for key in ("name", "image_size", "resize_size", "mean", "std", "pipeline", "val_images")),
-    "recipe.interpolation",
-    "recipe.precision",
-)
+READ_IN_EVALUATION = {name for name, key in KEYS.items() if key.evaluation}
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,7 @@ def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
     if of_net := [change for change in changes if change.startswith("model.")]:
         more = f" and {len(of_net) - 5} more" if len(of_net) > 5 else ""
         raise DataError(f"a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
-    if others := [change for change in changes if change.split(":")[0] in OF_EVALUATION]:
+    if others := [change for change in changes if change.split(":")[0] in READ_IN_EVALUATION]:
         sweep.write(f"not evaluated as the run itself was: {'; '.join(others)}")
     found = checkpoint.find_newest(path / CHECKPOINTS)
     if found is None:
