@@ -1,4 +1,4 @@
-"""Text for people: the nearest of several names, nested values by dotted key, plain tables, command lines."""
+"""Text for people: errors on one line, the nearest of several names, dotted keys, plain tables, command lines."""
 
 import argparse
 import difflib
