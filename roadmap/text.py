@@ -1,4 +1,4 @@
-"""Text for people: the nearest of several names, nested values by dotted key, plain tables, command lines."""
+"""Text for people: errors on one line, the nearest of several names, dotted keys, plain tables, command lines."""
 
 import argparse
 import difflib
@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from roadmap.errors import ConfigError
-
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
@@ -26,11 +25,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close += [n for n in names if name and n not in close and (n in name or name in n)]
     listed = ", ".join([*close, *(n for n in names if n not in close)])
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
-
-
-def one_line(error: object) -> str:
-    """Return an error in one line of at most 200 characters; its kind where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -60,3 +54,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""
         raise ConfigError(f"{message}; see --help")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at the end."""
+    if len(text) <= limit:
+        return text
+    tail = max(1, limit // 4)
+    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """Return an error's text on one line, shortened; its type's name where it has none."""
+    return shorten(" ".join(str(error).split()), limit) or type(error).__name__

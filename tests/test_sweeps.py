@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 
-from roadmap.config.schema import resolved
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_tree
@@ -51,10 +50,10 @@ def test_every_design_study_is_a_file():
 
 def test_the_recipe_study_changes_one_part_at_a_time():
     """Against the plain step: a part is one key, but for the optimizer, which brings its rate and decay."""
-    plain = resolved(compose("separate_downsampling", "tiny").recipe)
+    plain = compose("separate_downsampling", "tiny").recipe.values()
     changed = {}
     for config in configs("recipe"):
-        recipe = resolved(config.recipe)
+        recipe = config.recipe.values()
         changed[config.variant] = {key: recipe[key] for key in plain if recipe[key] != plain[key]}
     assert changed.pop("without_adamw") == {
         "optimizer": "sgd", "lr": 0.1, "lr_batch_size": 256, "lr_scaling": "linear", "weight_decay": 1e-4,

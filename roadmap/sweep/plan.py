@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from roadmap.config.choices import DataName, Device, Optimizer
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import read_json, read_json_or_empty
 from roadmap.net import cost
@@ -60,7 +60,7 @@ def plan(
     rows = []
     for cell in cells:
         config = cell.config
-        net = repr((resolved(config.model), num_classes(config), config.data.image_size))
+        net = repr((config.model.values(), num_classes(config), config.data.image_size))
         if net not in costs:
             costs[net] = cost(config.model, num_classes(config), config.data.image_size)
         work = repr((net, speed_key(config)))

@@ -20,7 +20,6 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
-from roadmap.config.schema import resolved
 from roadmap.errors import ConfigError, DiskError
 from roadmap.sweep import queue, snapshot
 from roadmap.sweep.cell_states import CellState, cell_states
@@ -80,7 +79,7 @@ def submit_tasks(
     """
     name = f"{study.name}-{secrets.token_hex(4)}"
     shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": on_gpu}
-    shared |= {"cluster": resolved(config), **snapshot.git_state_of(code)}
+    shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
     rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
     study.set_pending({"name": name, "rows": rows})
     try:

@@ -4,19 +4,12 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
@@ -25,7 +18,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
 from roadmap.files import read_yaml
 from roadmap.runs.run_dir import run_path
-from roadmap.steps.compose import validate
+from roadmap.steps.compose import compose_primary, hydra_initialized, validate
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, step_tree
@@ -114,26 +107,12 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
-@contextmanager
-def hydra_initialized(folder: Path) -> Iterator[None]:
-    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder only."""
-    version.setbase("1.3")
-    path = create_config_search_path(str(CONF))
-    path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    GlobalHydra.instance().clear()
-    Hydra.create_main_hydra2(task_name="study", config_search_path=path)
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().clear()
-
-
 def combinations(primary: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the overrides of every cell, in Hydra's order; lists among those given replace the file's. Raises ConfigError."""
     parser = OverridesParser.create()
     parsed = zip(overrides, parser.parse_overrides(list(overrides)), strict=True)
     single = [word for word, override in parsed if not override.is_sweep_override()]
-    hydra = hydra_compose(primary, single, return_hydra_config=True).hydra
+    hydra = compose_primary(primary, single).hydra
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
         raise ConfigError(
@@ -210,9 +189,9 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
         seeds = [int(found[1]) for word in words if (found := SEED_WORD.fullmatch(word))]
         others = tuple(word for word in words if not SEED_WORD.fullmatch(word))
         if share_seeds and len(seeds) == 1 and others in known:
-            return replace(known[others], seed=seeds[0])
-        cfg = hydra_compose(primary, list(words), return_hydra_config=True)
-        known[others] = validate(cfg, dict(cfg.hydra.runtime.choices), list(words), folders)
+            return known[others].replace(seed=seeds[0])
+        cfg = compose_primary(primary, words)
+        known[others] = validate(cfg, cfg.hydra, folders)
         return known[others]
 
     return compose

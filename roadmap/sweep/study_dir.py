@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roadmap.config.schema import resolved
 from roadmap.errors import ConfigError, DataError, DiskError
 from roadmap.files import disk_errors, file_lock, json_object, read_json, write_json
 from roadmap.runs.metrics import append_metrics
@@ -133,7 +132,7 @@ def cell_record(cell: "Cell") -> dict[str, Any]:
         "regime": config.regime.name,
         "data": str(config.data.name),
         "words": list(cell.overrides),
-        "config": resolved(config),
+        "config": config.values(),
     }
 
 

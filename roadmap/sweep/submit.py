@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.config.choices import DataName, Device
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.provenance import code_hash
@@ -89,7 +89,7 @@ def check_earlier_run(study: Study, cell: Cell, status: dict[str, Any]) -> None:
         before = read_yaml(run / CONFIG)
     except (OSError, ValueError):
         return  # the run itself says what to do about a record that cannot be read
-    if changes := differences(identity(before), identity(resolved(cell.config))):
+    if changes := differences(identity(before), identity(cell.config.values())):
         raise Refused(
             f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); give the study another name, "
             f"or move {run} away"
