@@ -14,7 +14,7 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.net import cost
-from roadmap.net.kernels import forms_of, in_words
+from roadmap.net.kernels import format_forms, forms_of
 from roadmap.runs import provenance
 from roadmap.runs.run_dir import RunDir, differences, identity
 from roadmap.runs.schema import SUMMARY
@@ -53,7 +53,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "world_size": ranks.world_size,
         "compile": choose_compile(config, ranks.device),
         "cuda_graph": choose_graph(config, ranks.device, precision, ranks.world_size),
-        "kernels": in_words(forms_of(config.model, ranks.device, config.kernels)),
+        "kernels": format_forms(forms_of(config.model, ranks.device, config.kernels)),
     }
 
 
