@@ -69,7 +69,7 @@ CONVNEXT: dict[str, tuple[Any, ...]] = {  # without strided blocks and projectio
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Load weights of any known format, found by their keys; {"model": ...}, {"state_dict": ...}, `module.` may wrap them.
+    """Load weights of any known format, found by their keys; {"model": ...} and the like are unwrapped.
 
     Raises DataError, naming the first key or shape that does not fit; then the net is as before.
     """
