@@ -3,8 +3,6 @@
 The interpreter's time goes with the square of the kernel size: a few shapes for every kernel are quick, the rest slow.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -21,9 +19,9 @@ from .net_rows import SIZES, images, one_thread, rows  # noqa: F401
 CPU = torch.device("cpu")
 # The interpreter cuts fp32 down to bf16 where a GPU rounds: at least twice the error. fp16 it rounds.
 ROOM = {torch.float32: 2.0, torch.float16: 1.1, torch.bfloat16: 3.0}
-TOY = {step: replace(cfg, depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
+TOY = {step: cfg.replace(depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
 # Every kernel size has a row of its own.
-TOY |= {step: replace(cfg, kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
+TOY |= {step: cfg.replace(kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
 QUICK = [  # kernel, stride, map: a small and a large kernel at each stride
     (3, 1, (2, 10, 3, 2)),
     (3, 2, (1, 17, 4, 5)),
@@ -149,7 +147,7 @@ def gap(ours, theirs):
 
 def toy(step):
     torch.manual_seed(0)
-    return build_net(replace(TOY[step], layer_scale=0.1, drop_path=0.3), 5).to(memory_format=torch.channels_last)
+    return build_net(TOY[step].replace(layer_scale=0.1, drop_path=0.3), 5).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ def test_double_precision_falls_back_to_torch_to_the_bit():
 
 
 def shapes_of(regime):
-    """Return kernel, stride, channels and a quarter of the map's size at 224 of every depthwise convolution of a regime."""
+    """Return kernel, stride, channels and a quarter of the map's size at 224 of all depthwise convolutions."""
     found = set()
 
     def note(conv, inputs, out):
@@ -229,7 +227,7 @@ def shapes_of(regime):
 
     for cfg in rows(regime).values():
         with torch.device("meta"):
-            net = build_net(replace(cfg, depths=tuple(min(depth, 2) for depth in cfg.depths)), 2)
+            net = build_net(cfg.replace(depths=tuple(min(depth, 2) for depth in cfg.depths)), 2)
             for module in net.modules():
                 if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
                     module.register_forward_hook(note)

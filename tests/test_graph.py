@@ -1,4 +1,4 @@
-"""A with_captured_step step: it takes the eager steps, whichever run it was with_captured_step for. On the CPU its kernels are replayed by calling them."""
+"""A captured step takes the eager steps, whichever run it was captured for; on a CPU a replay calls the step again."""
 
 from dataclasses import replace
 

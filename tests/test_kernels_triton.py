@@ -1,4 +1,4 @@
-"""The Triton kernels: in the interpreter, in a process of its own (Triton reads TRITON_INTERPRET once), and compiled."""
+"""The Triton kernels: in the interpreter, in a process of its own (it reads TRITON_INTERPRET once), and compiled."""
 
 import importlib.util
 import os

@@ -18,6 +18,7 @@ import torch
 
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import RoadmapError
+from roadmap.text import one_line
 
 # What is timed. It may return its own seconds, where a part of it (the start of worker processes) is not to count.
 Call = Callable[[], float | None]
@@ -50,8 +51,8 @@ class Candidate:
         try:
             action()
         except Exception as error:  # whatever a library raises: the others go on, and the reason is shown
-            reason = " ".join(str(error).split()) or "no reason given"
-            self.failed = reason if isinstance(error, RoadmapError) else f"{type(error).__name__}: {reason}"
+            known = isinstance(error, RoadmapError)
+            self.failed = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
             self.trace, self.call = traceback.format_exc(), None
             self.times_s.clear()
         if self.failed is not None:

@@ -7,7 +7,6 @@ drop the last incomplete batch.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,7 @@ Start = Callable[[Config, torch.device], Epoch]
 
 def ours(pipeline: Pipeline, config: Config, device: torch.device) -> Epoch:
     """Return our own pipeline. Raises ConfigError where it cannot do what the recipe asks."""
-    cfg, recipe = replace(config.data, pipeline=pipeline), config.recipe
+    cfg, recipe = config.data.replace(pipeline=pipeline), config.recipe
     data.check(cfg, recipe)
     train = datasets.load(cfg).train
 
