@@ -1,5 +1,6 @@
 """How candidates are measured: in turn, round by round, with the reason of one that fails; and what is printed."""
 
+import gc
 from argparse import Namespace
 from functools import partial
 
@@ -12,6 +13,14 @@ from roadmap.bench.results import Results
 from roadmap.errors import ConfigError, DiskError
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_objects():
+    """Let what is imported by now be no matter of each collection."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def logging(name, log, seconds=None):
