@@ -15,7 +15,7 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.net import Cost, cost
-from roadmap.net.kernels import announcement, forms_of, in_words
+from roadmap.net.kernels import format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, differences, identity
@@ -69,7 +69,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "world_size": ranks.world_size,
         "compile": choose_compile(config, device),
         "cuda_graph": choose_graph(config, device, precision, ranks.world_size),
-        "kernels": in_words(forms_of(config.model, device, config.kernels)),
+        "kernels": format_forms(forms_of(config.model, device, config.kernels)),
         "versions": provenance.versions(),
         **provenance.hardware(device),
     }
