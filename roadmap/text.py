@@ -17,6 +17,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
 
 
+def reason(error: BaseException) -> str:
+    """Return what went wrong, on one line and without the path that a message names already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return printable(text.splitlines()[0])
+
+
+def printable(text: str) -> str:
+    """Return one line without control characters: names of files may hold anything."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key."""
     flat: dict[str, Any] = {}

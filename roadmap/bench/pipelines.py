@@ -50,7 +50,7 @@ class Source:
 def ours(pipeline: Pipeline, source: Source) -> Epoch:
     """Return our own pipeline. Raises ConfigError where it cannot do what the recipe asks."""
     config = replace(source.config.data, pipeline=pipeline)
-    data.check(config, source.config.recipe)
+    data.check_pipeline(config, source.config.recipe)
     images = datasets.load(config)
 
     def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, get_args
 
+from roadmap import catalog
+from roadmap.catalog import DataKind
 from roadmap.config.choices import (
     Activation,
     Capture,
     Crop,
-    DataName,
     Decoder,
     Device,
     Init,
@@ -240,7 +241,8 @@ class RecipeConfig:
 class DataConfig:
     """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard deviation."""
 
-    name: DataName = DataName.digits
+    name: str = "digits"
+    kind: DataKind | None = None  # of a set of one's own; null: what `roadmap.catalog` says of the name
     root: str | None = None  # folder of the images; ROADMAP_DATA where not given
     download: bool = False  # fetch a public set into `root`
     num_classes: int | None = between(None, 2, 1_000_000)  # null: counted from the class folders
@@ -267,6 +269,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_ranges("data", self)
         choices_from_strings(self)
+        catalog.find(self.name, self.kind)
         for key in ("mean", "std"):
             value = tuple(getattr(self, key))
             setattr(self, key, value)

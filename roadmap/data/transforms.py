@@ -1,7 +1,7 @@
 """The reference pipeline: the official recipe, image by image, in worker processes.
 
 Order and parameters are those of the authors' code (timm's ImageNet transforms): random resized crop, flip, RandAugment, normalise, random
-erasing. What is random about an image is a function of (seed, epoch, id), whatever the number of workers. Used by `roadmap.data`.
+erasing. What is random about an image is a function of (seed, epoch, id), whatever the number of workers.
 """
 
 import random
@@ -19,7 +19,7 @@ from roadmap.config.choices import Crop
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data.datasets import Split
 from roadmap.data.sampling import sample_seed
-from roadmap.data.workers import load_batches as workers_batches
+from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -40,7 +40,7 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
     prepared = Prepared(split, train_transform(data, recipe), (seed, epoch))
-    yield from load_batches(prepared, index_batches, data.workers, device)
+    yield from device_batches(prepared, index_batches, data.workers, device)
 
 
 def eval_batches(
@@ -48,7 +48,7 @@ def eval_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images resized and cropped at the centre, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
     prepared = Prepared(split, eval_transform(data, recipe))
-    yield from load_batches(prepared, index_batches, data.workers, device)
+    yield from device_batches(prepared, index_batches, data.workers, device)
 
 
 def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
@@ -175,16 +175,16 @@ class Prepared:
             return self.transform(image), self.split.labels[index]
 
 
-def together(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Stack a batch, channels-last."""
     images, labels = zip(*items, strict=True)
     return torch.stack(images).contiguous(memory_format=torch.channels_last), torch.stack(labels)
 
 
-def load_batches(
+def device_batches(
     prepared: Prepared, index_batches: Sequence[Tensor], workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches in the order asked for, on the device. Raises DataError that names the first image that cannot be read."""
-    for images, labels in workers_batches(prepared, together, index_batches, workers, device):
+    for images, labels in load_batches(prepared, collate, index_batches, workers, device):
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         yield images, labels.to(device, non_blocking=True)

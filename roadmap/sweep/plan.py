@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.config.choices import DataName, Device, Optimizer
+from roadmap import catalog
+from roadmap.config.choices import Device, Optimizer
 from roadmap.config.schema import Config, resolved
 from roadmap.errors import DataError
 from roadmap.files import read_json
@@ -15,14 +16,6 @@ from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
 from roadmap.sweep.study import Cell, Study
 
-TRAIN_IMAGES = {
-    DataName.imagenet: 1_281_167,
-    DataName.digits: 1437,
-    DataName.fashion_mnist: 60_000,
-    DataName.cifar10: 50_000,
-}
-TRAIN_IMAGES |= {DataName.cifar100: 50_000, DataName.imagenette: 9469}
-CLASSES = {DataName.imagenet: 1000, DataName.cifar100: 100}
 COLUMNS = ("cell", "GMACs", "params M", "images/s", "from", "hours", "checkpoints", "state")
 
 
@@ -65,7 +58,7 @@ def plan(
                 else ((m := measure(config)), "measured now" if m else "")
             )
         speed, source = speeds[work]
-        images = config.data.train_images or TRAIN_IMAGES.get(config.data.name)
+        images = config.data.train_images or catalog.find(config.data.name, config.data.kind).num_images.get("train")
         hours = config.recipe.epochs * images / speed / 3600 if speed and images else None
         net = costs[shape]
         rows.append(
@@ -84,8 +77,12 @@ def plan(
 
 
 def num_classes(config: Config) -> int:
-    """Return how many classes a set has, before it is read."""
-    return config.data.num_classes or CLASSES.get(config.data.name, 10)
+    """Return how many classes a set has, before it is read. Raises DataError where only its files know."""
+    data = config.data
+    known = data.num_classes or catalog.find(data.name, data.kind).num_classes
+    if known is None:
+        raise DataError(f"data={data.name}: a plan needs data.num_classes=N")
+    return known
 
 
 def checkpoint_gb(config: Config, params_m: float) -> float:
@@ -191,5 +188,4 @@ def this_hardware(cells: Sequence[Cell], gpu_type: str | None) -> str | None:
 def refuse_unknown_classes(cells: Iterable[Cell]) -> None:
     """Raise DataError for folders of images whose classes nobody has counted."""
     for cell in cells:
-        if cell.config.data.name == DataName.imagefolder and cell.config.data.num_classes is None:
-            raise DataError("data=imagefolder: a plan needs data.num_classes=N")
+        num_classes(cell.config)

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from roadmap.config.choices import DataName, Device
+from roadmap import catalog
+from roadmap.config.choices import Device
 from roadmap.config.schema import Config, resolved
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
@@ -26,7 +27,6 @@ from roadmap.sweep.study import Cell, Study, quoted
 from roadmap.training.grad_accumulation import check_micro_batch
 
 START = ("planned", "stopped", "failed")  # what a person's command starts again
-EMBEDDED = (DataName.digits, DataName.synthetic)  # sets that need no folder
 PLACES = ("paths.runs", "data.root")
 SLURM = "slurm"  # the folder of submitit's files, below the study's notes
 
@@ -61,7 +61,7 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
         )
     for cell in cells:
         data = cell.config.data
-        if data.name not in EMBEDDED and not data.root:
+        if catalog.find(data.name, data.kind).needs_root and not data.root:
             raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
         if data.root and not data.download and not Path(data.root).expanduser().is_dir():
             raise DataError(f"data.root={data.root}: no such folder")

@@ -18,8 +18,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from roadmap import data
-from roadmap.config.choices import DataName, Precision
+from roadmap import catalog, data
+from roadmap.config.choices import Precision
 from roadmap.config.schema import Config, resolved
 from roadmap.data import datasets, sampling
 from roadmap.distributed.device import autocast, choose_device, choose_precision
@@ -69,7 +69,7 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     another net.
     """
     sweep = sweep or SweepProgress()
-    data.check(config.data, config.recipe)
+    data.check_pipeline(config.data, config.recipe)
     device = choose_device(config.device)
     for key, idle in WITHOUT_EFFECT.items():
         if getattr(config, key) != idle:
@@ -219,7 +219,8 @@ def say(sweep: SweepProgress, line: str) -> None:
 def result_line(config: Config, scored: ScoredWeights) -> str:
     """Return the line that a scoring ends with: step, top-1, top-5, images, whose weights, where they are."""
     result = scored.result
-    meaning = " (synthetic images: the accuracy means nothing)" if config.data.name == DataName.synthetic else ""
+    caution = catalog.find(config.data.name, config.data.kind).caution
+    meaning = f" ({caution})" if caution else ""
     return (
         f"{config.cell}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{meaning}, {int(result.correct.sum())}/{len(result.correct)} "
         f"images right, {scored.origin}, {scored.precision}, {config.weights}"

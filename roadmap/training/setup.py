@@ -26,7 +26,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
     """Check what needs images and ranks, before anything is written. Return what is known of the run. Raises ConfigError."""
     num_classes, size = len(images.classes), config.data.image_size
     sampling.train_index_batches(len(images.train.labels), config.recipe.batch_size, config.seed, 0)
-    data.check(config.data, config.recipe, ranks.device)
+    data.check_pipeline(config.data, config.recipe, ranks.device)
     mixup.check_mixup(config.recipe)
     check_micro_batch(config.recipe, ranks.world_size)
     if config.recipe.sync_batch_norm and ranks.device.type != "cuda":

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from roadmap import data
-from roadmap.config.choices import DataName, Precision
+from roadmap import catalog, data
+from roadmap.config.choices import Precision
 from roadmap.config.schema import Config, resolved
 from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
@@ -118,7 +118,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
 def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
     """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
     key = resolved(config.data)
-    if config.data.name not in datasets.IN_MEMORY:
+    if not datasets.is_in_memory(config.data):
         return datasets.load(config.data, config.paths.runs)
     if cache.get("images", (None,))[0] != key:
         cache.pop("images", None)  # its memory is free before the next set takes its own
@@ -174,8 +174,8 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
         len(ctx.images.train.labels) % recipe.batch_size,
     )  # fmt: skip
     log.info(announcement(forms_of(config.model, ctx.device, config.kernels), ctx.device, config.kernels))
-    log.info(verification_note(ctx.images, config.data.name, config.paths.runs))
-    if note := data.note(config.data, ctx.device):
+    log.info(verification_note(ctx.images, config.data, config.paths.runs))
+    if note := data.pipeline_note(config.data, ctx.device):
         log.info(note)
     return state
 
@@ -311,7 +311,8 @@ def result_line(config: Config, summary: dict[str, Any]) -> str:
     """Return the line that a run ends with: step, top-1, GMACs, parameters, where the run is."""
     path = run_path(config)
     rank_env = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    meaning = " (synthetic images: the accuracy means nothing)" if config.data.name == DataName.synthetic else ""
+    caution = catalog.find(config.data.name, config.data.kind).caution
+    meaning = f" ({caution})" if caution else ""
     return (
         f"{config.cell}: top-1 {summary['top1']:.2f} %{meaning}, {summary['gmacs']:.4g} GMACs, "
         f"{summary['params_m']:.4g} M parameters, {rank_env}"
