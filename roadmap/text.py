@@ -1,4 +1,4 @@
-"""Text for people: the nearest of several names, nested values by dotted key, command lines with the project's exit code."""
+"""Text for people: nearest names, one-line errors, nested values by dotted key, command lines with our exit code."""
 
 import argparse
 import difflib

@@ -25,7 +25,7 @@ from roadmap.data.datasets import Split
 from roadmap.data.transforms import (
     Prepared,
     eval_transform,
-    load_batches,
+    device_batches,
     posterize,
     rand_augment,
     random_state,
@@ -240,5 +240,5 @@ def test_workers_go_on_when_the_job_is_told_to_stop():
     data = DataConfig(train_images=16, val_images=4, **CROPPED)
     found = load(data).train
     split = SignalsItself(found.labels, images=found.images)
-    loaded = load_batches(Prepared(split, eval_transform(data, OFFICIAL)), eval_index_batches(16, 4), 2, CPU)
+    loaded = device_batches(Prepared(split, eval_transform(data, OFFICIAL)), eval_index_batches(16, 4), 2, CPU)
     assert torch.equal(torch.cat([labels for _, labels in loaded]), found.labels)

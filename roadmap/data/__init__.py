@@ -25,7 +25,7 @@ EVAL = {Pipeline.fast: gpu_transforms.eval_batches, Pipeline.reference: transfor
 
 
 def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = None) -> None:
-    """Raise ConfigError for settings that the chosen pipeline cannot honour; call it before anything is written or loaded.
+    """Raise ConfigError for settings that the chosen pipeline cannot honour, before anything is written or loaded.
 
     With a device, the one on which training images are wanted.
     """
@@ -58,10 +58,10 @@ def train_batches(
     epoch: int,
     device: torch.device,
 ) -> Batches:
-    """Iterate over augmented batches: images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, both on the device.
+    """Iterate over augmented batches on the device: images float32 `(B, 3, H, W)`, channels-last, labels int64 `(B,)`.
 
-    What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check_pipeline`) at once, and DataError
-    when it comes to an image that cannot be read.
+    What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check_pipeline`) at once,
+    and DataError when it comes to an image that cannot be read.
     """
     check_pipeline(data, recipe, device)
     return TRAIN[data.pipeline](split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)

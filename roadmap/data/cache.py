@@ -1,4 +1,4 @@
-"""What is remembered of image sets between runs, in `<runs>/.data`: listings, what a data check has opened, and its verdicts.
+"""What is remembered of image sets between runs, in `<runs>/.data`: listings, what a check has opened, its verdicts.
 
 The images may lie on a disk that cannot be written. A file here is whole or it is ignored; nothing in it can run code.
 """
@@ -58,8 +58,9 @@ def read_arrays(path: Path, kinds: dict[str, str]) -> dict[str, np.ndarray] | No
 class Listing:
     """The names of the images in each class folder, as they were listed before.
 
-    They count only while the folder is the same and has the same times of change, to the nanosecond; ctime among them, which no
-    copying tool can set back. The files' sizes are never remembered: a file overwritten in cache_dir leaves its folder's times alone.
+    They count only while the folder is the same and has the same times of change, to the nanosecond; ctime among them,
+    which no copying tool can set back. The files' sizes are never remembered: a file overwritten in cache_dir leaves
+    its folder's times alone.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Random numbers by counting: the k-th number of an image in an epoch is a hash of (purpose, seed, epoch, id, k), and of nothing else.
+"""Counter-based random numbers: the k-th of an image in an epoch is a hash of (purpose, seed, epoch, id, k) alone.
 
-No generator's state is carried from image to image, so any batch, worker, rank or resumed run computes just its own numbers.
-The hash is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+No generator's state is carried from image to image, so any batch, worker, rank or resumed run computes just its own
+numbers. The hash is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 """
 
 import math
@@ -57,7 +57,7 @@ def splitmix64_tensor(bits: Tensor) -> Tensor:
 
 
 def normals(starts: Tensor, counters: Tensor) -> Tensor:
-    """Return standard normal numbers, float32: those that `counters` (int64) name of the images that start at `starts` (int64).
+    """Return standard normal numbers, float32, by `counters` (int64) of the images that start at `starts` (int64).
 
     From 23 bits each, the centres of as many equal parts of [0, 1]: the largest is 5.3.
     """

@@ -1,6 +1,7 @@
 """The image sets: `load` finds the one that a config names, checks it and returns its two splits.
 
-Small sets are held in memory as bytes, folders of images are read image by image. Nothing here is random but the choice of a subset.
+Small sets are held in memory as bytes, folders of images are read image by image. Nothing here is random but the choice
+of a subset.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from roadmap.text import reason
 
 @dataclass
 class Split:
-    """One half of a set: labels int64 `(N,)`, and either the images uint8 `(N, 3, H, W)` or the files that hold them."""
+    """One half of a set: labels int64 `(N,)`, and the images uint8 `(N, 3, H, W)` or the files that hold them."""
 
     labels: Tensor
     images: Tensor | None = None  # gray sets: one channel in memory, expanded to three
@@ -54,7 +55,7 @@ class Split:
 
 @dataclass
 class ImageSet:
-    """A set as it was found: two splits, the names of the classes in the order of the labels, and a hash of all of it."""
+    """A set as it was found: two splits, the classes' names in the order of the labels, and a hash of all of it."""
 
     train: Split
     val: Split
@@ -72,7 +73,8 @@ def load(data: DataConfig, runs: str | None = None) -> ImageSet:
     """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
 
     With `runs`, the folder of the runs, class folders that have not changed since the last time are not listed again.
-    Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot meet.
+    Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot
+    meet.
     """
     found = find(data, runs)
     whole, fingerprint = take_subset(data, found)
@@ -130,7 +132,10 @@ def subset(key: str, num_wanted: int, num_images: int, split: str) -> np.ndarray
 
 
 def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
-    """Compare the classes found with the config: folders that differ are DataError, a wrong number for a fixed set ConfigError."""
+    """Compare the number of classes with the config.
+
+    Folders that differ are a DataError, a wrong number for a fixed set a ConfigError.
+    """
     num_found = len(found.classes)
     if data.num_classes in (None, num_found):
         return

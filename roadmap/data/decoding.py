@@ -1,8 +1,8 @@
-"""From files to crops of bytes, for the fast pipeline: decode an image and cut a box out of it, resized, on the CPU or by nvJPEG.
+"""From files to crops of bytes, for the fast pipeline: decode an image (CPU or nvJPEG) and resize a box of it.
 
-What Pillow reads is the measure. JPEGs of the usual kind go through libjpeg by way of torchvision, which gives the same bytes with less
-work; all others, and those that libjpeg gives up on, go through Pillow itself, as in the reference pipeline. What a file says about how
-it was held (EXIF) is ignored by both.
+What Pillow reads is the measure. JPEGs of the usual kind go through libjpeg by way of torchvision, which gives the same
+bytes with less work; all others, and those that libjpeg gives up on, go through Pillow itself, as in the reference
+pipeline. What a file says about how it was held (EXIF) is ignored by both.
 """
 
 import logging
@@ -41,8 +41,9 @@ DecodeMany = Callable[
 def resolve_decoder(data: DataConfig) -> Decoder:
     """Return the decoder that `data.decoder` means.
 
-    `auto` is the CPU, on_all_ranks: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of its config, not of
-    which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by setting.
+    `auto` is the CPU, everywhere: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of
+    its config, not of which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by
+    setting.
     """
     return Decoder.cpu if data.decoder == Decoder.auto else data.decoder
 
@@ -57,15 +58,16 @@ def check_decoder(data: DataConfig, device: torch.device) -> None:
     """Raise ConfigError for nvJPEG without a GPU."""
     if data.pipeline == Pipeline.fast and resolve_decoder(data) == Decoder.nvjpeg and device.type != "cuda":
         raise ConfigError(
-            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; data.decoder=auto or cpu decodes anywhere"
+            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
+            "data.decoder=auto or cpu decodes anywhere"
         )
 
 
 def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
-    """Return bytes (uint8), height and width of a JPEG that libjpeg turns into RGB as Pillow does; None for every other file.
+    """Return bytes (uint8), height, width of a JPEG that libjpeg decodes to RGB as Pillow does; None for other files.
 
-    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. None where it refuses: asked for the
-    image itself, it says why.
+    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. None where it refuses:
+    asked for the image itself, it says why.
     """
     try:
         with path.open("rb") as file:
@@ -175,7 +177,10 @@ def decode_batch(
     device: torch.device,
     count: Refusals,
 ) -> Tensor:
-    """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`. What the decoder refuses is decoded on the CPU, and counted."""
+    """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`.
+
+    What the decoder refuses is decoded on the CPU, and counted.
+    """
     data, lengths, boxes = batch
     files = data.split(lengths.tolist())
     coded = [i for i, box in enumerate(boxes.tolist()) if tuple(box) != NO_BOX]
@@ -211,10 +216,10 @@ def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor 
 
 
 def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
-    """Return how to call what decodes on a GPU: on a stream apart from training, which has its result when it comes to it.
+    """Return how to call what decodes on a GPU: on a stream of its own, for whose result training waits.
 
-    torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is queued but not done.
-    Here such memory can only be that of the batch before, and its few copies are waited for.
+    torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is
+    queued but not done. Here such memory can only be that of the batch before, and its few copies are waited for.
     """
     if device.type != "cuda":
         return lambda work: work()
@@ -243,7 +248,7 @@ def train_crops(
     epoch: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; a random box where `data.crop` is `resized`."""
+    """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; random boxes with `data.crop=resized`."""
     train_crop = TrainCrop(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
     if resolve_decoder(data) == Decoder.cpu:
         for crops in load_batches(train_crop, default_collate, index_batches, data.workers, device):
@@ -268,7 +273,10 @@ def train_crops(
 
 @dataclass(frozen=True)
 class EvalReader:
-    """A validation image as the reference pipeline has it before it is normalised, to the byte. Called with its id in a worker."""
+    """A validation image as the reference pipeline has it before it is normalised, to the byte.
+
+    Called with its id in a worker.
+    """
 
     split: Split
     crop: Callable[[Image.Image], Image.Image]

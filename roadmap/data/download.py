@@ -44,7 +44,10 @@ def hint(data: DataConfig) -> str:
 
 
 def fetch(data: DataConfig, root: Path, missing: str) -> Path:
-    """Fetch a public set and return its folder. Raises DataError, with what is `missing`, if it was not asked for or fails."""
+    """Fetch a public set and return its folder.
+
+    Raises DataError, with what is `missing`, if it was not asked for or fails.
+    """
     if not data.download or not can_be_fetched(data):
         raise DataError(f"{root}: {missing}{hint(data)}")
     try:

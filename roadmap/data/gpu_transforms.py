@@ -1,7 +1,8 @@
-"""The fast pipeline: images prepared in batches of tensors on the device, from sets in memory or from crops of class folders.
+"""The fast pipeline: images prepared in batches on the device, from sets in memory or from crops of class folders.
 
-What is random about an image is a function of (seed, epoch, id): not of the batch the image is in, nor of the device. Flips and moves are
-drawn on the CPU for the whole epoch and looked up by the image's id, the rest is counted out for each batch.
+What is random about an image is a function of (seed, epoch, id): not of the batch the image is in, nor of the device.
+Flips and moves are drawn on the CPU for the whole epoch and looked up by the image's id, the rest is counted out for
+each batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from roadmap.data.sampling import Draw, generator
 
 @dataclass
 class Augmentation:
-    """What happens to each training image of one epoch; every field is indexed by sample id, or None where it is off."""
+    """What happens to each training image of one epoch; fields are indexed by sample id, or None where they are off."""
 
     flip: Tensor | None = None  # bool (N,)
     window: Tensor | None = None  # int64 (N, 2): top and left of the window in the padded image
@@ -83,7 +84,7 @@ def batches_in_memory(
     epoch: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of a set in memory, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, C)`."""
+    """Yield batches of a set in memory, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, C)`."""
     pixels, todo = pixels_on(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
     for ids in index_batches:
         at = to_device(ids, device)
@@ -100,7 +101,7 @@ def batches_from_files(
     epoch: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of class folders, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, 3)`."""
+    """Yield batches of class folders, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, 3)`."""
     moves = (
         replace(data, crop=Crop.none) if data.crop == Crop.resized else data
     )  # that crop is cut where the image is decoded
@@ -116,8 +117,8 @@ def eval_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images normalised, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
 
-    Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the byte.
-    Raises DataError when it comes to an image that cannot be read.
+    Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the
+    byte. Raises DataError when it comes to an image that cannot be read.
     """
     labels = to_device(split.labels, device)
     scale, bias = normalisation(data, device)
@@ -138,7 +139,10 @@ def pixels_on(split: Split, device: torch.device) -> Tensor:
 
 
 def draw_augmentation(num_images: int, data: DataConfig, seed: int, epoch: int) -> Augmentation:
-    """Draw one epoch's augmentation of every image, on the CPU. Turning one part on or off leaves the draws of the others alone."""
+    """Draw one epoch's augmentation of every image, on the CPU.
+
+    Turning one part on or off leaves the draws of the others alone.
+    """
     draw = generator(Draw.epoch, seed, epoch)
     flip, top, left, angle, zoom, shift_x, shift_y = torch.rand(7, num_images, generator=draw)
     todo = Augmentation()
@@ -162,7 +166,7 @@ def symmetric(uniform: Tensor, limit: float) -> Tensor:
 
 
 def affine_theta(angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return the map from output to input coordinates, `(N, 2, 3)`: turn clockwise by `angle` (radians), scale, then shift.
+    """Return the map from output to input coordinates `(N, 2, 3)`: turn clockwise by `angle` (radians), scale, shift.
 
     `shift` `(N, 2)` is a share of the image's width and height; coordinates run from -1 to 1, so it counts twice.
     """
@@ -182,7 +186,7 @@ def augment(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int, inter
 
 
 def window_and_flip(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int) -> Tensor:
-    """Take each image's window out of the image with a border of zeros, mirrored where drawn: bytes are copied, not computed."""
+    """Cut each image's window out of the image with a border of zeros, mirrored where drawn: bytes are copied."""
     if todo.window is None:
         images = pixels[ids]
         return images if todo.flip is None else torch.where(todo.flip[ids, None, None, None], images.flip(2), images)
@@ -198,8 +202,10 @@ def window_and_flip(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: in
 
 
 def resized_crop(images: Tensor, box: Tensor, interpolation: str) -> Tensor:
-    """Resize each image's box to the full size: `(B, H, W, C)` -> float32 `(B, H, W, C)`. A box is never larger than its image,
-    so this only enlarges, and needs no smoothing before it."""
+    """Resize each image's box to the full size: `(B, H, W, C)` -> float32 `(B, H, W, C)`.
+
+    A box is never larger than its image, so this only enlarges, and needs no smoothing before it.
+    """
     size = images.shape[1]
     centres = (torch.arange(size, device=images.device) + 0.5) / size
     start, side = box[:, :2, None], box[:, 2:, None]
@@ -224,11 +230,11 @@ def sample(images: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor
 
 
 def normalisation(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return scale and bias, `(W, 3)` the same for every pixel of a row, that turn bytes into values: `(byte / 255 - mean) / std`."""
+    """Return scale and bias, `(W, 3)`, every pixel of a row alike, that turn bytes into `(byte / 255 - mean) / std`."""
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     return tuple(to_device(value.repeat(data.image_size, 1), device) for value in (1 / (255 * std), -mean / std))  # type: ignore[return-value]
 
 
 def normalise(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Normalise each channel: `(B, H, W, C)` of 0 to 255 -> float32 `(B, 3, H, W)`, channels-last; one channel becomes three."""
+    """Normalise: `(B, H, W, C)` of 0 to 255 -> float32 `(B, 3, H, W)`, channels-last; one channel becomes three."""
     return (images * scale).add_(bias).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

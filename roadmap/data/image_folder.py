@@ -30,7 +30,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset(
     [".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"]
 )
-# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS, for one, starts another program.
+# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -82,7 +82,8 @@ def check_published(files: Files, row: DataSet) -> None:
     folder = files.folder / "train"
     if len(files.classes) != row.num_classes:
         raise DataError(
-            f"{folder}: {len(files.classes)} class folders, {row.title} has {row.num_classes} (data=imagefolder takes any number)"
+            f"{folder}: {len(files.classes)} class folders, {row.title} has {row.num_classes} "
+            "(data=imagefolder takes any number)"
         )
     if hashlib.sha256("\n".join(files.classes).encode(errors="surrogateescape")).hexdigest() != row.classes_sha256:
         strays = [name for name in files.classes if not WORDNET_ID.fullmatch(name)]
@@ -94,15 +95,16 @@ def check_published(files: Files, row: DataSet) -> None:
         found = len(files.labels[split])
         if found != num_images:
             raise DataError(
-                f"{files.folder / split}: {found} images, {row.title} has {num_images} (data=imagefolder takes any number)"
+                f"{files.folder / split}: {found} images, {row.title} has {num_images} "
+                "(data=imagefolder takes any number)"
             )
 
 
 def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
     """List both splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
-    What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are empty or cannot
-    be asked for their size as well, for a check that opens all files and names every broken one.
+    What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
+    empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
     """
     train, val = (class_folders(folder / split) for split in ("train", "val"))
     if train != val:
@@ -133,7 +135,7 @@ def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of a split's class folders; hidden ones such as `.ipynb_checkpoints` are never classes."""
+    """Return the sorted names of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
     entries = scan(folder)
     classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
     images = sorted(e.name for e in entries if not e.is_dir() and not is_hidden(e.name) and is_image(folder, e.name))
@@ -178,7 +180,10 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
 
 
 def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
-    """Ask each image of an open folder for its size and time. Raises DataError for one that is empty or gone, unless `lenient`."""
+    """Ask each image of an open folder for its size and time.
+
+    Raises DataError for one that is empty or gone, unless `lenient`.
+    """
     images = Images(names, [], [])
     for name in names:
         try:
@@ -196,7 +201,10 @@ def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool)
 
 
 def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
-    """Return the sorted names of a class folder's images, and of what is none. Raises DataError for a folder in it, or no image."""
+    """Return the sorted names of a class folder's images, and of what is none.
+
+    Raises DataError for a folder in it, or no image.
+    """
     images, others = [], []
     for entry in scan(folder):
         if is_hidden(entry.name):
@@ -247,7 +255,10 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image as RGB. Raises DataError that names the file if it is truncated, no image, or too large to be one."""
+    """Decode an image as RGB.
+
+    Raises DataError that names the file if it is truncated, no image, or too large to be one.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")

@@ -1,8 +1,8 @@
-"""The operations of RandAugment on batches of square images: uint8 `(N, S, S, 3)` and arguments -> uint8 of the same shape, on any device.
+"""The operations of RandAugment on batches of square images, uint8 `(N, S, S, 3)` -> uint8 `(N, S, S, 3)`, any device.
 
-The arithmetic is Pillow's, whose functions timm calls: tables of 256 values, blends in float32 that are cut off (not rounded), and the
-bicubic and bilinear sampling of `Image.transform`. Operations of a kind are done together, since on a GPU the number of kernels counts;
-nothing here waits for the device.
+The arithmetic is Pillow's, whose functions timm calls: tables of 256 values, blends in float32 that are cut off (not
+rounded), and the bicubic and bilinear sampling of `Image.transform`. Operations of a kind are done together, since on a
+GPU the number of kernels counts; nothing here waits for the device.
 """
 
 import math
@@ -49,7 +49,7 @@ def contrast_tables(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def autocontrast_tables(images: Tensor) -> Tensor:
-    """Return the tables that stretch each channel from its least and largest value to 0 and 255: uint8 `(N, 3, 256)`."""
+    """Return the tables that stretch each channel from its least and largest value to 0..255: uint8 `(N, 3, 256)`."""
     low, high = (bound.double()[..., None] for bound in (images.amin((1, 2)), images.amax((1, 2))))
     values = torch.arange(256, dtype=torch.float64, device=images.device)
     scale = 255.0 / (high - low)
@@ -80,7 +80,10 @@ def apply_lut(images: Tensor, tables: Tensor) -> Tensor:
 
 
 def blend(less: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-    """Go from `less` to `image` by a factor, and beyond; float32 -> uint8. The part after the point is cut off, as Pillow does."""
+    """Go from `less` to `image` by a factor, and beyond; float32 -> uint8.
+
+    The part after the point is cut off, as Pillow does.
+    """
     return (less + factor * (image - less)).clamp(0, 255).to(torch.uint8)
 
 
@@ -96,11 +99,11 @@ def color(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend each image with its smooth version, a mean over 3 x 3 pixels in which the middle counts five times; factors float32 `(N,)`."""
+    """Blend each image with its mean over 3 x 3 pixels, the middle counting five times; factors float32 `(N,)`."""
     whole, smooth = images.float(), images.float()
     rows = whole[:, :-2] + whole[:, 1:-1] + whole[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * whole[:, 1:-1, 1:-1]
-    # Whole numbers up to 3315: half of the way between two thirteenths is far from any rounding. The border stays as it is.
+    # Whole numbers up to 3315: half way between two thirteenths is far from any rounding. The border stays as it is.
     smooth[:, 1:-1, 1:-1] = (total / 13 + 0.5).floor()
     return blend(smooth, whole, factors[:, None, None, None])
 
@@ -109,9 +112,9 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def shift_lines(images: Tensor, moves: Tensor, fill: Tensor, interpolation: Interpolation) -> Tensor:
-    """Move the lines of each square image along themselves: `moves` float64 `(N, 3)`, 1 for columns or 0 for rows, slope, offset.
+    """Shear or translate each square image: `moves` float64 `(N, 3)`, 1 for columns or 0 for rows, slope, offset.
 
-    A pixel `v` lines from the corner comes from `slope * v + offset` further along its line: shear and translation, which read one line.
+    A pixel `v` lines from the corner comes from `slope * v + offset` further along its line: both read one line alone.
     """
     size = images.shape[1]
     upright, slope, offset = moves.T[..., None, None]
@@ -127,7 +130,7 @@ def shift_lines(images: Tensor, moves: Tensor, fill: Tensor, interpolation: Inte
 
 
 def rotate(images: Tensor, matrices: Tensor, fill: Tensor, interpolation: Interpolation) -> Tensor:
-    """Turn each square image as its matrix says, float64 `(N, 6)`: place `(a x + b y + c, d x + e y + f)`, counted from the corner."""
+    """Turn each square image by its matrix, float64 `(N, 6)`: to `(a x + b y + c, d x + e y + f)` from the corner."""
     size = images.shape[1]
     a, b, c, d, e, f = matrices.T[..., None, None]
     x = torch.arange(size, dtype=torch.float64, device=images.device) + 0.5
@@ -155,7 +158,7 @@ def rotation_matrix(degrees: float, size: int) -> tuple[float, ...]:
 
 
 def taps(place: Tensor, size: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
-    """Return the pixels around each place, int32 `(4 or 2, N, H, W)`, at the edge the edge's own, and how far past the middle one it is.
+    """Return the pixels around each place, int32 `(4 or 2, N, H, W)`, edges repeated, and how far past one it is.
 
     The place is in float64 as in Pillow: in float32 a photograph's edges would come out up to a level off.
     """
@@ -173,19 +176,20 @@ def image_offsets(images: Tensor) -> Tensor:
 
 
 def to_rgb(plane: Tensor) -> Tensor:
-    """Repeat a plane for three channels, `(..., 3)`: on a CPU torch is several times slower where it repeats the last axis itself."""
+    """Repeat a plane for three channels, `(..., 3)`: on a CPU torch is far slower where it repeats the last axis."""
     return plane[..., None].expand(*plane.shape, 3).contiguous()
 
 
 def gather_pixels(images: Tensor, index: Tensor) -> Tensor:
-    """Read pixels by their number in the batch: int32 of any shape -> float32 with the three channels as a last axis."""
+    """Read pixels by their number in the batch: int32 of any shape -> float32 with three channels as last axis."""
     return images.reshape(-1, 3).index_select(0, index.reshape(-1)).float().view(*index.shape, 3)
 
 
 def interpolate(pixels: Tensor, part: Tensor, interpolation: Interpolation) -> Tensor:
     """Interpolate between the 4 or 2 pixels of the first axis, `part` of the way from the middle one to the next.
 
-    Made of differences: a flat area stays what it is to the last bit, as in Pillow, which cuts off what comes after the point.
+    Made of differences: a flat area stays what it is to the last bit, as in Pillow, which cuts off what comes after the
+    point.
     """
     if interpolation == Interpolation.bilinear:
         return torch.addcmul(pixels[0], pixels[1] - pixels[0], part)

@@ -2,9 +2,10 @@
 
     python -m roadmap.data.imagenet ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar --labels LABELS.txt --out FOLDER
 
-LABELS.txt names the class of each validation image, one WordNet id a line, in the order of the file names: it is known as
-imagenet_2012_validation_synset_labels.txt (the tar of validation images does not say, and the devkit counts classes in another order).
-The train tar is a tar of one tar a class. Interrupted and typed again it goes on: a folder under its final name is whole.
+LABELS.txt names the class of each validation image, one WordNet id a line, in the order of the file names: it is known
+as imagenet_2012_validation_synset_labels.txt (the tar of validation images does not say, and the devkit counts classes
+in another order). The train tar is a tar of one tar a class. Interrupted and typed again it goes on: a folder under its
+final name is whole.
 """
 
 import argparse
@@ -37,7 +38,8 @@ BLOCK = 1 << 20  # bytes
 def unpack(train: Path, val: Path, labels: Path, out: Path, expected: DataSet = DATA_SETS["imagenet"]) -> str:
     """Unpack both tars into `out/train/<class>/` and `out/val/<class>/`; return the line that says so.
 
-    Raises DataError for tars and labels that are not ImageNet's, DiskError, StoppedEarly. Nothing is written outside `out`.
+    Raises DataError for tars and labels that are not ImageNet's, DiskError, StoppedEarly. Nothing is written outside
+    `out`.
     """
     classes_of_val = read_labels(labels, expected)
     with opened(train), opened(val):
@@ -69,7 +71,8 @@ def read_labels(path: Path, expected: DataSet) -> list[str]:
     wrong = next((n for n, name in enumerate(classes, 1) if not WORDNET_ID.fullmatch(name)), None)
     if wrong is not None:
         raise DataError(
-            f"--labels {path}: line {wrong} is {printable(classes[wrong - 1])[:40]!r}; expected one WordNet id a line (n01440764)"
+            f"--labels {path}: line {wrong} is {printable(classes[wrong - 1])[:40]!r}; "
+            "expected one WordNet id a line (n01440764)"
         )
     if (len(classes), len(set(classes))) != (expected.num_images["val"], expected.num_classes):
         raise DataError(
@@ -92,7 +95,10 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def prepare_out(out: Path) -> None:
-    """Make the folder, or take up what an earlier start left in it. Raises ConfigError for a folder that holds anything else."""
+    """Make the folder, or take up what an earlier start left in it.
+
+    Raises ConfigError for a folder that holds anything else.
+    """
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strangers = sorted({p.name for p in out.iterdir()} - {"train", "val", UNFINISHED})
@@ -106,7 +112,8 @@ def prepare_out(out: Path) -> None:
                 )
     if strangers:
         raise ConfigError(
-            f"--out {out}: holds {printable(first_few(strangers))}; must be a new folder, or one that this command began"
+            f"--out {out}: holds {printable(first_few(strangers))}; "
+            "must be a new folder, or one that this command began"
         )
     with disk_errors(out):
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
@@ -124,10 +131,8 @@ def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: DataSet,
     if len(inner_tars) != expected.num_classes:
         raise DataError(f"{path}: holds {len(inner_tars)} classes, {expected.title} has {expected.num_classes}")
     there = {place.name: sum(1 for _ in place.iterdir()) for place in (out / "train").iterdir()}
-    if there.keys() - inner_tars.keys():
-        raise ConfigError(
-            f"--out {out}: holds {first_few(sorted(there.keys() - inner_tars.keys()))} in train, which {path.name} does not"
-        )
+    if strangers := sorted(there.keys() - inner_tars.keys()):
+        raise ConfigError(f"--out {out}: holds {first_few(strangers)} in train, which {path.name} does not")
     num_images = sum(there.values())
     progress = ImageProgress("train", expected.num_images["train"], num_images, SweepProgress(), verb="unpacked")
     try:
@@ -193,7 +198,7 @@ def unpack_val(tar: tarfile.TarFile, path: Path, classes: list[str], out: Path, 
 
 
 def check_end(tar: tarfile.TarFile, of: Path | str) -> None:
-    """Raise DataError unless a tar that was read to its end has one: tarfile takes a damaged header for the end, without a word."""
+    """Raise DataError unless a tar that was read to its end has one: tarfile takes a damaged header for the end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -201,13 +206,15 @@ def check_end(tar: tarfile.TarFile, of: Path | str) -> None:
 
 
 def checked_name(of: Path | str, member: tarfile.TarInfo, pattern: re.Pattern[str]) -> re.Match[str]:
-    """Return the match of a member's name. Raises DataError for any other name (a path, say) and for what is no plain file."""
+    """Return the match of a member's name.
+
+    Raises DataError for any other name (a path, say) and for what is no plain file.
+    """
     match = pattern.fullmatch(member.name)
     if match is None or not member.isreg():
         kind = "" if member.isreg() else ", which is no plain file"
-        raise DataError(
-            f"{of}: holds {printable(member.name)[:80]}{kind}; expected files named {pattern.pattern.replace(chr(92), '')}"
-        )
+        expected = pattern.pattern.replace("\\", "")
+        raise DataError(f"{of}: holds {printable(member.name)[:80]}{kind}; expected files named {expected}")
     return match
 
 

@@ -53,7 +53,10 @@ class Arrays:
 
 
 def load(data: DataConfig, row: DataSet) -> Arrays:
-    """Load a set by the loader that its row names, or its kind. Raises DataError for files that are missing, broken or others."""
+    """Load a set by the loader that its row names, or its kind.
+
+    Raises DataError for files that are missing, broken or others.
+    """
     loader = LOADERS.get(row.loader) if row.kind == DataKind.memory else npz
     if loader is None:
         raise ConfigError(f"data.kind=memory: there is no loader {row.loader}, only {', '.join(LOADERS)}")
@@ -63,8 +66,8 @@ def load(data: DataConfig, row: DataSet) -> Arrays:
 def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) -> Tensor:
     """Return uint8 images `(N, 3, image_size, image_size)`; gray ones share one channel's memory.
 
-    Pillow's bicubic, whose integer arithmetic gives the same bytes on every machine. With `black_border` images of 28 pixels become
-    32 by two zeros on every side instead: their background is zero, so no stroke is blurred.
+    Pillow's bicubic, whose integer arithmetic gives the same bytes on every machine. With `black_border` images of 28
+    pixels become 32 by two zeros on every side instead: their background is zero, so no stroke is blurred.
     """
     size = pixels.shape[1]
     if black_border and image_size == size + 2 * BORDER:
@@ -77,7 +80,7 @@ def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) 
 
 
 def digits(data: DataConfig, row: DataSet) -> Arrays:
-    """Load scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,437 to train and 360 to validate, each class in proportion."""
+    """Load scikit-learn's 1,797 digits of 8 x 8 pixels: 1,437 to train, 360 to validate, each class in proportion."""
     from sklearn.datasets import load_digits  # a second of imports that the other sets need not pay for
     from sklearn.model_selection import train_test_split
 
@@ -93,7 +96,7 @@ def digits(data: DataConfig, row: DataSet) -> Arrays:
 
 
 def synthetic(data: DataConfig, row: DataSet) -> Arrays:
-    """Draw random images and labels, the same ones every time: as many, and of as many classes, as asked for or as the row says."""
+    """Draw random images and labels, always the same: as many, of as many classes, as asked for or as the row says."""
     num_classes = data.num_classes or row.num_classes or 0
     shape = (data.image_size, data.image_size, 3)
     arrays = Arrays({}, {}, class_numbers(num_classes))
@@ -111,7 +114,10 @@ def class_numbers(num_classes: int) -> tuple[str, ...]:
 
 
 def npz(data: DataConfig, row: DataSet) -> Arrays:
-    """Load `root/train.npz` and `root/val.npz`: `images` uint8 `(N, H, H)` or `(N, H, H, 3)`, `labels` integers `(N,)` from 0 up."""
+    """Load `root/train.npz` and `root/val.npz`.
+
+    Each holds `images`, uint8 `(N, H, H)` or `(N, H, H, 3)`, and `labels`, integers `(N,)` from 0 up.
+    """
     root = download.data_root(data)
     arrays = Arrays({}, {}, ())
     for split in ("train", "val"):
@@ -149,7 +155,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def idx(data: DataConfig, row: DataSet) -> Arrays:
-    """Load a set in MNIST's format: torchvision's layout (`root/FashionMNIST/raw`), or the four files in `root`, or as Debian has them."""
+    """Load a set in MNIST's format: in `root/FashionMNIST/raw` as for torchvision, in `root`, or as Debian has it."""
     root = download.data_root(data)
     folders = [root / row.torchvision / "raw", root, root / data.name.replace("_", "-")]
     folder = next((p for p in folders if idx_file(p, "train", "images") is not None), None)
@@ -237,7 +243,10 @@ def cifar(data: DataConfig, row: DataSet) -> Arrays:
 
 
 def read_pickle(path: Path, md5: str) -> Any:
-    """Unpickle a published file. A pickle can run code, so the very bytes that are unpickled are compared with the published sum first."""
+    """Unpickle a published file.
+
+    A pickle can run code, so the very bytes that are unpickled are compared with the published sum first.
+    """
     content = read_bytes(path)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise DataError(

@@ -1,7 +1,7 @@
 """RandAugment for a batch on the device, by the rules of timm, which the reference pipeline calls.
 
-Which image gets which operation is drawn on the CPU, by counting (`counter_rng`): it depends on (seed, epoch, id) only. So a batch is
-worked on operation by operation without asking the device anything.
+Which image gets which operation is drawn on the CPU, by counting (`counter_rng`): it depends on (seed, epoch, id) only.
+So a batch is worked on operation by operation without asking the device anything.
 """
 
 import math
@@ -71,7 +71,10 @@ class Layer:
 
 
 def parse_policy(data: DataConfig, recipe: RecipeConfig) -> Policy | None:
-    """Read `recipe.rand_augment`, as timm does. Raises ConfigError for what it cannot read, and for sets of other operations."""
+    """Read `recipe.rand_augment`, as timm does.
+
+    Raises ConfigError for what it cannot read, and for sets of other operations.
+    """
     if recipe.rand_augment is None:
         return None
     theirs = transforms.rand_augment(data, recipe)
@@ -113,7 +116,7 @@ def to_layer(policy: Policy, which: np.ndarray, apply: np.ndarray, strength: np.
 
 
 def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer], interpolation: Interpolation) -> Tensor:
-    """Let each image have its operations, one layer after the other: values 0 to 255 `(B, H, W, C)` -> uint8 `(B, H, W, 3)`."""
+    """Apply each image's operations, layer by layer: values 0 to 255 `(B, H, W, C)` -> uint8 `(B, H, W, 3)`."""
     if images.is_floating_point():
         images = images.round().to(torch.uint8)
     images = images.expand(-1, -1, -1, 3).contiguous()
@@ -143,7 +146,7 @@ def apply_layer(images: Tensor, layer: Layer, fill: Tensor, interpolation: Inter
 
 
 def replace(images: Tensor, rows: np.ndarray, args: np.ndarray, op: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace some images of a batch by what an operation makes of them; `args` are the operation's, one row an image."""
+    """Replace some images of a batch by what an operation makes of them; `args` has one row an image."""
     if len(rows):
         at, on_device = (to_device(torch.from_numpy(values), images.device) for values in (rows, args))
         images.index_copy_(0, at, op(images.index_select(0, at), on_device))

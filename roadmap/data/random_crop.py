@@ -1,4 +1,4 @@
-"""The box of the random resized crop, as torchvision and timm draw it: of one image of any size, or of all images of a square set."""
+"""The box of the random resized crop, as torchvision and timm draw it: of one image, or of all of a square set."""
 
 import math
 
@@ -16,8 +16,8 @@ ATTEMPTS = 10
 def draw_box(seed: int, epoch: int, index: int, height: int, width: int) -> tuple[int, int, int, int]:
     """Draw top, left, height and width of an image's crop, as timm's RandomResizedCropAndInterpolation does.
 
-    Area 8 to 100 %, aspect log-uniform from 3/4 to 4/3, the first of ten attempts that fits; else the largest box at the
-    centre whose aspect is in that range. Of an image of a pixel or two it can be a box without pixels.
+    Area 8 to 100 %, aspect log-uniform from 3/4 to 4/3, the first of ten attempts that fits; else the largest box at
+    the centre whose aspect is in that range. Of an image of a pixel or two it can be a box without pixels.
     """
     drawn = uniforms(Draw.box, seed, epoch, np.array([index]), 2 * ATTEMPTS + 2)[0]
     area = between(SCALE, drawn[:ATTEMPTS]) * (height * width)

@@ -13,9 +13,10 @@ ATTEMPTS = 10
 
 
 def draw_erased(prob: float, size: int, seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
-    """Draw the box that is erased of each image, as timm's RandomErasing does: int64 `(B, 4)`, top, left, height, width; height 0 for none.
+    """Draw the box that is erased of each image: int64 `(B, 4)`, top, left, height, width; height 0 for none.
 
-    Area 2 to 33 %, aspect log-uniform from 0.3 to 1 / 0.3, the first of ten attempts that is smaller than the image.
+    As timm's RandomErasing does: area 2 to 33 %, aspect log-uniform from 0.3 to 1 / 0.3, the first of ten attempts that
+    is smaller than the image.
     """
     drawn = uniforms(Draw.erase, seed, epoch, ids, 2 * ATTEMPTS + 3)
     area = between(AREA, drawn[:, :ATTEMPTS]) * size**2

@@ -2,8 +2,9 @@
 
     python run.py mode=data_check data=imagenet data.root=FOLDER
 
-Classes and counts first, then every file is decoded in `data.workers` processes (as many as there are cores where that is 0). What was
-opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has only its new files opened.
+Classes and counts first, then every file is decoded in `data.workers` processes (as many as there are cores where that
+is 0). What was opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has
+only its new files opened.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ SHOWN = 20  # broken images named on the screen; a file names them all
 
 
 def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
-    """Check a set in full; return the line that says so. Raises DataError for anything wrong, StoppedEarly, DiskError."""
+    """Check a set in full; return the line that says so. Raises DataError for what is wrong, StoppedEarly, DiskError."""
     if datasets.is_in_memory(config.data):
         return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
@@ -59,8 +60,9 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         cache.write_verdict(runs, fingerprint, verdict)
     if broken:
         num_images = sum(map(len, found.labels.values()))
+        report_broken(config, broken, sweep)
         raise DataError(
-            f"{found.folder}: {report_broken(config, broken, sweep)} of {num_images} images cannot be read; {report_path(config)} names all"
+            f"{found.folder}: {len(broken)} of {num_images} images cannot be read; {report_path(config)} names all"
         )
     return summary(
         config,
@@ -84,7 +86,8 @@ def check_in_memory(config: Config) -> str:
 
 def summary(config: Config, num_train: int, num_val: int, num_classes: int, how: str, fingerprint: str) -> str:
     """Return the line of a set that is as it must be."""
-    return f"data={config.data.name}: {num_train} + {num_val} images in {num_classes} classes, {how}, fingerprint {fingerprint}"
+    counts = f"{num_train} + {num_val} images in {num_classes} classes"
+    return f"data={config.data.name}: {counts}, {how}, fingerprint {fingerprint}"
 
 
 def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep: SweepProgress) -> list[str]:
@@ -101,7 +104,8 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep)
     if before:
         progress.say(
-            f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed (fresh=true opens all)"
+            f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed "
+            "(fresh=true opens all)"
         )
     broken: list[str] = []
     saved = time.monotonic()
@@ -131,7 +135,7 @@ def save_opened(path: Path, ids: np.ndarray) -> None:
 
 
 def image_ids(found: image_folder.Files) -> np.ndarray:
-    """Return 64 bits for each image, of its name, size and time of change: another file under the same name is another image."""
+    """Return 64 bits for each image, of its name, size and time of change: a file that was replaced is another."""
     ids = bytearray()
     for split in ("train", "val"):
         for name, size, mtime in zip(
@@ -159,8 +163,8 @@ def open_in_processes(
     except BrokenProcessPool:
         first, last = (os.fsdecode(names[i]) for i in (waiting[0][0][0], waiting[-1][0][-1]))
         raise DataError(
-            f"{folder}: a process that opened images was killed (out of memory?) between {printable(first)} and {printable(last)}; "
-            "data.workers=1 needs the least memory"
+            f"{folder}: a process that opened images was killed (out of memory?) "
+            f"between {printable(first)} and {printable(last)}; data.workers=1 needs the least memory"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -225,17 +229,16 @@ def report_path(config: Config) -> Path:
     return cache.cache_dir(config.paths.runs) / f"broken-{config.data.name}.txt"
 
 
-def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> int:
-    """Name the first broken images on the screen and all of them in a file; return how many they are. Raises DiskError."""
+def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> None:
+    """Name the first broken images on the screen and all of them in a file. Raises DiskError."""
     lines = [printable(reason) for reason in broken]
     with disk_errors(report_path(config)):
         atomic_write(report_path(config), "".join(f"{line}\n" for line in lines).encode())
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    voice = Progress("", len(lines), len(lines), sweep)
+    screen = Progress("", len(lines), len(lines), sweep)
     for line in [*lines[:SHOWN], *more]:
-        voice.say(line)
-    voice.close()
-    return len(lines)
+        screen.say(line)
+    screen.close()
 
 
 def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) -> str:

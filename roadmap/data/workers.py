@@ -49,7 +49,7 @@ def load_batches(
     workers: int,
     device: torch.device,
 ) -> Iterator[Any]:
-    """Yield what `collate` makes of each batch, in the order asked for, pinned where the device is a GPU; workers=0 works here.
+    """Yield what `collate` makes of each batch, in the order asked for, pinned for a GPU; workers=0 works here.
 
     Raises DataError that names the first image that cannot be read.
     """
@@ -71,7 +71,8 @@ def load_batches(
 def leave_signals_to_parent(worker_id: int) -> None:
     """Ignore, in a worker, the signals by which a run is asked to stop: it still needs its batches until it has saved.
 
-    Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from the parent only.
+    Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from
+    the parent only.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
