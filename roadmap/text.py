@@ -19,8 +19,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """Return what went wrong, on one line and without the path that a message names already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return printable(text.splitlines()[0])
+    return printable(one_line(error.strerror if isinstance(error, OSError) and error.strerror else error))
 
 
 def printable(text: str) -> str:
@@ -42,3 +41,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""
         raise ConfigError(f"{message}; see --help")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at the end."""
+    if len(text) <= limit:
+        return text
+    tail = max(1, limit // 4)
+    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """Return an error's text on one line, shortened; its type's name where it has none."""
+    return shorten(" ".join(str(error).split()), limit) or type(error).__name__

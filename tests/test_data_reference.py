@@ -24,8 +24,8 @@ from roadmap.data import (
 from roadmap.data.datasets import Split
 from roadmap.data.transforms import (
     Prepared,
-    eval_transform,
     device_batches,
+    eval_transform,
     posterize,
     rand_augment,
     random_state,

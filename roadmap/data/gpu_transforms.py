@@ -6,7 +6,7 @@ each batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ def batches_from_files(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of class folders, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, 3)`."""
     moves = (
-        replace(data, crop=Crop.none) if data.crop == Crop.resized else data
+        data.replace(crop=Crop.none) if data.crop == Crop.resized else data
     )  # that crop is cut where the image is decoded
     todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
     crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)

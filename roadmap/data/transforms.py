@@ -47,7 +47,7 @@ def train_batches(
 def eval_batches(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images cropped at the centre, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on a device."""
+    """Yield images cropped at the centre, float32 `(B, 3, H, W)`, channels-last, labels int64 `(B,)`, on the device."""
     prepared = Prepared(split, eval_transform(data, recipe))
     yield from device_batches(prepared, index_batches, data.workers, device)
 
@@ -87,7 +87,7 @@ def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
 
 
 def eval_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
-    """Return what happens to an image in evaluation: short side to `resize_size` and centre crop, or all of it resized."""
+    """Return what happens to an image in evaluation: short side to `resize_size`, centre crop, or all resized."""
     from torchvision import transforms as T
 
     return T.Compose([eval_crop(data, recipe), T.ToTensor(), T.Normalize(data.mean, data.std)])

@@ -37,7 +37,7 @@ SHOWN = 20  # broken images named on the screen; a file names them all
 
 
 def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
-    """Check a set in full; return the line that says so. Raises DataError for what is wrong, StoppedEarly, DiskError."""
+    """Check a set in full; return the line that says so. Raises DataError, StoppedEarly, DiskError."""
     if datasets.is_in_memory(config.data):
         return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
