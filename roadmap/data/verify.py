@@ -103,7 +103,7 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     before = int(whole.sum())
     progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep)
     if before:
-        progress.say(
+        progress.write(
             f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed "
             "(fresh=true opens all)"
         )
@@ -220,8 +220,8 @@ class ImageProgress(Progress):
         if not self.bar.disable:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(num_images)
-        elif time.monotonic() - self._spoke > self.every_s:
-            self.say(f"{self.name}: {note}")
+        elif time.monotonic() - self._written > self.every_s:
+            self.write(f"{self.name}: {note}")
 
 
 def report_path(config: Config) -> Path:
@@ -235,10 +235,8 @@ def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> No
     with disk_errors(report_path(config)):
         atomic_write(report_path(config), "".join(f"{line}\n" for line in lines).encode())
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    screen = Progress("", len(lines), len(lines), sweep)
     for line in [*lines[:SHOWN], *more]:
-        screen.say(line)
-    screen.close()
+        sweep.write(line)
 
 
 def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) -> str:

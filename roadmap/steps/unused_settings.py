@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from roadmap import catalog
 from roadmap.config import Config
-from roadmap.config.choices import Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
+from roadmap.config.choices import Crop, LrScaling, Mode, Norm, Optimizer, Pipeline, Schedule
 
 # A key, whether it is read, and what would have to be otherwise.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
@@ -33,6 +33,9 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
     ),
+    **dict.fromkeys(
+        ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")
+    ),
 }
 
 
@@ -43,7 +46,11 @@ def in_memory(config: Config) -> bool:
 
 def read_in_workers(config: Config) -> bool:
     """Whether images are prepared one by one before a batch is made of them."""
-    return config.data.pipeline == Pipeline.reference or not in_memory(config) or config.data.resize_size is not None
+    return (
+        config.data.pipeline == Pipeline.reference
+        or not in_memory(config)
+        or config.data.resize_size is not None
+    )
 
 
 def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:
