@@ -33,7 +33,7 @@ Start = Callable[[Config, torch.device], Epoch]
 def ours(pipeline: Pipeline, config: Config, device: torch.device) -> Epoch:
     """Return our own pipeline. Raises ConfigError where it cannot do what the recipe asks."""
     cfg, recipe = config.data.replace(pipeline=pipeline), config.recipe
-    data.check(cfg, recipe)
+    data.check_pipeline(cfg, recipe)
     train = datasets.load(cfg).train
 
     def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
