@@ -1,11 +1,14 @@
-"""Text for people: the nearest of several names, nested values by dotted key, command lines with the project's exit code."""
+"""Text for people: safe and short lines, the nearest of several names, nested values by dotted key, tables, command lines."""
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from roadmap.errors import ConfigError
+
+MAX_READ = 10_000  # characters of a text that are read; what is longer is no name and no message
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -25,9 +28,53 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def plain_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return rows in aligned columns, those numbered in `right` flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(range(len(row)), row, widths, strict=True)
+        lines.append("  ".join(text.rjust(width) if i in right else text.ljust(width) for i, text, width in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return rows, the headings first, as a Markdown table; the columns numbered in `right` flush right."""
+    rule = ["---:" if i in right else "---" for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the project's exit code for a wrong command."""
+    """argparse with the project's exit code for a wrong command; options are spelled in full."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""
         raise ConfigError(f"{message}; see --help")
+
+
+def clean(text: object, limit: int = 200) -> str:
+    """Return any text as one safe line: no control, direction or private characters, at most two marks on a letter."""
+    read = str(text)[:MAX_READ]
+    if read.isascii() and read.isprintable():
+        return shorten(" ".join(read.split()), limit)  # by far the most, and nothing in it to take out
+    safe: list[str] = []
+    marks = 0
+    for char in unicodedata.normalize("NFC", read):
+        kind = unicodedata.category(char)
+        marks = marks + 1 if kind in {"Mn", "Me"} else 0
+        if kind[0] == "Z" or char in "\t\r\n":
+            safe.append(" ")
+        elif kind[0] != "C" and marks <= 2:
+            safe.append(char)
+    return shorten(" ".join("".join(safe).split()), limit)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return at most `limit` characters of a text, its middle left out: names often differ at their ends."""
+    if len(text) <= limit:
+        return text
+    tail = max(1, limit // 4)
+    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
