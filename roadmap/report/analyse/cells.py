@@ -16,6 +16,7 @@ PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
 NO_RUN = "no usable run of:"  # a row that is missing; charts show it too
 MARK = "†"  # at a row that counts runs which differ from most of the study
+OF_THE_NET = ("gmacs", "params_m")  # the same for every seed
 SMALL_REGIMES = ("nano", "mini")
 SMALL_DATA = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")
 
@@ -163,16 +164,13 @@ def _cell(runs: Sequence[Run]) -> Cell:
     first = runs[0]
     compares = first.plain and first.data == PAPER_DATA and first.image_size == PAPER_SIZE
     values = {key: [run.numbers[key] for run in runs if key in run.numbers] for key in QUANTITIES}
+    means = {key: fmean(known) for key, known in values.items() if len(known) == len(runs)}
     return Cell(
         **{item.name: getattr(first, item.name) for item in fields(CellInfo)},
         runs=tuple(runs),
-        numbers={key: _mean(known) for key, known in values.items() if len(known) == len(runs)},
+        numbers=means | {key: first.numbers[key] for key in OF_THE_NET if key in first.numbers},
         paper=paper.rows(first.regime).get(first.step) if compares else None,
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if len(set(values)) > 1 else values[0]  # bit by bit what each seed has
 
 
 def _notes(rows: Sequence[Cell]) -> list[str]:
