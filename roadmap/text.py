@@ -1,14 +1,23 @@
-"""Text for people: safe and short lines, the nearest of several names, nested values by dotted key, tables, command lines."""
+"""Text for people: errors on one line, the nearest of several names, dotted keys, plain tables, command lines."""
 
 import argparse
 import difflib
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from roadmap.errors import ConfigError
 
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 MAX_READ = 10_000  # characters of a text that are read; what is longer is no name and no message
+
+
+def check_name(key: str, name: str) -> str:
+    """Return a name that becomes a folder. Raises ConfigError, as KEY=NAME, for one that is no plain folder name."""
+    if not SAFE_NAME.fullmatch(name):
+        raise ConfigError(f"{key}={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+    return name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -18,6 +27,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close += [n for n in names if name and n not in close and (n in name or name in n)]
     listed = ", ".join([*close, *(n for n in names if n not in close)])
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong, on one line and without the path that a message names already."""
+    return printable(one_line(error.strerror if isinstance(error, OSError) and error.strerror else error))
+
+
+def printable(text: str) -> str:
+    """Return one line without control characters: names of files may hold anything."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,6 +74,19 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
+def shorten(text: str, limit: int) -> str:
+    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at the end."""
+    if len(text) <= limit:
+        return text
+    tail = max(1, limit // 4)
+    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """Return an error's text on one line, shortened; its type's name where it has none."""
+    return shorten(" ".join(str(error).split()), limit) or type(error).__name__
+
+
 def clean(text: object, limit: int = 200) -> str:
     """Return any text as one safe line: no control, direction or private characters, at most two marks on a letter."""
     read = str(text)[:MAX_READ]
@@ -70,11 +102,3 @@ def clean(text: object, limit: int = 200) -> str:
         elif kind[0] != "C" and marks <= 2:
             safe.append(char)
     return shorten(" ".join("".join(safe).split()), limit)
-
-
-def shorten(text: str, limit: int) -> str:
-    """Return at most `limit` characters of a text, its middle left out: names often differ at their ends."""
-    if len(text) <= limit:
-        return text
-    tail = max(1, limit // 4)
-    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"

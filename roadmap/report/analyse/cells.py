@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from statistics import fmean, stdev
 
-from roadmap import paper
+from roadmap import catalog, paper
 from roadmap.report.analyse.statistics import Interval, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import QUANTITIES
@@ -18,7 +18,6 @@ NO_RUN = "no usable run of:"  # a row that is missing; charts show it too
 MARK = "†"  # at a row that counts runs which differ from most of the study
 OF_THE_NET = ("gmacs", "params_m")  # the same for every seed
 SMALL_REGIMES = ("nano", "mini")
-SMALL_DATA = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,10 @@ class Group:
     @property
     def caution(self) -> str:
         """Return why the accuracies must not be read as the roadmap's, or nothing."""
-        if self.data == "synthetic":
-            return "synthetic images: the accuracy means nothing"
-        if self.regime in SMALL_REGIMES or self.data in SMALL_DATA:
+        known = catalog.DATA_SETS.get(self.data)
+        if known and known.caution:
+            return known.caution
+        if self.regime in SMALL_REGIMES or (known and known.is_small):
             return "small scale: the order of the rows means nothing at this size"
         return ""
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roadmap import paper
-from roadmap.report.read.run import Run
+from roadmap.config import KEYS, defaults
+from roadmap.report.read.run import Run, config_text
 from roadmap.report.read.search import Problem
 from roadmap.text import shorten
 
@@ -23,26 +24,17 @@ KINDS = {
     "batch": "had another total batch than most runs of its recipe",
     "config": "had another config than the other seeds of its cell, or than most runs of its recipe",
 }
-ROUNDING = ("code", "hardware", "versions", "kernels", "compile", "cuda_graph")  # what a run may go on with
-SECTIONS = ("model.", "recipe.", "data.")
+SECTIONS = ("model.", "recipe.", "data.")  # in which a key that the schema has lost is taken to affect the result
+DEFAULTS = {key: config_text(value) for key, value in defaults().items()}
 OF_THE_NET = ("recipe.layer_scale", "recipe.init", "recipe.drop_path")  # a reference net has its own
-COMPARED_APART = ("recipe.batch_size", "recipe.epochs", "data.image_size")  # as the summary has them
+COMPARED_APART = ("seed", "recipe.batch_size", "recipe.epochs", "data.image_size")  # the sizes as the summary has them
 Value = Callable[[Run], Any]  # None or "" where it is not known
 Neighbours = Callable[[Run], Hashable | None]  # runs with the same answer are neighbours; None: it has none
 
 
-def affects(key: str) -> str | None:
-    """Return what a key of the config affects: `result`, `rounding` or `place`; None for a key that the schema lacks."""
-    if key in ROUNDING:
-        return "rounding"
-    return (
-        "result" if key.startswith(SECTIONS) and key not in ("data.root", "data.download", "data.workers") else "place"
-    )
-
-
 def config_value(run: Run, key: str) -> str | None:
-    """Return a value of the run's config; the schema's default where its record is older than the key."""
-    return run.config.get(key)
+    """Return a value of the run's config; a key that its record lacks has the default, None where there is none."""
+    return run.config.get(key, DEFAULTS.get(key))
 
 
 def count_once(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
@@ -92,8 +84,8 @@ def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable
     """Leave out the runs that differ from their neighbours, unless every way in which they differ is allowed."""
     reasons: dict[int, list[tuple[str, str]]] = defaultdict(list)  # kind, text
     for run in runs:
-        if any(_changed(drift) not in ROUNDING for drift in run.drift):
-            reasons[id(run)].append(("override", f"went on although this had changed: {', '.join(run.drift)}"))
+        if run.drift:
+            reasons[id(run)].append(("override", f"went on although this had changed: {run.drift}"))
     sound = [run for run in runs if not reasons[id(run)] or "override" in allowed]
     for neighbours in ((_study, _recipe), (_cell,)):  # seeds are compared among those that are like the other rows
         like = [run for run in sound if all(kind == "override" for kind, _ in reasons[id(run)])]
@@ -118,21 +110,20 @@ def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable
 def _mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
     """Mark the runs that were computed otherwise than most of their study, and return a line for each such difference."""
     marks: dict[int, list[str]] = defaultdict(list)
-    lines = []
+    found: dict[tuple[Hashable, str, str], list[Run]] = defaultdict(list)
     for kind, value in _rounding(runs):
-        for study in {_study(run): run for run in runs}.values():
-            near = [run for run in runs if _study(run) == _study(study)]
-            found = list(_unusual(near, _study, value))
-            others = sorted({_short(value(run)) for run, _ in found})
-            resumed = [run for run in near if kind in map(_changed, run.drift)]
-            for run in dict.fromkeys([id(run) for run, _ in found] + [id(run) for run in resumed]):
-                marks[run].append(kind)
-            name = f"{study.study} ({study.regime}, {study.data})"
-            if found:
-                text = f"{', '.join(others)}, not {_short(found[0][1])}"
-                lines.append(Problem(name, f"{len(found)} of {len(near)} runs have other {kind} than most: {text}"))
-            if resumed:
-                lines.append(Problem(name, f"{len(resumed)} of {len(near)} runs went on with other {kind}"))
+        for run, usual in _unusual(runs, _study, value):
+            found[_study(run), kind, f"other {kind} than most ({_short(value(run))}, not {_short(usual)})"].append(run)
+    for run in runs:
+        if run.rounding:
+            found[_study(run), "resumed", "other code, hardware or versions at a later start"].append(run)
+    lines = []
+    for (study, kind, text), unusual in found.items():
+        total = sum(_study(run) == study for run in runs)
+        first = unusual[0]
+        lines.append(Problem(f"{first.study} ({first.regime}, {first.data})", f"{len(unusual)} of {total} runs have {text}"))
+        for run in unusual:
+            marks[id(run)].append(kind)
     return [replace(run, marks=(*run.marks, *marks[id(run)])) for run in runs], lines
 
 
@@ -141,13 +132,11 @@ def _rounding(runs: Sequence[Run]) -> Iterable[tuple[str, Value]]:
     yield "code", lambda run: run.code
     yield "hardware", lambda run: run.hardware
     yield "versions", lambda run: run.versions
-    for key in _keys(runs, "rounding"):
-        yield key, lambda run, key=key: config_value(run, key)
+    yield from ((key, _value_of(key)) for key in _keys(runs, "rounding"))
 
 
-def _changed(drift: str) -> str:
-    """Return what a line of a run's drift is about, e.g. `code` for `code_hash: aaaa -> bbbb`."""
-    return drift.split(":")[0].removesuffix("_hash")
+def _value_of(key: str) -> Value:
+    return lambda run: config_value(run, key)
 
 
 def _rules(runs: Sequence[Run]) -> Iterable[tuple[str, str, Neighbours, Value]]:
@@ -161,16 +150,15 @@ def _rules(runs: Sequence[Run]) -> Iterable[tuple[str, str, Neighbours, Value]]:
     yield "config", "gmacs", _cell, lambda run: run.numbers.get("gmacs") and float(f"{run.numbers['gmacs']:.4g}")
     for key in _keys(runs, "result"):
         if key not in COMPARED_APART:
-            value = lambda run, key=key: config_value(run, key)  # noqa: E731
-            yield "config", key, _cell, value
-            if not key.startswith("model."):
-                yield "config", key, _recipe, value
+            yield "config", key, _cell, _value_of(key)
+            if key.startswith(("recipe.", "data.")):
+                yield "config", key, _recipe, _value_of(key)
 
 
 def _keys(runs: Sequence[Run], effect: str) -> list[str]:
-    """Return the keys of the runs' configs that affect the result, or rounding alone; one that the schema has lost may."""
-    keys = sorted({key for run in runs for key in run.config})
-    return [key for key in keys if (affects(key) or ("result" if key.startswith(SECTIONS) else "")) == effect]
+    """Return the keys of a config that affect the result, or rounding alone: the schema's, and what it has lost of these."""
+    lost = {key for run in runs for key in run.config if key not in KEYS and key.startswith(SECTIONS)}
+    return sorted({key for key, about in KEYS.items() if about.affects == effect} | (lost if effect == "result" else set()))
 
 
 def _study(run: Run) -> Hashable:
@@ -201,8 +189,8 @@ def _unusual(runs: Sequence[Run], near: Neighbours, value: Value) -> Iterable[tu
 
 
 def _difference(key: str, value: Any, usual: Any, near: Neighbours) -> str:
-    whose = {_cell: "the other seeds of its cell", _study: "most runs of its study", _recipe: "most runs of its recipe"}
-    return f"{key}={_short(value)}, not {_short(usual)} like {whose[near]}"
+    whose = f"most runs of its {'study' if near is _study else 'recipe'}"
+    return f"{key}={_short(value)}, not {_short(usual)} like {'the other seeds of its cell' if near is _cell else whose}"
 
 
 def _short(value: Any) -> str:

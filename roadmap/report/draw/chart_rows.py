@@ -5,20 +5,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from roadmap import paper
+from roadmap import catalog, paper
 from roadmap.report.analyse.cells import MARK, NO_RUN, Cell, Group
 from roadmap.report.analyse.formats import accuracy
 from roadmap.report.draw.style import drawable
 
 MOST_HEAD_LINES = 8
-DATA_NAMES = {
-    "imagenet": "ImageNet-1K",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "fashion_mnist": "Fashion-MNIST",
-    "imagenette": "Imagenette",
-    "synthetic": "synthetic images",
-}
 # The headings of Section 2 of the paper; a step of one's own stands under its parent's.
 SECTIONS = {
     **dict.fromkeys(("stage_ratio", "patchify_stem"), "Macro design"),
@@ -100,8 +92,7 @@ def head_lines(group: Group, limit: int) -> list[str]:
     low, high = min(row.n for row in group.rows), max(row.n for row in group.rows)
     seeds = f"n = {low} seed" + "s" * (low > 1) if low == high else f"n = {low} to {high} seeds"
     seeds += " a row, so no spread is known" if high == 1 else ""
-    data = DATA_NAMES.get(group.data, group.data)
-    lines = [f"regime {group.regime}, {data}", f"study {group.study}: {_epochs(group)}; {seeds}"]
+    lines = [f"regime {group.regime}, {catalog.title(group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
     absent = [text for text in group.missing if text.startswith(NO_RUN)]
     wrapped = [part for line in [*lines, *absent, *group.notes] for part in textwrap.wrap(line, limit)]

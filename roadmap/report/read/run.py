@@ -54,7 +54,8 @@ class Run(CellInfo):
     numbers: dict[str, float]  # the summary's, by the keys of QUANTITIES; what it lacks is not there
     batch_size: int | None
     code: str  # hash of the code that trains; the git commit where there is no hash
-    drift: tuple[str, ...]  # what changed between two starts of the run
+    drift: str  # what changed between two starts of the run, by an explicit override
+    rounding: str  # what changed that differs in rounding alone
     hardware: str
     versions: str
     commit: str  # with a mark where the checkout was changed since
@@ -117,7 +118,7 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         raise Suspect(f"{SUMMARY}: seed={clean(seed, 40)} is not a whole number from 0")
     if summary.get("adopted") not in ADOPTED:
         raise Suspect(f"{SUMMARY}: adopted={clean(summary.get('adopted'), 40)} is none of {', '.join(ADOPTED)}")
-    label, drift = summary.get("label"), summary.get("drift")
+    label = summary.get("label")
     texts = config_texts(config)
 
     def size(key: str, section: str) -> int | None:
@@ -142,7 +143,8 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         numbers=_numbers(summary),
         images=_line(summary.get("data_fingerprint")),
         code=_line(summary.get("code_hash")) or _line(status.get("git_commit")),
-        drift=tuple(clean(item) for item in drift if isinstance(item, str)) if isinstance(drift, list) else (),
+        drift=_line(summary.get("drift")),
+        rounding=_line(summary.get("rounding")),
         hardware=_line(summary.get("hardware")),
         versions=_line(summary.get("versions")),
         commit=_line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
@@ -182,11 +184,12 @@ def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
         ours, theirs = run.numbers.get(key), number(last.get(f"val/{key}"))
         if ours is not None and theirs is not None and abs(ours - theirs) > SAME:
             raise Suspect(f"{SUMMARY}: {key}={ours:g}, the last evaluation in {METRICS} says {theirs:g}")
-    ours, theirs = clean(summary.get("epoch"), 20), clean(last.get("epoch"), 20)
+    epoch = clean(last.get("epoch"), 20)
     if summary.get("epoch") != last.get("epoch"):
-        raise Suspect(f"{SUMMARY}: epoch={ours}, the last evaluation in {METRICS} is of epoch {theirs}")
+        told = clean(summary.get("epoch"), 20)
+        raise Suspect(f"{SUMMARY}: epoch={told}, the last evaluation in {METRICS} is of epoch {epoch}")
     if run.epochs is not None and last.get("epoch") != run.epochs:
-        raise Suspect(f"done, but its last evaluation is of epoch {theirs} of {run.epochs}")
+        raise Suspect(f"done, but its last evaluation is of epoch {epoch} of {run.epochs}")
 
 
 def _check_bits(run: Run) -> None:
@@ -267,7 +270,9 @@ def _digits(text: str) -> int | None:
 
 
 def _line(value: Any) -> str:
-    """Return a string, or the plain values of a dictionary, as one line."""
+    """Return a string, or the plain values of a dictionary or a list, as one line."""
     if isinstance(value, dict):
         value = ", ".join(f"{key} {item}" for key, item in sorted(value.items()) if isinstance(item, str | int | float))
+    if isinstance(value, list):
+        value = ", ".join(item for item in value if isinstance(item, str))
     return clean(value) if isinstance(value, str) else ""
