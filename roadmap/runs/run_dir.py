@@ -199,7 +199,8 @@ class RunDir:
         self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == newest else deaths
         if self.status["deaths"] < DEATHS:
             return
-        reason = f"died {DEATHS} times without progress, at step {newest[0]}; see {self.path / LOG}; started again it tries anew"
+        where = f"at step {newest[0]}; see {self.path / LOG}"
+        reason = f"died {DEATHS} times without progress, {where}; started again it tries anew"
         self.update(state="failed", exit_code=NoProgress.code, reason=f"{NoProgress.__name__}: {reason}", deaths=0)
         raise NoProgress(f"{self.path}: {reason}")
 
