@@ -22,7 +22,7 @@ from roadmap.training.train import train
 
 from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
 from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
-from .test_train import Interrupter, ledger
+from .records import Interrupter, ledger
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TOY = {step: cfg.replace(layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}
@@ -189,7 +189,7 @@ def test_without_triton_the_rest_still_works(capability, monkeypatch):
 def test_the_table_names_forms_that_there_are():
     for entry in MEASURED:
         assert entry.form in kernels.FORMS[entry.operation]
-        assert kernels.can_run(entry.form, kernels.Where(CPU, *entry[1:4])), entry
+        assert kernels.can_run(entry.form, kernels.OpSpec(CPU, *entry[1:4])), entry
 
 
 def test_a_choice_by_operation_is_taken_alone():
