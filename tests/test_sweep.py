@@ -31,7 +31,7 @@ from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Submission
-from roadmap.sweep.throughput import gpu_images_per_s, train_images_per_s
+from roadmap.sweep.train_speed import gpu_images_per_s, train_images_per_s
 from roadmap.text import plain_table
 from roadmap.training.train import train
 from tests.conftest import ROOT, SMALL
