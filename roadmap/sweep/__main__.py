@@ -1,4 +1,4 @@
-"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync. `make` calls it."""
+"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync."""
 
 import argparse
 import json
