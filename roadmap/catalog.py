@@ -4,15 +4,12 @@ How a set's images are cut and normalised is said in its file in `conf/data/`. A
 Sets of one's own need no row: they say `data.kind`, and where they are.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from roadmap.errors import ConfigError
-from roadmap.text import nearest
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # a run's directory and its files are called so
+from roadmap.text import check_name, nearest
 
 
 class DataKind(StrEnum):
@@ -135,9 +132,8 @@ def find(name: str, kind: str | None = None) -> DataSet:
             f"data.name={name}: there is no such set; {nearest(name, DATA_SETS)}; "
             "a set of your own needs data.kind=folders or npz"
         )
-    if known is None and not SAFE_NAME.fullmatch(name):
-        raise ConfigError(f"data.name={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
     if known is None:
+        check_name("data.name", name)
         # In memory, a set without a row has the loader of its name.
         return DataSet(name, DataKind(str(kind)), loader=name, needs_root=kind != DataKind.memory)
     if kind not in (None, known.kind):

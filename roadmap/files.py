@@ -1,4 +1,4 @@
-"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, errors in plain words."""
+"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, the system's errors."""
 
 import errno
 import fcntl
@@ -48,8 +48,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ValueError (with the file's name) where it is none, OSError where it cannot be
-    read."""
+    """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # the latter for brackets nested without end
@@ -90,8 +89,8 @@ def json_object(line: bytes) -> dict[str, Any] | None:
 def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], bool] = lambda _: True) -> Iterator[None]:
     """Hold an advisory lock on a file, which names its holder as `process PID on HOST`.
 
-    Another holder is waited for, `wait_s` seconds and only while `may_end(holder)`; then Busy says `busy` and who it
-    is. Raises DiskError where the file cannot be written or locked.
+    Another holder is waited for, `wait_s` seconds and while `may_end(holder)`; then Busy says `busy` and who it is.
+    Raises DiskError where the file cannot be written or locked.
     """
     try:
         lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, which ends the lock
