@@ -1,8 +1,7 @@
-"""README and docs are true: every command is accepted, every link leads somewhere, every number that can be counted is the code's."""
+"""README and docs are true: every command is accepted, links and files are there, numbers are what the code counts."""
 
 import argparse
 import json
-import os
 import re
 import runpy
 import shlex
@@ -42,7 +41,7 @@ class Block(NamedTuple):
     text: str
 
 
-class Parsed(BaseException):  # noqa: N818 - no error: it ends a command once its arguments were taken
+class Parsed(BaseException):
     """The arguments of a command line were accepted."""
 
 
