@@ -110,9 +110,8 @@ MODES: dict[str, Callable[[DictConfig, HydraConf], str]] = {
 def step_config(cfg: DictConfig, hydra_config: HydraConf) -> Config:
     """Return the validate config of one step, or of none where the mode needs none. Raises ConfigError."""
     folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
-    words = list(hydra_config.overrides.task)
-    config = validate(cfg, hydra_config.runtime.choices, words, folders)
-    for line in unused_settings(config, words):
+    config = validate(cfg, hydra_config, folders)
+    for line in unused_settings(config, hydra_config.overrides.task):
         say(f"note: {line}")
     return config
 

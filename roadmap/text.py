@@ -31,3 +31,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""
         raise ConfigError(f"{message}; see --help")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at the end."""
+    if len(text) <= limit:
+        return text
+    tail = max(1, limit // 4)
+    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """Return an error's text on one line, shortened; its type's name where it has none."""
+    return shorten(" ".join(str(error).split()), limit) or type(error).__name__

@@ -1,7 +1,5 @@
 """The Triton kernels in Triton's interpreter, on the CPU. Run by test_kernels_triton.py, in a process with TRITON_INTERPRET=1."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -18,9 +16,9 @@ from .net_rows import SIZES, images, one_thread, rows  # noqa: F401
 CPU = torch.device("cpu")
 # The interpreter cuts fp32 down to bf16 where a GPU rounds: at least twice the error. fp16 it rounds.
 ROOM = {torch.float32: 2.0, torch.float16: 1.1, torch.bfloat16: 3.0}
-TOY = {step: replace(cfg, depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
+TOY = {step: cfg.replace(depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
 # The interpreter's time goes with the square of the kernel size; every size has a row of its own.
-TOY |= {step: replace(cfg, kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
+TOY |= {step: cfg.replace(kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
 MAPS = {  # kernel, stride: maps that are odd, small, of one pixel, of channels that fill no block
     (3, 1): [(2, 20, 7, 5), (3, 17, 1, 1)],
     (3, 2): [(1, 33, 8, 9), (2, 8, 1, 2)],
@@ -129,7 +127,7 @@ def gap(ours, theirs):
 
 def toy(step):
     torch.manual_seed(0)
-    return build_net(replace(TOY[step], layer_scale=0.1, drop_path=0.3), 5).to(memory_format=torch.channels_last)
+    return build_net(TOY[step].replace(layer_scale=0.1, drop_path=0.3), 5).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("step", TOY)
@@ -197,7 +195,7 @@ def shapes_of(regime):
 
     for cfg in rows(regime).values():
         with torch.device("meta"):
-            net = build_net(replace(cfg, depths=tuple(min(depth, 2) for depth in cfg.depths)), 2)
+            net = build_net(cfg.replace(depths=tuple(min(depth, 2) for depth in cfg.depths)), 2)
             for module in net.modules():
                 if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
                     module.register_forward_hook(note)

@@ -32,10 +32,10 @@ def rows(regime: str) -> dict[str, NetConfig]:
         ("inverted_bottleneck", {"inverted": True}),
         ("move_up_depthwise", {"depthwise_first": True}),
     ):
-        at = replace(at, **change)
+        at = at.replace(**change)
         out[step] = at
     for size in (5, 7, 9, 11):
-        out[f"kernel_{size}"] = replace(at, kernel_size=size)
+        out[f"kernel_{size}"] = at.replace(kernel_size=size)
     at = out["kernel_7"]
     for step, change in (
         ("gelu", {"activation": "gelu"}),
@@ -44,7 +44,7 @@ def rows(regime: str) -> dict[str, NetConfig]:
         ("layer_norm", {"norm": "layer_norm"}),
         ("separate_downsampling", {"separate_downsampling": True}),
     ):
-        at = replace(at, **change)
+        at = at.replace(**change)
         out[step] = at
     return out
 

@@ -399,7 +399,9 @@ def test_training_can_say_whether_exactly_this_set_was_checked(root, runs):
     data = DataConfig(name="imagefolder", root=str(root))
 
     def standing(**changes):
-        return verify.verification_note(datasets.load(config(root, runs, **changes).data, str(runs)), data.name, str(runs))
+        return verify.verification_note(
+            datasets.load(config(root, runs, **changes).data, str(runs)), data.name, str(runs)
+        )
 
     assert "not fully checked; mode=data_check" in standing()
     verify.data_check(config(root, runs))
@@ -407,7 +409,9 @@ def test_training_can_say_whether_exactly_this_set_was_checked(root, runs):
     assert ": the whole set fully checked on 20" in standing(train_images=5)
     write_image(root / "val" / "bee" / "9.jpg")
     assert "not fully checked" in standing()
-    assert "held in memory" in verify.verification_note(datasets.load(DataConfig(name="digits")), DataName.digits, str(runs))
+    assert "held in memory" in verify.verification_note(
+        datasets.load(DataConfig(name="digits")), DataName.digits, str(runs)
+    )
 
 
 # The command

@@ -298,7 +298,7 @@ def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
 
 
 def test_workers_without_effect_warn(caplog):
-    from roadmap.config.schema import RecipeConfig
+    from roadmap.config import RecipeConfig
     from roadmap.data import check
 
     with caplog.at_level(logging.WARNING):

@@ -40,7 +40,7 @@ def agree(a, b):
 )
 def test_torchvisions_resnets_are_equal_to_the_bit(name, depths):
     theirs = drawn(getattr(torchvision.models, name))
-    net = ours(replace(RESNET, depths=depths))
+    net = ours(RESNET.replace(depths=depths))
     load_weights(net, theirs.state_dict())
     x = images(2, 64)
     expected = theirs(x)
@@ -214,7 +214,7 @@ class TestRefusals:
         assert "model.depths=[3, 4, 6, 3]" in said
 
     def test_of_a_shallower_net(self):
-        said = self.refused(ours(replace(RESNET, depths=(3, 4, 23, 3))), self.resnet())
+        said = self.refused(ours(RESNET.replace(depths=(3, 4, 23, 3))), self.resnet())
         assert "no layer3.6.conv1.weight" in said
 
     def test_of_another_step(self):
@@ -241,7 +241,7 @@ class TestRefusals:
         """The last one: a load that goes tensor by tensor would have changed all others by then."""
         weights = drawn(lambda: build_net(TOY["resnet"], 5)).state_dict()
         key = "head.weight"
-        said = self.refused(ours(replace(TOY["resnet"], width=2), 5), {"x": torch.zeros(1)} | weights)
+        said = self.refused(ours(TOY["resnet"].replace(width=2), 5), {"x": torch.zeros(1)} | weights)
         assert "has shape" in said
         said = self.refused(ours(TOY["resnet"], 5), weights | {key: bad(weights[key])})
         assert key in said
@@ -305,7 +305,7 @@ SAME = [  # other words for the same net
 def test_a_net_that_computes_something_else_takes_and_gives_no_such_weights(end, change):
     """Although for many of them every name and every shape would fit."""
     weights = export_weights(ours(TOY[end], 5), "torchvision")
-    net = ours(replace(TOY[end], **change), 5)
+    net = ours(TOY[end].replace(**change), 5)
     with pytest.raises(DataError, match=r"model\.|layer scale"):
         load_weights(net, weights)
     with pytest.raises(DataError, match=r"model\.|layer scale"):
@@ -315,7 +315,7 @@ def test_a_net_that_computes_something_else_takes_and_gives_no_such_weights(end,
 @torch.no_grad()
 @pytest.mark.parametrize(("end", "change"), SAME)
 def test_other_words_for_the_same_net_are_the_same_net(end, change):
-    first, second = drawn(lambda: build_net(TOY[end], 5)), ours(replace(TOY[end], **change), 5)
+    first, second = drawn(lambda: build_net(TOY[end], 5)), ours(TOY[end].replace(**change), 5)
     load_weights(second, export_weights(first, "torchvision"))
     assert torch.equal(first(images()), second(images()))
     unchanged(export_weights(second, "torchvision"), export_weights(first, "torchvision"))

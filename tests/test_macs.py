@@ -76,7 +76,7 @@ def params_by_hand(cfg: NetConfig, num_classes: int) -> int:
 @pytest.mark.parametrize("regime", ["tiny", "base"])
 def test_parameters_follow_from_the_shapes_of_the_convolutions(regime):
     for step, cfg in rows(regime).items():
-        cfg = replace(cfg, layer_scale=1e-6)
+        cfg = cfg.replace(layer_scale=1e-6)
         assert count_params(cfg, 1000) == params_by_hand(cfg, 1000), step
 
 

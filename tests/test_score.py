@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +205,7 @@ def files_of(path):
 
 
 def scoring(config, weights):
-    return replace(config, mode=Mode.evaluate, weights=str(weights))
+    return config.replace(mode=Mode.evaluate, weights=str(weights))
 
 
 def cut(path):

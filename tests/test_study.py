@@ -3,7 +3,6 @@
 import pytest
 import yaml
 
-from roadmap.config.schema import resolved
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
@@ -45,9 +44,9 @@ def mine(tmp_path):
 
 @pytest.mark.parametrize("name", ["roadmap_tiny", "leave_one_out"])
 def test_cells_are_those_that_plain_hydra_makes(name):
-    expected = [(str(run_path(config)), {**resolved(config), "paths": None}) for config in test_sweeps.cells(name)]
+    expected = [(str(run_path(config)), {**config.values(), "paths": None}) for config in test_sweeps.cells(name)]
     assert [
-        (str(run_path(cell.config)), {**resolved(cell.config), "paths": None}) for cell in read_study(name).cells
+        (str(run_path(cell.config)), {**cell.config.values(), "paths": None}) for cell in read_study(name).cells
     ] == expected
 
 
@@ -177,7 +176,7 @@ def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fi
 def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_path):
     study = read_study("demo", ["+step=gelu"], tmp_path)
     run = write_run(tmp_path, "gelu", study="demo", state="stopped", status={"code_hash": "0123456789abcdef"})
-    (run / "config.yaml").write_text(yaml.safe_dump(resolved(study.cells[0].config)))
+    (run / "config.yaml").write_text(yaml.safe_dump(study.cells[0].config.values()))
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step-0000000010-00001.pt").write_bytes(b"")
     with pytest.raises(Refused, match="was begun with other code"):

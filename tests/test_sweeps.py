@@ -8,7 +8,6 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from roadmap.config.schema import resolved
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose, validate
 from roadmap.steps.tree import CONF, step_tree
@@ -73,10 +72,10 @@ def test_every_design_study_is_a_file():
 
 def test_the_recipe_study_changes_one_part_at_a_time():
     """Against the plain step: a part is one key, but for the optimizer, which brings its rate and decay."""
-    plain = resolved(compose("separate_downsampling", "tiny").recipe)
+    plain = compose("separate_downsampling", "tiny").recipe.values()
     changed = {}
     for config in cells("recipe"):
-        recipe = resolved(config.recipe)
+        recipe = config.recipe.values()
         changed[config.variant] = {key: recipe[key] for key in plain if recipe[key] != plain[key]}
     assert changed.pop("without_adamw") == {
         "optimizer": "sgd", "lr": 0.1, "lr_batch_size": 256, "lr_scaling": "linear", "weight_decay": 1e-4,

@@ -6,7 +6,7 @@ last incomplete batch.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Source:
 
 def ours(pipeline: Pipeline, source: Source) -> Epoch:
     """Return our own pipeline. Raises ConfigError where it cannot do what the recipe asks."""
-    config = replace(source.config.data, pipeline=pipeline)
+    config = source.config.data.replace(pipeline=pipeline)
     data.check(config, source.config.recipe)
     images = datasets.load(config)
 

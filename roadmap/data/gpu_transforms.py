@@ -6,7 +6,7 @@ drawn on the CPU for the whole epoch and looked up by the image's id, the rest i
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,7 @@ def moved_from_files(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of class folders, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, 3)`."""
     moves = (
-        replace(data, crop=Crop.none) if data.crop == Crop.resized else data
+        data.replace(crop=Crop.none) if data.crop == Crop.resized else data
     )  # that crop is cut where the image is decoded
     todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
     crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)

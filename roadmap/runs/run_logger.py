@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from roadmap.config.choices import Precision
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, RoadmapError
 from roadmap.files import atomic_write, disk_errors, write_json
@@ -65,7 +65,7 @@ class RunLogger:
 
     def __enter__(self) -> Self:
         self._handler = log_to(self.run.path / LOG)
-        self.run.write_config(resolved(self.config))
+        self.run.write_config(self.config.values())
         self.run.status = {
             "state": "running",
             "wandb_id": self.earlier.get("wandb_id") or secrets.token_hex(8),
@@ -90,7 +90,7 @@ class RunLogger:
             truncate_metrics(self.metrics, global_step, epochs_evaluated)
             self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
         self.progress = Progress(self.config.cell, self.total_steps, global_step, self.sweep)
-        values = {**resolved(self.config), **self.facts}
+        values = {**self.config.values(), **self.facts}
         self.mirror = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.say)
         if self.mirror.place:
             (self.say if self.sweep.position == 1 else log.info)(self.mirror.place)  # once a sweep is enough

@@ -11,12 +11,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from roadmap.config import KEYS
 from roadmap.errors import ConfigError
+from roadmap.text import flatten
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
-LOCAL = {  # what conf/local may set
-    "paths", "wandb", "checkpoint", "device", "devices", "start_timeout_s", "comm_timeout_s", "data.root", "data.workers", "data.download",
-}  # fmt: skip
+LOCAL = frozenset(name for name, key in KEYS.items() if key.local)
 
 
 def check_overrides(words: Iterable[str]) -> None:
@@ -47,9 +47,8 @@ def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
         for path in sorted(where.rglob("*.yaml")):
             _check_file(path)
     for path in (ours / "local").glob("*.yaml"):
-        body = _read(path)
-        keys = {f"data.{k}" for k in body.get("data") or {}} | {k for k in body if k not in {"data", "defaults"}}
-        if wrong := sorted(map(str, keys - LOCAL)):
+        body = {key: value for key, value in _read(path).items() if key != "defaults"}
+        if wrong := sorted(key for key in map(str, flatten(body)) if key not in LOCAL):
             raise ConfigError(f"{path}: sets {wrong[0]}; a local file may set {', '.join(sorted(LOCAL))}")
 
 

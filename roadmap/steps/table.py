@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from roadmap import paper
-from roadmap.config.schema import Config, resolved
+from roadmap.config import Config
 from roadmap.errors import ConfigError, RoadmapError
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
@@ -106,7 +106,7 @@ def diff(before: Config, after: Config) -> str:
     sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
     macs, params = [size.gmacs for size in sizes], [size.params_m for size in sizes]
     flat = [
-        flatten({k: resolved(getattr(config, k)) for k in ("model", "recipe", "data")}) for config in (before, after)
+        flatten({k: getattr(config, k).values() for k in ("model", "recipe", "data")}) for config in (before, after)
     ]
     changed = [
         f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)

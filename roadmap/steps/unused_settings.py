@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
+from roadmap.config import Config
 from roadmap.config.choices import IN_FOLDERS, Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
-from roadmap.config.schema import Config
 
 # A key, whether it is read, and what would have to be otherwise.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roadmap.config.schema import resolved
 from roadmap.errors import Busy, ConfigError, DataError, DiskError
 from roadmap.files import disk_errors, read_json, write_json
 from roadmap.runs.metrics import append_metrics
@@ -160,7 +159,7 @@ def cell_record(key: str, words: Iterable[str], config: Any) -> Record:
         "regime": config.regime.name,
         "data": str(config.data.name),
         "words": list(words),
-        "config": resolved(config),
+        "config": config.values(),
     }
 
 

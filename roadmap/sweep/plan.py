@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.config.choices import DataName, Device, Optimizer
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import read_json
 from roadmap.net import cost
@@ -53,7 +53,7 @@ def plan(
     rows = []
     for cell in cells:
         config = cell.config
-        shape = repr((resolved(config.model), num_classes(config), config.data.image_size))
+        shape = repr((config.model.values(), num_classes(config), config.data.image_size))
         if shape not in costs:
             costs[shape] = cost(config.model, num_classes(config), config.data.image_size)
         work = repr((shape, speed_key(config)))

@@ -5,19 +5,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
@@ -25,7 +18,7 @@ from roadmap.config.choices import Mode
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
 from roadmap.runs.run_dir import run_path
-from roadmap.steps.compose import validate
+from roadmap.steps.compose import compose_primary, hydra_at, validate
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, step_tree
@@ -115,23 +108,9 @@ def read_study(name: str, words: Sequence[str] = (), runs: str | Path = "runs") 
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
-@contextmanager
-def hydra_at(folder: Path) -> Iterator[None]:
-    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder only."""
-    version.setbase("1.3")
-    path = create_config_search_path(str(CONF))
-    path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    GlobalHydra.instance().clear()
-    Hydra.create_main_hydra2(task_name="study", config_search_path=path)
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().clear()
-
-
 def combinations(primary: str, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield the words of every cell, in Hydra's order; lists among `words` replace those of the file. Raises ConfigError."""
-    hydra = hydra_compose(primary, [w for w in words if not _is_list(w)], return_hydra_config=True).hydra
+    hydra = compose_primary(primary, [w for w in words if not _is_list(w)]).hydra
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
         raise ConfigError(
@@ -207,9 +186,9 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
         seeds = [int(m[1]) for word in words if (m := re.fullmatch(r"seed=(\d+)", word))]
         others = tuple(word for word in words if not re.fullmatch(r"seed=\d+", word))
         if by_seed and len(seeds) == 1 and others in known:
-            return replace(known[others], seed=seeds[0])
-        cfg = hydra_compose(primary, list(words), return_hydra_config=True)
-        known[others] = validate(cfg, dict(cfg.hydra.runtime.choices), list(words), folders)
+            return known[others].replace(seed=seeds[0])
+        cfg = compose_primary(primary, words)
+        known[others] = validate(cfg, cfg.hydra, folders)
         return known[others]
 
     return compose

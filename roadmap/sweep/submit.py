@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from roadmap.config.choices import DataName, Device
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.runs.provenance import code_hash
@@ -85,7 +85,7 @@ def _check_run(study: Study, cell: Cell) -> None:
         before, status = load_yaml(run / CONFIG), read_json(run / STATUS)
     except (OSError, ValueError, yaml.YAMLError):
         return  # no run, or one that cannot be read: the run itself says what to do about that
-    if changes := differences(identity(before), identity(resolved(cell.config))):
+    if changes := differences(identity(before), identity(cell.config.values())):
         raise Refused(
             f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); give the study another name, "
             f"or move {run} away"
@@ -173,7 +173,7 @@ def send(
     rows: list[Record] = [
         {
             "cell": key, "kind": "slurm", "name": name, "by": by, "step": states[key].global_step, "line": list(line),
-            "snapshot": code.name, "on_gpu": gpus, "cluster": resolved(config), **snapshot.facts(code),
+            "snapshot": code.name, "on_gpu": gpus, "cluster": config.values(), **snapshot.facts(code),
         }
         for key, line in zip(keys, lines, strict=True)
     ]  # fmt: skip

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import one_hot
 
-from roadmap.config.schema import resolved
 from roadmap.training import mixup
 from roadmap.training.optim import set_lr
 from roadmap.training.state import RunContext, TrainState
@@ -111,7 +110,7 @@ class CapturedStep:
 
 def key_of(ctx: RunContext) -> str:
     """Return what must be equal for a run to use another one's with_captured_step step: all of its config but the seed and the names."""
-    config: dict[str, Any] = resolved(ctx.config)
+    config: dict[str, Any] = ctx.config.values()
     parts = {name: config[name] for name in ("model", "recipe", "compile", "kernels")} | {
         "size": config["data"]["image_size"]
     }

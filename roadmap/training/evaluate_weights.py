@@ -20,7 +20,7 @@ from torch import nn
 
 from roadmap import data
 from roadmap.config.choices import DataName, Precision
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.distributed.device import autocast, choose_device, choose_precision
 from roadmap.distributed.ranks import Ranks
@@ -161,7 +161,7 @@ def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
         raise DataError(
             f"{path / CONFIG}: holds no config that can be read ({' '.join(str(error).split())[:200]})"
         ) from None
-    changes = differences(theirs, identity(resolved(config)))
+    changes = differences(theirs, identity(config.values()))
     if of_net := [change for change in changes if change.startswith("model.")]:
         more = f" and {len(of_net) - 5} more" if len(of_net) > 5 else ""
         raise DataError(

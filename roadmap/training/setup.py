@@ -7,7 +7,7 @@ from typing import Any
 
 from roadmap import data
 from roadmap.config.choices import Norm
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
@@ -70,7 +70,7 @@ def load_summary(run: RunDir) -> dict[str, Any]:
 
 def identity_hash(config: Config) -> str:
     """Return a hash of all that a result depends on."""
-    return hashlib.sha256(json.dumps(identity(resolved(config)), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(identity(config.values()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def require_same_run(path: Path, manifest: dict[str, Any], mine: dict[str, Any]) -> None:

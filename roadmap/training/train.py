@@ -18,7 +18,7 @@ from torch import nn
 
 from roadmap import data
 from roadmap.config.choices import DataName, Precision
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
 from roadmap.distributed.device import (
@@ -117,7 +117,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
 
 def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
     """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
-    key = resolved(config.data)
+    key = config.data.values()
     if config.data.name not in datasets.IN_MEMORY:
         return datasets.load(config.data, config.paths.runs)
     if cache.get("images", (None,))[0] != key:
@@ -132,7 +132,7 @@ def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitS
     stack.enter_context(run.lock())
     if config.fresh and run.set_aside():
         stack.enter_context(run.lock())
-    run.load_status(resolved(config), run_info, allow_drift=config.allow_drift)
+    run.load_status(config.values(), run_info, allow_drift=config.allow_drift)
     run.count_deaths()
     return run
 
