@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from roadmap.net import cost
-from roadmap.steps.compose import compose, validate
+from roadmap.steps.compose import compose, compose_primary, hydra_at, validate
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF
@@ -92,10 +90,9 @@ def check_run(words: list[str]) -> None:
         check_study(str(folders[0] / f"{options[options.index('-cn') + 1]}.yaml"), overrides)
         return
     assert set(options) <= {"-cd", "--cfg", "job", *map(str, folders)}, options
-    search = [f"hydra.searchpath=[file://{folders[0].resolve()}]"] if len(folders) > 1 else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra_compose("config", [*search, *overrides], return_hydra_config=True)
-    validate(cfg, dict(cfg.hydra.runtime.choices), overrides, [folder.resolve() for folder in folders])
+    with hydra_at(folders[0].resolve()):
+        cfg = compose_primary("config", overrides)
+        validate(cfg, cfg.hydra, [folder.resolve() for folder in folders])
 
 
 def check_study(name: str, words: list[str]) -> None:
