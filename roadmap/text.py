@@ -1,11 +1,21 @@
-"""Text for people: the nearest of several names, nested values by dotted key, command lines with the project's exit code."""
+"""Text for people: errors on one line, the nearest of several names, dotted keys, plain tables, command lines."""
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from roadmap.errors import ConfigError
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+
+
+def check_name(key: str, name: str) -> str:
+    """Return a name that becomes a folder. Raises ConfigError, as KEY=NAME, for one that is no plain folder name."""
+    if not SAFE_NAME.fullmatch(name):
+        raise ConfigError(f"{key}={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+    return name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -25,8 +35,21 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def plain_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return rows in aligned columns, those numbered in `right` flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(range(len(row)), row, widths, strict=True)
+        lines.append("  ".join(text.rjust(width) if i in right else text.ljust(width) for i, text, width in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the project's exit code for a wrong command."""
+    """argparse with the project's exit code for a wrong command; options are spelled in full."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""

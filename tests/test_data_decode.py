@@ -425,7 +425,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, mon
     )
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)  # in the middle of the first epoch
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config_)
     assert json.loads((run_path(config_) / "status.json").read_text())["state"] == "stopped"

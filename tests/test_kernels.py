@@ -219,7 +219,7 @@ def test_a_run_does_not_go_on_with_other_forms(small, monkeypatch):
     config = small("gelu", "kernels=plain")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     config.kernels = Kernels.auto

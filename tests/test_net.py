@@ -1,6 +1,5 @@
 """The net: every parameter learns, every legal combination of toggles trains."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -256,7 +255,7 @@ def test_channels_last_changes_nothing_but_the_layout(step):
 
 def test_initialisation():
     torch.manual_seed(0)
-    table5 = build_net(replace(rows("tiny")["separate_downsampling"], init="trunc_normal", layer_scale=1e-6), 1000)
+    table5 = build_net(rows("tiny")["separate_downsampling"].replace(init="trunc_normal", layer_scale=1e-6), 1000)
     assert std(table5.stages[2].block3.conv2.weight) == pytest.approx(0.02, rel=0.02)
     assert std(table5.head.weight) == pytest.approx(0.02, rel=0.02)
     assert all(not p.any() for n, p in table5.named_parameters() if n.endswith("bias"))
@@ -276,7 +275,7 @@ def std(tensor):
 )
 def test_the_same_seed_gives_the_weights_that_torchvision_starts_with(step, init, peer):
     """Every tensor to the bit: the distributions are theirs, and nothing else draws random numbers."""
-    cfg = replace(rows("tiny")[step], init=init, layer_scale=1e-6 if step == "separate_downsampling" else None)
+    cfg = rows("tiny")[step].replace(init=init, layer_scale=1e-6 if step == "separate_downsampling" else None)
     torch.manual_seed(0)
     ours = export_weights(build_net(cfg, 1000), "torchvision")
     torch.manual_seed(0)

@@ -141,7 +141,7 @@ def test_fp16_resumes_to_the_bit(small, tmp_path, monkeypatch):
     config = small("gelu", "recipe.precision=fp16")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     train(config)
@@ -203,7 +203,7 @@ def test_another_precision_does_not_go_on_in_silence(small, monkeypatch):
     config = small("gelu")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     monkeypatch.setattr(setup, "choose_precision", lambda *_: "bf16")
@@ -240,7 +240,7 @@ def test_the_whole_enhanced_recipe_resumes_to_the_bit(small, photographs, tmp_pa
     config = small(step, *FULL, f"data.root={photographs}", "data.workers=0")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     config.data.workers = 2
@@ -255,7 +255,7 @@ def test_other_images_do_not_go_on_in_silence(small, photographs, tmp_path, monk
     config = small("gelu", *FULL, f"data.root={root}", "data.workers=0")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     with (root / "train" / "class1" / "3.jpg").open("ab") as image:

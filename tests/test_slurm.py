@@ -19,8 +19,8 @@ import torch
 
 from roadmap.files import read_json
 from roadmap.runs.metrics import read_metrics
-from roadmap.sweep.folder import StudyDir
-from roadmap.sweep.status import look
+from roadmap.sweep.cell_states import cell_states
+from roadmap.sweep.study_dir import StudyDir
 from tests.conftest import ROOT
 from tests.real_slurm import RealSlurm, missing, until
 
@@ -105,7 +105,7 @@ class Lab:
         with pytest.MonkeyPatch.context() as patch:
             for key in ("SLURM_CONF", "PATH"):
                 patch.setenv(key, self.slurm.env[key])
-            return {cell.key.split("/", 1)[1]: asdict(cell) for cell in look(StudyDir(self.runs, name))[0]}
+            return {cell.key.split("/", 1)[1]: asdict(cell) for cell in cell_states(StudyDir(self.runs, name))[0]}
 
     def until_steps(self, name="trial", cell="gelu/seed0", steps=8):
         until(lambda: (self.cells(name)[cell]["global_step"] or 0) >= steps, 180, lambda: self.told(name))

@@ -293,7 +293,7 @@ class TestOwnStep:
 BAD = {  # override: what the message must hold
     "recipe.lr=nan": ["recipe.lr=nan", "above 0"],
     "recipe.lr=-1": ["recipe.lr=-1"],
-    "recipe.lr=fast": ["recipe.lr", "'fast'"],
+    "recipe.lr=fast": ["recipe.lr=fast", "number"],
     "recipe.epochs=0": ["recipe.epochs=0", "at least 1"],
     "recipe.epochs=1.5": ["recipe.epochs", "whole number"],
     "recipe.warmup_epochs=21": ["warmup_epochs=21", "epochs=20"],

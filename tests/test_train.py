@@ -19,12 +19,13 @@ from roadmap.data import datasets
 from roadmap.distributed import signals
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
 from roadmap.net import build_net
-from roadmap.runs import checkpoint, provenance
+from roadmap.runs import checkpoint, provenance, run_logger
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training import step as updating
 from roadmap.training import train as training
+from roadmap.training.optim import build_optimizer
 from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL
@@ -128,7 +129,7 @@ class Interrupter(signals.StopSignal):
         self.checks += 1
         if self.checks == self.at:
             self.signal = signal.SIGTERM
-        return super().check(save_due)
+        return super().raise_if_set(save_due)
 
 
 @pytest.mark.parametrize("at", range(1, 9))  # 3 steps, 1 evaluation batch, 3 steps, 1 evaluation batch
@@ -139,7 +140,7 @@ def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, tmp_path, m
     config = small(step, "recipe.drop_path=0.1")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly, match="SIGTERM"):
             train(config)
     status = json.loads((run_path(config) / "status.json").read_text())
@@ -192,7 +193,7 @@ def stopped(small, monkeypatch, at=4, *overrides):
     config = small("gelu", *overrides)
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     return config
@@ -343,13 +344,13 @@ def test_fresh_on_a_new_run_leaves_nothing_aside(small):
 
 def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
     sweep = SweepProgress(1, 2)
-    real = training.RunLogger.finish
+    real = run_logger.RunLogger.finish
 
     def finish(self, result):
         signal.raise_signal(signal.SIGTERM)
         return real(self, result)
 
-    monkeypatch.setattr(training.RunLogger, "finish", finish)
+    monkeypatch.setattr(run_logger.RunLogger, "finish", finish)
     assert train(small("gelu"), sweep)["state"] == "done"
     assert sweep.stopped
 
@@ -358,7 +359,7 @@ def test_a_full_disk_ends_with_74_and_spares_what_was_saved(small, monkeypatch):
     config = stopped(small, monkeypatch, 4)
     before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
     monkeypatch.setattr(
-        training.checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(DiskError, match="No space left"):
         train(config)
@@ -420,7 +421,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(small):
     for step in ("resnet", "gelu"):
         config = small(step)
         net = build_net(config.model, 10)
-        optimizer = training.build_optimizer(net, config.recipe)
+        optimizer = build_optimizer(net, config.recipe)
         before = {k: v.clone() for k, v in net.named_parameters()}
         for parameter in net.parameters():
             parameter.grad = torch.full_like(parameter, float("nan"))
@@ -433,7 +434,7 @@ WITH_LITTLE_MEMORY = """
 import resource, sys
 from roadmap.errors import ConfigError
 from roadmap.steps import compose
-from roadmap.train import train
+from roadmap.training.train import train
 config = compose("gelu", overrides=sys.argv[2:])
 now = 4096 * int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]),) * 2)

@@ -79,7 +79,7 @@ def test_a_resumed_run_logs_no_step_twice(offline, monkeypatch):
     config = offline()
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 5)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     train(config)

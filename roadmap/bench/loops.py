@@ -18,9 +18,9 @@ from roadmap.data import sampling
 from roadmap.distributed.device import autocast
 from roadmap.errors import ConfigError
 from roadmap.training import mixup
-from roadmap.training.state import RunContext, TrainState
+from roadmap.training.state import RunContext, TrainState, build_state
 from roadmap.training.step import Batch
-from roadmap.training.train import begin, train_epoch
+from roadmap.training.train import train_one_epoch
 
 LOG_EVERY = 50  # steps; timm's default
 
@@ -37,8 +37,8 @@ def loops(ctx: RunContext, libraries: list[str]) -> list[Candidate]:
         return epochs
 
     found = [
-        Candidate("bare loop", begun(lambda: partial(bare_epoch, ctx, begin(ctx))), images, "torch"),
-        Candidate("our loop", begun(lambda: partial(train_epoch, ctx, begin(ctx))), images),
+        Candidate("bare loop", begun(lambda: partial(bare_epoch, ctx, build_state(ctx))), images, "torch"),
+        Candidate("our loop", begun(lambda: partial(train_one_epoch, ctx, build_state(ctx))), images),
     ]
     if "timm" in libraries and has_net("timm", ctx.config.step, ctx.config.model):
         found.append(Candidate("timm's loop and net", begun(lambda: timm_loop(ctx)), images, "timm"))

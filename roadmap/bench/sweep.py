@@ -21,7 +21,7 @@ from roadmap.files import write_json
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.schema import METRICS, STATUS
 from roadmap.steps.tree import CONF
-from roadmap.sweep.folder import StudyDir
+from roadmap.sweep.study_dir import StudyDir
 
 STUDIES = ("roadmap_tiny", "roadmap_base")
 STUBS = {

@@ -36,8 +36,8 @@ from roadmap.runs.run_logger import RunLogger
 from roadmap.runs.schema import METRICS
 from roadmap.steps.compose import compose
 from roadmap.training.setup import check_run
-from roadmap.training.state import RunContext, TrainState
-from roadmap.training.train import begin, fit, save, train_epoch
+from roadmap.training.state import RunContext, TrainState, build_state
+from roadmap.training.train import fit, save_checkpoint, train_one_epoch
 
 QUIET = ("wandb.mode=disabled", "checkpoint.every_min=100000", "recipe.warmup_epochs=0", "recipe.micro_batch=null")
 
@@ -48,14 +48,13 @@ def a_job(config: Config) -> Iterator[tuple[RunContext, TrainState]]:
     images, ranks = datasets.load(config.data, config.paths.runs), Ranks(device=choose_device(config.device))
     run_info = check_run(config, images, ranks)
     run = RunDir(run_path(config))
-    total = config.recipe.epochs * run_info["steps_per_epoch"]
     with (
         run.lock(),
         StopSignal() as stop,
-        RunLogger(run, config, run_info, ranks.device, total, SweepProgress()) as logger,
+        RunLogger(run, config, run_info, ranks.device, SweepProgress()) as logger,
     ):
         ctx = RunContext(config, images, ranks, logger, stop, Precision(run_info["precision"]))
-        state = begin(ctx)
+        state = build_state(ctx)
         logger.start(0, 0, 0.0)
         yield ctx, state
 
@@ -92,13 +91,13 @@ def overhead(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
 def saving(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
     """Compare epochs during which a checkpoint is written with epochs without."""
     with a_job(synthetic(args, runs, 2 * args.repeats + 1)) as (ctx, state):
-        train_epoch(ctx, state, 0)
+        train_one_epoch(ctx, state, 0)
         lost, copies, writes = [], [], []
         for number in range(args.repeats):
-            plain = timed(ctx, lambda n=number: train_epoch(ctx, state, 2 * n + 1))  # type: ignore[misc]
+            plain = timed(ctx, lambda n=number: train_one_epoch(ctx, state, 2 * n + 1))  # type: ignore[misc]
             began = time.perf_counter()
-            copies.append(timed(ctx, lambda: save(ctx, state)))
-            with_save = copies[-1] + timed(ctx, lambda n=number: train_epoch(ctx, state, 2 * n + 2))  # type: ignore[misc]
+            copies.append(timed(ctx, lambda: save_checkpoint(ctx, state)))
+            with_save = copies[-1] + timed(ctx, lambda n=number: train_one_epoch(ctx, state, 2 * n + 2))  # type: ignore[misc]
             ctx.logger.wait_for_checkpoint()
             writes.append(time.perf_counter() - began - with_save)
             lost.append(with_save - plain)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -105,10 +105,21 @@ class Section(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("\n".join(plain_errors(type(self), error))) from None
-        for name, field in type(self).model_fields.items():
-            value, one_of = getattr(self, name), _extra(field)["one_of"]
-            if one_of and value not in one_of:
-                raise ConfigError(f"{self.prefix}{name}={shown(value)}: must be one of {', '.join(map(shown, one_of))}")
+
+    @field_validator("*")
+    @classmethod
+    def _one_of(cls, value: Any, info: ValidationInfo) -> Any:
+        one_of = _extra(cls.model_fields[str(info.field_name)])["one_of"]
+        if one_of and value not in one_of:
+            raise ConfigError(
+                f"{cls.prefix}{info.field_name}={shown(value)}: must be one of {', '.join(map(shown, one_of))}"
+            )
+        return value
+
+    @classmethod
+    def settable(cls) -> list[str]:
+        """Return the dotted keys that a user may set, for messages."""
+        return [cls.prefix + name for name in cls.model_fields]
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some values changed, checked like any other. Raises ConfigError."""
@@ -182,9 +193,9 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     if what == "value_error":  # our own checks, and those of a section below
         return str(found["ctx"]["error"])
     if what == "extra_forbidden":
-        return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(name, kind.model_fields)}"
+        return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
     field = kind.model_fields[name]
-    head = f"{kind.prefix}{name}{''.join(f'[{i}]' for i in found['loc'][1:] if isinstance(i, int))}={shown(value)}"
+    head = f"{kind.prefix}{name}{''.join(f'[{i}]' for i in found['loc'][1:] if isinstance(i, int) and what != 'missing')}={shown(value)}"
     if value is None:
         return f"{head}: must not be null"
     if what in ("string_too_long", "too_long"):

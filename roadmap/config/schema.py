@@ -53,7 +53,7 @@ class NetConfig(Section):
     evaluation = True
 
     # The toggles, in the roadmap's order.
-    depths: Depths = key((3, 4, 6, 3), about="four numbers of blocks, each from 1 to 200")
+    depths: Depths = key((3, 4, 6, 3), about="a list of four numbers of blocks, each from 1 to 200")
     width: Int = key(
         64, ge=1, le=4096, about="channels of the first stage's blocks (bottleneck width where not inverted)"
     )
@@ -131,8 +131,8 @@ class RegimeConfig(Section):
 
     name: Text = "nano"
     scale: Text = key("demo", about="the scale that this regime belongs to")
-    resnet_depths: Depths = key((3, 4, 6, 3), about="four numbers of blocks, each from 1 to 200")
-    swin_depths: Depths = key((3, 3, 9, 3), about="four numbers of blocks, each from 1 to 200")
+    resnet_depths: Depths = key((3, 4, 6, 3), about="a list of four numbers of blocks, each from 1 to 200")
+    swin_depths: Depths = key((3, 3, 9, 3), about="a list of four numbers of blocks, each from 1 to 200")
     resnet_width: Int = key(64, ge=1, le=4096)
     ratio_width: Int = key(64, ge=1, le=4096, about="from `stage_ratio` on")
     swin_width: Int = key(96, ge=1, le=4096, about="from `increase_width` on")
@@ -140,7 +140,7 @@ class RegimeConfig(Section):
     small_images: Int = key(32, ge=8, le=4096, about="pixels to which the sets of 28 and 32 pixels are brought")
     drop_path: Float = key(0.0, ge=0, le=0.99)
     reference: Reference | None = key(None, about="the net of `+step=swin`; null where the regime has none")
-    reference_depths: Depths | None = key(None, about="four numbers of blocks, each from 1 to 200")
+    reference_depths: Depths | None = key(None, about="a list of four numbers of blocks, each from 1 to 200")
     reference_width: Int | None = key(None, ge=1, le=4096)
 
 
@@ -225,8 +225,8 @@ class DataConfig(Section):
     resize_size: Int | None = key(
         None, ge=8, le=8192, evaluation=True, about="evaluation: short side before the centre crop; null: no crop"
     )
-    mean: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="three finite numbers")
-    std: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="three finite numbers above 0")
+    mean: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="a list of three finite numbers")
+    std: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="a list of three finite numbers above 0")
     flip: bool = key(False, about="horizontally, with probability 0.5")
     crop: Crop = key(Crop.none, about="how a training image is cut out")
     padding: Int = key(0, ge=0, le=1024, about="crop=pad: pixels")
@@ -247,7 +247,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if min(self.std) <= 0:
-            raise ConfigError(f"data.std={shown(self.std)}: must be three finite numbers above 0")
+            raise ConfigError(f"data.std={shown(self.std)}: must be a list of three finite numbers above 0")
         if self.resize_size is not None and self.resize_size < self.image_size:
             raise ConfigError(
                 f"data.resize_size={self.resize_size}: must be at least data.image_size={self.image_size}"
@@ -335,6 +335,11 @@ class Config(Section):
     paths: PathsConfig = section(PathsConfig)
     wandb: WandbConfig = section(WandbConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
+
+    @classmethod
+    def settable(cls) -> list[str]:
+        """Return the keys that a user may set: a step and a variant are chosen with a plus sign."""
+        return ["+step", "+variant", *(name for name in cls.model_fields if name not in DERIVED)]
 
     @field_validator("devices")
     @classmethod

@@ -108,7 +108,7 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     before = int(whole.sum())
     progress = Opened(f"data={config.data.name}", len(names), before, sweep)
     if before:
-        progress.say(
+        progress.write(
             f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed (fresh=true opens all)"
         )
     broken: list[str] = []
@@ -226,8 +226,8 @@ class Opened(Progress):
         if not self.bar.disable:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(num_images)
-        elif time.monotonic() - self._spoke > self.every_s:
-            self.say(f"{self.name}: {note}")
+        elif time.monotonic() - self._written > self.every_s:
+            self.write(f"{self.name}: {note}")
 
 
 def report_path(config: Config) -> Path:
@@ -241,10 +241,8 @@ def tell_broken(config: Config, broken: list[str], sweep: SweepProgress) -> int:
     with disk_errors(report_path(config)):
         atomic_write(report_path(config), "".join(f"{line}\n" for line in lines).encode())
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    voice = Progress("", len(lines), len(lines), sweep)
     for line in [*lines[:SHOWN], *more]:
-        voice.say(line)
-    voice.close()
+        sweep.write(line)
     return len(lines)
 
 

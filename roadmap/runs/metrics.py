@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roadmap.files import atomic_write, finite_or_null
+from roadmap.files import atomic_write, finite_or_null, json_object
+
+KINDS = ("train", "val")
+TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger: an epoch of ImageNet is 0.3 MB
 
 
 def append_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -36,15 +39,40 @@ def read_metrics(path: Path) -> Metrics:
     lines = text.split(b"\n")
     ledger.torn = lines.pop() != b""
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("global_step"), int) and row.get("kind") in {"train", "val"}:
+        if row := parse_row(line):
             ledger.rows.append(row)
         else:
             ledger.bad_lines.append(number)
     return ledger
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """Return the row that a line of a ledger holds, None where it holds none."""
+    row = json_object(line) or {}
+    return row if isinstance(row.get("global_step"), int) and row.get("kind") in KINDS else None
+
+
+def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the last training row and the last evaluation, {} for none, reading no more of a ledger's end than is needed."""
+    size, most = TAIL_BYTES
+    while True:
+        try:
+            with open(path, "rb") as ledger:
+                end = ledger.seek(0, os.SEEK_END)
+                ledger.seek(max(0, end - size))
+                lines = ledger.read().splitlines()
+        except OSError:
+            return {}, {}
+        train, val = (_last_row(lines, kind) for kind in KINDS)
+        if (train and val) or size >= min(end, most):
+            return train, val
+        size *= 8
+
+
+def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:
+    mark = f'"kind": "{kind}"'.encode()
+    rows = (parse_row(line) for line in reversed(lines) if mark in line)
+    return next((row for row in rows if row), {})
 
 
 def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int) -> None:

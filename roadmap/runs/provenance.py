@@ -32,23 +32,26 @@ def code_hash() -> str:
 
 
 @cache
-def git_state() -> dict[str, str | bool | None]:
-    """Return the commit of the checkout, or of the one that a snapshot was taken from, and whether it was changed since; else None."""
+def git_state(*paths: str) -> dict[str, str | bool | None]:
+    """Return the commit of the checkout, and whether it (or these paths of it) was changed since; None outside a checkout.
+
+    In a snapshot they are those of the checkout that it was taken from.
+    """
     if (taken := PACKAGE.parent / SNAPSHOT).exists():
         about = read_json(taken)
         return {"git_commit": about.get("git_commit"), "git_dirty": about.get("git_dirty")}
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *paths)
+    return {"git_commit": commit and commit.strip(), "git_dirty": None if changes is None else bool(changes)}
 
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
 
-    changes = git("status", "--porcelain")
-    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+def git(*words: str) -> str | None:
+    """Return what git prints in the checkout, None where it fails or there is none."""
+    command = ["git", "-C", str(PACKAGE.parent), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

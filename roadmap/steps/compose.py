@@ -3,7 +3,6 @@
 `compose` is for Python, tests and the table; `run.py` lets Hydra compose and calls `validate` on the result.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +24,7 @@ from roadmap.steps.cell_name import cell_name, without_hydra
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
-from roadmap.text import nearest
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+from roadmap.text import check_name, nearest
 
 
 def compose(
@@ -46,7 +43,7 @@ def compose(
     given = {o.split("=")[0].lstrip("+~") for o in overrides}
     scale = [] if "scale" in given else [f"scale={known[regime]}"]
     try:
-        with hydra_at(folders[0]):
+        with hydra_initialized(folders[0]):
             cfg = compose_primary("config", [f"+step={step}", f"regime={regime}", *scale, *overrides])
             return validate(cfg, cfg.hydra, folders)
     except HYDRA_ERRORS as error:
@@ -54,7 +51,7 @@ def compose(
 
 
 @contextmanager
-def hydra_at(folder: Path) -> Iterator[None]:
+def hydra_initialized(folder: Path) -> Iterator[None]:
     """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder only."""
     version.setbase("1.3")
     path = create_config_search_path(str(CONF))
@@ -103,7 +100,7 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     config.parent, config.label, config.adopted = step.parent, step.label(config.regime.name), step.adopted
     named = {"step": config.step, "variant": config.variant, "study": config.study, "regime": config.regime.name}
     for key, value in named.items():
-        if value is not None and not SAFE_NAME.fullmatch(value):
-            raise ConfigError(f"{key}={value}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+        if value is not None:
+            check_name(key, value)
     config.cell = cell_name(config, cfg, hydra, lambda words: compose_primary(str(hydra.job.config_name), words))
     return config

@@ -12,7 +12,7 @@ from roadmap.config import Config
 from roadmap.errors import ConfigError, RoadmapError
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
-from roadmap.text import ArgumentParser, flatten
+from roadmap.text import ArgumentParser, flatten, plain_table
 
 COLUMNS = ("step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note")
 
@@ -68,15 +68,7 @@ def cells(row: Row) -> list[str]:
 
 def as_table(table: Sequence[Row]) -> str:
     """Return aligned columns for a terminal."""
-    lines = [list(COLUMNS), *map(cells, table)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    right = range(2, 6)
-    return "\n".join(
-        "  ".join(
-            text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return plain_table([COLUMNS, *map(cells, table)], right=range(2, 6))
 
 
 def as_csv(table: Sequence[Row]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from roadmap.config import Config
-from roadmap.config.choices import IN_FOLDERS, Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
+from roadmap.config.choices import IN_FOLDERS, Crop, LrScaling, Mode, Norm, Optimizer, Pipeline, Schedule
 
 # A key, whether it is read, and what would have to be otherwise.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
@@ -31,6 +31,9 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.decoder": (
         lambda c: c.data.pipeline == Pipeline.fast and c.data.name in IN_FOLDERS,
         "a set of class folders with data.pipeline=fast",
+    ),
+    **dict.fromkeys(
+        ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")
     ),
 }
 

@@ -1,9 +1,9 @@
 """Where a study runs: `conf/cluster/slurm.yaml` or `local.yaml`, then the git-ignored `conf/local/cluster/`, then `cluster.KEY=VALUE`."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import model_validator
@@ -14,7 +14,6 @@ from roadmap.errors import ConfigError
 from roadmap.steps.tree import CONF
 from roadmap.text import one_line
 
-T = TypeVar("T", bound=Section)
 SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 
 
@@ -65,16 +64,14 @@ class LocalConfig(Section):
     mixed_gpus: bool = False
 
 
-def cluster_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Part the words of a command line into those for the cells and those for the cluster (`cluster.KEY=VALUE`)."""
-    both: tuple[list[str], list[str]] = ([], [])
-    for word in words:
-        both[word.startswith("cluster.")].append(word)
-    return both
+def is_cluster_key(override: str) -> bool:
+    """Tell whether an override is one of the cluster (`cluster.KEY=VALUE`), and none of the cells."""
+    return override.startswith("cluster.")
 
 
-def load_cluster(kind: type[T], name: str, words: Sequence[str] = ()) -> T:
-    """Read a cluster's settings, the later ones winning. Raises ConfigError for a key or value that cannot be."""
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> SlurmConfig | LocalConfig:
+    """Read the settings of `slurm` or `local`, the later ones winning. Raises ConfigError for what cannot be."""
+    kind: type[SlurmConfig | LocalConfig] = SlurmConfig if name == "slurm" else LocalConfig
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
@@ -83,10 +80,10 @@ def load_cluster(kind: type[T], name: str, words: Sequence[str] = ()) -> T:
                 kind(**values)
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
-    for word in words:
-        key, equals, text = word.removeprefix("cluster.").partition("=")
+    for override in filter(is_cluster_key, overrides):
+        key, equals, text = override.removeprefix("cluster.").partition("=")
         if not equals:
-            raise ConfigError(f"{word}: cannot be read as cluster.KEY=VALUE")
+            raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")
         values[key] = yaml.safe_load(text)
     return kind(**values)
 

@@ -16,19 +16,19 @@ from roadmap.training.optim import build_optimizer
 WARM_UP, STEPS = 5, 15
 
 
-def images_per_s(config: Config) -> float | None:
+def gpu_images_per_s(config: Config) -> float | None:
     """Return the images/s that one GPU trains at the recipe's micro-batch; None where there is no GPU, or the batch does not fit."""
     if not torch.cuda.is_available():
         return None
     try:
-        return timed(config, torch.device("cuda"))
+        return train_images_per_s(config, torch.device("cuda"))
     except torch.cuda.OutOfMemoryError:
         return None
     finally:
         torch.cuda.empty_cache()
 
 
-def timed(config: Config, device: torch.device, warm_up: int = WARM_UP, steps: int = STEPS) -> float:
+def train_images_per_s(config: Config, device: torch.device, warm_up: int = WARM_UP, steps: int = STEPS) -> float:
     """Return the images/s of some training steps on random images that lie on the device."""
     net = build_net(config.model, num_classes(config)).to(device)
     net.to(memory_format=torch.channels_last)
@@ -40,18 +40,18 @@ def timed(config: Config, device: torch.device, warm_up: int = WARM_UP, steps: i
     began = time.perf_counter()
     for step in range(warm_up + steps):
         if step == warm_up:
-            finish(device)
+            synchronize(device)
             began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
-    finish(device)
+    synchronize(device)
     return batch * steps / (time.perf_counter() - began)
 
 
-def finish(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

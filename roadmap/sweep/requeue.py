@@ -1,6 +1,6 @@
 """What a Slurm job does when its run has ended: queue itself again where its time was up, or it was preempted, and the run is saved.
 
-`python -m roadmap.sweep.after CODE RUNS_FILE`, the last lines of the batch script. A job that somebody cancelled never gets here.
+`python -m roadmap.sweep.requeue CODE RUNS_FILE`, the last lines of the batch script. A job that somebody cancelled never gets here.
 Slurm requeues what it preempts at once and what a lost node held; killed runs wait for `make reconcile`.
 """
 
@@ -11,25 +11,22 @@ import sys
 from pathlib import Path
 
 from roadmap.errors import StoppedEarly
-from roadmap.files import read_json, write_json
+from roadmap.files import read_json_or_empty, write_json
 from roadmap.runs.schema import STATUS
 
 MAX_WITHOUT_PROGRESS = 3
 
 
-def main(words: list[str]) -> int:
+def main(args: list[str]) -> int:
     """Requeue this job or leave it; always returns 0, since the run's own exit code is the job's."""
-    code, listed = int(words[0]), Path(words[1])
-    run = Path(listed.read_text(encoding="utf-8").splitlines()[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
-    job = os.environ["SLURM_JOB_ID"]
-    try:
-        status = read_json(run / STATUS)
-    except (OSError, ValueError):
-        return 0
+    code, runs_file = int(args[0]), Path(args[1])
+    job, task = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+    run = Path(runs_file.read_text(encoding="utf-8").splitlines()[int(task)])
+    status = read_json_or_empty(run / STATUS)
     if code != StoppedEarly.code or not time_was_up(str(status.get("reason")), job):
         return 0
-    memory = listed.parent / f"{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}.json"
-    if (times := without_progress(memory, status.get("step"))) >= MAX_WITHOUT_PROGRESS:
+    times = without_progress(runs_file.with_name(f"{task}.json"), status.get("step"))
+    if times >= MAX_WITHOUT_PROGRESS:
         print(f"not queued again: {times} jobs in a row ended without a step of progress", flush=True)
         return 0
     print(f"saved at step {status.get('step')}, queued again", flush=True)
@@ -45,14 +42,11 @@ def time_was_up(reason: str, job: str) -> bool:
     return "SIGTERM" in reason and re.search(r"\bPreemptTime=\d", done.stdout) is not None
 
 
-def without_progress(memory: Path, step: object) -> int:
-    """Note at which step a job ended; return how many in a row ended at it."""
-    try:
-        earlier = read_json(memory)
-    except (OSError, ValueError):
-        earlier = {}
+def without_progress(path: Path, step: object) -> int:
+    """Record at which step a job ended; return how many in a row ended at it."""
+    earlier = read_json_or_empty(path)
     times = int(earlier.get("times", 0)) + 1 if earlier.get("step") == step else 1
-    write_json(memory, {"step": step, "times": times})
+    write_json(path, {"step": step, "times": times})
     return times
 
 
