@@ -20,7 +20,7 @@ from roadmap.steps.compose import compose, compose_primary, hydra_at, validate
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF
-from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_cluster
+from roadmap.sweep.cluster import is_cluster_key, load_cluster
 from roadmap.sweep.study import read_study
 
 from .conftest import ROOT
@@ -132,11 +132,10 @@ def check_module(words: list[str], monkeypatch) -> None:
 def check_sweep(words: list[str]) -> None:
     cut = words.index("--")
     studies = words[: next(i for i, word in enumerate(words) if word.startswith("-"))]
-    for_cells, for_cluster = cluster_words(words[cut + 1 :])
-    here = words[words.index("--cluster") + 1] == "local"
-    load_cluster(LocalConfig if here else SlurmConfig, "local" if here else "slurm", for_cluster)
+    overrides = words[cut + 1 :]
+    load_cluster(words[words.index("--cluster") + 1], overrides)
     for study in studies:
-        check_study(study, for_cells)
+        check_study(study, [word for word in overrides if not is_cluster_key(word)])
 
 
 def check_make(words: list[str], monkeypatch) -> None:
@@ -225,8 +224,7 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_a_local_file_of_the_pages_has_keys_that_there_are():
     for title, text in titled("conf/local/cluster/").items():
-        kind = SlurmConfig if title.endswith("slurm.yaml") else LocalConfig
-        load_cluster(kind, Path(title).stem, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()])
+        load_cluster(Path(title).stem, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()])
 
 
 def test_json_and_yaml_of_the_pages_can_be_read():
