@@ -388,8 +388,7 @@ for verb in ("submit", "status", "reconcile", "cancel", "sync"):
     code = main([verb, "demo", "--runs", {runs!r}, *({words!r} if verb == "submit" else [])])
     print(verb, code, "torch" in sys.modules)
 """
-    env = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}  # nobody answers there
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     for verb, exit_code in {"submit": 0, "status": 0, "reconcile": 0, "cancel": 0, "sync": 75}.items():
         assert f"\n{verb} {exit_code} False\n" in f"\n{done.stdout}", done.stdout + done.stderr
 

@@ -1,14 +1,13 @@
-"""The record of a run on disk: `metrics.jsonl` (one JSON object a line), `summary.json` and `status.json`.
+"""The ledger of a run, `metrics.jsonl`: one JSON object a line, a line for each optimizer step and each evaluation."""
 
-Training writes with `append` and `write_json`; the report and W&B read with the rest. Imports no torch.
-"""
-
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roadmap.errors import DataError
 from roadmap.files import atomic_write, finite_or_null, json_object
 
 KINDS = ("train", "val")
@@ -75,13 +74,32 @@ def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:
     return next((row for row in rows if row), {})
 
 
-def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int) -> None:
-    """Drop what came after a checkpoint (it will be written again) and any torn or bad line. Raises OSError."""
-    if not path.exists():
-        return
-    kept = [
+def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest: str | None = None) -> None:
+    """Drop what came after a checkpoint (it will be written again) and any torn or bad line.
+
+    Raises OSError, and DataError where what is left is not what `digest` says was written up to the checkpoint.
+    """
+    rows = [
         row
-        for row in read_metrics(path).rows
+        for row in (read_metrics(path).rows if path.exists() else ())
         if (row["global_step"] <= global_step if row["kind"] == "train" else row["epoch"] <= epochs_evaluated)
     ]
-    atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if digest is not None and hashlib.sha256(text).hexdigest() != digest:
+        raise DataError(
+            f"{path}: its lines up to the checkpoint of step {global_step} are not those that were written"
+            f"{_first_hole(rows)}; fresh=true starts over and keeps this aside"
+        )
+    atomic_write(path, text)
+
+
+def _first_hole(rows: list[dict[str, Any]]) -> str:
+    """Return where a training line is missing or there twice, in words; nothing where all are there."""
+    steps = [row["global_step"] for row in rows if row["kind"] == "train"]
+    hole = next((number for number, step in enumerate(steps, 1) if number != step), None)
+    return "" if hole is None else f" (step {hole} is missing or there twice)"
+
+
+def digest_of(path: Path) -> str:
+    """Return a hash of a ledger as it is. Raises OSError."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else hashlib.sha256().hexdigest()

@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the checkout was that it was taken from
 PACKAGE = Path(__file__).resolve().parent.parent
-NO_INFLUENCE = ("report", "sweep", "bench", "paper")  # rooms that cannot change a result
+ROOMS = ("config", "data", "distributed", "net", "runs", "training")  # what a result depends on
+NO_INFLUENCE = ("data/download.py", "data/imagenet.py", "data/verify.py", "runs/progress.py", "runs/wandb_logger.py")
 
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the package's Python files, without the rooms that only read results."""
+    """Return a hash of the Python files that a result depends on. Composing is none of it: the config is recorded whole."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE)
-        if name.parts[0] not in NO_INFLUENCE:
+    for path in sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name not in NO_INFLUENCE:
             digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -36,7 +36,8 @@ def run_path(config: Config) -> Path:
 def identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return what a result depends on, of a config as it was recorded: dotted key -> value.
 
-    A key that the record lacks counts as its default: with it the record was made. Raises ValueError for no config.
+    `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was made.
+    Raises ValueError for no config.
     """
     recorded = flatten_config(values)
     return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
@@ -130,7 +131,9 @@ class RunDir:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             reason = one_line(error)
-            raise Refused(f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside") from None
+            raise Refused(
+                f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside"
+            ) from None
         if changes:
             raise Refused(
                 f"{self.path}: holds a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"

@@ -23,7 +23,7 @@ from roadmap.errors import DiskError, RoadmapError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors, write_json
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
-from roadmap.runs.metrics import append_metrics, read_metrics, truncate_metrics
+from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import RunDir, newest_place
 from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY
@@ -42,7 +42,7 @@ class RunLogger:
     ) -> None:
         """`run_info` (net size, data fingerprint) goes into `status.json`, `summary.json` and W&B's config."""
         self.run, self.config, self.device, self.sweep = run, config, device, sweep
-        self.run_info = {**run_info, **provenance.git_state(), "versions": provenance.versions()}
+        self.run_info = {**run_info, **provenance.git_state()}
         self.metrics = run.path / METRICS
         self.progress: Progress | None = None
         self.wandb: WandbLogger | None = None
@@ -68,20 +68,26 @@ class RunLogger:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "deaths": earlier.get("deaths", 0),
             "began_at": newest_place(self.run.path / CHECKPOINTS),
-            "drift": earlier.get("drift", []),
+            "drift": earlier.get("drift") or [],
+            "rounding": earlier.get("rounding") or [],
+            **({"identity_hash": earlier["identity_hash"]} if "identity_hash" in earlier else {}),
             **self.run_info,
-            **provenance.hardware(self.device),
             "pid": os.getpid(),
             "exit_code": None,
             "reason": None,
         }
         self.run.update()
+        for note in self.run.notes:
+            self.info(note)
         return self
 
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float) -> None:
-        """Begin at a step, after `time_s` of earlier starts: drop metrics past it, open progress and W&B."""
+    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
+        """Begin at a step, after `time_s` of earlier starts: drop metrics past it, open progress and W&B.
+
+        Raises DataError where the metrics up to it are not those of `digest`.
+        """
         with disk_errors(self.metrics):
-            truncate_metrics(self.metrics, global_step, epochs_evaluated)
+            truncate_metrics(self.metrics, global_step, epochs_evaluated, digest)
             self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
         total_steps = self.config.recipe.epochs * self.run_info["steps_per_epoch"]
         self.progress = Progress(self.config.cell, total_steps, global_step, self.sweep)
@@ -162,7 +168,8 @@ class RunLogger:
         self.flush()
         self.wait_for_checkpoint()
         where = {"epoch": manifest["epochs_evaluated"], "step": manifest["global_step"], "rows": len(self._rows)}
-        manifest = {**manifest, "time": time.time(), **self.run_info}
+        ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
+        manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
         self._saver.start({**state, "time_s": self.time_s}, manifest, best_step, where)
         self._saved, self._save_requested = time.monotonic(), False
         self._throughput.restart()
@@ -200,7 +207,7 @@ class RunLogger:
             "time_s": round(seconds, 1),
             "peak_memory_gb": round(peak_memory_gb(self.device), 3),
             "drift": self.run.status["drift"],
-            **provenance.hardware(self.device),
+            "rounding": self.run.status["rounding"],
             "state": "done",
         }
         with disk_errors(self.run.path / SUMMARY):
@@ -243,7 +250,7 @@ class NullLogger:
     def __exit__(self, *_: object) -> None:
         return
 
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float) -> None:
+    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
         """Do nothing."""
 
     def info(self, line: str) -> None:

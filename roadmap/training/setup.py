@@ -1,7 +1,5 @@
 """What comes before a run's first step: images, checks, the run directory, and the state that an earlier start left."""
 
-import hashlib
-import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -72,6 +70,8 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "compile": choose_compile(config, device),
         "cuda_graph": choose_graph(config, device, precision, ranks.world_size),
         "kernels": in_words(forms_of(config.model, device, config.kernels)),
+        "versions": provenance.versions(),
+        **provenance.hardware(device),
     }
 
 
@@ -111,8 +111,8 @@ def build_logger(
 def restore(ctx: RunContext, run: RunDir) -> TrainState:
     """Build net and optimizer, load the newest whole checkpoint, begin the record. Raises DataError, Refused."""
     state, time_s = build_state(ctx), 0.0
-    found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run.path / CHECKPOINTS))
-    if found is not None:
+    found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run)) or {}
+    if found:
         saved = checkpoint.load(Path(found["path"]))
         state.load_state_dict(saved)
         time_s = saved["time_s"]
@@ -121,7 +121,9 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
         done = f"{state.epochs_evaluated} of {ctx.config.recipe.epochs} epochs done"
         ctx.logger.info(f"{ctx.config.cell}: goes on at step {state.global_step}, {done}")
     # The others wait: until the record is open, W&B's server may take its time.
-    ctx.ranks.broadcast_from_rank0(lambda: ctx.logger.start(state.global_step, state.epochs_evaluated, time_s))
+    ctx.ranks.broadcast_from_rank0(
+        lambda: ctx.logger.start(state.global_step, state.epochs_evaluated, time_s, found.get("rows_sha256"))
+    )
     log_setup(ctx)
     if ctx.cuda_graph:
         with device_errors(ctx, state):
@@ -129,15 +131,16 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
     return state
 
 
-def find_checkpoint(ctx: RunContext, folder: Path) -> dict[str, Any] | None:
-    """Return path and skipped ones of the newest checkpoint of this run, if any. Raises DataError, Refused."""
+def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
+    """Return the newest checkpoint of this run, if any: path, skipped ones, the ledger's hash. Raises DataError, Refused."""
+    folder = run.path / CHECKPOINTS
     checkpoint.tidy(folder)
     found = checkpoint.find_newest(folder)
     if found is None:
         return None
-    mine = {"identity": identity_hash(ctx.config), "steps_per_epoch": ctx.steps_per_epoch}
-    require_same_run(folder.parent, found.manifest, mine)
-    return {"path": str(found.path), "skipped": found.skipped}
+    require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
+    digest = found.manifest.get("rows_sha256")
+    return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": digest}
 
 
 def log_setup(ctx: RunContext) -> None:
@@ -164,13 +167,14 @@ def load_summary(run: RunDir) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error}); fresh=true starts over and keeps this aside") from None
 
 
-def identity_hash(config: Config) -> str:
-    """Return a hash of all that a result depends on."""
-    return hashlib.sha256(json.dumps(identity(config.values()), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def require_same_run(path: Path, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
+def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, steps_per_epoch: int) -> None:
     """Raise Refused where a checkpoint is of another config, or of epochs of another length."""
-    changes = differences({key: manifest.get(key) for key in mine}, mine)
+    theirs, mine = manifest["identity"], identity(config.values())
+    if isinstance(theirs, str):  # a hash, of schema 1
+        changes = [] if theirs == run.status.get("identity_hash") else [f"identity: {theirs}"]
+    else:
+        changes = differences(identity(theirs), mine)
+    changes += differences({"steps_per_epoch": manifest.get("steps_per_epoch")}, {"steps_per_epoch": steps_per_epoch})
     if changes:
-        raise Refused(f"{path}: its checkpoint is of another run ({'; '.join(changes)}); fresh=true sets it aside")
+        reason = "; ".join(changes)
+        raise Refused(f"{run.path}: its checkpoint is of another run ({reason}); fresh=true sets it aside")

@@ -25,12 +25,12 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
 from roadmap.runs.progress import SweepProgress
-from roadmap.runs.run_dir import RunDir, run_path
+from roadmap.runs.run_dir import RunDir, identity, run_path
 from roadmap.runs.schema import STATUS
 from roadmap.training.device_errors import device_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches, synthetic_note
 from roadmap.training.optim import learning_rate
-from roadmap.training.setup import build_logger, check_run, identity_hash, load_images, load_summary, open_run, restore
+from roadmap.training.setup import build_logger, check_run, load_images, load_summary, open_run, restore
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import train_step
 
@@ -163,7 +163,7 @@ def evaluate_net(ctx: RunContext, net: nn.Module) -> Evaluation:
 
 def save_checkpoint(ctx: RunContext, state: TrainState) -> None:
     """Let a checkpoint be written beside training. Raises NonFiniteError, and DiskError for this or an earlier one."""
-    manifest = {"identity": identity_hash(ctx.config), **state.counters()}
+    manifest = {"identity": identity(ctx.config.values()), **state.counters()}
     ctx.logger.save_checkpoint(state.state_dict(), manifest, state.best_step)
 
 
