@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from roadmap.net import cost
-from roadmap.steps.compose import compose, compose_primary, hydra_at, validate
+from roadmap.steps.compose import compose, compose_primary, hydra_initialized, validate
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
-from roadmap.sweep.study import read_study
+from roadmap.sweep.study import study_file
 
 from .conftest import ROOT
 
@@ -82,34 +82,27 @@ def check_run(words: list[str]) -> None:
     if "--help" in words:
         assert help_text(folders)
         return
-    check_overrides(words)
-    check_config_dirs(folders, CONF)
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     options = [word for word in words if word not in overrides]
     if "-cn" in options:
-        check_study(str(folders[0] / f"{options[options.index('-cn') + 1]}.yaml"), overrides)
+        check_config(folders[0] / f"{options[options.index('-cn') + 1]}.yaml", overrides)
         return
     assert set(options) <= {"-cd", "--cfg", "job", *map(str, folders)}, options
-    with hydra_at(folders[0].resolve()):
-        cfg = compose_primary("config", overrides)
-        validate(cfg, cfg.hydra, [folder.resolve() for folder in folders])
+    check_config(folders[0] / "config.yaml", overrides)
 
 
-def check_study(name: str, words: list[str]) -> None:
-    """Compose one row and one seed of a study under the words of a command line."""
-    given = {word.split("=")[0] for word in words}
-    first = [word.split(",")[0] if word.startswith(("+step=", "seed=")) else word for word in words]
-    body = yaml.safe_load(Path(name).read_text()) if name.endswith(".yaml") else study_body(name)
-    for key, value in body["hydra"]["sweeper"]["params"].items():
-        if key not in given:
-            first.append(f"{key}={str(value).split(',')[0]}")
-    if name.startswith("sweeps/"):
-        name = Path(name).stem
-    assert read_study(name, first).cells
-
-
-def study_body(name: str) -> dict:
-    return yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())
+def check_config(primary: Path, overrides: list[str]) -> None:
+    """Compose a primary file under some overrides, and check what comes out; of a grid the first cell."""
+    folders = list(dict.fromkeys((primary.parent.resolve(), CONF)))
+    check_overrides(overrides)
+    check_config_dirs(folders, CONF)
+    first = [re.sub(r"^(\+step=|seed=)([^,]+),.*", r"\1\2", word) for word in overrides]
+    grid = yaml.safe_load(primary.read_text())["hydra"]["sweeper"]["params"] if primary.stem != "config" else {}
+    given = {word.split("=")[0] for word in overrides}
+    first += [f"{key}={str(value).split(',')[0]}" for key, value in grid.items() if key not in given]
+    with hydra_initialized(folders[0]):
+        cfg = compose_primary(primary.stem, first)
+        validate(cfg, cfg.hydra, folders)
 
 
 def check_module(words: list[str], monkeypatch) -> None:
@@ -135,7 +128,7 @@ def check_sweep(words: list[str]) -> None:
     overrides = words[cut + 1 :]
     load_cluster(words[words.index("--cluster") + 1], overrides)
     for study in studies:
-        check_study(study, [word for word in overrides if not is_cluster_key(word)])
+        check_config(study_file(study), [word for word in overrides if not is_cluster_key(word)])
 
 
 def check_make(words: list[str], monkeypatch) -> None:
