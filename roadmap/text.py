@@ -27,6 +27,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
 
 
+def reason(error: BaseException) -> str:
+    """Return what went wrong, on one line and without the path that a message names already."""
+    return printable(one_line(error.strerror if isinstance(error, OSError) and error.strerror else error))
+
+
+def printable(text: str) -> str:
+    """Return one line without control characters: names of files may hold anything."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key."""
     flat: dict[str, Any] = {}

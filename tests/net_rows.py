@@ -1,10 +1,9 @@
 """The roadmap once more, written by hand from the paper's Section 2 and Appendix C: what the config files must come to.
 
-Used by the tests of the net, with the helpers that make nets and images cheaply.
+With helpers that make nets and images cheaply.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -65,7 +64,7 @@ CONVNEXTS = {  # blocks per stage, width, parameters (Table 9 and the authors' c
 def convnext(size: str) -> NetConfig:
     """Return a ConvNeXt of the paper."""
     depths, width, _ = CONVNEXTS[size]
-    return replace(rows("tiny")["separate_downsampling"], depths=depths, width=width, layer_scale=1e-6)
+    return rows("tiny")["separate_downsampling"].replace(depths=depths, width=width, layer_scale=1e-6)
 
 
 @pytest.fixture(autouse=True, scope="module")

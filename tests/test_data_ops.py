@@ -9,10 +9,11 @@ from timm.data import auto_augment
 
 from roadmap.config.choices import Interpolation
 from roadmap.config.schema import DataConfig, RecipeConfig
-from roadmap.data import augment, load, train_batches, transforms
-from roadmap.data.decode import Cutter
+from roadmap.data import load, train_batches, transforms
+from roadmap.data.decoding import TrainCrop
 from roadmap.data.gpu_transforms import draw_augmentation
-from roadmap.data.policy import LEVELS, Layer, draw_erased, draw_layers, policy_of
+from roadmap.data.rand_augment import LEVELS, Layer, apply_layer, draw_layers, parse_policy
+from roadmap.data.random_erasing import draw_erased
 
 CPU = torch.device("cpu")
 SIZE, FILL = 64, (124, 116, 104)
@@ -58,7 +59,7 @@ def batches() -> list[np.ndarray]:
 def ours(images: list[np.ndarray], op: str, arg: float, interpolation: str) -> np.ndarray:
     batch = torch.from_numpy(np.stack(images))
     fill = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, 1)
-    augment.apply_layer(
+    apply_layer(
         batch, Layer(np.array([op] * len(images)), np.full(len(images), float(arg))), fill, Interpolation(interpolation)
     )
     return batch.numpy().astype(int)
@@ -123,7 +124,7 @@ def test_images_keep_their_own_operations_whatever_else_is_in_the_batch():
     images = [batches()[i % 4] for i in range(len(names))]
     batch = torch.from_numpy(np.stack([images[i] for i in order]))
     fill = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, 1)
-    augment.apply_layer(batch, Layer(np.array(names)[order], args[order]), fill, Interpolation.bicubic)
+    apply_layer(batch, Layer(np.array(names)[order], args[order]), fill, Interpolation.bicubic)
     for place, i in enumerate(order):
         alone = ours([images[i]], names[i], args[i], "bicubic")[0] if names[i] else images[i]
         assert np.array_equal(batch[place].numpy(), alone), names[i]
@@ -148,15 +149,15 @@ def test_all_that_happens_to_an_image_is_what_the_reference_does_with_the_same_d
     data = photographs(tmp_path)
     recipe = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic")
     split, ids, seed, epoch = load(data).train, np.arange(40), 3, 1
-    policy = policy_of(data, recipe)
-    cutter = Cutter(split, 48, recipe.interpolation, True, seed, epoch)
+    policy = parse_policy(data, recipe)
+    train_crop = TrainCrop(split, 48, recipe.interpolation, True, seed, epoch)
     flips = draw_augmentation(40, data, seed, epoch).flip
     layers, erased = draw_layers(policy, seed, epoch, ids), draw_erased(0.25, 48, seed, epoch, ids)
     batches = train_batches(split, data, recipe, list(torch.arange(40).split(16)), seed=seed, epoch=epoch, device=CPU)
     got = torch.cat([images for images, _ in batches])
     worst = []
     for i in ids:
-        image = Image.fromarray(cutter(i).numpy())
+        image = Image.fromarray(train_crop(i).numpy())
         image = TF.hflip(image) if flips[i] else image
         for layer in layers:
             op, arg = layer.ops[i], layer.args[i]

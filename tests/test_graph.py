@@ -1,4 +1,4 @@
-"""A captured step takes the eager steps, whichever run it was captured for. On the CPU a replay calls them again."""
+"""A captured step takes the eager steps, whichever run it was captured for; on a CPU a replay calls the step again."""
 
 from dataclasses import replace
 

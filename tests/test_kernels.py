@@ -189,7 +189,7 @@ def test_without_triton_the_rest_still_works(capability, monkeypatch):
 def test_the_table_names_forms_that_there_are():
     for entry in MEASURED:
         assert entry.form in kernels.FORMS[entry.operation]
-        assert kernels.can_run(entry.form, kernels.Where(CPU, *entry[1:4])), entry
+        assert kernels.can_run(entry.form, kernels.OpSpec(CPU, *entry[1:4])), entry
 
 
 def test_a_choice_by_operation_is_taken_alone():

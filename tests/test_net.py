@@ -1,6 +1,5 @@
 """The net: every parameter learns, every legal combination of toggles trains."""
 
-
 import pytest
 import torch
 import torchvision

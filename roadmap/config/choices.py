@@ -105,22 +105,6 @@ class RecipeName(StrEnum):
     enhanced = "enhanced"
 
 
-class DataName(StrEnum):
-    """The image sets that `roadmap.data.datasets` can load."""
-
-    digits = "digits"
-    fashion_mnist = "fashion_mnist"
-    cifar10 = "cifar10"
-    cifar100 = "cifar100"
-    imagenette = "imagenette"
-    imagenet = "imagenet"
-    imagefolder = "imagefolder"
-    synthetic = "synthetic"
-
-
-IN_FOLDERS = frozenset({DataName.imagenette, DataName.imagenet, DataName.imagefolder})  # the others are held in memory
-
-
 class Crop(StrEnum):
     """How a training image is cut out."""
 

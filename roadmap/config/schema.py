@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from roadmap import catalog
+from roadmap.catalog import DataKind
 from roadmap.config.choices import (
     Activation,
     Capture,
     Crop,
-    DataName,
     Decoder,
     Device,
     Init,
@@ -213,7 +214,10 @@ class DataConfig(Section):
 
     prefix = "data."
 
-    name: DataName = key(DataName.digits, evaluation=True)
+    name: Text = key("digits", evaluation=True)
+    kind: DataKind | None = key(
+        None, evaluation=True, about="of a set of one's own: how its images are kept; null: what is known of the name"
+    )
     root: Text | None = key(
         None, affects=Affects.place, evaluation=True, local=True, about="folder of the images; else ROADMAP_DATA"
     )
@@ -246,6 +250,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        catalog.find(self.name, self.kind)
         if min(self.std) <= 0:
             raise ConfigError(f"data.std={shown(self.std)}: must be a list of three finite numbers above 0")
         if self.resize_size is not None and self.resize_size < self.image_size:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
 
-from roadmap import paper
+from roadmap import catalog, paper
 from roadmap.report.record import Run
 from roadmap.report.stats import Interval, mean_interval
 
@@ -15,7 +15,6 @@ PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
 NO_RUN = "no usable run of:"  # a row that is missing; charts say so too
 SMALL_REGIMES = ("nano", "mini")
-SMALL_DATA = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,10 @@ class Group:
     @property
     def caution(self) -> str:
         """Return why the accuracies must not be read as the roadmap's, or nothing."""
-        if self.data == "synthetic":
-            return "synthetic images: the accuracy means nothing"
-        if self.regime in SMALL_REGIMES or self.data in SMALL_DATA:
+        known = catalog.DATA_SETS.get(self.data)
+        if known and known.caution:
+            return known.caution
+        if self.regime in SMALL_REGIMES or (known and known.is_small):
             return "small scale: the order of the rows means nothing at this size"
         return ""
 

@@ -5,20 +5,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from roadmap import paper
+from roadmap import catalog, paper
 from roadmap.report.cells import NO_RUN, Cell, Group
 from roadmap.report.columns import accuracy
 from roadmap.report.style import drawable
 
 HEAD_LIMIT, HEAD_LINES = 95, 8  # characters in a line above the chart, and lines
-DATA_NAMES = {
-    "imagenet": "ImageNet-1K",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "fashion_mnist": "Fashion-MNIST",
-    "imagenette": "Imagenette",
-    "synthetic": "synthetic images",
-}
 # The headings of Section 2 of the paper; a step of one's own stands under its parent's.
 SECTIONS = {
     "stage_ratio": "Macro design",
@@ -110,7 +102,7 @@ def head_lines(group: Group, limit: int = HEAD_LIMIT) -> list[str]:
     )
     seeds += " a row, so no spread is known" if counts == [1] else ""
     lines = [
-        f"regime {group.regime}, {DATA_NAMES.get(group.data, group.data)}",
+        f"regime {group.regime}, {catalog.title(group.data)}",
         f"study {group.study}: {_epochs(group)}; {seeds}",
     ]
     lines += [group.caution] if group.caution else []

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from roadmap.config.choices import DataName, Device, Optimizer
+from roadmap import catalog
+from roadmap.config.choices import Device, Optimizer
 from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import read_json, read_json_or_empty
@@ -19,15 +20,6 @@ from roadmap.runs.schema import STATUS, SUMMARY
 from roadmap.sweep.study import Cell, Study
 from roadmap.text import plain_table
 
-TRAIN_IMAGES = {
-    DataName.imagenet: 1_281_167,
-    DataName.digits: 1437,
-    DataName.fashion_mnist: 60_000,
-    DataName.cifar10: 50_000,
-    DataName.cifar100: 50_000,
-    DataName.imagenette: 9469,
-}
-CLASSES = {DataName.imagenet: 1000, DataName.cifar100: 100}
 COLUMNS = ("cell", "GMACs", "params M", "images/s", "from", "hours", "checkpoints", "state")
 SpeedKey = tuple[Any, ...]
 
@@ -67,7 +59,8 @@ def plan(
         if work not in speeds:
             speeds[work] = speed_of(config, earlier, measure)
         speed, source = speeds[work]
-        images = config.data.train_images or TRAIN_IMAGES.get(config.data.name)
+        known_images = catalog.find(config.data.name, config.data.kind).num_images
+        images = config.data.train_images or known_images.get("train")
         rows.append(
             Row(
                 key=cell.key,
@@ -84,15 +77,18 @@ def plan(
 
 
 def require_num_classes(cells: Iterable[Cell]) -> None:
-    """Raise DataError for folders of images whose classes nobody has counted."""
+    """Raise DataError for sets whose classes nobody has counted."""
     for cell in cells:
-        if cell.config.data.name == DataName.imagefolder and cell.config.data.num_classes is None:
-            raise DataError("data=imagefolder: a plan needs data.num_classes=N")
+        num_classes(cell.config)
 
 
 def num_classes(config: Config) -> int:
-    """Return how many classes a set has, before it is read."""
-    return config.data.num_classes or CLASSES.get(config.data.name, 10)
+    """Return how many classes a set has, before it is read. Raises DataError where only its files know."""
+    data = config.data
+    known = data.num_classes or catalog.find(data.name, data.kind).num_classes
+    if known is None:
+        raise DataError(f"data={data.name}: a plan needs data.num_classes=N")
+    return known
 
 
 def checkpoint_gb(config: Config, params_m: float) -> float:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roadmap.config.choices import DataName, Device
+from roadmap import catalog
+from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json_or_empty, read_yaml
@@ -23,7 +24,6 @@ from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.grad_accumulation import check_micro_batch
 
 START = ("planned", "stopped", "failed")  # what a person's command starts again
-EMBEDDED = (DataName.digits, DataName.synthetic)  # sets that need no folder
 PATHS = ("paths.runs", "data.root")
 
 
@@ -76,7 +76,7 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
 def check_images_folder(config: Config) -> None:
     """Raise DataError where a set's folder is not given, or is not there."""
     data = config.data
-    if data.name not in EMBEDDED and not data.root:
+    if catalog.find(data.name, data.kind).needs_root and not data.root:
         raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
     if data.root and not data.download and not Path(data.root).expanduser().is_dir():
         raise DataError(f"data.root={data.root}: no such folder")

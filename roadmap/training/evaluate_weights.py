@@ -63,7 +63,7 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     of another net.
     """
     sweep = sweep or SweepProgress()
-    data.check(config.data, config.recipe)
+    data.check_pipeline(config.data, config.recipe)
     device = choose_device(config.device)
     with errors_of_weights(config):
         weights = read_weights(config, sweep)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from roadmap.config.choices import DataName
+from roadmap import catalog
 from roadmap.config.schema import Config
 from roadmap.distributed.ranks import Ranks
 
@@ -81,4 +81,5 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
 
 def synthetic_note(config: Config) -> str:
     """Return what follows an accuracy where the images are made up; nothing otherwise."""
-    return " (synthetic images: the accuracy means nothing)" if config.data.name == DataName.synthetic else ""
+    caution = catalog.find(config.data.name, config.data.kind).caution
+    return f" ({caution})" if caution else ""

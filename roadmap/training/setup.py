@@ -15,7 +15,7 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.net import Cost, cost
-from roadmap.net.kernels import announcement, forms_of, in_words
+from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, differences, identity
@@ -32,7 +32,7 @@ log = logging.getLogger("roadmap")
 
 def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
     """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
-    if config.data.name not in datasets.IN_MEMORY:
+    if not datasets.is_in_memory(config.data):
         return datasets.load(config.data, config.paths.runs)
     key = config.data.values()
     if cache.get("images", (None,))[0] != key:
@@ -46,7 +46,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
     """Check what needs images and ranks; return what is known of the run. Raises ConfigError."""
     recipe, size, device = config.recipe, config.data.image_size, ranks.device
     sampling.train_index_batches(len(images.train.labels), recipe.batch_size, config.seed, 0)
-    data.check(config.data, recipe, device)
+    data.check_pipeline(config.data, recipe, device)
     mixup.check_mixup(recipe)
     check_micro_batch(recipe, ranks.world_size)
     if recipe.sync_batch_norm and device.type != "cuda":
@@ -69,7 +69,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "world_size": ranks.world_size,
         "compile": choose_compile(config, device),
         "cuda_graph": choose_graph(config, device, precision, ranks.world_size),
-        "kernels": in_words(forms_of(config.model, device, config.kernels)),
+        "kernels": format_forms(forms_of(config.model, device, config.kernels)),
         "versions": provenance.versions(),
         **provenance.hardware(device),
     }
@@ -152,8 +152,8 @@ def log_setup(ctx: RunContext) -> None:
         ctx.precision, recipe.base_lr, len(ctx.images.train.labels) % recipe.batch_size,
     )  # fmt: skip
     log.info(announcement(forms_of(config.model, ctx.device, config.kernels), ctx.device, config.kernels))
-    log.info(verification_note(ctx.images, config.data.name, config.paths.runs))
-    if note := data.note(config.data, ctx.device):
+    log.info(verification_note(ctx.images, config.data, config.paths.runs))
+    if note := data.pipeline_note(config.data, ctx.device):
         log.info(note)
 
 

@@ -1,7 +1,5 @@
 """Weights of other code in and out: logits equal to torchvision's and timm's own nets, and back out unchanged."""
 
-from dataclasses import replace
-
 import pytest
 import timm
 import torch
@@ -15,7 +13,7 @@ from roadmap.net import build_net, export_weights, load_weights
 from .net_rows import CONVNEXTS, SWIN, blank, convnext, drawn, images, one_thread, rows  # noqa: F401
 
 RESNET = rows("tiny")["resnet"]
-TOY = rows("toy") | {"convnext": replace(rows("toy")["separate_downsampling"], layer_scale=1e-6)}
+TOY = rows("toy") | {"convnext": rows("toy")["separate_downsampling"].replace(layer_scale=1e-6)}
 
 
 def ours(cfg, num_classes=1000):

@@ -1,8 +1,8 @@
-"""From files to crops of bytes, for the fast pipeline: decode an image and cut a box out of it, resized, on the CPU or by nvJPEG.
+"""From files to crops of bytes, for the fast pipeline: decode an image (CPU or nvJPEG) and resize a box of it.
 
-What Pillow reads is the measure. JPEGs of the usual kind go through libjpeg by way of torchvision, which gives the same bytes with less
-work; all others, and those that libjpeg gives up on, go through Pillow itself, as in the reference pipeline. What a file says about how
-it was held (EXIF) is ignored by both. Used by `fast`.
+What Pillow reads is the measure. JPEGs of the usual kind go through libjpeg by way of torchvision, which gives the same
+bytes with less work; all others, and those that libjpeg gives up on, go through Pillow itself, as in the reference
+pipeline. What a file says about how it was held (EXIF) is ignored by both.
 """
 
 import logging
@@ -24,48 +24,50 @@ from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import transforms
 from roadmap.data.datasets import Split
-from roadmap.data.image_folder import CANNOT_READ, read_image
-from roadmap.data.policy import draw_box
+from roadmap.data.image_folder import read_image
+from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-CUT: Box = (-1, -1, -1, -1)  # the box of what is cut already
+NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
 DecodeMany = Callable[
     [list[Tensor]], list[Tensor]
 ]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
 
 
-def chosen(data: DataConfig) -> Decoder:
+def resolve_decoder(data: DataConfig) -> Decoder:
     """Return the decoder that `data.decoder` means.
 
-    `auto` is the CPU, on_all_ranks: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of its config, not of
-    which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by setting.
+    `auto` is the CPU, everywhere: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of
+    its config, not of which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by
+    setting.
     """
     return Decoder.cpu if data.decoder == Decoder.auto else data.decoder
 
 
-def note(data: DataConfig) -> str:
+def decoder_note(data: DataConfig) -> str:
     """Return which decoder a run has, for its log."""
-    what = {Decoder.cpu: "libjpeg in the worker processes", Decoder.nvjpeg: "nvJPEG on the GPU"}[chosen(data)]
+    what = {Decoder.cpu: "libjpeg in the worker processes", Decoder.nvjpeg: "nvJPEG on the GPU"}[resolve_decoder(data)]
     return f"training images are decoded by {what} (data.decoder={data.decoder})"
 
 
-def check(data: DataConfig, device: torch.device) -> None:
+def check_decoder(data: DataConfig, device: torch.device) -> None:
     """Raise ConfigError for nvJPEG without a GPU."""
-    if data.pipeline == Pipeline.fast and chosen(data) == Decoder.nvjpeg and device.type != "cuda":
+    if data.pipeline == Pipeline.fast and resolve_decoder(data) == Decoder.nvjpeg and device.type != "cuda":
         raise ConfigError(
-            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; data.decoder=auto or cpu decodes anywhere"
+            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
+            "data.decoder=auto or cpu decodes anywhere"
         )
 
 
-def usual_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
-    """Return bytes (uint8), height and width of a JPEG that libjpeg turns into RGB as Pillow does; None for every other file.
+def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
+    """Return bytes (uint8), height, width of a JPEG that libjpeg decodes to RGB as Pillow does; None for other files.
 
-    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. None where it refuses: asked for the
-    image itself, it says why.
+    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. None where it refuses:
+    asked for the image itself, it says why.
     """
     try:
         with path.open("rb") as file:
@@ -76,7 +78,7 @@ def usual_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
             file.seek(0)
             data = bytearray(os.fstat(file.fileno()).st_size)
             file.readinto(data)
-    except CANNOT_READ:
+    except Exception:
         return None
     return torch.frombuffer(data, dtype=torch.uint8), height, width
 
@@ -85,7 +87,7 @@ def decode(path: Path) -> Tensor:
     """Decode an image as RGB: uint8 `(H, W, 3)`, the bytes that Pillow gives. Raises DataError that names the file."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    found = usual_jpeg(path)
+    found = read_jpeg(path)
     if found is not None:
         try:
             return decode_jpeg(found[0], mode=ImageReadMode.RGB).permute(1, 2, 0)
@@ -94,7 +96,7 @@ def decode(path: Path) -> Tensor:
     return torch.from_numpy(np.array(read_image(path)))
 
 
-def cut(image: Tensor, box: Box, size: int, interpolation: Interpolation) -> Tensor:
+def resized_crop(image: Tensor, box: Box, size: int, interpolation: Interpolation) -> Tensor:
     """Cut a box out of an image and resize it, smoothed where it shrinks: uint8 `(H, W, 3)` -> uint8 `(size, size, 3)`.
 
     A box without pixels, which an image of a pixel or two can have, is black, as Pillow's is.
@@ -114,7 +116,7 @@ def cut(image: Tensor, box: Box, size: int, interpolation: Interpolation) -> Ten
 
 
 @dataclass(frozen=True)
-class Cutter:
+class TrainCrop:
     """A training image of a split: decoded, and its box or the whole of it resized. Called with its id in a worker."""
 
     split: Split
@@ -131,25 +133,25 @@ class Cutter:
     def __call__(self, index: int) -> Tensor:
         """Return uint8 `(size, size, 3)`. Raises DataError."""
         image = decode(self.split.path(index))
-        return cut(image, self.box(index, image.shape[0], image.shape[1]), self.size, self.interpolation)
+        return resized_crop(image, self.box(index, image.shape[0], image.shape[1]), self.size, self.interpolation)
 
 
 @dataclass(frozen=True)
-class Reader:
+class NvjpegReader:
     """A training image for nvJPEG: the file's bytes and the box, or the crop itself where the file is no usual JPEG."""
 
-    cutter: Cutter
+    train_crop: TrainCrop
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return uint8 `(bytes,)` and int64 `(4,)`, or uint8 `(size, size, 3)` and `CUT`. Raises DataError."""
-        found = usual_jpeg(self.cutter.split.path(index))
+        """Return uint8 `(bytes,)` and int64 `(4,)`, or uint8 `(size, size, 3)` and `NO_BOX`. Raises DataError."""
+        found = read_jpeg(self.train_crop.split.path(index))
         if found is None:
-            return self.cutter(index), torch.tensor(CUT)
+            return self.train_crop(index), torch.tensor(NO_BOX)
         data, height, width = found
-        return data, torch.tensor(self.cutter.box(index, height, width))
+        return data, torch.tensor(self.train_crop.box(index, height, width))
 
 
-def packed(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def collate_encoded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Put a batch of files and crops into one tensor: all bytes in a row, how many each has, and the boxes `(B, 4)`."""
     data, boxes = zip(*items, strict=True)
     return (
@@ -167,34 +169,41 @@ class Refusals:
     seen: int = 0
 
 
-def unpacked(
+def decode_batch(
     batch: tuple[Tensor, Tensor, Tensor],
     ids: Sequence[int],
-    cutter: Cutter,
+    train_crop: TrainCrop,
     decode_many: DecodeMany,
     device: torch.device,
     count: Refusals,
 ) -> Tensor:
-    """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`. What the decoder refuses is decoded on the CPU, and counted."""
+    """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`.
+
+    What the decoder refuses is decoded on the CPU, and counted.
+    """
     data, lengths, boxes = batch
     files = data.split(lengths.tolist())
-    coded = [i for i, box in enumerate(boxes.tolist()) if tuple(box) != CUT]
-    images = dict(zip(coded, decoded([files[i] for i in coded], decode_many), strict=True))
+    coded = [i for i, box in enumerate(boxes.tolist()) if tuple(box) != NO_BOX]
+    images = dict(zip(coded, decode_or_none([files[i] for i in coded], decode_many), strict=True))
     count.seen += len(ids)
     crops = []
     for i, index in enumerate(ids):
         image = images.get(i)
         if image is not None:
-            crops.append(cut(image.permute(1, 2, 0), tuple(boxes[i].tolist()), cutter.size, cutter.interpolation))
+            crops.append(
+                resized_crop(
+                    image.permute(1, 2, 0), tuple(boxes[i].tolist()), train_crop.size, train_crop.interpolation
+                )
+            )
         elif i in images:
             count.refused += 1
-            crops.append(cutter(index).to(device))
+            crops.append(train_crop(index).to(device))
         else:
-            crops.append(files[i].view(cutter.size, cutter.size, 3).to(device, non_blocking=True))
+            crops.append(files[i].view(train_crop.size, train_crop.size, 3).to(device, non_blocking=True))
     return torch.stack(crops)
 
 
-def decoded(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]:
+def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]:
     """Decode files together, or where one is refused each by itself; None for those that are refused."""
     if not files:
         return []
@@ -203,14 +212,14 @@ def decoded(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        return [None] if len(files) == 1 else [decoded([file], decode_many)[0] for file in files]
+        return [None] if len(files) == 1 else [decode_or_none([file], decode_many)[0] for file in files]
 
 
-def beside(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
-    """Return how to call what decodes on a GPU: on a stream apart from training, which has its result when it comes to it.
+def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
+    """Return how to call what decodes on a GPU: on a stream of its own, for whose result training waits.
 
-    torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is queued but not done.
-    Here such memory can only be that of the batch before, and its few copies are waited for.
+    torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is
+    queued but not done. Here such memory can only be that of the batch before, and its few copies are waited for.
     """
     if device.type != "cuda":
         return lambda work: work()
@@ -239,20 +248,20 @@ def train_crops(
     epoch: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; a random box where `data.crop` is `resized`."""
-    cutter = Cutter(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
-    if chosen(data) == Decoder.cpu:
-        for crops in load_batches(cutter, default_collate, index_batches, data.workers, device):
+    """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; random boxes with `data.crop=resized`."""
+    train_crop = TrainCrop(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
+    if resolve_decoder(data) == Decoder.cpu:
+        for crops in load_batches(train_crop, default_collate, index_batches, data.workers, device):
             yield crops.to(device, non_blocking=True)
         return
     from torchvision.io import ImageReadMode, decode_jpeg
 
     decode_many: DecodeMany = partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
     count = Refusals()
-    files = load_batches(Reader(cutter), packed, index_batches, data.workers, device)
-    aside = beside(device)
+    files = load_batches(NvjpegReader(train_crop), collate_encoded, index_batches, data.workers, device)
+    aside = side_stream(device)
     for ids, batch in zip(index_batches, files, strict=True):
-        yield aside(partial(unpacked, batch, ids.tolist(), cutter, decode_many, device, count))
+        yield aside(partial(decode_batch, batch, ids.tolist(), train_crop, decode_many, device, count))
     if count.refused:
         log.info(
             "epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU",
@@ -264,7 +273,10 @@ def train_crops(
 
 @dataclass(frozen=True)
 class EvalReader:
-    """A validation image as the reference pipeline has it before it is normalised, to the byte. Called with its id in a worker."""
+    """A validation image as the reference pipeline has it before it is normalised, to the byte.
+
+    Called with its id in a worker.
+    """
 
     split: Split
     crop: Callable[[Image.Image], Image.Image]
