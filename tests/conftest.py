@@ -1,13 +1,18 @@
-"""What several tests share: the command line as a user types it, and small runs inside this process."""
+"""What tests share: the command line as a user types it, small runs in this process, and runs trained once for all."""
 
+import copy
+import functools
 import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from roadmap.config.schema import Config
 from roadmap.steps.compose import compose
+
+from . import drive
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -27,36 +32,87 @@ def no_account(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("NETRC", os.devnull)
 
 
+@pytest.fixture(scope="session")
+def forks():
+    """Start the process that command lines are forks of: it has imported everything, so that they need not."""
+    server = drive.Forks()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def command(tmp_path):
+def command(forks, tmp_path):
     """Return a function that runs `python run.py WORDS` with its runs under `tmp_path/runs`."""
 
     def call(*words: str, runs: Path | None = tmp_path / "runs", **env: str) -> subprocess.CompletedProcess[str]:
-        place = [f"paths.runs={runs}"] if runs else []
-        return subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *words, *place],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **env},
-            timeout=240,
-            check=False,
-        )
+        return forks.run((*words, *([f"paths.runs={runs}"] if runs else [])), env)
 
     return call
+
+
+@functools.cache
+def composed(step: str, words: tuple[str, ...]) -> Config:
+    """Compose a run of regime nano, once."""
+    return compose(step, "nano", words)
+
+
+def small_run(runs: Path, step: str, *overrides: str) -> Config:
+    """Return a run of a second or two on the digits, below `runs`."""
+    given = {o.split("=")[0] for o in overrides}
+    defaults = [w for w in (*SMALL, "wandb.mode=disabled") if w.split("=")[0] not in given]
+    config = copy.deepcopy(composed(step, (*defaults, *overrides)))
+    if "paths.runs" not in given:
+        config.paths.runs = str(runs)
+    return config
 
 
 @pytest.fixture
 def small(tmp_path):
-    """Return a function that composes a run of a few seconds on the digits, under `tmp_path/runs`."""
+    """Return a function that composes a small run, under `tmp_path/runs`."""
+    return lambda step="separate_downsampling", *overrides: small_run(tmp_path / "runs", step, *overrides)
 
-    def call(step: str = "separate_downsampling", *overrides: str):
-        given = {o.split("=")[0] for o in overrides}
-        words = [
-            w
-            for w in (*SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path / 'runs'}")
-            if w.split("=")[0] not in given
-        ]
-        return compose(step, "nano", [*words, *overrides])
 
-    return call
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """Return a function: a small run that was trained, once for all tests of this process, or stopped at a check.
+
+    Tests only read what it left.
+    """
+    return References(tmp_path_factory)
+
+
+class References:
+    """Small runs, by what they were trained with."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self.folders, self.trained = folders, {}
+
+    def __call__(self, step: str = "separate_downsampling", *overrides: str, stopped_at: int | None = None) -> Config:
+        from roadmap.training.train import train
+
+        from . import records
+
+        key = (step, *overrides, stopped_at)
+        if key not in self.trained:
+            config = small_run(self.folders.mktemp("reference"), step, *overrides)
+            if stopped_at is None:
+                train(config)
+            else:
+                with records.stopped_at(stopped_at):
+                    train(config)
+            self.trained[key] = config
+        return copy.deepcopy(self.trained[key])
+
+    def copy_to(self, runs: Path, step: str = "separate_downsampling", *overrides: str, stopped_at: int | None = None):
+        """Return a run below `runs` that has already left what the reference left."""
+        from roadmap.runs.run_dir import run_path
+
+        config = small_run(runs, step, *overrides)
+        shutil.copytree(run_path(self(step, *overrides, stopped_at=stopped_at)), run_path(config))
+        return config
+
+
+@pytest.fixture
+def trained(reference, tmp_path):
+    """Return a function: a small run under `tmp_path/runs` that is trained already, or was stopped at a check."""
+    return functools.partial(reference.copy_to, tmp_path / "runs")

@@ -1,95 +1,152 @@
-"""`python run.py` with an accident arranged in advance: at a given place of a given rank a signal is sent, or something breaks.
+"""`python run.py`, with or without an accident: at a given place of a given rank a signal is sent, or something breaks.
 
-`accident`, `run` and `Nursery` are for tests; run as a script (or started again as a rank) the module arranges it before the run begins.
+`run` starts a process of its own, and `Forks` a fork of one that has imported everything. As a script (a rank that is
+started runs it again) the module arranges the accident before the run begins.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "ROADMAP_TEST_ACCIDENT"
+signal_came = threading.Event()
+TIMEOUT_S = 240  # in which every run has ended by itself
+Done = subprocess.CompletedProcess[str]
 
 
 def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", to: str = "self") -> dict[str, str]:
     """Return the environment for an accident: at the `number`th time that `rank` comes to `where`.
 
-    `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed). `what`: a signal, or nan,
-    error, bug, memory. `to`: self, or parent (whoever started the ranks, and then all).
+    `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed), or watch
+    (in the process that has just started the ranks). `what`: a signal, or nan, error, bug, memory. `to`: self, parent
+    (whoever started the ranks, and then all), or group (all processes at once, as a terminal does it).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to})}
 
 
-def run(
-    words: tuple[str, ...], env: dict[str, str] | None = None, timeout: float = 150
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    command = [sys.executable, str(Path(__file__)), *words]
+def run(words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
+    """Run the command line to its end, in a process and a group of processes of its own."""
+    script = ROOT / "tests" / "drive.py" if env and VARIABLE in env else ROOT / "run.py"
     return subprocess.run(
-        command,
+        [sys.executable, str(script), *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, **(env or {})},
-        timeout=timeout,
+        timeout=TIMEOUT_S,
         check=False,
+        start_new_session=True,
     )
 
 
-class Nursery:
-    """A process that has imported everything and trained nothing: each run is a fork of it, and need not import it again."""
+class Forks:
+    """A process that has imported everything and computed nothing. Runs are forks of it, their ranks forks of the run."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__)), "--nursery"]
+        command = [sys.executable, str(Path(__file__)), "--forks"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.folder, self.started = TemporaryDirectory(), 0
 
-    def run(self, words: tuple[str, ...], env: dict[str, str] | None, place: Path) -> subprocess.CompletedProcess[str]:
-        """Run the command line to its end in a process of its own; its output passes through files in `place`."""
-        place.mkdir(exist_ok=True)
-        out, err = place / "out", place / "err"
-        self.process.stdin.write(
-            json.dumps({"words": words, "env": env or {}, "out": str(out), "err": str(err)}) + "\n"
-        )
+    def start(self, words: tuple[str, ...], env: dict[str, str] | None = None) -> "Fork":
+        """Start a command line."""
+        self.started += 1
+        out, err = (Path(self.folder.name, f"{self.started}.{name}") for name in ("out", "err"))
+        order = {"words": words, "env": {**os.environ, **(env or {})}, "out": str(out), "err": str(err)}
+        return Fork(self, self.ask(order), words, out, err)
+
+    def run(self, words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
+        """Run a command line to its end."""
+        return self.start(words, env).wait()
+
+    def ask(self, order: dict[str, object]) -> int:
+        """Pass an order on; return the number that answers it."""
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+        return int(self.process.stdout.readline())
 
     def close(self) -> None:
         """End it."""
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
+        self.folder.cleanup()
 
 
-def nursery() -> None:
-    """Fork a run for each line of stdin, and answer with its exit code."""
+@dataclass
+class Fork:
+    """A command line that is at work."""
+
+    forks: Forks
+    pid: int
+    words: tuple[str, ...]
+    out: Path
+    err: Path
+
+    def wait(self) -> Done:
+        """Wait for its end. Its output passes through files: a rank may outlive it."""
+        code = self.forks.ask({"wait": self.pid})
+        return subprocess.CompletedProcess(self.words, code, self.out.read_text(), self.err.read_text())
+
+
+def serve() -> None:
+    """For each line of stdin, fork a run and answer with its pid, or wait for one and answer with its exit code."""
+    before = dict(os.environ)
     import sklearn.datasets
     import timm.data.mixup
     import torch._dynamo
+    import wandb
 
+    import roadmap.training.evaluate_weights
     import roadmap.training.train
     import run as run_module
 
-    assert sklearn.datasets and timm.data.mixup and torch._dynamo and roadmap.training.train
+    assert sklearn.datasets and timm.data.mixup and torch._dynamo and wandb
+    assert roadmap.training.train and roadmap.training.evaluate_weights
+    own = {name: value for name, value in os.environ.items() if name not in before}  # set by the imports
     for line in sys.stdin:
         order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os.environ.update(order["env"])
-            for number, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
-                os.dup2(
-                    os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number
-                )
-            sys.argv[1:] = order["words"]
-            if VARIABLE in os.environ:
-                arrange(json.loads(os.environ[VARIABLE]))
-            code = run_module.main()
-            sys.stdout.flush()
-            os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        elif child := os.fork():
+            print(child, flush=True)
+        else:
+            become(order, own)
+            sys.exit(run_module.main())
+
+
+def become(order: dict, own: dict[str, str]) -> None:
+    """Make this fork what a process started with these words would be."""
+    os.setsid()
+    signal.alarm(TIMEOUT_S)
+    os.environ.clear()
+    os.environ.update({**own, **order["env"]})
+    for number, (path, mode) in enumerate(((os.devnull, "r"), (order["out"], "w"), (order["err"], "w"))):
+        with open(path, mode) as file:
+            os.dup2(file.fileno(), number)
+    sys.argv[1:] = order["words"]
+    fork_ranks()
+    if VARIABLE in os.environ:
+        arrange(json.loads(os.environ[VARIABLE]))
+
+
+def fork_ranks() -> None:
+    """Let ranks be forks of this process, which need not import anything, where each would be started anew."""
+    from roadmap.distributed import launch
+
+    class Forking:
+        def __getattr__(self, name):
+            return getattr(multiprocessing, name)
+
+        def get_context(self, _):
+            return multiprocessing.get_context("fork")
+
+    launch.multiprocessing = Forking()
 
 
 def happen(plan: dict[str, object]) -> None:
@@ -105,14 +162,13 @@ def happen(plan: dict[str, object]) -> None:
         raise TypeError("nobody thought of this")
     if what == "memory":
         torch.empty(10**15)
-    target = os.getppid() if plan["to"] == "parent" else os.getpid()
-    os.kill(target, getattr(signal, f"SIG{what}"))
+    number = getattr(signal, f"SIG{what}")
+    if plan["to"] == "group":
+        os.killpg(0, number)
+    else:
+        os.kill(os.getppid() if plan["to"] == "parent" else os.getpid(), number)
     if plan["to"] == "parent":  # until it has come back to this rank, the step it is in is not over
-        from roadmap.distributed.signals import StopSignal
-
-        deadline = time.monotonic() + 20
-        while StopSignal.latest.signal is None and time.monotonic() < deadline:  # type: ignore[attr-defined]
-            time.sleep(0.01)
+        signal_came.wait(20)
 
 
 def arrange(plan: dict[str, object]) -> None:
@@ -125,19 +181,20 @@ def arrange(plan: dict[str, object]) -> None:
 
     counts: dict[str, int] = {}
     places: list[int] = []
-    real_rank, real_init = training.train_rank, StopSignal.__init__
+    real_rank, real_note = training.train_rank, StopSignal._note
 
     def train_rank(config, sweep, here, port=None):
         places.append(here.rank)
         return real_rank(config, sweep, here, port)
 
-    def init(self, ranks=None):
-        real_init(self, ranks)
-        StopSignal.latest = self
+    def note(self, number, frame):
+        real_note(self, number, frame)
+        signal_came.set()
 
     def due(where: str) -> bool:
         counts[where] = counts.get(where, 0) + 1
-        return where == plan["where"] and counts[where] == plan["number"] and places[-1] == plan["rank"]
+        here = multiprocessing.parent_process() is None if where == "watch" else places[-1] == plan["rank"]
+        return where == plan["where"] and counts[where] == plan["number"] and here
 
     def around(module, name: str, where: str, after: bool, counts_for=lambda *_: True) -> None:
         real = getattr(module, name)
@@ -157,7 +214,8 @@ def arrange(plan: dict[str, object]) -> None:
         setattr(module, name, call)
 
     launch.GRACE_S = 3.0
-    training.train_rank, StopSignal.__init__ = train_rank, init
+    around(launch, "wait", "watch", after=False)
+    training.train_rank, StopSignal._note = train_rank, note
     around(training, "train_step", "before", after=False)
     around(training, "train_step", "step", after=True)
     around(updating, "cross_entropy", "loss", after=True)
@@ -171,8 +229,8 @@ if VARIABLE in os.environ:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    if sys.argv[1:] == ["--nursery"]:
-        sys.exit(nursery())
+    if sys.argv[1:] == ["--forks"]:
+        sys.exit(serve())
     import run as run_module
 
     sys.exit(run_module.main())

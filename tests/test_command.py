@@ -1,15 +1,12 @@
 """`python run.py` as a user types it: what it writes, what it ends with, and what it refuses."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
+import re
 
 import pytest
 import yaml
 
-from .conftest import ROOT
+from . import drive
 
 SMALL = (
     "data.train_images=96",
@@ -25,7 +22,7 @@ def nothing_written(tmp_path):
 
 
 def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path):
-    done = command("+step=inverted_bottleneck", *SMALL)
+    done = drive.run(("+step=inverted_bottleneck", *SMALL, f"paths.runs={tmp_path / 'runs'}"))
     assert done.returncode == 0, done.stderr
     cell = f"inverted_bottleneck,{','.join(sorted(SMALL))}"
     (folder,) = (tmp_path / "runs" / "single" / "nano-digits").glob("*/seed0")
@@ -147,32 +144,18 @@ def test_a_sweep_goes_on_past_a_cell_that_fails_and_ends_with_its_code(command, 
     assert done.stderr.count("activations_per_block=2") == 2
 
 
-def test_a_stop_ends_the_sweep_and_typed_again_it_goes_on(tmp_path):
-    words = [
-        sys.executable,
-        "run.py",
-        "-m",
-        "+step=gelu,kernel_5,kernel_7",
-        "wandb.mode=disabled",
-        "recipe.epochs=6",
-        f"paths.runs={tmp_path}",
-    ]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    started = "single/nano-digits/kernel_5,recipe.epochs=6/seed0/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (tmp_path / started).exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert "Traceback" not in errors
-    assert [line.split(":")[0] for line in out.splitlines()] == ["[1/3] gelu,recipe.epochs=6"]
-    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_a_stop_ends_the_sweep_and_typed_again_it_goes_on(forks, tmp_path):
+    words = ("-m", "+step=gelu,kernel_5,kernel_7", *SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path}")
+    stopped = forks.run(words, drive.accident("step", 3 + 2, what="INT"))  # the second run
+    assert stopped.returncode == 75, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert [line.split(",")[0] for line in stopped.stdout.splitlines()] == ["[1/3] gelu"]
+    again = forks.run(words)
     assert again.returncode == 0, again.stderr
-    assert len(again.stdout.splitlines()) == 3
-    assert again.stdout.splitlines()[0] == out.splitlines()[0]
-    assert "[2/3] kernel_5,recipe.epochs=6: goes on at step" in again.stderr
+    cells = [line.split(",")[0] for line in again.stdout.splitlines()]
+    assert cells == ["[1/3] gelu", "[2/3] kernel_5", "[3/3] kernel_7"]
+    assert again.stdout.splitlines()[0] == stopped.stdout.splitlines()[0]
+    assert re.search(r"\[2/3\] kernel_5,.*: goes on at step 2,", again.stderr)
 
 
 def test_synthetic_images_say_so(command):

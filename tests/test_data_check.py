@@ -60,7 +60,7 @@ def runs(tmp_path: Path) -> Path:
 
 def config(root: Path, runs: Path, fresh: bool = False, **changes) -> Config:
     data = DataConfig(**({"name": "imagefolder", "root": str(root), "workers": 2} | changes))
-    return Config(data=data, paths=PathsConfig(str(runs)), fresh=fresh)
+    return Config(data=data, paths=PathsConfig(runs=str(runs)), fresh=fresh)
 
 
 @pytest.fixture

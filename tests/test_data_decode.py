@@ -31,7 +31,7 @@ from roadmap.steps.compose import compose
 from roadmap.training import train as training
 from roadmap.training.train import train
 
-from .test_train import Interrupter, ledger, newest, same
+from .records import Interrupter, ledger, newest, same
 
 CPU = torch.device("cpu")
 OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)

@@ -1,4 +1,4 @@
-"""A disk that is full, fails or is not safe: the run ends with 74 or 78 in plain words, spares what was saved, and goes on later."""
+"""A disk that is full, fails or is not safe ends a run with 74 or 78, spares what was saved, and the run goes on later."""
 
 import json
 import os
@@ -13,12 +13,18 @@ from roadmap.runs import checkpoint
 from roadmap.runs.run_dir import RunDir, refuse_unsafe, run_path
 from roadmap.training.train import train
 
-from . import drive
 from .conftest import ROOT
-from .test_train import ledger, newest, same
+from .records import assert_equal_runs, newest
 
-TINY = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
-        "checkpoint.every_min=0", "wandb.mode=disabled")  # fmt: skip
+TINY = (
+    "data.train_images=96",
+    "data.val_images=40",
+    "recipe.batch_size=16",
+    "recipe.epochs=2",
+    "recipe.warmup_epochs=0",
+    "checkpoint.every_min=0",
+    "wandb.mode=disabled",
+)
 
 
 @pytest.fixture
@@ -37,12 +43,10 @@ def little_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(small, little_disk, tmp_path):
-    whole = small("gelu", *TINY, f"paths.runs={tmp_path / 'whole'}")
-    train(whole)
+def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(small, reference, forks, little_disk):
     words = ("+step=gelu", *TINY, f"paths.runs={little_disk}")
-    config = small("gelu", *TINY, words[-1])
-    done = drive.run(words)
+    whole, config = reference("gelu", *TINY), small("gelu", *TINY, words[-1])
+    done = forks.run(words)
     assert done.returncode == 74, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "No space left on device" in done.stderr
@@ -50,46 +54,32 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(smal
     saved = newest(config)
     assert saved["global_step"] >= 1
     subprocess.run(["mount", "-o", "remount,size=200m", str(little_disk)], check=True)
-    done = drive.run(words)
+    done = forks.run(words)
     assert done.returncode == 0, done.stderr
     assert "goes on at step" in done.stderr
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
+    assert_equal_runs(config, whole)
 
 
 @pytest.mark.parametrize(
     "nth", [pytest.param(n, marks=pytest.mark.slow if n not in (9, 14) else []) for n in range(1, 31)]
 )
-def test_a_disk_that_fails_to_make_anything_durable_is_told(small, tmp_path, nth):
+def test_a_disk_that_fails_to_make_anything_durable_is_told(small, reference, forks, tmp_path, nth):
     """The kernel's own answer, for the nth fsync of the process."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     words = ("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}")
     config = small("gelu", *TINY, words[-1])
-    inject = [
-        "strace",
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-o",
-        os.devnull,
-        "-e",
-        "trace=fsync",
-        "-e",
-        f"inject=fsync:error=EIO:when={nth}",
-    ]
-    command = [*inject, sys.executable, str(ROOT / "run.py"), *words]
+    fault = f"trace=fsync -e inject=fsync:error=EIO:when={nth}"
+    strace = f"strace -f --seccomp-bpf -qq -o {os.devnull} -e {fault}".split()
+    command = [*strace, sys.executable, str(ROOT / "run.py"), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 74, done.stderr
     assert "Input/output error" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((run_path(config) / "checkpoints").glob("*.tmp"))
-    again = drive.run(words)
+    again = forks.run(words)
     assert again.returncode == 0, again.stderr
-    whole = small("gelu", *TINY, f"paths.runs={tmp_path / 'whole'}")
-    train(whole)
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
+    assert_equal_runs(config, reference("gelu", *TINY))
 
 
 def test_what_was_written_is_read_back_before_it_counts(small, monkeypatch):
@@ -122,10 +112,10 @@ def test_a_place_that_everybody_can_write_is_refused(tmp_path, depth):
     refuse_unsafe(path)
 
 
-def test_an_unsafe_place_is_told_and_nothing_is_written(tmp_path):
+def test_an_unsafe_place_is_told_and_nothing_is_written(forks, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs").chmod(0o777)
-    done = drive.run(("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}"))
+    done = forks.run(("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}"))
     assert done.returncode == 78
     assert "runs is writable for everyone (mode 777)" in done.stderr
     assert not list((tmp_path / "runs").iterdir())

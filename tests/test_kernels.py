@@ -22,7 +22,7 @@ from roadmap.training.train import train
 
 from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
 from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
-from .test_train import Interrupter, ledger
+from .records import Interrupter, ledger
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TOY = {step: cfg.replace(layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}

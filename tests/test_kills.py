@@ -1,14 +1,12 @@
 """Runs that are killed for real, at every place, with one rank and with several: each ends bit-equal to one that was never stopped."""
 
-import json
-
-import numpy as np
 import pytest
 
+from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 
 from . import drive
-from .test_train import ledger, newest, same
+from .records import assert_equal_runs, newest
 
 TINY = ("data.train_images=48", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
         "recipe.drop_path=0.1", "checkpoint.every_min=0")  # fmt: skip
@@ -16,26 +14,8 @@ STEPS = 6  # 3 an epoch
 pytestmark = pytest.mark.timeout(1200)
 
 
-@pytest.fixture(scope="module")
-def nursery():
-    """Start the process that all runs of one rank are forks of."""
-    nursery = drive.Nursery()
-    yield nursery
-    nursery.close()
-
-
 @pytest.fixture
-def start(nursery, tmp_path):
-    """Return a function that runs a command line, with an accident or without."""
-
-    def call(words, accident=None):
-        return nursery.run(words, accident, tmp_path / "output")
-
-    return call
-
-
-@pytest.fixture
-def pair(small, start, tmp_path):
+def pair(small, forks, tmp_path):
     """Return a function: the words of a tiny run, its config, and the config of the same run that nothing happens to."""
 
     def call(step: str, *overrides: str):
@@ -43,42 +23,38 @@ def pair(small, start, tmp_path):
         overrides = (*(o for o in TINY if o.split("=")[0] not in given), *overrides)
         words = (f"+step={step}", "wandb.mode=disabled", *overrides)
         whole = (*words, f"paths.runs={tmp_path / 'whole'}")
-        done = start(whole)
+        done = forks.run(whole)
         assert done.returncode == 0, done.stderr
         return (*words, f"paths.runs={tmp_path / 'runs'}"), small(step, *overrides), small(step, *overrides, whole[-1])
 
     return call
 
 
-def ends_equal(start, words, config, whole):
-    done = start(words)
+def ends_equal(forks, words, config, whole):
+    done = forks.run(words)
     assert done.returncode == 0, done.stderr
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
-    bits = [np.load(run_path(c) / "correct.npy") for c in (config, whole)]
-    assert np.array_equal(*bits)
-    assert not list(run_path(config).rglob("*.tmp"))
+    assert_equal_runs(config, whole)
 
 
 def status(config):
-    return json.loads((run_path(config) / "status.json").read_text())
+    return read_json(run_path(config) / "status.json")
 
 
 @pytest.mark.parametrize("step", ["gelu", pytest.param("separate_downsampling", marks=pytest.mark.slow)])
-def test_killed_at_every_step_in_turn(pair, start, step):
+def test_killed_at_every_step_in_turn(pair, forks, step):
     words, config, whole = pair(step)
     for number in range(1, STEPS + 1):
         already = (
             newest(config)["global_step"] if number > 1 and list(run_path(config).glob("checkpoints/step-*.pt")) else 0
         )
-        killed = start(words, drive.accident("step", number - already))
+        killed = forks.run(words, drive.accident("step", number - already))
         assert killed.returncode == -9, killed.stderr
         assert status(config)["state"] == "running"
-    ends_equal(start, words, config, whole)
+    ends_equal(forks, words, config, whole)
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_three_deaths_without_progress_are_enough(start, small, tmp_path, devices):
+def test_three_deaths_without_progress_are_enough(forks, small, tmp_path, devices):
     words = (
         "+step=gelu",
         "wandb.mode=disabled",
@@ -89,37 +65,39 @@ def test_three_deaths_without_progress_are_enough(start, small, tmp_path, device
     )
     config = small("gelu", *words[2:])
     for _ in range(3):
-        assert start(words, drive.accident("before", 1, rank=devices - 1)).returncode == (-9 if devices == 1 else 75)
-    refused = start(words)
+        assert forks.run(words, drive.accident("before", 1, rank=devices - 1)).returncode == (
+            -9 if devices == 1 else 75
+        )
+    refused = forks.run(words)
     assert refused.returncode == 93
     assert "died 3 times without progress, at step 0" in refused.stderr
     assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 93)
-    done = start(words)  # somebody's own wish
+    done = forks.run(words)  # somebody's own wish
     assert done.returncode == 0, done.stderr
 
 
 EDGES = [("before", 1), ("step", 2), ("step", 3), ("evaluate", 1), ("saving", 2), ("step", STEPS), ("evaluate", 2)]
 
 
-def politely(pair, start, step, signals, *overrides, edges=EDGES):
+def politely(pair, forks, step, signals, *overrides, edges=EDGES):
     words, config, whole = pair(step, *overrides)
     for (where, number), name in zip(edges, signals, strict=True):
-        stopped = start((*words, "fresh=true"), drive.accident(where, number, what=name, rank=0))
+        stopped = forks.run((*words, "fresh=true"), drive.accident(where, number, what=name, rank=0))
         assert stopped.returncode == 75, stopped.stderr
         assert f"stopped by SIG{name}; the same command goes on" in stopped.stderr
         assert "Traceback" not in stopped.stderr
         assert (status(config)["state"], status(config)["exit_code"]) == ("stopped", 75)
-        ends_equal(start, words, config, whole)
+        ends_equal(forks, words, config, whole)
 
 
-def test_stopped_politely_at_some_edges(pair, start):
-    politely(pair, start, "gelu", ("TERM", "USR2", "INT"), edges=[EDGES[0], EDGES[3], EDGES[4]])
+def test_stopped_politely_at_some_edges(pair, forks):
+    politely(pair, forks, "gelu", ("TERM", "USR2", "INT"), edges=[EDGES[0], EDGES[3], EDGES[4]])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["TERM", "USR2", "INT"])
-def test_stopped_politely_at_every_edge(pair, start, name):
-    politely(pair, start, "separate_downsampling", [name] * len(EDGES))
+def test_stopped_politely_at_every_edge(pair, forks, name):
+    politely(pair, forks, "separate_downsampling", [name] * len(EDGES))
 
 
 MIXED = ("recipe.mixup=0.8", "recipe.cutmix=1.0")
@@ -141,21 +119,21 @@ def of(ranks, workers, ema, accumulation):
 @pytest.mark.parametrize(
     "combination", [pytest.param(c, marks=[] if c in IN_SHORT else pytest.mark.slow, id=str(c)) for c in COMBINATIONS]
 )
-def test_ranks_that_are_killed_and_stopped_in_turn(pair, start, combination):
+def test_ranks_that_are_killed_and_stopped_in_turn(pair, forks, combination):
     """A kill of one rank, of the first while it saves, and polite stops: of one rank, of all through their parent, at the last step."""
     ranks = combination[0]
     words, config, whole = pair("patchify_stem", *of(*combination))
     last = ranks - 1
-    told = start(words, drive.accident("step", 1, rank=last))
+    told = forks.run(words, drive.accident("step", 1, rank=last))
     assert told.returncode == (-9 if ranks == 1 else 75), told.stderr
     if ranks > 1:
         assert f"rank {last} was killed (SIGKILL); the same command goes on" in told.stderr
         assert "Traceback" not in told.stderr
-    start(words, drive.accident("saving", 2))
+    forks.run(words, drive.accident("saving", 2))
     # Of several ranks each hears of a signal one step later: here in the first step of the next epoch.
     for where, to in (("evaluate", "self"), ("before", "parent" if ranks > 1 else "self")):
-        stopped = start(words, drive.accident(where, 1, rank=last, what="USR2", to=to))
+        stopped = forks.run(words, drive.accident(where, 1, rank=last, what="USR2", to=to))
         assert stopped.returncode == 75, stopped.stderr
         assert status(config)["state"] == "stopped"
-    ends_equal(start, words, config, whole)
+    ends_equal(forks, words, config, whole)
     assert status(config)["world_size"] == ranks

@@ -1,13 +1,11 @@
-"""Several ranks: equal to one of the larger batch, exact in evaluation, and ended together by whatever ends one of them."""
+"""Several ranks: equal to one of the larger batch, exact in evaluation, and ended by whatever ends one of them."""
 
-import json
+import fcntl
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,17 +14,24 @@ import torch
 from roadmap.distributed import device as devices
 from roadmap.distributed.rank_env import Launcher, RankEnv, rank_env
 from roadmap.errors import ConfigError
-from roadmap.runs.run_dir import run_path
+from roadmap.files import read_json
+from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.compose import compose
 from roadmap.training.grad_accumulation import check_micro_batch
-from roadmap.training.train import train
 
 from . import drive
 from .conftest import ROOT
-from .test_train import ledger, newest
+from .records import ledger, newest
 
-TINY = ("data.train_images=48", "data.val_images=301", "recipe.batch_size=16", "recipe.micro_batch=8", "recipe.epochs=2",
-        "recipe.warmup_epochs=0", "wandb.mode=disabled")  # fmt: skip
+TINY = (
+    "data.train_images=48",
+    "data.val_images=301",
+    "recipe.batch_size=16",
+    "recipe.micro_batch=8",
+    "recipe.epochs=2",
+    "recipe.warmup_epochs=0",
+    "wandb.mode=disabled",
+)
 
 
 def words(tmp_path, step, *overrides):
@@ -39,7 +44,19 @@ def config_of(words):
 
 
 def status(words):
-    return json.loads((run_path(config_of(words)) / "status.json").read_text())
+    return read_json(run_path(config_of(words)) / "status.json")
+
+
+@pytest.fixture
+def finished(forks):
+    """Return a function that runs a command line, which must succeed, and returns its config."""
+
+    def call(words):
+        done = forks.run(words)
+        assert done.returncode == 0, done.stderr
+        return config_of(words)
+
+    return call
 
 
 def val_rows(rows):
@@ -51,8 +68,8 @@ def train_losses(rows):
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_equal_one_rank_of_the_larger_batch(tmp_path, ranks):
-    """A layer-norm net; a pass has its number and so its draws however many ranks share the passes: mixing and drop-path are on."""
+def test_ranks_equal_one_rank_of_the_larger_batch(finished, tmp_path, ranks):
+    """Of a net without BatchNorm. A pass has its number, and so its draws, however many ranks share the passes."""
     extra = (
         "recipe.mixup=0.8",
         "recipe.cutmix=1.0",
@@ -60,35 +77,36 @@ def test_ranks_equal_one_rank_of_the_larger_batch(tmp_path, ranks):
         "recipe.micro_batch=4",
         "recipe.ema_decay=0.5",
     )
-    one, several = (words(tmp_path / str(n), "separate_downsampling", *extra, f"devices={n}") for n in (1, ranks))
-    for each in (one, several):
-        train(config_of(each))
-    first, second = ledger(config_of(one)), ledger(config_of(several))
+    runs = [words(tmp_path / str(n), "separate_downsampling", *extra, f"devices={n}") for n in (1, ranks)]
+    configs = [finished(each) for each in runs]
+    first, second = map(ledger, configs)
     assert len(first) == len(second) == 8
     assert train_losses(first) == pytest.approx(train_losses(second), rel=1e-4)
-    nets = [newest(config_of(each))["net"] for each in (one, several)]
+    nets = [newest(config)["net"] for config in configs]
     assert all(torch.allclose(tensor, nets[1][name], atol=2e-3) for name, tensor in nets[0].items())
-    assert status(several)["world_size"] == ranks
+    assert status(runs[1])["world_size"] == ranks
 
 
-def test_two_ranks_equal_one_pass_of_the_double_batch(tmp_path):
-    one = words(tmp_path / "one", "separate_downsampling", "recipe.micro_batch=16")
-    two = words(tmp_path / "two", "separate_downsampling", "devices=2")
-    for each in (one, two):
-        train(config_of(each))
-    assert train_losses(ledger(config_of(one))) == pytest.approx(train_losses(ledger(config_of(two))), rel=1e-4)
+def test_two_ranks_equal_one_pass_of_the_double_batch(finished, tmp_path):
+    one = finished(words(tmp_path / "one", "separate_downsampling", "recipe.micro_batch=16"))
+    two = finished(words(tmp_path / "two", "separate_downsampling", "devices=2"))
+    assert train_losses(ledger(one)) == pytest.approx(train_losses(ledger(two)), rel=1e-4)
 
 
-def test_evaluation_over_ranks_is_exactly_that_of_one_process(tmp_path):
-    """301 images in batches of 256, so that one rank of three has nothing: the net's evaluation after the same single step."""
+def test_evaluation_over_ranks_is_exactly_that_of_one_process(finished, tmp_path):
+    """301 images in batches of 256: one rank of three has nothing. The net's evaluation after the same single step."""
     rows = []
     for ranks in (1, 3):
-        one = words(
-            tmp_path / str(ranks), "separate_downsampling", f"devices={ranks}", "recipe.batch_size=48", "recipe.micro_batch=16",
-            "recipe.lr=1e-30", "recipe.min_lr=0", "recipe.epochs=1",
-        )  # fmt: skip
-        train(config_of(one))
-        rows.append((val_rows(ledger(config_of(one))), np.load(run_path(config_of(one)) / "correct.npy")))
+        extra = (
+            "recipe.batch_size=48",
+            "recipe.micro_batch=16",
+            "recipe.lr=1e-30",
+            "recipe.min_lr=0",
+            "recipe.epochs=1",
+        )
+        one = words(tmp_path / str(ranks), "separate_downsampling", f"devices={ranks}", *extra)
+        config = finished(one)
+        rows.append((val_rows(ledger(config)), np.load(run_path(config) / "correct.npy")))
     assert rows[0][0] == rows[1][0]
     assert np.array_equal(rows[0][1], rows[1][1])
     bits = np.unpackbits(rows[1][1])
@@ -127,44 +145,35 @@ def slurm(rank: int, step: str = "0", tasks: int = 2) -> dict[str, str]:
             "SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(tasks)}  # fmt: skip
 
 
-def start(words, env):
-    command = [sys.executable, str(ROOT / "tests" / "drive.py"), *words]
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_tasks_of_a_job_step_find_each_other_and_run_a_sweep(tmp_path):
+def test_tasks_of_a_job_step_find_each_other_and_run_a_sweep(forks, tmp_path):
     sweep = ("-m", *words(tmp_path, "gelu,layer_norm", "recipe.epochs=1"))
-    tasks = [start(sweep, slurm(rank)) for rank in range(2)]
-    ended = [task.communicate(timeout=200) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], ended
-    assert [len(out.splitlines()) for out, _ in ended] == [2, 0]
-    assert ended[1][1] == ""
+    tasks = [forks.start(sweep, slurm(rank)) for rank in range(2)]
+    ended = [task.wait() for task in tasks]
+    assert [task.returncode for task in ended] == [0, 0], ended
+    assert [len(task.stdout.splitlines()) for task in ended] == [2, 0]
+    assert ended[1].stderr == ""
     assert not list((tmp_path / ".ranks").iterdir())
 
 
-def test_an_error_of_one_task_is_the_code_of_all(tmp_path):
+def test_an_error_of_one_task_is_the_code_of_all(forks, tmp_path):
     accident = drive.accident("before", 2, rank=1, what="error")
-    tasks = [start(words(tmp_path, "gelu"), slurm(rank) | accident) for rank in range(2)]
-    ended = [task.communicate(timeout=200) for task in tasks]
-    assert [task.returncode for task in tasks] == [65, 65], ended
-    assert ended[0][1].splitlines()[-1] == "error: 7.jpg: cannot be decoded"
+    tasks = [forks.start(words(tmp_path, "gelu"), slurm(rank) | accident) for rank in range(2)]
+    ended = [task.wait() for task in tasks]
+    assert [task.returncode for task in ended] == [65, 65], ended
+    assert ended[0].stderr.splitlines()[-1] == "error: 7.jpg: cannot be decoded"
     assert (status(words(tmp_path, "gelu"))["exit_code"], status(words(tmp_path, "gelu"))["state"]) == (65, "failed")
 
 
-def test_a_task_that_never_comes_is_told_in_time(tmp_path):
-    one = start(words(tmp_path, "gelu", "start_timeout_s=4"), slurm(1))
-    _, errors = one.communicate(timeout=100)
-    assert one.returncode == 75
-    assert errors == ""  # the first rank speaks for all
-    first = start(words(tmp_path, "gelu", "start_timeout_s=4"), slurm(0, step="1"))
-    _, errors = first.communicate(timeout=100)
-    assert first.returncode == 75
-    assert errors.splitlines()[1:] == ["error: not all of the 2 ranks came within 4 s"]
+def test_a_task_that_never_comes_is_told_in_time(forks, tmp_path):
+    mine = words(tmp_path, "gelu", "start_timeout_s=4")
+    tasks = [forks.start(mine, slurm(1)), forks.start(mine, slurm(0, step="1"))]  # of two job steps
+    second, first = (task.wait() for task in tasks)
+    assert (first.returncode, second.returncode) == (75, 75)
+    assert second.stderr == ""  # the first rank speaks for all
+    assert first.stderr.splitlines()[1:] == ["error: not all of the 2 ranks came within 4 s"]
 
 
-def test_a_host_that_does_not_resolve_is_told_in_time(tmp_path):
+def test_a_host_that_does_not_resolve_is_told_in_time(forks, tmp_path):
     env = {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -172,11 +181,10 @@ def test_a_host_that_does_not_resolve_is_told_in_time(tmp_path):
         "MASTER_ADDR": "no-such-host.invalid",
         "MASTER_PORT": "29500",
     }
-    one = start(words(tmp_path, "gelu", "start_timeout_s=5"), env)
-    _, errors = one.communicate(timeout=100)
-    assert one.returncode == 75
-    assert "error: rank 0 of 2 cannot reach the others within 5 s" in errors
-    assert "Traceback" not in errors
+    done = forks.run(words(tmp_path, "gelu", "start_timeout_s=5"), env)
+    assert done.returncode == 75
+    assert "error: rank 0 of 2 cannot reach the others within 5 s" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -203,25 +211,25 @@ def test_a_rank_that_is_no_number_is_refused():
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_of_one_rank_ends_the_run_with_its_code(tmp_path, rank):
-    done = drive.run(words(tmp_path, "gelu", "devices=2"), drive.accident("before", 2, rank=rank, what="error"))
+def test_an_error_of_one_rank_ends_the_run_with_its_code(forks, tmp_path, rank):
+    done = forks.run(words(tmp_path, "gelu", "devices=2"), drive.accident("before", 2, rank=rank, what="error"))
     assert done.returncode == 65
     assert done.stderr.splitlines()[-1] == "error: 7.jpg: cannot be decoded"
     assert "Traceback" not in done.stderr
     assert status(words(tmp_path, "gelu", "devices=2"))["exit_code"] == 65
 
 
-def test_a_mistake_of_ours_in_one_rank_shows_its_traceback_and_is_no_kill(tmp_path):
-    done = drive.run(words(tmp_path, "gelu", "devices=2"), drive.accident("before", 2, rank=1, what="bug"))
+def test_a_mistake_of_ours_in_one_rank_shows_its_traceback_and_is_no_kill(forks, tmp_path):
+    done = forks.run(words(tmp_path, "gelu", "devices=2"), drive.accident("before", 2, rank=1, what="bug"))
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.splitlines()[-1] == "error: rank 1 failed (TypeError: nobody thought of this)"
     assert status(words(tmp_path, "gelu", "devices=2"))["state"] == "failed"
 
 
-def test_a_loss_of_one_rank_that_is_not_finite_stops_all_and_no_weight_takes_it(tmp_path):
+def test_a_loss_of_one_rank_that_is_not_finite_stops_all_and_no_weight_takes_it(forks, tmp_path):
     mine = words(tmp_path, "gelu", "devices=2", "checkpoint.every_min=0")
-    done = drive.run(mine, drive.accident("loss", 4, rank=1, what="nan"))
+    done = forks.run(mine, drive.accident("loss", 4, rank=1, what="nan"))
     assert done.returncode == 70, done.stderr
     assert re.search(r"error: step 4: the loss is not finite; the weights did not take that step", done.stderr)
     state = newest(config_of(mine))
@@ -229,18 +237,18 @@ def test_a_loss_of_one_rank_that_is_not_finite_stops_all_and_no_weight_takes_it(
     assert all(torch.isfinite(tensor).all() for tensor in state["net"].values())
 
 
-def test_a_silent_rank_is_noticed_and_the_same_command_goes_on(tmp_path):
+def test_a_silent_rank_is_noticed_and_the_same_command_goes_on(forks, tmp_path):
     mine = words(tmp_path, "gelu", "devices=2", "comm_timeout_s=4", "checkpoint.every_min=0")
-    done = drive.run(mine, drive.accident("before", 3, rank=1, what="STOP"))
+    done = forks.run(mine, drive.accident("before", 3, rank=1, what="STOP"))
     assert done.returncode == 75, done.stderr
     assert "rank 1 did not answer; the same command goes on" in done.stderr
     assert status(mine)["reason"].startswith("PeerLost")
-    assert drive.run(mine).returncode == 0
+    assert forks.run(mine).returncode == 0
 
 
-def test_memory_that_is_too_small_is_told_and_never_adapted_to(tmp_path):
+def test_memory_that_is_too_small_is_told_and_never_adapted_to(forks, tmp_path):
     mine = words(tmp_path, "gelu", "devices=2")
-    done = drive.run(mine, drive.accident("before", 2, rank=1, what="memory"))
+    done = forks.run(mine, drive.accident("before", 2, rank=1, what="memory"))
     assert done.returncode == 64
     assert (
         "error: recipe.micro_batch=8: a pass of so many images is too large for the memory of cpu; 4 fits this net"
@@ -248,60 +256,41 @@ def test_memory_that_is_too_small_is_told_and_never_adapted_to(tmp_path):
     )
 
 
-def test_other_devices_do_not_go_on_in_silence(tmp_path):
+def test_other_devices_do_not_go_on_in_silence(forks, tmp_path):
     mine = words(tmp_path, "gelu", "checkpoint.every_min=0")
-    assert drive.run(mine, drive.accident("step", 2, what="TERM")).returncode == 75
-    refused = drive.run((*mine, "devices=2"))
+    assert forks.run(mine, drive.accident("step", 2, what="TERM")).returncode == 75
+    refused = forks.run((*mine, "devices=2"))
     assert refused.returncode == 78
     assert "world_size: 1 -> 2" in refused.stderr
-    allowed = drive.run((*mine, "devices=2", "allow_drift=true"))
+    allowed = forks.run((*mine, "devices=2", "allow_drift=true"))
     assert allowed.returncode == 0, allowed.stderr
     assert status(mine)["drift"] == ["world_size: 1 -> 2"]
 
 
-@pytest.mark.slow
-def test_a_second_writer_of_ranks_leaves_at_once(tmp_path):
-    mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
-    first = start(mine, {})
-    while not list(tmp_path.rglob("metrics.jsonl")):
-        assert first.poll() is None
-    second = drive.run(mine)
+def test_a_second_writer_of_ranks_leaves_at_once(forks, tmp_path):
+    mine = words(tmp_path, "gelu", "devices=2")
+    with RunDir(run_path(config_of(mine))).lock():
+        second = forks.run(mine)
     assert second.returncode == 75
-    assert (
-        f"another process is writing this run (process {status(mine)['pid']} on {socket.gethostname()})"
-        in second.stderr
-    )
-    first.terminate()
-    assert first.wait(timeout=60) == 75
+    assert f"another process is writing this run (process {os.getpid()} on {socket.gethostname()})" in second.stderr
 
 
-@pytest.mark.parametrize("ready", ["starting", "begun"])
-def test_a_keyboard_interrupt_of_all_processes_is_one_polite_stop(tmp_path, ready):
+@pytest.mark.parametrize(("where", "number"), [("watch", 1), ("step", 2)])
+def test_a_keyboard_interrupt_of_all_processes_is_one_polite_stop(tmp_path, where, number):
     """As a terminal sends it: to the parent and to every rank, while they start or while they train."""
+    accident = drive.accident(where, number, what="INT", to="group")
+    done = drive.run(words(tmp_path, "gelu", "devices=2", "recipe.epochs=200"), accident)
+    assert (done.returncode, done.stdout) == (75, ""), done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(forks, tmp_path):
     mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
-    command = [sys.executable, "run.py", *mine]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while ready == "begun" and not list(tmp_path.rglob("metrics.jsonl")):
-        assert process.poll() is None
-    while ready == "starting" and len(children_of(process.pid)) < 3:  # two ranks and what keeps count of resources
-        assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
-    out, errors = process.communicate(timeout=100)
-    assert (process.returncode, out) == (75, ""), errors
-    assert errors.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
-    assert "Traceback" not in errors
-
-
-def children_of(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(tmp_path):
-    mine = words(tmp_path, "gelu", "devices=2", "recipe.epochs=200")
-    killed = drive.run(mine, drive.accident("step", 2, rank=1, what="KILL", to="parent"))
+    killed = forks.run(mine, drive.accident("step", 2, rank=1, what="KILL", to="parent"))
     assert killed.returncode == -9
+    with (run_path(config_of(mine)) / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held until the first rank has ended
     assert status(mine)["state"] == "stopped"
 
 

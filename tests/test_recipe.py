@@ -1,6 +1,5 @@
 """The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
-from roadmap.errors import ConfigError, Refused, StoppedEarly
+from roadmap.errors import ConfigError, Refused
+from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
 from roadmap.training import mixup, setup
@@ -19,25 +19,25 @@ from roadmap.training import train as training
 from roadmap.training.ema import build_ema
 from roadmap.training.train import train
 
-from .test_train import Interrupter, ledger, newest, same
+from .records import assert_equal_runs, ledger, newest, same, stopped_at
 
 
 def losses(config):
-    train(config)
     return [row["train/loss"] for row in ledger(config) if row["kind"] == "train"]
 
 
 @pytest.mark.parametrize("step", ["layer_norm", "separate_downsampling"])
-def test_accumulating_over_four_passes_equals_one_pass(small, step):
+def test_accumulating_over_four_passes_equals_one_pass(reference, step):
     """For nets without BatchNorm, whose statistics are those of a pass, and without what is drawn per pass."""
-    whole, parts = small(step), small(step, "recipe.micro_batch=8")
+    whole, parts = reference(step), reference(step, "recipe.micro_batch=8")
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-4)
     for name, tensor in newest(whole)["net"].items():
         assert torch.allclose(tensor, newest(parts)["net"][name], atol=2e-3), name
 
 
-def test_accumulating_changes_what_batch_norm_sees(small):
-    assert losses(small("gelu")) != pytest.approx(losses(small("gelu", "recipe.micro_batch=8")), rel=1e-4)
+def test_accumulating_changes_what_batch_norm_sees(reference):
+    whole, parts = reference("gelu"), reference("gelu", "recipe.micro_batch=8")
+    assert losses(whole) != pytest.approx(losses(parts), rel=1e-4)
 
 
 def test_a_batch_that_does_not_divide_is_refused(small):
@@ -82,10 +82,9 @@ def test_moving_average_is_the_authors_and_covers_buffers():
     assert build_ema(net, None) is None
 
 
-def test_moving_average_has_its_own_evaluation(small):
-    config = small("gelu", "recipe.ema_decay=0.5")
-    summary = train(config)
-    last = ledger(config)[-1]
+def test_moving_average_has_its_own_evaluation(reference):
+    config = reference("gelu", "recipe.ema_decay=0.5")
+    summary, last = read_json(run_path(config) / "summary.json"), ledger(config)[-1]
     assert summary["ema_top1"] == last["val/ema_top1"]
     assert "ema" in newest(config)
     assert not same(
@@ -94,24 +93,24 @@ def test_moving_average_has_its_own_evaluation(small):
     )
 
 
-def test_bf16_is_recorded_and_is_not_fp32(small):
-    one, two = small("layer_norm"), small("layer_norm", "recipe.precision=bf16")
+def test_bf16_is_recorded_and_is_not_fp32(reference):
+    one, two = reference("layer_norm"), reference("layer_norm", "recipe.precision=bf16")
     first, second = losses(one), losses(two)
     assert first != second
     assert first == pytest.approx(second, rel=0.05)
-    records = [json.loads((run_path(c) / "summary.json").read_text())["precision"] for c in (one, two)]
+    records = [read_json(run_path(c) / "summary.json")["precision"] for c in (one, two)]
     assert records == ["fp32", "bf16"]
 
 
 @pytest.mark.parametrize("extra", [(), ("recipe.micro_batch=8",)])
-def test_fp16_scales_its_loss_and_stays_near_fp32(small, extra):
-    extra = ("recipe.lr=1e-4", *extra)
-    one, two = small("layer_norm", *extra), small("layer_norm", "recipe.precision=fp16", *extra)
+def test_fp16_scales_its_loss_and_stays_near_fp32(reference, extra):
+    one = reference("layer_norm", "recipe.lr=1e-4")
+    two = reference("layer_norm", "recipe.precision=fp16", "recipe.lr=1e-4", *extra)
     assert losses(one) == pytest.approx(losses(two), rel=0.02)
     scaler = newest(two)["scaler"]
     assert scaler["scale"] == 65536.0  # torch's first value: no gradient of so small a net overflows
     assert scaler["_growth_tracker"] == 6
-    assert json.loads((run_path(two) / "summary.json").read_text())["precision"] == "fp16"
+    assert read_json(run_path(two) / "summary.json")["precision"] == "fp16"
 
 
 def test_a_gradient_that_overflows_in_fp16_is_a_skipped_step_and_no_error(small, monkeypatch):
@@ -135,26 +134,21 @@ def test_a_gradient_that_overflows_in_fp16_is_a_skipped_step_and_no_error(small,
     assert not same(calls[2], calls[3])
 
 
-def test_fp16_resumes_to_the_bit(small, tmp_path, monkeypatch):
-    whole = small("gelu", "recipe.precision=fp16", f"paths.runs={tmp_path / 'whole'}")
-    train(whole)
-    config = small("gelu", "recipe.precision=fp16")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
+def test_fp16_resumes_to_the_bit(small, reference):
+    whole, config = reference("gelu", "recipe.precision=fp16"), small("gelu", "recipe.precision=fp16")
+    with stopped_at(2):
+        train(config)
     train(config)
-    assert same(newest(config), newest(whole))
+    assert_equal_runs(config, whole)
 
 
 @pytest.mark.slow
-def test_compiled_it_trains_to_the_same_losses_and_says_so(small):
+def test_compiled_it_trains_to_the_same_losses_and_says_so(reference):
     """Rounding alone differs; the keys of its checkpoints are those of the plain net."""
-    one, two = small("layer_norm"), small("layer_norm", "compile=true", "study=compiled")
+    one, two = reference("layer_norm"), reference("layer_norm", "compile=true", "study=compiled")
     assert losses(one) == pytest.approx(losses(two), rel=1e-3)
     assert newest(one)["net"].keys() == newest(two)["net"].keys()
-    assert json.loads((run_path(two) / "summary.json").read_text())["compile"] is True
+    assert read_json(run_path(two) / "summary.json")["compile"] is True
 
 
 def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
@@ -199,13 +193,8 @@ def test_on_a_gpu_no_step_waits_for_the_device(small, monkeypatch, precision):
     assert train(config)["precision"] == precision
 
 
-def test_another_precision_does_not_go_on_in_silence(small, monkeypatch):
-    config = small("gelu")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
+def test_another_precision_does_not_go_on_in_silence(trained, monkeypatch):
+    config = trained("gelu", stopped_at=2)
     monkeypatch.setattr(setup, "choose_precision", lambda *_: "bf16")
     with pytest.raises(Refused, match="precision: fp32 -> bf16"):
         train(config)
@@ -233,31 +222,24 @@ FULL = ("data=imagefolder", "data.image_size=32", "data.resize_size=36", "data.t
 
 
 @pytest.mark.parametrize(("step", "at"), [("patchify_stem", 2), ("separate_downsampling", 5)])
-def test_the_whole_enhanced_recipe_resumes_to_the_bit(small, photographs, tmp_path, monkeypatch, step, at):
+def test_the_whole_enhanced_recipe_resumes_to_the_bit(small, photographs, tmp_path, step, at):
     """Workers too: the resumed run has two, the whole one none."""
     whole = small(step, *FULL, f"data.root={photographs}", "data.workers=0", f"paths.runs={tmp_path / 'whole'}")
     train(whole)
     config = small(step, *FULL, f"data.root={photographs}", "data.workers=0")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
+    with stopped_at(at):
+        train(config)
     config.data.workers = 2
     train(config)
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
+    assert_equal_runs(config, whole)
     assert len([row for row in ledger(whole) if row["kind"] == "train"]) == 6
 
 
-def test_other_images_do_not_go_on_in_silence(small, photographs, tmp_path, monkeypatch):
+def test_other_images_do_not_go_on_in_silence(small, photographs, tmp_path):
     root = shutil.copytree(photographs, tmp_path / "photographs")
     config = small("gelu", *FULL, f"data.root={root}", "data.workers=0")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
+    with stopped_at(2):
+        train(config)
     with (root / "train" / "class1" / "3.jpg").open("ab") as image:
         image.write(b"\0")
     with pytest.raises(Refused, match="data_fingerprint"):

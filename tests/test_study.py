@@ -143,6 +143,11 @@ def test_what_cannot_be_is_refused_in_plain_words(name, words, told):
     assert "\n" not in str(error.value)
 
 
+def test_two_wrong_keys_are_no_combination_to_be_left_out():
+    with pytest.raises(ConfigError, match=r"(?s)model.kernel_size=0: must be .*\n.*recipe.lr=-1: must be "):
+        read_study("demo", ["+step=gelu", "recipe.lr=-1", "model.kernel_size=0"])
+
+
 @pytest.mark.parametrize(("change", "told"), [
     ({"seeds": ""}, "hydra.sweeper.params.seed is empty"),
     ({"seeds": "[0,1]"}, "write its values with commas"),

@@ -18,6 +18,7 @@ from roadmap.net import cost
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
+from roadmap.runs.schema import Status
 from roadmap.sweep import cluster, plan, queue
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState, cell_states, classify, process_start
@@ -93,7 +94,7 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
     (ELSEWHERE, {**LOCAL, "host": "n17"}, None, "unknown", False),
 ])  # fmt: skip
 def test_a_cells_state_is_its_own_word_then_the_queues_and_unknown_is_unknown(own, last, job, state, killed):
-    found = classify(own, last, job)
+    found = classify(Status(**own), last, job)
     assert (found.name, found.killed) == (state, killed)
 
 
@@ -183,12 +184,15 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    (["cluster.partitoin=x"], "did you mean partition"),
+    (["cluster.partitoin=x"], "did you mean cluster.partition"),
     (["cluster.per_cell=many"], "cluster.per_cell=many"),
     (["cluster.per_cell=0"], "cluster.per_cell=0: must be at least 1"),
     (["cluster.per_cell=3", "cluster.nodes=2"], "must be a multiple of cluster.nodes=2"),
     (["cluster.setup=[export WANDB_API_KEY=abc]"], "looks like a secret"),
     (["cluster.time_h"], "cannot be read as cluster.KEY=VALUE"),
+    (["cluster.setup=["], "cannot be read as cluster.KEY=VALUE"),
+    (["cluster.nodes=1.5"], "cluster.nodes=1.5: must be a whole number"),
+    (["cluster.mem_gb=.inf"], "cluster.mem_gb=inf"),
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):

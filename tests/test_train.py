@@ -1,5 +1,6 @@
-"""Training: it learns, it repeats itself to the bit, it can be stopped anywhere, and it never goes on from what is wrong."""
+"""Training learns, repeats itself to the bit, can be stopped anywhere, and never goes on from what is wrong."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import suppress
 
 import numpy as np
@@ -16,11 +15,10 @@ import pytest
 import torch
 
 from roadmap.data import datasets
-from roadmap.distributed import signals
-from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused, StoppedEarly
+from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused
+from roadmap.files import read_json
 from roadmap.net import build_net
-from roadmap.runs import checkpoint, provenance, run_logger
-from roadmap.runs.metrics import read_metrics
+from roadmap.runs import checkpoint, provenance, run_dir, run_logger
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training import step as updating
@@ -28,31 +26,7 @@ from roadmap.training import train as training
 from roadmap.training.optim import build_optimizer
 from roadmap.training.train import train
 
-from .conftest import ROOT, SMALL
-
-CLOCK = {"time_s", "train/images_per_s", "train/data_wait", "train/memory_gb"}
-
-
-def ledger(config):
-    record = read_metrics(run_path(config) / "metrics.jsonl")
-    assert not record.bad_lines
-    assert not record.torn
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in record.rows]
-
-
-def newest(config):
-    return checkpoint.load(checkpoint.find_newest(run_path(config) / "checkpoints").path)
-
-
-def same(a, b):
-    """Compare two checkpoints to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "time_s")
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+from .records import assert_equal_runs, ledger, newest, same, stopped_at
 
 
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
@@ -73,9 +47,9 @@ def test_overfits_two_batches(small, step):
     assert rows[-1]["train/loss"] < 0.1
 
 
-def test_ledger_has_every_step_once_and_the_summary_is_its_last_line(small):
-    config = small()
-    summary = train(config)
+def test_ledger_has_every_step_once_and_the_summary_is_its_last_line(reference):
+    config = reference()
+    summary = read_json(run_path(config) / "summary.json")
     rows = ledger(config)
     assert [r["global_step"] for r in rows if r["kind"] == "train"] == list(range(1, 7))
     assert [(r["epoch"], r["global_step"]) for r in rows if r["kind"] == "val"] == [(1, 3), (2, 6)]
@@ -85,9 +59,8 @@ def test_ledger_has_every_step_once_and_the_summary_is_its_last_line(small):
     assert 100 * bits.mean() == pytest.approx(summary["top1"])
 
 
-def test_correct_bits_are_in_the_data_sets_order(small):
-    config = small()
-    train(config)
+def test_correct_bits_are_in_the_data_sets_order(reference):
+    config = reference()
     images = datasets.load(config.data)
     net = build_net(config.model, 10)
     net.load_state_dict(newest(config)["net"])
@@ -103,104 +76,37 @@ def test_correct_bits_are_in_the_data_sets_order(small):
     assert bits.tolist()[:10] == right[:10]
 
 
-def test_the_same_run_twice_is_equal_to_the_bit(small, tmp_path):
-    one, two = (
-        small("layer_norm", "recipe.drop_path=0.2"),
-        small("layer_norm", "recipe.drop_path=0.2", f"paths.runs={tmp_path / 'again'}"),
-    )
-    train(one), train(two)
-    assert ledger(one) == ledger(two)
-    assert same(newest(one), newest(two))
-    other = small("layer_norm", "recipe.drop_path=0.2", "seed=1")
+@pytest.mark.parametrize("step", ["patchify_stem", "separate_downsampling"])
+def test_the_same_run_twice_is_equal_to_the_bit_and_another_seed_is_another_run(small, reference, step):
+    one, two = reference(step, "recipe.drop_path=0.1"), small(step, "recipe.drop_path=0.1")
+    train(two)
+    assert_equal_runs(two, one)
+    other = small(step, "recipe.drop_path=0.1", "seed=1")
     train(other)
     assert not same(newest(one)["net"], newest(other)["net"])
 
 
-class Interrupter(signals.StopSignal):
-    """Says stop at the given check, as a signal would."""
-
-    at = 0
-
-    def __init__(self, ranks=None):
-        super().__init__(ranks)
-        self.checks = 0
-
-    def raise_if_set(self, save_due=False):
-        self.checks += 1
-        if self.checks == self.at:
-            self.signal = signal.SIGTERM
-        return super().raise_if_set(save_due)
-
-
 @pytest.mark.parametrize("at", range(1, 9))  # 3 steps, 1 evaluation batch, 3 steps, 1 evaluation batch
 @pytest.mark.parametrize("step", ["patchify_stem", "separate_downsampling"])
-def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, tmp_path, monkeypatch, step, at):
-    whole = small(step, "recipe.drop_path=0.1", f"paths.runs={tmp_path / 'whole'}")
-    train(whole)
-    config = small(step, "recipe.drop_path=0.1")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly, match="SIGTERM"):
-            train(config)
-    status = json.loads((run_path(config) / "status.json").read_text())
+def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, reference, step, at):
+    whole, config = reference(step, "recipe.drop_path=0.1"), small(step, "recipe.drop_path=0.1")
+    with stopped_at(at):
+        train(config)
+    status = read_json(run_path(config) / "status.json")
     assert (status["state"], status["exit_code"]) == ("stopped", 75)
     assert not (run_path(config) / "summary.json").exists()
     train(config)
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
-    assert np.array_equal(np.load(run_path(config) / "correct.npy"), np.load(run_path(whole) / "correct.npy"))
+    assert_equal_runs(config, whole)
 
 
-def test_killed_for_real_and_started_again_is_equal_to_the_bit(small, tmp_path):
-    overrides = [o for o in SMALL if not o.startswith("recipe.epochs")] + ["recipe.epochs=8", "wandb.mode=disabled"]
-    whole = small("gelu", "recipe.epochs=8", f"paths.runs={tmp_path / 'whole'}")
-    train(whole)
-    config = small("gelu", "recipe.epochs=8")
-    words = [sys.executable, str(ROOT / "run.py"), "+step=gelu", *overrides, f"paths.runs={tmp_path / 'runs'}"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((run_path(config) / "checkpoints").glob("step-*.pt")) and time.monotonic() < deadline:
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert json.loads((run_path(config) / "status.json").read_text())["state"] == "running"
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "goes on at step" in done.stderr
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
+@pytest.fixture
+def stopped(trained):
+    """Return a function: a run of its own that was stopped at a check, the same one in every test."""
+    return lambda at=4: trained("gelu", stopped_at=at)
 
 
-def test_interrupted_by_the_keyboard_ends_with_75_and_goes_on(tmp_path):
-    words = [sys.executable, str(ROOT / "run.py"), "+step=gelu", "wandb.mode=disabled", f"paths.runs={tmp_path}"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "single/nano-digits/gelu/seed0/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert "Traceback" not in errors
-    assert json.loads((metrics.parent / "status.json").read_text())["state"] == "stopped"
-    assert list((metrics.parent / "checkpoints").glob("step-*.pt"))
-
-
-def stopped(small, monkeypatch, at=4, *overrides):
-    config = small("gelu", *overrides)
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", at)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
-    return config
-
-
-def test_a_torn_or_flipped_checkpoint_is_passed_over(small, monkeypatch, capsys):
-    config = stopped(small, monkeypatch, at=6)
+def test_a_torn_or_flipped_checkpoint_is_passed_over(stopped, capsys):
+    config = stopped(at=6)
     folder = run_path(config) / "checkpoints"
     last = sorted(folder.glob("step-*.pt"))[-1]
     data = bytearray(last.read_bytes())
@@ -210,8 +116,8 @@ def test_a_torn_or_flipped_checkpoint_is_passed_over(small, monkeypatch, capsys)
     assert f"passed over {last.name}: its bytes have changed" in capsys.readouterr().err
 
 
-def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(small, monkeypatch):
-    config = stopped(small, monkeypatch)
+def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(stopped):
+    config = stopped()
     for path in (run_path(config) / "checkpoints").glob("step-*.pt"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="no checkpoint can be used"):
@@ -222,8 +128,8 @@ def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(small, monkeyp
     assert run_path(config).with_name("seed0.old1").exists()
 
 
-def test_a_checkpoint_that_holds_code_runs_nothing(small, monkeypatch, tmp_path):
-    config = stopped(small, monkeypatch)
+def test_a_checkpoint_that_holds_code_runs_nothing(stopped, tmp_path):
+    config = stopped()
     marker = tmp_path / "marker"
 
     class Evil:
@@ -262,18 +168,14 @@ def dying(monkeypatch, name, nth):
 @pytest.mark.parametrize(
     ("name", "nth"), [("replace", n) for n in range(3, 17)] + [("fsync", n) for n in (4, 7, 8, 9, 10, 11, 12, 13)]
 )
-def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small, tmp_path, monkeypatch, name, nth):
-    whole = small("gelu", f"paths.runs={tmp_path / 'whole'}")
-    train(whole)
-    config = small("gelu")
+def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small, reference, monkeypatch, name, nth):
+    whole, config = reference("gelu"), small("gelu")
     with monkeypatch.context() as patch:
         killed = dying(patch, name, nth)
         with suppress(killed):
             train(config)
     train(config)
-    assert ledger(config) == ledger(whole)
-    assert same(newest(config), newest(whole))
-    assert not list(run_path(config).rglob(".step-*"))
+    assert_equal_runs(config, whole)
 
 
 def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(small, monkeypatch):
@@ -289,50 +191,42 @@ def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(smal
 
 
 @pytest.mark.parametrize("name", ["status.json", "config.yaml"])
-def test_checkpoints_without_their_record_are_refused(small, monkeypatch, name):
-    config = stopped(small, monkeypatch)
+def test_checkpoints_without_their_record_are_refused(stopped, name):
+    config = stopped()
     (run_path(config) / name).unlink()
     with pytest.raises(Refused, match=f"no {name}"):
         train(config)
 
 
-def test_a_checkpoint_of_another_config_is_refused(small, monkeypatch):
-    config = stopped(small, monkeypatch)
+def test_a_checkpoint_of_another_config_is_refused(stopped):
+    config = stopped()
     for path in (run_path(config) / "checkpoints").glob("*.json"):
         path.write_text(path.read_text().replace('"identity": "', '"identity": "x'))
     with pytest.raises(Refused, match="identity"):
         train(config)
 
 
-def test_a_summary_that_cannot_be_read_is_told(small):
-    config = small("gelu")
-    train(config)
+def test_a_summary_that_cannot_be_read_is_told(trained):
+    config = trained("gelu")
     (run_path(config) / "summary.json").write_text("{")
     with pytest.raises(DataError, match=r"summary\.json"):
         train(config)
 
 
-def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(small, tmp_path):
-    run = RunDir(tmp_path / "run")
+def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(tmp_path, monkeypatch):
+    run, waits = RunDir(tmp_path / "run"), []
+    lock = run.path / ".lock"
     with run.lock():
-        (tmp_path / "run" / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        began = time.monotonic()
+        monkeypatch.setattr(run_dir.time, "sleep", waits.append)
+        lock.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         with pytest.raises(Busy), RunDir(run.path).lock():
             pass
-        assert time.monotonic() - began < 5
-    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    child = subprocess.Popen(
-        [sys.executable, "-c", holder, str(run.path / ".lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout.readline() == "held\n"
-    (run.path / ".lock").write_text(f"process 4194305 on {socket.gethostname()}")  # no such process can be
-    threading.Timer(1.0, child.stdin.close).start()
+        assert not waits
+    fcntl.flock(held := lock.open(), fcntl.LOCK_EX)
+    lock.write_text(f"process 4194305 on {socket.gethostname()}")  # there is none; its child lets go later
+    monkeypatch.setattr(run_dir.time, "sleep", lambda _: held.close())
     with run.lock():
-        pass
-    child.wait()
+        assert held.closed
 
 
 def test_fresh_on_a_new_run_leaves_nothing_aside(small):
@@ -355,22 +249,22 @@ def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
     assert sweep.stopped
 
 
-def test_a_full_disk_ends_with_74_and_spares_what_was_saved(small, monkeypatch):
-    config = stopped(small, monkeypatch, 4)
+def test_a_full_disk_ends_with_74_and_spares_what_was_saved(stopped, monkeypatch):
+    config = stopped()
     before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
     monkeypatch.setattr(
         checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(DiskError, match="No space left"):
         train(config)
-    assert json.loads((run_path(config) / "status.json").read_text())["exit_code"] == 74
+    assert read_json(run_path(config) / "status.json")["exit_code"] == 74
     assert {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()} == before
     monkeypatch.undo()
     assert train(config)["state"] == "done"
 
 
-def test_another_config_in_the_same_directory_is_refused(small, monkeypatch):
-    config = stopped(small, monkeypatch)
+def test_another_config_in_the_same_directory_is_refused(stopped):
+    config = stopped()
     config.recipe.lr = 0.5
     with pytest.raises(Refused, match=r"recipe\.lr: 0\.002 -> 0\.5"):
         train(config)
@@ -379,8 +273,8 @@ def test_another_config_in_the_same_directory_is_refused(small, monkeypatch):
     train(config)
 
 
-def test_other_code_is_refused_unless_allowed_and_recorded(small, monkeypatch):
-    config = stopped(small, monkeypatch)
+def test_other_code_is_refused_unless_allowed_and_recorded(stopped, monkeypatch):
+    config = stopped()
     monkeypatch.setattr(provenance, "code_hash", lambda: "other")
     with pytest.raises(Refused, match="code_hash"):
         train(config)
@@ -388,8 +282,8 @@ def test_other_code_is_refused_unless_allowed_and_recorded(small, monkeypatch):
     assert any("code_hash" in line for line in train(config)["drift"])
 
 
-def test_a_second_writer_leaves_at_once(small, monkeypatch):
-    config = stopped(small, monkeypatch)
+def test_a_second_writer_leaves_at_once(stopped):
+    config = stopped()
     before = (run_path(config) / "status.json").read_bytes()
     with RunDir(run_path(config)).lock(), pytest.raises(Busy, match="another process is writing"):
         train(config)
@@ -409,7 +303,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, mo
     monkeypatch.setattr(updating, "cross_entropy", poisoned)
     with pytest.raises(NonFiniteError, match="step 5"):
         train(config)
-    status = json.loads((run_path(config) / "status.json").read_text())
+    status = read_json(run_path(config) / "status.json")
     assert (status["state"], status["exit_code"]) == ("failed", 70)
     state = newest(config)
     assert state["global_step"] == 3

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from roadmap.config.schema import Config
-from roadmap.errors import StoppedEarly
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.wandb_logger import wandb_mode
 from roadmap.training.train import train
 
-from .test_train import Interrupter, ledger, training
+from .records import ledger, stopped_at
 
 
 def inspect(folder: Path) -> list[dict]:
@@ -75,24 +74,20 @@ def test_offline_record_holds_what_the_ledger_holds(offline):
     assert {"status.json", "correct.npy"} <= files
 
 
-def test_a_resumed_run_logs_no_step_twice(offline, monkeypatch):
+def test_a_resumed_run_logs_no_step_twice(offline):
     config = offline()
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 5)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
+    with stopped_at(5):
+        train(config)
     train(config)
-    folders = sorted(run_path(config).glob("wandb/offline-run-*"))
-    assert len(folders) == 2
-    rows = [row for folder in folders for row in history(inspect(folder))]
+    parts = [inspect(folder) for folder in sorted(run_path(config).glob("wandb/offline-run-*"))]
+    assert len(parts) == 2
+    rows = [row for part in parts for row in history(part)]
     assert rows == logged(read_metrics(run_path(config) / "metrics.jsonl").rows)
-    assert len({next(r["run"]["run_id"] for r in inspect(folder) if r["type"] == "run") for folder in folders}) == 1
+    assert len({next(r["run"]["run_id"] for r in part if r["type"] == "run") for part in parts}) == 1
 
 
-def test_disabled_leaves_no_trace(small):
-    config = small()
-    train(config)
+def test_disabled_leaves_no_trace(reference):
+    config = reference("gelu")
     assert not (run_path(config) / "wandb").exists()
 
 
@@ -119,9 +114,9 @@ def test_a_netrc_counts_as_a_login(monkeypatch, tmp_path):
     assert wandb_mode(Config()) == "online"
 
 
-def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, tmp_path, monkeypatch, capsys):
-    quiet = small("gelu", f"paths.runs={tmp_path / 'quiet'}")
-    train(quiet)
+def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, reference, monkeypatch, capsys):
+    quiet = reference("gelu")
+    capsys.readouterr()
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setattr("roadmap.runs.wandb_logger.INIT_TIMEOUT_S", 3.0)

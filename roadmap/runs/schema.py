@@ -5,7 +5,7 @@ forms of a manifest: 1 had a hash of the run's identity, 2 has its values, the l
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,9 @@ class Record(BaseModel):
     """A JSON object that a run writes."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+R = TypeVar("R", bound=Record)
 
 
 class RunInfo(Record):
@@ -134,6 +137,14 @@ def read_record(kind: type[Record], path: Path) -> dict[str, Any]:
         where, value = ".".join(map(str, found["loc"])), shorten(str(found["input"]), 40)
         raise ValueError(f"{path}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
     return values
+
+
+def read_or_empty(kind: type[R], path: Path) -> R:
+    """Return a record, one without values where there is none that can be read."""
+    try:
+        return kind.model_validate(read_json(path))
+    except (OSError, ValueError):
+        return kind()
 
 
 def info_keys(kind: Affects) -> list[str]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roadmap.files import read_json_or_empty
 from roadmap.runs.metrics import last_rows
-from roadmap.runs.schema import METRICS, STATUS, SUMMARY
+from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import queue
 from roadmap.sweep.study_dir import Row, StudyDir
 
@@ -73,12 +72,12 @@ def slurm_jobs(rows: Sequence[Row]) -> list[Row]:
 def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answer: queue.Queue) -> CellState:
     """Return the state of one cell from its record in the study, its jobs, and its run directory."""
     run = study.path / cell["key"]
-    status = read_json_or_empty(run / STATUS)
+    status = read_or_empty(Status, run / STATUS)
     last = next((row for row in reversed(rows) if row.get("job")), None)
     newest = rows[-1] if rows else {}
     ended = newest.get("kind") == "ended"  # so this machine's scheduler wrote
     state = classify(status, last, queue.GONE if ended else job_state(last, answer))
-    if ended and newest.get("exit_code") and not status:
+    if ended and newest.get("exit_code") and status.state is None:
         state = State("failed", f"exit code {newest['exit_code']} before the run began; see its log")
     found = CellState(cell["key"], cell["step"], cell["variant"], cell["seed"], state.name, state.killed)
     found.reason, found.cancelled = state.reason, newest.get("kind") == "cancelled"
@@ -86,7 +85,7 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     if last is not None:
         found.job, found.log = str(last["job"]), str(study.notes / last["log"])
         found.git_commit, found.git_dirty = last.get("git_commit"), last.get("git_dirty")
-    if status:
+    if status.state is not None:
         add_progress(found, run, status)
     return found
 
@@ -103,9 +102,9 @@ def job_state(last: Row | None, answer: queue.Queue) -> str | None:
     return LOCAL if began is not None and last.get("born") in (None, began) else queue.GONE
 
 
-def classify(status: dict[str, Any], last: Row | None, job: str | None) -> State:
+def classify(status: Status, last: Row | None, job: str | None) -> State:
     """Return a cell's state from its own status, its last job and that job's state."""
-    own, reason = status.get("state"), str(status.get("reason") or "")
+    own, reason = status.state, status.reason or ""
     if own == "done":
         return State("done")
     if job in queue.PENDING:
@@ -116,11 +115,11 @@ def classify(status: dict[str, Any], last: Row | None, job: str | None) -> State
     if job == LOCAL:
         return State("running" if lives else "queued", reason)
     if own in ("stopped", "failed"):
-        return State(str(own), reason)
+        return State(own, reason)
     if lives:
         return State("running")
     if last is None:
-        return _never_submitted(own, lives, status)
+        return _never_submitted(status, lives)
     if job is None:
         return State(
             "unknown", f"it is on {last['host']}, ask there" if last["kind"] == "local" else "Slurm does not answer"
@@ -128,16 +127,16 @@ def classify(status: dict[str, Any], last: Row | None, job: str | None) -> State
     return _job_ended(own, last, job)
 
 
-def _never_submitted(own: Any, lives: bool | None, status: dict[str, Any]) -> State:
+def _never_submitted(status: Status, lives: bool | None) -> State:
     """Return the state of a cell that this study never submitted: somebody may run it by hand."""
-    if own is None:
+    if status.state is None:
         return State("planned")
     if lives is None:
-        return State("unknown", f"was begun on {status.get('host')}, not by this study; ask there")
+        return State("unknown", f"was begun on {status.host}, not by this study; ask there")
     return State("failed", "killed: its process is gone", killed=True)
 
 
-def _job_ended(own: Any, last: Row, job: str) -> State:
+def _job_ended(own: str | None, last: Row, job: str) -> State:
     """Return the state of a cell whose job has ended without the run having said how."""
     if own is None and last["kind"] == "local":
         return State("planned")
@@ -149,9 +148,9 @@ def _job_ended(own: Any, last: Row, job: str) -> State:
     return State("failed", f"ended without a word{how}: killed, out of memory, or its node was lost", killed=True)
 
 
-def process_alive(status: dict[str, Any]) -> bool | None:
+def process_alive(status: Status) -> bool | None:
     """Tell whether the process that writes a run still lives; None on another host."""
-    return process_start(status.get("pid")) is not None if status.get("host") == socket.gethostname() else None
+    return process_start(status.pid) is not None if status.host == socket.gethostname() else None
 
 
 def process_start(pid: Any) -> int | None:
@@ -164,20 +163,20 @@ def process_start(pid: Any) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
-def add_progress(cell: CellState, run: Path, status: dict[str, Any]) -> None:
+def add_progress(cell: CellState, run: Path, status: Status) -> None:
     """Fill in how far a cell's run is, and how long it will still take."""
-    cell.epoch, cell.global_step = status.get("epoch"), status.get("step")
-    cell.restarts = max(int(status.get("starts") or 1) - 1, 0)
-    cell.exit_code, cell.hardware = status.get("exit_code"), status.get("hardware")
+    cell.epoch, cell.global_step = status.epoch, status.step
+    cell.restarts = max((status.starts or 1) - 1, 0)
+    cell.exit_code, cell.hardware = status.exit_code, status.hardware
     if cell.state == "done":
-        summary = read_json_or_empty(run / SUMMARY)
-        cell.top1, cell.images_per_s = summary.get("top1"), summary.get("train_images_per_s")
-        cell.total_s, cell.left_s = summary.get("time_s"), 0.0
+        summary = read_or_empty(Summary, run / SUMMARY)
+        cell.top1, cell.images_per_s = summary.top1, summary.train_images_per_s
+        cell.total_s, cell.left_s = summary.time_s, 0.0
         return
     train, val = last_rows(run / METRICS)
     cell.top1, cell.images_per_s = val.get("val/top1"), train.get("train/images_per_s")
     step, time_s = train.get("global_step"), train.get("time_s")
-    total = (cell.epochs or 0) * int(status.get("steps_per_epoch") or 0)
+    total = (cell.epochs or 0) * (status.steps_per_epoch or 0)
     if step and time_s and total:
         cell.global_step = max(step, cell.global_step or 0)
         cell.epoch = max(val.get("epoch") or 0, cell.epoch or 0)

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from roadmap.config import Affects
 from roadmap.config.fields import Float, Int, Section, Text, key
 from roadmap.errors import ConfigError
+from roadmap.files import read_yaml
 from roadmap.steps.tree import CONF
 from roadmap.text import one_line
 
@@ -75,23 +76,27 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> SlurmConfig | Loca
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
-            values |= _read(path)
+            values |= read_settings(path)
             try:
                 kind(**values)
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
     for override in filter(is_cluster_key, overrides):
         key, equals, text = override.removeprefix("cluster.").partition("=")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            equals = ""
         if not equals:
             raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")
-        values[key] = yaml.safe_load(text)
     return kind(**values)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return a file's `KEY: VALUE` lines. Raises ConfigError."""
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        body = read_yaml(path) or {}
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: must hold KEY: VALUE lines")

@@ -12,11 +12,11 @@ from roadmap import catalog
 from roadmap.config.choices import Device, Optimizer
 from roadmap.config.schema import Config
 from roadmap.errors import DataError
-from roadmap.files import read_json, read_json_or_empty
+from roadmap.files import read_json
 from roadmap.net import cost
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import STATUS, SUMMARY
+from roadmap.runs.schema import STATUS, SUMMARY, Status, read_or_empty
 from roadmap.sweep.study import Cell, Study
 from roadmap.text import plain_table
 
@@ -70,7 +70,7 @@ def plan(
                 source=source,
                 hours=config.recipe.epochs * images / speed / 3600 if speed and images else None,
                 checkpoint_gb=checkpoint_gb(config, costs[net].params_m),
-                state=str(read_json_or_empty(run_path(config) / STATUS).get("state", "")),
+                state=read_or_empty(Status, run_path(config) / STATUS).state or "",
             )
         )
     return rows

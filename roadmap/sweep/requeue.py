@@ -12,7 +12,7 @@ from pathlib import Path
 
 from roadmap.errors import StoppedEarly
 from roadmap.files import read_json_or_empty, write_json
-from roadmap.runs.schema import STATUS
+from roadmap.runs.schema import STATUS, Status, read_or_empty
 
 MAX_WITHOUT_PROGRESS = 3
 
@@ -22,14 +22,14 @@ def main(args: list[str]) -> int:
     code, runs_file = int(args[0]), Path(args[1])
     job, task = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_TASK_ID", "0")
     run = Path(runs_file.read_text(encoding="utf-8").splitlines()[int(task)])
-    status = read_json_or_empty(run / STATUS)
-    if code != StoppedEarly.code or not time_was_up(str(status.get("reason")), job):
+    status = read_or_empty(Status, run / STATUS)
+    if code != StoppedEarly.code or not time_was_up(status.reason or "", job):
         return 0
-    times = without_progress(runs_file.with_name(f"{task}.json"), status.get("step"))
+    times = without_progress(runs_file.with_name(f"{task}.json"), status.step)
     if times >= MAX_WITHOUT_PROGRESS:
         print(f"not queued again: {times} jobs in a row ended without a step of progress", flush=True)
         return 0
-    print(f"saved at step {status.get('step')}, queued again", flush=True)
+    print(f"saved at step {status.step}, queued again", flush=True)
     subprocess.run(["scontrol", "requeue", job], check=False)
     return 0
 

@@ -199,7 +199,7 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
 
 def is_combination(reason: str) -> bool:
     """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong in itself."""
-    return len(set(SETTING.findall(reason))) > 1 or "this regime has no" in reason
+    return all(len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
 
 
 def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:

@@ -6,16 +6,16 @@ All is decided and recorded while the study is locked, so that the same command 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from roadmap import catalog
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
-from roadmap.files import read_json_or_empty, read_yaml
+from roadmap.files import read_yaml
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.run_dir import differences, identity, run_path
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
 from roadmap.sweep.cluster import SlurmConfig
 from roadmap.sweep.slurm import Task, known_states, recover_pending, submit_tasks
 from roadmap.sweep.snapshot import config_dir, take_snapshot
@@ -56,8 +56,8 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
     Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share and for
     cells on different GPU types, unless they may be `mixed`.
     """
-    statuses = {cell.key: read_json_or_empty(run_path(cell.config) / STATUS) for cell in cells}
-    hardware = {str(status.get("hardware") or "CPU") for status in statuses.values()}
+    statuses = {cell.key: read_or_empty(Status, run_path(cell.config) / STATUS) for cell in cells}
+    hardware = {status.hardware or "CPU" for status in statuses.values()}
     types = sorted(name for name in hardware if not name.startswith("CPU"))
     if len(types) > 1 and not mixed:
         raise ConfigError(
@@ -69,7 +69,7 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
             check_micro_batch(cell.config.recipe, ranks)
         except ConfigError as error:
             raise ConfigError(f"cluster.per_cell={ranks}: {cell.key}: {error}") from None
-        if statuses[cell.key]:
+        if statuses[cell.key].state is not None:
             check_earlier_run(study, cell, statuses[cell.key])
 
 
@@ -82,23 +82,23 @@ def check_images_folder(config: Config) -> None:
         raise DataError(f"data.root={data.root}: no such folder")
 
 
-def check_earlier_run(study: Study, cell: Cell, status: dict[str, Any]) -> None:
+def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
     """Raise Refused where a cell's directory holds a run of another config, or one begun with other code."""
     run = run_path(cell.config)
     try:
-        before = read_yaml(run / CONFIG)
+        before = identity(read_yaml(run / CONFIG))
     except (OSError, ValueError):
         return  # the run itself says what to do about a record that cannot be read
-    if changes := differences(identity(before), identity(cell.config.values())):
+    if changes := differences(before, identity(cell.config.values())):
         raise Refused(
             f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); give the study another name, "
             f"or move {run} away"
         )
-    begun = status.get("state") != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
-    if begun and not cell.config.allow_drift and status.get("code_hash") not in (None, code_hash()):
+    begun = status.state != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
+    if begun and not cell.config.allow_drift and status.code_hash not in (None, code_hash()):
         raise Refused(
-            f"{study.name}: {cell.key} was begun with other code ({status['code_hash']} -> {code_hash()}); go back to "
-            f"{str(status.get('git_commit'))[:12]}, or ARGS=allow_drift=true, which the report shows"
+            f"{study.name}: {cell.key} was begun with other code ({status.code_hash} -> {code_hash()}); go back to "
+            f"{str(status.git_commit)[:12]}, or ARGS=allow_drift=true, which the report shows"
         )
 
 
