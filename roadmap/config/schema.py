@@ -331,6 +331,7 @@ class Config(Section):
     comm_timeout_s: Float = key(
         120.0, ge=1, le=86_400, local=True, about="from then on: a rank that is silent for so long is lost"
     )
+    dry: bool = key(False, evaluation=True, about="print what the run would be, and do nothing")
     fresh: bool = key(False, about="start over: an earlier run directory is moved aside, never deleted")
     allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
     regime: RegimeConfig = section(RegimeConfig)

@@ -43,6 +43,11 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
 
 
+def identity_hash(values: dict[str, Any]) -> str:
+    """Return a short hash of a recorded config's identity, for people."""
+    return hashlib.sha256(json.dumps(identity(values), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def lost_keys(values: dict[str, Any]) -> list[str]:
     """Return the recorded keys that the schema does not know any more, as `key=value`."""
     return [f"{name}={shorten(str(value), 40)}" for name, value in flatten_config(values).items() if name not in KEYS]

@@ -33,6 +33,11 @@ Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finit
       by the same command, 78 the run directory holds another run."""
 
 
+def short_help() -> str:
+    """Return what to type, for a command line that says nothing."""
+    return HEAD + "\npython run.py --help lists the steps, regimes, scales, data sets, variants and keys"
+
+
 def config_dirs(words: Sequence[str]) -> list[Path]:
     """Return the config folders that a command line names (`-cd FOLDER`), and ours."""
     folders = [CONF]
