@@ -1,15 +1,21 @@
-"""Files that are whole under their name whatever happens: atomic writes, JSON, fsync, and the system's errors in plain words."""
+"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, the system's errors."""
 
+import errno
+import fcntl
 import json
 import math
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from roadmap.errors import DiskError
+import yaml
+
+from roadmap.errors import Busy, DiskError
+from roadmap.text import one_line
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -42,7 +48,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
+    """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # the latter for brackets nested without end
@@ -50,6 +56,68 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a JSON object")
     return values
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, {} where there is none that can be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
+    try:
+        return yaml.load(
+            path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )  # the C parser, where there is one
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    """Return the object that a line of JSON holds, None where it holds none: its writer died in it."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], bool] = lambda _: True) -> Iterator[None]:
+    """Hold an advisory lock on a file, which names its holder as `process PID on HOST`.
+
+    Another holder is waited for, `wait_s` seconds and while `may_end(holder)`; then Busy says `busy` and who it is.
+    Raises DiskError where the file cannot be written or locked.
+    """
+    try:
+        lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, which ends the lock
+    except OSError as error:
+        raise DiskError(f"{path.parent}: cannot be written ({error.strerror})") from None
+    with lock:
+        deadline = time.monotonic() + wait_s
+        while not _try_lock(lock, path):
+            lock.seek(0)
+            holder = lock.read().strip()
+            if time.monotonic() > deadline or not may_end(holder):
+                raise Busy(f"{busy} ({holder})")
+            time.sleep(0.1)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def _try_lock(lock: TextIO, path: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise DiskError(f"{path.parent}: cannot be locked ({error.strerror})") from None
+    return True
 
 
 @contextmanager

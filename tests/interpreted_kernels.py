@@ -1,6 +1,7 @@
-"""The Triton kernels in Triton's interpreter, on the CPU. Run by test_kernels_triton.py, in a process with TRITON_INTERPRET=1."""
+"""The Triton kernels in Triton's interpreter, on the CPU; test_kernels_triton.py runs this with TRITON_INTERPRET=1.
 
-from dataclasses import replace
+The interpreter's time goes with the square of the kernel size: a few shapes for every kernel are quick, the rest slow.
+"""
 
 import pytest
 import torch
@@ -18,9 +19,15 @@ from .net_rows import SIZES, images, one_thread, rows  # noqa: F401
 CPU = torch.device("cpu")
 # The interpreter cuts fp32 down to bf16 where a GPU rounds: at least twice the error. fp16 it rounds.
 ROOM = {torch.float32: 2.0, torch.float16: 1.1, torch.bfloat16: 3.0}
-TOY = {step: replace(cfg, depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
-# The interpreter's time goes with the square of the kernel size; every size has a row of its own.
-TOY |= {step: replace(cfg, kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
+TOY = {step: cfg.replace(depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
+# Every kernel size has a row of its own.
+TOY |= {step: cfg.replace(kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
+QUICK = [  # kernel, stride, map: a small and a large kernel at each stride
+    (3, 1, (2, 10, 3, 2)),
+    (3, 2, (1, 17, 4, 5)),
+    (7, 1, (1, 6, 2, 3)),
+    (11, 2, (1, 6, 3, 2)),
+]
 MAPS = {  # kernel, stride: maps that are odd, small, of one pixel, of channels that fill no block
     (3, 1): [(2, 20, 7, 5), (3, 17, 1, 1)],
     (3, 2): [(1, 33, 8, 9), (2, 8, 1, 2)],
@@ -44,21 +51,32 @@ def check_depthwise(shape, kernel, stride, kind, bias=True):
     assert_as_exact(by_triton(stride), plain_depthwise(stride), inputs, factor=ROOM[kind])
 
 
+@pytest.mark.parametrize(("kernel", "stride", "shape"), QUICK)
+def test_depthwise_is_as_exact_as_torch(kernel, stride, shape):
+    check_depthwise(shape, kernel, stride, torch.float32)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("kernel", "stride"), MAPS)
-def test_depthwise_is_as_exact_as_torch(kernel, stride, kind):
+def test_depthwise_is_as_exact_as_torch_on_odd_maps(kernel, stride, kind):
     for number, shape in enumerate(MAPS[kernel, stride]):
         check_depthwise(shape, kernel, stride, kind, bias=number == 0)
 
 
 def test_depthwise_takes_bf16_and_a_map_that_is_not_channels_last():
-    check_depthwise((1, 48, 9, 7), 3, 1, torch.bfloat16)
-    check_depthwise((1, 48, 9, 7), 3, 2, torch.bfloat16)
-    x, weight = depthwise_inputs((2, 8, 5, 4), 3, torch.float32, bias=False)
+    check_depthwise((1, 24, 3, 2), 3, 1, torch.bfloat16)
+    x, weight = depthwise_inputs((2, 8, 3, 2), 3, torch.float32, bias=False)
     assert_as_exact(by_triton(1), plain_depthwise(1), [x.contiguous(), weight], factor=2)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.slow
+def test_depthwise_takes_bf16_at_both_strides():
+    check_depthwise((1, 48, 9, 7), 3, 1, torch.bfloat16)
+    check_depthwise((1, 48, 9, 7), 3, 2, torch.bfloat16)
+
+
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_depthwise_gives_the_same_bits_in_any_number_of_strips_and_tiles(stride, monkeypatch):
     inputs = depthwise_inputs((1, 12, 7, 3), 3, torch.float32)
     g = drawn(*plain_depthwise(stride)(*inputs).shape, seed=3, kind=torch.float32)
@@ -129,10 +147,12 @@ def gap(ours, theirs):
 
 def toy(step):
     torch.manual_seed(0)
-    return build_net(replace(TOY[step], layer_scale=0.1, drop_path=0.3), 5).to(memory_format=torch.channels_last)
+    return build_net(TOY[step].replace(layer_scale=0.1, drop_path=0.3), 5).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("step", TOY)
+@pytest.mark.parametrize(
+    "step", [step if step == "resnet" else pytest.param(step, marks=pytest.mark.slow) for step in TOY]
+)
 def test_every_row_gives_the_same_result_and_gradients(step):
     net, x = (
         toy(step).eval(),
@@ -149,6 +169,7 @@ def test_every_row_gives_the_same_result_and_gradients(step):
     assert list(net.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_under_autocast_it_is_as_near_to_fp32_as_the_plain_net_and_of_the_same_types():
     """The residual stream stays in fp32, where layer scale makes it so."""
     net, x = toy("separate_downsampling"), images(2, 32).contiguous(memory_format=torch.channels_last)
@@ -170,6 +191,15 @@ def test_under_autocast_it_is_as_near_to_fp32_as_the_plain_net_and_of_the_same_t
     assert all(kinds[1] == kinds[2] for kinds in types.values())
 
 
+def test_a_stage_gives_the_same_result_and_gradients():
+    stage, x = toy("separate_downsampling").stages[1].eval(), drawn(1, 12, 4, 4, seed=0, kind=torch.float32)
+    plain = trained(stage, x)
+    forms = use_kernels(stage, CPU, Kernels.fast)
+    assert {forms["norm"], forms["join"], forms["depthwise forward 3x3/1"]} == {"triton"}
+    assert gap(trained(stage, x), plain) < 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiled_it_is_one_graph_and_gives_the_same_bits(autocast):
     stage, x = toy("separate_downsampling").stages[1], drawn(2, 12, 4, 4, seed=0, kind=torch.float32)
@@ -189,7 +219,7 @@ def test_double_precision_falls_back_to_torch_to_the_bit():
 
 
 def shapes_of(regime):
-    """Return kernel, stride and channels of every depthwise convolution of a regime's rows, and the map's size at 224, halved twice."""
+    """Return kernel, stride, channels and a quarter of the map's size at 224 of all depthwise convolutions."""
     found = set()
 
     def note(conv, inputs, out):
@@ -197,7 +227,7 @@ def shapes_of(regime):
 
     for cfg in rows(regime).values():
         with torch.device("meta"):
-            net = build_net(replace(cfg, depths=tuple(min(depth, 2) for depth in cfg.depths)), 2)
+            net = build_net(cfg.replace(depths=tuple(min(depth, 2) for depth in cfg.depths)), 2)
             for module in net.modules():
                 if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
                     module.register_forward_hook(note)

@@ -1,10 +1,9 @@
 """The roadmap once more, written by hand from the paper's Section 2 and Appendix C: what the config files must come to.
 
-Used by the tests of the net, with the helpers that make nets and images cheaply.
+With helpers that make nets and images cheaply.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -32,10 +31,10 @@ def rows(regime: str) -> dict[str, NetConfig]:
         ("inverted_bottleneck", {"inverted": True}),
         ("move_up_depthwise", {"depthwise_first": True}),
     ):
-        at = replace(at, **change)
+        at = at.replace(**change)
         out[step] = at
     for size in (5, 7, 9, 11):
-        out[f"kernel_{size}"] = replace(at, kernel_size=size)
+        out[f"kernel_{size}"] = at.replace(kernel_size=size)
     at = out["kernel_7"]
     for step, change in (
         ("gelu", {"activation": "gelu"}),
@@ -44,7 +43,7 @@ def rows(regime: str) -> dict[str, NetConfig]:
         ("layer_norm", {"norm": "layer_norm"}),
         ("separate_downsampling", {"separate_downsampling": True}),
     ):
-        at = replace(at, **change)
+        at = at.replace(**change)
         out[step] = at
     return out
 
@@ -65,7 +64,7 @@ CONVNEXTS = {  # blocks per stage, width, parameters (Table 9 and the authors' c
 def convnext(size: str) -> NetConfig:
     """Return a ConvNeXt of the paper."""
     depths, width, _ = CONVNEXTS[size]
-    return replace(rows("tiny")["separate_downsampling"], depths=depths, width=width, layer_scale=1e-6)
+    return rows("tiny")["separate_downsampling"].replace(depths=depths, width=width, layer_scale=1e-6)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""The least that a step must compute and move: by hand for single layers, and against the count of MACs for whole nets."""
+"""The least that a step must compute and move: by hand for single layers, by the count of MACs for whole nets."""
 
 import pytest
 import torch

@@ -1,18 +1,19 @@
-"""`python -m roadmap.bench input`: every pipeline is measured on the same photographs, and yields what the net needs."""
+"""`python -m roadmap.bench input`: every pipeline is measured on the same photographs, and yields what a net needs."""
 
 import io
 import json
-import time
+import tempfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from roadmap.bench import input as bench_input
 from roadmap.bench.__main__ import main
-from roadmap.bench.input import FULL_RECIPE, epochs
-from roadmap.bench.photographs import SIZE, borrow_photographs, draw_photographs, photograph
-from roadmap.bench.pipelines import PIPELINES, Source
+from roadmap.bench.input import FULL_RECIPE, timed_epochs
+from roadmap.bench.photographs import SIZE, link_photographs, synthetic_jpeg, write_photographs
+from roadmap.bench.pipelines import PIPELINES
 from roadmap.errors import ConfigError
 from roadmap.steps.compose import compose
 
@@ -35,16 +36,17 @@ SMALL = (
 
 
 def test_photographs_are_as_large_as_those_of_imagenet_and_always_the_same():
-    drawn = [photograph(np.random.default_rng(seed)) for seed in range(40)]
+    drawn = [synthetic_jpeg(np.random.default_rng(seed)) for seed in range(40)]
     assert 95e3 < np.mean([len(data) for data in drawn]) < 125e3
     assert Image.open(io.BytesIO(drawn[0])).size == SIZE
-    assert drawn[0] == photograph(np.random.default_rng(0))
+    assert drawn[0] == synthetic_jpeg(np.random.default_rng(0))
     assert drawn[0] != drawn[1]
 
 
-def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys):
+def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys, monkeypatch):
     file = tmp_path / "input.json"
-    assert main(["input", *SMALL, "--work", str(tmp_path), "--json", str(file)]) == 0
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["input", *SMALL, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
     found = {entry["candidate"]: entry for entry in row["candidates"]}
     assert list(found) == ["decode alone", "decode and crop", *(name for name, _, _ in PIPELINES)]
@@ -60,7 +62,7 @@ def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys):
 
 def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
     file, root = tmp_path / "input.json", tmp_path / "photographs"
-    draw_photographs(root, 12)
+    write_photographs(root, 12)
     words = ["--train", "gelu", "--regime", "nano", "--peer", "timm", "--root", str(root)]
     assert main(["input", *SMALL, *words, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
@@ -71,9 +73,9 @@ def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("photographs")
-    draw_photographs(root, 9)
+    write_photographs(root, 9)
     words = [
         f"data.root={root}",
         "data.image_size=64",
@@ -82,13 +84,13 @@ def source(tmp_path_factory):
         "recipe.micro_batch=null",
         *FULL_RECIPE,
     ]
-    return Source(compose("separate_downsampling", "tiny", ["data=imagefolder", *words]), torch.device("cpu"))
+    return compose("separate_downsampling", "tiny", ["data=imagefolder", *words])
 
 
 @pytest.mark.parametrize(("name", "library", "start"), PIPELINES)
-def test_a_pipeline_yields_whole_batches_ready_for_the_net(source, name, library, start):
+def test_a_pipeline_yields_whole_batches_ready_for_the_net(config, name, library, start):
     try:
-        epoch = start(source)
+        epoch = start(config, torch.device("cpu"))
     except ConfigError as error:
         if name != "ours, fast":
             raise
@@ -101,38 +103,33 @@ def test_a_pipeline_yields_whole_batches_ready_for_the_net(source, name, library
         assert labels.dtype == torch.int64 and -3 < images.float().mean() < 3 and images.min() < -0.5  # normalised
 
 
-def test_the_clock_starts_when_every_worker_has_given_a_batch(source):
+def test_the_clock_starts_when_every_worker_has_given_a_batch(monkeypatch):
     used = []
-
-    def epoch(number):
-        time.sleep(0.3)  # the workers start
-        for _ in range(4):
-            yield torch.zeros(1), torch.zeros(1)
-
-    call = epochs(epoch, source, lambda images, labels: used.append(1))
-    assert call() < 0.15
-    assert len(used) == 4
+    monkeypatch.setattr(bench_input.time, "perf_counter", lambda: float(10 ** len(used)))  # read after so many batches
+    epoch = lambda number: ((torch.zeros(1), torch.zeros(1)) for _ in range(4))  # noqa: E731
+    call = timed_epochs(epoch, torch.device("cpu"), 2, lambda images, labels: used.append(1))
+    assert call() == 10**4 - 10**2
 
 
-def test_real_photographs_are_borrowed_and_too_few_are_told(tmp_path, capsys):
-    draw_photographs(tmp_path / "real", 5)
-    sizes = borrow_photographs(tmp_path / "real", tmp_path / "borrowed", 4)
-    links = sorted((tmp_path / "borrowed" / "train").glob("*/*"))
+def test_real_photographs_are_linked_and_too_few_are_refused(tmp_path, capsys):
+    write_photographs(tmp_path / "real", 5)
+    sizes = link_photographs(tmp_path / "real", tmp_path / "links", 4)
+    links = sorted((tmp_path / "links" / "train").glob("*/*"))
     assert len(links) == 4 and sorted(sizes) == sorted(link.stat().st_size for link in links)
     assert {link.resolve().parent.parent for link in links} == {(tmp_path / "real" / "train").resolve()}
     assert main(["input", *SMALL, "--root", str(tmp_path / "real")]) == 64
-    assert "--images=12: " in (error := capsys.readouterr().err) and "holds 5 JPEGs" in error
+    assert "--images=12: " in (error := capsys.readouterr().err) and "has 5 JPEGs" in error
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--train", "gellu"], "--train=gellu: there is no such row"),
+        (["--train", "gellu"], "gellu"),
         (["--workers", "9999"], "--workers=9999: must be from 0 to"),
         (["--root", "nowhere"], "--root=nowhere: is no folder"),
         (["--images", "4", "--batch", "4", "--workers", "1"], "--images=4: 1 batches of 4 are too few for 1 workers"),
     ],
 )  # fmt: skip
-def test_a_wrong_word_is_told(capsys, words, told):
+def test_a_wrong_option_is_refused(capsys, words, told):
     assert main(["input", "--device", "cpu", *words]) == 64
     assert told in capsys.readouterr().err

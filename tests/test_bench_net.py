@@ -1,18 +1,17 @@
-"""`python -m roadmap.bench net` and `mini`: rows, candidates, record; the peers are the same nets; wrong names are told."""
+"""`python -m roadmap.bench net` and `mini`: rows, candidates, record; the peers are the same nets; wrong names."""
 
 import json
 import re
 import statistics
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from roadmap.bench.__main__ import main
-from roadmap.bench.bound import step_work
-from roadmap.bench.forms import Setting, captured_step, whole_step
-from roadmap.bench.measure import Result
+from roadmap.bench.bound import Rates, step_work
+from roadmap.bench.forms import FORMS, Setting, training_step
+from roadmap.bench.measure import Candidate
 from roadmap.bench.mini import extrapolated
 from roadmap.bench.net import net_options, row_configs
 from roadmap.bench.peers import LIBRARIES, NETS, has_net, peer_net
@@ -26,7 +25,13 @@ OURS = ["ours eager", "ours kernels"]
 SMALL = ("--device", "cpu", "--batch", "2", "--image-size", "32", "--repeats", "3", "--warm-up", "1")
 
 
-def test_rows_and_contestants_are_measured_and_recorded(tmp_path, capsys):
+@pytest.fixture(autouse=True)
+def rates(monkeypatch):
+    """Take the device's rates as given: test_bench_bound measures them."""
+    monkeypatch.setattr("roadmap.bench.net.measured_rates", lambda device, precision: Rates(1e11, 1e10))
+
+
+def test_rows_and_candidates_are_measured_and_recorded(tmp_path, capsys):
     file = tmp_path / "net.json"
     assert main(["net", "--regime", "nano", "--rows", "resnet,separate_downsampling", *SMALL, "--json", str(file)]) == 0
     record = json.loads(file.read_text())
@@ -81,21 +86,21 @@ def test_a_captured_step_is_the_eager_one_on_the_batch_that_is_given():
     config = compose("gelu", "nano")
     setting = Setting(torch.device("cpu"), Precision.fp32, 2, 32, 10)
     weights = []
-    for form in (whole_step, partial(captured_step, capture=lambda step: (SimpleNamespace(replay=step), None))):
+    for capture in (None, lambda step: (SimpleNamespace(replay=step), None)):
         nets = []
 
         def build(nets=nets):
             nets.append(build_net(config.model, 10))
             return nets[-1]
 
-        step = form(build, config, setting)
+        step = training_step(build, config, setting, capture=capture)
         for seed in range(2):
             step(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)), torch.tensor([seed, 3]))
         weights.append(nets[0].head.weight.detach())
     assert torch.allclose(*weights, atol=1e-4)  # a step moves a weight by 2e-3; the rate is float32 in a graph
     assert not torch.equal(weights[0], build_net(config.model, 10).head.weight)
     with pytest.raises(ConfigError, match="a CUDA graph needs a GPU"):
-        captured_step(build, config, setting)
+        FORMS["graph"](build, config, setting)
 
 
 @pytest.mark.slow
@@ -156,59 +161,39 @@ def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
     ("words", "told"),
     [
         (["--regime", "tinny"], "regime=tinny: there is no such regime"),
-        (["--rows", "gelu,gellu"], "--rows=gellu: there is no such row; allowed: resnet, enhanced_recipe"),
-        (["--peer", "keras"], "--peer=keras: there is no such peer; allowed: timm, torchvision, none"),
-        (["--peer", "none", "--peer", "timm"], "--peer=none: stands alone"),
-        (["--forms", "swift"], "--forms=swift: there is no such form; allowed: eager, compiled, graph, kernels, fast"),
+        (["--rows", "gelu,gellu"], "argument --rows: gellu: unknown; did you mean gelu?"),
+        (["--peer", "keras"], "argument --peer: keras: unknown; There are: timm, torchvision, none"),
+        (["--peer", "none", "--peer", "timm"], "--peer=none: excludes every other"),
+        (["--forms", "swift"], "argument --forms: swift: unknown; There are: eager, compiled, graph, kernels, fast"),
         (["--batch", "0"], "must be at least 1"),
         (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
         (["--rows", "swin", "--image-size", "3"], "--image-size=3: too small for the net of swin"),
     ],
 )  # fmt: skip
-def test_a_wrong_word_is_told(capsys, words, told):
+def test_a_wrong_option_is_refused(capsys, words, told):
     assert main(["net", "--device", "cpu", *words]) == 64
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
 
 
 def test_mini_extrapolates_from_what_it_measured(capsys):
-    assert (
-        main(
-            [
-                "mini",
-                "--rows",
-                "separate_downsampling",
-                *SMALL,
-                "--seeds",
-                "2",
-                "--epochs",
-                "5",
-                "--images",
-                "1000",
-                "--peer",
-                "none",
-            ]
-        )
-        == 0
-    )
-    told = capsys.readouterr().out
-    speed = float(re.search(r"\| ours eager \| ([\d.,]+) \|", told)[1].replace(",", ""))
-    minutes = re.search(
-        r"extrapolated, not measured: ours eager would train 1 rows x 2 seeds, 10,000 images a row in all, in ([\d.]+) min",
-        told,
-    )
+    study = ("--seeds", "2", "--epochs", "5", "--images", "1000")
+    assert main(["mini", "--rows", "separate_downsampling", *SMALL, *study, "--peer", "none"]) == 0
+    out = capsys.readouterr().out
+    speed = float(re.search(r"\| ours eager \| ([\d.,]+) \|", out)[1].replace(",", ""))
+    minutes = re.search(r"ours eager would train 1 rows x 2 seeds, 10,000 images a row in all, in ([\d.]+) min", out)
     assert float(minutes[1]) == pytest.approx(10_000 / speed / 60, abs=0.06)
 
 
 def test_extrapolation_adds_up_the_rows_of_a_form_and_leaves_out_what_failed():
+    def candidate(name, times_s=(), peer=None, failed=None):
+        return Candidate(name, 10, lambda: lambda: None, peer, list(times_s), failed=failed)
+
+    failed, theirs = candidate("ours compiled", failed="no"), candidate("timm eager", [9.0], "timm")
     rows = {
-        "a": [
-            Result("ours eager", 10, times_s=[1.0]),
-            Result("ours compiled", 10, failed="no"),
-            Result("timm eager", 10, "timm", [9.0]),
-        ],
-        "b": [Result("ours eager", 10, times_s=[5.0]), Result("ours compiled", 10, times_s=[1.0])],
+        "a": [candidate("ours eager", [1.0]), failed, theirs],
+        "b": [candidate("ours eager", [5.0]), candidate("ours compiled", [1.0])],
     }
     eager, compiled = extrapolated(rows, 600, 3)
     assert "ours eager would train 2 rows x 3 seeds, 600 images a row in all, in 6.0 minutes" in eager
-    assert compiled == "ours compiled: 1 of 2 rows could not be measured, so there is nothing to extrapolate"
+    assert compiled == "ours compiled: 1 of 2 rows could not be measured: nothing to extrapolate"

@@ -1,14 +1,16 @@
 """The benchmark of the report: its runs are sound, it measures both reports, and a wrong name is refused."""
 
+import tempfile
+
 import pytest
 
 from roadmap.bench.__main__ import NAMES, main
-from roadmap.bench.report import make_runs
+from roadmap.bench.report import write_runs
 from roadmap.report import aggregate, collect
 
 
 def test_the_runs_it_makes_are_sound_and_have_every_number(tmp_path):
-    assert make_runs(tmp_path, seeds=2, epochs=3, images=400, steps=2) == 68
+    assert write_runs(tmp_path, seeds=2, epochs=3, images=400, steps=2) == 68
     collected = collect([tmp_path])
     assert (len(collected.runs), collected.suspect, collected.unfinished) == (68, (), ())
     groups = aggregate(collected.runs)
@@ -18,9 +20,9 @@ def test_the_runs_it_makes_are_sound_and_have_every_number(tmp_path):
     assert all(gain.over_seeds and gain.over_images for gain in gains)
 
 
-def test_it_times_the_tables_and_the_whole_report(tmp_path, capfd):
-    options = ["--seeds", "1", "--epochs", "2", "--images", "80", "--repeats", "1", "--work", str(tmp_path)]
-    assert main(["report", *options]) == 0
+def test_it_times_the_tables_and_the_whole_report(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["report", "--seeds", "1", "--epochs", "2", "--images", "80", "--repeats", "1"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("34 runs, 2 epochs, 80 bits")
     assert [line.split(":")[0] for line in lines[1:]] == ["tables alone", "whole report"]

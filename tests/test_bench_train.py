@@ -1,4 +1,4 @@
-"""`python -m roadmap.bench train`: every part says what it measured, with its number of measurements."""
+"""`python -m roadmap.bench train`: the loops train the same epochs, and what is printed of them."""
 
 import json
 import re
@@ -6,65 +6,36 @@ import re
 import pytest
 
 from roadmap.bench.__main__ import main
+from roadmap.bench.bound import Rates
 
 SMALL = ("--regime", "nano", "--batch", "8", "--image-size", "32", "--steps", "2", "--repeats", "2", "--device", "cpu")
-THREE = r"-?\d+\.\d{3} \(-?\d+\.\d{3} to -?\d+\.\d{3}, n = 2\)"
 
 
-@pytest.mark.parametrize(
-    ("part", "pattern"),
-    [
-        ("data", r"data: training waits \d+\.\d % of its time for the reference pipeline at [\d,.]+ images/s; the pipeline alone gives"),
-        ("checkpoint", rf"checkpoint: 0\.9 M parameters, \d+ MB; training waits {THREE} s for the copy and loses {THREE} s in all"),
-    ],
-)  # fmt: skip
-def test_a_part_tells_what_it_measured(capsys, tmp_path, part, pattern):
-    file = tmp_path / "train.json"
-    assert main(["train", part, *SMALL, "--json", str(file)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert re.match(pattern, lines[-1]), lines
-    assert part in json.loads(file.read_text())
+@pytest.fixture(autouse=True)
+def rates(monkeypatch):
+    """Take the device's rates as given: test_bench_bound measures them."""
+    monkeypatch.setattr("roadmap.bench.train.measured_rates", lambda device, precision: Rates(1e11, 1e10))
+
+
+def measured(file, *words):
+    assert main(["train", *SMALL, *words, "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    return row["candidates"]
 
 
 def test_three_loops_train_the_same_epochs(tmp_path, capsys):
-    file = tmp_path / "train.json"
-    assert main(["train", "overhead", *SMALL, "--json", str(file)]) == 0
+    entries = measured(tmp_path / "train.json")
     pattern = (
-        r"overhead: our loop is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as (bare loop|timm's loop and net), the best peer"
+        r"loops: our loop is [\d.]+ \([\d.]+ to [\d.]+\) x as fast as (bare loop|timm's loop and net), the best peer"
     )
     assert re.fullmatch(pattern, capsys.readouterr().out.splitlines()[-1])
-    (row,) = json.loads(file.read_text())["rows"]
-    found = [(entry["candidate"], entry["images_a_call"], entry["failed"]) for entry in row["candidates"]]
+    found = [(entry["candidate"], entry["images_a_call"], entry["failed"]) for entry in entries]
     assert found == [(name, 16, None) for name in ("bare loop", "our loop", "timm's loop and net")]
-    assert all(len(entry["times_s"]) == 2 for entry in row["candidates"])
+    assert all(len(entry["times_s"]) == 2 for entry in entries)
 
 
-def test_timms_loop_stands_beside_its_own_optimizer_only(tmp_path):
-    file, short = tmp_path / "train.json", ("--steps", "1", "--repeats", "1")
-    assert (
-        main(
-            [
-                "train",
-                "overhead",
-                *SMALL,
-                "--regime",
-                "tiny",
-                "--step",
-                "resnet",
-                "--batch",
-                "2",
-                *short,
-                "--json",
-                str(file),
-            ]
-        )
-        == 0
-    )
-    *sound, theirs = json.loads(file.read_text())["rows"][0]["candidates"]
+def test_timms_loop_is_compared_with_its_own_optimizer_only(tmp_path):
+    words = ("--regime", "tiny", "--step", "resnet", "--batch", "2", "--steps", "1", "--repeats", "1")
+    *sound, theirs = measured(tmp_path / "train.json", *words)
     assert theirs["failed"] == "--step=resnet: timm's loop has AdamW only, not the recipe's sgd"
     assert [entry["failed"] for entry in sound] == [None, None]
-
-
-def test_a_part_that_there_is_not_is_told(capsys):
-    assert main(["train", "everything"]) == 64
-    assert "PART=everything: there is no such part; allowed: overhead, data, checkpoint" in capsys.readouterr().err

@@ -11,16 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from roadmap.config.choices import DataName
+from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.schema import Config, DataConfig, PathsConfig
 from roadmap.data import cache, datasets, image_folder, verify
-from roadmap.data.image_folder import EXPECTED, Expected
 from roadmap.errors import DataError, DiskError, StoppedEarly
 
 from .conftest import ROOT
@@ -43,7 +43,7 @@ def settle(root: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch) -> Path:
-    """Three classes, four training and two validation images each; folders count as settled after a fiftieth of a second."""
+    """Three classes, four training and two validation images each; folders settle after a fiftieth of a second."""
     monkeypatch.setattr(cache, "SETTLED_NS", 20_000_000)
     for split, num_images in (("train", 4), ("val", 2)):
         for c, name in enumerate(CLASSES):
@@ -60,7 +60,7 @@ def runs(tmp_path: Path) -> Path:
 
 def config(root: Path, runs: Path, fresh: bool = False, **changes) -> Config:
     data = DataConfig(**({"name": "imagefolder", "root": str(root), "workers": 2} | changes))
-    return Config(data=data, paths=PathsConfig(str(runs)), fresh=fresh)
+    return Config(data=data, paths=PathsConfig(runs=str(runs)), fresh=fresh)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def opened(monkeypatch) -> list[str]:
 
 def test_imagenets_classes_are_those_that_timm_ships():
     names = (importlib.resources.files("timm") / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
-    must = EXPECTED[DataName.imagenet]
+    must = DATA_SETS["imagenet"]
     assert len(names) == must.num_classes == 1000
     assert hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest() == must.classes_sha256
     assert must.num_images == {"train": 1_281_167, "val": 50_000}
@@ -92,26 +92,30 @@ def test_imagenets_classes_are_those_that_timm_ships():
 def test_imagenettes_classes_are_ten_of_imagenets():
     names = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079"]
     names += ["n03394916", "n03417042", "n03425413", "n03445777", "n03888257"]
-    must = EXPECTED[DataName.imagenette]
+    must = DATA_SETS["imagenette"]
     assert hashlib.sha256("\n".join(names).encode()).hexdigest() == must.classes_sha256
     assert (must.num_classes, must.num_images) == (10, {"train": 9_469, "val": 3_925})
     known = (importlib.resources.files("timm") / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
     assert set(names) <= set(known)
 
 
+def published(num_classes: int, classes_sha256: str, num_images: dict[str, int]) -> DataSet:
+    return DataSet("Set", DataKind.folders, num_classes, num_images, classes_sha256=classes_sha256)
+
+
 @pytest.mark.parametrize("name", ["imagenet", "imagenette"])
 def test_other_classes_or_counts_than_a_set_has_are_named_before_training(root, name, monkeypatch):
     right = hashlib.sha256("\n".join(CLASSES).encode()).hexdigest()
     for expected, words in (
-        (Expected("Set", 4, right, {}), "3 class folders, Set has 4"),
-        (Expected("Set", 3, "0", {}), r"not the 3 classes of Set \(ant, bee, cat among them is no WordNet id"),
-        (Expected("Set", 3, right, {"train": 12, "val": 7}), "val: 6 images, Set has 7"),
-        (Expected("Set", 3, right, {"train": 13, "val": 6}), "train: 12 images, Set has 13"),
+        (published(4, right, {}), "3 class folders, Set has 4"),
+        (published(3, "0", {}), r"not the 3 classes of Set \(ant, bee, cat among them is no WordNet id"),
+        (published(3, right, {"train": 12, "val": 7}), "val: 6 images, Set has 7"),
+        (published(3, right, {"train": 13, "val": 6}), "train: 12 images, Set has 13"),
     ):
-        monkeypatch.setitem(EXPECTED, DataName(name), expected)
+        monkeypatch.setitem(DATA_SETS, name, expected)
         with pytest.raises(DataError, match=words):
             datasets.load(DataConfig(name=name, root=str(root)))
-    monkeypatch.setitem(EXPECTED, DataName(name), Expected("Set", 3, right, {"train": 12, "val": 6}))
+    monkeypatch.setitem(DATA_SETS, name, published(3, right, {"train": 12, "val": 6}))
     assert len(datasets.load(DataConfig(name=name, root=str(root), train_images=5)).train) == 5
 
 
@@ -171,18 +175,18 @@ def test_the_same_size_under_the_same_name_is_opened_again(root, runs, opened):
 
 
 def test_stopped_it_goes_on_where_it_was_and_fresh_opens_all(root, runs, opened, monkeypatch):
-    count = verify.Opened.opened
+    count = verify.ImageProgress.count
 
     def stop_after_eight(self, *args):
         count(self, *args)
         if self.done == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(verify.Opened, "opened", stop_after_eight)
+    monkeypatch.setattr(verify.ImageProgress, "count", stop_after_eight)
     with pytest.raises(StoppedEarly, match="SIGTERM: 8 of 18 images opened"):
         verify.data_check(config(root, runs))
     first = list(opened)
-    monkeypatch.setattr(verify.Opened, "opened", count)
+    monkeypatch.setattr(verify.ImageProgress, "count", count)
     verify.data_check(config(root, runs))
     assert len(first) == 8
     assert len(opened) == len(set(opened)) == 18
@@ -213,10 +217,10 @@ def die(folder: str, names: list[bytes]) -> None:
 
 
 def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs, opened, monkeypatch):
-    def trip(path):
+    def trip(path, formats):
         raise ZeroDivisionError("in a decoder")
 
-    monkeypatch.setattr(image_folder, "read_image", trip)
+    monkeypatch.setattr(image_folder.Image, "open", trip)
     with pytest.raises(DataError, match="18 of 18"):
         verify.data_check(config(root, runs))
 
@@ -235,7 +239,8 @@ def test_sets_in_memory_are_loaded_and_counted(runs, monkeypatch):
         config(Path(), runs, name="synthetic", num_classes=5, train_images=50, val_images=20)
     )
     assert not runs.exists()
-    monkeypatch.setitem(verify.MEMORY_COUNTS, DataName.digits, (1437, 361))
+    more = replace(DATA_SETS["digits"], num_images={"train": 1437, "val": 361})
+    monkeypatch.setitem(DATA_SETS, "digits", more)
     with pytest.raises(DataError, match="360 val images, the set has 361"):
         verify.data_check(config(Path(), runs, name="digits"))
 
@@ -399,7 +404,7 @@ def test_training_can_say_whether_exactly_this_set_was_checked(root, runs):
     data = DataConfig(name="imagefolder", root=str(root))
 
     def standing(**changes):
-        return verify.verification_note(datasets.load(config(root, runs, **changes).data, str(runs)), data.name, str(runs))
+        return verify.verification_note(datasets.load(config(root, runs, **changes).data, str(runs)), data, str(runs))
 
     assert "not fully checked; mode=data_check" in standing()
     verify.data_check(config(root, runs))
@@ -407,7 +412,8 @@ def test_training_can_say_whether_exactly_this_set_was_checked(root, runs):
     assert ": the whole set fully checked on 20" in standing(train_images=5)
     write_image(root / "val" / "bee" / "9.jpg")
     assert "not fully checked" in standing()
-    assert "held in memory" in verify.verification_note(datasets.load(DataConfig(name="digits")), DataName.digits, str(runs))
+    digits = DataConfig(name="digits")
+    assert "held in memory" in verify.verification_note(datasets.load(digits), digits, str(runs))
 
 
 # The command

@@ -1,4 +1,4 @@
-"""Class folders through the fast pipeline: the pixels that Pillow reads, whatever the file; the same images however they are shared."""
+"""Class folders through the fast pipeline: the pixels that Pillow reads; the same images however they are shared."""
 
 import io
 import json
@@ -14,7 +14,16 @@ from torchvision.transforms import InterpolationMode
 
 from roadmap.config.choices import Interpolation
 from roadmap.config.schema import DataConfig, RecipeConfig
-from roadmap.data import check, decode, eval_batches, eval_index_batches, load, note, train_batches, train_index_batches
+from roadmap.data import (
+    check_pipeline,
+    decoding,
+    eval_batches,
+    eval_index_batches,
+    load,
+    pipeline_note,
+    train_batches,
+    train_index_batches,
+)
 from roadmap.data.image_folder import read_image
 from roadmap.errors import ConfigError, DataError, StoppedEarly
 from roadmap.runs.run_dir import run_path
@@ -121,7 +130,7 @@ def test_every_image_is_decoded_to_pillows_bytes(tmp_path, kind):
     path = tmp_path / "0.JPEG"
     path.write_bytes(GOOD[kind]())
     expected = np.asarray(read_image(path))
-    got = decode.decode(path)
+    got = decoding.decode(path)
     assert got.dtype == torch.uint8
     assert np.array_equal(got.numpy(), expected)
     if kind == "turned by EXIF":
@@ -167,7 +176,7 @@ def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
             hurt[draw.integers(len(hurt) // 4 * (i % 3), len(hurt), 2)] = draw.integers(0, 256, 2)
         path.write_bytes(hurt.tobytes()[: len(hurt) - (draw.integers(0, 40) if i % 2 else 0)])
         results = []
-        for read in (lambda: decode.decode(path).numpy(), lambda: np.asarray(read_image(path))):
+        for read in (lambda: decoding.decode(path).numpy(), lambda: np.asarray(read_image(path))):
             try:
                 results.append(read().tobytes())
             except DataError as error:
@@ -182,9 +191,13 @@ def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
     "box", [(0, 0, 70, 90), (5, 7, 40, 31), (3, 4, 1, 30), (60, 80, 2, 2), (10, 10, 32, 32), (2, 0, 60, 80)]
 )
 def test_a_crop_is_pillows_within_two_levels(box, interpolation):
-    """torch has Pillow's arithmetic, with other whole weights: off by one here and there, by two where a few pixels are enlarged."""
+    """Pillow's arithmetic with other whole weights: off by one here and there, by two where few pixels are enlarged."""
     image = picture(4)
-    got = decode.cut(torch.from_numpy(np.array(image)), box, 32, Interpolation(interpolation)).numpy().astype(int)
+    got = (
+        decoding.resized_crop(torch.from_numpy(np.array(image)), box, 32, Interpolation(interpolation))
+        .numpy()
+        .astype(int)
+    )
     expected = np.asarray(TF.resized_crop(image, *box, [32, 32], InterpolationMode(interpolation))).astype(int)
     assert np.abs(got - expected).max() <= 2
     assert np.abs(got - expected).mean() < 0.1
@@ -192,7 +205,7 @@ def test_a_crop_is_pillows_within_two_levels(box, interpolation):
 
 def test_a_box_without_pixels_is_black_as_pillows_is():
     for box in ((0, 0, 0, 0), (1, 1, 0, 0)):
-        got = decode.cut(torch.full((1, 1, 3), 9, dtype=torch.uint8), box, 8, Interpolation.bicubic)
+        got = decoding.resized_crop(torch.full((1, 1, 3), 9, dtype=torch.uint8), box, 8, Interpolation.bicubic)
         expected = TF.resized_crop(Image.new("RGB", (1, 1), (9, 9, 9)), *box, [8, 8], InterpolationMode.BICUBIC)
         assert np.array_equal(got.numpy(), np.asarray(expected))
 
@@ -316,11 +329,11 @@ def stubborn(refused: int, fails: type[Exception] = RuntimeError):
     return decode_many
 
 
-def unpacked(split, data, ids: list[int], decode_many) -> tuple[torch.Tensor, decode.Refusals]:
-    cutter = decode.Cutter(split, data.image_size, Interpolation.bicubic, True, 5, 3)
-    batch = decode.packed([decode.Reader(cutter)(i) for i in ids])
-    count = decode.Refusals()
-    return decode.unpacked(batch, ids, cutter, decode_many, CPU, count), count
+def unpacked(split, data, ids: list[int], decode_many) -> tuple[torch.Tensor, decoding.Refusals]:
+    train_crop = decoding.TrainCrop(split, data.image_size, Interpolation.bicubic, True, 5, 3)
+    batch = decoding.collate_encoded([decoding.NvjpegReader(train_crop)(i) for i in ids])
+    count = decoding.Refusals()
+    return decoding.decode_batch(batch, ids, train_crop, decode_many, CPU, count), count
 
 
 def test_what_the_gpus_decoder_refuses_is_decoded_here_and_counted(root):
@@ -328,7 +341,7 @@ def test_what_the_gpus_decoder_refuses_is_decoded_here_and_counted(root):
     (root / "train" / "a" / "03.jpg").write_bytes(GOOD["CMYK"]())
     (root / "train" / "a" / "05.jpg").write_bytes(GOOD["one pixel"]())
     split, ids = load(data).train, list(range(8))
-    expected = torch.stack([decode.Cutter(split, 32, Interpolation.bicubic, True, 5, 3)(i) for i in ids])
+    expected = torch.stack([decoding.TrainCrop(split, 32, Interpolation.bicubic, True, 5, 3)(i) for i in ids])
     for refused in (0, split.path(2).stat().st_size):
         got, count = unpacked(split, data, ids, stubborn(refused))
         assert torch.equal(got, expected)
@@ -350,9 +363,11 @@ def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplo
     )
     arguments = {"seed": 5, "epoch": 3, "device": CPU}
     with caplog.at_level(logging.INFO):
-        crops = torch.cat(list(decode.train_crops(split, data, OFFICIAL, list(torch.arange(32).split(8)), **arguments)))
+        crops = torch.cat(
+            list(decoding.train_crops(split, data, OFFICIAL, list(torch.arange(32).split(8)), **arguments))
+        )
     monkeypatch.undo()
-    expected = torch.cat(list(decode.train_crops(split, config(root), OFFICIAL, [torch.arange(32)], **arguments)))
+    expected = torch.cat(list(decoding.train_crops(split, config(root), OFFICIAL, [torch.arange(32)], **arguments)))
     assert torch.equal(crops, expected)
     said = [record.getMessage() for record in caplog.records if "nvJPEG" in record.getMessage()]
     assert said == ["epoch 4: nvJPEG refused 1 of 32 images, which were decoded on the CPU"]
@@ -362,13 +377,13 @@ def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root):
     data = config(root, decoder="nvjpeg")
     split = load(data).train
     for call in (
-        lambda: check(data, OFFICIAL, CPU),
+        lambda: check_pipeline(data, OFFICIAL, CPU),
         lambda: train_batches(split, data, OFFICIAL, [], seed=0, epoch=0, device=CPU),
     ):
         with pytest.raises(ConfigError, match=r"data\.decoder=nvjpeg: needs a GPU"):
             call()
-    check(data, OFFICIAL)  # evaluation decodes on the CPU
-    check(config(root, decoder="nvjpeg", pipeline="reference"), OFFICIAL, CPU)
+    check_pipeline(data, OFFICIAL)  # evaluation decodes on the CPU
+    check_pipeline(config(root, decoder="nvjpeg", pipeline="reference"), OFFICIAL, CPU)
     with pytest.raises(ConfigError, match="decoder=cuda: must be one of auto, cpu, nvjpeg"):
         config(root, decoder="cuda")
 
@@ -393,12 +408,12 @@ def test_a_gpu_augments_the_same_images_and_nvjpeg_is_near_libjpeg(root):
 def test_nvjpeg_leaves_memory_alone_that_queued_work_has_yet_to_read(root):
     data, cuda = config(root, decoder="nvjpeg"), torch.device("cuda")
     split, order = load(data).train, list(torch.arange(32).split(8))
-    list(decode.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))  # the decoder is started
+    list(decoding.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))  # the decoder is started
     given_up = [torch.full((3, 60, 60), 7, dtype=torch.uint8, device=cuda) for _ in range(256)]
     torch.cuda._sleep(2_000_000_000)  # a second or so, while the host goes on
     read = [tensor.clone() for tensor in given_up]
     del given_up
-    list(decode.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))
+    list(decoding.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))
     assert all(bool((tensor == 7).all()) for tensor in read)
 
 
@@ -409,7 +424,8 @@ def words(root, *more: str) -> list[str]:
     return [
         "data=imagefolder", f"data.root={root}", "data.pipeline=fast", "data.image_size=32", "data.resize_size=40",
         "recipe=enhanced", "recipe.batch_size=8", "recipe.micro_batch=4", "recipe.warmup_epochs=0",
-        "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1.0",
+        "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25",
+        "recipe.mixup=0.8", "recipe.cutmix=1.0",
         "recipe.interpolation=bicubic", "wandb.mode=disabled",
         *more,
     ]  # fmt: skip
@@ -425,7 +441,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, mon
     )
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)  # in the middle of the first epoch
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config_)
     assert json.loads((run_path(config_) / "status.json").read_text())["state"] == "stopped"
@@ -436,8 +452,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, mon
     assert (
         "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster than" in log
     )
-    assert "slow" not in str(note(config(root), torch.device("cuda")))
-    assert note(config(root, pipeline="reference"), torch.device("cpu")) is None
+    assert "slow" not in str(pipeline_note(config(root), torch.device("cuda")))
+    assert pipeline_note(config(root, pipeline="reference"), torch.device("cpu")) is None
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the fast pipeline draws is distributed as what timm's own classes draw, 100,000 times each; and it is a function of its key."""
+"""What the fast pipeline draws is distributed as what timm's classes draw, and is a function of its key."""
 
 import random
 
@@ -12,8 +12,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import transforms
-from roadmap.data.draws import normals, scrambled, scrambled_tensor, states, uniforms
-from roadmap.data.policy import RATIO, SCALE, Layer, draw_box, draw_erased, draw_layers, policy_of
+from roadmap.data.counter_rng import normals, splitmix64, splitmix64_tensor, states, uniforms
+from roadmap.data.rand_augment import Layer, draw_layers, parse_policy
+from roadmap.data.random_crop import RATIO, SCALE, draw_box
+from roadmap.data.random_erasing import draw_erased
 from roadmap.data.sampling import Draw
 
 N = 100_000
@@ -23,11 +25,11 @@ LIKELY = 0.001  # the seeds are fixed, so each of these tests has passed or fail
 
 def policies(text: str):
     data, recipe = DataConfig(image_size=224), RecipeConfig(rand_augment=text, interpolation="bicubic")
-    return policy_of(data, recipe), transforms.rand_augment(data, recipe)
+    return parse_policy(data, recipe), transforms.rand_augment(data, recipe)
 
 
 def drawn_by_timm(policy, number: int) -> list[Layer]:
-    """Run timm's policy and note what it calls: the operations of each layer, "" where it left one out, and their arguments."""
+    """Run timm's policy and note its calls: each layer's operations, "" where it left one out, and their arguments."""
     record: list[tuple[str, float]] = []
     for op in policy.ops:
         name = op.name.removesuffix("Increasing").removesuffix("Rel")
@@ -184,10 +186,10 @@ def test_noise_is_normal_and_its_own_for_every_image_and_value():
 def test_both_hashes_give_the_same_bits_and_those_of_splitmix64():
     numbers = np.array([0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], dtype=np.uint64)
     assert np.array_equal(
-        scrambled_tensor(torch.from_numpy(numbers.view(np.int64))).numpy().view(np.uint64), scrambled(numbers)
+        splitmix64_tensor(torch.from_numpy(numbers.view(np.int64))).numpy().view(np.uint64), splitmix64(numbers)
     )
     # The first number of the generator's reference implementation, java.util.SplittableRandom's too, at seed 0.
-    assert int(scrambled(numbers)[4]) == 0xE220A8397B1DCDAF
+    assert int(splitmix64(numbers)[4]) == 0xE220A8397B1DCDAF
 
 
 def test_a_number_depends_on_its_key_alone_and_on_all_of_it():

@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import (
-    check,
+    check_pipeline,
     eval_batches,
     eval_index_batches,
     gpu_transforms,
@@ -23,10 +23,10 @@ from roadmap.data.gpu_transforms import (
     affine,
     affine_theta,
     draw_augmentation,
-    resized_boxes,
     resized_crop,
     window_and_flip,
 )
+from roadmap.data.random_crop import resized_boxes
 from roadmap.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_the_global_random_state_is_left_alone():
 def test_what_the_fast_pipeline_cannot_do_is_refused_at_once(policy):
     config, recipe = synthetic(), RecipeConfig(rand_augment=policy)
     with pytest.raises(ConfigError, match=rf"recipe.rand_augment={policy}: .* needs data.pipeline=reference"):
-        check(config, recipe)
+        check_pipeline(config, recipe)
     with pytest.raises(ConfigError, match=policy):
         train_batches(load(config).train, config, recipe, [], seed=0, epoch=0, device=CPU)
 
@@ -207,7 +207,7 @@ def test_what_the_fast_pipeline_cannot_do_is_refused_at_once(policy):
 @pytest.mark.parametrize("text", ["rand-q3", "rand-m9-mst0.5", "nonsense"])
 def test_a_policy_that_timm_cannot_read_is_a_config_error(text):
     with pytest.raises(ConfigError, match=rf"recipe.rand_augment={text}: must be"):
-        check(synthetic(), RecipeConfig(rand_augment=text))
+        check_pipeline(synthetic(), RecipeConfig(rand_augment=text))
 
 
 @pytest.mark.gpu

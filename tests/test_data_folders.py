@@ -171,9 +171,7 @@ def test_a_wrong_number_of_classes_is_named(root):
 
 
 def test_imagenette_is_found_in_its_own_folder_and_two_of_them_are_a_question(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "roadmap.data.image_folder.expect", lambda files, expected: None
-    )  # tests/test_data_check.py has it
+    monkeypatch.setattr("roadmap.data.image_folder.check_published", lambda *_: None)  # tests/test_data_check.py has it
     for split in ("train", "val"):
         for c in range(10):
             write_image(tmp_path / "imagenette2-160" / split / f"n{c}" / "0.JPEG")
@@ -260,3 +258,20 @@ def test_random_damage_is_either_read_or_a_data_error(root):
             path.write_bytes(hurt.tobytes()[: draw.integers(1, len(hurt))] if draw.random() < 0.3 else hurt.tobytes())
             with contextlib.suppress(DataError):
                 assert val.read(0).mode == "RGB"
+
+
+def test_links_that_lead_in_circles_are_named(root):
+    (root / "train" / "cat" / "loop.jpg").symlink_to("loop.jpg")
+    refuses(root, str(root / "train" / "cat" / "loop.jpg"), "cannot be read")
+    (root / "train" / "cat" / "loop.jpg").unlink()
+    (root / "train" / "loop").symlink_to("loop")
+    refuses(root, str(root / "train" / "loop"), "cannot be read")
+
+
+def test_a_file_with_a_strange_name_is_told_on_one_line(root):
+    path = root / "val" / "bee" / "two\nlines.jpg"
+    path.write_bytes(damaged("text"))
+    found = load(config(root)).val
+    index = next(i for i in range(len(found)) if found.path(i) == path)
+    with pytest.raises(DataError, match=r"two\?lines.jpg: cannot be decoded as an image"):
+        found.read(index)

@@ -12,12 +12,20 @@ from PIL import Image
 from timm.data import create_transform
 
 from roadmap.config.schema import DataConfig, RecipeConfig
-from roadmap.data import check, eval_batches, eval_index_batches, load, sample_seed, train_batches, train_index_batches
+from roadmap.data import (
+    check_pipeline,
+    eval_batches,
+    eval_index_batches,
+    load,
+    sample_seed,
+    train_batches,
+    train_index_batches,
+)
 from roadmap.data.datasets import Split
 from roadmap.data.transforms import (
     Prepared,
+    device_batches,
     eval_transform,
-    load_batches,
     posterize,
     rand_augment,
     random_state,
@@ -207,14 +215,14 @@ def test_batches_are_float_channels_last_in_the_order_asked_for():
 )
 def test_a_policy_that_timm_cannot_read_is_a_config_error(text):
     with pytest.raises(ConfigError, match=rf"recipe.rand_augment={text}: must be"):
-        check(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
+        check_pipeline(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
 
 
 @pytest.mark.parametrize(
     "text", ["rand", "rand-m9-n3-mstd0.5", "rand-mstdinf-tweights", "rand-m9-mmax20-p0.7-inc0", "rand-m9-mstd0.5-inc1"]
 )
 def test_timms_notation_is_read(text):
-    check(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
+    check_pipeline(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
 
 
 class SignalsItself(Split):
@@ -232,5 +240,5 @@ def test_workers_go_on_when_the_job_is_told_to_stop():
     data = DataConfig(train_images=16, val_images=4, **CROPPED)
     found = load(data).train
     split = SignalsItself(found.labels, images=found.images)
-    loaded = load_batches(Prepared(split, eval_transform(data, OFFICIAL)), eval_index_batches(16, 4), 2, CPU)
+    loaded = device_batches(Prepared(split, eval_transform(data, OFFICIAL)), eval_index_batches(16, 4), 2, CPU)
     assert torch.equal(torch.cat([labels for _, labels in loaded]), found.labels)

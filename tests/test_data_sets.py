@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from roadmap.catalog import DATA_SETS
 from roadmap.config.schema import DataConfig
-from roadmap.data import download, load
+from roadmap.data import download, in_memory, load
 from roadmap.errors import ConfigError, DataError
+
+from .conftest import ROOT
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -298,9 +302,67 @@ def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
 
 
 def test_workers_without_effect_warn(caplog):
-    from roadmap.config.schema import RecipeConfig
-    from roadmap.data import check
+    from roadmap.config import RecipeConfig
+    from roadmap.data import check_pipeline
 
     with caplog.at_level(logging.WARNING):
-        check(DataConfig(name="digits", workers=3), RecipeConfig())
+        check_pipeline(DataConfig(name="digits", workers=3), RecipeConfig())
     assert "data.workers=3 has no effect" in caplog.text
+
+
+# The catalog
+
+
+def test_every_set_has_its_row_and_its_file_and_both_agree():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / "data").glob("*.yaml")}
+    assert files.keys() == DATA_SETS.keys()
+    for name, row in DATA_SETS.items():
+        assert (files[name]["name"], files[name]["num_classes"]) == (name, row.num_classes)
+        assert row.needs_root == (files[name]["root"] is not None)
+        assert row.kind != "memory" or row.loader in in_memory.LOADERS
+        assert not row.torchvision or hasattr(torchvision.datasets, row.torchvision)
+
+
+# What may lie where a file is expected
+
+
+def replaced_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def test_a_folder_where_a_file_is_expected_is_named(tmp_path, monkeypatch):
+    write_fashion(tmp_path, packed=True)
+    replaced_by_a_folder(tmp_path / "t10k-images-idx3-ubyte.gz")
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\(.gz\) is missing"):
+        load(fashion(tmp_path))
+    write_cifar(tmp_path, monkeypatch, torchvision.datasets.CIFAR10, "labels", 10)
+    replaced_by_a_folder(tmp_path / "cifar-10-batches-py" / "data_batch_3")
+    with pytest.raises(DataError, match=r"data_batch_3: cannot be read \(Is a directory\)"):
+        load(DataConfig(name="cifar10", root=str(tmp_path)))
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").rmdir()
+    with pytest.raises(DataError, match=r"data_batch_3: cannot be read \(No such file or directory\)"):
+        load(DataConfig(name="cifar10", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "imagenette", "imagefolder"])
+def test_a_root_that_cannot_be_one_is_a_plain_line(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for root in (tmp_path / "file", tmp_path / "loop", tmp_path / ("x" * 300), "~nobody-of-this-name/images"):
+        with pytest.raises(DataError) as raised:
+            load(DataConfig(name=name, root=str(root)))
+        assert str(root) in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "imagenette", "imagefolder"])
+def test_a_folder_that_may_not_be_entered_is_a_plain_line(tmp_path, monkeypatch, name):
+    """As for a user without the rights: those who run tests may have them all."""
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
+        load(DataConfig(name=name, root=str(tmp_path)))

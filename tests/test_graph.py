@@ -1,4 +1,4 @@
-"""A with_captured_step step: it takes the eager steps, whichever run it was with_captured_step for. On the CPU its kernels are replayed by calling them."""
+"""A captured step takes the eager steps, whichever run it was captured for; on a CPU a replay calls the step again."""
 
 from dataclasses import replace
 
@@ -16,9 +16,8 @@ from roadmap.runs.run_logger import NullLogger
 from roadmap.steps.compose import compose
 from roadmap.training import cuda_graph
 from roadmap.training.cuda_graph import CapturedStep, with_captured_step
-from roadmap.training.state import RunContext
+from roadmap.training.state import RunContext, build_state
 from roadmap.training.step import train_step
-from roadmap.training.train import begin
 
 from .net_rows import one_thread  # noqa: F401
 
@@ -49,7 +48,9 @@ def job_of():
     def make(step, *overrides, kept=None, seed=0):
         config = compose(step, overrides=[*SMALL, f"seed={seed}", *overrides])
         images = datasets.load(config.data)
-        return RunContext(config, images, ranks, NullLogger(), None, Precision.fp32, cache={} if kept is None else kept)
+        return RunContext(
+            config, images, ranks, NullLogger(Precision.fp32), None, Precision.fp32, cache={} if kept is None else kept
+        )
 
     return make
 
@@ -88,9 +89,9 @@ def same(one, other):
 def test_captured_steps_are_the_eager_ones(monkeypatch, job_of, step, overrides):
     monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
     job = job_of(step, *overrides)
-    state = with_captured_step(job, begin(job), begin)
+    state = with_captured_step(job, build_state(job))
     assert isinstance(state.step_fn, CapturedStep)
-    taken, eager = run(job, state, 3), run(job, begin(job), 3)
+    taken, eager = run(job, state, 3), run(job, build_state(job), 3)
     same(taken, eager)
     if state.ema is not None:
         for a, b in zip(state.ema.module.parameters(), eager[1].ema.module.parameters(), strict=True):
@@ -105,10 +106,10 @@ def test_the_next_seed_uses_the_capture_of_the_one_before(monkeypatch, job_of):
     kept = {}
     for seed in (0, 1):
         job = job_of("gelu", kept=kept, seed=seed)
-        same(run(job, with_captured_step(job, begin(job), begin), 2), run(job, begin(job), 2))
+        same(run(job, with_captured_step(job, build_state(job)), 2), run(job, build_state(job), 2))
     assert len(captures) == 1
     other = job_of("layer_norm", kept=kept)
-    with_captured_step(other, begin(other), begin)
+    with_captured_step(other, build_state(other))
     assert len(captures) == 2
 
 
@@ -117,14 +118,14 @@ def test_the_next_seed_uses_the_capture_of_the_one_before(monkeypatch, job_of):
 def test_a_checkpoint_goes_from_one_form_to_the_other(monkeypatch, job_of, before, after):
     monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
     job = job_of("gelu")
-    whole = run(job, begin(job), 3)
-    first = begin(job)
-    _, first = run(job, with_captured_step(job, first, begin) if before == "captured" else first, 2)
-    saved = {key: torch.load(_in_memory(value)) for key, value in first.saved().items()}
-    second = begin(job)
-    second.restore(saved)
+    whole = run(job, build_state(job), 3)
+    first = build_state(job)
+    _, first = run(job, with_captured_step(job, first) if before == "captured" else first, 2)
+    saved = {key: torch.load(_in_memory(value)) for key, value in first.state_dict().items()}
+    second = build_state(job)
+    second.load_state_dict(saved)
     job.cache.clear()
-    second = with_captured_step(job, second, begin) if after == "captured" else second
+    second = with_captured_step(job, second) if after == "captured" else second
     _, second = run(job, second, 1, skip=2)
     for (name, a), b in zip(whole[1].net.state_dict().items(), second.net.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -142,7 +143,7 @@ def _in_memory(value):
 def test_a_step_that_is_not_finite_is_skipped(monkeypatch, job_of):
     monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
     job = job_of("gelu")
-    state = with_captured_step(job, begin(job), begin)
+    state = with_captured_step(job, build_state(job))
     before = {name: value.clone() for name, value in state.net.named_parameters()}
     images, labels = next(batches(job))
     loss, _ = state.step_fn(job, state, iter([(images * torch.nan, labels)]), 0.1)
@@ -197,7 +198,7 @@ def test_which_steps_are_captured(overrides, device, precision, world_size, expe
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_real_graph_takes_the_eager_steps(job_of, step):
     job = replace(job_of(step), ranks=Ranks(RankEnv(), CUDA), precision=Precision.bf16)
-    taken, eager = run(job, with_captured_step(job, begin(job), begin), 3), run(job, begin(job), 3)
+    taken, eager = run(job, with_captured_step(job, build_state(job)), 3), run(job, build_state(job), 3)
     torch.testing.assert_close(taken[0], eager[0], rtol=1e-2, atol=1e-3)
 
 

@@ -32,21 +32,21 @@ FLOORS = (
     {"roadmap", "config", "catalog", "paper", "files", "text", "errors"},
 )
 HYDRA = ("hydra", "omegaconf")
-WITH_HYDRA = {"run", "roadmap.sweep.study", "roadmap.sweep.cluster"}  # besides the room `steps`: what reads studies
+WITH_HYDRA = {"run", "roadmap.sweep.study"}  # besides the room `steps`: what reads studies
 TORCH = ("torch", "torchvision", "timm", "safetensors.torch")
 TORCH_FREE = {"run", "roadmap", "config", "catalog", "paper", "files", "text", "errors", "steps", "sweep", "report"}
 WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",
     "roadmap.sweep.plan": "costs every cell",
-    "roadmap.sweep.speed": "times a step",
+    "roadmap.sweep.train_speed": "times a step",
 }
 LAZY = {  # imports within functions that `--help`, submit, status, reconcile, cancel and the report do not call
     ("run", "roadmap.training"): "mode=train and mode=evaluate, after the config was checked",
     ("run", "roadmap.data"): "mode=data_check",
     ("roadmap.runs.provenance", "torch"): "a run asks for its hardware",
     ("roadmap.sweep.__main__", "roadmap.sweep.plan"): "the verb plan",
-    ("roadmap.sweep.__main__", "roadmap.sweep.speed"): "the verb plan",
+    ("roadmap.sweep.__main__", "roadmap.sweep.train_speed"): "the verb plan",
 }
 PRIVATE_WORD = re.compile(
     "place|meet|together|from_main|bystander|mirror|adopt|kept|worked|pictures|standing|contestants?|judge|look|words|"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from roadmap.catalog import DataKind, DataSet
 from roadmap.data import imagenet
-from roadmap.data.image_folder import Expected
 from roadmap.errors import ConfigError, DataError, DiskError, StoppedEarly
 
 CLASSES = ("n00000001", "n00000002", "n00000003")
-SMALL = Expected("ImageNet-1K", 3, "", {"train": 6, "val": 4})
+SMALL = DataSet("ImageNet-1K", DataKind.folders, 3, {"train": 6, "val": 4})
 LABELS = (CLASSES[2], CLASSES[0], CLASSES[1], CLASSES[0])
 TRAIN = {f"{name}.tar": {f"{name}_{i}.JPEG": f"{name} {i}".encode() * 100 for i in (7, 12)} for name in CLASSES}
 VAL = {f"ILSVRC2012_val_{i:08d}.JPEG": f"val {i}".encode() * 100 for i in (2, 1, 4, 3)}

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
 from .records import Interrupter, ledger
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-TOY = {step: replace(cfg, layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}
+TOY = {step: cfg.replace(layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}
 ROOM = {torch.float32: 2.0, torch.bfloat16: 1.2}
 
 
@@ -190,7 +189,7 @@ def test_without_triton_the_rest_still_works(capability, monkeypatch):
 def test_the_table_names_forms_that_there_are():
     for entry in MEASURED:
         assert entry.form in kernels.FORMS[entry.operation]
-        assert kernels.can_run(entry.form, kernels.Where(CPU, *entry[1:4])), entry
+        assert kernels.can_run(entry.form, kernels.OpSpec(CPU, *entry[1:4])), entry
 
 
 def test_a_choice_by_operation_is_taken_alone():
@@ -220,7 +219,7 @@ def test_a_run_does_not_go_on_with_other_forms(small, monkeypatch):
     config = small("gelu", "kernels=plain")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "Stop", Interrupter)
+        patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
     config.kernels = Kernels.auto

@@ -1,6 +1,4 @@
-"""What the nets cost: every row's multiply-accumulates are the paper's, parameters follow from the convolutions' shapes."""
-
-from dataclasses import replace
+"""What the nets cost: every row's MACs are the paper's, parameters follow from the convolutions' shapes."""
 
 import pytest
 import torch
@@ -76,13 +74,13 @@ def params_by_hand(cfg: NetConfig, num_classes: int) -> int:
 @pytest.mark.parametrize("regime", ["tiny", "base"])
 def test_parameters_follow_from_the_shapes_of_the_convolutions(regime):
     for step, cfg in rows(regime).items():
-        cfg = replace(cfg, layer_scale=1e-6)
+        cfg = cfg.replace(layer_scale=1e-6)
         assert count_params(cfg, 1000) == params_by_hand(cfg, 1000), step
 
 
 def test_counts_by_hand_on_a_small_net():
     """One 4x4 patch an image pixel block: each conv's weights times the positions it is applied at."""
-    cfg = replace(rows("toy")["separate_downsampling"], depths=(1, 1, 1, 1), width=2)
+    cfg = rows("toy")["separate_downsampling"].replace(depths=(1, 1, 1, 1), width=2)
     macs, positions, c_in = 0, 64, 3
     for stage, c in enumerate((2, 4, 8, 16)):
         positions = positions if stage == 0 else positions // 4

@@ -1,7 +1,5 @@
 """The net: every parameter learns, every legal combination of toggles trains."""
 
-from dataclasses import fields, replace
-
 import pytest
 import torch
 import torchvision
@@ -25,13 +23,13 @@ def test_config_files_say_the_same_as_the_rows_written_by_hand():
     for regime in ("tiny", "base"):
         for step, cfg in rows(regime).items():
             model = compose(step, regime).model
-            assert replace(model, layer_scale=None, drop_path=0.0, init="kaiming") == cfg, (regime, step)
+            assert model.replace(layer_scale=None, drop_path=0.0, init="kaiming") == cfg, (regime, step)
 
 
 @pytest.mark.parametrize("step", [*TOY, "swin"])
 def test_every_parameter_receives_a_gradient(step):
     torch.manual_seed(0)
-    net = build_net(replace(TOY[step], layer_scale=1e-6) if step in TOY else SWIN["tiny"], 5)
+    net = build_net(TOY[step].replace(layer_scale=1e-6) if step in TOY else SWIN["tiny"], 5)
     nn.functional.cross_entropy(net(images(3, 64)), torch.tensor([0, 1, 2])).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -106,7 +104,7 @@ def test_every_illegal_combination_is_refused_with_the_toggles_name(toggles, wro
 
 
 def test_toggles_of_the_schema_are_all_in_the_property_tests():
-    assert {f.name for f in fields(NetConfig)} - set(TOGGLES) == {"batch_norm_eps", "layer_norm_eps", "reference"}
+    assert set(NetConfig.model_fields) - set(TOGGLES) == {"batch_norm_eps", "layer_norm_eps", "reference"}
 
 
 NORM = ["bias", "num_batches_tracked", "running_mean", "running_var", "weight"]
@@ -139,7 +137,7 @@ NAMES = {  # files of weights depend on them
 
 @pytest.mark.parametrize("step", list(NAMES))
 def test_names_of_tensors_are_a_contract(step):
-    net = build_net(replace(TOY[step], depths=(1, 1, 1, 1), layer_scale=1e-6), 5)
+    net = build_net(TOY[step].replace(depths=(1, 1, 1, 1), layer_scale=1e-6), 5)
     first = "stages.0." if step == "resnet" else "stages.1."
     names = [n for n in net.state_dict() if not n.startswith("stages.") or n.startswith(first)]
     assert {n.removeprefix(first) for n in names} == NAMES[step]
@@ -148,7 +146,7 @@ def test_names_of_tensors_are_a_contract(step):
 def test_only_weights_of_convolutions_and_the_head_have_two_dimensions():
     """Weight decay goes by the number of dimensions (Table 5): none on norms, biases and layer scales."""
     for step, cfg in TOY.items():
-        net = build_net(replace(cfg, layer_scale=1e-6), 5)
+        net = build_net(cfg.replace(layer_scale=1e-6), 5)
         modules = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         assert {n for n, p in net.named_parameters() if p.ndim > 1} == modules, step
         assert {p.ndim for n, p in net.named_parameters() if n not in modules} == {1}, step
@@ -187,7 +185,7 @@ class TestBlock:
         assert self.kinds("fewer_activations") == [bn, none, bn, "GELU", bn, none]
         assert self.kinds("fewer_norms") == [bn, none, none, "GELU", none, none]
         assert self.kinds("layer_norm") == [ln, none, none, "GELU", none, none]
-        late = Block(replace(TOY["depthwise"], norms_per_block=1), 16, 16, 1, 0.0)
+        late = Block(TOY["depthwise"].replace(norms_per_block=1), 16, 16, 1, 0.0)
         assert [type(n).__name__ for n in (late.norm1, late.norm2, late.norm3)] == [none, bn, none]
 
 
@@ -199,7 +197,7 @@ def test_a_conv_has_a_bias_unless_a_batch_norm_follows_it():
                 assert (conv.bias is None) == isinstance(norm, nn.BatchNorm2d), step
     assert all(
         m.bias is not None
-        for m in build_net(replace(TOY["resnet"], conv_bias="always"), 5).modules()
+        for m in build_net(TOY["resnet"].replace(conv_bias="always"), 5).modules()
         if isinstance(m, nn.Conv2d)
     )
 
@@ -216,7 +214,7 @@ def test_downsampling_leaves_the_blocks_and_takes_the_projections_with_it():
 
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():
-    net = build_net(replace(TOY["gelu"], drop_path=0.5), 5)
+    net = build_net(TOY["gelu"].replace(drop_path=0.5), 5)
     rates = [
         m.drop_path.rate if isinstance(m.drop_path, DropPath) else 0.0 for m in net.modules() if isinstance(m, Block)
     ]
@@ -248,7 +246,7 @@ def test_channel_norm_is_torchs_layer_norm_on_pixels():
 @pytest.mark.parametrize("step", ["resnet", "gelu", "separate_downsampling"])
 def test_channels_last_changes_nothing_but_the_layout(step):
     torch.manual_seed(0)
-    net = build_net(replace(TOY[step], layer_scale=0.5), 5).eval()
+    net = build_net(TOY[step].replace(layer_scale=0.5), 5).eval()
     plain = net(images())
     last = net.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last))
     assert torch.allclose(plain, last, atol=1e-5)
@@ -256,7 +254,7 @@ def test_channels_last_changes_nothing_but_the_layout(step):
 
 def test_initialisation():
     torch.manual_seed(0)
-    table5 = build_net(replace(rows("tiny")["separate_downsampling"], init="trunc_normal", layer_scale=1e-6), 1000)
+    table5 = build_net(rows("tiny")["separate_downsampling"].replace(init="trunc_normal", layer_scale=1e-6), 1000)
     assert std(table5.stages[2].block3.conv2.weight) == pytest.approx(0.02, rel=0.02)
     assert std(table5.head.weight) == pytest.approx(0.02, rel=0.02)
     assert all(not p.any() for n, p in table5.named_parameters() if n.endswith("bias"))
@@ -276,7 +274,7 @@ def std(tensor):
 )
 def test_the_same_seed_gives_the_weights_that_torchvision_starts_with(step, init, peer):
     """Every tensor to the bit: the distributions are theirs, and nothing else draws random numbers."""
-    cfg = replace(rows("tiny")[step], init=init, layer_scale=1e-6 if step == "separate_downsampling" else None)
+    cfg = rows("tiny")[step].replace(init=init, layer_scale=1e-6 if step == "separate_downsampling" else None)
     torch.manual_seed(0)
     ours = export_weights(build_net(cfg, 1000), "torchvision")
     torch.manual_seed(0)

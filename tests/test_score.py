@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from roadmap.net import build_net, export_weights, load_weights
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
+from roadmap.steps.unused_settings import unused_settings
 from roadmap.training.evaluate_weights import evaluate_weights, result_line
 from roadmap.training.train import train
 
@@ -206,7 +206,7 @@ def files_of(path):
 
 
 def scoring(config, weights):
-    return replace(config, mode=Mode.evaluate, weights=str(weights))
+    return config.replace(mode=Mode.evaluate, weights=str(weights))
 
 
 def cut(path):
@@ -267,13 +267,16 @@ class TestRuns:
         path = run_path(config)
         with pytest.raises(DataError, match=r"model\.activation: gelu -> relu; model\.kernel_size: 7 -> 9"):
             evaluate_weights(scoring(small("kernel_9"), path))
-        scored = evaluate_weights(
-            scoring(small("gelu", "data.val_images=30", "data.train_images=50", "fresh=true"), path)
-        )
+        scored = evaluate_weights(scoring(small("gelu", "data.val_images=30", "data.train_images=50"), path))
         assert len(scored.result.correct) == 30
-        note, other = capsys.readouterr().err.splitlines()[-2:]
-        assert note == "fresh=True: has no effect with mode=evaluate"
-        assert other == "not evaluated as the run itself was: data.val_images: 40 -> 30"
+        assert (
+            capsys.readouterr().err.splitlines()[-1] == "not evaluated as the run itself was: data.val_images: 40 -> 30"
+        )
+
+    def test_settings_of_training_alone_are_told(self, small, tmp_path):
+        config = scoring(small("gelu"), tmp_path)
+        for key in ("fresh", "allow_drift", "devices", "compile", "cuda_graph"):
+            assert unused_settings(config, [f"{key}=x"]) == [f"{key}: has no effect here, it needs mode=train"]
 
     def test_without_a_config_a_checkpoint_or_a_net_are_refused(self, small, tmp_path):
         config = small("gelu")
@@ -322,7 +325,7 @@ def test_a_pickle_that_runs_a_command_is_refused_and_has_not_run(command, tmp_pa
     assert done.returncode == 65, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line == f"error: {file}: refused: it asks for posix.system, and a file of weights holds tensors only"
+    assert line == f"error: weights={file}: refused: it asks for posix.system, and a file of weights holds tensors only"
     assert [p.name for p in tmp_path.iterdir()] == ["evil.pt"]
     torch.load(file, weights_only=False)  # the test can fail: read without care, it runs
     assert marker.exists()

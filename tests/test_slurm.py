@@ -1,6 +1,6 @@
-"""A study on a real Slurm: submitted, preempted, killed, requeued, reconciled, cancelled, and in the end bit-equal and charted.
+"""A study on a real Slurm: submitted, preempted, killed, requeued, reconciled, cancelled, and bit-equal in the end.
 
-The tests start their own Slurm (`tests/real_slurm.py`). Where that cannot be they are skipped, but in CI a skip is a failure.
+The tests start their own Slurm (`tests/real_slurm.py`). Where that cannot be they are skipped; in CI that fails.
 """
 
 import json
@@ -19,8 +19,8 @@ import torch
 
 from roadmap.files import read_json
 from roadmap.runs.metrics import read_metrics
-from roadmap.sweep.folder import StudyDir
-from roadmap.sweep.status import look
+from roadmap.sweep.cell_states import cell_states
+from roadmap.sweep.study_dir import StudyDir
 from tests.conftest import ROOT
 from tests.real_slurm import RealSlurm, missing, until
 
@@ -105,7 +105,7 @@ class Lab:
         with pytest.MonkeyPatch.context() as patch:
             for key in ("SLURM_CONF", "PATH"):
                 patch.setenv(key, self.slurm.env[key])
-            return {cell.key.split("/", 1)[1]: asdict(cell) for cell in look(StudyDir(self.runs, name))[0]}
+            return {cell.key.split("/", 1)[1]: asdict(cell) for cell in cell_states(StudyDir(self.runs, name))[0]}
 
     def until_steps(self, name="trial", cell="gelu/seed0", steps=8):
         until(lambda: (self.cells(name)[cell]["global_step"] or 0) >= steps, 180, lambda: self.told(name))
@@ -163,8 +163,8 @@ def calm(slurm, tmp_path_factory):
 
 def record(run):
     """Return what a run must have in common with one that was never stopped: every row's numbers, and the weights."""
-    rows = [{k: v for k, v in row.items() if k in {"kind", "epoch", "global_step", "train/loss", "val/top1", "val/loss"}}
-            for row in read_metrics(run / "metrics.jsonl").rows]  # fmt: skip
+    names = ("kind", "epoch", "global_step", "train/loss", "val/top1", "val/loss")
+    rows = [{name: row.get(name) for name in names} for row in read_metrics(run / "metrics.jsonl").rows]
     newest = max((run / "checkpoints").glob("step-*.pt"))
     return rows, torch.load(newest, weights_only=True)["net"], read_json(run / "summary.json")["top1"]
 

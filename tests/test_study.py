@@ -1,17 +1,20 @@
-"""A study's file becomes the same cells as plain Hydra makes of it, or is refused in plain words before anything is queued."""
+"""A study's file becomes the cells that plain Hydra makes of it, or is refused in plain words, before all else."""
+
+from itertools import product
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 
-from roadmap.config.schema import resolved
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
-from roadmap.sweep import study as room
-from roadmap.sweep.study import narrowed, read_study
+from roadmap.steps.compose import validate
+from roadmap.steps.tree import CONF
+from roadmap.sweep import study as study_module
+from roadmap.sweep.study import SWEEPS, read_study, select_cells
 from roadmap.sweep.submit import check_cells
-from tests import test_sweeps
-from tests.conftest import SMALL
 from tests.fabricate import write_run
 
 MINE = """\
@@ -43,12 +46,27 @@ def mine(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", ["roadmap_tiny", "leave_one_out"])
-def test_cells_are_those_that_plain_hydra_makes(name):
-    expected = [(str(run_path(config)), {**resolved(config), "paths": None}) for config in test_sweeps.cells(name)]
-    assert [
-        (str(run_path(cell.config)), {**resolved(cell.config), "paths": None}) for cell in read_study(name).cells
-    ] == expected
+def plain_hydra(name, lists):
+    """Compose every cell of a study as Hydra's sweeper would, from the lists of its grid."""
+    with initialize_config_dir(str(SWEEPS), version_base="1.3"):
+        for values in product(*(items.split(",") for items in lists.values())):
+            words = [f"{key}={value}" for key, value in zip(lists, values, strict=True)]
+            cfg = hydra_compose(name, [f"hydra.searchpath=[file://{CONF}]", *words], return_hydra_config=True)
+            yield validate(cfg, cfg.hydra, [CONF])
+
+
+@pytest.mark.parametrize(("name", "given"), [
+    ("kernel_size", {}),
+    ("leave_one_out", {"seed": "0,2"}),
+    ("roadmap_base", {"+step": "resnet,enhanced_recipe,gelu,swin", "seed": "1,0"}),
+])  # fmt: skip
+def test_cells_are_those_that_plain_hydra_makes(name, given):
+    lists = {**yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"], **given}
+    study = read_study(name, [f"{key}={items}" for key, items in given.items()])
+    expected = [(str(run_path(config)), config.values()) for config in plain_hydra(name, lists)]
+    for values in (found := [cell.config.values() for cell in study.cells]):
+        values["paths"]["runs"] = expected[0][1]["paths"]["runs"]
+    assert [(str(run_path(cell.config)), values) for cell, values in zip(study.cells, found, strict=True)] == expected
 
 
 def test_a_study_of_ones_own_with_steps_of_its_own(mine):
@@ -87,18 +105,18 @@ def test_an_illegal_combination_is_left_out_with_its_reason():
     study = read_study("one_at_a_time", ["+variant=with_gelu,with_move_up_depthwise", "seed=0"])
     assert [cell.config.variant for cell in study.cells] == ["with_gelu"]
     assert "only a depthwise conv of an inverted bottleneck can move up" in study.left_out[0].reason
-    assert "+variant=with_move_up_depthwise" in study.left_out[0].words
+    assert "+variant=with_move_up_depthwise" in study.left_out[0].overrides
 
 
 def test_cells_are_narrowed_to_steps_and_seeds():
     study = read_study("kernel_size")
-    assert [cell.key for cell in narrowed(study, ["kernel_9"], ["0", "2"])] == [
+    assert [cell.key for cell in select_cells(study, ["kernel_9"], ["0", "2"])] == [
         f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)
     ]
     with pytest.raises(ConfigError, match=r"STEPS=kernel_99: is not in kernel_size; did you mean kernel_9\?"):
-        narrowed(study, ["kernel_99"], [])
+        select_cells(study, ["kernel_99"], [])
     with pytest.raises(ConfigError, match="SEEDS=3: is not in kernel_size"):
-        narrowed(study, [], ["3"])
+        select_cells(study, [], ["3"])
 
 
 @pytest.mark.parametrize(("name", "words", "told"), [
@@ -108,8 +126,8 @@ def test_cells_are_narrowed_to_steps_and_seeds():
     ("x/nope.yaml", [], "no such file"),
     ("demo", ["+step=gellu"], "did you mean gelu"),
     ("demo", ["recipe.lrr=1"], "did you mean recipe.lr"),
-    ("demo", ["seed=x"], "seed: 'x' is not a value of type whole number"),
-    ("demo", ["seed=1.5"], "is not a value of type whole number"),
+    ("demo", ["seed=x"], "seed=x: must be a whole number"),
+    ("demo", ["seed=1.5"], "seed=1.5: must be a whole number"),
     ("demo", ["seed=0,0"], "two cells are the same run"),
     ("demo", ["study=other"], "study=other: is the study's own"),
     ("demo", ["fresh=true"], "fresh=true: is the study's own"),
@@ -123,6 +141,11 @@ def test_what_cannot_be_is_refused_in_plain_words(name, words, told):
         read_study(name, words)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_two_wrong_keys_are_no_combination_to_be_left_out():
+    with pytest.raises(ConfigError, match=r"(?s)model.kernel_size=0: must be .*\n.*recipe.lr=-1: must be "):
+        read_study("demo", ["+step=gelu", "recipe.lr=-1", "model.kernel_size=0"])
 
 
 @pytest.mark.parametrize(("change", "told"), [
@@ -162,13 +185,20 @@ def test_a_batch_that_the_devices_of_a_cell_cannot_share_is_told_before_anything
     check_cells(study, study.cells, ranks=8)
 
 
-def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fields(tmp_path, mine):
-    from roadmap.training.train import train
+def recorded(cell, runs, **more):
+    """Make up the run of a cell, with its config."""
+    run = write_run(runs, cell.config.step, study=cell.config.study, **more)
+    (run / "config.yaml").write_text(yaml.safe_dump(cell.config.values()))
+    return run
 
-    words, runs = [*SMALL, "wandb.mode=disabled", "device=cpu"], tmp_path.with_name("runs")
-    train(read_study(mine(steps="gelu", seeds="0"), words, runs).cells[0].config)
+
+def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fields(tmp_path, mine):
+    runs = tmp_path.with_name("runs")
+    before = read_study(mine(steps="gelu", seeds="0"), [], runs)
+    recorded(before.cells[0], runs)
+    check_cells(before, before.cells)
     file = mine(steps="gelu", seeds="0,1", text=MINE + "recipe:\n  weight_decay: 0.3\n")
-    study = read_study(file, words, runs)
+    study = read_study(file, [], runs)
     with pytest.raises(Refused, match=r"has run with another config \(recipe.weight_decay: .* -> 0.3\)"):
         check_cells(study, study.cells)
     assert read_json(run_path(study.cells[0].config) / "status.json")["state"] == "done"
@@ -176,8 +206,7 @@ def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fi
 
 def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_path):
     study = read_study("demo", ["+step=gelu"], tmp_path)
-    run = write_run(tmp_path, "gelu", study="demo", state="stopped", status={"code_hash": "0123456789abcdef"})
-    (run / "config.yaml").write_text(yaml.safe_dump(resolved(study.cells[0].config)))
+    run = recorded(study.cells[0], tmp_path, state="stopped", status={"code_hash": "0123456789abcdef"})
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step-0000000010-00001.pt").write_bytes(b"")
     with pytest.raises(Refused, match="was begun with other code"):
@@ -186,9 +215,15 @@ def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_pa
     check_cells(study, study.cells)
 
 
+def test_finished_cells_of_other_code_are_finished(tmp_path):
+    study = read_study("demo", ["+step=gelu"], tmp_path)
+    recorded(study.cells[0], tmp_path, status={"code_hash": "0123456789abcdef"})
+    check_cells(study, study.cells)
+
+
 def test_composing_is_not_done_twice_for_cells_that_differ_in_the_seed(monkeypatch):
     calls = []
-    real = room.hydra_compose
-    monkeypatch.setattr(room, "hydra_compose", lambda *a, **k: calls.append(a) or real(*a, **k))
+    real = study_module.compose_primary
+    monkeypatch.setattr(study_module, "compose_primary", lambda *a, **k: calls.append(a) or real(*a, **k))
     read_study("kernel_size", ["seed=0,1,2,3"])
     assert len(calls) == 1 + 5

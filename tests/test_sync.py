@@ -1,4 +1,6 @@
-"""`make sync`: W&B ends up with every row of the ledger once, whatever it had before. W&B's server is played by a few lines here."""
+"""`make sync`: W&B, played by a few lines here, ends up with every row of the ledger once, whatever it had before."""
+
+import shutil
 
 import pytest
 import wandb
@@ -7,9 +9,8 @@ from wandb.apis.public.runs import RunNotFoundError
 from roadmap.errors import StoppedEarly
 from roadmap.files import read_json
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.run_dir import run_path
-from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.sync import sync
 from roadmap.training.train import train
 from tests.conftest import SMALL
@@ -73,15 +74,25 @@ def server(monkeypatch):
     return here
 
 
-@pytest.fixture
-def study(tmp_path):
-    """Return a study with one finished run that was logged offline, and that run's directory."""
-    found = read_study("demo", ["+step=gelu", *SMALL, "device=cpu", "wandb.mode=offline"], tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a runs directory with a study of one finished run that was logged offline, and that run's key."""
+    runs = tmp_path_factory.mktemp("runs")
+    found = read_study("demo", ["+step=gelu", *SMALL, "device=cpu", "wandb.mode=offline"], runs)
     train(found.cells[0].config)
-    directory = StudyDir(tmp_path, "demo")
+    directory = StudyDir(runs, "demo")
     directory.make()
     directory.write_cells(found)
-    return directory, run_path(found.cells[0].config)
+    return runs, found.cells[0].key
+
+
+@pytest.fixture
+def study(trained, tmp_path):
+    """Return a study with one finished run that was logged offline, and that run's directory."""
+    runs, key = trained
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    directory = StudyDir(tmp_path, "demo")
+    return directory, directory.path / key
 
 
 def as_logged(run):

@@ -1,1 +1,1 @@
-"""The benchmarks, run as `python -m roadmap.bench NAME`. Every number that the project states comes from one of them."""
+"""The benchmarks, `python -m roadmap.bench NAME`. Every number that the project states comes from one of them."""

@@ -2,20 +2,18 @@
 
 The model counts a net's matrix products (convolutions, linear layers, attention), each `A x B -> C`:
 
-- FLOP: two a multiply-accumulate, and backward costs twice the forward pass (the gradients of A and of B): 3 x MACs x 2.
-- bytes: forward reads A and B and writes C; backward reads the gradient of C, A and B and writes the gradients of A and B: 3 (A + B) + 2 C
-  values, in the format that the net computes in. A and B are activations or weights alike. Everything between two products (norms,
-  activations, layer scale, the addition) is taken as fused into them, at no bytes at all: no program has to move less.
+- FLOP: two a multiply-accumulate; backward costs twice the forward pass (the gradients of A and of B): 6 x MACs.
+- bytes: forward reads A and B and writes C; backward reads the gradient of C, A and B and writes the gradients of A and
+  B: 3 (A + B) + 2 C values, in the format that the net computes in. Everything between two products (norms,
+  activations, layer scale, the addition) is taken as fused into them, at no bytes: no program has to move less.
 - The optimizer reads gradient, weight and states and writes weight and states, all float32.
 
-Not taken off is the gradient of the images, which nobody needs: at most 1 % of a ResNet's FLOP. The device's two rates are measured, not
-looked up, by a large matrix product and a large copy. Both bounds hold at once, so the larger time counts. Used by `bench net`, `mini`
-and `train`.
+The gradient of the images, which nobody needs, is not taken off: at most 1 % of a ResNet's FLOP. The device's rates are
+measured, by a large matrix product and a large copy. Both bounds hold at once, so the larger time counts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +31,14 @@ aten = torch.ops.aten
 PRODUCTS = {aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a training step must do."""
 
     flop: float
     moved_bytes: float
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """What a device can do in a second, as measured."""
 
     flop_per_s: float  # of a matrix product in the step's format
@@ -52,9 +48,7 @@ class Rates:
 class Traffic(TorchDispatchMode):
     """Counts the values that the products of a forward pass and of its backward pass read and write."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.values = 0
+    values = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -65,15 +59,14 @@ class Traffic(TorchDispatchMode):
 
 
 def step_work(net: nn.Module, batch: int, image_size: int, recipe: RecipeConfig, precision: Precision) -> Work:
-    """Return the work of a training step of a net on the meta device, `(batch, 3, image_size, image_size)` images."""
+    """Return the work of a training step of a net on the meta device, images `(batch, 3, image_size, image_size)`."""
     images = torch.empty(batch, 3, image_size, image_size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter, Traffic() as traffic:
         net.eval()(images)
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    optimizer = parameters * FLOAT32_BYTES * (1 + 2 + 2 * STATES[recipe.optimizer])
-    return Work(
-        flop=3.0 * counter.get_total_flops(), moved_bytes=float(traffic.values * DTYPES[precision].itemsize + optimizer)
-    )
+    optimizer_bytes = parameters * FLOAT32_BYTES * (1 + 2 + 2 * STATES[recipe.optimizer])
+    moved_bytes = traffic.values * DTYPES[precision].itemsize + optimizer_bytes
+    return Work(flop=3.0 * counter.get_total_flops(), moved_bytes=float(moved_bytes))
 
 
 def bounds(work: Work, rates: Rates, batch: int) -> dict[str, float]:
@@ -82,24 +75,18 @@ def bounds(work: Work, rates: Rates, batch: int) -> dict[str, float]:
 
 
 def measured_rates(device: torch.device, precision: Precision) -> Rates:
-    """Measure what the device can do at its best: a matrix product in the step's format, and a copy larger than any cache."""
-    on_gpu = device.type == "cuda"
-    size, megabytes, repeats = (8192, 1024, 20) if on_gpu else (2048, 256, 3)
+    """Measure the device at its best: a matrix product in the step's format, and a copy larger than any cache."""
+    size, megabytes, repeats = (8192, 1024, 20) if device.type == "cuda" else (2048, 256, 3)
     a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
     out = torch.empty_like(a)
-    product_s = best_of(device, repeats, lambda: torch.mm(a, b, out=out))
     source = torch.ones(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    copy_s = best_of(device, repeats, lambda: target.copy_(source))
-    return Rates(flop_per_s=2 * size**3 / product_s, bytes_per_s=2 * source.numel() / copy_s)
 
+    def best_s(call: Callable[[], object]) -> float:
+        def timed() -> None:
+            call()
 
-def best_of(device: torch.device, repeats: int, act: Callable[[], object]) -> float:
-    """Return the least seconds of a few calls, after two to warm up."""
+        return min([seconds(device, timed) for _ in range(2 + repeats)][2:])  # the first two warm up
 
-    def call() -> None:
-        act()
-
-    for _ in range(2):
-        call()
-    return min(seconds(device, call) for _ in range(repeats))
+    product_s = best_s(lambda: torch.mm(a, b, out=out))
+    return Rates(2 * size**3 / product_s, 2 * source.numel() / best_s(lambda: target.copy_(source)))

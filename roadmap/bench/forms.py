@@ -1,7 +1,4 @@
-"""The forms in which a whole training step is measured: forward, loss, backward, optimizer. Used by `bench net`, `mini` and `input`.
-
-`candidates` is the one place that lists who takes part in a row.
-"""
+"""The forms in which a whole training step is measured: forward, loss, backward, optimizer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from roadmap.bench.measure import Candidate
+from roadmap.bench.measure import Call, Candidate
 from roadmap.bench.peers import has_net, peer_net
 from roadmap.config.choices import Kernels, Precision
 from roadmap.config.schema import Config
@@ -20,11 +17,10 @@ from roadmap.distributed.device import autocast
 from roadmap.errors import ConfigError
 from roadmap.net import build_net, use_kernels
 from roadmap.training import cuda_graph
-from roadmap.training.cuda_graph import capture
 from roadmap.training.optim import build_optimizer
 
 Build = Callable[[], nn.Module]
-Step = Callable[[Tensor, Tensor], None]  # images (N, 3, H, W), labels (N,) or soft targets (N, num_classes)
+Step = Callable[[Tensor, Tensor], object]  # images (N, 3, H, W), labels (N,) or soft targets (N, num_classes)
 
 
 @dataclass(frozen=True)
@@ -39,108 +35,88 @@ class Setting:
 
     def example(self) -> tuple[Tensor, Tensor]:
         """Return random images, channels-last, and labels, on the device."""
-        draw = torch.Generator().manual_seed(0)
-        images = torch.randn(self.batch, 3, self.image_size, self.image_size, generator=draw)
-        labels = torch.randint(self.num_classes, (self.batch,), generator=draw)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, 3, self.image_size, self.image_size, generator=generator)
+        labels = torch.randint(self.num_classes, (self.batch,), generator=generator)
         return images.to(self.device).contiguous(memory_format=torch.channels_last), labels.to(self.device)
 
 
-def whole_step(build: Build, config: Config, setting: Setting, *, tuned: bool = False, compiled: bool = False) -> Step:
+def training_step(
+    build: Build, config: Config, setting: Setting, *, compiled: bool = False, kernels: Kernels | None = None,
+    capture: Callable[..., Any] | None = None, tuned: bool = False,
+) -> Step:  # fmt: skip
     """Return the training step of a net, channels-last, with the recipe's fused optimizer.
 
-    `tuned` lets cuDNN try its algorithms, as timm's and torchvision's own training does.
+    With `kernels` it is compiled on a GPU; `capture` makes one CUDA graph of it. `tuned` lets cuDNN try its algorithms,
+    as timm's and torchvision's own training does. Raises ConfigError for a graph on a CPU.
     """
+    if capture is cuda_graph.capture and setting.device.type != "cuda":
+        raise ConfigError("a CUDA graph needs a GPU")
     torch.manual_seed(0)
-    net = build().to(setting.device).to(memory_format=torch.channels_last)
-    net.train()
+    net = build().to(setting.device).to(memory_format=torch.channels_last).train()
+    if kernels is not None:
+        use_kernels(net, setting.device, kernels)
+        compiled = setting.device.type == "cuda"
     optimizer = build_optimizer(net, config.recipe)
     model: nn.Module = torch.compile(net) if compiled else net  # type: ignore[assignment]
 
-    def step(images: Tensor, labels: Tensor) -> None:
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         torch.backends.cudnn.benchmark = tuned
+        smoothing = config.recipe.label_smoothing if labels.ndim == 1 else 0.0
         optimizer.zero_grad(set_to_none=True)
         with autocast(setting.device, setting.precision):
-            loss = cross_entropy(
-                model(images), labels, label_smoothing=0.0 if labels.ndim > 1 else config.recipe.label_smoothing
-            )
+            loss = cross_entropy(model(images), labels, label_smoothing=smoothing)
         loss.backward()
         optimizer.step()
+        return loss, labels
 
-    return step
+    return step if capture is None else captured(step, optimizer, setting, capture)
 
 
-def captured_step(
-    build: Build, config: Config, setting: Setting, *, tuned: bool = False, capture: Callable[..., Any] = capture
-) -> Step:
-    """Return the eager training step as one CUDA graph, into whose images and labels each batch is copied. Raises ConfigError on a CPU."""
-    if setting.device.type != "cuda" and capture is cuda_graph.capture:
-        raise ConfigError("a CUDA graph needs a GPU")
-    torch.backends.cudnn.benchmark = tuned
-    torch.manual_seed(0)
-    net = build().to(setting.device).to(memory_format=torch.channels_last)
-    net.train()
-    optimizer = build_optimizer(net, config.recipe)
+def captured(step: Step, optimizer: torch.optim.Optimizer, setting: Setting, capture: Callable[..., Any]) -> Step:
+    """Return a step as one CUDA graph, into whose images and labels each batch is copied."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=setting.device)
         group["capturable"] = True
-    held_images, held_labels = setting.example()
+    graph_images, graph_labels = setting.example()
+    graph, _ = capture(lambda: step(graph_images, graph_labels))
 
-    def step() -> tuple[Tensor, Tensor]:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(setting.device, setting.precision):
-            loss = cross_entropy(net(held_images), held_labels, label_smoothing=config.recipe.label_smoothing)
-        loss.backward()
-        optimizer.step()
-        return loss, held_labels
+    def replay(images: Tensor, labels: Tensor) -> None:
+        graph_images.copy_(images)
+        graph_labels.copy_(labels)
+        graph.replay()
 
-    recorded, _ = capture(step)
-
-    def replayed(images: Tensor, labels: Tensor) -> None:
-        held_images.copy_(images)
-        held_labels.copy_(labels)
-        recorded.replay()
-
-    return replayed
-
-
-def with_kernels(build: Build, config: Config, setting: Setting, *, tuned: bool = False, choice: Kernels) -> Step:
-    """Return the training step of a net whose operations have the forms of a choice, compiled on a GPU."""
-
-    def built() -> nn.Module:
-        net = build().to(setting.device)
-        use_kernels(net, setting.device, choice)
-        return net
-
-    return whole_step(built, config, setting, tuned=tuned, compiled=setting.device.type == "cuda")
+    return replay
 
 
 FORMS: dict[str, Callable[..., Step]] = {  # of ours
-    "eager": whole_step,
-    "compiled": partial(whole_step, compiled=True),
-    "graph": captured_step,
-    "kernels": partial(with_kernels, choice=Kernels.auto),
-    "fast": partial(with_kernels, choice=Kernels.fast),
+    "eager": training_step,
+    "compiled": partial(training_step, compiled=True),
+    "graph": partial(training_step, capture=cuda_graph.capture),
+    "kernels": partial(training_step, kernels=Kernels.auto),
+    "fast": partial(training_step, kernels=Kernels.fast),
 }
-GPU_FORMS = (
-    "compiled",
-    "graph",
-    "fast",
-)  # a graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there
+# A graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there.
+GPU_FORMS = ("compiled", "graph", "fast")
 PEER_FORMS = ("eager", "compiled")
 
 
 def candidates(config: Config, setting: Setting, forms: Sequence[str], libraries: Sequence[str]) -> list[Candidate]:
-    """Return who takes part in a row: our net in every form, then each library's net of that row, eager and compiled."""
+    """Return a row's candidates: our net in every form, then each library's net of that row, eager and compiled."""
 
-    def candidate(name: str, form: str, build: Build, peer: str | None) -> Candidate:
-        def start() -> Callable[[], None]:
+    def candidate(name: str, form: str, build: Build, peer: str | None = None) -> Candidate:
+        def start() -> Call:
             images, labels = setting.example()
             step = FORMS[form](build, config, setting, tuned=peer is not None)
-            return lambda: step(images, labels)
 
-        return Candidate(f"{name} {form}", start, setting.batch, peer)
+            def call() -> None:
+                step(images, labels)
 
-    found = [candidate("ours", form, lambda: build_net(config.model, setting.num_classes), None) for form in forms]
+            return call
+
+        return Candidate(f"{name} {form}", setting.batch, start, peer)
+
+    found = [candidate("ours", form, lambda: build_net(config.model, setting.num_classes)) for form in forms]
     for library in libraries:
         if has_net(library, config.step, config.model):
             build = partial(peer_net, library, config.step, config.model, setting.num_classes, setting.image_size)

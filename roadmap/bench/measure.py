@@ -1,140 +1,114 @@
-"""Time several candidates in one process, in turn: A B C, A B C, and so on, so that a busy machine is busy for all of them.
+"""Time several candidates in one process, in turn: A B C, A B C, and so on, so that a busy machine is busy for all.
 
-A candidate is built and warmed up before the first measurement, and all stay built until the last. One that fails (no memory, no
-compiler, no such net) is kept with its reason, and the others go on. Used by every benchmark of speed.
+All candidates are built and warmed up before the first measurement, and stay built until the last. One that fails (no
+memory, no compiler, no such net) keeps its reason, and the others go on. (`torch.utils.benchmark` times one statement
+after the other.)
 """
 
 import ctypes
 import gc
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import RoadmapError
+from roadmap.text import one_line
 
 # What is timed. It may return its own seconds, where a part of it (the start of worker processes) is not to count.
 Call = Callable[[], float | None]
-
-
 BOUND = "bound"  # in place of a library: not a rival, but what none can pass
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One side of a comparison."""
-
-    name: str
-    start: Callable[[], Call]  # builds what is measured
-    images: int  # of one call
-    peer: str | None = None  # the library, where it is not ours; or BOUND
-
-
 @dataclass
-class Result:
-    """What came of a candidate."""
+class Candidate:
+    """One side of a comparison, and what was measured of it."""
 
     name: str
-    images: int
-    peer: str | None = None
+    images: int  # of one call
+    build: Callable[[], Call]
+    peer: str | None = None  # the library, where it is not ours; or BOUND
     times_s: list[float] = field(default_factory=list)  # one a call, in the order of the rounds
-    memory_gb: float | None = None  # peak of a call in GiB, what the other candidates hold taken off
+    memory_gb: float | None = None  # peak of a call in GiB, less what the other candidates have
     failed: str | None = None  # the reason, in one line
     trace: str | None = None
-
-    @property
-    def median_s(self) -> float:
-        """Return the median seconds of a call."""
-        return float(np.median(self.times_s))
+    call: Call | None = None
 
     @property
     def images_per_s(self) -> float:
         """Return the images of a second, by the median."""
-        return self.images / self.median_s
+        return self.images / float(np.median(self.times_s))
 
-    def spread_s(self) -> tuple[float, float]:
-        """Return the 10th and the 90th percentile of a call's seconds."""
-        low, high = np.percentile(self.times_s, (10, 90))
-        return float(low), float(high)
-
-
-def speed_ratio(one: Result, other: Result) -> tuple[float, float, float]:
-    """Return how many times as fast as `other` `one` is: median, 10th and 90th percentile of the ratios of each round."""
-    rounds = [(b / other.images) / (a / one.images) for a, b in zip(one.times_s, other.times_s, strict=True)]
-    median, low, high = np.percentile(rounds, (50, 10, 90))
-    return float(median), float(low), float(high)
-
-
-def measure(candidates: Sequence[Candidate], device: torch.device, *, repeats: int, warm_up: int) -> list[Result]:
-    """Build and warm up all candidates, then time each of them `repeats` times, in turn."""
-    sides = [Side(candidate, device) for candidate in candidates]
-    for side in sides:
-        side.attempt(partial(side.begin, warm_up))
-    for _ in range(repeats):
-        for side in sides:
-            side.attempt(side.time)
-    results = [side.result for side in sides]
-    for side in sides:
-        side.call = None
-    free(device)
-    return results
-
-
-class Side:
-    """A candidate at work."""
-
-    def __init__(self, candidate: Candidate, device: torch.device) -> None:
-        self.candidate, self.device = candidate, device
-        self.call: Call | None = None
-        self.result = Result(candidate.name, candidate.images, candidate.peer)
-
-    def attempt(self, act: Callable[[], None]) -> None:
-        """Do something unless the candidate has failed; note the reason if it fails now."""
-        if self.result.failed is not None:
+    def attempt(self, action: Callable[[], None], device: torch.device) -> None:
+        """Do something unless the candidate has failed; keep the reason if it fails now."""
+        if self.failed is not None:
             return
         try:
-            act()
-        except Exception as error:  # whatever a library raises: the others shall go on, and the reason is shown
-            told = " ".join(str(error).split()) or "no reason given"
-            self.result.failed = told if isinstance(error, RoadmapError) else f"{type(error).__name__}: {told}"
-            self.result.trace = traceback.format_exc()
-            self.result.times_s.clear()
-            self.call = None
-        if self.result.failed is not None:
-            free(self.device)  # outside the handler: there the error still holds what was built
+            action()
+        except Exception as error:  # whatever a library raises: the others go on, and the reason is shown
+            known = isinstance(error, RoadmapError)
+            self.failed = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
+            self.trace, self.call = traceback.format_exc(), None
+            self.times_s.clear()
+        if self.failed is not None:
+            free_memory(device)  # outside the handler: there the error still has what was built
 
-    def begin(self, warm_up: int) -> None:
-        """Build it, call it until it is warm, and once more for its memory: what warming up needs for itself does not count."""
-        free(self.device)
-        before = memory_gb(self.device)
-        reset_peak_memory(self.device)
-        self.call = self.candidate.start()
-        built_gb = peak_memory_gb(self.device)  # a captured graph has its memory from here on
+    def prepare(self, device: torch.device, warm_up: int) -> None:
+        """Build it, call it until it is warm, and once more for its memory: that of warming up does not count."""
+        free_memory(device)
+        reset_peak_memory(device)
+        before_gb = peak_memory_gb(device)
+        self.call = self.build()
+        built_gb = peak_memory_gb(device)  # a captured graph has its memory from here on
         for _ in range(warm_up):
             self.call()
-        wait_for(self.device)
-        free(self.device)
-        reset_peak_memory(self.device)
+        synchronize(device)
+        free_memory(device)
+        reset_peak_memory(device)
         self.call()
-        wait_for(self.device)
-        if before is not None:
-            self.result.memory_gb = max(built_gb, peak_memory_gb(self.device)) - before
+        synchronize(device)
+        self.memory_gb = max(built_gb, peak_memory_gb(device)) - before_gb
 
-    def time(self) -> None:
+    def time(self, device: torch.device) -> None:
         """Call it once and keep the seconds."""
         assert self.call is not None
-        self.result.times_s.append(seconds(self.device, self.call))
+        self.times_s.append(seconds(device, self.call))
+
+
+def measure(candidates: Sequence[Candidate], device: torch.device, *, repeats: int, warm_up: int) -> None:
+    """Build and warm up all candidates, then time each of them `repeats` times, in turn."""
+    for candidate in candidates:
+        candidate.attempt(partial(candidate.prepare, device, warm_up), device)
+    for _ in range(repeats):
+        for candidate in candidates:
+            candidate.attempt(partial(candidate.time, device), device)
+    for candidate in candidates:
+        candidate.call = None
+    free_memory(device)
+
+
+def speed_ratio(one: Candidate, other: Candidate) -> tuple[float, float, float]:
+    """Return how many times as fast as `other` `one` is: median, 10th and 90th percentile of the rounds' ratios."""
+    rounds = [(b / other.images) / (a / one.images) for a, b in zip(one.times_s, other.times_s, strict=True)]
+    median, low, high = np.percentile(rounds, (50, 10, 90)).tolist()
+    return median, low, high
+
+
+def best_against_peers(candidates: Sequence[Candidate]) -> tuple[Candidate, Candidate] | None:
+    """Return ours at its best and the best peer; None where one side is missing."""
+    measured = [c for c in candidates if c.failed is None]
+    ours = max((c for c in measured if c.peer is None), key=lambda c: c.images_per_s, default=None)
+    peer = max((c for c in measured if c.peer not in (None, BOUND)), key=lambda c: c.images_per_s, default=None)
+    return None if ours is None or peer is None else (ours, peer)
 
 
 def seconds(device: torch.device, call: Call) -> float:
-    """Return the seconds of a call, by the device's own events on a GPU; or what the call itself says."""
+    """Return the seconds of a call, by the device's own events on a GPU; or what the call itself returns."""
     if device.type != "cuda":
         began = time.perf_counter()
         own = call()
@@ -148,24 +122,14 @@ def seconds(device: torch.device, call: Call) -> float:
     return start.elapsed_time(end) / 1e3 if own is None else own
 
 
-def wait_for(device: torch.device) -> None:
-    """Let the device finish."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def memory_gb(device: torch.device) -> float | None:
-    """Return the memory held now in GiB: of the GPU, or of this process on the CPU; None where it cannot be told."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**30
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
-    except OSError:
-        return None
-
-
-def free(device: torch.device) -> None:
-    """Give back what nobody holds any more, so that the next peak is of its owner's making."""
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody refers to any more, so that the next peak is of its owner's making."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,8 +1,12 @@
-"""The nets of three rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin. Used by the benchmarks."""
+"""The nets of three rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin."""
 
 from collections.abc import Callable
 
+from timm.models import convnext, resnet, swin_transformer
 from torch import nn
+from torchvision.models import ResNet
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.resnet import Bottleneck
 
 from roadmap.config.schema import NetConfig
 from roadmap.errors import ConfigError
@@ -15,17 +19,13 @@ RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the
 
 def timm_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's ResNet."""
-    from timm.models.resnet import Bottleneck, ResNet
-
-    return ResNet(Bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)  # type: ignore[arg-type]
+    return resnet.ResNet(resnet.Bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)  # type: ignore[arg-type]
 
 
 def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's ConvNeXt; its pointwise convolutions are linear layers, which is its faster form."""
-    from timm.models.convnext import ConvNeXt
-
     dims = tuple(cfg.width * 2**stage for stage in range(4))
-    net = ConvNeXt(
+    net = convnext.ConvNeXt(
         num_classes=num_classes, depths=cfg.depths, dims=dims, kernel_sizes=cfg.kernel_size,
         ls_init_value=cfg.layer_scale, drop_path_rate=cfg.drop_path,
     )  # fmt: skip
@@ -35,34 +35,23 @@ def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Modul
 
 def timm_swin(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's Swin."""
-    from timm.models.swin_transformer import SwinTransformer
-
     heads = tuple(cfg.width // 32 * 2**stage for stage in range(4))
-    return SwinTransformer(
-        image_size,
-        num_classes=num_classes,
-        embed_dim=cfg.width,
-        depths=cfg.depths,
-        num_heads=heads,
+    return swin_transformer.SwinTransformer(
+        image_size, num_classes=num_classes, embed_dim=cfg.width, depths=cfg.depths, num_heads=heads,
         drop_path_rate=cfg.drop_path,
-    )
+    )  # fmt: skip
 
 
 def torchvision_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return torchvision's ResNet."""
-    from torchvision.models.resnet import Bottleneck, ResNet
-
     return ResNet(Bottleneck, list(cfg.depths), num_classes)
 
 
 def torchvision_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return torchvision's ConvNeXt."""
-    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-
     widths = [cfg.width * 2**stage for stage in range(4)]
-    settings = [
-        CNBlockConfig(c, after, depth) for c, after, depth in zip(widths, [*widths[1:], None], cfg.depths, strict=True)
-    ]
+    stages = zip(widths, [*widths[1:], None], cfg.depths, strict=True)
+    settings = [CNBlockConfig(c, after, depth) for c, after, depth in stages]
     scale = {} if cfg.layer_scale is None else {"layer_scale": cfg.layer_scale}
     net = ConvNeXt(settings, stochastic_depth_prob=cfg.drop_path, num_classes=num_classes, **scale)
     net.features[0][0] = patchify(cfg)
@@ -84,12 +73,12 @@ NETS: dict[tuple[str, str], Callable[[NetConfig, int, int], nn.Module]] = {
 
 
 def has_net(library: str, step: str, cfg: NetConfig) -> bool:
-    """Tell whether a library has the net of a row. Our row `swin` is torchvision's own net, which is no peer of itself."""
+    """Tell whether a library has the net of a row. Our row `swin` is torchvision's own net, so no peer of itself."""
     return (library, step) in NETS and (step != RESNET or (cfg.width, cfg.stem_stride) == RESNET_STEM)
 
 
 def peer_net(library: str, step: str, cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
-    """Return a library's net of a row. Raises ConfigError where it is not the same net as ours, by the number of parameters."""
+    """Return a library's net of a row. Raises ConfigError where it has another number of parameters than ours."""
     net = NETS[library, step](cfg, num_classes, image_size)
     theirs, ours = count_params(net), count_params(cfg, num_classes)
     if theirs != ours:

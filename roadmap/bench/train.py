@@ -1,190 +1,170 @@
-"""`python -m roadmap.bench train [PART ...]`: what training costs beside the net itself.
+"""`python -m roadmap.bench train`: our training loop against a bare PyTorch loop and timm's, in turn.
 
-`overhead`: our loop against a bare PyTorch loop and timm's, in turn; `data`: how long training waits for the reference pipeline;
-`checkpoint`: what a save costs. Without a PART, all of them. Every net's speed is `bench net`, every pipeline's `bench input`.
+All three train the same net on the same synthetic images, mixed by the recipe's mixup and cutmix, with the same
+optimizer and in the same precision; a measurement is an epoch of `--steps` steps. Every net's speed is `bench net`,
+every pipeline's `bench input`, the wait for a pipeline `bench input --train STEP`.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import AverageMeter
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from roadmap import data
 from roadmap.bench.bound import bounds, measured_rates
 from roadmap.bench.forms import Setting
-from roadmap.bench.loops import loops
-from roadmap.bench.measure import measure, wait_for
+from roadmap.bench.measure import Call, Candidate, measure
 from roadmap.bench.net import work_of
-from roadmap.bench.options import chosen_peers, count, known, parser, settings
-from roadmap.bench.photographs import SIZE, draw_photographs, told_size
-from roadmap.bench.sheet import Sheet
-from roadmap.config.choices import Device, Precision
+from roadmap.bench.options import chosen_peers, count, parser
+from roadmap.bench.peers import has_net, peer_net
+from roadmap.bench.results import Results
+from roadmap.config.choices import Device, Optimizer, Precision
 from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
-from roadmap.distributed.device import choose_device
+from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
-from roadmap.runs.metrics import read_metrics
+from roadmap.errors import ConfigError
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.run_logger import RunLogger
-from roadmap.runs.schema import METRICS
 from roadmap.steps.compose import compose
+from roadmap.training.mixup import mixup_batch
 from roadmap.training.setup import check_run
-from roadmap.training.state import RunContext, TrainState
-from roadmap.training.train import begin, fit, save, train_epoch
+from roadmap.training.state import RunContext, TrainState, build_state
+from roadmap.training.train import train_one_epoch
 
-QUIET = ("wandb.mode=disabled", "checkpoint.every_min=100000", "recipe.warmup_epochs=0", "recipe.micro_batch=null")
+LOG_EVERY = 50  # steps; timm's default
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the loops. Returns an exit code."""
+    batch, size, steps = (256, 224, 50) if torch.cuda.is_available() else (8, 64, 3)
+    options = parser("train", __doc__, warm_up=1)
+    options.add_argument("--step", default="separate_downsampling", help="default: %(default)s")
+    options.add_argument("--regime", default="tiny", help="default: %(default)s")
+    options.add_argument("--batch", type=count, default=batch, help="images a step; default here: %(default)s")
+    options.add_argument("--image-size", type=count, default=size, help="pixels; default here: %(default)s")
+    options.add_argument("--steps", type=count, default=steps, help="of a measurement; default here: %(default)s")
+    options.add_argument("--compile", action="store_true", help="run all nets through torch.compile")
+    args = options.parse_args(argv)
+    libraries = chosen_peers(args)
+    results = Results("train", argv, choose_device(Device(args.device)), args)
+    images = f"{args.batch} images of {args.image_size}x{args.image_size}"
+    print(f"{args.step} of {args.regime}, {args.steps} steps of {images} a measurement")
+    with TemporaryDirectory(prefix="roadmap-bench-") as runs, run_context(config_of(args, runs)) as ctx:
+        found = loops(ctx, libraries)
+        measure(found, ctx.device, repeats=args.repeats, warm_up=args.warm_up)
+        setting = Setting(ctx.device, ctx.precision, args.batch, args.image_size, len(ctx.images.classes))
+        rates = measured_rates(ctx.device, ctx.precision)
+        results.add("loops", found, bounds(work_of(ctx.config, setting), rates, args.batch))
+    results.require_any()
+    return 0
+
+
+def config_of(args: argparse.Namespace, runs: str) -> Config:
+    """Return a run with an epoch for every call of a loop."""
+    overrides = [
+        "data=synthetic", "data.num_classes=1000", f"data.image_size={args.image_size}", "data.val_images=64",
+        f"data.train_images={args.batch * args.steps}", f"recipe.batch_size={args.batch}", "recipe.micro_batch=null",
+        f"recipe.epochs={args.repeats + args.warm_up + 1}", "recipe.warmup_epochs=0", "recipe.mixup=0.8",
+        "recipe.cutmix=1", "recipe.rand_augment=null", "recipe.random_erasing=0", f"device={args.device}",
+        f"compile={str(args.compile).lower()}", "wandb.mode=disabled", "checkpoint.every_min=100000",
+        f"paths.runs={runs}",
+    ]  # fmt: skip
+    return compose(args.step, args.regime, overrides)
 
 
 @contextmanager
-def a_job(config: Config) -> Iterator[tuple[RunContext, TrainState]]:
-    """Yield a run that is about to take its first step, in a run directory as training has it."""
+def run_context(config: Config) -> Iterator[RunContext]:
+    """Yield the context of a run that is about to take its first step, in a run directory as training has it."""
     images, ranks = datasets.load(config.data, config.paths.runs), Ranks(device=choose_device(config.device))
     run_info = check_run(config, images, ranks)
     run = RunDir(run_path(config))
-    total = config.recipe.epochs * run_info["steps_per_epoch"]
-    with (
-        run.lock(),
-        StopSignal() as stop,
-        RunLogger(run, config, run_info, ranks.device, total, SweepProgress()) as logger,
-    ):
-        ctx = RunContext(config, images, ranks, logger, stop, Precision(run_info["precision"]))
-        state = begin(ctx)
+    logger = RunLogger(run, config, run_info, ranks.device, SweepProgress())
+    with run.lock(), StopSignal() as stop, logger:
         logger.start(0, 0, 0.0)
-        yield ctx, state
+        yield RunContext(config, images, ranks, logger, stop, Precision(run_info["precision"]))
 
 
-def synthetic(args: argparse.Namespace, runs: str, epochs: int) -> Config:
-    """Return a run of `--steps` steps an epoch on images made up, of the regime's own net, mixed by the paper's mixup and cutmix."""
-    words = [
-        "data=synthetic", "data.num_classes=1000", f"data.image_size={args.image_size}", f"data.train_images={args.batch * args.steps}",
-        "data.val_images=64", f"recipe.batch_size={args.batch}", f"recipe.epochs={epochs}", "recipe.mixup=0.8", "recipe.cutmix=1",
-        "recipe.rand_augment=null", "recipe.random_erasing=0", f"device={args.device}", f"compile={str(args.compile).lower()}", *QUIET,
-        f"paths.runs={runs}",
-    ]  # fmt: skip
-    return compose(args.step, args.regime, words)
+def loops(ctx: RunContext, libraries: list[str]) -> list[Candidate]:
+    """Return the loops to compare, a call an epoch; the bare one comes first."""
+    images = ctx.steps_per_epoch * ctx.config.recipe.batch_size
 
+    def candidate(name: str, peer: str | None, start: Callable[[], Callable[[int], None]]) -> Candidate:
+        def build() -> Call:
+            epoch, numbers = start(), iter(range(ctx.config.recipe.epochs))
+            return lambda: epoch(next(numbers))
 
-def timed(ctx: RunContext, call: Callable[[], object]) -> float:
-    """Return the seconds of a call, the device's work included."""
-    wait_for(ctx.device)
-    began = time.perf_counter()
-    call()
-    wait_for(ctx.device)
-    return time.perf_counter() - began
+        return Candidate(name, images, build, peer)
 
-
-def overhead(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
-    """Compare our loop with a bare one and with timm's, in turn."""
-    with a_job(synthetic(args, runs, args.repeats + args.warm_up + 1)) as (ctx, _):
-        results = measure(loops(ctx, args.peers), ctx.device, repeats=args.repeats, warm_up=args.warm_up)
-        setting = Setting(ctx.device, ctx.precision, args.batch, args.image_size, len(ctx.images.classes))
-        rates = measured_rates(ctx.device, ctx.precision)
-        sheet.add("overhead", results, bounds(work_of(ctx.config, setting), rates, args.batch))
-
-
-def saving(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
-    """Compare epochs during which a checkpoint is written with epochs without."""
-    with a_job(synthetic(args, runs, 2 * args.repeats + 1)) as (ctx, state):
-        train_epoch(ctx, state, 0)
-        lost, copies, writes = [], [], []
-        for number in range(args.repeats):
-            plain = timed(ctx, lambda n=number: train_epoch(ctx, state, 2 * n + 1))  # type: ignore[misc]
-            began = time.perf_counter()
-            copies.append(timed(ctx, lambda: save(ctx, state)))
-            with_save = copies[-1] + timed(ctx, lambda n=number: train_epoch(ctx, state, 2 * n + 2))  # type: ignore[misc]
-            ctx.logger.wait_for_checkpoint()
-            writes.append(time.perf_counter() - began - with_save)
-            lost.append(with_save - plain)
-        newest = max((run_path(ctx.config) / "checkpoints").glob("*.pt"))
-        megabytes, parameters = newest.stat().st_size / 1e6, sum(p.numel() for p in state.net.parameters()) / 1e6
-    line = (
-        f"checkpoint: {parameters:.1f} M parameters, {megabytes:,.0f} MB; training waits {spread(copies)} s for the copy and loses "
-        f"{spread(lost)} s in all; writing outlasts the {args.steps} steps beside it by {spread(writes)} s"
-    )
-    sheet.note("checkpoint", {"megabytes": megabytes, "copy_s": copies, "lost_s": lost, "outlasts_s": writes}, line)
-
-
-def waiting(args: argparse.Namespace, runs: str, sheet: Sheet) -> None:
-    """Train on photographs in class folders with the whole reference pipeline, and tell how long training waited."""
-    root = Path(runs) / "photographs"
-    sizes = draw_photographs(root, count=max(4, args.batch * args.steps // 2))
-    words = [
-        "data=imagefolder", f"data.root={root}", f"data.image_size={args.image_size}", f"data.resize_size={args.image_size * 8 // 7}",
-        f"data.workers={args.workers}", f"recipe.batch_size={args.batch}", "recipe.epochs=2", f"device={args.device}",
-        "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1", *QUIET,
-        f"paths.runs={runs}",
-    ]  # fmt: skip
-    config = compose(args.step, args.regime, words)
-    with a_job(config) as (ctx, state):
-        indices = sampling.train_index_batches(len(ctx.images.train), args.batch, 0, 0)
-        batches = data.train_batches(
-            ctx.images.train, config.data, config.recipe, indices, seed=0, epoch=0, device=ctx.device
-        )
-        alone = len(indices) * args.batch / timed(ctx, lambda: [None for _ in batches])
-        fit(ctx, state)
-    rows = [
-        row for row in read_metrics(run_path(config) / METRICS).rows if row["kind"] == "train" and row["epoch"] == 2
+    found = [
+        candidate("bare loop", "torch", lambda: partial(bare_epoch, ctx, build_state(ctx))),
+        candidate("our loop", None, lambda: partial(train_one_epoch, ctx, build_state(ctx))),
     ]
-    wait, speed = 100 * rows[-1]["train/data_wait"], rows[-1]["train/images_per_s"]
-    line = (
-        f"data: training waits {wait:.1f} % of its time for the reference pipeline at {speed:,.1f} images/s; the pipeline alone gives "
-        f"{alone:,.1f} images/s with {args.workers} workers, their start included; JPEGs of {SIZE[0]}x{SIZE[1]}, {told_size(sizes)}"
-    )
-    sheet.note(
-        "data",
-        {"waits_percent": wait, "images_per_s": speed, "pipeline_images_per_s": alone, "workers": args.workers},
-        line,
-    )
+    if "timm" in libraries and has_net("timm", ctx.config.step, ctx.config.model):
+        found.append(candidate("timm's loop and net", "timm", lambda: timm_loop(ctx)))
+    return found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return median, least and largest, with their number."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}, n = {len(values)})"
+def batches_of(ctx: RunContext, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over an epoch's images and labels, as our loop does."""
+    config, train = ctx.config, ctx.images.train
+    ids = sampling.train_index_batches(len(train), config.recipe.batch_size, config.seed, epoch)
+    return data.train_batches(train, config.data, config.recipe, ids, seed=config.seed, epoch=epoch, device=ctx.device)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, str, Sheet], None]] = {
-    "overhead": overhead,
-    "data": waiting,
-    "checkpoint": saving,
-}
+def bare_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
+    """Train an epoch as in a tutorial: the same net, input, precision and optimizer, and nothing else."""
+    config = ctx.config
+    state.model.train()
+    for number, (images, labels) in enumerate(batches_of(ctx, epoch)):
+        mixed, targets = mixup_batch(images, labels, config.recipe, len(ctx.images.classes), config.seed, number)
+        state.optimizer.zero_grad(set_to_none=True)
+        with autocast(ctx.device, ctx.precision):
+            loss = cross_entropy(state.model(mixed), targets)  # mixed targets are smooth already
+        loss.backward()
+        state.optimizer.step()
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the parts that are asked for. Returns an exit code."""
-    gpu = torch.cuda.is_available()
-    options = parser("train", __doc__, warm_up=1)
-    options.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all of them")
-    options.add_argument("--step", default="separate_downsampling", help="default: %(default)s")
-    options.add_argument("--regime", default="tiny", help="default: %(default)s")
-    options.add_argument(
-        "--batch", type=count, default=256 if gpu else 8, help="images a step; default env: %(default)s"
-    )
-    options.add_argument(
-        "--image-size", type=count, default=224 if gpu else 64, help="pixels; default env: %(default)s"
-    )
-    options.add_argument(
-        "--steps", type=count, default=50 if gpu else 3, help="steps of a measurement; default env: %(default)s"
-    )
-    options.add_argument(
-        "--workers", type=count, default=16 if gpu else 2, help="processes of the pipeline; default env: %(default)s"
-    )
-    options.add_argument("--compile", action="store_true", help="run all nets through torch.compile")
-    args = options.parse_args(words)
-    parts = known("PART", args.parts, list(PARTS), "part") or list(PARTS)
-    args.peers = chosen_peers(args)
-    device = choose_device(Device(args.device))
-    sheet = Sheet("train", words, device, settings(args), args.json)
-    print(
-        f"{args.step} of {args.regime}, {args.steps} steps of {args.batch} images of {args.image_size}x{args.image_size} a measurement"
-    )
-    for part in parts:
-        with TemporaryDirectory(prefix="roadmap-bench-") as runs:
-            PARTS[part](args, runs, sheet)
-    return 0
+def timm_loop(ctx: RunContext) -> Callable[[int], None]:
+    """Return an epoch of timm's net, optimizer, scheduler, mixing and loss, as in its script. Raises ConfigError."""
+    config, recipe, classes, steps = ctx.config, ctx.config.recipe, len(ctx.images.classes), ctx.steps_per_epoch
+    if recipe.optimizer != Optimizer.adamw:
+        raise ConfigError(f"--step={config.step}: timm's loop has AdamW only, not the recipe's {recipe.optimizer}")
+    torch.manual_seed(config.seed)
+    net = peer_net("timm", config.step, config.model, classes, config.data.image_size)
+    net = net.to(ctx.device).to(memory_format=torch.channels_last)
+    model: nn.Module = torch.compile(net) if config.compile == "true" else net  # type: ignore[assignment]
+    optimizer = create_optimizer_v2(net, "adamw", lr=recipe.base_lr, weight_decay=recipe.weight_decay, fused=True)
+    scheduler = CosineLRScheduler(optimizer, recipe.epochs * steps, lr_min=recipe.min_lr, t_in_epochs=False)
+    smooth = {"label_smoothing": recipe.label_smoothing, "num_classes": classes}
+    mix = Mixup(recipe.mixup, recipe.cutmix, switch_prob=recipe.mix_switch, **smooth)
+    loss_of, losses = SoftTargetCrossEntropy(), AverageMeter()
+
+    def epoch(number: int) -> None:
+        torch.backends.cudnn.benchmark = True
+        net.train()
+        for index, (images, labels) in enumerate(batches_of(ctx, number)):
+            mixed, targets = mix(images, labels)
+            optimizer.zero_grad()
+            with autocast(ctx.device, ctx.precision):
+                loss = loss_of(model(mixed), targets)
+            loss.backward()
+            optimizer.step()
+            if index % LOG_EVERY == 0 or index == steps - 1:
+                losses.update(loss.item(), len(images))
+            scheduler.step_update(number * steps + index + 1)
+        torch.backends.cudnn.benchmark = False
+
+    return epoch

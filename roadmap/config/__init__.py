@@ -1,6 +1,8 @@
-"""The schema of a run."""
+"""The schema of a run: what each key means, what it may be, and what it affects."""
 
+from roadmap.config.fields import Affects
 from roadmap.config.schema import (
+    KEYS,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -9,10 +11,13 @@ from roadmap.config.schema import (
     RecipeConfig,
     RegimeConfig,
     WandbConfig,
-    resolved,
+    affects,
+    defaults,
 )
 
 __all__ = [
+    "KEYS",
+    "Affects",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -21,5 +26,6 @@ __all__ = [
     "RecipeConfig",
     "RegimeConfig",
     "WandbConfig",
-    "resolved",
+    "affects",
+    "defaults",
 ]

@@ -40,7 +40,8 @@ class When(StrEnum):
 
 
 class Capture(StrEnum):
-    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels takes long."""
+    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels
+    takes long."""
 
     auto = "auto"
     always = "always"
@@ -103,22 +104,6 @@ class RecipeName(StrEnum):
 
     original = "original"
     enhanced = "enhanced"
-
-
-class DataName(StrEnum):
-    """The image sets that `roadmap.data.datasets` can load."""
-
-    digits = "digits"
-    fashion_mnist = "fashion_mnist"
-    cifar10 = "cifar10"
-    cifar100 = "cifar100"
-    imagenette = "imagenette"
-    imagenet = "imagenet"
-    imagefolder = "imagefolder"
-    synthetic = "synthetic"
-
-
-IN_FOLDERS = frozenset({DataName.imagenette, DataName.imagenet, DataName.imagefolder})  # the others are held in memory
 
 
 class Crop(StrEnum):

@@ -1,19 +1,19 @@
-"""The schema of a run: dataclasses with ranges, units and plain error messages.
+"""The schema of a run: every key with its type, range, default and meaning, and what it affects.
 
-`steps.checked` turns a composed config into a `Config`; the net, the data and the training take the parts they need.
-Imports the standard library only, so that every room can import it.
+`steps.validate` turns a composed config into a `Config`; the net, the data and the training take the parts they need.
+A default is what the code did before the key was there, for ever: what is new is switched on in `conf/`.
 """
 
-import math
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import StrEnum
-from typing import Any, get_args
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from roadmap import catalog
+from roadmap.catalog import DataKind
 from roadmap.config.choices import (
     Activation,
     Capture,
     Crop,
-    DataName,
     Decoder,
     Device,
     Init,
@@ -33,187 +33,161 @@ from roadmap.config.choices import (
     WandbMode,
     When,
 )
+from roadmap.config.fields import Affects, Float, Int, Key, Section, Text, key, keys, section, shown
 from roadmap.errors import ConfigError
-
-
-def between(default: Any, low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    """A number that must lie in [low, high], or in (low, high] with `above`."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
-
-
-def check_ranges(section: str, config: Any) -> None:
-    """Raise ConfigError for the first number of a dataclass that is not finite or outside its range."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high, above = (
-            item.metadata.get(k, d) for k, d in (("low", -math.inf), ("high", math.inf), ("above", False))
-        )
-        if not math.isfinite(value) or value > high or value < low or (above and value == low):
-            allowed = f"{'above' if above else 'at least'} {low}" + ("" if high == math.inf else f" and at most {high}")
-            key = f"{section}.{item.name}".lstrip(".")
-            raise ConfigError(f"{key}={value}: must be {'finite' if low == -math.inf else allowed}")
-
-
-def choices_from_strings(config: Any) -> None:
-    """Turn plain strings into the members of their StrEnum, for dataclasses built without OmegaConf."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        kinds = [k for k in (item.type, *get_args(item.type)) if isinstance(k, type) and issubclass(k, StrEnum)]
-        if kinds and isinstance(value, str) and not isinstance(value, kinds[0]):
-            one_of(item.name, value, tuple(kinds[0]))
-            setattr(config, item.name, kinds[0](value))
-
-
-def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raise ConfigError unless the value is one of those allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(map(str, allowed))}")
-
 
 # Blocks per stage and embedding width of the reference nets (Swin, Table 7): the only shapes they come in.
 REFERENCE_SHAPES = {Reference.swin_t: ((2, 2, 6, 2), 96), Reference.swin_b: ((2, 2, 18, 2), 128)}
 
+Blocks = Annotated[Int, Field(ge=1, le=200)]
+Depths = tuple[Blocks, Blocks, Blocks, Blocks]
+Colours = tuple[Float, Float, Float]
 
-@dataclass
-class NetConfig:
-    """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves open.
+
+class NetConfig(Section):
+    """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves
+    open.
 
     Raises ConfigError for a combination of toggles that has no meaning, naming the toggles.
     """
 
-    # The toggles, in the roadmap's order.
-    depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks per stage
-    width: int = between(64, 1, 4096)  # channels of the first stage's blocks (bottleneck width where not inverted)
-    stem: Stem = Stem.resnet
-    stem_stride: int = 4  # pixels; 4 is the paper's, 2 leaves small images a map that large kernels need
-    depthwise: bool = False
-    inverted: bool = False  # hidden width 4 x the block's, instead of 1/4
-    depthwise_first: bool = False
-    kernel_size: int = between(3, 1, 63)  # of the spatial conv
-    activation: Activation = Activation.relu
-    activations_per_block: int = 3  # 3 or 1
-    norm: Norm = Norm.batch_norm
-    norms_per_block: int = 3  # 3 or 1
-    separate_downsampling: bool = False
-    # Recipe values that live in the net.
-    layer_scale: float | None = between(None, 0, 10, above=True)  # initial value; null leaves it out
-    drop_path: float = between(0.0, 0, 0.99)  # stochastic depth of the last block, growing linearly from 0
-    init: Init = Init.kaiming
-    # What the paper leaves open: our reading is the default, the other one an override.
-    stem_norm: bool = True  # 1. a norm follows the stem's conv, also after patchify
-    stem_activation: When = When.auto  # 1. auto: goes with activations_per_block=1
-    projection_norm: bool = True  # 2. the 1x1 shortcut projection keeps its norm, of the current kind
-    residual_activation: When = When.auto  # 3. after the addition; auto: goes with activations_per_block=1
-    head_norm: When = When.auto  # 4. after the final pooling; auto: enters with separate_downsampling
-    stride_on: StrideOn = StrideOn.spatial  # 6. the spatial conv carries a block's stride, wherever it stands
-    conv_bias: When = When.auto  # 7. auto: a conv has a bias unless a BatchNorm follows it
-    batch_norm_eps: float = between(1e-5, 0, 1, above=True)
-    layer_norm_eps: float = between(1e-6, 0, 1, above=True)
-    reference: Reference | None = None  # a net that is not built from toggles
+    prefix = "model."
+    evaluation = True
 
-    def __post_init__(self) -> None:
-        choices_from_strings(self)
-        self.depths = tuple(self.depths)
-        if len(self.depths) != 4 or not all(isinstance(d, int) and 1 <= d <= 200 for d in self.depths):
-            raise ConfigError(f"model.depths={list(self.depths)}: must be four numbers of blocks, each from 1 to 200")
-        check_ranges("model", self)
-        one_of("model.activations_per_block", self.activations_per_block, (3, 1))
-        one_of("model.norms_per_block", self.norms_per_block, (3, 1))
-        one_of("model.stem_stride", self.stem_stride, (4, 2))
+    # The toggles, in the roadmap's order.
+    depths: Depths = key((3, 4, 6, 3), about="a list of four numbers of blocks, each from 1 to 200")
+    width: Int = key(
+        64, ge=1, le=4096, about="channels of the first stage's blocks (bottleneck width where not inverted)"
+    )
+    stem: Stem = key(Stem.resnet, about="what turns the image into the first feature map (Sec. 2.2)")
+    stem_stride: Int = key(4, one_of=(4, 2), about="pixels; 4 is the paper's, 2 leaves small images a larger map")
+    depthwise: bool = key(False, about="the spatial conv is depthwise (Sec. 2.3)")
+    inverted: bool = key(False, about="hidden width 4 x the block's, instead of 1/4 (Sec. 2.4)")
+    depthwise_first: bool = key(False, about="the depthwise conv comes before the 1x1 convs (Sec. 2.5)")
+    kernel_size: Int = key(3, ge=1, le=63, about="of the spatial conv, odd (Sec. 2.5)")
+    activation: Activation = key(Activation.relu, about="of every block (Sec. 2.6)")
+    activations_per_block: Int = key(3, one_of=(3, 1))
+    norm: Norm = key(Norm.batch_norm, about="of every block (Sec. 2.6)")
+    norms_per_block: Int = key(3, one_of=(3, 1))
+    separate_downsampling: bool = key(False, about="a conv of its own between the stages (Sec. 2.6)")
+    # Recipe values that live in the net.
+    layer_scale: Float | None = key(None, gt=0, le=10, about="initial value; null leaves it out")
+    drop_path: Float = key(0.0, ge=0, le=0.99, about="stochastic depth of the last block, growing linearly from 0")
+    init: Init = key(Init.kaiming, about="how the weights start")
+    # What the paper leaves open, explained in docs/fidelity.md: our reading is the default, the other one an override.
+    stem_norm: bool = key(True, about="reading 1: a norm follows the stem's conv, also after patchify")
+    stem_activation: When = key(When.auto, about="reading 1; auto: goes with activations_per_block=1")
+    projection_norm: bool = key(
+        True, about="reading 2: the 1x1 shortcut projection keeps its norm, of the current kind"
+    )
+    residual_activation: When = key(
+        When.auto, about="reading 3: after the addition; auto: goes with activations_per_block=1"
+    )
+    head_norm: When = key(
+        When.auto, about="reading 4: after the final pooling; auto: enters with separate_downsampling"
+    )
+    stride_on: StrideOn = key(StrideOn.spatial, about="reading 6: the conv that carries a block's stride")
+    conv_bias: When = key(When.auto, about="reading 7; auto: a conv has a bias unless a BatchNorm follows it")
+    batch_norm_eps: Float = key(1e-5, gt=0, le=1)
+    layer_norm_eps: Float = key(1e-6, gt=0, le=1)
+    reference: Reference | None = key(None, about="a net that is not built from toggles")
+
+    @model_validator(mode="after")
+    def _check(self) -> "NetConfig":
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size={self.kernel_size}: must be odd, so that the map keeps its size")
         if self.reference is not None:
-            self._check_reference()
+            self._check_reference(self.reference)
         for toggle in ("depthwise", "inverted"):
             if self.depthwise_first and not getattr(self, toggle):
                 raise ConfigError(
-                    f"model.depthwise_first=true with model.{toggle}=false: only a depthwise conv of an inverted bottleneck "
-                    "can move up (Sec. 2.4 and 2.5)"
+                    f"model.depthwise_first=true with model.{toggle}=false: only a depthwise conv of an inverted "
+                    "bottleneck can move up (Sec. 2.4 and 2.5)"
                 )
+        return self
+
+    def _check_reference(self, reference: Reference) -> None:
+        depths, width = REFERENCE_SHAPES[reference]
+        free = {"depths", "width", "drop_path", "init", "reference"}
+        for name, field in type(self).model_fields.items():
+            if name not in free and getattr(self, name) != field.default:
+                value = shown(getattr(self, name))
+                raise ConfigError(
+                    f"model.{name}={value} with model.reference={reference}: a reference net has no toggles"
+                )
+        if self.depths != depths or self.width != width:
+            raise ConfigError(
+                f"model.reference={reference}: comes with model.depths={list(depths)} and model.width={width} only"
+            )
 
     @property
     def reduction(self) -> int:
         """Return by how much the net divides height and width: the stem's stride, and three times two."""
         return 8 * self.stem_stride
 
-    def _check_reference(self) -> None:
-        assert self.reference is not None
-        depths, width = REFERENCE_SHAPES[self.reference]
-        free = {"depths", "width", "drop_path", "init", "reference"}
-        changed = [f for f in fields(self) if f.name not in free and getattr(self, f.name) != f.default]
-        if changed:
-            name = changed[0].name
-            raise ConfigError(
-                f"model.{name}={getattr(self, name)} with model.reference={self.reference}: a reference net has no toggles"
-            )
-        if self.depths != depths or self.width != width:
-            raise ConfigError(
-                f"model.reference={self.reference}: comes with model.depths={list(depths)} and model.width={width} only"
-            )
 
-
-@dataclass
-class RegimeConfig:
+class RegimeConfig(Section):
     """The sizes between which the roadmap leads; the steps refer to them (`depths: ${regime.swin_depths}`)."""
 
-    name: str = "nano"
-    scale: str = "demo"  # the scale that this regime belongs to
-    resnet_depths: tuple[int, ...] = (3, 4, 6, 3)
-    swin_depths: tuple[int, ...] = (3, 3, 9, 3)
-    resnet_width: int = 64
-    ratio_width: int = 64  # from `stage_ratio` on
-    swin_width: int = 96  # from `increase_width` on
-    stem_stride: int = 4
-    small_images: int = 32  # pixels to which the sets of 28 and 32 pixels are brought
-    drop_path: float = 0.0
-    reference: Reference | None = None  # the net of `+step=swin`; null where the regime has none
-    reference_depths: tuple[int, ...] | None = None
-    reference_width: int | None = None
+    prefix = "regime."
+
+    name: Text = "nano"
+    scale: Text = key("demo", about="the scale that this regime belongs to")
+    resnet_depths: Depths = key((3, 4, 6, 3), about="a list of four numbers of blocks, each from 1 to 200")
+    swin_depths: Depths = key((3, 3, 9, 3), about="a list of four numbers of blocks, each from 1 to 200")
+    resnet_width: Int = key(64, ge=1, le=4096)
+    ratio_width: Int = key(64, ge=1, le=4096, about="from `stage_ratio` on")
+    swin_width: Int = key(96, ge=1, le=4096, about="from `increase_width` on")
+    stem_stride: Int = key(4, one_of=(4, 2), about="pixels")
+    small_images: Int = key(32, ge=8, le=4096, about="pixels to which the sets of 28 and 32 pixels are brought")
+    drop_path: Float = key(0.0, ge=0, le=0.99)
+    reference: Reference | None = key(None, about="the net of `+step=swin`; null where the regime has none")
+    reference_depths: Depths | None = key(None, about="a list of four numbers of blocks, each from 1 to 200")
+    reference_width: Int | None = key(None, ge=1, le=4096)
 
 
-@dataclass
-class RecipeConfig:
+class RecipeConfig(Section):
     """How a net is trained. Lengths in epochs, rates per optimizer step at `batch_size` images."""
 
+    prefix = "recipe."
+
     name: RecipeName = RecipeName.original
-    epochs: int = between(90, 1, 100_000)
-    batch_size: int = between(256, 1, 1_000_000)  # images per optimizer step, over all devices
-    micro_batch: int | None = between(None, 1, 1_000_000)  # images per device and forward pass; null: the whole batch
+    epochs: Int = key(90, ge=1, le=100_000)
+    batch_size: Int = key(256, ge=1, le=1_000_000, about="images per optimizer step, over all devices")
+    micro_batch: Int | None = key(
+        None, ge=1, le=1_000_000, about="images per device and forward pass; null: the whole batch"
+    )
     optimizer: Optimizer = Optimizer.sgd
-    lr: float = between(0.1, 0, 1000, above=True)  # base learning rate, at `lr_batch_size`
-    lr_batch_size: int = between(256, 1, 1_000_000)  # images per optimizer step that `lr` is stated for
-    lr_scaling: LrScaling = LrScaling.none  # linear: base rate = lr x batch_size / lr_batch_size
-    min_lr: float = between(0.0, 0, 1000)  # where the cosine ends
-    warmup_epochs: float = between(0.0, 0, 100_000)  # linear from 0
+    lr: Float = key(0.1, gt=0, le=1000, about="base learning rate, at `lr_batch_size`")
+    lr_batch_size: Int = key(256, ge=1, le=1_000_000, about="images per optimizer step that `lr` is stated for")
+    lr_scaling: LrScaling = key(LrScaling.none, about="linear: base rate = lr x batch_size / lr_batch_size")
+    min_lr: Float = key(0.0, ge=0, le=1000, about="where the cosine ends")
+    warmup_epochs: Float = key(0.0, ge=0, le=100_000, about="linear from 0")
     schedule: Schedule = Schedule.step
-    step_epochs: float = between(
-        30.0, 0, 100_000, above=True
-    )  # schedule=step: divide the rate by 1/step_factor so often
-    step_factor: float = between(0.1, 0, 1, above=True)
-    momentum: float = between(0.9, 0, 1)  # sgd
-    beta1: float = between(0.9, 0, 1)  # adamw
-    beta2: float = between(0.999, 0, 1)
-    eps: float = between(1e-8, 0, 1, above=True)
-    weight_decay: float = between(1e-4, 0, 100)
-    decay_1d: bool = True  # whether norms, biases and layer scales decay too
-    label_smoothing: float = between(0.0, 0, 0.99)
-    mixup: float = between(0.0, 0, 100)  # alpha of the Beta distribution; 0 turns it off
-    cutmix: float = between(0.0, 0, 100)
-    mix_switch: float = between(0.5, 0, 1)  # probability of cutmix where both are on
-    rand_augment: str | None = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
-    random_erasing: float = between(0.0, 0, 1)  # probability, pixel mode, one box
-    interpolation: Interpolation = Interpolation.bilinear
+    step_epochs: Float = key(30.0, gt=0, le=100_000, about="schedule=step: multiply the rate by step_factor so often")
+    step_factor: Float = key(0.1, gt=0, le=1)
+    momentum: Float = key(0.9, ge=0, le=1, about="sgd")
+    beta1: Float = key(0.9, ge=0, le=1, about="adamw")
+    beta2: Float = key(0.999, ge=0, le=1, about="adamw")
+    eps: Float = key(1e-8, gt=0, le=1, about="adamw")
+    weight_decay: Float = key(1e-4, ge=0, le=100)
+    decay_1d: bool = key(True, about="whether norms, biases and layer scales decay too")
+    label_smoothing: Float = key(0.0, ge=0, le=0.99)
+    mixup: Float = key(0.0, ge=0, le=100, about="alpha of the Beta distribution; 0 turns it off")
+    cutmix: Float = key(0.0, ge=0, le=100, about="alpha of the Beta distribution; 0 turns it off")
+    mix_switch: Float = key(0.5, ge=0, le=1, about="probability of cutmix where both are on")
+    rand_augment: Text | None = key(None, about="timm's notation, e.g. rand-m9-mstd0.5-inc1")
+    random_erasing: Float = key(0.0, ge=0, le=1, about="probability, pixel mode, one box")
+    interpolation: Interpolation = key(Interpolation.bilinear, evaluation=True, about="how images are resized")
     init: Init = Init.kaiming
-    layer_scale: float | None = between(None, 0, 10, above=True)
-    drop_path: float = between(0.0, 0, 0.99)
-    ema_decay: float | None = between(
-        None, 0, 1, above=True
-    )  # moving average of weights and buffers; null: none (the roadmap)
-    precision: Precision = Precision.auto
-    sync_batch_norm: bool = (
-        False  # BatchNorm's statistics over all GPUs; false: of one GPU's micro-batch, as in the paper
+    layer_scale: Float | None = key(None, gt=0, le=10)
+    drop_path: Float = key(0.0, ge=0, le=0.99)
+    ema_decay: Float | None = key(
+        None, gt=0, le=1, about="moving average of weights and buffers; null: none (the roadmap)"
+    )
+    precision: Precision = key(Precision.auto, evaluation=True)
+    sync_batch_norm: bool = key(
+        False, about="BatchNorm's statistics over all GPUs; false: of one GPU's micro-batch, as in the paper"
     )
 
     @property
@@ -221,9 +195,8 @@ class RecipeConfig:
         """Return the rate that the schedule starts from, at this batch size."""
         return self.lr * self.batch_size / self.lr_batch_size if self.lr_scaling == LrScaling.linear else self.lr
 
-    def __post_init__(self) -> None:
-        choices_from_strings(self)
-        check_ranges("recipe", self)
+    @model_validator(mode="after")
+    def _check(self) -> "RecipeConfig":
         if self.batch_size % (self.micro_batch or 1):
             raise ConfigError(
                 f"recipe.batch_size={self.batch_size}: must be a multiple of recipe.micro_batch={self.micro_batch}"
@@ -234,126 +207,165 @@ class RecipeConfig:
             )
         if self.min_lr > self.base_lr:
             raise ConfigError(f"recipe.min_lr={self.min_lr:g}: must be at most the base rate {self.base_lr:g}")
+        return self
 
 
-@dataclass
-class DataConfig:
-    """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard deviation."""
+class DataConfig(Section):
+    """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard
+    deviation."""
 
-    name: DataName = DataName.digits
-    root: str | None = None  # folder of the images; ROADMAP_DATA where not given
-    download: bool = False  # fetch a public set into `root`
-    num_classes: int | None = between(None, 2, 1_000_000)  # null: counted from the class folders
-    image_size: int = between(32, 8, 4096)  # pixels, height and width of the net's input
-    resize_size: int | None = between(None, 8, 8192)  # evaluation: short side before the centre crop; null: no crop
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    flip: bool = False  # horizontally, with probability 0.5
-    crop: Crop = Crop.none
-    padding: int = between(0, 0, 1024)  # crop=pad: pixels
-    rotate: float = between(0.0, 0, 180)  # degrees, up to +-
-    zoom: float = between(0.0, 0, 0.9)  # scale by 1 +- zoom
-    shift: float = between(0.0, 0, 0.9)  # share of the image, up to +-
-    pipeline: Pipeline = Pipeline.fast
-    workers: int = between(
-        0, 0, 1024
-    )  # processes that prepare images: of class folders, and of any set with pipeline=reference
-    decoder: Decoder = Decoder.auto  # of class folders with pipeline=fast
-    train_images: int | None = between(
-        None, 2, 100_000_000
-    )  # synthetic: how many; others: the first so many of a fixed shuffle
-    val_images: int | None = between(None, 2, 100_000_000)
+    prefix = "data."
 
-    def __post_init__(self) -> None:
-        check_ranges("data", self)
-        choices_from_strings(self)
-        for key in ("mean", "std"):
-            value = tuple(getattr(self, key))
-            setattr(self, key, value)
-            if len(value) != 3 or not all(math.isfinite(v) for v in value) or (key == "std" and min(value) <= 0):
-                raise ConfigError(
-                    f"data.{key}={list(value)}: must be three finite numbers" + (" above 0" if key == "std" else "")
-                )
+    name: Text = key("digits", evaluation=True)
+    kind: DataKind | None = key(
+        None, evaluation=True, about="of a set of one's own: how its images are kept; null: what is known of the name"
+    )
+    root: Text | None = key(
+        None, affects=Affects.place, evaluation=True, local=True, about="folder of the images; else ROADMAP_DATA"
+    )
+    download: bool = key(
+        False, affects=Affects.place, evaluation=True, local=True, about="fetch a public set into `root`"
+    )
+    num_classes: Int | None = key(None, ge=2, le=1_000_000, about="null: counted from the class folders")
+    image_size: Int = key(32, ge=8, le=4096, evaluation=True, about="pixels, height and width of the net's input")
+    resize_size: Int | None = key(
+        None, ge=8, le=8192, evaluation=True, about="evaluation: short side before the centre crop; null: no crop"
+    )
+    mean: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="a list of three finite numbers")
+    std: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="a list of three finite numbers above 0")
+    flip: bool = key(False, about="horizontally, with probability 0.5")
+    crop: Crop = key(Crop.none, about="how a training image is cut out")
+    padding: Int = key(0, ge=0, le=1024, about="crop=pad: pixels")
+    rotate: Float = key(0.0, ge=0, le=180, about="degrees, up to +-")
+    zoom: Float = key(0.0, ge=0, le=0.9, about="scale by 1 +- zoom")
+    shift: Float = key(0.0, ge=0, le=0.9, about="share of the image, up to +-")
+    pipeline: Pipeline = key(Pipeline.fast, evaluation=True, about="where images are prepared")
+    workers: Int = key(
+        0, ge=0, le=1024, affects=Affects.place, evaluation=True, local=True,
+        about="processes that prepare images: of class folders, and of any set with pipeline=reference",
+    )  # fmt: skip
+    decoder: Decoder = key(Decoder.auto, about="of class folders with pipeline=fast")
+    train_images: Int | None = key(
+        None, ge=2, le=100_000_000, about="synthetic: how many; others: the first so many of a fixed shuffle"
+    )
+    val_images: Int | None = key(None, ge=2, le=100_000_000, evaluation=True)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        catalog.find(self.name, self.kind)
+        if min(self.std) <= 0:
+            raise ConfigError(f"data.std={shown(self.std)}: must be a list of three finite numbers above 0")
         if self.resize_size is not None and self.resize_size < self.image_size:
             raise ConfigError(
                 f"data.resize_size={self.resize_size}: must be at least data.image_size={self.image_size}"
             )
+        return self
 
 
-@dataclass
-class PathsConfig:
+class PathsConfig(Section):
     """Where runs are kept: `paths.runs`, else ROADMAP_RUNS, else `runs`."""
 
-    runs: str = "runs"
+    prefix = "paths."
+    affects = Affects.place
+    evaluation = local = True
+
+    runs: Text = "runs"
 
 
-@dataclass
-class WandbConfig:
-    """Weights & Biases. Never part of a run's identity."""
+class WandbConfig(Section):
+    """Weights & Biases."""
 
-    mode: WandbMode = WandbMode.auto
-    project: str = "convnext-roadmap"
-    entity: str | None = None
+    prefix = "wandb."
+    affects = Affects.place
+    local = True
 
-
-@dataclass
-class CheckpointConfig:
-    """When training can be resumed from. Never part of a run's identity."""
-
-    every_min: float = between(
-        10.0, 0, 100_000
-    )  # minutes between checkpoints within an epoch; one at each epoch's end as well
-    keep: int = between(2, 2, 1000)  # newest checkpoints kept, beside the best
+    mode: WandbMode = key(WandbMode.auto, about="auto: online where a login is found, else offline")
+    project: Text = "convnext-roadmap"
+    entity: Text | None = None
 
 
-@dataclass
-class Config:
-    """One run. `step` to `adopted` are written by `steps.checked`, from the step tree and the paper's tables."""
+class CheckpointConfig(Section):
+    """When training can be resumed from."""
 
-    step: str = ""
-    variant: str | None = None
-    cell: str = ""  # step, +variant, and the overrides that change the result
-    parent: str | None = None
-    label: str = ""
-    adopted: str = "yes"  # yes | no | reference
-    study: str = "single"
-    seed: int = between(0, 0, 2**31 - 1)
-    mode: Mode = Mode.train
-    weights: str | None = None  # mode=evaluate: a file of published weights, or one of our run directories
-    device: Device = Device.auto
-    devices: str = "auto"  # how many of this node: auto is all its GPUs, or one CPU process; part of a run's identity
-    compile: str = (
-        "auto"  # true | false; auto: torch.compile for large images on a GPU. What it computes differs in rounding
+    prefix = "checkpoint."
+    affects = Affects.place
+    local = True
+
+    every_min: Float = key(
+        10.0, ge=0, le=100_000, about="minutes between checkpoints within an epoch, beside its end's"
     )
-    cuda_graph: Capture = Capture.auto  # a whole optimizer step as one CUDA graph
-    kernels: Kernels = Kernels.auto  # forms of the net's operations; they differ in rounding
-    start_timeout_s: float = between(600.0, 1, 86_400)  # until all ranks have come and have listed the images
-    comm_timeout_s: float = between(120.0, 1, 86_400)  # from then on: a rank that is silent for so long is lost
-    fresh: bool = False  # start over: an earlier run directory is moved aside, never deleted
-    allow_drift: bool = False  # resume although the code or the data have changed; recorded in the results
-    regime: RegimeConfig = field(default_factory=RegimeConfig)
-    model: NetConfig = field(default_factory=NetConfig)
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-
-    def __post_init__(self) -> None:
-        choices_from_strings(self)
-        check_ranges("", self)
-        self.devices, self.compile = str(self.devices), str(self.compile).lower()
-        one_of("compile", self.compile, ("auto", "true", "false"))
-        if self.devices != "auto" and not (
-            self.devices.isascii() and self.devices.isdigit() and 1 <= int(self.devices) <= 1024
-        ):
-            raise ConfigError(f"devices={self.devices}: must be auto or a number from 1 to 1024")
+    keep: Int = key(2, ge=2, le=1000, about="newest checkpoints kept, beside the best")
 
 
-def resolved(config: Any) -> Any:
-    """Return a config as plain containers (dict, list, str, numbers), for files and checkpoints."""
-    if is_dataclass(config):
-        return {item.name: resolved(getattr(config, item.name)) for item in fields(config)}
-    if isinstance(config, tuple | list):
-        return [resolved(item) for item in config]
-    return str(config) if isinstance(config, str) else config
+def _as_switch(value: Any) -> Any:
+    """Return auto, true or false as text: YAML has made truth values of two of them."""
+    return str(value).lower() if isinstance(value, bool | str) else value
+
+
+class Config(Section):
+    """One run. `step` to `adopted` are written by `steps.validate`, from the step tree and the paper's tables."""
+
+    affects = Affects.place
+
+    step: Text = key("", affects=Affects.result)
+    variant: Text | None = key(None, affects=Affects.result)
+    cell: Text = key("", about="the run's name: step, +variant, and what differs from its plain step")
+    parent: Text | None = None
+    label: Text = ""
+    adopted: Text = key("yes", one_of=("yes", "no", "reference"))
+    study: Text = "single"
+    seed: Int = key(0, ge=0, le=2**31 - 1, affects=Affects.result)
+    mode: Mode = key(Mode.train, evaluation=True)
+    weights: Text | None = key(
+        None, evaluation=True, about="mode=evaluate: a file of published weights, or one of our run directories"
+    )
+    device: Device = key(Device.auto, evaluation=True, local=True)
+    devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")
+    compile: Annotated[Text, BeforeValidator(_as_switch)] = key(
+        "auto", affects=Affects.rounding, one_of=("auto", "true", "false"),
+        about="auto: torch.compile for large images on a GPU",
+    )  # fmt: skip
+    cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="a whole optimizer step as one CUDA graph")
+    kernels: Kernels = key(
+        Kernels.auto, affects=Affects.rounding, evaluation=True, about="forms of the net's operations"
+    )
+    start_timeout_s: Float = key(600.0, ge=1, le=86_400, local=True, about="until all ranks have listed the images")
+    comm_timeout_s: Float = key(
+        120.0, ge=1, le=86_400, local=True, about="from then on: a rank that is silent for so long is lost"
+    )
+    dry: bool = key(False, evaluation=True, about="print what the run would be, and do nothing")
+    fresh: bool = key(False, about="start over: an earlier run directory is moved aside, never deleted")
+    allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
+    regime: RegimeConfig = section(RegimeConfig)
+    model: NetConfig = section(NetConfig)
+    recipe: RecipeConfig = section(RecipeConfig)
+    data: DataConfig = section(DataConfig)
+    paths: PathsConfig = section(PathsConfig)
+    wandb: WandbConfig = section(WandbConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+
+    @classmethod
+    def settable(cls) -> list[str]:
+        """Return the keys that a user may set: a step and a variant are chosen with a plus sign."""
+        return ["+step", "+variant", *(name for name in cls.model_fields if name not in DERIVED)]
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: str) -> str:
+        if value != "auto" and not (value.isascii() and value.isdigit() and len(value) < 5 and 1 <= int(value) <= 1024):
+            raise ConfigError(f"devices={shown(value)}: must be auto or a number from 1 to 1024")
+        return value
+
+
+DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.validate`, never by a user
+KEYS: dict[str, Key] = keys(Config)
+
+
+def affects(name: str) -> Affects | None:
+    """Return what a dotted key affects; None for a key that there is not (any more)."""
+    return KEYS[name].affects if name in KEYS else None
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of every dotted key: what a record that lacks the key was made with."""
+    return {name: key.default for name, key in KEYS.items()}

@@ -1,6 +1,6 @@
 """The images: `load` a set, and iterate over batches of it that are ready for the net.
 
-`train.py` asks `order` for batches of ids and this module for the batches themselves; which pipeline prepares them is the config's choice.
+`sampling` says which ids are in a batch; which pipeline prepares the images is the config's choice.
 """
 
 import logging
@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from roadmap.config.choices import IN_FOLDERS, Pipeline
+from roadmap.config.choices import Pipeline
 from roadmap.config.schema import DataConfig, RecipeConfig
-from roadmap.data import decode, gpu_transforms, transforms
-from roadmap.data.datasets import IN_MEMORY, ImageSet, Split, load
-from roadmap.data.policy import policy_of
+from roadmap.data import decoding, gpu_transforms, transforms
+from roadmap.data.datasets import ImageSet, Split, is_in_memory, load
+from roadmap.data.rand_augment import parse_policy
 from roadmap.data.sampling import epoch_order, eval_index_batches, sample_seed, train_index_batches
 
 log = logging.getLogger(__name__)
@@ -24,26 +24,26 @@ TRAIN = {Pipeline.fast: gpu_transforms.train_batches, Pipeline.reference: transf
 EVAL = {Pipeline.fast: gpu_transforms.eval_batches, Pipeline.reference: transforms.eval_batches}
 
 
-def check(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = None) -> None:
-    """Raise ConfigError for settings that the chosen pipeline cannot honour; call it before anything is written or loaded.
+def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = None) -> None:
+    """Raise ConfigError for settings that the chosen pipeline cannot honour, before anything is written or loaded.
 
     With a device, the one on which training images are wanted.
     """
     if data.pipeline == Pipeline.fast:
-        policy_of(data, recipe)
-        if data.workers and data.name in IN_MEMORY and data.resize_size is None:
+        parse_policy(data, recipe)
+        if data.workers and is_in_memory(data) and data.resize_size is None:
             log.warning("data.workers=%d has no effect with data.pipeline=fast and a set in memory", data.workers)
     elif recipe.rand_augment is not None:
         transforms.rand_augment(data, recipe)
-    if device is not None and data.name in IN_FOLDERS:
-        decode.check(data, device)
+    if device is not None and not is_in_memory(data):
+        decoding.check_decoder(data, device)
 
 
-def note(data: DataConfig, device: torch.device) -> str | None:
+def pipeline_note(data: DataConfig, device: torch.device) -> str | None:
     """Return a line for a run's log about what was chosen for it, if anything was."""
-    if data.pipeline != Pipeline.fast or data.name not in IN_FOLDERS:
+    if data.pipeline != Pipeline.fast or is_in_memory(data):
         return None
-    return decode.note(data) + (
+    return decoding.decoder_note(data) + (
         "; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else ""
     )
 
@@ -58,12 +58,12 @@ def train_batches(
     epoch: int,
     device: torch.device,
 ) -> Batches:
-    """Iterate over augmented batches: images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, both on the device.
+    """Iterate over augmented batches on the device: images float32 `(B, 3, H, W)`, channels-last, labels int64 `(B,)`.
 
-    What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check`) at once, and DataError
-    when it comes to an image that cannot be read.
+    What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check_pipeline`) at once,
+    and DataError when it comes to an image that cannot be read.
     """
-    check(data, recipe, device)
+    check_pipeline(data, recipe, device)
     return TRAIN[data.pipeline](split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
 
 
@@ -71,19 +71,19 @@ def eval_batches(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
 ) -> Batches:
     """Iterate over batches for evaluation, nothing random about them; shapes and errors as in `train_batches`."""
-    check(data, recipe)
+    check_pipeline(data, recipe)
     return EVAL[data.pipeline](split, data, recipe, index_batches, device=device)
 
 
 __all__ = [
     "ImageSet",
     "Split",
-    "check",
+    "check_pipeline",
     "epoch_order",
     "eval_batches",
     "eval_index_batches",
     "load",
-    "note",
+    "pipeline_note",
     "sample_seed",
     "train_batches",
     "train_index_batches",

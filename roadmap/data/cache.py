@@ -1,7 +1,6 @@
-"""What is remembered of image sets between runs, in `<runs>/.data`: listings, what a data check has opened, and its verdicts.
+"""What is remembered of image sets between runs, in `<runs>/.data`: listings, what a check has opened, its verdicts.
 
-The images may lie on a disk that cannot be written. A file here is whole or it is ignored; nothing in it can run code. Used by
-`folders`, `sets` and `full_check`.
+The images may lie on a disk that cannot be written. A file here is whole or it is ignored; nothing in it can run code.
 """
 
 import hashlib
@@ -20,9 +19,8 @@ from roadmap.files import atomic_write, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-SETTLED_NS = (
-    2_000_000_000  # a folder changed this recently may change again within one tick of its clock: not remembered
-)
+# A folder that changed this recently may change again within one tick of its clock: not remembered.
+SETTLED_NS = 2_000_000_000
 Stamp = tuple[int, int, int]
 
 
@@ -31,7 +29,7 @@ def cache_dir(runs: Path | str) -> Path:
     return Path(runs).expanduser().absolute() / ".data"
 
 
-def key_of(folder: Path) -> str:
+def folder_key(folder: Path) -> str:
     """Return a short name for a folder of images, the same by whatever links it is reached."""
     return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
 
@@ -60,8 +58,9 @@ def read_arrays(path: Path, kinds: dict[str, str]) -> dict[str, np.ndarray] | No
 class Listing:
     """The names of the images in each class folder, as they were listed before.
 
-    They count only while the folder is the same and has the same times of change, to the nanosecond; ctime among them, which no
-    copying tool can set back. The files' sizes are never remembered: a file overwritten in cache_dir leaves its folder's times alone.
+    They count only while the folder is the same and has the same times of change, to the nanosecond; ctime among them,
+    which no copying tool can set back. The files' sizes are never remembered: a file overwritten in cache_dir leaves
+    its folder's times alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +91,7 @@ class Listing:
         self.listed[folder] = before
         return before[1]
 
-    def keep(self, folder: bytes, stamp: Stamp, names: Sequence[bytes]) -> None:
+    def add(self, folder: bytes, stamp: Stamp, names: Sequence[bytes]) -> None:
         """Remember a folder that was listed just now, unless it changed just now too."""
         if names and time.time_ns() - max(stamp[1:]) > SETTLED_NS:
             self.listed[folder] = (stamp, list(names))

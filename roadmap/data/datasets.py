@@ -1,11 +1,11 @@
 """The image sets: `load` finds the one that a config names, checks it and returns its two splits.
 
-Small sets are held in memory as bytes, folders of images are read image by image. Nothing here is random but the choice of a subset.
+Small sets are held in memory as bytes, folders of images are read image by image. Nothing here is random but the choice
+of a subset.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,16 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from roadmap.config.choices import IN_FOLDERS, DataName
+from roadmap import catalog
 from roadmap.config.schema import DataConfig
 from roadmap.data import image_folder, in_memory
+from roadmap.data.image_folder import Files
+from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
 from roadmap.errors import ConfigError, DataError
+from roadmap.text import reason
 
 
 @dataclass
 class Split:
-    """One half of a set: labels int64 `(N,)`, and either the images uint8 `(N, 3, H, W)` or the files that hold them."""
+    """One half of a set: labels int64 `(N,)`, and the images uint8 `(N, 3, H, W)` or the files that hold them."""
 
     labels: Tensor
     images: Tensor | None = None  # gray sets: one channel in memory, expanded to three
@@ -52,7 +55,7 @@ class Split:
 
 @dataclass
 class ImageSet:
-    """A set as it was found: two splits, the names of the classes in the order of the labels, and a hash of all of it."""
+    """A set as it was found: two splits, the classes' names in the order of the labels, and a hash of all of it."""
 
     train: Split
     val: Split
@@ -61,48 +64,49 @@ class ImageSet:
     whole: str = ""  # the fingerprint of the set that a subset was taken from
 
 
-MEMORY_LOADERS: dict[DataName, Callable[[DataConfig], in_memory.Arrays]] = {
-    DataName.digits: in_memory.digits,
-    DataName.fashion_mnist: in_memory.fashion_mnist,
-    DataName.cifar10: in_memory.cifar10,
-    DataName.cifar100: in_memory.cifar100,
-    DataName.synthetic: in_memory.synthetic,
-}
-FOLDER_LOADERS: dict[DataName, Callable[..., image_folder.Files]] = {
-    DataName.imagenette: image_folder.imagenette,
-    DataName.imagenet: image_folder.imagenet,
-    DataName.imagefolder: image_folder.imagefolder,
-}
-IN_MEMORY = frozenset(MEMORY_LOADERS)
-assert frozenset(FOLDER_LOADERS) == IN_FOLDERS
+def is_in_memory(data: DataConfig) -> bool:
+    """Whether the images of a set are held in memory, and not read one by one."""
+    return catalog.find(data.name, data.kind).in_memory
 
 
 def load(data: DataConfig, runs: str | None = None) -> ImageSet:
     """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
 
     With `runs`, the folder of the runs, class folders that have not changed since the last time are not listed again.
-    Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot meet.
+    Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot
+    meet.
     """
-    found = MEMORY_LOADERS[data.name](data) if data.name in IN_MEMORY else FOLDER_LOADERS[data.name](data, runs)
-    whole, fingerprint = cut(data, found)
-    train, val = (split_of(found, split, data.image_size) for split in ("train", "val"))
+    found = find(data, runs)
+    whole, fingerprint = take_subset(data, found)
+    train, val = (to_split(found, split, data.image_size) for split in ("train", "val"))
     return ImageSet(train, val, found.classes, fingerprint, whole)
 
 
-def cut(data: DataConfig, found: in_memory.Arrays | image_folder.Files) -> tuple[str, str]:
+def find(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Arrays | Files:
+    """Read a set into memory, or list its files; `lenient` lists broken ones too. Raises DataError, ConfigError."""
+    row = catalog.find(data.name, data.kind)
+    try:
+        if row.in_memory:
+            return in_memory.load(data, row)
+        return image_folder.find(data, row, runs, lenient=lenient)
+    except OSError as error:  # a folder on the way that may not be entered, a name that is too long
+        raise DataError(f"{error.filename or data.root}: cannot be read ({reason(error)})") from error
+
+
+def take_subset(data: DataConfig, found: Arrays | Files) -> tuple[str, str]:
     """Keep the subset that a config asks for; return the fingerprints of the whole set and of what is kept."""
     check_num_classes(data, found)
     is_subset = data.train_images is not None or data.val_images is not None
-    whole = fingerprint_of(data.name, found) if is_subset and isinstance(found, image_folder.Files) else ""
+    whole = fingerprint_of(data.name, found) if is_subset and isinstance(found, Files) else ""
     for split in ("train", "val"):
-        keep = getattr(data, f"{split}_images")
-        if keep is not None:
-            found.keep(split, subset(f"data.{split}_images", keep, len(found.labels[split]), split))
+        num_images = getattr(data, f"{split}_images")
+        if num_images is not None:
+            found.select(split, subset(f"data.{split}_images", num_images, len(found.labels[split]), split))
     fingerprint = fingerprint_of(data.name, found)
     return whole or fingerprint, fingerprint
 
 
-def fingerprint_of(name: DataName, found: in_memory.Arrays | image_folder.Files) -> str:
+def fingerprint_of(name: str, found: Arrays | Files) -> str:
     """Return a hash of a set's name, its classes and both splits."""
     digest = hashlib.sha256("\0".join((name, *found.classes)).encode(errors="surrogateescape"))
     for split in ("train", "val"):
@@ -110,27 +114,31 @@ def fingerprint_of(name: DataName, found: in_memory.Arrays | image_folder.Files)
     return digest.hexdigest()
 
 
-def split_of(found: in_memory.Arrays | image_folder.Files, split: str, image_size: int) -> Split:
-    """Turn what a loader found into a Split, images in memory at `(image_size, image_size)`."""
+def to_split(found: Arrays | Files, split: str, image_size: int) -> Split:
+    """Turn what was found into a Split, images in memory at `(image_size, image_size)`."""
     labels = torch.from_numpy(found.labels[split].astype(np.int64))
-    if isinstance(found, in_memory.Arrays):
-        return Split(labels, images=in_memory.at_size(found.pixels[split], image_size))
+    if isinstance(found, Arrays):
+        images = in_memory.at_size(found.pixels[split], image_size, black_border=found.black_border)
+        return Split(labels, images=images)
     return Split(labels, folder=found.folder, files=found.names[split])
 
 
-def subset(key: str, keep: int, num_images: int, split: str) -> np.ndarray:
-    """Return the ids of the first `keep` images of a fixed shuffle, in the set's order."""
-    if keep > num_images:
-        raise ConfigError(f"{key}={keep}: the set has {num_images} images")
+def subset(key: str, num_wanted: int, num_images: int, split: str) -> np.ndarray:
+    """Return the ids of the first `num_wanted` images of a fixed shuffle, in the set's order."""
+    if num_wanted > num_images:
+        raise ConfigError(f"{key}={num_wanted}: the set has {num_images} images")
     shuffled = torch.randperm(num_images, generator=generator(Draw.subset, split == "val"))
-    return shuffled[:keep].sort().values.numpy()
+    return shuffled[:num_wanted].sort().values.numpy()
 
 
-def check_num_classes(data: DataConfig, found: in_memory.Arrays | image_folder.Files) -> None:
-    """Compare the classes found with the config: folders that differ are DataError, a wrong number for a fixed set ConfigError."""
+def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
+    """Compare the number of classes with the config.
+
+    Folders that differ are a DataError, a wrong number for a fixed set a ConfigError.
+    """
     num_found = len(found.classes)
     if data.num_classes in (None, num_found):
         return
-    if isinstance(found, image_folder.Files):
+    if isinstance(found, Files):
         raise DataError(f"{found.folder / 'train'}: has {num_found} class folders, data.num_classes={data.num_classes}")
     raise ConfigError(f"data.num_classes={data.num_classes}: data={data.name} has {num_found} classes")

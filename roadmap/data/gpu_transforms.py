@@ -1,12 +1,12 @@
-"""The fast pipeline: images prepared in batches of tensors on the device, from sets in memory or from crops of class folders.
+"""The fast pipeline: images prepared in batches on the device, from sets in memory or from crops of class folders.
 
-What is random about an image is a function of (seed, epoch, id): not of the batch the image is in, nor of the device. Flips and moves are
-drawn on the CPU for the whole epoch and looked up by the image's id, the rest is counted out for each batch. Used by `roadmap.data`.
+What is random about an image is a function of (seed, epoch, id): not of the batch the image is in, nor of the device.
+Flips and moves are drawn on the CPU for the whole epoch and looked up by the image's id, the rest is counted out for
+each batch.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,19 @@ from torch import Tensor
 
 from roadmap.config.choices import Crop
 from roadmap.config.schema import DataConfig, RecipeConfig
-from roadmap.data.augment import erase, rand_augment, to_device
+from roadmap.data.counter_rng import states
 from roadmap.data.datasets import Split
-from roadmap.data.decode import eval_crops, train_crops
-from roadmap.data.draws import states
-from roadmap.data.policy import ATTEMPTS, RATIO, SCALE, draw_erased, draw_layers, policy_of
+from roadmap.data.decoding import eval_crops, train_crops
+from roadmap.data.image_ops import to_device
+from roadmap.data.rand_augment import apply_rand_augment, draw_layers, parse_policy
+from roadmap.data.random_crop import resized_boxes
+from roadmap.data.random_erasing import draw_erased, erase
 from roadmap.data.sampling import Draw, generator
 
 
 @dataclass
 class Augmentation:
-    """What happens to each training image of one epoch; every field is indexed by sample id, or None where it is off."""
+    """What happens to each training image of one epoch; fields are indexed by sample id, or None where they are off."""
 
     flip: Tensor | None = None  # bool (N,)
     window: Tensor | None = None  # int64 (N, 2): top and left of the window in the padded image
@@ -37,7 +39,7 @@ class Augmentation:
             *(None if t is None else to_device(t, device) for t in (self.flip, self.window, self.box, self.theta))
         )
 
-    def of(self, ids: Tensor) -> "Augmentation":
+    def select(self, ids: Tensor) -> "Augmentation":
         """Take those of a batch."""
         return Augmentation(*(None if t is None else t[ids] for t in (self.flip, self.window, self.box, self.theta)))
 
@@ -56,13 +58,15 @@ def train_batches(
 
     Raises DataError when it comes to an image that cannot be read.
     """
-    policy, labels = policy_of(data, recipe), to_device(split.labels, device)
-    scale, bias = affine_of(data, device)
-    moved = moved_from_memory if split.images is not None else moved_from_files
-    batches = moved(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+    policy, labels = parse_policy(data, recipe), to_device(split.labels, device)
+    scale, bias = normalisation(data, device)
+    batches_of = batches_in_memory if split.images is not None else batches_from_files
+    batches = batches_of(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
     for ids, (at, images) in zip(index_batches, batches, strict=True):
         if policy is not None:
-            images = rand_augment(images, policy, draw_layers(policy, seed, epoch, ids.numpy()), recipe.interpolation)
+            images = apply_rand_augment(
+                images, policy, draw_layers(policy, seed, epoch, ids.numpy()), recipe.interpolation
+            )
         images = normalise(images, scale, bias)
         if recipe.random_erasing:
             boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids.numpy())
@@ -70,7 +74,7 @@ def train_batches(
         yield images, labels[at]
 
 
-def moved_from_memory(
+def batches_in_memory(
     split: Split,
     data: DataConfig,
     recipe: RecipeConfig,
@@ -80,14 +84,14 @@ def moved_from_memory(
     epoch: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of a set in memory, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, C)`."""
-    pixels, todo = resident(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
+    """Yield batches of a set in memory, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, C)`."""
+    pixels, todo = pixels_on(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
     for ids in index_batches:
         at = to_device(ids, device)
         yield at, augment(pixels, at, todo, data.padding, recipe.interpolation)
 
 
-def moved_from_files(
+def batches_from_files(
     split: Split,
     data: DataConfig,
     recipe: RecipeConfig,
@@ -97,15 +101,15 @@ def moved_from_files(
     epoch: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of class folders, cut, flipped and moved, on the device: ids `(B,)`, values 0 to 255 `(B, H, W, 3)`."""
+    """Yield batches of class folders, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, 3)`."""
     moves = (
-        replace(data, crop=Crop.none) if data.crop == Crop.resized else data
+        data.replace(crop=Crop.none) if data.crop == Crop.resized else data
     )  # that crop is cut where the image is decoded
     todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
     crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
     for ids, batch in zip(index_batches, crops, strict=True):
         at, rows = to_device(ids, device), torch.arange(len(ids), device=device)
-        yield at, augment(batch, rows, todo.of(at), data.padding, recipe.interpolation)
+        yield at, augment(batch, rows, todo.select(at), data.padding, recipe.interpolation)
 
 
 def eval_batches(
@@ -113,19 +117,19 @@ def eval_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images normalised, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
 
-    Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the byte.
-    Raises DataError when it comes to an image that cannot be read.
+    Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the
+    byte. Raises DataError when it comes to an image that cannot be read.
     """
     labels = to_device(split.labels, device)
-    scale, bias = affine_of(data, device)
+    scale, bias = normalisation(data, device)
     as_they_are = split.images is not None and data.resize_size is None
     crops = None if as_they_are else eval_crops(split, data, recipe, index_batches, device)
     for ids in index_batches:
         ids = to_device(ids, device)
-        yield normalise(resident(split, device)[ids] if crops is None else next(crops), scale, bias), labels[ids]
+        yield normalise(pixels_on(split, device)[ids] if crops is None else next(crops), scale, bias), labels[ids]
 
 
-def resident(split: Split, device: torch.device) -> Tensor:
+def pixels_on(split: Split, device: torch.device) -> Tensor:
     """Return the images on the device, uint8 `(N, H, W, C)`, copied there once; C is 1 for gray sets."""
     if device not in split.on_device:
         assert split.images is not None
@@ -135,7 +139,10 @@ def resident(split: Split, device: torch.device) -> Tensor:
 
 
 def draw_augmentation(num_images: int, data: DataConfig, seed: int, epoch: int) -> Augmentation:
-    """Draw one epoch's augmentation of every image, on the CPU. Turning one part on or off leaves the draws of the others alone."""
+    """Draw one epoch's augmentation of every image, on the CPU.
+
+    Turning one part on or off leaves the draws of the others alone.
+    """
     draw = generator(Draw.epoch, seed, epoch)
     flip, top, left, angle, zoom, shift_x, shift_y = torch.rand(7, num_images, generator=draw)
     todo = Augmentation()
@@ -159,28 +166,13 @@ def symmetric(uniform: Tensor, limit: float) -> Tensor:
 
 
 def affine_theta(angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return the map from output to input coordinates, `(N, 2, 3)`: turn clockwise by `angle` (radians), scale, then shift.
+    """Return the map from output to input coordinates `(N, 2, 3)`: turn clockwise by `angle` (radians), scale, shift.
 
     `shift` `(N, 2)` is a share of the image's width and height; coordinates run from -1 to 1, so it counts twice.
     """
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     linear = torch.stack((cos, sin, -sin, cos), 1).view(-1, 2, 2)
     return torch.cat((linear, -linear @ (2 * shift).unsqueeze(2)), 2)
-
-
-def resized_boxes(num_images: int, size: int, draw: torch.Generator) -> Tensor:
-    """Return `(N, 4)`: top, left, height and width in whole pixels, drawn as for torchvision's RandomResizedCrop.
-
-    Area 8 to 100 %, log-uniform aspect 3/4 to 4/3, the first of ten attempts that fits, else the whole (square) image.
-    """
-    area = torch.empty(num_images, ATTEMPTS).uniform_(*SCALE, generator=draw) * size**2
-    ratio = torch.empty(num_images, ATTEMPTS).uniform_(math.log(RATIO[0]), math.log(RATIO[1]), generator=draw).exp()
-    sides = torch.stack(((area / ratio).sqrt().round(), (area * ratio).sqrt().round()), 2)  # height, width
-    fits = (sides <= size).all(2) & (sides >= 1).all(2)
-    first = fits.int().argmax(1)  # the first True
-    side = torch.where(fits.any(1, keepdim=True), sides[torch.arange(num_images), first], torch.tensor(float(size)))
-    corner = (torch.rand(num_images, 2, generator=draw) * (size - side + 1)).floor()
-    return torch.cat((corner, side), 1)
 
 
 def augment(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int, interpolation: str) -> Tensor:
@@ -194,7 +186,7 @@ def augment(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int, inter
 
 
 def window_and_flip(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int) -> Tensor:
-    """Take each image's window out of the image with a border of zeros, mirrored where drawn: bytes are copied, not computed."""
+    """Cut each image's window out of the image with a border of zeros, mirrored where drawn: bytes are copied."""
     if todo.window is None:
         images = pixels[ids]
         return images if todo.flip is None else torch.where(todo.flip[ids, None, None, None], images.flip(2), images)
@@ -210,8 +202,10 @@ def window_and_flip(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: in
 
 
 def resized_crop(images: Tensor, box: Tensor, interpolation: str) -> Tensor:
-    """Resize each image's box to the full size: `(B, H, W, C)` -> float32 `(B, H, W, C)`. A box is never larger than its image,
-    so this only enlarges, and needs no smoothing before it."""
+    """Resize each image's box to the full size: `(B, H, W, C)` -> float32 `(B, H, W, C)`.
+
+    A box is never larger than its image, so this only enlarges, and needs no smoothing before it.
+    """
     size = images.shape[1]
     centres = (torch.arange(size, device=images.device) + 0.5) / size
     start, side = box[:, :2, None], box[:, 2:, None]
@@ -235,12 +229,13 @@ def sample(images: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor
     return F.grid_sample(planes, grid, mode=mode, padding_mode=padding_mode, align_corners=False).permute(0, 2, 3, 1)
 
 
-def affine_of(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return scale and bias, `(W, 3)` the same for every pixel of a row, that turn bytes into values: `(byte / 255 - mean) / std`."""
+def normalisation(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scale and bias, `(W, 3)`, every pixel of a row alike, that turn bytes into `(byte / 255 - mean) / std`."""
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    return tuple(to_device(value.repeat(data.image_size, 1), device) for value in (1 / (255 * std), -mean / std))  # type: ignore[return-value]
+    scale, bias = (value.repeat(data.image_size, 1) for value in (1 / (255 * std), -mean / std))
+    return to_device(scale, device), to_device(bias, device)
 
 
 def normalise(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Normalise each channel: `(B, H, W, C)` of 0 to 255 -> float32 `(B, 3, H, W)`, channels-last; one channel becomes three."""
+    """Normalise: `(B, H, W, C)` of 0 to 255 -> float32 `(B, 3, H, W)`, channels-last; one channel becomes three."""
     return (images * scale).add_(bias).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)

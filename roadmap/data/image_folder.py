@@ -1,4 +1,4 @@
-"""Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`. Used by `sets`.
+"""Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`.
 
 Labels follow the sorted names of the class folders. A missing or stray folder would shift every label after it without
 an error, so both splits must have the same classes, and nothing that may be an image is passed over in silence.
@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import re
-import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from roadmap.config.choices import DataName
+from roadmap.catalog import DataSet
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
 from roadmap.errors import DataError
+from roadmap.text import printable, reason
 
 log = logging.getLogger(__name__)
 
@@ -30,38 +30,10 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset(
     [".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"]
 )
-# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS, for one, starts another program.
+# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-# What Pillow's decoders raise for damaged files; UnidentifiedImageError is an OSError.
-CANNOT_READ = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a published set has: its name, its classes (by the sha256 of their sorted names, one a line), its images."""
-
-    called: str
-    num_classes: int
-    classes_sha256: str
-    num_images: dict[str, int]
-
-
-EXPECTED = {
-    DataName.imagenet: Expected(
-        "ImageNet-1K",
-        1000,
-        "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
-        {"train": 1_281_167, "val": 50_000},
-    ),
-    DataName.imagenette: Expected(
-        "Imagenette",
-        10,
-        "7fd320a0db9278e1d61bad4b60fa16be117f8d8adcfe4d03fb5c95672bae6033",
-        {"train": 9_469, "val": 3_925},
-    ),
-}
 
 
 @dataclass
@@ -75,7 +47,7 @@ class Files:
     labels: dict[str, np.ndarray]
     classes: tuple[str, ...]
 
-    def keep(self, split: str, ids: np.ndarray) -> None:
+    def select(self, split: str, ids: np.ndarray) -> None:
         """Keep only these images of a split."""
         for arrays in (self.names, self.sizes, self.mtimes, self.labels):
             arrays[split] = arrays[split][ids]
@@ -86,66 +58,63 @@ class Files:
             digest.update(b"%s\0%d\0" % (name, size))
 
 
-def imagefolder(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Files:
-    """List the images of `root/train` and `root/val`, with as many classes as there are folders."""
-    return list_set(download.data_root(data), runs, lenient=lenient)
+def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bool = False) -> Files:
+    """List the images of a set, in `data.root` or the row's subfolder of it; fetch them first if that was asked for.
 
-
-def imagenet(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Files:
-    """List ImageNet-1K, in `root` or `root/imagenet`. Raises DataError unless it has the classes and the counts of ILSVRC 2012."""
+    Raises DataError for anything missing or broken, and unless a published set has its classes and counts.
+    """
     root = download.data_root(data)
-    files = list_set(
-        next((p for p in (root, root / "imagenet") if (p / "train").is_dir()), root), runs, lenient=lenient
-    )
-    expect(files, EXPECTED[DataName.imagenet])
+    folders = [root]
+    if row.subfolder and not (root / "train").is_dir():
+        folders = sorted(p for p in root.glob(row.subfolder) if p.is_dir())
+    if len(folders) > 1:
+        raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
+    if not folders:
+        folders = [download.fetch(data, root, f"no folder train or {row.subfolder}")]
+    files = list_images(folders[0], runs, lenient=lenient)
+    if row.classes_sha256:
+        check_published(files, row)
     return files
 
 
-def imagenette(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Files:
-    """List Imagenette: ten classes of ImageNet, in `root` or `root/imagenette2*`."""
-    root = download.data_root(data)
-    places = [root] if (root / "train").is_dir() else sorted(p for p in root.glob("imagenette2*") if p.is_dir())
-    if len(places) > 1:
-        raise DataError(f"{root}: holds {', '.join(p.name for p in places)}; set data.root to one of them")
-    place = places[0] if places else download.fetch(data, root, "no folder train or imagenette2*")
-    files = list_set(place, runs, lenient=lenient)
-    expect(files, EXPECTED[DataName.imagenette])
-    return files
-
-
-def expect(files: Files, expected: Expected) -> None:
+def check_published(files: Files, row: DataSet) -> None:
     """Raise DataError unless a listing has the classes and the counts of a published set."""
-    folder, called = files.folder / "train", expected.called
-    if len(files.classes) != expected.num_classes:
+    folder = files.folder / "train"
+    if len(files.classes) != row.num_classes:
         raise DataError(
-            f"{folder}: {len(files.classes)} class folders, {called} has {expected.num_classes} (data=imagefolder takes any number)"
+            f"{folder}: {len(files.classes)} class folders, {row.title} has {row.num_classes} "
+            "(data=imagefolder takes any number)"
         )
-    if hashlib.sha256("\n".join(files.classes).encode(errors="surrogateescape")).hexdigest() != expected.classes_sha256:
+    if hashlib.sha256("\n".join(files.classes).encode(errors="surrogateescape")).hexdigest() != row.classes_sha256:
         strays = [name for name in files.classes if not WORDNET_ID.fullmatch(name)]
-        what = f"{some(strays)} among them is no WordNet id" if strays else "other WordNet ids"
+        what = f"{first_few(strays)} among them is no WordNet id" if strays else "other WordNet ids"
         raise DataError(
-            f"{folder}: not the {expected.num_classes} classes of {called} ({what}; data=imagefolder takes any)"
+            f"{folder}: not the {row.num_classes} classes of {row.title} ({what}; data=imagefolder takes any)"
         )
-    for split, num_images in expected.num_images.items():
-        if len(files.labels[split]) != num_images:
+    for split, num_images in row.num_images.items():
+        found = len(files.labels[split])
+        if found != num_images:
             raise DataError(
-                f"{files.folder / split}: {len(files.labels[split])} images, {called} has {num_images} (data=imagefolder takes any number)"
+                f"{files.folder / split}: {found} images, {row.title} has {num_images} "
+                "(data=imagefolder takes any number)"
             )
 
 
-def list_set(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
+def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
     """List both splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
-    What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are empty or cannot
-    be asked for their size as well, for a check that opens all files and names every broken one.
+    What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
+    empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
     """
     train, val = (class_folders(folder / split) for split in ("train", "val"))
     if train != val:
         only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
-        differences = (f"only in {split}: {some(names)}" for split, names in only.items() if names)
+        differences = (f"only in {split}: {first_few(names)}" for split, names in only.items() if names)
         raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
     files = Files(folder, {}, {}, {}, {}, tuple(train))
-    listing = cache.Listing(cache.cache_dir(runs) / f"listing-{cache.key_of(folder)}.npz") if runs is not None else None
+    listing = (
+        cache.Listing(cache.cache_dir(runs) / f"listing-{cache.folder_key(folder)}.npz") if runs is not None else None
+    )
     for split in ("train", "val"):
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             listed = list(
@@ -166,17 +135,19 @@ def list_set(folder: Path, runs: str | None = None, *, lenient: bool = False) ->
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of a split's class folders; hidden ones such as `.ipynb_checkpoints` are never classes."""
+    """Return the sorted names of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
     entries = scan(folder)
-    classes = sorted(e.name for e in entries if e.is_dir() and not hidden(e.name))
-    images = sorted(e.name for e in entries if not e.is_dir() and not hidden(e.name) and is_image(folder, e.name))
+    classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    images = sorted(e.name for e in entries if not e.is_dir() and not is_hidden(e.name) and is_image(folder, e.name))
     if images:
-        raise DataError(f"{folder}: holds {some(images)} outside of any class folder; every image belongs into one")
+        raise DataError(
+            f"{folder}: holds {first_few(images)} outside of any class folder; every image belongs into one"
+        )
     if not classes:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
-    skipped = sorted(e.name for e in entries if e.is_dir() and hidden(e.name))
+    skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name))
     if skipped:
-        log.warning("%s: %s hidden, not taken for a class", folder, some(skipped))
+        log.warning("%s: %s hidden, not taken for a class", folder, first_few(skipped))
     return classes
 
 
@@ -194,7 +165,7 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
     try:
         key, stamp = os.fsencode(f"{folder.parent.name}/{folder.name}"), cache.stamp_of(os.fstat(handle))
         names = listing.names(key, stamp) if listing is not None else None
@@ -202,14 +173,17 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
             names, others = image_names(folder)
             # What is passed over aloud is passed over aloud each time.
             if listing is not None and not others and cache.stamp_of(os.fstat(handle)) == stamp:
-                listing.keep(key, stamp, names)
-        return measured(folder, handle, names, lenient=lenient)
+                listing.add(key, stamp, names)
+        return stat_images(folder, handle, names, lenient=lenient)
     finally:
         os.close(handle)
 
 
-def measured(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
-    """Ask each image of an open folder for its size and time. Raises DataError for one that is empty or gone, unless `lenient`."""
+def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
+    """Ask each image of an open folder for its size and time.
+
+    Raises DataError for one that is empty or gone, unless `lenient`.
+    """
     images = Images(names, [], [])
     for name in names:
         try:
@@ -217,7 +191,7 @@ def measured(folder: Path, handle: int, names: list[bytes], *, lenient: bool) ->
             size, mtime = about.st_size, about.st_mtime_ns
         except OSError as error:
             if not lenient:
-                raise DataError(f"{folder / os.fsdecode(name)}: cannot be read ({error.strerror})") from error
+                raise DataError(f"{folder / os.fsdecode(name)}: cannot be read ({reason(error)})") from error
             size = mtime = 0
         if size == 0 and not lenient:
             raise DataError(f"{folder / os.fsdecode(name)}: is empty (0 bytes)")
@@ -227,10 +201,13 @@ def measured(folder: Path, handle: int, names: list[bytes], *, lenient: bool) ->
 
 
 def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
-    """Return the sorted names of a class folder's images, and of what is none. Raises DataError for a folder in it, or no image."""
+    """Return the sorted names of a class folder's images, and of what is none.
+
+    Raises DataError for a folder in it, or no image.
+    """
     images, others = [], []
     for entry in scan(folder):
-        if hidden(entry.name):
+        if is_hidden(entry.name):
             continue
         if entry.is_dir():
             raise DataError(f"{folder / entry.name}: a folder inside a class folder; expected images only")
@@ -241,7 +218,7 @@ def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
     if not images:
         raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
     if others:
-        log.warning("%s: %s not taken for an image", folder, some(sorted(others)))
+        log.warning("%s: %s not taken for an image", folder, first_few(sorted(others)))
     return sorted(images), others
 
 
@@ -255,10 +232,10 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
             f"{folder}: no such folder; expected train/<class>/ and val/<class>/ under {folder.parent}"
         ) from error
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a name is one of a system's or an editor's own: `.DS_Store`, `._image.jpg`, `__MACOSX`."""
     return name.startswith(".") or name in ("__MACOSX", "__pycache__")
 
@@ -271,25 +248,20 @@ def is_image(folder: Path, name: str) -> bool:
     return suffix in IMAGE_SUFFIXES
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
+def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image as RGB. Raises DataError that names the file if it is truncated, no image, or too large to be one."""
+    """Decode an image as RGB.
+
+    Raises DataError that names the file if it is truncated, no image, or too large to be one.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
-    except CANNOT_READ as error:
-        why = (
-            error.strerror
-            if isinstance(error, OSError) and error.strerror
-            else str(error).splitlines()[0]
-            if str(error)
-            else "damaged"
-        )
-        raise DataError(
-            f"{path}: cannot be decoded as an image ({why.replace(f'{str(path)!r}', 'the file')})"
-        ) from error
+    except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
+        why = reason(error).replace(f"{str(path)!r}", "the file")
+        raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error

@@ -2,9 +2,10 @@
 
     python -m roadmap.data.imagenet ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar --labels LABELS.txt --out FOLDER
 
-LABELS.txt names the class of each validation image, one WordNet id a line, in the order of the file names: it is known as
-imagenet_2012_validation_synset_labels.txt (the tar of validation images does not say, and the devkit counts classes in another order).
-The train tar is a tar of one tar a class. Interrupted and typed again it goes on: a folder under its final name is whole.
+LABELS.txt names the class of each validation image, one WordNet id a line, in the order of the file names: it is known
+as imagenet_2012_validation_synset_labels.txt (the tar of validation images does not say, and the devkit counts classes
+in another order). The train tar is a tar of one tar a class. Interrupted and typed again it goes on: a folder under its
+final name is whole.
 """
 
 import argparse
@@ -16,15 +17,16 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
-from roadmap.config.choices import DataName
-from roadmap.data.image_folder import EXPECTED, WORDNET_ID, Expected, some
-from roadmap.data.verify import Opened, printable
+from roadmap.catalog import DATA_SETS, DataSet
+from roadmap.data.image_folder import WORDNET_ID, first_few
+from roadmap.data.verify import ImageProgress
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import ConfigError, DataError, RoadmapError, StoppedEarly
 from roadmap.files import disk_errors
 from roadmap.runs.progress import SweepProgress
+from roadmap.text import ArgumentParser, printable, reason
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
@@ -33,16 +35,17 @@ UNFINISHED = ".unfinished"  # what is being unpacked; removed at the next start
 BLOCK = 1 << 20  # bytes
 
 
-def unpack(train: Path, val: Path, labels: Path, out: Path, expected: Expected = EXPECTED[DataName.imagenet]) -> str:
+def unpack(train: Path, val: Path, labels: Path, out: Path, expected: DataSet = DATA_SETS["imagenet"]) -> str:
     """Unpack both tars into `out/train/<class>/` and `out/val/<class>/`; return the line that says so.
 
-    Raises DataError for tars and labels that are not ImageNet's, DiskError, StoppedEarly. Nothing is written outside `out`.
+    Raises DataError for tars and labels that are not ImageNet's, DiskError, StoppedEarly. Nothing is written outside
+    `out`.
     """
     classes_of_val = read_labels(labels, expected)
     with opened(train), opened(val):
         pass  # better now than after the hours that the first one takes
     with StopSignal() as stop:
-        prepare(out)
+        prepare_out(out)
         with opened(train) as tar:
             unpack_train(tar, train, out, expected, stop)
         with opened(val) as tar:
@@ -54,7 +57,7 @@ def unpack(train: Path, val: Path, labels: Path, out: Path, expected: Expected =
     return f"{out}: {counts} images in {expected.num_classes} classes; make data-check opens every one of them"
 
 
-def read_labels(path: Path, expected: Expected) -> list[str]:
+def read_labels(path: Path, expected: DataSet) -> list[str]:
     """Return the class of each validation image. Raises DataError."""
     try:
         lines = path.read_text(encoding="ascii").split("\n")
@@ -68,7 +71,8 @@ def read_labels(path: Path, expected: Expected) -> list[str]:
     wrong = next((n for n, name in enumerate(classes, 1) if not WORDNET_ID.fullmatch(name)), None)
     if wrong is not None:
         raise DataError(
-            f"--labels {path}: line {wrong} is {printable(classes[wrong - 1])[:40]!r}; expected one WordNet id a line (n01440764)"
+            f"--labels {path}: line {wrong} is {printable(classes[wrong - 1])[:40]!r}; "
+            "expected one WordNet id a line (n01440764)"
         )
     if (len(classes), len(set(classes))) != (expected.num_images["val"], expected.num_classes):
         raise DataError(
@@ -87,11 +91,14 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
     except tarfile.TarError as error:
         raise DataError(f"{path}: not a whole tar file ({error})") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from None
 
 
-def prepare(out: Path) -> None:
-    """Make the folder, or take up what an earlier start left in it. Raises ConfigError for a folder that holds anything else."""
+def prepare_out(out: Path) -> None:
+    """Make the folder, or take up what an earlier start left in it.
+
+    Raises ConfigError for a folder that holds anything else.
+    """
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         strangers = sorted({p.name for p in out.iterdir()} - {"train", "val", UNFINISHED})
@@ -105,7 +112,8 @@ def prepare(out: Path) -> None:
                 )
     if strangers:
         raise ConfigError(
-            f"--out {out}: holds {printable(some(strangers))}; must be a new folder, or one that this command began"
+            f"--out {out}: holds {printable(first_few(strangers))}; "
+            "must be a new folder, or one that this command began"
         )
     with disk_errors(out):
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
@@ -113,7 +121,7 @@ def prepare(out: Path) -> None:
             (out / name).mkdir(exist_ok=True)
 
 
-def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected, stop: StopSignal) -> None:
+def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: DataSet, stop: StopSignal) -> None:
     """Unpack the classes that are not there yet, one inner tar each."""
     inner_tars: dict[str, tarfile.TarInfo] = {}
     for member in tar:
@@ -121,14 +129,12 @@ def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected
             raise DataError(f"{path}: holds {member.name} twice")
     check_end(tar, path)
     if len(inner_tars) != expected.num_classes:
-        raise DataError(f"{path}: holds {len(inner_tars)} classes, {expected.called} has {expected.num_classes}")
+        raise DataError(f"{path}: holds {len(inner_tars)} classes, {expected.title} has {expected.num_classes}")
     there = {place.name: sum(1 for _ in place.iterdir()) for place in (out / "train").iterdir()}
-    if there.keys() - inner_tars.keys():
-        raise ConfigError(
-            f"--out {out}: holds {some(sorted(there.keys() - inner_tars.keys()))} in train, which {path.name} does not"
-        )
+    if strangers := sorted(there.keys() - inner_tars.keys()):
+        raise ConfigError(f"--out {out}: holds {first_few(strangers)} in train, which {path.name} does not")
     num_images = sum(there.values())
-    progress = Opened("train", expected.num_images["train"], num_images, SweepProgress(), verb="unpacked")
+    progress = ImageProgress("train", expected.num_images["train"], num_images, SweepProgress(), verb="unpacked")
     try:
         for name, member in sorted(inner_tars.items(), key=lambda item: item[1].offset):
             if name in there:
@@ -142,11 +148,13 @@ def unpack_train(tar: tarfile.TarFile, path: Path, out: Path, expected: Expected
         progress.close()
     if num_images != expected.num_images["train"]:
         raise DataError(
-            f"{path}: holds {num_images} images, {expected.called} has {expected.num_images['train']}; is it whole?"
+            f"{path}: holds {num_images} images, {expected.title} has {expected.num_images['train']}; is it whole?"
         )
 
 
-def unpack_class(tar: tarfile.TarFile, of: str, name: str, place: Path, stop: StopSignal, progress: Opened) -> int:
+def unpack_class(
+    tar: tarfile.TarFile, of: str, name: str, place: Path, stop: StopSignal, progress: ImageProgress
+) -> int:
     """Unpack the images of one class; return how many."""
     num_images = 0
     for member in tar:
@@ -154,7 +162,7 @@ def unpack_class(tar: tarfile.TarFile, of: str, name: str, place: Path, stop: St
             raise DataError(f"{of}: holds {member.name}, of another class")
         write(tar, member, place)
         num_images += 1
-        progress.opened(1)
+        progress.count(1)
         stop.raise_if_set()
     check_end(tar, of)
     return num_images
@@ -167,7 +175,7 @@ def unpack_val(tar: tarfile.TarFile, path: Path, classes: list[str], out: Path, 
     place = new_folder(out / UNFINISHED / "val")
     for name in set(classes):
         new_folder(place / name)
-    progress = Opened("val", len(classes), 0, SweepProgress(), verb="unpacked")
+    progress = ImageProgress("val", len(classes), 0, SweepProgress(), verb="unpacked")
     seen: set[int] = set()
     try:
         for member in tar:
@@ -178,7 +186,7 @@ def unpack_val(tar: tarfile.TarFile, path: Path, classes: list[str], out: Path, 
                 )
             seen.add(number)
             write(tar, member, place / classes[number - 1])
-            progress.opened(1)
+            progress.count(1)
             stop.raise_if_set()
     finally:
         progress.close()
@@ -190,7 +198,7 @@ def unpack_val(tar: tarfile.TarFile, path: Path, classes: list[str], out: Path, 
 
 
 def check_end(tar: tarfile.TarFile, of: Path | str) -> None:
-    """Raise DataError unless a tar that was read to its end has one: tarfile takes a damaged header for the end, without a word."""
+    """Raise DataError unless a tar that was read to its end has one: tarfile takes a damaged header for the end."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -198,13 +206,15 @@ def check_end(tar: tarfile.TarFile, of: Path | str) -> None:
 
 
 def checked_name(of: Path | str, member: tarfile.TarInfo, pattern: re.Pattern[str]) -> re.Match[str]:
-    """Return the match of a member's name. Raises DataError for any other name (a path, say) and for what is no plain file."""
+    """Return the match of a member's name.
+
+    Raises DataError for any other name (a path, say) and for what is no plain file.
+    """
     match = pattern.fullmatch(member.name)
     if match is None or not member.isreg():
         kind = "" if member.isreg() else ", which is no plain file"
-        raise DataError(
-            f"{of}: holds {printable(member.name)[:80]}{kind}; expected files named {pattern.pattern.replace(chr(92), '')}"
-        )
+        expected = pattern.pattern.replace("\\", "")
+        raise DataError(f"{of}: holds {printable(member.name)[:80]}{kind}; expected files named {expected}")
     return match
 
 
@@ -241,16 +251,9 @@ def new_folder(path: Path) -> Path:
     return path
 
 
-class Parser(argparse.ArgumentParser):
-    """A wrong command is a ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help says more")
-
-
 def main(words: list[str]) -> int:
     """Run the command line; return the exit code."""
-    parser = Parser(
+    parser = ArgumentParser(
         prog="python -m roadmap.data.imagenet",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,12 +1,14 @@
-"""The sets that fit in memory: digits, Fashion-MNIST, CIFAR and random bytes. Used by `sets.load`.
+"""The sets that fit in memory: a loader for each format, digits, IDX, CIFAR's pickles, .npz and random bytes.
 
-Files are read in place, compressed or not: nothing is unpacked, nothing is written beside them.
+Files are read where they lie, compressed or not: nothing is unpacked, nothing is written beside them.
 """
 
 import gzip
 import hashlib
 import pickle
+import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,37 +18,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from roadmap.catalog import DataKind, DataSet
 from roadmap.config.schema import DataConfig
 from roadmap.data import download
 from roadmap.data.sampling import Draw, derived_seed
-from roadmap.errors import DataError
+from roadmap.errors import ConfigError, DataError
+from roadmap.text import reason
 
 SPLIT_SEED = 0  # of the digits' train and val halves: the same for every run, whatever its seed
-FASHION_SIZE, CIFAR_SIZE = 28, 32  # pixels
-FASHION_PREFIX = {"train": "train", "val": "t10k"}
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+BORDER = 2  # pixels of zeros on every side
+CIFAR_SIZE = 32  # pixels
+IDX_PREFIX = {"train": "train", "val": "t10k"}
 
 
 @dataclass
 class Arrays:
-    """Both splits as they were read, before any resizing: pixels uint8 `(N, H, W)` or `(N, H, W, 3)`."""
+    """Both splits as they were read, before any resizing: pixels uint8 `(N, H, H)` or `(N, H, H, 3)`, labels `(N,)`."""
 
     pixels: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     classes: tuple[str, ...]
+    black_border: bool = False  # a border of zeros, instead of resizing, brings the images to a size that fits
 
-    def keep(self, split: str, ids: np.ndarray) -> None:
+    def select(self, split: str, ids: np.ndarray) -> None:
         """Keep only these images of a split."""
         self.pixels[split], self.labels[split] = self.pixels[split][ids], self.labels[split][ids]
 
@@ -58,15 +52,26 @@ class Arrays:
         digest.update(np.ascontiguousarray(self.labels[split], dtype="<i8").data)
 
 
-def at_size(pixels: np.ndarray, image_size: int) -> Tensor:
+def load(data: DataConfig, row: DataSet) -> Arrays:
+    """Load a set by the loader that its row names, or its kind.
+
+    Raises DataError for files that are missing, broken or others.
+    """
+    loader = LOADERS.get(row.loader) if row.kind == DataKind.memory else npz
+    if loader is None:
+        raise ConfigError(f"data.kind=memory: there is no loader {row.loader}, only {', '.join(LOADERS)}")
+    return loader(data, row)
+
+
+def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) -> Tensor:
     """Return uint8 images `(N, 3, image_size, image_size)`; gray ones share one channel's memory.
 
-    Pillow's bicubic, whose integer arithmetic gives the same bytes on every machine. Images of 28 pixels become 32 by two zeros on every
-    side instead: their background is zero, so no stroke is blurred.
+    Pillow's bicubic, whose integer arithmetic gives the same bytes on every machine. With `black_border` images of 28
+    pixels become 32 by two zeros on every side instead: their background is zero, so no stroke is blurred.
     """
     size = pixels.shape[1]
-    if size == FASHION_SIZE and image_size == FASHION_SIZE + 4:
-        pixels = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0))[: pixels.ndim])
+    if black_border and image_size == size + 2 * BORDER:
+        pixels = np.pad(pixels, ((0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0))[: pixels.ndim])
     elif size != image_size:
         resized = (Image.fromarray(p).resize((image_size, image_size), Image.Resampling.BICUBIC) for p in pixels)
         pixels = np.stack([np.asarray(image) for image in resized])
@@ -74,8 +79,8 @@ def at_size(pixels: np.ndarray, image_size: int) -> Tensor:
     return images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
-def digits(data: DataConfig) -> Arrays:
-    """Load scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,437 to train and 360 to validate, each class in proportion."""
+def digits(data: DataConfig, row: DataSet) -> Arrays:
+    """Load scikit-learn's 1,797 digits of 8 x 8 pixels: 1,437 to train, 360 to validate, each class in proportion."""
     from sklearn.datasets import load_digits  # a second of imports that the other sets need not pay for
     from sklearn.model_selection import train_test_split
 
@@ -90,56 +95,105 @@ def digits(data: DataConfig) -> Arrays:
     )
 
 
-def synthetic(data: DataConfig) -> Arrays:
-    """Draw random images and labels, the same ones every time: 2,048 to train and 512 to validate, 1,000 classes, unless told otherwise."""
-    num_classes = data.num_classes or 1000
+def synthetic(data: DataConfig, row: DataSet) -> Arrays:
+    """Draw random images and labels, always the same: as many, of as many classes, as asked for or as the row says."""
+    num_classes = data.num_classes or row.num_classes or 0
     shape = (data.image_size, data.image_size, 3)
-    arrays = Arrays({}, {}, tuple(str(c) for c in range(num_classes)))
-    for split, num_images in (("train", data.train_images or 2048), ("val", data.val_images or 512)):
+    arrays = Arrays({}, {}, class_numbers(num_classes))
+    for split, asked in (("train", data.train_images), ("val", data.val_images)):
+        num_images = asked or row.num_images[split]
         draw = np.random.Generator(np.random.PCG64(derived_seed(Draw.synthetic, split == "val")))
         arrays.labels[split] = draw.integers(0, num_classes, num_images)
         arrays.pixels[split] = draw.integers(0, 256, (num_images, *shape), dtype=np.uint8)
     return arrays
 
 
-def fashion_mnist(data: DataConfig) -> Arrays:
-    """Load Fashion-MNIST: torchvision's layout (`root/FashionMNIST/raw`), or the four `.gz` files in `root` itself, as Debian has them."""
+def class_numbers(num_classes: int) -> tuple[str, ...]:
+    """Return names for classes that have none."""
+    return tuple(str(c) for c in range(num_classes))
+
+
+def npz(data: DataConfig, row: DataSet) -> Arrays:
+    """Load `root/train.npz` and `root/val.npz`.
+
+    Each holds `images`, uint8 `(N, H, H)` or `(N, H, H, 3)`, and `labels`, integers `(N,)` from 0 up.
+    """
     root = download.data_root(data)
-    places = [root / "FashionMNIST" / "raw", root, root / "fashion-mnist"]
-    folder = next((p for p in places if idx_file(p, "train", "images") is not None), None)
+    arrays = Arrays({}, {}, ())
+    for split in ("train", "val"):
+        arrays.pixels[split], arrays.labels[split] = read_npz(root / f"{split}.npz")
+    num_classes = data.num_classes or 1 + max(int(labels.max()) for labels in arrays.labels.values())
+    for split, labels in arrays.labels.items():
+        check_labels(root / f"{split}.npz", labels, num_classes)
+    arrays.classes = class_numbers(num_classes)
+    return arrays
+
+
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels of a file. No Python object is ever unpickled. Raises DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = []
+            for name in ("images", "labels"):
+                with archive.open(f"{name}.npy") as file:
+                    arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
+    except Exception as error:  # whatever a damaged archive or header leads to
+        raise DataError(
+            f"{path}: must hold arrays `images` and `labels`, as numpy.savez writes them ({reason(error)})"
+        ) from error
+    images, labels = arrays
+    found = f"{images.dtype} {images.shape}"
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+        raise DataError(f"{path}: images are {found}, must be uint8 (N, H, H) or (N, H, H, 3)")
+    if images.shape[1] != images.shape[2] or not images.size:
+        raise DataError(f"{path}: images are {found}, must be square and at least one")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}, must be integers ({len(images)},)")
+    return images, labels
+
+
+def idx(data: DataConfig, row: DataSet) -> Arrays:
+    """Load a set in MNIST's format: in `root/FashionMNIST/raw` as for torchvision, in `root`, or as Debian has it."""
+    root = download.data_root(data)
+    folders = [root / row.torchvision / "raw", root, root / data.name.replace("_", "-")]
+    folder = next((p for p in folders if idx_file(p, "train", "images") is not None), None)
     if folder is None:
-        folder = download.fetch(data, root, f"no train-images-idx3-ubyte(.gz) in {places[0]} or {root}")
-    arrays = Arrays({}, {}, FASHION_CLASSES)
-    for split in FASHION_PREFIX:
-        pixels, labels = (read_idx(folder, split, what) for what in ("images", "labels"))
+        folder = download.fetch(data, root, f"no train-images-idx3-ubyte(.gz) in {folders[0]} or {root}")
+    arrays = Arrays({}, {}, row.classes or class_numbers(row.num_classes or 0), black_border=True)
+    for split, prefix in IDX_PREFIX.items():
+        pixels, labels = (read_idx(folder, split, what, row) for what in ("images", "labels"))
         if len(pixels) != len(labels) or len(labels) == 0:
-            raise DataError(f"{folder}: {len(pixels)} images but {len(labels)} labels of {FASHION_PREFIX[split]}")
-        check_labels(folder, labels, len(FASHION_CLASSES))
+            raise DataError(f"{folder}: {len(pixels)} images but {len(labels)} labels of {prefix}")
+        check_labels(folder, labels, len(arrays.classes))
         arrays.pixels[split], arrays.labels[split] = pixels, labels
     return arrays
 
 
+def idx_name(split: str, what: str) -> str:
+    """Return the name of the file of `images` or `labels`, unpacked."""
+    return f"{IDX_PREFIX[split]}-{what}-idx{3 if what == 'images' else 1}-ubyte"
+
+
 def idx_file(folder: Path, split: str, what: str) -> Path | None:
     """Return the file of `images` or `labels`, unpacked or not, or None."""
-    stem = f"{FASHION_PREFIX[split]}-{what}-idx{3 if what == 'images' else 1}-ubyte"
-    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+    name = idx_name(split, what)
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
-def read_idx(folder: Path, split: str, what: str) -> np.ndarray:
-    """Read a file of the MNIST format: a magic number, the dimensions (big-endian), then the bytes."""
+def read_idx(folder: Path, split: str, what: str, row: DataSet) -> np.ndarray:
+    """Read a file of MNIST's format: a magic number, the dimensions (big-endian), then the bytes."""
     path = idx_file(folder, split, what)
     if path is None:
-        raise DataError(
-            f"{folder}: {FASHION_PREFIX[split]}-{what}-idx{3 if what == 'images' else 1}-ubyte(.gz) is missing"
-        )
+        raise DataError(f"{folder}: {idx_name(split, what)}(.gz) is missing")
     content = read_bytes(path, unpack=path.suffix == ".gz")
-    num_dims, inner = (3, (FASHION_SIZE, FASHION_SIZE)) if what == "images" else (1, ())
+    num_dims, inner = (3, (row.image_size, row.image_size)) if what == "images" else (1, ())
     header = 4 + 4 * num_dims
     dims = tuple(int(d) for d in np.frombuffer(content[4:header], ">u4")) if len(content) >= header else ()
     if content[:4] != bytes((0, 0, 8, num_dims)) or dims[1:] != inner:
-        raise DataError(
-            f"{path}: not Fashion-MNIST's {what} (magic number 0 0 8 {num_dims}, images of {FASHION_SIZE} x {FASHION_SIZE})"
-        )
+        size = f"{row.image_size} x {row.image_size}"
+        raise DataError(f"{path}: not {row.title}'s {what} (magic number 0 0 8 {num_dims}, images of {size})")
     expected = header + int(np.prod(dims, dtype=object))
     if len(content) != expected:
         raise DataError(f"{path}: {len(content)} bytes, expected {expected}; the file is truncated or damaged")
@@ -150,40 +204,28 @@ def read_bytes(path: Path, unpack: bool = False) -> bytes:
     """Read a file, gunzipped on the way if asked. Raises DataError with the reason."""
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
+    try:
         return gzip.decompress(content) if unpack else content
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path}: cannot be read, the file is truncated or damaged ({reason(error)})") from error
 
 
-def reason(error: BaseException) -> str:
-    """Return what went wrong on one line, without the path that the message names already."""
-    return (
-        error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    ).splitlines()[0]
-
-
-def check_labels(where: Path, labels: np.ndarray, num_classes: int) -> None:
+def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
     """Raise DataError for a label outside 0 to num_classes - 1."""
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise DataError(f"{where}: labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
+        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
 
 
-def cifar10(data: DataConfig) -> Arrays:
-    """Load CIFAR-10 in torchvision's layout: `root/cifar-10-batches-py`."""
-    from torchvision.datasets import CIFAR10
+def cifar(data: DataConfig, row: DataSet) -> Arrays:
+    """Read CIFAR's pickled batches, in torchvision's layout (`root/cifar-10-batches-py`).
 
-    return cifar(data, CIFAR10, "labels")
+    torchvision's class says which files there are and which MD5 sum each has.
+    """
+    from torchvision import datasets
 
-
-def cifar100(data: DataConfig) -> Arrays:
-    """Load CIFAR-100 in torchvision's layout: `root/cifar-100-python`."""
-    from torchvision.datasets import CIFAR100
-
-    return cifar(data, CIFAR100, "fine_labels")
-
-
-def cifar(data: DataConfig, published: Any, label_key: str) -> Arrays:
-    """Read the pickled batches of CIFAR; torchvision's class says which files there are and which MD5 sum each has."""
+    published = getattr(datasets, row.torchvision)
     root = download.data_root(data)
     folder = root / published.base_folder
     if not folder.is_dir():
@@ -194,16 +236,26 @@ def cifar(data: DataConfig, published: Any, label_key: str) -> Arrays:
         batches = [read_pickle(folder / name, md5) for name, md5 in files]
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, CIFAR_SIZE, CIFAR_SIZE)
         arrays.pixels[split] = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-        arrays.labels[split] = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for batch in batches])
+        labels = [batch["labels"] if "labels" in batch else batch["fine_labels"] for batch in batches]
+        arrays.labels[split] = np.concatenate([np.asarray(part, dtype=np.int64) for part in labels])
         check_labels(folder, arrays.labels[split], len(arrays.classes))
     return arrays
 
 
 def read_pickle(path: Path, md5: str) -> Any:
-    """Unpickle a published file. A pickle can run code, so the very bytes that are unpickled are compared with the published sum first."""
+    """Unpickle a published file.
+
+    A pickle can run code, so the very bytes that are unpickled are compared with the published sum first.
+    """
     content = read_bytes(path)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise DataError(
             f"{path}: not the published file (its MD5 sum must be {md5}); it is truncated, damaged or another one"
         )
     return pickle.loads(content, encoding="latin1")
+
+
+# Of `DataSet.loader`; a set without a row in the catalog has the loader of its own name.
+LOADERS: dict[str, Callable[[DataConfig, DataSet], Arrays]] = {
+    loader.__name__: loader for loader in (digits, idx, cifar, synthetic)
+}

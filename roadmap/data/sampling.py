@@ -1,6 +1,6 @@
 """Which images come when, and the seeds of their randomness: pure functions, so that resuming needs an offset only.
 
-Used by training, evaluation and both pipelines. Ids are positions in a split.
+Ids are positions in a split.
 """
 
 from enum import IntEnum

@@ -1,7 +1,8 @@
 """The reference pipeline: the official recipe, image by image, in worker processes.
 
-Order and parameters are those of the authors' code (timm's ImageNet transforms): random resized crop, flip, RandAugment, normalise, random
-erasing. What is random about an image is a function of (seed, epoch, id), whatever the number of workers. Used by `roadmap.data`.
+Order and parameters are those of the authors' code (timm's ImageNet transforms): random resized crop, flip,
+RandAugment, normalise, random erasing. What is random about an image is a function of (seed, epoch, id), whatever the
+number of workers.
 """
 
 import random
@@ -19,7 +20,7 @@ from roadmap.config.choices import Crop
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data.datasets import Split
 from roadmap.data.sampling import sample_seed
-from roadmap.data.workers import load_batches as workers_batches
+from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -40,15 +41,15 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
     prepared = Prepared(split, train_transform(data, recipe), (seed, epoch))
-    yield from load_batches(prepared, index_batches, data.workers, device)
+    yield from device_batches(prepared, index_batches, data.workers, device)
 
 
 def eval_batches(
     split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images resized and cropped at the centre, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
+    """Yield images cropped at the centre, float32 `(B, 3, H, W)`, channels-last, labels int64 `(B,)`, on the device."""
     prepared = Prepared(split, eval_transform(data, recipe))
-    yield from load_batches(prepared, index_batches, data.workers, device)
+    yield from device_batches(prepared, index_batches, data.workers, device)
 
 
 def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
@@ -86,7 +87,7 @@ def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
 
 
 def eval_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
-    """Return what happens to an image in evaluation: short side to `resize_size`, centre crop; without it, resized as a whole."""
+    """Return what happens to an image in evaluation: short side to `resize_size`, centre crop, or all resized."""
     from torchvision import transforms as T
 
     return T.Compose([eval_crop(data, recipe), T.ToTensor(), T.Normalize(data.mean, data.std)])
@@ -106,7 +107,10 @@ def eval_crop(data: DataConfig, recipe: RecipeConfig) -> Callable[[Image.Image],
 
 
 def rand_augment(data: DataConfig, recipe: RecipeConfig) -> Any:
-    """Return timm's RandAugment with the official parameters, its posterize made safe. Raises ConfigError for a bad string."""
+    """Return timm's RandAugment with the official parameters, its posterize made safe.
+
+    Raises ConfigError for a bad string.
+    """
     from PIL.Image import Resampling
     from timm.data import auto_augment
 
@@ -136,8 +140,9 @@ def with_safe_posterize(policy: Any) -> Any:
 def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
     """Keep the highest bits of each channel; 0 bits give a black image.
 
-    At its full strength timm's `PosterizeIncreasing` asks for 0 bits. Pillow up to 12 masked every bit away, which is black; since
-    Pillow 13 `ImageOps.posterize` raises for it. About 3 images in 2,000 come to it under rand-m9-mstd0.5-inc1.
+    At its full strength timm's `PosterizeIncreasing` asks for 0 bits. Pillow up to 12 masked every bit away, which is
+    black; since Pillow 13 `ImageOps.posterize` raises for it. About 3 images in 2,000 come to it under
+    rand-m9-mstd0.5-inc1.
     """
     from timm.data import auto_augment
 
@@ -148,7 +153,7 @@ def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Ima
 
 @contextmanager
 def random_state(seed: int) -> Iterator[None]:
-    """Seed what the transforms draw from (Python's, NumPy's and torch's CPU generators), and put the caller's state back."""
+    """Seed what transforms draw from (Python's, NumPy's, torch's CPU generators), and put the caller's state back."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
@@ -162,7 +167,7 @@ def random_state(seed: int) -> Iterator[None]:
 
 
 class Prepared:
-    """What becomes of an id of a split: the image through the transform, `(3, H, W)`, and the label. Raises DataError."""
+    """What an id of a split becomes: the image through the transform, `(3, H, W)`, and the label. Raises DataError."""
 
     def __init__(self, split: Split, transform: Transform, seed_epoch: tuple[int, int] | None = None) -> None:
         self.split, self.transform, self.seed_epoch = split, transform, seed_epoch
@@ -175,16 +180,19 @@ class Prepared:
             return self.transform(image), self.split.labels[index]
 
 
-def together(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def collate(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Stack a batch, channels-last."""
     images, labels = zip(*items, strict=True)
     return torch.stack(images).contiguous(memory_format=torch.channels_last), torch.stack(labels)
 
 
-def load_batches(
+def device_batches(
     prepared: Prepared, index_batches: Sequence[Tensor], workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches in the order asked for, on the device. Raises DataError that names the first image that cannot be read."""
-    for images, labels in workers_batches(prepared, together, index_batches, workers, device):
+    """Yield the batches in the order asked for, on the device.
+
+    Raises DataError that names the first image that cannot be read.
+    """
+    for images, labels in load_batches(prepared, collate, index_batches, workers, device):
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         yield images, labels.to(device, non_blocking=True)

@@ -1,9 +1,10 @@
-"""`mode=data_check`: open every image of a set before it costs. Used by `run.py`.
+"""`mode=data_check`: open every image of a set before it costs.
 
     python run.py mode=data_check data=imagenet data.root=FOLDER
 
-Classes and counts first, then every file is decoded in `data.workers` processes (as many as there are cores where that is 0). What was
-opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has only its new files opened.
+Classes and counts first, then every file is decoded in `data.workers` processes (as many as there are cores where that
+is 0). What was opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has
+only its new files opened.
 """
 
 import hashlib
@@ -21,38 +22,34 @@ from pathlib import Path
 
 import numpy as np
 
-from roadmap.config.choices import DataName
-from roadmap.config.schema import Config
+from roadmap import catalog
+from roadmap.config.schema import Config, DataConfig
 from roadmap.data import cache, datasets, image_folder
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors
 from roadmap.runs.progress import Progress, SweepProgress
+from roadmap.text import printable
 
 CHUNK = 16  # images that a process opens before it reports
 SAVE_S = 30.0  # seconds of work that a kill can cost
 SHOWN = 20  # broken images named on the screen; a file names them all
-MEMORY_COUNTS = {  # images to train and to validate; synthetic images are as many as asked for
-    DataName.digits: (1437, 360),
-    DataName.fashion_mnist: (60_000, 10_000),
-    DataName.cifar10: (50_000, 10_000),
-    DataName.cifar100: (50_000, 10_000),
-}
 
 
 def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
-    """Check a set in full; return the line that says so. Raises DataError for anything wrong, StoppedEarly, DiskError."""
-    if config.data.name in datasets.IN_MEMORY:
-        return check_memory(config)
+    """Check a set in full; return the line that says so. Raises DataError, StoppedEarly, DiskError."""
+    if datasets.is_in_memory(config.data):
+        return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
     with StopSignal() as stop:
-        found = datasets.FOLDER_LOADERS[config.data.name](config.data, runs, lenient=True)
-        _, fingerprint = datasets.cut(config.data, found)
+        found = datasets.find(config.data, runs, lenient=True)
+        assert isinstance(found, image_folder.Files)
+        _, fingerprint = datasets.take_subset(config.data, found)
         stop.raise_if_set()
         broken = open_all(config, found, stop, sweep)
     verdict = {
         "state": "broken" if broken else "whole",
-        "data": str(config.data.name),
+        "data": config.data.name,
         "root": str(found.folder),
         "classes": len(found.classes),
         **{f"{split}_images": len(labels) for split, labels in found.labels.items()},
@@ -63,8 +60,9 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         cache.write_verdict(runs, fingerprint, verdict)
     if broken:
         num_images = sum(map(len, found.labels.values()))
+        report_broken(config, broken, sweep)
         raise DataError(
-            f"{found.folder}: {tell_broken(config, broken, sweep)} of {num_images} images cannot be read; {report_path(config)} names all"
+            f"{found.folder}: {len(broken)} of {num_images} images cannot be read; {report_path(config)} names all"
         )
     return summary(
         config,
@@ -76,23 +74,20 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
     )
 
 
-def check_memory(config: Config) -> str:
+def check_in_memory(config: Config) -> str:
     """Load a set that is held in memory, and count."""
-    data = config.data
-    images = datasets.load(data)
-    counts = len(images.train), len(images.val)
-    must = MEMORY_COUNTS.get(data.name, counts)
-    for split, count, expected, asked in zip(
-        ("train", "val"), counts, must, (data.train_images, data.val_images), strict=True
-    ):
-        if asked is None and count != expected:
-            raise DataError(f"data={data.name}: {count} {split} images, the set has {expected}")
-    return summary(config, *counts, len(images.classes), "all read", images.fingerprint)
+    data, images = config.data, datasets.load(config.data)
+    counts = {"train": len(images.train), "val": len(images.val)}
+    for split, expected in catalog.find(data.name, data.kind).num_images.items():
+        if getattr(data, f"{split}_images") is None and counts[split] != expected:
+            raise DataError(f"data={data.name}: {counts[split]} {split} images, the set has {expected}")
+    return summary(config, counts["train"], counts["val"], len(images.classes), "all read", images.fingerprint)
 
 
 def summary(config: Config, num_train: int, num_val: int, num_classes: int, how: str, fingerprint: str) -> str:
     """Return the line of a set that is as it must be."""
-    return f"data={config.data.name}: {num_train} + {num_val} images in {num_classes} classes, {how}, fingerprint {fingerprint}"
+    counts = f"{num_train} + {num_val} images in {num_classes} classes"
+    return f"data={config.data.name}: {counts}, {how}, fingerprint {fingerprint}"
 
 
 def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep: SweepProgress) -> list[str]:
@@ -102,44 +97,45 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     """
     names = np.concatenate([found.names["train"], found.names["val"]])
     ids = image_ids(found)
-    path = cache.cache_dir(config.paths.runs) / f"opened-{cache.key_of(found.folder)}.npz"
+    path = cache.cache_dir(config.paths.runs) / f"opened-{cache.folder_key(found.folder)}.npz"
     opened = None if config.fresh else cache.read_arrays(path, {"ids": "u"})
     whole = np.isin(ids, opened["ids"]) if opened is not None else np.zeros(len(ids), dtype=bool)
     before = int(whole.sum())
-    progress = Opened(f"data={config.data.name}", len(names), before, sweep)
+    progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep)
     if before:
-        progress.say(
-            f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed (fresh=true opens all)"
+        progress.write(
+            f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed "
+            "(fresh=true opens all)"
         )
     broken: list[str] = []
     saved = time.monotonic()
     try:
         for chunk, reasons in open_in_processes(
-            found.folder, names, np.flatnonzero(~whole), config.data.workers or cores()
+            found.folder, names, np.flatnonzero(~whole), config.data.workers or num_cores()
         ):
             whole[chunk] = [reason is None for reason in reasons]
             broken += [reason for reason in reasons if reason is not None]
-            progress.opened(len(chunk), len(broken))
+            progress.count(len(chunk), len(broken))
             if time.monotonic() - saved > SAVE_S:
-                save(path, ids[whole])
+                save_opened(path, ids[whole])
                 saved = time.monotonic()
             stop.raise_if_set()
     except StoppedEarly as error:
         raise StoppedEarly(f"{error}: {progress.done} of {len(names)} images opened") from None
     finally:
         progress.close()
-        save(path, ids[whole])
+        save_opened(path, ids[whole])
     return broken
 
 
-def save(path: Path, ids: np.ndarray) -> None:
+def save_opened(path: Path, ids: np.ndarray) -> None:
     """Keep the ids of the images found whole. Raises DiskError."""
     with disk_errors(path):
         cache.write_arrays(path, ids=ids)
 
 
 def image_ids(found: image_folder.Files) -> np.ndarray:
-    """Return 64 bits for each image, of its name, size and time of change: another file under the same name is another image."""
+    """Return 64 bits for each image, of its name, size and time of change: a file that was replaced is another."""
     ids = bytearray()
     for split in ("train", "val"):
         for name, size, mtime in zip(
@@ -155,7 +151,7 @@ def open_in_processes(
     """Yield chunks of `todo` in order, each with None for an image that is whole and the reason for one that is not."""
     waiting: deque[tuple[np.ndarray, Future[list[str | None]]]] = deque()
     chunks = (todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK))
-    pool = ProcessPoolExecutor(processes, get_context("fork"), initializer=become_worker)
+    pool = ProcessPoolExecutor(processes, get_context("fork"), initializer=init_worker)
     try:
         while True:
             while len(waiting) < 4 * processes and (chunk := next(chunks, None)) is not None:
@@ -167,8 +163,8 @@ def open_in_processes(
     except BrokenProcessPool:
         first, last = (os.fsdecode(names[i]) for i in (waiting[0][0][0], waiting[-1][0][-1]))
         raise DataError(
-            f"{folder}: a process that opened images was killed (out of memory?) between {printable(first)} and {printable(last)}; "
-            "data.workers=1 needs the least memory"
+            f"{folder}: a process that opened images was killed (out of memory?) "
+            f"between {printable(first)} and {printable(last)}; data.workers=1 needs the least memory"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -185,12 +181,10 @@ def open_image(path: Path) -> str | None:
         image_folder.read_image(path)
     except DataError as error:
         return str(error)
-    except Exception as error:  # whatever else a decoder trips over: the image is named, the others are still opened
-        return f"{path}: cannot be decoded as an image ({type(error).__name__}: {error})"
     return None
 
 
-def become_worker() -> None:
+def init_worker() -> None:
     """Leave signals to the parent, say nothing of what Pillow only warns about, and end when the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -205,19 +199,19 @@ def become_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def cores() -> int:
+def num_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Opened(Progress):
+class ImageProgress(Progress):
     """Progress counted in images."""
 
     def __init__(self, name: str, total: int, done: int, sweep: SweepProgress, verb: str = "opened") -> None:
         super().__init__(name, total, done, sweep, every_s=10.0)
         self.verb = verb
 
-    def opened(self, num_images: int, num_broken: int = 0) -> None:
+    def count(self, num_images: int, num_broken: int = 0) -> None:
         """Count images; shows how many a second, the time left, and how many are broken."""
         self.done += num_images
         rate = (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
@@ -226,8 +220,8 @@ class Opened(Progress):
         if not self.bar.disable:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(num_images)
-        elif time.monotonic() - self._spoke > self.every_s:
-            self.say(f"{self.name}: {note}")
+        elif time.monotonic() - self._written > self.every_s:
+            self.write(f"{self.name}: {note}")
 
 
 def report_path(config: Config) -> Path:
@@ -235,27 +229,19 @@ def report_path(config: Config) -> Path:
     return cache.cache_dir(config.paths.runs) / f"broken-{config.data.name}.txt"
 
 
-def tell_broken(config: Config, broken: list[str], sweep: SweepProgress) -> int:
-    """Name the first broken images on the screen and all of them in a file; return how many they are. Raises DiskError."""
+def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> None:
+    """Name the first broken images on the screen and all of them in a file. Raises DiskError."""
     lines = [printable(reason) for reason in broken]
     with disk_errors(report_path(config)):
         atomic_write(report_path(config), "".join(f"{line}\n" for line in lines).encode())
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    voice = Progress("", len(lines), len(lines), sweep)
     for line in [*lines[:SHOWN], *more]:
-        voice.say(line)
-    voice.close()
-    return len(lines)
+        sweep.write(line)
 
 
-def printable(text: str) -> str:
-    """Return one line without control characters: file names may hold anything."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def verification_note(images: datasets.ImageSet, name: DataName, runs: str) -> str:
+def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) -> str:
     """Return, for the log of a training, whether every image of exactly this set was opened by a data check."""
-    if name in datasets.IN_MEMORY:
+    if datasets.is_in_memory(data):
         return f"images {images.fingerprint[:12]}: held in memory, all read"
     for fingerprint, of in ((images.fingerprint, ""), (images.whole, "the whole set ")):
         if fingerprint and (when := cache.checked_on(runs, fingerprint)):

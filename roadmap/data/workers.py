@@ -1,4 +1,4 @@
-"""Worker processes that prepare images: in the order asked for, with errors as values, deaf to a job's signals. Used by both pipelines."""
+"""Worker processes that prepare images: in the order asked for, with errors as values, deaf to a job's signals."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from roadmap.errors import DataError
 
 
-class Each(Dataset[Any]):
+class PrepareOrError(Dataset[Any]):
     """What `prepare` makes of an id, or the DataError of an image that cannot be read.
 
     An error is returned, not raised: a DataLoader would raise it again with the worker's traceback in its message.
@@ -29,35 +29,35 @@ class Each(Dataset[Any]):
             return error
 
 
-class Collate:
+class CollateOrError:
     """Put a batch together, or return the first error in it."""
 
-    def __init__(self, together: Callable[[list[Any]], Any]) -> None:
-        self.together = together
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
 
     def __call__(self, items: list[Any]) -> Any:
         for item in items:
             if isinstance(item, DataError):
                 return item
-        return self.together(items)
+        return self.collate(items)
 
 
 def load_batches(
     prepare: Callable[[int], Any],
-    together: Callable[[list[Any]], Any],
+    collate: Callable[[list[Any]], Any],
     index_batches: Sequence[Tensor],
     workers: int,
     device: torch.device,
 ) -> Iterator[Any]:
-    """Yield what `together` makes of each batch, in the order asked for, pinned where the device is a GPU; workers=0 works here.
+    """Yield what `collate` makes of each batch, in the order asked for, pinned for a GPU; workers=0 works here.
 
     Raises DataError that names the first image that cannot be read.
     """
     loader = DataLoader(
-        Each(prepare),
+        PrepareOrError(prepare),
         batch_sampler=[ids.tolist() for ids in index_batches],
         num_workers=min(workers, os.cpu_count() or 1),
-        collate_fn=Collate(together),
+        collate_fn=CollateOrError(collate),
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # it draws a number at each start: not from the run's own state
@@ -71,7 +71,8 @@ def load_batches(
 def leave_signals_to_parent(worker_id: int) -> None:
     """Ignore, in a worker, the signals by which a run is asked to stop: it still needs its batches until it has saved.
 
-    Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from the parent only.
+    Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from
+    the parent only.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

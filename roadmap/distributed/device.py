@@ -1,4 +1,4 @@
-"""Where a run computes, and in which number format. Used by training and evaluation."""
+"""Where a run computes, in which number format, and how a step is taken there: compiled, or as one CUDA graph."""
 
 import resource
 from contextlib import suppress
@@ -11,13 +11,11 @@ from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.errors import ConfigError
 
-SMALL_IMAGE = (
-    64  # pixels: up to these launching takes longest and a step is captured, beyond them compiling the net pays
-)
+SMALL_IMAGE = 64  # pixels: up to these launching takes longest and a step is captured, beyond them compiling pays
 
 
 def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
-    """Return the device of a rank: on a node with several GPUs, the one of its number. Raises ConfigError where there is none."""
+    """Return the device of a rank: of a node's GPUs the one of its number. Raises ConfigError where there is none."""
     if wanted == Device.cuda and not torch.cuda.is_available():
         raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
     if wanted == Device.cpu or not torch.cuda.is_available():
@@ -25,9 +23,8 @@ def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
     if env is None or env.world_size == 1:
         return torch.device("cuda")
     found = torch.cuda.device_count()
-    index = (
-        0 if found == 1 and env.launcher == Launcher.slurm else env.local_rank
-    )  # Slurm may show each task its own GPU alone
+    is_own = found == 1 and env.launcher == Launcher.slurm  # Slurm may show each task its own GPU alone
+    index = 0 if is_own else env.local_rank
     if index >= found:
         raise ConfigError(
             f"rank {env.rank} is number {env.local_rank} of its node, which has {found} GPUs; start one rank a GPU"
@@ -70,7 +67,7 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 
 def choose_compile(config: Config, device: torch.device) -> bool:
-    """Tell whether the net is compiled: `auto` is on a GPU, where images are large enough for half a minute of compiling to pay."""
+    """Tell whether the net is compiled: `auto` is on a GPU, for images so large that compiling half a minute pays."""
     large = config.data.image_size > SMALL_IMAGE and config.cuda_graph != Capture.always
     return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and large)
 
@@ -78,11 +75,11 @@ def choose_compile(config: Config, device: torch.device) -> bool:
 def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
     """Tell whether a whole step is one CUDA graph. Raises ConfigError where `cuda_graph=always` cannot be."""
     recipe = config.recipe
+    several_passes = recipe.micro_batch not in (None, recipe.batch_size)
     found = {
         "without a GPU": device.type != "cuda",
         "with several devices": world_size > 1,
-        f"with several passes a step (recipe.micro_batch={recipe.micro_batch})": recipe.micro_batch
-        not in (None, recipe.batch_size),
+        f"with several passes a step (recipe.micro_batch={recipe.micro_batch})": several_passes,
         "with fp16, which scales its loss": precision == Precision.fp16,
         "with a compiled net (compile=false)": choose_compile(config, device),
     }
@@ -97,19 +94,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which a net computes in a precision."""
     kind = torch.float16 if precision == Precision.fp16 else torch.bfloat16
     return torch.autocast(device.type, kind, enabled=precision != Precision.fp32)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the device's memory was too small; the CPU, cuBLAS and the driver say so in a plain RuntimeError."""
-    told = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in told)
-    )
-
-
-def is_of_compiler(error: BaseException) -> bool:
-    """Tell whether `torch.compile` failed, by where its errors are defined: importing that takes seconds."""
-    return any(cls.__module__.startswith(("torch._dynamo", "torch._inductor")) for cls in type(error).__mro__)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -1,6 +1,6 @@
 """Start the ranks of a run on this machine, one process a device, and watch over them until the last one has ended.
 
-Signals are passed on; a rank that dies takes the others with it, and ranks whose parent dies stop by themselves. Used by `train`.
+Signals are passed on; a rank that dies takes the others with it, and ranks whose parent dies stop by themselves.
 """
 
 import multiprocessing
@@ -24,67 +24,66 @@ from roadmap.distributed.signals import STOP_SIGNALS, StopSignal
 from roadmap.errors import PeerLost, RoadmapError, StoppedEarly, error_of
 
 GRACE_S = 30.0  # how long the other ranks may take to notice that one has died, and to finish writing
-LOOK_S = 0.2  # between two looks at the ranks
+POLL_S = 0.2
 
-# Does one rank's work, given its place and the port of the store; returns the share of runs that it has worked.
-Work = Callable[[RankEnv, int], float]
+# Does one rank's work, given which it is and the port of the store; returns how many runs of the sweep are done by now.
+Target = Callable[[RankEnv, int], float]
 
 
 @dataclass
 class Child:
-    """A rank and the pipe in which it says how it ended."""
+    """A rank, and the pipe through which its result comes: what `Target` returns, or an error's name and text."""
 
     process: SpawnProcess
-    words: Connection
-    said: tuple[str, str] | float | None = None
+    pipe: Connection
+    result: tuple[str, str] | float | None = None
 
-    def listen(self) -> None:
-        """Take what the rank has said, if anything."""
+    def receive(self) -> None:
+        """Take the result if it has come."""
         try:
-            if self.said is None and self.words.poll():
-                self.said = self.words.recv()
+            if self.result is None and self.pipe.poll():
+                self.result = self.pipe.recv()
         except EOFError:
             pass
 
 
-def launch(work: Work, num_ranks: int) -> float:
-    """Run the ranks of a run to their end; return the share of runs worked.
+def launch(target: Target, num_ranks: int) -> float:
+    """Run the ranks of a run to their end; return the result of rank 0.
 
     Raises what ended them: the error that one of them met, StoppedEarly after a signal, PeerLost where one was killed.
     """
     store = listening_store()
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # it would be started with the first rank, and unblock what is blocked for the ranks
+    resource_tracker.ensure_running()  # the first rank would start it, which unblocks what is blocked for the ranks
     with StopSignal() as stop:
         children: list[Child] = []
         try:
-            signal.pthread_sigmask(
-                signal.SIG_BLOCK, STOP_SIGNALS
-            )  # inherited: a rank takes signals once it can handle them
+            # Inherited: a rank takes signals once it can handle them.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             for rank in range(num_ranks):
-                ours, theirs = context.Pipe(duplex=False)
+                receiver, sender = context.Pipe(duplex=False)
                 env = RankEnv(rank, num_ranks, rank, Launcher.launch)
-                process = context.Process(target=_rank, args=(work, env, store.port, theirs), name=f"rank {rank}")
+                process = context.Process(target=_run_rank, args=(target, env, store.port, sender), name=f"rank {rank}")
                 process.start()
-                theirs.close()
-                children.append(Child(process, ours))
+                sender.close()
+                children.append(Child(process, receiver))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            silent = _watch(children, stop)
+            silent = _wait_for_all(children, stop)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             for child in children:
                 child.process.kill()
                 child.process.join()
-    return _outcome(children, silent, stop)
+    return _result(children, silent, stop)
 
 
-def _watch(children: list[Child], stop: StopSignal) -> list[str]:
-    """Wait for all ranks, and pass a signal on once. Return those that are still there some time after one has failed."""
+def _wait_for_all(children: list[Child], stop: StopSignal) -> list[str]:
+    """Wait for all ranks, and pass a signal on once. Return those that are still there a while after one has failed."""
     passed_on, deadline = False, None
     while any(child.process.is_alive() for child in children):
-        wait([child.process.sentinel for child in children if child.process.is_alive()], timeout=LOOK_S)
+        wait([child.process.sentinel for child in children if child.process.is_alive()], timeout=POLL_S)
         for child in children:
-            child.listen()
+            child.receive()
         if stop.signal is not None and not passed_on:
             passed_on = True
             for child in children:
@@ -98,42 +97,40 @@ def _watch(children: list[Child], stop: StopSignal) -> list[str]:
     return [child.process.name for child in children if child.process.is_alive()]
 
 
-def _outcome(children: list[Child], silent: list[str], stop: StopSignal) -> float:
-    """Return the share of runs worked, or raise the error at the root of what the ranks said."""
+def _result(children: list[Child], silent: list[str], stop: StopSignal) -> float:
+    """Return the result of rank 0, or raise the error at the root of those that the ranks have sent."""
     for child in children:
-        child.listen()
-    told = [child.said for child in children if isinstance(child.said, tuple)]
-    causes = [said for said in told if said[0] not in {PeerLost.__name__, StoppedEarly.__name__}]
-    if causes:
-        raise error_of(*causes[0])
-    if stopped := [said for said in told if said[0] == StoppedEarly.__name__]:
-        raise StoppedEarly(f"stopped by {stop.signal.name}" if stop.signal else stopped[0][1])
+        child.receive()
+    errors = [child.result for child in children if isinstance(child.result, tuple)]
+    for kind, text in errors:
+        if kind not in {PeerLost.__name__, StoppedEarly.__name__}:
+            raise error_of(kind, text)
+    for kind, text in errors:
+        if kind == StoppedEarly.__name__:
+            raise StoppedEarly(f"stopped by {stop.signal.name}" if stop.signal else text)
     codes = {child.process.name: child.process.exitcode or 0 for child in children}
-    lost = [
-        f"{name} was killed ({signal.Signals(-code).name})"
-        for name, code in codes.items()
-        if code < 0 and name not in silent
-    ]
+    killed = {name: signal.Signals(-code).name for name, code in codes.items() if code < 0 and name not in silent}
+    lost = [f"{name} was killed ({by})" for name, by in killed.items()]
     if lost := lost or [f"{name} did not answer" for name in silent]:
         raise PeerLost(f"{', '.join(lost)}; the same command goes on")
-    if told:
-        raise error_of(*told[0])
+    if errors:
+        raise error_of(*errors[0])
     if broken := [name for name, code in codes.items() if code]:
         raise RoadmapError(f"{broken[0]} failed; its traceback stands above")
-    assert isinstance(children[0].said, float)
-    return children[0].said
+    assert isinstance(children[0].result, float)
+    return children[0].result
 
 
-def _rank(work: Work, env: RankEnv, port: int, words: Connection) -> None:
-    """Be one rank: do the work, say how it ended, and leave without waiting for connections to ranks that are gone."""
+def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None:
+    """Be one rank: do the work, send the result, and leave without waiting for connections to ranks that are gone."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.world_size))
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     code = 0
     try:
-        words.send(work(env, port))
+        pipe.send(target(env, port))
     except RoadmapError as error:
         code = error.code
-        words.send((type(error).__name__, str(error)))
+        pipe.send((type(error).__name__, str(error)))
     except BaseException:
         code = 1
         traceback.print_exc()

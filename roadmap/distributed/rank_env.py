@@ -1,4 +1,4 @@
-"""Which rank of how many a process is, as whatever started it says. Imports no torch, so that `run.py` can ask at once."""
+"""Which rank of how many this process is, by what started it. Imports no torch, so that `run.py` can ask at once."""
 
 import os
 from collections.abc import Mapping
@@ -7,9 +7,8 @@ from enum import StrEnum
 
 from roadmap.errors import ConfigError
 
-SPECIAL_STEPS = (
-    2**32 - 16
-)  # Slurm numbers batch scripts and interactive shells from here on: no job step of several tasks
+# Slurm numbers batch scripts and interactive shells from here on: no job step of several tasks.
+SPECIAL_STEPS = 2**32 - 16
 
 
 class Launcher(StrEnum):
@@ -23,7 +22,7 @@ class Launcher(StrEnum):
 
 @dataclass(frozen=True)
 class RankEnv:
-    """Where a process stands among the ranks of a run."""
+    """Which rank of how many a process is."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,14 +31,14 @@ class RankEnv:
 
     @property
     def is_main(self) -> bool:
-        """Tell whether this is the rank that writes and speaks."""
+        """Tell whether this is the rank that writes."""
         return self.rank == 0
 
 
 def rank_env(env: Mapping[str, str] = os.environ) -> RankEnv:
-    """Return this process's rank_env, from the variables of torchrun or of a Slurm job step. Raises ConfigError.
+    """Return rank and world size of this process, from the variables of torchrun or of a Slurm job step.
 
-    `SLURM_PROCID` alone means nothing: an interactive shell has it, too.
+    `SLURM_PROCID` alone means nothing: an interactive shell has it, too. Raises ConfigError.
     """
     try:
         if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= env.keys():

@@ -1,6 +1,6 @@
 """The ranks of one run: how they agree, sum up, and end together when one of them cannot go on.
 
-The only place that asks which rank this is. With one rank every method is trivial. Used by `train` and `evaluate`.
+The only module that asks which rank this is. With one rank every method is trivial.
 """
 
 import json
@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import RankEnv
-from roadmap.distributed.rendezvous import remove_notice, rendezvous
+from roadmap.distributed.rendezvous import remove_address, rendezvous
 from roadmap.errors import PeerLost, Refused, RoadmapError, error_of
 from roadmap.files import read_json
 
@@ -31,62 +32,61 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The process group of a run, from this process's place in it; `Ranks()` is a process on its own."""
+    """The process group of a run, as this process sees it; `Ranks()` is a process on its own."""
 
     def __init__(self, env: RankEnv | None = None, device: torch.device | None = None) -> None:
         self.env, self.device = env or RankEnv(), device or torch.device("cpu")
         self.rank, self.world_size, self.is_main = self.env.rank, self.env.world_size, self.env.is_main
-        self.status: Path | None = None  # where rank 0 says how it ended
+        self.status: Path | None = None  # the file in which rank 0 leaves how it ended
         self._store: dist.Store | None = None
-        self._steps: dist.ProcessGroup | None = None  # gradients and losses, on the device
-        self._control: dist.ProcessGroup | None = None  # flags and counts, on the host
-        self._posted: tuple[dist.Work, Tensor] | None = None
+        self._device_group: dist.ProcessGroup | None = None  # gradients and losses, on the device
+        self._host_group: dist.ProcessGroup | None = None  # flags and counts, on the host
+        self._pending: tuple[dist.Work, Tensor] | None = None  # the flags that `all_reduce_max` sent last
 
     @contextmanager
-    def process_group(
-        self, runs: Path, port: int | None, *, start_timeout_s: float, comm_timeout_s: float
-    ) -> Iterator[None]:
-        """Meet the other ranks, and part from them at the end. Raises PeerLost where they do not come in time.
+    def process_group(self, config: Config, port: int | None) -> Iterator[None]:
+        """Join the other ranks, and leave them at the end.
 
-        After the start, a rank that says nothing for `comm_timeout_s` counts as lost.
+        Raises PeerLost where they do not come within `start_timeout_s`, or are silent for `comm_timeout_s` later.
         """
         if self.world_size == 1:
             yield
             return
         if not self.is_main:
-            logging.getLogger("roadmap").addHandler(logging.NullHandler())  # what rank 0 says is enough
-        store = rendezvous(self.env, port, runs, start_timeout_s)
+            logging.getLogger("roadmap").addHandler(logging.NullHandler())  # the log of rank 0 is enough
+        runs = Path(config.paths.runs).expanduser().absolute()
+        store = rendezvous(self.env, port, runs, config.start_timeout_s)
         try:
-            self._init_groups(store, start_timeout_s, comm_timeout_s)
+            self._init_process_groups(store, config.start_timeout_s, config.comm_timeout_s)
         except RuntimeError:
-            raise PeerLost(f"not all of the {self.world_size} ranks came within {start_timeout_s:g} s") from None
-        remove_notice(self.env, runs)
+            raise PeerLost(f"not all of the {self.world_size} ranks came within {config.start_timeout_s:g} s") from None
+        remove_address(self.env, runs)
         try:
             with self.share_errors():
                 yield
         except Exception as error:
             if getattr(error, "on_all_ranks", False):
-                self._destroy_groups()
+                self._destroy_process_groups()
             raise  # else the group is broken: closing it could wait for a rank that is gone
-        self._destroy_groups()
+        self._destroy_process_groups()
 
-    def _init_groups(self, store: dist.Store, start_timeout_s: float, comm_timeout_s: float) -> None:
+    def _init_process_groups(self, store: dist.Store, start_timeout_s: float, comm_timeout_s: float) -> None:
         number = store.add(f"joined/{self.rank}", 1)
         self._store = dist.PrefixStore(f"run{number}", store)
         start, timeout = timedelta(seconds=start_timeout_s), timedelta(seconds=comm_timeout_s)
         dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.world_size, timeout=start)
-        self._steps = _group("nccl" if self.device.type == "cuda" else "gloo", timeout)
-        self._control = _group("gloo", timeout)
-        self._exchange(None)
+        self._device_group = _new_group("nccl" if self.device.type == "cuda" else "gloo", timeout)
+        self._host_group = _new_group("gloo", timeout)
+        self._all_gather(None)
 
-    def _destroy_groups(self) -> None:
-        if self._posted is not None:
-            self._posted[0].wait()
+    def _destroy_process_groups(self) -> None:
+        if self._pending is not None:
+            self._pending[0].wait()
         dist.destroy_process_group()
 
     @contextmanager
     def share_errors(self) -> Iterator[None]:
-        """Let what ends one rank end all: an error is left for the others, and a broken connection becomes its cause."""
+        """Let what ends one rank end all: an error is left for the others, a broken connection becomes its cause."""
         try:
             yield
         except PeerLost:
@@ -95,13 +95,10 @@ class Ranks:
             if self.world_size > 1 and _is_of_connection(error):
                 raise self._cause(error) from None
             if self._store is not None and not getattr(error, "on_all_ranks", False):
-                kind = type(error).__name__ if isinstance(error, RoadmapError) else "RoadmapError"
-                text = (
-                    str(error)
-                    if isinstance(error, RoadmapError)
-                    else f"rank {self.rank} failed ({type(error).__name__}: {error})"
-                )
-                self._store.set("error", json.dumps({"kind": kind, "text": text}))
+                left = (type(error).__name__, str(error))
+                if not isinstance(error, RoadmapError):
+                    left = (RoadmapError.__name__, f"rank {self.rank} failed ({': '.join(left)})")
+                self._store.set("error", json.dumps(left))
             raise
 
     def _cause(self, error: Exception) -> RoadmapError:
@@ -109,8 +106,7 @@ class Ranks:
         while True:
             try:
                 if self._store is not None and self._store.check(["error"]):
-                    left = json.loads(self._store.get("error"))
-                    return error_of(left["kind"], left["text"])
+                    return error_of(*json.loads(self._store.get("error")))
             except (RuntimeError, ValueError):  # the store went with rank 0
                 self._store = None
             ended = self._status_of_rank0()
@@ -130,7 +126,7 @@ class Ranks:
         kind, _, text = str(status.get("reason")).partition(": ")
         return error_of(kind, text)
 
-    def _exchange(self, value: Any) -> list[Any]:
+    def _all_gather(self, value: Any) -> list[Any]:
         """Return every rank's value, all of them plain JSON."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
@@ -147,34 +143,33 @@ class Ranks:
         result, mine = None, None
         try:
             result = call()
-        except RoadmapError as met:
-            mine = {"kind": type(met).__name__, "text": str(met)}
-        errors = self._exchange(mine)
+        except RoadmapError as caught:
+            mine = (type(caught).__name__, str(caught))
+        errors = self._all_gather(mine)
         first = next((rank for rank, error in enumerate(errors) if error), None)
         if first is None:
             return result  # type: ignore[return-value]
-        where = f"rank {first}: " if errors[0] is None else ""
-        error = error_of(errors[first]["kind"], where + errors[first]["text"])
+        kind, text = errors[first]
+        error = error_of(kind, text if errors[0] else f"rank {first}: {text}")
         error.on_all_ranks = True
         raise error
 
     def broadcast_from_rank0(self, call: Callable[[], T]) -> T:
         """Call on rank 0 alone and give its result, plain JSON, to all; where it fails all raise its error."""
         result = self.all_or_raise(lambda: call() if self.is_main else None)
-        return result if self.world_size == 1 else self._exchange(result)[0]  # type: ignore[return-value]
+        return result if self.world_size == 1 else self._all_gather(result)[0]  # type: ignore[return-value]
 
     def require_equal(self, values: dict[str, Any]) -> None:
         """Raise Refused where another rank sees other code or other images than rank 0."""
         if self.world_size == 1:
             return
-        for rank, theirs in enumerate(everyone := self._exchange(values)):
-            if other := [key for key in values if theirs[key] != everyone[0][key]]:
-                key = other[0]
-                error = Refused(
-                    f"rank {rank} has another {key} than rank 0: {theirs[key]} instead of {everyone[0][key]}"
-                )
-                error.on_all_ranks = True
-                raise error
+        everyone = self._all_gather(values)
+        for rank, theirs in enumerate(everyone):
+            for key, expected in everyone[0].items():
+                if theirs[key] != expected:
+                    error = Refused(f"rank {rank} has another {key} than rank 0: {theirs[key]} instead of {expected}")
+                    error.on_all_ranks = True
+                    raise error
 
     def all_reduce_max(self, *flags: int) -> list[int]:
         """Return the largest of each flag over all ranks; with several ranks, of the flags of the call before.
@@ -183,48 +178,47 @@ class Ranks:
         """
         if self.world_size == 1:
             return list(flags)
-        before, tensor = self._posted, torch.tensor(flags)
-        self._posted = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._control, async_op=True), tensor
-        if before is None:
+        earlier, tensor = self._pending, torch.tensor(flags)
+        self._pending = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._host_group, async_op=True), tensor
+        if earlier is None:
             return [0] * len(flags)
-        before[0].wait()
-        return before[1].tolist()
+        earlier[0].wait()
+        return earlier[1].tolist()
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:
         """Return the mean of a number on the device over all ranks; the host does not wait for it on a GPU."""
         if self.world_size > 1:
-            dist.all_reduce(value, group=self._steps)
+            dist.all_reduce(value, group=self._device_group)
             value /= self.world_size
         return value
 
     def all_reduce_sum(self, table: Tensor) -> Tensor:
         """Return the sum of a table on the host over all ranks."""
         if self.world_size > 1:
-            dist.all_reduce(table, group=self._control)
+            dist.all_reduce(table, group=self._host_group)
         return table
 
     def broadcast_buffers(self, net: nn.Module) -> None:
         """Give all ranks the buffers of rank 0: BatchNorm's running statistics are its own, as in the official code."""
         if self.world_size > 1:
             for buffer in net.buffers():
-                dist.broadcast(buffer, 0, group=self._steps)
+                dist.broadcast(buffer, 0, group=self._device_group)
 
     def wrap_ddp(self, net: nn.Module, example: Tensor) -> nn.Module:
         """Return the net as it is called in training: its gradients are averaged over the ranks during backward.
 
-        Primed with passes over `example` (N, 3, H, W), which leave the net as it was: with three ranks or more a process
-        that has just started would sum its first gradients in another order than one that goes on.
+        Primed with passes over `example` (N, 3, H, W), which leave the net as it was: with three ranks or more a
+        process that has just started would sum its first gradients in another order than one that goes on.
         """
         if self.world_size == 1:
             return net
         before = deepcopy(net.state_dict())
-        with warnings.catch_warnings(
-            action="ignore", category=FutureWarning
-        ):  # newer torch has another word for broadcast_buffers
+        # Newer torch has another word for broadcast_buffers.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
             parallel = DistributedDataParallel(
                 net,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                process_group=self._steps,
+                process_group=self._device_group,
                 broadcast_buffers=False,  # only rank 0's are ever used: `broadcast_buffers`
                 gradient_as_bucket_view=True,
             )
@@ -240,7 +234,7 @@ class Ranks:
         return nullcontext() if self.world_size == 1 or last else net.no_sync()  # type: ignore[operator]
 
 
-def _group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+def _new_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
     group = dist.new_group(backend=backend, timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group

@@ -1,4 +1,4 @@
-"""How the ranks of a run find each other: a store that all of them reach, made by whatever started them. Used by `dist`."""
+"""How the ranks of a run find each other: a store that all of them reach, made by whatever started them."""
 
 import os
 import socket
@@ -12,9 +12,10 @@ import torch.distributed as dist
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.errors import PeerLost
 from roadmap.files import read_json, write_json
+from roadmap.text import one_line
 
 LOOPBACK = "127.0.0.1"
-MEETINGS = ".ranks"  # under the runs directory: where rank 0 of a Slurm step says how it is reached
+ADDRESSES = ".ranks"  # under the runs directory: where rank 0 of a Slurm step leaves its address
 
 
 def listening_store() -> dist.TCPStore:
@@ -35,10 +36,10 @@ def rendezvous(env: RankEnv, port: int | None, runs: Path, timeout_s: float) -> 
         if env.launcher == Launcher.torchrun:
             return next(iter(dist.rendezvous("env://", env.rank, env.world_size, timeout=timeout)))[0]
         if env.launcher == Launcher.slurm:
-            return _slurm_store(env, runs / MEETINGS / _step_name(), timeout)
+            return _slurm_store(env, runs / ADDRESSES / _step_name(), timeout)
         return dist.TCPStore(LOOPBACK, port or 0, is_master=False, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:  # a name that does not resolve, a port that nobody answers
-        reason = " ".join(str(error).split("\n")[0].split())[:200]
+        reason = one_line(str(error).split("\n")[0])
         raise PeerLost(
             f"rank {env.rank} of {env.world_size} cannot reach the others within {timeout_s:g} s ({reason})"
         ) from None
@@ -49,25 +50,25 @@ def _step_name() -> str:
     return ".".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
 
 
-def _slurm_store(env: RankEnv, notice: Path, timeout: timedelta) -> dist.Store:
-    """Let rank 0 take a free port and say so in the runs directory, which all nodes see: no two jobs can clash."""
+def _slurm_store(env: RankEnv, address: Path, timeout: timedelta) -> dist.Store:
+    """Let rank 0 take a free port and leave it in the runs directory, which all nodes see: no two jobs can clash."""
     if env.is_main:
         one_node = os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1"
         host = LOOPBACK if one_node else socket.gethostname()
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        notice.parent.mkdir(parents=True, exist_ok=True)
-        write_json(notice, {"host": host, "port": store.port})
+        address.parent.mkdir(parents=True, exist_ok=True)
+        write_json(address, {"host": host, "port": store.port})
         return store
     deadline = time.monotonic() + timeout.total_seconds()
-    while not notice.exists():
+    while not address.exists():
         if time.monotonic() > deadline:
             raise TimeoutError("rank 0 did not come")
         time.sleep(0.1)
-    where = read_json(notice)
-    return dist.TCPStore(str(where["host"]), int(where["port"]), is_master=False, timeout=timeout)
+    found = read_json(address)
+    return dist.TCPStore(str(found["host"]), int(found["port"]), is_master=False, timeout=timeout)
 
 
-def remove_notice(env: RankEnv, runs: Path) -> None:
-    """Take the notice away once all ranks have met."""
+def remove_address(env: RankEnv, runs: Path) -> None:
+    """Remove the address once all ranks have joined."""
     if env.launcher == Launcher.slurm and env.is_main:
-        (runs / MEETINGS / _step_name()).unlink(missing_ok=True)
+        (runs / ADDRESSES / _step_name()).unlink(missing_ok=True)

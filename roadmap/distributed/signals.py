@@ -14,10 +14,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopSignal:
-    """Listens for INT, TERM and USR2 while it is entered; `check` raises StoppedEarly once one has come to any rank.
+    """Listens for INT, TERM and USR2 while it is entered; once one has come to any rank `raise_if_set` raises.
 
-    A second INT interrupts at once, unless there are other ranks to agree with. Outside the main thread, where Python takes
-    no handlers, it listens to nothing.
+    A second INT interrupts at once, unless there are other ranks to agree with. Outside the main thread, where Python
+    takes no handlers, it listens to nothing.
     """
 
     def __init__(self, ranks: Ranks | None = None) -> None:

@@ -6,5 +6,6 @@ from roadmap.net.net import Net, build_net
 from roadmap.net.weights import export_weights, load_weights
 
 __all__ = [
-    "Cost", "Net", "build_net", "cost", "count_macs", "count_params", "describe", "export_weights", "load_weights", "use_kernels",
+    "Cost", "Net", "build_net", "cost", "count_macs", "count_params", "describe",
+    "export_weights", "load_weights", "use_kernels",
 ]  # fmt: skip

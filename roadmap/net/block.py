@@ -1,4 +1,7 @@
-"""The one block of every net of the roadmap: three slots `conv -> norm? -> act?`, and a shortcut."""
+"""The one block of every net of the roadmap: three slots `conv -> norm? -> act?`, and a shortcut.
+
+"Reading 1" to "reading 7": what the paper leaves open, in docs/fidelity.md, "Seven readings".
+"""
 
 from typing import NamedTuple
 
@@ -27,7 +30,8 @@ def block_convs(cfg: NetConfig, c_in: int, c_out: int, stride: int) -> tuple[Con
     on_pointwise = 1 if cfg.stride_on == StrideOn.spatial else stride
     k = cfg.kernel_size
     if cfg.depthwise_first:
-        # Sec. 2.5. On the block's input channels, with the stride (reading 6): only so the GMACs come to 4.07 and 14.63.
+        # Sec. 2.5, on the block's input channels. Where the stride sits (reading 6) is decided by row kernel_7:
+        # Table 10 prints 4.15 GMACs; 4.146 so, and 4.165 with the stride on the 1x1 conv.
         return (
             ConvShape(c_in, c_in, k, on_spatial, c_in),
             ConvShape(c_in, 4 * c_out, 1, on_pointwise, 1),
@@ -47,7 +51,7 @@ class Block(nn.Module):
     def __init__(self, cfg: NetConfig, c_in: int, c_out: int, stride: int, drop_path: float) -> None:
         super().__init__()
         spatial = 0 if cfg.depthwise_first else 1
-        # Sec. 2.6: one norm, after the spatial conv; one activation, after the second conv (between ConvNeXt's 1x1 convs).
+        # Sec. 2.6: one norm, after the spatial conv; one activation, after the second conv (between the 1x1 convs).
         normed = [cfg.norms_per_block == 3 or slot == spatial for slot in range(3)]
         acts = [cfg.activations_per_block == 3 or slot == 1 for slot in range(2)]
         shapes = block_convs(cfg, c_in, c_out, stride)

@@ -1,4 +1,7 @@
-"""The layers that the block is made of, and which one a config asks for. Maps are (N, C, H, W)."""
+"""The layers that the block is made of, and which one a config asks for. Maps are (N, C, H, W).
+
+Readings by number: docs/fidelity.md, "Seven readings".
+"""
 
 import torch
 from torch import nn
@@ -31,7 +34,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a whole sample's branch with probability `rate`, and scale up those that stay."""
+    """Stochastic depth: in training, drop a sample's whole branch with probability `rate`, and scale up the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""What a net costs: multiply-accumulates and parameters, counted on a net without memory (the meta device).
-
-Used by the table of all rows and by the record of a run.
-"""
+"""What a net costs: multiply-accumulates and parameters, counted on a net without memory (the meta device)."""
 
 from dataclasses import dataclass
 
@@ -22,7 +19,7 @@ class Cost:
 
 
 def cost(cfg: NetConfig, num_classes: int, image_size: int) -> Cost:
-    """Return what a net costs, by the paper's counting rule. Raises RuntimeError where the image is too small for the net."""
+    """Return what a net costs, by the paper's counting rule. Raises RuntimeError where the image is too small."""
     net = _meta(cfg, num_classes)
     return Cost(gmacs=_macs(net, image_size) / 1e9, params_m=count_params(net) / 1e6)
 

@@ -1,4 +1,7 @@
-"""The net: a stem, four stages of blocks, a head; `build_net` makes it from a `NetConfig`."""
+"""The net: a stem, four stages of blocks, a head; `build_net` makes it from a `NetConfig`.
+
+Readings by number: docs/fidelity.md, "Seven readings".
+"""
 
 from collections import OrderedDict
 
@@ -91,9 +94,8 @@ def stem(cfg: NetConfig, c_out: int) -> nn.Sequential:
     blocks, the norm stays.
     """
     patchify = cfg.stem == Stem.patchify
-    kernel, stride = (
-        (cfg.stem_stride, cfg.stem_stride) if patchify else (7, cfg.stem_stride // 2)
-    )  # the pool has the other half
+    # ResNet's pool has the other half of the stride.
+    kernel, stride = (cfg.stem_stride, cfg.stem_stride) if patchify else (7, cfg.stem_stride // 2)
     return nn.Sequential(
         OrderedDict(
             conv=conv(cfg, 3, c_out, kernel, stride=stride, pad=not patchify, normed=cfg.stem_norm),
@@ -105,7 +107,7 @@ def stem(cfg: NetConfig, c_out: int) -> nn.Sequential:
 
 
 def initialise(net: nn.Module, init: Init) -> None:
-    """Fill the weights: kaiming-normal as in ResNet, or truncated normal with std 0.02 and no bias (the authors' code)."""
+    """Fill the weights: kaiming-normal as in ResNet, or truncated normal of std 0.02, biases 0 (the authors' code)."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and init == Init.trunc_normal:
             nn.init.trunc_normal_(module.weight, std=0.02)  # Table 5 prints 0.2

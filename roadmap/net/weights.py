@@ -12,30 +12,35 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Activation, Norm, Stem, StrideOn, When
+from roadmap.config.schema import NetConfig
 from roadmap.errors import DataError
 from roadmap.net.net import Net
 
-# ruff: noqa: E501 - the table is read by its columns
 FORMATS = ("torchvision resnet", "torchvision convnext", "timm", "official")
 
-# Ours, then the four formats. {s} is the stage from 0, {t} = s + 1, {d} = 2s and {f} = 2s + 1 (torchvision's features), {b} the block.
+# Ours, then the four formats. {s} is the stage from 0, {t} = s + 1, {d} = 2s and {f} = 2s + 1 (torchvision's features),
+# {b} the block.
+BLOCK = ("stages.{s}.block{b}.", "layer{t}.{b}.", "features.{f}.{b}.", "stages.{s}.blocks.{b}.", "stages.{s}.{b}.")
+IN_BLOCK = [
+    ("conv1", "conv1", "block.0", "conv_dw", "dwconv"),
+    ("norm1", "bn1", "block.2", "norm", "norm"),
+    ("conv2", "conv2", "block.3", "mlp.fc1", "pwconv1"),
+    ("norm2", "bn2", None, None, None),
+    ("conv3", "conv3", "block.5", "mlp.fc2", "pwconv2"),
+    ("norm3", "bn3", None, None, None),
+    ("scale.gamma", None, "layer_scale", "gamma", "gamma"),
+    ("shortcut.conv", "downsample.0", None, None, None),
+    ("shortcut.norm", "downsample.1", None, None, None),
+]
 TABLE = [
     ("stem.conv", "conv1", "features.0.0", "stem.0", "downsample_layers.0.0"),
     ("stem.norm", "bn1", "features.0.1", "stem.1", "downsample_layers.0.1"),
     ("stages.{s}.downsample.norm", None, "features.{d}.0", "stages.{s}.downsample.0", "downsample_layers.{s}.0"),
     ("stages.{s}.downsample.conv", None, "features.{d}.1", "stages.{s}.downsample.1", "downsample_layers.{s}.1"),
-    ("stages.{s}.block{b}.conv1", "layer{t}.{b}.conv1", "features.{f}.{b}.block.0", "stages.{s}.blocks.{b}.conv_dw", "stages.{s}.{b}.dwconv"),
-    ("stages.{s}.block{b}.norm1", "layer{t}.{b}.bn1", "features.{f}.{b}.block.2", "stages.{s}.blocks.{b}.norm", "stages.{s}.{b}.norm"),
-    ("stages.{s}.block{b}.conv2", "layer{t}.{b}.conv2", "features.{f}.{b}.block.3", "stages.{s}.blocks.{b}.mlp.fc1", "stages.{s}.{b}.pwconv1"),
-    ("stages.{s}.block{b}.norm2", "layer{t}.{b}.bn2", None, None, None),
-    ("stages.{s}.block{b}.conv3", "layer{t}.{b}.conv3", "features.{f}.{b}.block.5", "stages.{s}.blocks.{b}.mlp.fc2", "stages.{s}.{b}.pwconv2"),
-    ("stages.{s}.block{b}.norm3", "layer{t}.{b}.bn3", None, None, None),
-    ("stages.{s}.block{b}.scale.gamma", None, "features.{f}.{b}.layer_scale", "stages.{s}.blocks.{b}.gamma", "stages.{s}.{b}.gamma"),
-    ("stages.{s}.block{b}.shortcut.conv", "layer{t}.{b}.downsample.0", None, None, None),
-    ("stages.{s}.block{b}.shortcut.norm", "layer{t}.{b}.downsample.1", None, None, None),
+    *([part and prefix + part for prefix, part in zip(BLOCK, row, strict=True)] for row in IN_BLOCK),
     ("norm", None, "classifier.0", "head.norm", "norm"),
     ("head", "fc", "classifier.2", "head.fc", "head"),
-]  # fmt: skip
+]
 
 # A key that only this format has, where the names of another would be ambiguous.
 SIGNS = {
@@ -46,24 +51,30 @@ SIGNS = {
 }
 
 # What the nets of the formats are, at the two ends of the roadmap; where two values make the same net, both stand here.
-# Names and shapes alone would let through a net that computes something else: an activation, an eps or a stride has neither.
+# Names and shapes alone would let through a net that computes something else: an activation, an eps or a stride has
+# neither.
 YES, NO = (When.auto, When.always), (When.auto, When.never)
 RESNET: dict[str, tuple[Any, ...]] = {
-    "stem": (Stem.resnet,), "depthwise": (False,), "inverted": (False,), "depthwise_first": (False,), "kernel_size": (3,),
-    "activation": (Activation.relu,), "activations_per_block": (3,), "norm": (Norm.batch_norm,), "norms_per_block": (3,),
-    "separate_downsampling": (False,), "layer_scale": (None,), "stem_norm": (True,), "stem_activation": YES, "projection_norm": (True,),
-    "residual_activation": YES, "head_norm": NO, "stride_on": (StrideOn.spatial,), "conv_bias": NO, "batch_norm_eps": (1e-5,),
+    "stem": (Stem.resnet,), "depthwise": (False,), "inverted": (False,), "depthwise_first": (False,),
+    "kernel_size": (3,), "activation": (Activation.relu,), "activations_per_block": (3,), "norm": (Norm.batch_norm,),
+    "norms_per_block": (3,), "separate_downsampling": (False,), "layer_scale": (None,), "stem_norm": (True,),
+    "stem_activation": YES, "projection_norm": (True,), "residual_activation": YES, "head_norm": NO,
+    "stride_on": (StrideOn.spatial,), "conv_bias": NO, "batch_norm_eps": (1e-5,),
 }  # fmt: skip
 CONVNEXT: dict[str, tuple[Any, ...]] = {  # without strided blocks and projections: their readings do not matter
-    "stem": (Stem.patchify,), "depthwise": (True,), "inverted": (True,), "depthwise_first": (True,), "kernel_size": (7,),
-    "activation": (Activation.gelu,), "activations_per_block": (1,), "norm": (Norm.layer_norm,), "norms_per_block": (1,),
-    "separate_downsampling": (True,), "stem_norm": (True,), "stem_activation": NO, "residual_activation": NO, "head_norm": YES,
-    "conv_bias": YES, "layer_norm_eps": (1e-6,),
+    "stem": (Stem.patchify,), "depthwise": (True,), "inverted": (True,), "depthwise_first": (True,),
+    "kernel_size": (7,), "activation": (Activation.gelu,), "activations_per_block": (1,), "norm": (Norm.layer_norm,),
+    "norms_per_block": (1,), "separate_downsampling": (True,), "stem_norm": (True,), "stem_activation": NO,
+    "residual_activation": NO, "head_norm": YES, "conv_bias": YES, "layer_norm_eps": (1e-6,),
 }  # fmt: skip
+# Told by the shapes, or without a meaning at an end of the roadmap. Any other toggle must be at its default: what was
+# added after these formats is in none of their nets.
+FREE = {"depths", "width", "layer_scale", "drop_path", "init"}
+FREE |= {"projection_norm", "stride_on", "batch_norm_eps", "layer_norm_eps"}
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Load weights of any known format, found by their keys; {"model": ...}, {"state_dict": ...} and `module.` are unwrapped.
+    """Load weights of any known format, found by their keys; {"model": ...} and the like are unwrapped.
 
     Raises DataError, naming the first key or shape that does not fit; then the net is as before.
     """
@@ -92,9 +103,9 @@ def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
-    """Return the net's weights as `torchvision`, `timm` or `official` has them, unchanged but for names and unit dimensions.
+    """Return the net's weights as `torchvision`, `timm` or `official` has them: other names and unit dimensions.
 
-    They share memory with the net, as those of `state_dict` do. Raises DataError where the net is none that the format knows.
+    They share memory with the net, as those of `state_dict` do. Raises DataError where the format knows no such net.
     """
     if fmt not in {"torchvision", "timm", "official"}:
         raise DataError(f"format {fmt}: must be one of torchvision, timm, official")
@@ -110,7 +121,7 @@ def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors by key, without the wrappings of training code. Raises DataError where there is anything but tensors."""
+    """Return the tensors by key, without the wrappings of training code. Raises DataError for anything but tensors."""
     for wrapping in ("model", "state_dict", "net"):
         inner = state_dict.get(wrapping)
         if isinstance(inner, Mapping):
@@ -146,7 +157,7 @@ def foreign_name(key: str, fmt: str) -> str:
 
 
 def reshaped(tensor: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
-    """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied as it is."""
+    """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied so."""
     if tensor.is_meta or tensor.layout != torch.strided:
         raise DataError(f"{what} is no plain tensor with values: device {tensor.device.type}, layout {tensor.layout}")
     if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
@@ -169,7 +180,9 @@ def shaped_for(fmt: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def check_toggles(net: Net, fmt: str) -> None:
     """Raise DataError unless the net is a ResNet or ConvNeXt, as the format's nets are."""
-    for toggle, allowed in (RESNET if fmt == "torchvision resnet" else CONVNEXT).items():
+    known = RESNET if fmt == "torchvision resnet" else CONVNEXT
+    others = {name: (field.default,) for name, field in NetConfig.model_fields.items() if name not in FREE}
+    for toggle, allowed in (others | known).items():
         value = getattr(net.cfg, toggle)
         if value not in allowed:
             raise DataError(

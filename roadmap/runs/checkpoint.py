@@ -1,11 +1,12 @@
-"""Checkpoints: plain tensors and containers, each with a manifest; one counts only if its bytes are those of the manifest.
+"""Checkpoints: plain tensors and containers, each with a manifest; one counts only if its bytes are those of the
+manifest.
 
 A checkpoint is `step-<global step>-<epochs evaluated>.pt` with a `.json` of that name beside it, which is there first.
-Used by `roadmap.training.train`, which holds the run directory meanwhile.
 """
 
 import errno
 import hashlib
+import json
 import os
 import socket
 import zipfile
@@ -17,9 +18,8 @@ from typing import Any
 import torch
 
 from roadmap.errors import DataError, DiskError
-from roadmap.files import fsync_dir, read_json, write_json
-
-SCHEMA = 1
+from roadmap.files import finite_or_null, fsync_dir, write_json
+from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, read_record
 
 
 @dataclass
@@ -95,7 +95,9 @@ def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep:
             os.fsync(out.fileno())
         if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
             raise OSError(errno.EIO, f"{damaged} differs from what was written")
-        manifest = {"schema": SCHEMA, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary), **manifest}
+        size, digest = temporary.stat().st_size, _sha256(temporary)
+        manifest = {"schema": MANIFEST_SCHEMA, "bytes": size, "sha256": digest, **finite_or_null(manifest)}
+        manifest["checksum"] = _checksum(manifest)
         path.unlink(missing_ok=True)  # only one that is not whole
         write_json(path.with_suffix(".json"), manifest)
         os.replace(temporary, path)
@@ -116,7 +118,8 @@ def tidy(folder: Path) -> None:
 
 
 def find_newest(folder: Path) -> Found | None:
-    """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there was never one.
+    """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there
+    was never one.
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """
@@ -124,7 +127,7 @@ def find_newest(folder: Path) -> Found | None:
     paths = sorted(folder.glob("step-*.pt"), reverse=True)
     for path in paths:
         try:
-            manifest = read_json(path.with_suffix(".json"))
+            manifest = read_record(Manifest, path.with_suffix(".json"))
             _verify(path, manifest)
             load(path)
             return Found(path, manifest, skipped)
@@ -146,19 +149,27 @@ def load(path: Path) -> dict[str, Any]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        _verify(path, read_json(path.with_suffix(".json")))
+        _verify(path, read_record(Manifest, path.with_suffix(".json")))
     except (OSError, ValueError):
         return False
     return True
 
 
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
-    if manifest.get("schema") != SCHEMA:
-        raise ValueError(f"written in schema {manifest.get('schema')}, this is {SCHEMA}")
+    if manifest["schema"] not in range(1, MANIFEST_SCHEMA + 1):
+        raise ValueError(f"written in schema {manifest['schema']}, this is {MANIFEST_SCHEMA}")
+    if manifest["schema"] > 1 and manifest.get("checksum") != _checksum(manifest):
+        raise ValueError("its manifest has changed")
     if path.stat().st_size != manifest.get("bytes"):
         raise ValueError(f"{path.stat().st_size} bytes instead of {manifest.get('bytes')}")
     if _sha256(path) != manifest.get("sha256"):
         raise ValueError("its bytes have changed")
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """Return a hash of all of a manifest but its checksum."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _rotate(folder: Path, keep: int, best_step: int | None) -> None:

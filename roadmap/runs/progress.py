@@ -14,27 +14,32 @@ tqdm.set_lock(threading.RLock())  # tqdm's own would be a semaphore between proc
 
 @dataclass
 class SweepProgress:
-    """Where this run stands among those of one command, to say how long all of them will take."""
+    """The position of this run among those of one command, and how long all of them will take."""
 
     position: int = 1
     total: int = 1
     runs_done: float = 0.0  # runs that this process has trained, in whole and in part
     stopped: bool = False  # a signal came when a run was as good as done: no other begins
     started: float = field(default_factory=time.monotonic)
-    cache: dict[str, Any] = field(
-        default_factory=dict, repr=False
-    )  # what one run leaves to the next: images, a captured step
+    # What one run leaves to the next: images, a captured step.
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def prefix(self) -> str:
         """Return `[3/17] `, or nothing for a run on its own."""
         return f"[{self.position}/{self.total}] " if self.total > 1 else ""
 
+    def write(self, line: str) -> None:
+        """Write a line to stderr that stays, above a bar where there is one, with the run's position in the sweep."""
+        tqdm.write(self.prefix() + line, file=sys.stderr)
+        sys.stderr.flush()
+
     def left(self, share_done: float, share_before: float) -> str:
-        """Return how long all runs will still take, from what this process has done; `share_before` of this run was done before."""
+        """Return how long all runs still take, by what this process did; `share_before` of this run was done before."""
         done = self.runs_done + share_done - share_before
         if self.total == 1 or done <= 0:
             return ""
-        return f", all {clock((self.total - self.position + 1 - share_done) * (time.monotonic() - self.started) / done)} left"
+        runs_left = self.total - self.position + 1 - share_done
+        return f", all {clock(runs_left * (time.monotonic() - self.started) / done)} left"
 
 
 def wide_terminal() -> bool:
@@ -53,14 +58,14 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows a run's steps: `advance` after each, `say` for a line that stays."""
+    """Shows a run's steps: `advance` after each, `write` for a line that stays."""
 
     def __init__(
         self, name: str, total_steps: int, done_steps: int, sweep: SweepProgress, every_s: float = 30.0
     ) -> None:
         self.name, self.sweep, self.every_s = name, sweep, every_s
         self.total, self.done, self._start = total_steps, done_steps, done_steps
-        self._began = self._spoke = time.monotonic()
+        self._began = self._written = time.monotonic()
         self.bar = tqdm(
             total=total_steps,
             initial=done_steps,
@@ -77,14 +82,13 @@ class Progress:
         if not self.bar.disable:
             self.bar.set_postfix_str(f"{note}, {self._left()}", refresh=False)
             self.bar.update()
-        elif time.monotonic() - self._spoke > self.every_s:
-            self.say(f"{self.name}: step {self.done}/{self.total}, {note}, {self._left()}")
+        elif time.monotonic() - self._written > self.every_s:
+            self.write(f"{self.name}: step {self.done}/{self.total}, {note}, {self._left()}")
 
-    def say(self, line: str) -> None:
-        """Write a line that stays, with the run's place among those of the command."""
-        self._spoke = time.monotonic()
-        tqdm.write(self.sweep.prefix() + line, file=sys.stderr)
-        sys.stderr.flush()
+    def write(self, line: str) -> None:
+        """Write a line that stays; the next one about progress comes `every_s` later."""
+        self._written = time.monotonic()
+        self.sweep.write(line)
 
     def _left(self) -> str:
         made = self.done - self._start

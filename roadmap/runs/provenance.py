@@ -17,38 +17,42 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the checkout was that it was taken from
 PACKAGE = Path(__file__).resolve().parent.parent
-NO_INFLUENCE = ("report", "sweep", "bench", "paper")  # rooms that cannot change a result
+ROOMS = ("config", "data", "distributed", "net", "runs", "training")  # what a result depends on
+NO_INFLUENCE = ("data/download.py", "data/imagenet.py", "data/verify.py", "runs/progress.py", "runs/wandb_logger.py")
 
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the package's Python files, without the rooms that only read results."""
+    """Return a hash of the Python files that a result depends on. Composing is not: the config is recorded whole."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE)
-        if name.parts[0] not in NO_INFLUENCE:
+    for path in sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name not in NO_INFLUENCE:
             digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 @cache
-def git_state() -> dict[str, str | bool | None]:
-    """Return the commit of the checkout, or of the one that a snapshot was taken from, and whether it was changed since; else None."""
+def git_state(*paths: str) -> dict[str, str | bool | None]:
+    """Return the commit of the checkout, and whether it (or some paths of it) was changed since; None outside of one.
+
+    In a snapshot they are those of the checkout that it was taken from.
+    """
     if (taken := PACKAGE.parent / SNAPSHOT).exists():
         about = read_json(taken)
         return {"git_commit": about.get("git_commit"), "git_dirty": about.get("git_dirty")}
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *paths)
+    return {"git_commit": commit and commit.strip(), "git_dirty": None if changes is None else bool(changes)}
 
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
 
-    changes = git("status", "--porcelain")
-    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+def git(*words: str) -> str | None:
+    """Return what git prints in the checkout, None where it fails or there is none."""
+    command = ["git", "-C", str(PACKAGE.parent), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:

@@ -1,10 +1,11 @@
 """The run directory: where it is, who may write it, and its `config.yaml` and `status.json`.
 
-`<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock. Used by `roadmap.training.train`.
+`<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock.
 """
 
-import errno
-import fcntl
+import glob
+import hashlib
+import json
 import os
 import re
 import socket
@@ -13,22 +14,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
-from roadmap.config.schema import Config
-from roadmap.errors import Busy, DiskError, NoProgress, PeerLost, Refused
-from roadmap.files import atomic_write, disk_errors, read_json, write_json
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.config import KEYS, Affects, Config
+from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
+from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml, write_json
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, LOG, METRICS, STATUS, SUMMARY, Status, info_keys, read_record
+from roadmap.text import flatten, one_line, shorten
 
-# What makes a run this run and no other. Everything else may change between two starts of it.
-IDENTITY = ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data")
 DEATHS = 3  # so often a run may die without a new checkpoint
-# What must not change between two starts.
-DRIFT = ("code_hash", "data_fingerprint", "precision", "world_size", "compile", "cuda_graph", "kernels")
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
-FREE_IN_DATA = ("root", "download", "workers")
 
 
 def run_path(config: Config) -> Path:
@@ -38,15 +35,41 @@ def run_path(config: Config) -> Path:
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a resolved config that a result depends on, flat: `recipe.lr` to its value."""
+    """Return what a result depends on, of a config as it was recorded: dotted key -> value.
+
+    `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was
+    made. Raises ValueError for no config.
+    """
+    recorded = flatten_config(values)
+    return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
+
+
+def identity_hash(values: dict[str, Any]) -> str:
+    """Return a short hash of a recorded config's identity, for people."""
+    return hashlib.sha256(json.dumps(identity(values), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def lost_keys(values: dict[str, Any]) -> list[str]:
+    """Return the recorded keys that the schema does not know any more, as `key=value`."""
+    return [f"{name}={shorten(str(value), 40)}" for name, value in flatten_config(values).items() if name not in KEYS]
+
+
+def flatten_config(values: Any) -> dict[str, Any]:
+    """Return a recorded config by dotted key. Raises ValueError where it is none."""
+    if not isinstance(values, dict):
+        raise ValueError("holds no config")
+    return flatten(values)
+
+
+def hash_before_schema_2(values: dict[str, Any]) -> str:
+    """Return the hash that a manifest of schema 1 has of a config, from the `config.yaml` of its time."""
     flat: dict[str, Any] = {}
-    for key in IDENTITY:
+    for key in ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data"):
         value = values.get(key)
-        if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items() if not (key == "data" and k in FREE_IN_DATA)}
-        else:
-            flat[key] = value
-    return flat
+        inner = value.items() if isinstance(value, dict) else ()
+        flat |= {f"{key}.{k}": v for k, v in inner if not (key == "data" and k in ("root", "download", "workers"))}
+        flat |= {} if isinstance(value, dict) else {key: value}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def newest_place(folder: Path) -> list[int]:
@@ -56,7 +79,8 @@ def newest_place(folder: Path) -> list[int]:
 
 
 def refuse_unsafe(path: Path) -> None:
-    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable for everyone.
+    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable
+    for everyone.
 
     One with the sticky bit (as /tmp) protects what is in it, and a group's directory is the group's own affair.
     """
@@ -67,9 +91,8 @@ def refuse_unsafe(path: Path) -> None:
         except OSError:
             continue  # made later, or told then
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise Refused(
-                f"paths.runs: {folder} is writable for everyone (mode {stat.S_IMODE(mode):o}); chmod o-w it, or take another"
-            )
+            mode_text = f"mode {stat.S_IMODE(mode):o}"
+            raise Refused(f"paths.runs: {folder} is writable for everyone ({mode_text}); chmod o-w it, or take another")
         if folder == runs or folder in runs.parents:
             return
 
@@ -88,32 +111,49 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key}: {str(before.get(key))[:80]} -> {str(now.get(key))[:80]}" for key in keys]
 
 
+def same_run_elsewhere(path: Path, values: dict[str, Any]) -> Path | None:
+    """Return the directory of a finished run beside `path` that is the same run under another cell's name, if any.
+
+    Older names repeated what is the default (`gelu,recipe.epochs=20`).
+    """
+    mine, head = identity(values), path.parent.name.split(",")[0]
+    for other in sorted(path.parent.parent.glob(f"{glob.escape(head)}*/{path.name}/{SUMMARY}")):
+        try:
+            if other.parent != path and identity(read_yaml(other.with_name(CONFIG))) == mine:
+                return other.parent
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 class RunDir:
     """One run's directory, held by one process at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.status: dict[str, Any] = {}
+        self.notes: list[str] = []  # for the log of this start
 
-    def load_status(self, values: dict[str, Any], facts: dict[str, Any], *, allow_drift: bool) -> None:
+    def load_status(self, values: dict[str, Any], run_info: dict[str, Any], *, allow_drift: bool) -> None:
         """Take up the status that an earlier start left, if there was one.
 
         Raises Refused where it was a run of another config, or of other code or data (unless drift is allowed).
         """
         try:
-            before = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-            self.status = read_json(self.path / STATUS)
+            before = read_yaml(self.path / CONFIG)
+            self.status = read_record(Status, self.path / STATUS)
             changes = differences(identity(before), identity(values))
         except FileNotFoundError as error:
+            if other := same_run_elsewhere(self.path, values):
+                self.notes.append(f"the same run is done already, under another name: {other}; a report counts it once")
             if any((self.path / CHECKPOINTS).glob("step-*.pt")):
-                raise Refused(
-                    f"{self.path}: holds checkpoints, but no {Path(error.filename).name}; fresh=true sets it aside"
-                ) from None
+                missing = Path(error.filename).name
+                raise Refused(f"{self.path}: holds checkpoints, but no {missing}; fresh=true sets it aside") from None
             return
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except (ValueError, yaml.YAMLError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except ValueError as error:
+            reason = one_line(error)
             raise Refused(
                 f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside"
             ) from None
@@ -123,64 +163,60 @@ class RunDir:
             )
         if self.status.get("state") == "done" and (self.path / SUMMARY).exists():
             return
+        if lost := lost_keys(before):
+            self.notes.append(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}")
         self.status["state"] = "begun"
         if not any((self.path / CHECKPOINTS).glob("step-*.pt")):
             return  # nothing was trained yet that other code or data could spoil
-        drift = differences(*({key: facts_of.get(key) for key in DRIFT} for facts_of in (self.status, facts)))
+        self.status.setdefault("identity_hash", hash_before_schema_2(before))
+        drift = self._changes(run_info, [*info_keys(Affects.result), "code_hash"])
         if drift and not allow_drift:
             raise Refused(
                 f"{self.path}: was begun with other code, data, precision or devices ({'; '.join(drift)}); "
                 "fresh=true starts over, allow_drift=true goes on"
             )
-        self.status["drift"] = [*self.status.get("drift", []), *drift]
+        rounding = self._changes(run_info, [key for key in info_keys(Affects.rounding) if key != "code_hash"])
+        self.notes += [f"goes on with other {change} (differs in rounding)" for change in rounding]
+        self.status["drift"] = [*(self.status.get("drift") or []), *drift]
+        self.status["rounding"] = [*(self.status.get("rounding") or []), *rounding]
+
+    def _changes(self, run_info: dict[str, Any], keys: list[str]) -> list[str]:
+        """Return what of a run's facts has changed since its status was written; what an older status lacks has not."""
+        known = [key for key in keys if key in self.status and key in run_info]
+        return differences(*({key: info[key] for key in known} for info in (self.status, run_info)))
 
     def count_deaths(self) -> None:
         """Count how often the run died since its newest checkpoint was written; a polite stop is no death.
 
-        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish, counts anew.
+        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish,
+        counts anew.
         """
         if not self.status:
             return
         died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
-        place = newest_place(self.path / CHECKPOINTS)
-        deaths = self.status.get("deaths", 0) if self.status.get("began_at") == place else 0
-        self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == place else deaths
+        newest = newest_place(self.path / CHECKPOINTS)
+        deaths = self.status.get("deaths", 0) if self.status.get("began_at") == newest else 0
+        self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == newest else deaths
         if self.status["deaths"] < DEATHS:
             return
-        reason = f"died {DEATHS} times without progress, at step {place[0]}; see {self.path / 'run.log'}; started again it tries anew"
+        where = f"at step {newest[0]}; see {self.path / LOG}"
+        reason = f"died {DEATHS} times without progress, {where}; started again it tries anew"
         self.update(state="failed", exit_code=NoProgress.code, reason=f"{NoProgress.__name__}: {reason}", deaths=0)
         raise NoProgress(f"{self.path}: {reason}")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for an unsafe place."""
+        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for
+        an unsafe place."""
         refuse_unsafe(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock is gone
         except OSError as error:
             raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
-        with lock:
-            self._lock(lock)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+        busy = f"{self.path}: another process is writing this run"
+        # A killed holder's worker processes notice within seconds; a live one is not waited for.
+        with file_lock(self.path / ".lock", busy, ORPHANS_S, may_end=lambda holder: not alive(holder)):
             yield
-
-    def _lock(self, lock: TextIO) -> None:
-        deadline = time.monotonic() + ORPHANS_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise DiskError(f"{self.path}: cannot be locked ({error.strerror})") from None
-            lock.seek(0)
-            holder = lock.read().strip()
-            if alive(holder) or time.monotonic() > deadline:
-                raise Busy(f"{self.path}: another process is writing this run ({holder})")
-            time.sleep(0.2)  # the holder was killed; its worker processes notice within seconds
 
     def set_aside(self) -> Path | None:
         """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""

@@ -1,13 +1,13 @@
-"""What a start of a run leaves behind while it goes: ledger, status, log, progress on the screen, W&B.
+"""What a start of a run leaves behind while it goes: metrics, status, checkpoints, log, progress on the screen, W&B.
 
-`roadmap.training.train` tells it of every step and every evaluation; losses stay on the device until a flush.
+The loop tells it of every step and every evaluation; losses stay on the device until a flush. `RunLogger` is rank 0's;
+the `NullLogger` of the other ranks has the same methods and writes nothing.
 """
 
 import logging
 import os
 import secrets
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,16 +17,17 @@ from typing import Any, Self, TypeVar
 import torch
 
 from roadmap.config.choices import Precision
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
-from roadmap.errors import DiskError, RoadmapError
+from roadmap.errors import DiskError, RoadmapError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors, write_json
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
-from roadmap.runs.metrics import append_metrics, read_metrics, truncate_metrics
+from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import RunDir, newest_place
 from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY
+from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
 
 log = logging.getLogger("roadmap")
@@ -34,171 +35,159 @@ T = TypeVar("T")
 
 
 class RunLogger:
-    """One start of a run. Entered, it says `running`; left, it says how the run ended, whatever ended it."""
+    """One start of a run. Entered, `status.json` says `running`; left, it says how the run ended, whatever ended it."""
 
     def __init__(
-        self,
-        run: RunDir,
-        config: Config,
-        facts: dict[str, Any],
-        device: torch.device,
-        total_steps: int,
-        sweep: SweepProgress,
+        self, run: RunDir, config: Config, run_info: dict[str, Any], device: torch.device, sweep: SweepProgress
     ) -> None:
-        """`facts` (net size, data fingerprint) go into `status.json` and W&B's config."""
+        """`run_info` (net size, data fingerprint) goes into `status.json`, `summary.json` and W&B's config."""
         self.run, self.config, self.device, self.sweep = run, config, device, sweep
-        self.total_steps = total_steps
-        self.facts = {**facts, **provenance.git_state(), "versions": provenance.versions()}
-        self.earlier = dict(run.status)
+        self.run_info = {**run_info, **provenance.git_state()}
         self.metrics = run.path / METRICS
         self.progress: Progress | None = None
-        self.mirror: WandbLogger | None = None
+        self.wandb: WandbLogger | None = None
         self.summary: dict[str, Any] = {}
-        self._pending = DeferredMetrics(may_overflow=facts["precision"] == Precision.fp16)
+        self._deferred = DeferredMetrics(run_info["precision"])
         self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
+        self._throughput = Throughput()
         self._rows: list[Row] = []
-        self._handler: logging.Handler | None = None
-        self._began = self._flushed = self._saved = time.monotonic()
-        self._base_s = self._waited_s = 0.0
-        self._images = 0
-        self._note, self._due_told = "", False
+        self._log_file: logging.Handler | None = None
+        self._began = self._saved = time.monotonic()
+        self._earlier_s = 0.0  # of earlier starts
+        self._latest, self._save_requested = "", False
 
     def __enter__(self) -> Self:
-        self._handler = log_to(self.run.path / LOG)
-        self.run.write_config(resolved(self.config))
+        self._log_file = log_to(self.run.path / LOG)
+        self.run.write_config(self.config.values())
+        earlier = self.run.status
         self.run.status = {
             "state": "running",
-            "wandb_id": self.earlier.get("wandb_id") or secrets.token_hex(8),
-            "wandb_rows": self.earlier.get("wandb_rows", 0),
-            "starts": self.earlier.get("starts", 0) + 1,
+            "wandb_id": earlier.get("wandb_id") or secrets.token_hex(8),
+            "wandb_rows": earlier.get("wandb_rows", 0),
+            "starts": earlier.get("starts", 0) + 1,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "deaths": self.earlier.get("deaths", 0),
+            "deaths": earlier.get("deaths", 0),
             "began_at": newest_place(self.run.path / CHECKPOINTS),
-            "drift": self.earlier.get("drift", []),
-            **self.facts,
-            **provenance.hardware(self.device),
+            "drift": earlier.get("drift") or [],
+            "rounding": earlier.get("rounding") or [],
+            **({"identity_hash": earlier["identity_hash"]} if "identity_hash" in earlier else {}),
+            **self.run_info,
             "pid": os.getpid(),
             "exit_code": None,
             "reason": None,
         }
         self.run.update()
+        for note in self.run.notes:
+            self.info(note)
         return self
 
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float) -> None:
-        """Begin at a step: drop ledger lines past it, open progress and W&B."""
+    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
+        """Begin at a step, after `time_s` of earlier starts: drop metrics past it, open progress and W&B.
+
+        Raises DataError where the metrics up to it are not those of `digest`.
+        """
         with disk_errors(self.metrics):
-            truncate_metrics(self.metrics, global_step, epochs_evaluated)
+            truncate_metrics(self.metrics, global_step, epochs_evaluated, digest)
             self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
-        self.progress = Progress(self.config.cell, self.total_steps, global_step, self.sweep)
-        values = {**resolved(self.config), **self.facts}
-        self.mirror = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.say)
-        if self.mirror.place:
-            (self.say if self.sweep.position == 1 else log.info)(self.mirror.place)  # once a sweep is enough
+        total_steps = self.config.recipe.epochs * self.run_info["steps_per_epoch"]
+        self.progress = Progress(self.config.cell, total_steps, global_step, self.sweep)
+        values = {**self.config.values(), **self.run_info}
+        self.wandb = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.info)
+        if self.wandb.location:
+            (self.info if self.sweep.position == 1 else log.info)(self.wandb.location)  # once a sweep is enough
         self.run.update(epoch=epochs_evaluated, step=global_step)
-        self._base_s = time_s
-        self._began = self._flushed = self._saved = time.monotonic()
+        self._earlier_s = time_s
+        self._began = self._saved = time.monotonic()
+        self._throughput.restart()
         reset_peak_memory(self.device)
 
     @property
     def time_s(self) -> float:
         """Return the seconds spent on this run, over all its starts."""
-        return self._base_s + time.monotonic() - self._began
+        return self._earlier_s + time.monotonic() - self._began
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Show a line and keep it in `run.log`."""
         log.info(line)
-        if self.progress is not None:
-            self.progress.say(line)
-        else:
-            print(self.sweep.prefix() + line, file=sys.stderr, flush=True)
+        self.sweep.write(line)
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches and measure how long training waits for them."""
-        source = iter(batches)
-        while True:
-            before = time.monotonic()
-            batch = next(source, None)
-            self._waited_s += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
+        return self._throughput.timed(batches)
 
     def log_step(
         self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
     ) -> None:
         """Note one optimizer step, without asking the device. Raises NonFiniteError, at a flush, and DiskError."""
-        self._images += images
-        if self._pending.add(
-            {"kind": "train", "epoch": epoch, "global_step": global_step, "train/lr": lr}, loss, grad_norm
-        ):
+        self._throughput.images += images
+        row = {"kind": "train", "epoch": epoch, "global_step": global_step, "train/lr": lr}
+        if self._deferred.add(row, loss, grad_norm):
             self.flush()
         if self.progress is not None:
-            self.progress.advance(f"epoch {epoch}/{self.config.recipe.epochs}{self._note}")
-        self._notice_saved(self._saver.finished())
+            self.progress.advance(f"epoch {epoch}/{self.config.recipe.epochs}{self._latest}")
+        self._checkpoint_written(self._saver.finished())
 
     def flush(self) -> None:
-        """Read what the device has kept and write it to the ledger.
+        """Read what the device has kept and write it to `metrics.jsonl`.
 
         Raises NonFiniteError naming the first bad step; the lines up to it are written.
         """
-        rows, error = self._pending.read()
+        rows, error = self._deferred.read()
         if not rows:
             return
-        now = time.monotonic()
-        seconds = max(now - self._flushed, 1e-9)
-        shared = {
-            "time_s": round(self.time_s, 3),
-            "train/images_per_s": round(self._images / seconds, 1),
-            "train/data_wait": round(min(self._waited_s / seconds, 1.0), 4),
-            "train/memory_gb": round(peak_memory_gb(self.device), 3),
-        }
+        time_s = {"time_s": round(self.time_s, 3)}
+        shared = time_s | self._throughput.read() | {"train/memory_gb": round(peak_memory_gb(self.device), 3)}
         self._append([row | shared for row in rows])
-        self._images, self._waited_s, self._flushed = 0, 0.0, now
-        self._note = (
-            f"{self._last_top1()}, loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
-        )
+        top1 = next((f", top-1 {row['val/top1']:.2f} %" for row in reversed(self._rows) if row["kind"] == "val"), "")
+        self._latest = f"{top1}, loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
         if error is not None:
             raise error
 
     def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
-        """Note an evaluation: `val/top1` and `val/top5` in percent, `val/loss`, and what else was measured; which images were right."""
+        """Note an evaluation: `val/loss`, `val/top1` and `val/top5` in percent, ...; and the bytes of `correct.npy`."""
         row = {"kind": "val", "epoch": epoch, "global_step": global_step, "time_s": round(self.time_s, 3), **values}
         self._append([row])
-        log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._note)
+        log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._latest)
         with disk_errors(self.run.path / CORRECT):
             atomic_write(self.run.path / CORRECT, correct)
-        self._flushed = time.monotonic()
+        self._throughput.restart()
+
+    def _append(self, rows: list[Row]) -> None:
+        with disk_errors(self.metrics):
+            append_metrics(self.metrics, rows)
+        self._rows += rows
 
     def checkpoint_due(self) -> bool:
         """Tell, once, that the time between two checkpoints within an epoch has passed."""
-        due = not self._due_told and time.monotonic() - self._saved > 60 * self.config.checkpoint.every_min
-        self._due_told |= due
+        due = not self._save_requested and time.monotonic() - self._saved > 60 * self.config.checkpoint.every_min
+        self._save_requested |= due
         return due
 
     def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
-        """Let a checkpoint be written beside training, after the ledger lines that it covers. Raises NonFiniteError, DiskError."""
+        """Let a checkpoint be written beside training, after its metrics. Raises NonFiniteError, DiskError."""
         self.flush()
         self.wait_for_checkpoint()
         where = {"epoch": manifest["epochs_evaluated"], "step": manifest["global_step"], "rows": len(self._rows)}
-        facts = {"time": time.time(), **self.facts}
-        self._saver.start({**state, "time_s": self.time_s}, {**manifest, **facts}, best_step, where)
-        self._saved, self._due_told = time.monotonic(), False
-        self._flushed = time.monotonic()
+        ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
+        manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
+        self._saver.start({**state, "time_s": self.time_s}, manifest, best_step, where)
+        self._saved, self._save_requested = time.monotonic(), False
+        self._throughput.restart()
 
     def wait_for_checkpoint(self) -> None:
         """Wait until the checkpoint that is being written, if any, is whole. Raises DiskError."""
-        self._notice_saved(self._saver.wait())
+        self._checkpoint_written(self._saver.wait())
 
-    def _notice_saved(self, where: dict[str, int] | None) -> None:
-        """Note that a checkpoint is whole: what lies behind it goes up to W&B."""
+    def _checkpoint_written(self, where: dict[str, int] | None) -> None:
+        """Send to W&B what lies behind a checkpoint that is whole by now, if one is."""
         if where is None:
             return
-        if self.mirror is not None:
-            self.run.status["wandb_rows"] = self.mirror.follow(self.run.status["wandb_rows"], where["rows"])
+        if self.wandb is not None:
+            self.run.status["wandb_rows"] = self.wandb.log_rows(self.run.status["wandb_rows"], where["rows"])
         self.run.update(epoch=where["epoch"], step=where["step"])
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write and return `summary.json`: the result, the config's names, speed, memory, versions. Raises DiskError."""
+        """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""
         self.wait_for_checkpoint()
         config, seconds = self.config, self.time_s
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
@@ -212,13 +201,13 @@ class RunLogger:
             "batch_size": config.recipe.batch_size,
             "image_size": config.data.image_size,
             **result,
-            **self.facts,
+            **self.run_info,
             "train_images_per_s": statistics.median(speeds),
-            "gpu_hours": round(seconds * self.facts["world_size"] / 3600, 4) if self.device.type == "cuda" else None,
+            "gpu_hours": round(seconds * self.run_info["world_size"] / 3600, 4) if self.device.type == "cuda" else None,
             "time_s": round(seconds, 1),
             "peak_memory_gb": round(peak_memory_gb(self.device), 3),
             "drift": self.run.status["drift"],
-            **provenance.hardware(self.device),
+            "rounding": self.run.status["rounding"],
             "state": "done",
         }
         with disk_errors(self.run.path / SUMMARY):
@@ -235,42 +224,25 @@ class RunLogger:
         except DiskError as late:
             log.info("%s", late)
         self._saver.close()
-        code = (
-            0
-            if error is None
-            else error.code
-            if isinstance(error, RoadmapError)
-            else 75
-            if kind is KeyboardInterrupt
-            else 1
-        )
-        state = {0: "done", 75: "stopped"}.get(code, "failed")
+        code = exit_code(error)
+        state = {0: "done", StoppedEarly.code: "stopped"}.get(code, "failed")
         reason = None if error is None else f"{type(error).__name__}: {error}"[:500]
         log.info("%s%s", state, f" ({reason})" if reason else "", exc_info=error if code == 1 else None)
         try:
             self.run.update(state=state, exit_code=code, reason=reason)
         finally:
-            if self.mirror is not None:
-                self.mirror.finish(self.summary, code)
-            if self._handler is not None:
-                log.removeHandler(self._handler)
-                self._handler.close()
-
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        with disk_errors(self.metrics):
-            append_metrics(self.metrics, rows)
-        self._rows += rows
-
-    def _last_top1(self) -> str:
-        last = next((row for row in reversed(self._rows) if row["kind"] == "val"), None)
-        return f", top-1 {last['val/top1']:.2f} %" if last else ""
+            if self.wandb is not None:
+                self.wandb.finish(self.summary, code)
+            if self._log_file is not None:
+                log.removeHandler(self._log_file)
+                self._log_file.close()
 
 
 class NullLogger:
-    """The record of a rank that writes nothing: it reads the same numbers, and stops with the others where they are not finite."""
+    """Of the other ranks: writes nothing, reads the same numbers, so that all stop where one is not finite."""
 
-    def __init__(self, *, may_overflow: bool = False) -> None:
-        self._pending = DeferredMetrics(may_overflow=may_overflow)
+    def __init__(self, precision: Precision) -> None:
+        self._deferred = DeferredMetrics(precision)
 
     def __enter__(self) -> Self:
         return self
@@ -278,10 +250,10 @@ class NullLogger:
     def __exit__(self, *_: object) -> None:
         return
 
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float) -> None:
+    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
         """Do nothing."""
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Do nothing."""
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
@@ -292,12 +264,12 @@ class NullLogger:
         self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
     ) -> None:
         """Note one optimizer step. Raises NonFiniteError, in the step in which rank 0 does."""
-        if self._pending.add({"global_step": global_step}, loss, grad_norm):
+        if self._deferred.add({"global_step": global_step}, loss, grad_norm):
             self.flush()
 
     def flush(self) -> None:
-        """Look at what the device has kept. Raises NonFiniteError."""
-        if error := self._pending.read()[1]:
+        """Read what the device has kept. Raises NonFiniteError."""
+        if error := self._deferred.read()[1]:
             raise error
 
     def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
@@ -308,7 +280,7 @@ class NullLogger:
         return False
 
     def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
-        """Leave it to rank 0; the same look at the numbers as there."""
+        """Leave it to rank 0, but read the numbers where it does."""
         self.flush()
 
     def wait_for_checkpoint(self) -> None:
@@ -328,3 +300,12 @@ def log_to(path: Path) -> logging.Handler:
     log.propagate = False
     log.addHandler(handler)
     return handler
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Return the exit code of a run that an error ended."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedEarly.code
+    return error.code if isinstance(error, RoadmapError) else 1

@@ -1,4 +1,19 @@
-"""What a run directory holds: the names of its files."""
+"""What a run directory holds: the names of its files, the schema of each, and how its numbers are shown, for all who write or read.
+
+Older records lack keys, and newer ones have more: what is missing is None, what is not known is kept.
+`MANIFEST_SCHEMA` counts the forms of a manifest: 1 had a hash of the run's identity, 2 has its values, the ledger's
+length and hash, and a checksum of its own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from roadmap.config import Affects
+from roadmap.files import read_json
+from roadmap.text import shorten
 
 METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "metrics.jsonl",
@@ -8,6 +23,169 @@ METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "correct.npy",
     "run.log",
 )
-
-
 CHECKPOINTS = "checkpoints"
+MANIFEST_SCHEMA = 2
+
+
+class Record(BaseModel):
+    """A JSON object that a run writes."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+R = TypeVar("R", bound=Record)
+
+
+class RunInfo(Record):
+    """What is known of a run before its first step, and where it computes."""
+
+    gmacs: float | None = None
+    params_m: float | None = None
+    num_classes: int | None = None
+    steps_per_epoch: int | None = None
+    data_fingerprint: Annotated[str | None, Affects.result] = None
+    precision: Annotated[str | None, Affects.result] = None
+    world_size: Annotated[int | None, Affects.result] = None  # devices
+    code_hash: Annotated[str | None, Affects.rounding] = None
+    compile: Annotated[bool | None, Affects.rounding] = None
+    cuda_graph: Annotated[bool | None, Affects.rounding] = None
+    kernels: Annotated[str | None, Affects.rounding] = None
+    hardware: Annotated[str | None, Affects.rounding] = None
+    threads: Annotated[int | None, Affects.rounding] = None
+    versions: Annotated[dict[str, str] | None, Affects.rounding] = None
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    host: str | None = None
+    job_id: str | None = None
+
+
+class Status(RunInfo):
+    """`status.json`: how a run stands."""
+
+    state: str | None = None  # begun | running | stopped | failed | done
+    epoch: int | None = None  # evaluated, at the newest checkpoint
+    step: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    starts: int | None = None
+    started: str | None = None
+    updated: str | None = None
+    deaths: int | None = None  # in a row, without a new checkpoint
+    began_at: list[int] | None = None  # step and epochs of the checkpoint that this start began at
+    drift: list[str] | None = None  # what had changed when it went on by allow_drift=true
+    rounding: list[str] | None = None  # what had changed that differs in rounding alone
+    identity_hash: str | None = None  # of the config as a start before schema 2 wrote it
+    pid: int | None = None
+    wandb_id: str | None = None
+    wandb_rows: int | None = None  # lines of the ledger that W&B has
+
+
+class Summary(RunInfo):
+    """`summary.json`: the result of a run that is done, accuracies in percent."""
+
+    state: str | None = None
+    study: str | None = None
+    cell: str | None = None
+    step: str | None = None
+    variant: str | None = None
+    parent: str | None = None
+    label: str | None = None
+    adopted: str | None = None
+    seed: int | None = None
+    regime: str | None = None
+    data: str | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    epoch: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    ema_top1: float | None = None
+    ema_top5: float | None = None
+    val_images: int | None = None
+    train_images_per_s: float | None = None
+    gpu_hours: float | None = None
+    time_s: float | None = None
+    peak_memory_gb: float | None = None
+    drift: list[str] | None = None
+    rounding: list[str] | None = None
+
+
+class Manifest(RunInfo):
+    """What lies beside a checkpoint; without it, it does not count."""
+
+    form: int = Field(alias="schema")
+    bytes: int
+    sha256: str
+    identity: dict[str, Any] | str
+    global_step: int
+    epochs_evaluated: int
+    best_top1: float | None = None
+    best_step: int | None = None
+    time: float | None = None
+    rows: int | None = None  # lines of the ledger up to this checkpoint
+    rows_sha256: str | None = None
+    checksum: str | None = None  # of all the other keys
+
+
+def read_record(kind: type[Record], path: Path) -> dict[str, Any]:
+    """Read a record, checked by its schema. Raises OSError, and ValueError naming the file, the key and its value."""
+    values = read_json(path)
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        where, value = ".".join(map(str, found["loc"])), shorten(str(found["input"]), 40)
+        raise ValueError(f"{path}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
+    return values
+
+
+def read_or_empty(kind: type[R], path: Path) -> R:
+    """Return a record, one without values where there is none that can be read."""
+    try:
+        return kind.model_validate(read_json(path))
+    except (OSError, ValueError):
+        return kind()
+
+
+def info_keys(kind: Affects) -> list[str]:
+    """Return the keys of `RunInfo` that affect a result, or its rounding."""
+    return [name for name, field in RunInfo.model_fields.items() if kind in field.metadata]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number in `summary.json`, and how it is shown wherever it is shown."""
+
+    key: str
+    title: str
+    unit: str
+    digits: int  # decimals; a number below 1 has as many as three digits need
+    better: Literal["higher", "lower"]
+    about: str = ""  # one line under a table
+
+    @property
+    def heading(self) -> str:
+        """Return e.g. `top-1 (%)`."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def text(self, value: float | None) -> str:
+        """Return a value in its digits, without the unit; nothing for nothing."""
+        if value is None:
+            return ""
+        return f"{value:.{self.digits}f}" if value >= 1 or value == 0 else f"{value:#.3g}"
+
+
+QUANTITIES = {
+    quantity.key: quantity
+    for quantity in (
+        Quantity("top1", "top-1", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
+        Quantity("top5", "top-5", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
+        Quantity("gmacs", "MACs", "G", 2, "lower", "multiply-accumulates of one image"),
+        Quantity("params_m", "parameters", "M", 2, "lower", "of the net"),
+        Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds"),
+        Quantity("gpu_hours", "GPU-hours", "h", 2, "lower", "of one run, all its GPUs together, mean over seeds"),
+        Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds"),
+    )
+}

@@ -1,6 +1,6 @@
-"""Weights & Biases as a mirror of the ledger: it shows what `metrics.jsonl` says and can never stop or change a run.
+"""Weights & Biases as a copy of the record: it shows what `metrics.jsonl` says and can never stop or change a run.
 
-Rows go up once they are behind a checkpoint, so that a resumed run does not log a step twice. Used by `roadmap.training.train`.
+Rows go up once they are behind a checkpoint, so that a resumed run does not log a step twice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, METRICS, STATUS
+from roadmap.text import one_line
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -27,22 +28,22 @@ INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
 
 
 def wandb_mode(config: Config) -> str:
-    """Return `online`, `offline` or `disabled`: what the config or WANDB_MODE says, else online where there is a login."""
+    """Return `online`, `offline` or `disabled`: by the config or WANDB_MODE, else online where there is a login."""
     if config.wandb.mode != WandbMode.auto:
         return str(config.wandb.mode)
-    said = os.environ.get("WANDB_MODE", "")
-    if said in {"online", "offline", "disabled", "dryrun"}:
-        return said.replace("dryrun", "offline")  # W&B's older word
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode in {"online", "offline", "disabled", "dryrun"}:
+        return mode.replace("dryrun", "offline")  # W&B's older word
     return "online" if _logged_in() else "offline"
 
 
 def _logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
         return True
-    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for place in places:
+    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for file in files:
         try:
-            return netrc.netrc(Path(place).expanduser()).authenticators("api.wandb.ai") is not None
+            return netrc.netrc(Path(file).expanduser()).authenticators("api.wandb.ai") is not None
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
     return False
@@ -52,10 +53,10 @@ class WandbLogger:
     """One W&B run beside one run directory."""
 
     def __init__(
-        self, config: Config, path: Path, run_id: str, values: dict[str, Any], say: Callable[[str], None]
+        self, config: Config, path: Path, run_id: str, values: dict[str, Any], warn: Callable[[str], None]
     ) -> None:
-        """Start the W&B run. `values` is its config; `say` tells the user what goes wrong, once."""
-        self.path, self.say = path, say
+        """Start the W&B run. `values` is its config; `warn` is called with what goes wrong, once."""
+        self.path, self.warn = path, warn
         self.run: Run | None = None
         self.mode = wandb_mode(config)
         if self.mode == "disabled":
@@ -63,23 +64,23 @@ class WandbLogger:
         if self.mode == "online":
             self._go_online(config, run_id, values)
         if self.mode == "offline":
-            self._guard(self._start, config, run_id, values)
+            self._try(self._start, config, run_id, values)
 
     @property
-    def place(self) -> str:
-        """Return in one line where the run goes, with the command that syncs it later; nothing for a run without W&B."""
+    def location(self) -> str:
+        """Return where the run goes, with the command that syncs it later; nothing for a run without W&B."""
         if self.run is None:
             return ""
         if self.mode == "offline":
             return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*"
-        return f"W&B: {self._guard(getattr, self.run, 'url')}"
+        return f"W&B: {self._try(getattr, self.run, 'url')}"
 
     def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         try:
             self._start(config, run_id, values)
         except Exception as error:
             self.run, self.mode = None, "offline"
-            self.say(f"W&B: not online ({_line(error)}), so offline")
+            self.warn(f"W&B: not online ({one_line(error)}), so offline")
             with suppress(Exception):
                 import wandb
 
@@ -118,13 +119,13 @@ class WandbLogger:
         self.run.define_metric("train/*", step_metric="global_step")
         self.run.define_metric("val/*", step_metric="epoch")
 
-    def follow(self, sent: int, upto: int) -> int:
-        """Log the ledger's lines from number `sent` on, up to the number behind a checkpoint; return how many lines are sent now."""
+    def log_rows(self, sent: int, upto: int) -> int:
+        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now."""
         if self.run is None:
             return sent
-        return self._guard(self._follow, sent, upto) or sent
+        return self._try(self._log_rows, sent, upto) or sent
 
-    def _follow(self, sent: int, upto: int) -> int:
+    def _log_rows(self, sent: int, upto: int) -> int:
         assert self.run is not None
         rows = read_metrics(self.path / METRICS).rows[:upto]
         for row in rows[sent:]:
@@ -134,7 +135,7 @@ class WandbLogger:
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         """End the W&B run with the summary, and send the files that a report needs."""
         if self.run is not None:
-            self._guard(self._finish, summary, exit_code)
+            self._try(self._finish, summary, exit_code)
             self.run = None
 
     def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
@@ -146,18 +147,12 @@ class WandbLogger:
                 self.run.save(copy, base_path=self.run.dir, policy="end")
         self.run.finish(exit_code=exit_code)
 
-    def _guard(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call W&B; whatever it does wrong is said once, and ends the mirror, never the run."""
+    def _try(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""
         try:
             return call(*args)
         except Exception as error:
             self.run = None
-            self.say(
-                f"W&B failed and is left out of this run, which goes on ({_line(error)}); {METRICS} has every line"
-            )
+            self.warn(f"W&B failed and is left out, the run goes on ({one_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

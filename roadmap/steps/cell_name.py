@@ -1,35 +1,42 @@
-"""The name of a cell: the step, its variant, and what else changes the result."""
+"""The name of a cell: its step, its variant, and in what its result differs from its plain step's."""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
-from roadmap.config.schema import Config
+from roadmap.config import KEYS, Affects, Config
 from roadmap.errors import ConfigError
+from roadmap.text import flatten
 
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
-# What an override may change without changing the result, or what has a place of its own in the path.
-NOT_IN_CELL = ("step", "variant", "scale", "regime", "data", "seed", "study", "mode", "weights", "device", "devices",
-    "compile", "cuda_graph", "kernels", "start_timeout_s", "comm_timeout_s", "fresh", "allow_drift")  # fmt: skip
-NOT_IN_CELL_BELOW = ("data.root", "data.download", "data.workers", "paths.", "wandb.", "checkpoint.", "hydra.")
+IN_PATH = ("step", "variant", "regime", "data", "scale")  # groups that the path or the name has already
+NAMED = [k for k, key in KEYS.items() if key.affects == Affects.result and k not in ("step", "variant", "seed")]
 
 
-def cell_name(config: Config, choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """Name the cell: the step, +variant, and what else changes the result, sorted."""
+def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callable[[Sequence[str]], DictConfig]) -> str:
+    """Name the cell of a checked config, which Hydra composed as `cfg` from a primary file and overrides.
+
+    The plain step is what `compose` makes of the same file with the same step, variant, regime, data and scale alone.
+    A group that was chosen is named by its choice (`recipe=enhanced`), every other key by its value; what follows
+    from another key (`model.drop_path: ${recipe.drop_path}`) is not repeated. Past 80 characters a hash. Raises
+    ConfigError.
+    """
+    choices = hydra.runtime.choices
     changes = {} if choices.get("scale") == config.regime.scale else {"scale": choices.get("scale")}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.get_key_element().lstrip("+~").split("@")[0]
-        if override.is_delete():
-            raise ConfigError(f"~{key}: a key cannot be taken out; set it to the value that turns it off")
-        value = override.value()
-        keys = _flat(key, value) if isinstance(value, dict) else {key: value}
-        changes |= {
-            k: _value(config, k, choices) for k in keys if not (k in NOT_IN_CELL or k.startswith(NOT_IN_CELL_BELOW))
-        }
+    in_path, groups, values = _sorted_overrides(list(hydra.overrides.task), choices)
+    if groups or values:
+        plain = compose(in_path)
+        chosen = [o for o in groups if choices.get(_group(o)) != plain.hydra.runtime.choices.get(_group(o))]
+        changes |= {_group(o): choices.get(_group(o)) for o in chosen}
+        changes |= dict(_differences(config, cfg, compose([*in_path, *chosen]) if chosen else plain)) if values else {}
     head = config.step + (f"+{config.variant}" if config.variant else "")
     cell = ",".join([head, *(f"{key}={_text(changes[key])}" for key in sorted(changes))])
     if SAFE_CELL.fullmatch(cell):
@@ -37,21 +44,58 @@ def cell_name(config: Config, choices: Mapping[str, Any], overrides: Sequence[st
     return f"{head[:60]},{hashlib.sha256(cell.encode()).hexdigest()[:12]}"
 
 
-def _flat(key: str, value: dict[Any, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= _flat(f"{key}.{name}", item) if isinstance(item, dict) else {f"{key}.{name}": item}
-    return flat
+def _sorted_overrides(overrides: Sequence[str], choices: Any) -> tuple[list[str], list[str], list[str]]:
+    """Return the overrides that the path has, those that choose another group, and those that set what a result
+    depends on."""
+    in_path, groups, values = [], [], []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        key = override.get_key_element().lstrip("+~")
+        if override.is_delete():
+            raise ConfigError(f"~{key}: a key cannot be taken out; set it to the value that turns it off")
+        if key in IN_PATH and not isinstance(override.value(), dict):
+            in_path.append(text)
+        elif key in choices and not isinstance(override.value(), dict):
+            groups.append(text)
+        elif any(name in NAMED for name in _keys(key, override)):
+            values.append(text)
+    return in_path, groups, values
 
 
-def _value(config: Config, key: str, choices: Mapping[str, Any]) -> Any:
-    """Return what a key came to: a group's choice, or the validate value (so that 1e-3 and 0.001 are one cell)."""
-    if key in choices:
-        return choices[key]
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+def _keys(key: str, override: Override) -> Iterator[str]:
+    value = override.value()
+    yield from (f"{key}.{inner}" for inner in flatten(value)) if isinstance(value, dict) else (key,)
+
+
+def _group(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+def _differences(config: Config, cfg: DictConfig, plain: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield key and value where a result may differ from the plain step's, but for what follows from another key."""
+    written, written_before = (_flat(c, resolve=False) for c in (cfg, plain))
+    before, now = _flat(plain, resolve=True), flatten(config.values())
+    with suppress(ConfigError):  # of a plain step that cannot be run: its values are compared as they are written
+        before |= flatten(Config(**_nested(plain)).values())
+    for key in NAMED:
+        if now[key] != before.get(key) and written.get(key) != written_before.get(key):
+            yield key, now[key]
+
+
+def _nested(cfg: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _flat(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    values = OmegaConf.to_container(without_hydra(cfg), resolve=resolve)
+    assert isinstance(values, dict)
+    return flatten(values)  # type: ignore[arg-type]
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return a composed config without Hydra's own settings."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def _text(value: Any) -> str:

@@ -1,27 +1,30 @@
-"""The steps: their tree, and how a step of a regime becomes a validate `Config`.
+"""How a step of a regime becomes a checked `Config`.
 
-`compose` is for Python, tests and the table; `run.py` lets Hydra compose and calls `checked` on the result.
+`compose` is for Python, tests and the table; `run.py` lets Hydra compose and calls `validate` on the result.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.conf import HydraConf
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from roadmap.config import Config
 from roadmap.config.choices import Mode
-from roadmap.config.schema import Config
+from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
-from roadmap.steps.cell_name import cell_name
-from roadmap.steps.hydra_errors import DERIVED, HYDRA_ERRORS, plain_error
+from roadmap.steps.cell_name import cell_name, without_hydra
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
-from roadmap.text import nearest
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+from roadmap.text import check_name, nearest
 
 
 def compose(
@@ -38,26 +41,43 @@ def compose(
     if regime not in known:
         raise ConfigError(f"regime={regime}: there is no such regime; {nearest(regime, known)}")
     given = {o.split("=")[0].lstrip("+~") for o in overrides}
-    lines = [f"+step={step}", f"regime={regime}"]
-    lines += [] if "scale" in given else [f"scale={known[regime]}"]
-    lines += [f"hydra.searchpath=[file://{folders[0]}]"] if config_dir else []
-    lines += overrides
+    scale = [] if "scale" in given else [f"scale={known[regime]}"]
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra_compose("config", lines, return_hydra_config=True)
-        choices = dict(cfg.hydra.runtime.choices)
-        return validate(cfg, choices, list(overrides), folders)
+        with hydra_initialized(folders[0]):
+            cfg = compose_primary("config", [f"+step={step}", f"regime={regime}", *scale, *overrides])
+            return validate(cfg, cfg.hydra, folders)
     except HYDRA_ERRORS as error:
         raise ConfigError(plain_error(error, folders)) from None
 
 
-def validate(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], folders: Sequence[Path]) -> Config:
+@contextmanager
+def hydra_initialized(folder: Path) -> Iterator[None]:
+    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder
+    only."""
+    version.setbase("1.3")
+    path = create_config_search_path(str(CONF))
+    path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2(task_name="study", config_search_path=path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose_primary(primary: str, overrides: Sequence[str]) -> DictConfig:
+    """Return what Hydra makes of a primary file and overrides, its own settings included. Hydra must be initialised."""
+    return hydra_compose(primary, list(overrides), return_hydra_config=True)
+
+
+def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Config:
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
-    `choices` are Hydra's (`hydra.runtime.choices`), `overrides` those of the command line. `mode=data_check` needs no step, and
-    stays without a name. Raises ConfigError and OmegaConf's errors (for `explain`).
+    `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders. `mode=data_check`
+    needs no step, and stays without a name. Raises ConfigError, and OmegaConf's errors (for `plain_error`).
     """
-    tree, debug = step_tree(folders), choices.get("debug")
+    choices, tree = hydra.runtime.choices, step_tree(folders)
+    debug = choices.get("debug")
     known = [path.stem for folder in folders for path in (folder / "debug").glob("*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
@@ -66,34 +86,22 @@ def validate(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[st
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(str(name), tree)}")
-    values = OmegaConf.to_container(_without_hydra(cfg), resolve=True)
+    values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     assert isinstance(values, dict)
     for key in DERIVED:
+        if isinstance(values.get(key), dict):
+            raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         if key in values:
-            why = (
-                "its file must begin with: # @package _global_"
-                if isinstance(values[key], dict)
-                else "is derived, and cannot be set"
-            )
-            raise ConfigError(f"{key}={values[key]}: {why}")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
-    assert isinstance(config, Config)
+            raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
+    config = Config(**{str(key): value for key, value in values.items()})
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config
-    step, variant = tree[str(name)], choices.get("variant")
-    config.step, config.variant = step.name, variant
+    step = tree[str(name)]
+    config.step, config.variant = step.name, choices.get("variant")
     config.parent, config.label, config.adopted = step.parent, step.label(config.regime.name), step.adopted
-    config.cell = cell_name(config, choices, overrides)
-    for key, value in (
-        ("step", config.step),
-        ("variant", config.variant),
-        ("study", config.study),
-        ("regime", config.regime.name),
-    ):
-        if value is not None and not SAFE_NAME.fullmatch(value):
-            raise ConfigError(f"{key}={value}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+    named = {"step": config.step, "variant": config.variant, "study": config.study, "regime": config.regime.name}
+    for key, value in named.items():
+        if value is not None:
+            check_name(key, value)
+    config.cell = cell_name(config, cfg, hydra, lambda words: compose_primary(str(hydra.job.config_name), words))
     return config
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

@@ -2,30 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from roadmap.config.schema import Config
+from roadmap.config import KEYS
+from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.steps.tree import step_tree
 from roadmap.text import nearest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
-DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.checked`, never by a user
-
-
-def keys_of(config: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys of a dataclass."""
-    keys: list[str] = []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        keys += keys_of(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
-    return keys
 
 
 def plain_error(error: Exception, folders: Sequence[Path]) -> str:
@@ -72,7 +61,7 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
 def _unknown_key(key: str) -> str:
     if key in {"step", "variant"}:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
-    keys = [k for k in keys_of(Config()) if k not in DERIVED]
+    keys = [k for k in KEYS if k not in DERIVED]
     if key in keys:
         return f"{key}: not with this {key.split('.')[0]}=..., which has no such key; others have"
     section = [k for k in keys if k.startswith(key.split(".")[0] + ".")]
@@ -89,18 +78,10 @@ def _explain_value(error: OmegaConfBaseException) -> str:
             return f"{key}: {first}"
         if needed[1].startswith("regime.reference"):
             return "+step=swin: this regime has no reference net; regime=tiny and regime=base have"
-        return f"{key}: needs {needed[1]}, which this {'regime' if needed[1].startswith('regime.') else 'config'} does not have"
+        where = "regime" if needed[1].startswith("regime.") else "config"
+        return f"{key}: needs {needed[1]}, which this {where} does not have"
     if isinstance(error, ConfigKeyError):
         return _unknown_key(str(key))
-    return f"{key}: {_plain_value(first)}"
-
-
-def _plain_value(text: str) -> str:
-    text = re.sub(
-        r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", r"'\1' is not a value of type \3", text
-    )
-    text = re.sub(r"Invalid value '(.*)', expected one of \[(.*)\]", r"'\1' must be one of \2", text)
-    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [3,3,9,3]", text)
-    text = re.sub(r"Incompatible value 'None' for field of type '\w+'", "must not be null", text)
-    text = re.sub(r"Merge error: .* is not a subclass of .*", "is a section; set the keys below it", text)
-    return text.replace("Integer", "whole number").replace("Float", "number").replace("Boolean", "true or false")
+    if "is not a subclass" in first:
+        return f"{key}: is a section; set the keys below it"
+    return f"{key}: {first}"

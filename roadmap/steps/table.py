@@ -1,4 +1,5 @@
-"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to another."""
+"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to
+another."""
 
 import csv
 import io
@@ -8,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from roadmap import paper
-from roadmap.config.schema import Config, resolved
+from roadmap.config import Config
 from roadmap.errors import ConfigError, RoadmapError
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
-from roadmap.text import ArgumentParser, flatten
+from roadmap.text import ArgumentParser, flatten, plain_table
 
 COLUMNS = ("step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note")
 
@@ -68,15 +69,7 @@ def cells(row: Row) -> list[str]:
 
 def as_table(table: Sequence[Row]) -> str:
     """Return aligned columns for a terminal."""
-    lines = [list(COLUMNS), *map(cells, table)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    right = range(2, 6)
-    return "\n".join(
-        "  ".join(
-            text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return plain_table([COLUMNS, *map(cells, table)], right=range(2, 6))
 
 
 def as_csv(table: Sequence[Row]) -> str:
@@ -106,7 +99,7 @@ def diff(before: Config, after: Config) -> str:
     sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
     macs, params = [size.gmacs for size in sizes], [size.params_m for size in sizes]
     flat = [
-        flatten({k: resolved(getattr(config, k)) for k in ("model", "recipe", "data")}) for config in (before, after)
+        flatten({k: getattr(config, k).values() for k in ("model", "recipe", "data")}) for config in (before, after)
     ]
     changed = [
         f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 
-from roadmap.config.choices import IN_FOLDERS, Crop, LrScaling, Norm, Optimizer, Pipeline, Schedule
-from roadmap.config.schema import Config
+from roadmap import catalog
+from roadmap.config import Config
+from roadmap.config.choices import Crop, LrScaling, Mode, Norm, Optimizer, Pipeline, Schedule
 
 # A key, whether it is read, and what would have to be otherwise.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
@@ -29,19 +30,23 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.padding": (lambda c: c.data.crop == Crop.pad, "data.crop=pad"),
     "data.workers": (lambda c: read_in_workers(c), "data.pipeline=reference or a set of class folders"),
     "data.decoder": (
-        lambda c: c.data.pipeline == Pipeline.fast and c.data.name in IN_FOLDERS,
+        lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
+    ),
+    **dict.fromkeys(
+        ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")
     ),
 }
 
 
+def in_memory(config: Config) -> bool:
+    """Whether the images are held in memory, and not read one by one."""
+    return catalog.find(config.data.name, config.data.kind).in_memory
+
+
 def read_in_workers(config: Config) -> bool:
     """Whether images are prepared one by one before a batch is made of them."""
-    return (
-        config.data.pipeline == Pipeline.reference
-        or config.data.name in IN_FOLDERS
-        or config.data.resize_size is not None
-    )
+    return config.data.pipeline == Pipeline.reference or not in_memory(config) or config.data.resize_size is not None
 
 
 def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:

@@ -1,35 +1,46 @@
-"""`python -m roadmap.sweep VERB STUDY ... [-- WORDS]`: plan, submit, status, watch, reconcile, cancel, sync. `make` calls it."""
+"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync."""
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING
 
-from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
+from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
+from roadmap.sweep.study_dir import StudyDir, study_names
+from roadmap.text import ArgumentParser
 
 if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
     from roadmap.sweep.cluster import LocalConfig, SlurmConfig
-    from roadmap.sweep.folder import StudyDir
-    from roadmap.sweep.study import Cell, Study
+    from roadmap.sweep.submit import Selection
 
 Args = argparse.Namespace
+echo = partial(print, flush=True)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with the project's exit code for a wrong command."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    try:
+        args = parse_args(sys.argv[1:] if argv is None else argv)
+        return VERBS[args.verb](args)
+    except RoadmapError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return StoppedEarly.code
 
-    def error(self, message: str) -> Never:
-        """Raise ConfigError instead of ending the process with 2."""
-        raise ConfigError(f"{message}; see python -m roadmap.sweep --help")
 
-
-def parse(words: Sequence[str]) -> Args:
+def parse_args(argv: Sequence[str]) -> Args:
     """Read the command line. Raises ConfigError."""
-    parser = Parser(
+    parser = ArgumentParser(
         prog="python -m roadmap.sweep",
         description="Plan, submit and watch studies; overrides for all cells follow a --.",
     )
@@ -41,103 +52,84 @@ def parse(words: Sequence[str]) -> Args:
     parser.add_argument("--seeds", default="", help="only these seeds")
     parser.add_argument("--json", action="store_true", help="status for scripts")
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="how often watch looks")
-    mine = list(words)
-    cut = mine.index("--") if "--" in mine else len(mine)
-    args = parser.parse_args(mine[:cut])
-    args.words = mine[cut + 1 :]
+    own = list(argv)
+    end = own.index("--") if "--" in own else len(own)
+    args = parser.parse_args(own[:end])
+    args.overrides = own[end + 1 :]
     args.studies = [name for word in args.studies for name in word.split()]
     return args
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    try:
-        args = parse(sys.argv[1:] if words is None else words)
-        return VERBS[args.verb](args)
-    except RoadmapError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except KeyboardInterrupt:
-        return 75
-
-
-def checked(args: Args) -> "tuple[LocalConfig | SlurmConfig, list[tuple[Study, StudyDir, Sequence[Cell]]]]":
-    """Read the cluster's settings and every study, and check every cell. Raises RoadmapError."""
-    from roadmap.sweep.cluster import LocalConfig, SlurmConfig, cluster_words, load_cluster
-    from roadmap.sweep.folder import StudyDir
-    from roadmap.sweep.local import visible_gpus
-    from roadmap.sweep.study import narrowed, read_study
-    from roadmap.sweep.submit import check_cells, on_gpu
-
-    for_cells, for_cluster = cluster_words(args.words)
-    here = args.cluster == "local"
-    config = (
-        load_cluster(LocalConfig, "local", for_cluster) if here else load_cluster(SlurmConfig, "slurm", for_cluster)
-    )
-    claims: list[tuple[Study, StudyDir, Sequence[Cell]]] = []
-    for name in args.studies:
-        study = read_study(name, for_cells, args.runs)
-        cells = narrowed(study, split(args.steps), split(args.seeds))
-        gpus = on_gpu(cells) and (not here or visible_gpus())
-        check_cells(study, cells, ranks=config.per_cell if gpus or not here else 1, mixed=config.mixed_gpus)
-        claims.append((study, StudyDir(args.runs, study.name), cells))
-    return config, claims
-
-
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
-    from roadmap.sweep import plan as room
-    from roadmap.sweep.speed import images_per_s
+    from roadmap.sweep import plan as costs
+    from roadmap.sweep.cluster import load_cluster
+    from roadmap.sweep.train_speed import gpu_images_per_s
 
-    config, claims = checked(args)
+    config = load_cluster(args.cluster, args.overrides)
     gpu_type = getattr(config, "gpu_type", None)
-    for study, _, cells in claims:
-        room.refuse_unknown_classes(cells)
-        hardware = room.this_hardware(cells, gpu_type)
-        here = not gpu_type and hardware is not None and not hardware.startswith("CPU")
-        rows = room.plan(study, cells, Path(args.runs), hardware, images_per_s if here else lambda _: None)
-        print(room.as_text(study, rows, "CPU" if (hardware or "").startswith("CPU") else "GPU"), flush=True)
+    for study, _, cells in select(args, config):
+        hardware = costs.this_hardware(cells, gpu_type)
+        on_cpu = (hardware or "").startswith("CPU")
+        measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
+        echo(costs.as_text(study, costs.plan(cells, Path(args.runs), hardware, measure), "CPU" if on_cpu else "GPU"))
     return DONE
 
 
 def submit(args: Args) -> int:
     """Start what is neither done nor at work. Everything is checked before anything is queued."""
     from roadmap.sweep import slurm
-    from roadmap.sweep.cluster import LocalConfig
-    from roadmap.sweep.local import run_here
+    from roadmap.sweep.cluster import LocalConfig, load_cluster
+    from roadmap.sweep.local import run_local
     from roadmap.sweep.submit import on_gpu
     from roadmap.sweep.submit import submit as submit_study
 
     if args.cluster == "slurm":
         slurm.require_slurm()
-    config, claims = checked(args)
-    if not isinstance(config, LocalConfig):
-        slurm.check_gpu_types(config, any(on_gpu(cells) for _, _, cells in claims))
-    for study, _, _ in claims:
+    config = load_cluster(args.cluster, args.overrides)
+    selections = select(args, config)
+    if not isinstance(config, LocalConfig) and any(on_gpu(selection.cells) for selection in selections):
+        slurm.check_gpu_types(config)
+    for study, _, _ in selections:
         for left in study.left_out:
-            print(f"{study.name}: left out: {' '.join(left.words)}: {left.reason}", flush=True)
+            echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")
     if isinstance(config, LocalConfig):
-        return run_here(claims, config, lambda line: print(line, flush=True))
-    for study, directory, cells in claims:
-        print(f"{study.name}: {submit_study(study, directory, cells, config)}", flush=True)
-        print(f"  make status STUDY={study.name}; the runs are in {directory.path}", flush=True)
+        return run_local(selections, config, echo)
+    for selection in selections:
+        name = selection.study.name
+        echo(f"{name}: {submit_study(selection, config)}")
+        echo(f"  make status STUDY={name}; the runs are in {selection.directory.path}")
     return DONE
+
+
+def select(args: Args, config: "LocalConfig | SlurmConfig") -> "list[Selection]":
+    """Read every study, and check the cells that are asked for. Raises RoadmapError."""
+    from roadmap.sweep.cluster import is_cluster_key
+    from roadmap.sweep.local import visible_gpus
+    from roadmap.sweep.study import read_study, select_cells
+    from roadmap.sweep.submit import Selection, check_cells, on_gpu
+
+    overrides = [word for word in args.overrides if not is_cluster_key(word)]
+    steps, seeds = (text.replace(",", " ").split() for text in (args.steps, args.seeds))
+    selections = []
+    for name in args.studies:
+        study = read_study(name, overrides, args.runs)
+        cells = select_cells(study, steps, seeds)
+        many = args.cluster == "slurm" or (on_gpu(cells) and visible_gpus())
+        check_cells(study, cells, ranks=config.per_cell if many else 1, mixed=config.mixed_gpus)
+        selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
+    return selections
 
 
 def status(args: Args) -> int:
     """Print how the studies stand."""
-    import json
-
-    from roadmap.sweep import status as room
-    from roadmap.sweep.folder import StudyDir, study_names
+    from roadmap.sweep import status as views
+    from roadmap.sweep.cell_states import cell_states
 
     found, missing = [], []
-    for directory in (StudyDir(args.runs, name) for name in study_names(args.studies)):
+    for study in directories(args):
         try:
-            found.append((directory, *room.look(directory)))
+            found.append((study, *cell_states(study)))
         except DataError as error:
             missing.append(error)
     if not found:
@@ -145,10 +137,10 @@ def status(args: Args) -> int:
     for line in missing:
         print(line, file=sys.stderr)
     if args.json:
-        values = [room.as_json(*one) for one in found]
+        values = [views.as_json(*one) for one in found]
         print(json.dumps(values[0] if len(values) == 1 else values, indent=1))
     else:
-        print("\n\n".join(room.as_text(*one) for one in found), flush=True)
+        echo("\n\n".join(views.as_text(*one) for one in found))
     return DONE
 
 
@@ -164,48 +156,38 @@ def watch(args: Args) -> int:
 
 def reconcile(args: Args) -> int:
     """Restart what died without being asked to."""
-    from roadmap.sweep.folder import StudyDir, study_names
-    from roadmap.sweep.reconcile import reconcile as again
+    from roadmap.sweep.reconcile import reconcile as reconcile_study
 
-    for name in study_names(args.studies):
-        print(f"{name}: {again(StudyDir(args.runs, name))}", flush=True)
+    for study in directories(args):
+        echo(f"{study.name}: {reconcile_study(study)}")
     return DONE
 
 
 def cancel(args: Args) -> int:
     """Cancel what is queued or at work."""
-    from roadmap.sweep.folder import StudyDir, study_names
-    from roadmap.sweep.reconcile import cancel as end
+    from roadmap.sweep.reconcile import cancel as cancel_study
 
-    for name in study_names(args.studies):
-        print(f"{name}: {end(StudyDir(args.runs, name))} cancelled; make roadmap goes on", flush=True)
+    for study in directories(args):
+        echo(f"{study.name}: {cancel_study(study)} cancelled; make roadmap goes on")
     return DONE
 
 
 def sync(args: Args) -> int:
     """Send to W&B what it lacks."""
-    from roadmap.sweep.folder import StudyDir, study_names
-    from roadmap.sweep.sync import sync as send
+    from roadmap.sweep.sync import sync as sync_study
 
-    for name in study_names(args.studies):
-        sent = send(StudyDir(args.runs, name), lambda line: print(line, flush=True))
-        print(f"{name}: {sent} rows sent", flush=True)
+    for study in directories(args):
+        echo(f"{study.name}: {sync_study(study, echo)} rows sent")
     return DONE
 
 
-def split(words: str) -> list[str]:
-    """Return the names of a list with spaces or commas."""
-    return words.replace(",", " ").split()
+def directories(args: Args) -> list[StudyDir]:
+    """Return the directories of the studies. Raises ConfigError for a wrong name."""
+    return [StudyDir(args.runs, name) for name in study_names(args.studies)]
 
 
 VERBS: dict[str, Callable[[Args], int]] = {
-    "plan": plan,
-    "submit": submit,
-    "status": status,
-    "watch": watch,
-    "reconcile": reconcile,
-    "cancel": cancel,
-    "sync": sync,
+    function.__name__: function for function in (plan, submit, status, watch, reconcile, cancel, sync)
 }
 
 if __name__ == "__main__":

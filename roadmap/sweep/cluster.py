@@ -1,108 +1,103 @@
-"""Where a study runs: `conf/cluster/slurm.yaml` or `local.yaml`, then the git-ignored `conf/local/cluster/`, then `cluster.KEY=VALUE`."""
+"""Where a study runs: `conf/cluster/NAME.yaml`, then `conf/local/cluster/NAME.yaml`, then `cluster.KEY=VALUE`."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import model_validator
 
-from roadmap.config.schema import between, check_ranges
+from roadmap.config import Affects
+from roadmap.config.fields import Float, Int, Section, Text, key
 from roadmap.errors import ConfigError
+from roadmap.files import read_yaml
 from roadmap.steps.tree import CONF
-from roadmap.text import nearest
+from roadmap.text import one_line
 
-T = TypeVar("T")
 SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 
 
-@dataclass
-class SlurmConfig:
+class SlurmConfig(Section):
     """How Slurm runs a cell: one task a rank, one GPU a task."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpu_type: str | None = None  # as Slurm calls it (`gpu:TYPE:N`); null: whatever the partition has
-    mixed_gpus: bool = False  # let a study's cells run on different GPU types
-    per_cell: int = between(8, 1, 65536)  # ranks a cell; on CPUs processes
-    nodes: int = between(1, 1, 4096)  # that a cell's ranks are spread over
-    cpus_per_rank: int = between(8, 1, 1024)
-    mem_gb: float | None = between(None, 0, 1e6, above=True)  # memory a node; null: the partition's default
-    time_h: float = between(
-        24.0, 0, 10_000, above=True
-    )  # time limit of a job; a run that needs longer goes on in the next
-    notice_s: int = between(120, 10, 3600)  # seconds before the time limit at which a run is asked to save
-    max_running: int | None = between(None, 1, 1_000_000)  # cells at once; null: as many as Slurm gives
-    setup: list[str] = field(default_factory=list)  # shell lines before the run, such as `module load cuda`
-    report: bool = True  # draw the chart when the last cell has ended
+    prefix = "cluster."
+    affects = Affects.place
 
-    def __post_init__(self) -> None:
-        check_ranges("cluster", self)
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: whatever the partition has")
+    mixed_gpus: bool = key(False, about="let a study's cells run on different GPU types")
+    per_cell: Int = key(8, ge=1, le=65536, about="ranks a cell; on CPUs processes")
+    nodes: Int = key(1, ge=1, le=4096, about="that a cell's ranks are spread over")
+    cpus_per_rank: Int = key(8, ge=1, le=1024)
+    mem_gb: Float | None = key(None, gt=0, le=1e6, about="memory a node; null: the partition's default")
+    time_h: Float = key(24.0, gt=0, le=10_000, about="of a job; a run that needs longer goes on in the next")
+    notice_s: Int = key(120, ge=10, le=3600, about="seconds before the limit at which a run is asked to save")
+    max_running: Int | None = key(None, ge=1, le=1_000_000, about="cells at once; null: as many as Slurm gives")
+    setup: tuple[Text, ...] = key(
+        (), max_length=100, about="a list of shell lines before the run, such as [module load cuda]"
+    )
+    report: bool = key(True, about="draw the chart when the last cell has ended")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SlurmConfig":
         if any(SECRET.search(line) for line in self.setup):
             raise ConfigError(
-                "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; set it in your shell"
+                "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; "
+                "set it in your shell"
             )
         if self.per_cell % self.nodes:
             raise ConfigError(f"cluster.per_cell={self.per_cell}: must be a multiple of cluster.nodes={self.nodes}")
+        return self
 
 
-@dataclass
-class LocalConfig:
+class LocalConfig(Section):
     """How one machine runs cells beside each other."""
 
-    per_cell: int = between(1, 1, 1024)  # GPUs a cell, or CPU cores where there is no GPU
-    max_running: int | None = between(None, 1, 1024)  # cells at once; null: as many as fit
+    prefix = "cluster."
+    affects = Affects.place
+
+    per_cell: Int = key(1, ge=1, le=1024, about="GPUs a cell, or CPU cores where there is no GPU")
+    max_running: Int | None = key(None, ge=1, le=1024, about="cells at once; null: as many as fit")
     mixed_gpus: bool = False
 
-    def __post_init__(self) -> None:
-        check_ranges("cluster", self)
+
+def is_cluster_key(override: str) -> bool:
+    """Tell whether an override is one of the cluster (`cluster.KEY=VALUE`), and none of the cells."""
+    return override.startswith("cluster.")
 
 
-def cluster_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Part the words of a command line into those for the cells and those for the cluster (`cluster.KEY=VALUE`)."""
-    both: tuple[list[str], list[str]] = ([], [])
-    for word in words:
-        both[word.startswith("cluster.")].append(word)
-    return both
-
-
-def load_cluster(kind: type[T], name: str, words: Sequence[str] = ()) -> T:
-    """Read a cluster's settings, the later ones winning. Raises ConfigError for a key or value that cannot be."""
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> SlurmConfig | LocalConfig:
+    """Read the settings of `slurm` or `local`, the later ones winning. Raises ConfigError for what cannot be."""
+    kind: type[SlurmConfig | LocalConfig] = SlurmConfig if name == "slurm" else LocalConfig
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
-            values |= _read(kind, path)
-    for word in words:
-        key, equals, text = word.removeprefix("cluster.").partition("=")
+            values |= read_settings(path)
+            try:
+                kind(**values)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+    for override in filter(is_cluster_key, overrides):
+        key, equals, text = override.removeprefix("cluster.").partition("=")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            equals = ""
         if not equals:
-            raise ConfigError(f"{word}: cannot be read as cluster.KEY=VALUE")
-        values |= _known(kind, "", {key: yaml.safe_load(text)})
-    try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "?"
-        raise ConfigError(f"cluster.{key}={values.get(key)}: {str(error).splitlines()[0]}") from None
-    assert isinstance(made, kind)
-    return made
+            raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")
+    return kind(**values)
 
 
-def _read(kind: type[Any], path: Any) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return a file's `KEY: VALUE` lines. Raises ConfigError."""
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        body = read_yaml(path) or {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: must hold KEY: VALUE lines")
-    return _known(kind, f"{path}: ", body)
-
-
-def _known(kind: type[Any], where: str, values: dict[str, Any]) -> dict[str, Any]:
-    known = [item.name for item in fields(kind)]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}cluster.{key}: there is no such key; {nearest(str(key), known)}")
-    return values
+    return {str(key): value for key, value in body.items()}

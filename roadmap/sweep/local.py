@@ -13,17 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from roadmap.errors import ConfigError, StoppedEarly
-from roadmap.sweep import snapshot
+from roadmap.sweep.cell_states import process_start
 from roadmap.sweep.cluster import LocalConfig
-from roadmap.sweep.folder import StudyDir
-from roadmap.sweep.status import birth
-from roadmap.sweep.study import Cell, Study
-from roadmap.sweep.submit import Begun, certain_states, choose, command_line, on_gpu
+from roadmap.sweep.snapshot import git_state_of, take_snapshot
+from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.submit import Selection, choose_cells, on_gpu
 
-T = TypeVar("T")
 POLL_S = 0.2
 LOGS = "logs"
 
@@ -37,13 +34,12 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A cell that waits for a slot."""
+class LocalTask:
+    """A cell that waits for a slot, and the command that runs it."""
 
     directory: StudyDir
     key: str
-    line: list[str]
-    code: Path
+    command: list[str]
 
     @property
     def log(self) -> Path:
@@ -51,11 +47,23 @@ class Task:
         return self.directory.notes / LOGS / f"{self.key.replace('/', '__')}.log"
 
 
+def run_local(selections: Sequence[Selection], config: LocalConfig, echo: Callable[[str], None]) -> int:
+    """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
+    use_gpus = on_gpu(cell for selection in selections for cell in selection.cells)
+    slots = cut_slots(config, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)
+    tasks: list[LocalTask] = []
+    for selection in selections:
+        submission, chosen = claim_cells(selection)
+        echo(f"{selection.study.name}: {submission}; {len(slots)} at once")
+        tasks += chosen
+    return Scheduler(slots, echo).run(tasks)
+
+
 def visible_gpus() -> dict[str, str]:
     """Return the names of this machine's GPUs by index; {} without any. CUDA_VISIBLE_DEVICES narrows them."""
     try:
-        words = ["nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+        command = ["nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     found = dict(line.split(", ", 1) for line in done.stdout.strip().splitlines() if ", " in line)
@@ -63,73 +71,73 @@ def visible_gpus() -> dict[str, str]:
     return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
 
 
-def slots(config: LocalConfig, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
+def cut_slots(config: LocalConfig, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
     """Return the shares of the machine that run cells at once. Raises ConfigError where not even one cell fits."""
-    if use_gpus and gpus:
-        if len(set(gpus.values())) > 1 and not config.mixed_gpus:
-            kinds = ", ".join(sorted(set(gpus.values())))
-            raise ConfigError(
-                f"this machine has {kinds}: choose with CUDA_VISIBLE_DEVICES, or cluster.mixed_gpus=true to mix them"
-            )
-        what, parts = "GPUs", [Slot(gpus=tuple(part)) for part in _parts(list(gpus), config.per_cell)]
-    else:
-        what, parts = "CPU cores", [Slot(cores=tuple(part)) for part in _parts(list(cores), config.per_cell)]
-    if not parts:
+    size, use_gpus = config.per_cell, use_gpus and bool(gpus)
+    kinds = sorted(set(gpus.values()))
+    if use_gpus and len(kinds) > 1 and not config.mixed_gpus:
         raise ConfigError(
-            f"cluster.per_cell={config.per_cell}: there are {len(gpus) if what == 'GPUs' else len(cores)} {what} here"
+            f"this machine has {', '.join(kinds)}: choose with CUDA_VISIBLE_DEVICES, "
+            "or cluster.mixed_gpus=true to mix them"
         )
-    return parts[: config.max_running]
+    number = len(gpus if use_gpus else cores)
+    starts = range(0, number - size + 1, size)
+    if not starts:
+        raise ConfigError(f"cluster.per_cell={size}: there are {number} {'GPUs' if use_gpus else 'CPU cores'} here")
+    if use_gpus:
+        slots = [Slot(gpus=tuple(gpus)[i : i + size]) for i in starts]
+    else:
+        slots = [Slot(cores=tuple(cores)[i : i + size]) for i in starts]
+    return slots[: config.max_running]
 
 
-def _parts(items: list[T], size: int) -> list[list[T]]:
-    return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
-
-
-def claim(study: Study, directory: StudyDir, chosen: Sequence[Cell]) -> tuple[Begun, list[Task]]:
-    """Take the cells that are neither done nor at work for this process, and note that; return them with their command lines."""
+def claim_cells(selection: Selection) -> tuple[str, list[LocalTask]]:
+    """Take the cells that are neither done nor at work, and record that; return what was done, and the tasks."""
+    directory = selection.directory
     directory.make()
-    code = snapshot.take(directory.notes / "snapshots", study.file)
+    code = take_snapshot(directory, selection.study.file)
     with directory.lock():
-        directory.write_cells(study)
-        begun, todo = choose(chosen, certain_states(directory))
-        tasks = [Task(directory, cell.key, command_line(study, cell.words, cell.config, code), code) for cell in todo]
-        about = {"kind": "local", "job": "local", "pid": os.getpid(), "born": birth(os.getpid()), "snapshot": code.name}
-        directory.note([
-            {"cell": task.key, **about, **snapshot.facts(code), "log": str(task.log.relative_to(directory.notes))} for task in tasks
-        ])  # fmt: skip
-    return begun, tasks
+        submission, chosen = choose_cells(selection, code)
+        command = [sys.executable, str(code / "run.py")]
+        tasks = [LocalTask(directory, task.key, [*command, *task.args]) for task in chosen]
+        row = {"kind": "local", "job": "local", "pid": os.getpid(), "born": process_start(os.getpid())}
+        row |= {"snapshot": code.name, **git_state_of(code)}
+        directory.append_jobs(
+            {"cell": task.key, **row, "log": str(task.log.relative_to(directory.notes))} for task in tasks
+        )
+    return str(submission), tasks
 
 
-class Machine:
+class Scheduler:
     """Runs tasks on slots until none is left, or a signal comes."""
 
-    def __init__(self, places: Sequence[Slot], say: Callable[[str], None]) -> None:
-        self.free, self.say = list(places), say
-        self.running: dict[subprocess.Popen[bytes], tuple[Task, Slot]] = {}
+    def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None]) -> None:
+        self.free, self.echo = list(slots), echo
+        self.running: dict[subprocess.Popen[bytes], tuple[LocalTask, Slot]] = {}
         self.stopped = False
         self.codes: list[int] = []
 
-    def run(self, tasks: Sequence[Task]) -> int:
-        """Run the tasks in their order; return the worst exit code of a cell. Raises StoppedEarly after a signal, with all saved."""
-        earlier = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        waiting, done = list(tasks), 0
+    def run(self, tasks: Sequence[LocalTask]) -> int:
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        waiting = list(tasks)
         try:
             while self.running or (waiting and not self.stopped):
                 while waiting and self.free and not self.stopped:
-                    self._begin(waiting.pop(0))
+                    self._start(waiting.pop(0))
                 for process in [process for process in self.running if process.poll() is not None]:
-                    done += 1
-                    self._ended(process, f"[{done}/{len(tasks)}] ")
+                    self._finish(process, len(tasks))
                 time.sleep(POLL_S)
         finally:
-            for number, handler in earlier.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-            _note_end(waiting, None)
+            for task in waiting:
+                record_end(task, None)
         if self.stopped:
             raise StoppedEarly("stopped, every cell is saved; the same command goes on")
         return max(self.codes, default=0)
 
-    def _begin(self, task: Task) -> None:
+    def _start(self, task: LocalTask) -> None:
         slot = self.free.pop(0)
         env = dict(os.environ)
         if slot.gpus:
@@ -138,48 +146,35 @@ class Machine:
             env.setdefault("OMP_NUM_THREADS", str(len(slot.cores)))
         task.log.parent.mkdir(exist_ok=True)
         with open(task.log, "ab") as log:  # a session of its own: a Ctrl-C reaches it through us, once
-            words = [sys.executable, str(task.code / "run.py"), *task.line]
             process = subprocess.Popen(
-                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+                task.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True
             )
         if slot.cores:
             with suppress(OSError):  # it has ended already
                 os.sched_setaffinity(process.pid, slot.cores)
         self.running[process] = (task, slot)
-        self.say(f"{task.directory.name}: {task.key} begins")
+        self.echo(f"{task.directory.name}: {task.key} begins")
 
-    def _ended(self, process: subprocess.Popen[bytes], prefix: str) -> None:
+    def _finish(self, process: subprocess.Popen[bytes], total: int) -> None:
         task, slot = self.running.pop(process)
         self.free.append(slot)
-        self.codes.append(code := process.returncode if process.returncode >= 0 else 128 - process.returncode)
-        _note_end([task], code)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+        self.codes.append(code)
+        record_end(task, code)
         lines = task.log.read_bytes().decode(errors="replace").strip().splitlines()
-        self.say(f"{prefix}{lines[-1] if lines else task.key}" + (f" (exit code {code}; {task.log})" if code else ""))
+        line = f"[{len(self.codes)}/{total}] {lines[-1] if lines else task.key}"
+        self.echo(line + (f" (exit code {code}; {task.log})" if code else ""))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if not self.stopped:
-            self.say("stopping: the cells at work are saved; once more interrupts them at once")
+            self.echo("stopping: the cells at work are saved; once more interrupts them at once")
         self.stopped = True
         for process in self.running:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
 
-def _note_end(tasks: Sequence[Task], code: int | None) -> None:
-    for task in tasks:
-        with task.directory.lock():
-            task.directory.note([{"cell": task.key, "kind": "ended", "exit_code": code}])
-
-
-def run_here(
-    claims: Sequence[tuple[Study, StudyDir, Sequence[Cell]]], config: LocalConfig, say: Callable[[str], None]
-) -> int:
-    """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
-    use_gpus = on_gpu(cell for _, _, cells in claims for cell in cells)
-    places = slots(config, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)
-    tasks: list[Task] = []
-    for study, directory, cells in claims:
-        begun, mine = claim(study, directory, cells)
-        say(f"{study.name}: {begun}; {len(places)} at once")
-        tasks += mine
-    return Machine(places, say).run(tasks)
+def record_end(task: LocalTask, code: int | None) -> None:
+    """Record that a cell has ended, or that it is given back (None)."""
+    with task.directory.lock():
+        task.directory.append_jobs([{"cell": task.key, "kind": "ended", "exit_code": code}])

@@ -1,4 +1,4 @@
-"""What a study costs, cell by cell, before anything is queued. A number that nobody measured is left out, never guessed."""
+"""What a study costs, cell by cell, before anything is queued. What nobody measured is left out, never guessed."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -6,24 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.config.choices import DataName, Device, Optimizer
-from roadmap.config.schema import Config, resolved
+import torch
+
+from roadmap import catalog
+from roadmap.config.choices import Device, Optimizer
+from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import read_json
 from roadmap.net import cost
+from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import STATUS, SUMMARY
+from roadmap.runs.schema import STATUS, SUMMARY, Status, read_or_empty
 from roadmap.sweep.study import Cell, Study
+from roadmap.text import plain_table
 
-TRAIN_IMAGES = {
-    DataName.imagenet: 1_281_167,
-    DataName.digits: 1437,
-    DataName.fashion_mnist: 60_000,
-    DataName.cifar10: 50_000,
-}
-TRAIN_IMAGES |= {DataName.cifar100: 50_000, DataName.imagenette: 9469}
-CLASSES = {DataName.imagenet: 1000, DataName.cifar100: 100}
 COLUMNS = ("cell", "GMACs", "params M", "images/s", "from", "hours", "checkpoints", "state")
+SpeedKey = tuple[Any, ...]
 
 
 @dataclass
@@ -34,134 +32,137 @@ class Row:
     gmacs: float
     params_m: float
     images_per_s: float | None  # of one device
-    source: str
+    source: str  # of the speed
     hours: float | None  # of one GPU (or CPU), training alone
     checkpoint_gb: float
-    state: str
+    state: str  # by the run's own record; nothing for a run that there is not
 
 
 def plan(
-    study: Study, cells: Sequence[Cell], runs: Path, hardware: str | None, measure: Callable[[Config], float | None]
+    cells: Sequence[Cell], runs: Path, hardware: str | None, measure: Callable[[Config], float | None]
 ) -> list[Row]:
-    """Return a row a cell. `hardware` is the name of the GPU (or a part of it) that speeds are looked up for, None where it is not known.
+    """Return a row a cell. `hardware` is (a part of) the name of the GPU that speeds are looked up for, or None.
 
-    `measure` gives images/s of a config where no earlier run has it. Raises DataError for a set whose classes nobody knows yet.
+    `measure` gives images/s of a config where no earlier run has it. Raises DataError for a set of unknown classes.
     """
-    known = earlier_speeds(runs, hardware)
+    require_num_classes(cells)
+    earlier = earlier_speeds(runs, hardware)
     costs: dict[str, Any] = {}
     speeds: dict[str, tuple[float | None, str]] = {}
     rows = []
     for cell in cells:
         config = cell.config
-        shape = repr((resolved(config.model), num_classes(config), config.data.image_size))
-        if shape not in costs:
-            costs[shape] = cost(config.model, num_classes(config), config.data.image_size)
-        work = repr((shape, speed_key(config)))
+        net = repr((config.model.values(), num_classes(config), config.data.image_size))
+        if net not in costs:
+            costs[net] = cost(config.model, num_classes(config), config.data.image_size)
+        work = repr((net, speed_key(config)))
         if work not in speeds:
-            found = known.get(speed_key(config))
-            speeds[work] = (
-                (statistics.median(found), "earlier runs")
-                if found
-                else ((m := measure(config)), "measured now" if m else "")
-            )
+            speeds[work] = speed_of(config, earlier, measure)
         speed, source = speeds[work]
-        images = config.data.train_images or TRAIN_IMAGES.get(config.data.name)
-        hours = config.recipe.epochs * images / speed / 3600 if speed and images else None
-        net = costs[shape]
+        known_images = catalog.find(config.data.name, config.data.kind).num_images
+        images = config.data.train_images or known_images.get("train")
         rows.append(
             Row(
-                cell.key,
-                net.gmacs,
-                net.params_m,
-                speed,
-                source,
-                hours,
-                checkpoint_gb(config, net.params_m),
-                state_of(config),
+                key=cell.key,
+                gmacs=costs[net].gmacs,
+                params_m=costs[net].params_m,
+                images_per_s=speed,
+                source=source,
+                hours=config.recipe.epochs * images / speed / 3600 if speed and images else None,
+                checkpoint_gb=checkpoint_gb(config, costs[net].params_m),
+                state=read_or_empty(Status, run_path(config) / STATUS).state or "",
             )
         )
     return rows
 
 
+def require_num_classes(cells: Iterable[Cell]) -> None:
+    """Raise DataError for sets whose classes nobody has counted."""
+    for cell in cells:
+        num_classes(cell.config)
+
+
 def num_classes(config: Config) -> int:
-    """Return how many classes a set has, before it is read."""
-    return config.data.num_classes or CLASSES.get(config.data.name, 10)
+    """Return how many classes a set has, before it is read. Raises DataError where only its files know."""
+    data = config.data
+    known = data.num_classes or catalog.find(data.name, data.kind).num_classes
+    if known is None:
+        raise DataError(f"data={data.name}: a plan needs data.num_classes=N")
+    return known
 
 
 def checkpoint_gb(config: Config, params_m: float) -> float:
-    """Return the GB that a run's checkpoints take, the newest and the best: weights, what the optimizer keeps, the moving average."""
-    copies = (
-        1
-        + (2 if config.recipe.optimizer == Optimizer.adamw else bool(config.recipe.momentum))
-        + bool(config.recipe.ema_decay)
-    )
+    """Return the GB of a run's checkpoints, the newest and the best: weights, optimizer, moving average."""
+    recipe = config.recipe
+    moments = 2 if recipe.optimizer == Optimizer.adamw else bool(recipe.momentum)
+    copies = 1 + moments + bool(recipe.ema_decay)
     return params_m * 1e6 * 4 * copies * (config.checkpoint.keep + 1) / 1e9
 
 
-def speed_key(config: Config) -> tuple[Any, ...]:
-    """Return what the speed of a cell hangs on, as a summary records it."""
+def speed_of(
+    config: Config, earlier: dict[SpeedKey, list[float]], measure: Callable[[Config], float | None]
+) -> tuple[float | None, str]:
+    """Return the images/s of one device, and where they are from."""
+    if found := earlier.get(speed_key(config)):
+        return statistics.median(found), "earlier runs"
+    measured = measure(config)
+    return measured, "measured now" if measured else ""
+
+
+def speed_key(config: Config) -> SpeedKey:
+    """Return what the speed of a cell depends on, as a summary records it."""
     names = (config.cell.split(",")[0], config.regime.name, str(config.data.name), config.data.image_size)
     return (*names, config.recipe.batch_size)
 
 
-def earlier_speeds(runs: Path, hardware: str | None) -> dict[tuple[Any, ...], list[float]]:
-    """Return images/s of one device of all finished runs on this hardware, by what the speed hangs on."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+def earlier_speeds(runs: Path, hardware: str | None) -> dict[SpeedKey, list[float]]:
+    """Return images/s of one device of all finished runs on this hardware, by what the speed depends on."""
+    found: dict[SpeedKey, list[float]] = {}
     for path in runs.glob(f"*/*/*/seed*/{SUMMARY}") if hardware else ():
+        if "." in path.parent.name:  # a run that was set aside
+            continue
         try:
             summary = read_json(path)
-            if str(hardware).lower() not in str(summary["hardware"]).lower() or path.parent.name.count("."):
-                continue
-            names = (
-                str(summary["cell"]).split(",")[0],
-                summary["regime"],
-                summary["data"],
-                summary["image_size"],
-                summary["batch_size"],
-            )
-            found.setdefault(names, []).append(
-                float(summary["train_images_per_s"]) / int(summary.get("world_size") or 1)
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            key = (summary["cell"].split(",")[0], *(summary[k] for k in ("regime", "data", "image_size", "batch_size")))
+            if str(hardware).lower() in str(summary["hardware"]).lower():
+                speed = float(summary["train_images_per_s"]) / int(summary.get("world_size") or 1)
+                found.setdefault(key, []).append(speed)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 
 
-def state_of(config: Config) -> str:
-    """Return what a cell's own record says: done, stopped, failed, or nothing."""
-    try:
-        return str(read_json(run_path(config) / STATUS).get("state", ""))
-    except (OSError, ValueError):
-        return ""
+def this_hardware(cells: Sequence[Cell], gpu_type: str | None) -> str | None:
+    """Return the hardware that cells will run on: the GPU type that was named, the GPU of this machine, or its CPU."""
+    if gpu_type:
+        return gpu_type
+    on_gpu = any(cell.config.device != Device.cpu for cell in cells)
+    if on_gpu and not torch.cuda.is_available():
+        return None
+    return str(hardware(torch.device("cuda" if on_gpu else "cpu"))["hardware"])
 
 
 def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
     """Return the table, its totals in hours of a `unit`, and what was left out."""
-    lines = [[f"{unit}-hours" if name == "hours" else name for name in COLUMNS]]
-    for row in rows:
-        speed = "" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
-        hours = "" if row.hours is None else hours_text(row.hours)
-        size = size_text(row.checkpoint_gb)
-        lines.append([row.key, f"{row.gmacs:.4g}", f"{row.params_m:.4g}", speed, row.source, hours, size, row.state])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    right = (1, 2, 3, 5, 6)
-    table = []
-    for line in lines:
-        padded = [
-            text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        table.append("  ".join(padded).rstrip())
+    head = [f"{unit}-hours" if name == "hours" else name for name in COLUMNS]
     todo = [row for row in rows if row.state != "done"]
     timed = [row.hours for row in todo if row.hours is not None]
-    hours = (
-        f"{hours_text(sum(timed))} {unit}-hours for {len(timed)} of them"
-        if timed
-        else "no speed measured on this hardware"
-    )
-    total = f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done; to do: {len(todo)}, {hours}, "
-    total += f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints"
-    left = [f"left out: {' '.join(one.words)}: {one.reason}" for one in study.left_out]
-    return "\n".join([*table, total, *left])
+    hours = f"{hours_text(sum(timed))} {unit}-hours for {len(timed)} of them"
+    lines = [
+        plain_table([head, *map(table_row, rows)], right=(1, 2, 3, 5, 6)),
+        f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done; to do: {len(todo)}, "
+        f"{hours if timed else 'no speed measured on this hardware'}, "
+        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints",
+    ]
+    return "\n".join([*lines, *(f"left out: {' '.join(left.overrides)}: {left.reason}" for left in study.left_out)])
+
+
+def table_row(row: Row) -> list[str]:
+    """Return a cell's costs as text."""
+    speed = "" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
+    hours = "" if row.hours is None else hours_text(row.hours)
+    size = size_text(row.checkpoint_gb)
+    return [row.key, f"{row.gmacs:.4g}", f"{row.params_m:.4g}", speed, row.source, hours, size, row.state]
 
 
 def hours_text(hours: float) -> str:
@@ -172,24 +173,3 @@ def hours_text(hours: float) -> str:
 def size_text(size_gb: float) -> str:
     """Return a size in GB or MB."""
     return f"{size_gb:,.1f} GB" if size_gb >= 1 else f"{1000 * size_gb:.1f} MB"
-
-
-def this_hardware(cells: Sequence[Cell], gpu_type: str | None) -> str | None:
-    """Return the hardware that cells will run on: the GPU type that was named, the GPU of this machine, or its CPU."""
-    if gpu_type:
-        return gpu_type
-    import torch
-
-    from roadmap.runs.provenance import hardware
-
-    on_gpu = any(cell.config.device != Device.cpu for cell in cells)
-    if on_gpu and not torch.cuda.is_available():
-        return None
-    return str(hardware(torch.device("cuda" if on_gpu else "cpu"))["hardware"])
-
-
-def refuse_unknown_classes(cells: Iterable[Cell]) -> None:
-    """Raise DataError for folders of images whose classes nobody has counted."""
-    for cell in cells:
-        if cell.config.data.name == DataName.imagefolder and cell.config.data.num_classes is None:
-            raise DataError("data=imagefolder: a plan needs data.num_classes=N")

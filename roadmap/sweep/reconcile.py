@@ -1,4 +1,4 @@
-"""Restart what died without being asked to, and cancel what is queued or at work. Both may run from cron, on any node with Slurm."""
+"""Restart what died without being asked to, and cancel what is queued or at work. Both may run from cron."""
 
 import os
 import re
@@ -8,67 +8,67 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from roadmap.errors import ConfigError, StoppedEarly
-from roadmap.sweep import queue, slurm
+from roadmap.errors import ConfigError, NoProgress, StoppedEarly
+from roadmap.sweep import queue
+from roadmap.sweep.cell_states import CellState, cell_states, slurm_jobs
 from roadmap.sweep.cluster import SlurmConfig
-from roadmap.sweep.folder import Record, StudyDir
-from roadmap.sweep.status import CellState, job_rows, look
-from roadmap.sweep.submit import send, settle
+from roadmap.sweep.slurm import Task, recover_pending, report_name, submit_tasks
+from roadmap.sweep.snapshot import FOLDER
+from roadmap.sweep.study_dir import Row, StudyDir
 
 MAX_RESTARTS = 3  # of a cell that makes no step of progress
-NO_PROGRESS = 93
 
 
 @dataclass
-class Restarted:
-    """What a reconciliation did: cells by key, and why others were left."""
+class Reconciliation:
+    """What was restarted, by key, and why other cells were left."""
 
     restarted: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
-    trouble: str = ""
+    error: str = ""
 
     def __str__(self) -> str:
         lines = [f"{len(self.restarted)} restarted" + (f": {', '.join(self.restarted)}" if self.restarted else "")]
-        lines += [self.trouble] if self.trouble else []
-        return "\n".join([*lines, *(f"  {key}: left, {why}" for key, why in self.left.items())])
+        lines += [self.error] if self.error else []
+        return "\n".join([*lines, *(f"  {key}: left, {reason}" for key, reason in self.left.items())])
 
 
-def reconcile(directory: StudyDir) -> Restarted:
+def reconcile(study: StudyDir) -> Reconciliation:
     """Submit the cells again that were killed or stopped by Slurm, each with the code and the words that it had.
 
-    A person's cancelled cells, and those that failed by their own word, wait for `make roadmap`. Raises ConfigError, DataError.
+    Cells that a person cancelled, or that failed by their own word, wait for `make roadmap`.
+
+    Raises ConfigError, DataError.
     """
-    result = Restarted()
-    directory.cells()  # raises where nothing was submitted
-    with directory.lock():
-        settle(directory)
-        jobs = directory.jobs()
-        states, answer = look(directory)
+    result = Reconciliation()
+    study.cells()  # raises where nothing was submitted
+    with study.lock():
+        recover_pending(study)
+        jobs = {key: slurm_jobs(rows) for key, rows in study.jobs().items()}
+        states, answer = cell_states(study)
         if not answer.answered:
-            result.trouble = f"Slurm gives no answer ({answer.trouble}): nothing is restarted"
+            result.error = f"Slurm gives no answer ({answer.error}): nothing is restarted"
             return result
-        again: dict[str, list[CellState]] = {}
+        groups: dict[str, list[CellState]] = {}  # by the submission that they were part of
         for state in states:
-            rows = job_rows(jobs.get(state.key, []))
+            rows = jobs.get(state.key)
             if state.state not in ("failed", "stopped") or not rows:
                 continue
-            why = reason_to_leave(state, rows, answer.state(str(rows[-1]["job"])))
-            if why:
-                result.left[state.key] = why
+            if reason := reason_to_leave(state, rows, answer.state(str(rows[-1]["job"]))):
+                result.left[state.key] = reason
             else:
-                again.setdefault(str(rows[-1]["name"]), []).append(state)
-        for group in again.values():
-            rows = [job_rows(jobs[state.key])[-1] for state in group]
-            _send_again(directory, group, rows)
+                groups.setdefault(str(rows[-1]["name"]), []).append(state)
+        for group in groups.values():
+            resubmit(study, [(state, jobs[state.key][-1]) for state in group])
             result.restarted += [state.key for state in group]
     return result
 
 
-def reason_to_leave(state: CellState, rows: Sequence[Record], job: str | None) -> str:
+def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> str:
     """Return why a cell is not restarted; nothing where it is."""
     if state.cancelled or (job or "").startswith("CANCELLED"):
         return "cancelled; make roadmap goes on"
-    if state.exit_code == NO_PROGRESS:
+    if state.exit_code == NoProgress.code:
         return state.reason or "it made no progress"
     if state.state == "failed" and not state.killed:
         return f"{state.reason}; mend it, then make roadmap"
@@ -86,54 +86,36 @@ def reason_to_leave(state: CellState, rows: Sequence[Record], job: str | None) -
     return ""
 
 
-def _send_again(directory: StudyDir, group: Sequence[CellState], rows: Sequence[Record]) -> None:
-    """Submit cells of one earlier submission again, as it was."""
-    first = rows[0]
-    code = directory.notes / "snapshots" / first["snapshot"]
+def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
+    """Submit cells of one earlier submission again, as it was. Raises ConfigError where its code is gone."""
+    first = group[0][1]
+    code = study.notes / FOLDER / first["snapshot"]
     if not code.is_dir():
         raise ConfigError(
             f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now"
         )
-    config = SlurmConfig(**first["cluster"])
-    states = {state.key: state for state in group}
-    send(
-        directory,
-        [state.key for state in group],
-        [row["line"] for row in rows],
-        code,
-        config,
-        first["on_gpu"],
-        states,
-        by="reconcile",
-    )
+    tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
+    submit_tasks(study, tasks, code, SlurmConfig(**first["cluster"]), first["on_gpu"], by="reconcile")
 
 
-def cancel(directory: StudyDir) -> int:
-    """Cancel the cells that are queued or at work; return how many. Running ones are saved by their own handler. Raises ConfigError."""
-    directory.cells()  # raises where nothing was submitted
-    with directory.lock():
-        settle(directory)
-        jobs = directory.jobs()
-        states, answer = look(directory)
-        active = [state for state in states if state.state in ("queued", "running")]
-        last = {state.key: [row for row in jobs.get(state.key, []) if row.get("job")] for state in active}
-        queued = [str(rows[-1]["job"]) for rows in last.values() if rows and rows[-1]["kind"] == "slurm"]
+def cancel(study: StudyDir) -> int:
+    """Cancel the cells that are queued or at work, which save themselves; return how many. Raises ConfigError."""
+    study.cells()  # raises where nothing was submitted
+    with study.lock():
+        recover_pending(study)
+        jobs = study.jobs()
+        states, answer = cell_states(study)
         if not answer.answered:
-            raise ConfigError(f"{directory.name}: Slurm gives no answer ({answer.trouble}): nothing is cancelled")
-        queue.cancel(queued)
-        reports = [job for job, state in queue.ask(_reports(jobs)).states.items() if queue.waits(state)]
-        queue.cancel(reports)
-        local = {
-            rows[-1]["pid"]
-            for rows in last.values()
-            if rows and rows[-1]["kind"] == "local" and rows[-1]["host"] == socket.gethostname()
-        }
-        for pid in local:
+            raise ConfigError(f"{study.name}: Slurm gives no answer ({answer.error}): nothing is cancelled")
+        active = [state.key for state in states if state.state in ("queued", "running")]
+        submitted = [[row for row in jobs.get(key, []) if row.get("job")] for key in active]
+        last = [rows[-1] for rows in submitted if rows]
+        queue.scancel([str(row["job"]) for row in last if row["kind"] == "slurm"])
+        reports = {report_name(str(row["name"])) for rows in jobs.values() for row in slurm_jobs(rows)}
+        queue.scancel([job for job, state in queue.query(reports).states.items() if state in queue.PENDING])
+        here = socket.gethostname()
+        for pid in {row["pid"] for row in last if row["kind"] == "local" and row["host"] == here}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        directory.note([{"cell": state.key, "kind": "cancelled"} for state in active])
+        study.append_jobs({"cell": key, "kind": "cancelled"} for key in active)
     return len(active)
-
-
-def _reports(jobs: dict[str, list[Record]]) -> set[str]:
-    return {slurm.report_name(str(row["name"])) for rows in jobs.values() for row in job_rows(rows)}

@@ -1,16 +1,19 @@
-"""A study's cells as one job array, through submitit. A task of the array is a cell; each of its processes is `python run.py WORDS`.
+"""A study's cells as one job array, through submitit. A task of the array is a cell, its processes `python run.py ...`.
 
-submitit's process becomes the run (`exec`): from then on no handler of submitit's is left, and the run's signals and exit code
-are its own. Pickles hold that command line and nothing else.
+submitit's process becomes the run (`exec`): no handler of submitit's is left, and the run's signals and exit code are
+its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that an
+interrupted submission can be completed.
 """
 
 import contextlib
 import io
 import os
+import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
@@ -18,11 +21,23 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from roadmap.errors import ConfigError, DiskError
-from roadmap.sweep import queue
+from roadmap.sweep import queue, snapshot
+from roadmap.sweep.cell_states import CellState, cell_states
 from roadmap.sweep.cluster import SlurmConfig
+from roadmap.sweep.study_dir import Row, StudyDir
 
 LAST_TASKS_S = 180  # after the first process has ended; one that hangs must not hold its GPUs
 RUNS_FILE = "runs.txt"
+FOLDER = "slurm"  # of submitit's files, below the study's notes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to be run: its words of `python run.py`, and the optimizer step that it had reached."""
+
+    key: str
+    args: list[str]
+    global_step: int | None
 
 
 def require_slurm() -> None:
@@ -33,75 +48,128 @@ def require_slurm() -> None:
         )
 
 
-def check_gpu_types(config: SlurmConfig, on_gpu: bool) -> None:
-    """Raise ConfigError where the cells could land on different GPU types."""
-    if not on_gpu or config.gpu_type or config.constraint or config.mixed_gpus:
+def check_gpu_types(config: SlurmConfig) -> None:
+    """Raise ConfigError where cells that want GPUs could land on different types of them."""
+    if config.gpu_type or config.constraint or config.mixed_gpus:
         return
     types = queue.gpu_types(config.partition)
     if len(types) > 1:
         raise ConfigError(
-            f"cluster.gpu_type=null: the study could be spread over {', '.join(types)}; name one, or cluster.mixed_gpus=true to mix them"
+            f"cluster.gpu_type=null: the study could be spread over {', '.join(types)}; name one, "
+            "or cluster.mixed_gpus=true to mix them"
         )
 
 
-def submit(
-    folder: Path,
-    name: str,
-    snapshot: Path,
-    lines: Sequence[Sequence[str]],
-    runs: Sequence[Path],
-    config: SlurmConfig,
-    on_gpu: bool,
-) -> list[str]:
-    """Submit one array with a task for each command line; return the job ids, `12_0` and so on, or `12` for a single one.
+def known_states(study: StudyDir) -> list[CellState]:
+    """Return every cell's state. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
+    states, answer = cell_states(study)
+    if not answer.answered:
+        raise ConfigError(
+            f"{study.name}: Slurm gives no answer ({answer.error}), so nobody knows what is queued; try again"
+        )
+    return states
 
-    `runs` are the run directories, which say after the end how it went. Raises ConfigError with Slurm's own message.
+
+def submit_tasks(
+    study: StudyDir, tasks: Sequence[Task], code: Path, config: SlurmConfig, on_gpu: bool, by: str = "roadmap"
+) -> str:
+    """Submit an array and the report behind it, and record its jobs; return its id. Call it with the study locked.
+
+    Raises ConfigError with Slurm's own message, DiskError.
     """
+    name = f"{study.name}-{secrets.token_hex(4)}"
+    shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": on_gpu}
+    shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
+    rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
+    study.set_pending({"name": name, "rows": rows})
+    try:
+        jobs = submit_array(study, name, tasks, code, config, on_gpu)
+    except ConfigError:  # Slurm's refusal: nothing is queued
+        study.set_pending(None)
+        raise
+    record_jobs(study, rows, jobs)
+    array = jobs[0].split("_")[0]
+    if config.report:
+        submit_report(study, name, code, array, config)
+    return array
+
+
+def record_jobs(study: StudyDir, rows: Iterable[Row], jobs: Iterable[str]) -> None:
+    """Record the jobs of a submission, which is then complete."""
+    logs = (f"{FOLDER}/{job}_0_log.out" for job in jobs)  # what a job's first process writes
+    study.append_jobs({**row, "job": job, "log": log} for row, job, log in zip(rows, jobs, logs, strict=True))
+    study.set_pending(None)
+
+
+def recover_pending(study: StudyDir) -> None:
+    """Complete what an interrupted submission left: record the jobs that Slurm has of it, cancel those that cannot run.
+
+    Raises ConfigError where Slurm does not answer: nobody knows then what is queued.
+    """
+    pending = study.pending()
+    if pending is None:
+        return
+    answer = queue.query([pending["name"]])
+    if not answer.answered:
+        raise ConfigError(
+            f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); "
+            "try again"
+        )
+    active = {job for job, state in answer.states.items() if state in queue.PENDING + queue.RUNNING}
+    whole = {job for job in answer.states if (study.notes / FOLDER / f"{job}_submitted.pkl").exists()}
+    queue.scancel(sorted(active - whole))  # submitit had not yet given them their work
+    by_index = {int(job.partition("_")[2] or 0): job for job in whole}
+    found = [index for index in range(len(pending["rows"])) if index in by_index]
+    record_jobs(study, [pending["rows"][index] for index in found], [by_index[index] for index in found])
+
+
+def submit_array(
+    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: SlurmConfig, on_gpu: bool
+) -> list[str]:
+    """Submit one array; return its job ids, `12_0` and so on, `12` for a single one. Raises ConfigError, DiskError."""
+    folder = study.notes / FOLDER
+    runs_file = folder / name / RUNS_FILE
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # submitit writes files that anyone may read
-        notes = folder / name
-        notes.mkdir(mode=0o700, exist_ok=True)
-        (notes / RUNS_FILE).write_text("".join(f"{run}\n" for run in runs), encoding="utf-8")
+        runs_file.parent.mkdir(mode=0o700, exist_ok=True)
+        runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror})") from None
     executor = SlurmExecutor(folder)
-    executor.update_parameters(**parameters(name, snapshot, notes, config, on_gpu))
-    commands = [[sys.executable, str(snapshot / "run.py"), *line] for line in lines]
-    return _submitted(executor, commands)
+    executor.update_parameters(**array_parameters(name, code, runs_file, config, on_gpu))
+    return submit_commands(executor, [[sys.executable, str(code / "run.py"), *task.args] for task in tasks])
 
 
-def submit_report(
-    folder: Path, name: str, snapshot: Path, words: Sequence[str], after: str, config: SlurmConfig
-) -> None:
-    """Queue the chart behind an array, however its tasks end. Where Slurm does not take it, `make report` is left to a person."""
-    executor = SlurmExecutor(folder)
+def submit_report(study: StudyDir, name: str, code: Path, array: str, config: SlurmConfig) -> None:
+    """Queue the report behind an array, however its tasks end. Where Slurm refuses it, `make report` draws it."""
+    executor = SlurmExecutor(study.notes / FOLDER)
     executor.update_parameters(
-        **{key: value for key, value in _where(config).items() if key != "constraint"},
+        **placement(config) | {"constraint": None},
         job_name=report_name(name),
         wckey=None,
         time=60,
         nodes=1,
         ntasks_per_node=1,
-        dependency=f"afterany:{after}",
-        setup=[f"export PYTHONPATH={shlex.quote(str(snapshot))}", f"cd {shlex.quote(str(snapshot))}"],
+        dependency=f"afterany:{array}",
+        setup=[f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
         stderr_to_stdout=True,
     )
+    command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
     with contextlib.suppress(ConfigError):
-        _submitted(executor, [[sys.executable, "-m", "roadmap.report", *words]])
+        submit_commands(executor, [command])
 
 
 def report_name(name: str) -> str:
-    """Return the name of the job that draws the chart behind an array."""
+    """Return the name of the job that draws the report behind an array."""
     return f"{name}-report"
 
 
-def parameters(name: str, snapshot: Path, notes: Path, config: SlurmConfig, on_gpu: bool) -> dict[str, object]:
-    """Return what submitit's executor is told."""
+def array_parameters(name: str, code: Path, runs_file: Path, config: SlurmConfig, on_gpu: bool) -> dict[str, object]:
+    """Return the parameters of submitit's executor."""
     tasks = config.per_cell // config.nodes
-    gpus = {} if not on_gpu else {"gres": f"gpu:{config.gpu_type}:{tasks}" if config.gpu_type else f"gpu:{tasks}"}
-    python, code = shlex.quote(sys.executable), shlex.quote(str(snapshot))
+    gpus = {"gres": f"gpu:{config.gpu_type}:{tasks}" if config.gpu_type else f"gpu:{tasks}"} if on_gpu else {}
     return {
-        **_where(config),
+        **placement(config),
         **gpus,
         "job_name": name,
         "time": max(1, round(config.time_h * 60)),  # minutes
@@ -121,33 +189,33 @@ def parameters(name: str, snapshot: Path, notes: Path, config: SlurmConfig, on_g
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         ],
-        "teardown": [
-            "code=$?",
-            f"cd {code} && {python} -m roadmap.sweep.after $code {shlex.quote(str(notes / RUNS_FILE))}",
-            "exit $code",
-        ],
+        "teardown": ["code=$?", requeue_command(code, runs_file), "exit $code"],
     }
 
 
-def _where(config: SlurmConfig) -> dict[str, object]:
+def requeue_command(code: Path, runs_file: Path) -> str:
+    """Return the shell's line that may queue the job again, with the code of the snapshot."""
+    module = (
+        "requeue" if (code / "roadmap" / "sweep" / "requeue.py").exists() else "after"
+    )  # as older snapshots call it
+    python = shlex.quote(sys.executable)
+    return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.{module} $code {shlex.quote(str(runs_file))}"
+
+
+def placement(config: SlurmConfig) -> dict[str, object]:
+    """Return where Slurm may run a job."""
     return {key: getattr(config, key) for key in ("partition", "account", "qos", "constraint")}
 
 
-def _submitted(executor: SlurmExecutor, commands: Sequence[Sequence[str]]) -> list[str]:
-    """Let submitit submit `exec COMMAND` jobs. Raises ConfigError with what Slurm says."""
-    said = io.StringIO()
+def submit_commands(executor: SlurmExecutor, commands: Sequence[Sequence[str]]) -> list[str]:
+    """Let submitit submit `exec COMMAND` jobs; return their ids. Raises ConfigError with what Slurm says."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # submitit echoes Slurm's words
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):  # submitit echoes Slurm's words
             jobs: list[submitit.Job[None]] = executor.map_array(
                 os.execv, [command[0] for command in commands], list(commands)
             )
     except (FailedJobError, FailedSubmissionError) as error:
-        raise ConfigError(
-            f"Slurm refuses the study: {queue.first_line(str(error)) or queue.first_line(said.getvalue())}"
-        ) from None
+        reason = queue.error_line(str(error)) or queue.error_line(output.getvalue())
+        raise ConfigError(f"Slurm refuses the study: {reason}") from None
     return [str(job.job_id) for job in jobs]
-
-
-def log_of(folder: Path, job: str) -> Path:
-    """Return the file that a job's first process writes to."""
-    return folder / f"{job}_0_log.out"

@@ -1,4 +1,4 @@
-"""The code that a study runs, copied when it is submitted: editing the working tree cannot change queued or requeued jobs.
+"""The code that a study runs, copied when it is submitted: editing the working tree changes no queued job.
 
 A snapshot is named by what is in it, so typing the command again on the same code makes no second one.
 """
@@ -6,31 +6,33 @@ A snapshot is named by what is in it, so typing the command again on the same co
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap.errors import DiskError
 from roadmap.files import read_json, write_json
-from roadmap.runs.provenance import SNAPSHOT as ABOUT
+from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.hydra_guard import GROUPS
 from roadmap.steps.tree import CONF
+from roadmap.sweep.study_dir import StudyDir
 
 ROOT = CONF.parent
 PARTS = ("run.py", "roadmap", "conf", "sweeps")
 OWN = "study"  # where a study from outside the repository goes, with its steps
+FOLDER = "snapshots"  # below the study's notes
 
 
-def take(snapshots: Path, study: Path) -> Path:
-    """Copy the code, and the study's file with its steps, into a folder below `snapshots`; return it. Raises DiskError."""
-    files = dict(sorted(_files(study)))
+def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
+    """Copy the code, and the study's file with its steps, into the study's notes; return the copy. Raises DiskError."""
+    files = dict(sorted(files_to_copy(study_file)))
     digest = hashlib.sha256()
     for name, path in files.items():
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-    place = snapshots / digest.hexdigest()[:16]
-    if (place / ABOUT).exists():
-        return place
+    snapshots = directory.notes / FOLDER
+    snapshot = snapshots / digest.hexdigest()[:16]
+    if (snapshot / SNAPSHOT).exists():
+        return snapshot
     try:
         snapshots.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=snapshots, prefix=".new-") as temporary:
@@ -38,57 +40,39 @@ def take(snapshots: Path, study: Path) -> Path:
             for name, path in files.items():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy / name)
-            write_json(copy / ABOUT, {**git_facts(), "source": str(ROOT)})
-            os.rename(copy, place)
+            write_json(copy / SNAPSHOT, {**git_state(*PARTS), "source": str(ROOT)})
+            os.rename(copy, snapshot)
     except OSError as error:
-        if not (place / ABOUT).exists():  # else another study's submission was first
+        if not (snapshot / SNAPSHOT).exists():  # else another study's submission was first
             raise DiskError(f"{snapshots}: the code cannot be copied there ({error.strerror or error})") from None
-    return place
+    return snapshot
 
 
-def config_dir(snapshot: Path, study: Path) -> Path:
+def config_dir(snapshot: Path, study_file: Path) -> Path:
     """Return the folder of the study's file in a snapshot, for `-cd`."""
-    return snapshot / ("sweeps" if study.parent == ROOT / "sweeps" else OWN)
+    return snapshot / ("sweeps" if study_file.parent == ROOT / "sweeps" else OWN)
 
 
-def facts(snapshot: Path) -> dict[str, str | bool | None]:
+def git_state_of(snapshot: Path) -> dict[str, str | bool | None]:
     """Return commit and dirtiness of a snapshot's code, as they were when it was taken."""
-    about = read_json(snapshot / ABOUT)
-    return {"git_commit": about.get("git_commit"), "git_dirty": about.get("git_dirty")}
+    values = read_json(snapshot / SNAPSHOT)
+    return {"git_commit": values.get("git_commit"), "git_dirty": values.get("git_dirty")}
 
 
-def _files(study: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name in the snapshot and the path of every file: what git tracks or would, the local settings, the study's own."""
-    listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS)
+def files_to_copy(study_file: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name in the snapshot and path of each file: what git tracks or would, local settings, the study's own."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS)
     if listed is not None:
         paths = [ROOT / name for name in listed.split("\0") if name]
     else:
-        paths = [
-            ROOT / "run.py",
-            *(p for part in PARTS[1:] for p in (ROOT / part).rglob("*") if "__pycache__" not in p.parts),
-        ]
+        paths = [ROOT / "run.py", *(path for part in PARTS[1:] for path in (ROOT / part).rglob("*"))]
     paths += (CONF / "local").glob("*.yaml")
     for path in paths:
-        if path.is_file():
+        if path.is_file() and "__pycache__" not in path.parts:
             yield str(path.relative_to(ROOT)), path
-    if study.parent != ROOT / "sweeps":
-        yield f"{OWN}/{study.name}", study
+    if study_file.parent != ROOT / "sweeps":
+        yield f"{OWN}/{study_file.name}", study_file
         for group in GROUPS:
-            for path in (study.parent / group).glob("*"):
+            for path in (study_file.parent / group).glob("*"):
                 if path.suffix in {".yaml", ".csv"} and path.is_file():
                     yield f"{OWN}/{group}/{path.name}", path
-
-
-def git_facts() -> dict[str, str | bool | None]:
-    """Return the commit of the working tree, and whether what a study runs was changed since; None outside a checkout."""
-    changes = _git("status", "--porcelain", "--", *PARTS)
-    commit = _git("rev-parse", "HEAD")
-    return {"git_commit": commit.strip() if commit else None, "git_dirty": None if changes is None else bool(changes)}
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

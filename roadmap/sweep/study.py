@@ -1,53 +1,46 @@
-"""A study's file becomes its cells: composed, validate and named as plain Hydra would do it, before anything is queued.
+"""A study's file becomes its cells: composed, checked and named as plain Hydra would do it, before anything is queued.
 
-`python run.py -cd FOLDER -cn STUDY` on one machine and `make roadmap` on a cluster read the same file and make the same runs.
+`python run.py -cd FOLDER -cn STUDY` on one machine and `make roadmap` on a cluster make the same runs of the same file.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose as hydra_compose
-from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from roadmap.config.choices import Mode
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
+from roadmap.files import read_yaml
 from roadmap.runs.run_dir import run_path
-from roadmap.steps.compose import validate
+from roadmap.steps.compose import compose_primary, hydra_initialized, validate
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, step_tree
-from roadmap.sweep.folder import check_name
-from roadmap.text import nearest
+from roadmap.text import check_name, nearest
 
 SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
+SEED_WORD = re.compile(r"seed=(\d+)")
 SETTING = re.compile(r"\b(?:model|recipe|data|regime)\.\w+")
-OURS = ("study", "mode", "fresh", "weights")  # a study's cells train, each in its place
+NOT_FOR_CELLS = ("study", "mode", "fresh", "weights")  # a study's cells train, each in its own directory
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: the words that make it of the study's file, and what they come to."""
+    """One run of a study: the overrides that make it of the study's file, and its config."""
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     config: Config
 
     @property
     def key(self) -> str:
-        """Return where the run is below the study's folder, such as `tiny-imagenet/gelu/seed0`: its name in every file."""
+        """Return where the run is below the study's folder, `tiny-imagenet/gelu/seed0`: its name in every file."""
         return "/".join(run_path(self.config).parts[-3:])
 
 
@@ -55,7 +48,7 @@ class Cell:
 class LeftOut:
     """A combination of the grid that has no meaning, and why."""
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     reason: str
 
 
@@ -70,80 +63,71 @@ class Study:
 
 
 def study_file(name: str) -> Path:
-    """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` one of the user's own. Raises ConfigError."""
+    """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` the user's own. Raises ConfigError."""
     if name.endswith(".yaml"):
         path = Path(name).expanduser().absolute()
+        check_name("STUDY", path.stem)
         if not path.is_file():
             raise ConfigError(f"STUDY={name}: no such file")
-    else:
-        path = SWEEPS / f"{check_name(name)}.yaml"
-        if not path.is_file():
-            known = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-            raise ConfigError(
-                f"STUDY={name}: there is no such study; {nearest(name, known)}; a file of your own: STUDY=FOLDER/NAME.yaml"
-            )
-    check_name(path.stem)
+        return path
+    path = SWEEPS / f"{check_name('STUDY', name)}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
+        raise ConfigError(
+            f"STUDY={name}: there is no such study; {nearest(name, known)}; a file of your own: STUDY=FOLDER/NAME.yaml"
+        )
     return path
 
 
-def read_study(name: str, words: Sequence[str] = (), runs: str | Path = "runs") -> Study:
-    """Compose and check every cell of a study, to run below `runs`; `words` are overrides for all, as on the command line of `run.py`.
+def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "runs") -> Study:
+    """Compose and check every cell of a study, to run below `runs`; the overrides are for all, as `run.py` takes them.
 
-    Raises ConfigError for whatever is wrong in the file or the words, and where no combination of the grid is legal.
+    Raises ConfigError for whatever is wrong in the file or the overrides, and where no combination is legal.
     """
-    file = study_file(name)
+    file, runs = study_file(name), Path(runs).expanduser().absolute()
     folders = [file.parent, CONF]
-    check_overrides(words)
+    check_overrides(overrides)
     check_config_dirs(folders, CONF)
-    if file.parent != SWEEPS and Path(runs).expanduser().absolute().is_relative_to(file.parent):
+    if file.parent != SWEEPS and runs.is_relative_to(file.parent):
         raise ConfigError(
             f"RUNS={runs}: lies in the study's folder {file.parent}, which is for configs; keep the runs beside it"
         )
-    for word in words:
+    for word in overrides:
         if "=" not in word or word.startswith("-"):
             raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
-        if word.lstrip("+~").split("=")[0] in OURS:
+        if word.lstrip("+~").split("=")[0] in NOT_FOR_CELLS:
             raise ConfigError(f"{word}: is the study's own, and cannot be set for its cells")
+    check_lists(file)
     try:
         step_tree(folders)
-        check_lists(file)
-        with hydra_at(file.parent):
-            place = f"paths.runs={quoted(str(Path(runs).expanduser().absolute()))}"
-            grid = list(combinations(file.stem, [*words, place]))
-            return _checked_study(file, grid, folders)
+        with hydra_initialized(file.parent):
+            grid = combinations(file.stem, [*overrides, f"paths.runs={quote(str(runs))}"])
+            return compose_cells(file, grid, folders)
     except HYDRA_ERRORS as error:
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
-@contextmanager
-def hydra_at(folder: Path) -> Iterator[None]:
-    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder only."""
-    version.setbase("1.3")
-    path = create_config_search_path(str(CONF))
-    path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    GlobalHydra.instance().clear()
-    Hydra.create_main_hydra2(task_name="study", config_search_path=path)
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def combinations(primary: str, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the words of every cell, in Hydra's order; lists among `words` replace those of the file. Raises ConfigError."""
-    hydra = hydra_compose(primary, [w for w in words if not _is_list(w)], return_hydra_config=True).hydra
+def combinations(primary: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every cell's overrides in Hydra's order; given lists replace the file's. Raises ConfigError."""
+    parser = OverridesParser.create()
+    parsed = zip(overrides, parser.parse_overrides(list(overrides)), strict=True)
+    single = [word for word, override in parsed if not override.is_sweep_override()]
+    hydra = compose_primary(primary, single).hydra
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
         raise ConfigError(
             f"{primary}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
         )
-    overrides = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
-    yield from map(tuple, BasicSweeper.split_arguments(overrides, None)[0])
+    lists = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *overrides])
+    return [tuple(words) for words in BasicSweeper.split_arguments(lists, None)[0]]
 
 
 def check_lists(file: Path) -> None:
     """Raise ConfigError for a list of the grid that Hydra would read otherwise than it looks."""
-    body = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        body = read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
     for key in ("hydra", "sweeper", "params"):
         body = body.get(key) if isinstance(body, dict) else None
     for key, value in (body if isinstance(body, dict) else {}).items():
@@ -153,80 +137,75 @@ def check_lists(file: Path) -> None:
             raise ConfigError(f"{file}: hydra.sweeper.params.{key}={value}: write its values with commas, 0,1,2")
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     """Return a value as Hydra's grammar takes it."""
     return value if re.fullmatch(r"[\w/.-]+", value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _is_list(word: str) -> bool:
-    return OverridesParser.create().parse_overrides([word])[0].is_sweep_override()
-
-
-def _checked_study(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence[Path]) -> Study:
+def compose_cells(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence[Path]) -> Study:
+    """Compose and check the cells of a grid. Raises ConfigError."""
     compose = composer(file.stem, folders)
     cells: dict[str, Cell] = {}
     left_out: list[LeftOut] = []
     for words in grid:
         try:
-            config = compose(words)
+            cell = Cell(words, compose(words))
         except (ConfigError, *HYDRA_ERRORS) as error:
             reason = str(error) if isinstance(error, ConfigError) else plain_error(error, folders)
             if not is_combination(reason):
                 raise ConfigError(f"{file}: {' '.join(words)}: {reason}") from None
             left_out.append(LeftOut(words, reason))
             continue
-        cell = Cell(words, config)
-        _check_cell(file, cell, cells.get(cell.key))
+        check_cell(file, cell, cells.get(cell.key))
         cells[cell.key] = cell
     if not cells:
         raise ConfigError(f"{file}: no combination of its grid is legal; the first: {left_out[0].reason}")
     return Study(file.stem, file, tuple(cells.values()), tuple(left_out))
 
 
-def _check_cell(file: Path, cell: Cell, same: Cell | None) -> None:
+def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:
+    """Raise ConfigError for a cell that is none of this study, or that is the run of another one."""
     if cell.config.study != file.stem:
         raise ConfigError(f"{file}: study={cell.config.study}: a study is named like its file, study: {file.stem}")
     if cell.config.mode != Mode.train:
         raise ConfigError(f"{file}: mode={cell.config.mode}: the cells of a study train")
     if same is not None:
-        raise ConfigError(f"{file}: two cells are the same run: {' '.join(same.words)} and {' '.join(cell.words)}")
+        raise ConfigError(
+            f"{file}: two cells are the same run: {' '.join(same.overrides)} and {' '.join(cell.overrides)}"
+        )
 
 
 def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]], Config]:
-    """Return a function from a cell's words to its config; where only the seed differs, a config is composed once.
+    """Return a function from a cell's overrides to its config; where only the seed differs, a config is composed once.
 
     Composing takes a tenth of a second a cell; where a file refers to the seed, every cell is composed for itself.
     """
-    by_seed = not any(
-        SEED_IN_FILE.search(p.read_text(errors="replace")) for folder in folders for p in folder.rglob("*.yaml")
-    )
+    files = (path for folder in folders for path in folder.rglob("*.yaml"))
+    share_seeds = not any(SEED_IN_FILE.search(path.read_text(errors="replace")) for path in files)
     known: dict[tuple[str, ...], Config] = {}
 
     def compose(words: Sequence[str]) -> Config:
         """Return the config of a cell."""
-        seeds = [int(m[1]) for word in words if (m := re.fullmatch(r"seed=(\d+)", word))]
-        others = tuple(word for word in words if not re.fullmatch(r"seed=\d+", word))
-        if by_seed and len(seeds) == 1 and others in known:
-            return replace(known[others], seed=seeds[0])
-        cfg = hydra_compose(primary, list(words), return_hydra_config=True)
-        known[others] = validate(cfg, dict(cfg.hydra.runtime.choices), list(words), folders)
+        seeds = [int(found[1]) for word in words if (found := SEED_WORD.fullmatch(word))]
+        others = tuple(word for word in words if not SEED_WORD.fullmatch(word))
+        if share_seeds and len(seeds) == 1 and others in known:
+            return known[others].replace(seed=seeds[0])
+        cfg = compose_primary(primary, words)
+        known[others] = validate(cfg, cfg.hydra, folders)
         return known[others]
 
     return compose
 
 
 def is_combination(reason: str) -> bool:
-    """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong in itself."""
-    return len(set(SETTING.findall(reason))) > 1 or "this regime has no" in reason
+    """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong."""
+    return all(len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
 
 
-def narrowed(study: Study, steps: Iterable[str], seeds: Iterable[str]) -> tuple[Cell, ...]:
-    """Return the cells of some steps and seeds; none given means all. Raises ConfigError for one that the study does not have."""
+def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:
+    """Return the cells of some steps and seeds; none given means all. Raises ConfigError for one that is not there."""
     chosen = study.cells
-    for name, wanted, value in (
-        ("STEPS", list(steps), lambda c: c.step),
-        ("SEEDS", list(seeds), lambda c: str(c.seed)),
-    ):
+    for name, wanted, value in (("STEPS", steps, lambda c: c.step), ("SEEDS", seeds, lambda c: str(c.seed))):
         known = list(dict.fromkeys(value(cell.config) for cell in study.cells))
         for word in wanted:
             if word not in known:

@@ -1,223 +1,146 @@
-"""Which cells of a study are started, and how: finished ones are skipped, those queued or running left alone, the others started.
+"""Which cells of a study are started: finished ones are skipped, those queued or running left alone.
 
-All is decided and noted while the study is held, so that the same command typed twice at once makes no job twice.
+All is decided and recorded while the study is locked, so that the same command typed twice at once makes no job twice.
 """
 
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import yaml
-
-from roadmap.config.choices import DataName, Device
-from roadmap.config.schema import Config, resolved
+from roadmap import catalog
+from roadmap.config.choices import Device
+from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
-from roadmap.files import read_json
+from roadmap.files import read_yaml
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.run_dir import differences, identity, run_path
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS
-from roadmap.sweep import queue, slurm, snapshot
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
 from roadmap.sweep.cluster import SlurmConfig
-from roadmap.sweep.folder import Record, StudyDir
-from roadmap.sweep.status import CellState, look
-from roadmap.sweep.study import Cell, Study, quoted
+from roadmap.sweep.slurm import Task, known_states, recover_pending, submit_tasks
+from roadmap.sweep.snapshot import config_dir, take_snapshot
+from roadmap.sweep.study import Cell, Study, quote
+from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.grad_accumulation import check_micro_batch
 
 START = ("planned", "stopped", "failed")  # what a person's command starts again
-EMBEDDED = (DataName.digits, DataName.synthetic)  # sets that need no folder
-PLACES = ("paths.runs", "data.root")
-SLURM = "slurm"  # the folder of submitit's files, below the study's notes
+PATHS = ("paths.runs", "data.root")
+
+
+class Selection(NamedTuple):
+    """The cells of a study that somebody asks for."""
+
+    study: Study
+    directory: StudyDir
+    cells: tuple[Cell, ...]
 
 
 @dataclass
-class Begun:
-    """What a submission did."""
+class Submission:
+    """What a submission did: cells by key, and how many were left alone, by state."""
 
-    started: list[str] = field(default_factory=list)  # keys
+    started: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
-    left: dict[str, int] = field(default_factory=dict)  # how many cells were left alone, by state
+    left: dict[str, int] = field(default_factory=dict)
     job: str = ""
 
     def __str__(self) -> str:
         left = ", ".join(f"{number} {state}" for state, number in self.left.items())
-        what = f"{len(self.started)} cells begin, {len(self.restarted)} go on" + (
-            f" as Slurm's job {self.job}" if self.job else ""
-        )
-        return what + (f"; left alone: {left}" if left else "")
+        text = f"{len(self.started)} cells begin, {len(self.restarted)} go on"
+        return text + (f" as Slurm's job {self.job}" if self.job else "") + (f"; left alone: {left}" if left else "")
 
 
 def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: bool = False) -> None:
-    """Check what a cell needs besides its config, before anything is queued: its images' folder, and what its run directory holds.
+    """Check what a cell needs besides its config, before anything is queued: its images, and its earlier run.
 
-    Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share and for
-    cells on different GPU types, unless they may be `mixed`.
+    Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share
+    and for cells on different GPU types, unless they may be `mixed`.
     """
-    types = sorted({name for cell in cells if (name := _hardware(cell)) and not name.startswith("CPU")})
+    statuses = {cell.key: read_or_empty(Status, run_path(cell.config) / STATUS) for cell in cells}
+    hardware = {status.hardware or "CPU" for status in statuses.values()}
+    types = sorted(name for name in hardware if not name.startswith("CPU"))
     if len(types) > 1 and not mixed:
         raise ConfigError(
-            f"{study.name}: its cells ran on {', '.join(types)}; cluster.mixed_gpus=true lets a study be spread over them"
+            f"{study.name}: its cells ran on {', '.join(types)}; "
+            "cluster.mixed_gpus=true lets a study be spread over them"
         )
     for cell in cells:
-        data = cell.config.data
-        if data.name not in EMBEDDED and not data.root:
-            raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
-        if data.root and not data.download and not Path(data.root).expanduser().is_dir():
-            raise DataError(f"data.root={data.root}: no such folder")
+        check_images_folder(cell.config)
         try:
             check_micro_batch(cell.config.recipe, ranks)
         except ConfigError as error:
             raise ConfigError(f"cluster.per_cell={ranks}: {cell.key}: {error}") from None
-        _check_run(study, cell)
+        if statuses[cell.key].state is not None:
+            check_earlier_run(study, cell, statuses[cell.key])
 
 
-def _hardware(cell: Cell) -> str | None:
-    try:
-        return str(read_json(run_path(cell.config) / STATUS).get("hardware") or "")
-    except (OSError, ValueError):
-        return None
+def check_images_folder(config: Config) -> None:
+    """Raise DataError where a set's folder is not given, or is not there."""
+    data = config.data
+    if catalog.find(data.name, data.kind).needs_root and not data.root:
+        raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
+    if data.root and not data.download and not Path(data.root).expanduser().is_dir():
+        raise DataError(f"data.root={data.root}: no such folder")
 
 
-def _check_run(study: Study, cell: Cell) -> None:
+def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
+    """Raise Refused where a cell's directory holds a run of another config, or one begun with other code."""
     run = run_path(cell.config)
     try:
-        before, status = load_yaml(run / CONFIG), read_json(run / STATUS)
-    except (OSError, ValueError, yaml.YAMLError):
-        return  # no run, or one that cannot be read: the run itself says what to do about that
-    if changes := differences(identity(before), identity(resolved(cell.config))):
+        before = identity(read_yaml(run / CONFIG))
+    except (OSError, ValueError):
+        return  # the run itself says what to do about a record that cannot be read
+    if changes := differences(before, identity(cell.config.values())):
         raise Refused(
-            f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); give the study another name, "
-            f"or move {run} away"
+            f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); "
+            f"give the study another name, or move {run} away"
         )
-    begun = status.get("state") != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
-    if begun and not cell.config.allow_drift and status.get("code_hash") not in (None, code_hash()):
+    begun = status.state != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
+    if begun and not cell.config.allow_drift and status.code_hash not in (None, code_hash()):
         raise Refused(
-            f"{study.name}: {cell.key} was begun with other code ({status['code_hash']} -> {code_hash()}); go back to "
-            f"{str(status.get('git_commit'))[:12]}, or ARGS=allow_drift=true, which the report shows"
+            f"{study.name}: {cell.key} was begun with other code ({status.code_hash} -> {code_hash()}); go back to "
+            f"{str(status.git_commit)[:12]}, or ARGS=allow_drift=true, which the report shows"
         )
 
 
-def load_yaml(path: Path) -> Any:
-    """Read a YAML file, with the fast parser where there is one."""
-    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def submit(selection: Selection, config: SlurmConfig) -> Submission:
+    """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
+    study, directory, _ = selection
+    directory.make()
+    code = take_snapshot(directory, study.file)
+    with directory.lock():
+        recover_pending(directory)
+        submission, tasks = choose_cells(selection, code)
+        if tasks:
+            submission.job = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
+    return submission
 
 
-def command_line(study: Study, words: Sequence[str], config: Config, code: Path) -> list[str]:
-    """Return the words of `python run.py` that run a cell from a snapshot; every path in them is absolute."""
-    own = [word for word in words if word.lstrip("+").split("=")[0] not in PLACES]
-    places = [f"paths.runs={quoted(str(Path(config.paths.runs).expanduser().absolute()))}"]
-    if config.data.root:
-        places.append(f"data.root={quoted(str(Path(config.data.root).expanduser().absolute()))}")
-    return ["-cd", str(snapshot.config_dir(code, study.file)), "-cn", study.name, "hydra.mode=RUN", *own, *places]
+def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Task]]:
+    """Record the study's cells; return what is started, and what is left alone. Call it with the study locked."""
+    study, directory, cells = selection
+    directory.write_cells(study)
+    states = {state.key: state for state in known_states(directory)}
+    submission, tasks = Submission(), []
+    for cell in cells:
+        state = states[cell.key]
+        if state.state not in START:
+            submission.left[state.state] = submission.left.get(state.state, 0) + 1
+            continue
+        (submission.started if state.global_step is None else submission.restarted).append(cell.key)
+        tasks.append(Task(cell.key, run_args(study, cell, code), state.global_step))
+    return submission, tasks
+
+
+def run_args(study: Study, cell: Cell, code: Path) -> list[str]:
+    """Return the arguments of `python run.py` that run a cell from a snapshot; every path in them is absolute."""
+    config = cell.config
+    own = [word for word in cell.overrides if word.lstrip("+").split("=")[0] not in PATHS]
+    paths = {"paths.runs": config.paths.runs, "data.root": config.data.root}
+    absolute = [f"{key}={quote(str(Path(path).expanduser().absolute()))}" for key, path in paths.items() if path]
+    return ["-cd", str(config_dir(code, study.file)), "-cn", study.name, "hydra.mode=RUN", *own, *absolute]
 
 
 def on_gpu(cells: Iterable[Cell]) -> bool:
     """Tell whether cells want GPUs: all but those with device=cpu."""
     return any(cell.config.device != Device.cpu for cell in cells)
-
-
-def submit(study: Study, directory: StudyDir, chosen: Sequence[Cell], config: SlurmConfig) -> Begun:
-    """Start the cells of a study that are neither done nor at work, as one job array; return what was done.
-
-    Raises ConfigError with Slurm's message, Busy, DiskError.
-    """
-    directory.make()
-    code = snapshot.take(directory.notes / "snapshots", study.file)
-    with directory.lock():
-        settle(directory)
-        directory.write_cells(study)
-        states = certain_states(directory)
-        begun, todo = choose(chosen, states)
-        if todo:
-            lines = [command_line(study, cell.words, cell.config, code) for cell in todo]
-            begun.job = send(directory, [cell.key for cell in todo], lines, code, config, on_gpu(todo), states)
-    return begun
-
-
-def certain_states(directory: StudyDir) -> dict[str, CellState]:
-    """Return every cell's state by key. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
-    states, answer = look(directory)
-    if not answer.answered:
-        raise ConfigError(
-            f"{directory.name}: Slurm gives no answer ({answer.trouble}), so nobody knows what is queued; try again"
-        )
-    return {state.key: state for state in states}
-
-
-def choose(cells: Iterable[Cell], states: dict[str, CellState]) -> tuple[Begun, list[Cell]]:
-    """Return which cells a person's command starts, and what it leaves alone."""
-    begun, todo = Begun(), []
-    for cell in cells:
-        state = states[cell.key]
-        if state.state not in START:
-            begun.left[state.state] = begun.left.get(state.state, 0) + 1
-            continue
-        todo.append(cell)
-        (begun.started if state.global_step is None else begun.restarted).append(cell.key)
-    return begun, todo
-
-
-def send(
-    directory: StudyDir,
-    keys: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    code: Path,
-    config: SlurmConfig,
-    gpus: bool,
-    states: dict[str, CellState],
-    by: str = "roadmap",
-) -> str:
-    """Submit an array, and the chart behind it, and note its jobs, while the study is held; return its id. Raises ConfigError."""
-    name = f"{directory.name}-{secrets.token_hex(4)}"
-    rows: list[Record] = [
-        {
-            "cell": key, "kind": "slurm", "name": name, "by": by, "step": states[key].global_step, "line": list(line),
-            "snapshot": code.name, "on_gpu": gpus, "cluster": resolved(config), **snapshot.facts(code),
-        }
-        for key, line in zip(keys, lines, strict=True)
-    ]  # fmt: skip
-    directory.set_pending({"name": name, "rows": rows})
-    try:
-        runs = [directory.path / key for key in keys]
-        jobs = slurm.submit(directory.notes / SLURM, name, code, lines, runs, config, gpus)
-    except ConfigError:  # Slurm's refusal: nothing is queued
-        directory.set_pending(None)
-        raise
-    note_jobs(directory, rows, jobs)
-    array = jobs[0].split("_")[0]
-    if config.report:
-        words = [str(directory.path), "--out", str(directory.path / "report")]
-        slurm.submit_report(directory.notes / SLURM, name, code, words, array, config)
-    return array
-
-
-def note_jobs(directory: StudyDir, rows: Iterable[Record], jobs: Iterable[str]) -> None:
-    """Note the jobs of a submission, which is then complete."""
-    logs = Path(SLURM)
-    directory.note(
-        [{**row, "job": job, "log": str(slurm.log_of(logs, job))} for row, job in zip(rows, jobs, strict=True)]
-    )
-    directory.set_pending(None)
-
-
-def settle(directory: StudyDir) -> None:
-    """Complete what an interrupted submission left: note the jobs that Slurm has of it, cancel those that cannot run.
-
-    Raises ConfigError where Slurm does not answer: nobody knows then what is queued.
-    """
-    pending = directory.pending()
-    if pending is None:
-        return
-    answer = queue.ask([pending["name"]])
-    if not answer.answered:
-        raise ConfigError(
-            f"{directory.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.trouble}); try again"
-        )
-    alive = {job for job, state in answer.states.items() if queue.waits(state) or queue.goes(state)}
-    whole = {job for job in answer.states if (directory.notes / SLURM / f"{job}_submitted.pkl").exists()}
-    if alive - whole:  # submitit had not yet given them their work
-        queue.cancel(sorted(alive - whole))
-    by_index = {int(job.partition("_")[2] or 0): job for job in whole}
-    found = [(row, by_index[index]) for index, row in enumerate(pending["rows"]) if index in by_index]
-    note_jobs(directory, [row for row, _ in found], [job for _, job in found])

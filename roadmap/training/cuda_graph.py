@@ -1,7 +1,7 @@
 """A whole optimizer step as one CUDA graph: the kernels of a small net take less time than launching them one by one.
 
-Captured once for a net and a recipe, then replayed; runs that follow in the same process and differ in the seed alone put their state into
-the with_captured_step tensors instead of capturing again. Used by `roadmap.training.train`; the eager form is `roadmap.training.step.optimizer_step`.
+Captured once for a net and a recipe, then replayed. Runs that follow in the same process and differ in the seed alone
+copy their state into the captured tensors instead of capturing again. The eager form is `train_step`.
 """
 
 import json
@@ -11,41 +11,39 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.functional import one_hot
 
-from roadmap.config.schema import resolved
 from roadmap.training import mixup
 from roadmap.training.optim import set_lr
-from roadmap.training.state import RunContext, TrainState
+from roadmap.training.state import RunContext, TrainState, build_state
 from roadmap.training.step import Batch, backward, optimizer_step, prepare
 
 WARM_UP = 3  # steps before the capture, in which libraries choose their kernels and the optimizer makes its state
 
 
 class Graph(Protocol):
-    """What `torch.cuda.CUDAGraph` is to a with_captured_step step."""
+    """What `torch.cuda.CUDAGraph` is to a captured step."""
 
     def replay(self) -> None:
-        """Run the with_captured_step kernels again."""
+        """Run the captured kernels again."""
 
 
-def with_captured_step(ctx: RunContext, state: TrainState, begin: Callable[[RunContext], TrainState]) -> TrainState:
-    """Return a run's state as one whose steps are with_captured_step: by this run or, where only the seed differs, by an earlier one."""
+def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
+    """Return a run's state with a captured step: of this run or, where only the seed differs, of an earlier one."""
     step = ctx.cache.get("step")
-    if step is None or step.key != key_of(ctx):
+    if step is None or step.key != capture_key(ctx):
         ctx.cache.pop("step", None)  # its memory is free before the next one takes its own
-        step = ctx.cache["step"] = CapturedStep(ctx, begin(ctx))
+        step = ctx.cache["step"] = CapturedStep(ctx, build_state(ctx))
     return step.load_state(state)
 
 
 def capture(step: Callable[[], Batch]) -> tuple[Graph, Batch]:
-    """Record a step's kernels on the GPU; return what replays them, and the tensors that hold its results after each replay."""
+    """Record a step's kernels on the GPU; return what replays them, and the tensors that then hold its results."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*capturable=True"
-        )  # of steps that are not being with_captured_step, as these are
+        warnings.filterwarnings("ignore", message=".*capturable=True")  # about steps outside a capture, as these are
         for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream().wait_stream(side)
@@ -56,7 +54,7 @@ def capture(step: Callable[[], Batch]) -> tuple[Graph, Batch]:
 
 
 class CapturedStep:
-    """Takes the place of `optimizer_step` for a state that it has adopted."""
+    """Takes the place of `train_step` for a state that was loaded into it."""
 
     def __init__(
         self,
@@ -64,9 +62,9 @@ class CapturedStep:
         state: TrainState,
         capture: Callable[[Callable[[], Batch]], tuple[Graph, Batch]] = capture,
     ) -> None:
-        """Capture a step with the net and the optimizer of `state`, whose values are lost; its numbers come with `adopt`."""
+        """Capture a step with the net and optimizer of `state`; its values are lost: see `load_state`."""
         size, device, recipe = ctx.config.data.image_size, ctx.device, ctx.config.recipe
-        self.key = key_of(ctx)
+        self.key = capture_key(ctx)
         self.state = state
         images = torch.zeros(recipe.batch_size, 3, size, size, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
@@ -77,26 +75,27 @@ class CapturedStep:
             group["capturable"] = True
         state.model.train()
 
-        def step() -> Batch:
+        def step() -> tuple[Tensor, Tensor]:
             state.optimizer.zero_grad(set_to_none=True)
             return optimizer_step(ctx, state, backward(ctx, state, self.images, self.targets, last=True))
 
         self.graph, self.results = capture(step)
 
     @torch.no_grad()
-    def load_state(self, theirs: TrainState) -> TrainState:
-        """Copy a run's state into the with_captured_step tensors; return the state that lives there from now on."""
-        mine = self.state
-        set_lr(mine.optimizer, float(theirs.optimizer.param_groups[0]["lr"]))
-        mine.net.load_state_dict(theirs.net.state_dict())
-        pairs = zip(mine.net.parameters(), theirs.net.parameters(), strict=True)
-        for parameter, given in pairs:
-            values = theirs.optimizer.state.get(given, {})  # empty before the first step: all of it begins at zero
-            for name, value in mine.optimizer.state[parameter].items():
+    def load_state(self, source: TrainState) -> TrainState:
+        """Copy a run's state into the captured tensors; return the state that lives there from now on."""
+        captured = self.state
+        set_lr(captured.optimizer, float(source.optimizer.param_groups[0]["lr"]))
+        captured.net.load_state_dict(source.net.state_dict())
+        for ours, theirs in zip(captured.net.parameters(), source.net.parameters(), strict=True):
+            values = source.optimizer.state.get(theirs, {})  # empty before the first step: all of it begins at zero
+            for name, value in captured.optimizer.state[ours].items():
                 value.copy_(values[name]) if name in values else value.zero_()
-        return replace(theirs, net=mine.net, model=mine.model, optimizer=mine.optimizer, step_fn=self)
+        return replace(source, net=captured.net, model=captured.model, optimizer=captured.optimizer, step_fn=self)
 
-    def __call__(self, ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr: float) -> Batch:
+    def __call__(
+        self, ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr: float
+    ) -> tuple[Tensor, Tensor]:
         """Take one step on the next batch; return the loss and the gradient's norm, left on the device."""
         set_lr(state.optimizer, lr)
         images, targets = prepare(ctx, *next(batches), state.global_step)
@@ -109,10 +108,9 @@ class CapturedStep:
         return loss.clone(), grad_norm.clone()  # the next replay writes over them
 
 
-def key_of(ctx: RunContext) -> str:
-    """Return what must be equal for a run to use another one's with_captured_step step: all of its config but the seed and the names."""
-    config: dict[str, Any] = resolved(ctx.config)
-    parts = {name: config[name] for name in ("model", "recipe", "compile", "kernels")} | {
-        "size": config["data"]["image_size"]
-    }
-    return json.dumps(parts | {"device": str(ctx.device), "classes": len(ctx.images.classes)}, sort_keys=True)
+def capture_key(ctx: RunContext) -> str:
+    """Return what must be equal for a run to use another one's captured step: all but the seed and the names."""
+    config: dict[str, Any] = ctx.config.values()
+    parts = {name: config[name] for name in ("model", "recipe", "compile", "kernels")}
+    parts |= {"size": config["data"]["image_size"], "device": str(ctx.device), "classes": len(ctx.images.classes)}
+    return json.dumps(parts, sort_keys=True)

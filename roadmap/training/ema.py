@@ -1,7 +1,7 @@
-"""The moving average of a net's weights and buffers, through torch's `AveragedModel`. Used by `roadmap.training.train`.
+"""The moving average of a net's weights and buffers, through torch's `AveragedModel`.
 
-As in the authors' code it starts from the first weights and covers the buffers. Off in the roadmap (Table 10): nets with
-BatchNorm suffer from it.
+As in the authors' code it starts from the first weights and covers the buffers. Off in the roadmap (Table 10): nets
+with BatchNorm suffer from it.
 """
 
 from torch import nn

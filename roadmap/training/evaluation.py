@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from roadmap import catalog
+from roadmap.config.schema import Config
 from roadmap.distributed.ranks import Ranks
 
 
@@ -21,12 +23,15 @@ class Evaluation:
     correct: np.ndarray  # (N,) bool
 
     def packed(self) -> np.ndarray:
-        """Return the bits as they are stored in `correct.npy`: eight images a byte, the first image in the highest bit."""
+        """Return the bits as in `correct.npy`: eight images a byte, the first image in the highest bit."""
         return np.packbits(self.correct)
 
 
 def eval_batch_size(image_size: int, device: torch.device) -> int:
-    """Return how many images are evaluated at once: 256, on a GPU as many pixels as those have at 224. Any number gives the same counts."""
+    """Return how many images are evaluated at once: 256, on a GPU as many pixels as those have at 224.
+
+    Any number gives the same counts.
+    """
     return min(4096, 256 * max(1, (224 // image_size) ** 2)) if device.type == "cuda" else 256
 
 
@@ -48,14 +53,13 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a net on this rank's batches of images (B, 3, H, W) and labels (B,), whose ids are in `index_batches`.
 
-    Every rank returns the evaluation of all `num_images`; leaves the net in evaluation mode. With fewer than five classes
-    `top5` counts all of them.
+    Every rank returns the evaluation of all `num_images`; leaves the net in evaluation mode. With fewer than five
+    classes `top5` counts all of them.
     """
     net.eval()
     scores = [score(net(images), labels) for images, labels in batches]
-    table = torch.zeros(
-        4, num_images, dtype=torch.float64
-    )  # once, top-1, top-5, loss; each rank fills in its own images
+    # Rows: once, top-1, top-5, loss; each rank fills in its own images.
+    table = torch.zeros(4, num_images, dtype=torch.float64)
     if scores:
         table[:, torch.cat(list(index_batches))] = torch.cat(scores, dim=1).cpu()
     once, first, five, losses = ranks.all_reduce_sum(table)
@@ -69,7 +73,13 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a column an image, `(4, B)`: 1, whether it is right, whether it is among the first five, its cross-entropy."""
+    """Return a column an image, `(4, B)`: 1, whether it is right, whether among the first five, its cross-entropy."""
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     losses = cross_entropy(logits.float(), labels, reduction="none")
     return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()
+
+
+def caution_note(config: Config) -> str:
+    """Return what has to follow an accuracy on this data set, in brackets; mostly nothing."""
+    caution = catalog.find(config.data.name, config.data.kind).caution
+    return f" ({caution})" if caution else ""

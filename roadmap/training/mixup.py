@@ -1,7 +1,8 @@
-"""Mixup and cutmix as in the official code, through timm's `Mixup`. Used by `train.py`.
+"""Mixup and cutmix as in the official code, through timm's `Mixup`.
 
-One of the two on every batch, chosen with probability `recipe.mix_switch`; an image's partner is its mirror in the batch; lambda is
-corrected for the part of the box that was cut off; label smoothing is inside the soft targets (Table 5).
+One of the two on every batch, chosen with probability `recipe.mix_switch`; an image's partner is that of the batch in
+reverse; lambda is corrected for the part of the box that was cut off; label smoothing is inside the soft targets
+(Table 5).
 """
 
 import numpy as np
@@ -10,13 +11,12 @@ from torch import Tensor
 from roadmap.config.schema import RecipeConfig
 from roadmap.errors import ConfigError
 
-PURPOSE = (
-    100  # apart from the purposes of roadmap.data.sampling.Draw, so that no two streams of random numbers are the same
-)
+# Apart from the purposes of roadmap.data.sampling.Draw, so that no two streams of random numbers are the same.
+PURPOSE = 100
 
 
 def mixes(recipe: RecipeConfig) -> bool:
-    """Whether batches are mixed at all."""
+    """Tell whether batches are mixed at all."""
     return recipe.mixup > 0 or recipe.cutmix > 0
 
 
@@ -30,8 +30,8 @@ def check_even_batch(batch_size: int) -> None:
     """Raise ConfigError for an odd batch: the image in its middle would be mixed with itself."""
     if batch_size % 2:
         raise ConfigError(
-            f"recipe.batch_size or recipe.micro_batch is {batch_size}: must be even with recipe.mixup or recipe.cutmix above 0, "
-            "which mixup_batch pairs of images"
+            f"recipe.batch_size or recipe.micro_batch is {batch_size}: must be even with recipe.mixup or recipe.cutmix "
+            "above 0, which mix pairs of images"
         )
 
 
@@ -43,10 +43,10 @@ def mix_seed(seed: int, global_step: int) -> int:
 def mixup_batch(
     images: Tensor, labels: Tensor, recipe: RecipeConfig, num_classes: int, seed: int, global_step: int
 ) -> tuple[Tensor, Tensor]:
-    """Mix a batch, a function of (seed, global_step): `(B, 3, H, W)`, `(B,)` -> new images, soft targets `(B, num_classes)`.
+    """Mix a batch, a function of (seed, global_step).
 
-    With both off, images and labels come back as they are, and smoothing is the loss's business.
-    Raises ConfigError for an odd batch.
+    `(B, 3, H, W)`, `(B,)` -> new images, soft targets `(B, num_classes)`. With both off, images and labels come back as
+    they are, and smoothing is the loss's business. Raises ConfigError for an odd batch.
     """
     if not mixes(recipe):
         return images, labels

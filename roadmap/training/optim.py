@@ -1,6 +1,6 @@
 """The optimizer with its decay groups, and the learning rate as a pure function of the step.
 
-Used by `roadmap.training.train`. Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
+Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
 """
 
 import math
@@ -15,8 +15,8 @@ from roadmap.config.schema import RecipeConfig
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """Return the rate of optimizer step `step` (0 for the first).
 
-    The warm-up is evenly spaced from 0 to the base rate, both ends included; the cosine then starts at the base rate and
-    would reach `min_lr` one step after the last.
+    The warm-up is evenly spaced from 0 to the base rate, both ends included; the cosine then starts at the base rate
+    and would reach `min_lr` one step after the last.
     """
     warmup = int(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:

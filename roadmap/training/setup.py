@@ -1,80 +1,180 @@
-"""What the loop of `roadmap.training.train` works with: the run's ctx, the state that a checkpoint holds, and the checks before both."""
+"""What comes before a run's first step: images, checks, the run directory, and the state that an earlier start left."""
 
-import hashlib
-import json
+import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from roadmap import data
 from roadmap.config.choices import Norm
-from roadmap.config.schema import Config, resolved
+from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
+from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
-from roadmap.net import cost
-from roadmap.net.kernels import forms_of, in_words
-from roadmap.runs import provenance
+from roadmap.net import Cost, cost
+from roadmap.net.kernels import announcement, format_forms, forms_of
+from roadmap.runs import checkpoint, provenance
+from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, differences, identity
-from roadmap.runs.schema import SUMMARY
+from roadmap.runs.run_logger import NullLogger, RunLogger
+from roadmap.runs.schema import CHECKPOINTS, SUMMARY
 from roadmap.training import mixup
+from roadmap.training.cuda_graph import with_captured_step
+from roadmap.training.device_errors import device_errors
 from roadmap.training.grad_accumulation import check_micro_batch, micro_batch_size
+from roadmap.training.state import RunContext, TrainState, build_state
+
+log = logging.getLogger("roadmap")
+
+
+def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
+    """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
+    if not datasets.is_in_memory(config.data):
+        return datasets.load(config.data, config.paths.runs)
+    key = config.data.values()
+    if cache.get("images", (None,))[0] != key:
+        cache.pop("images", None)  # its memory is free before the next set takes its own
+        cache["images"] = key, datasets.load(config.data)
+    images: datasets.ImageSet = cache["images"][1]
+    return images
 
 
 def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[str, Any]:
-    """Check what needs images and ranks, before anything is written. Return what is known of the run. Raises ConfigError."""
-    num_classes, size = len(images.classes), config.data.image_size
-    sampling.train_index_batches(len(images.train.labels), config.recipe.batch_size, config.seed, 0)
-    data.check(config.data, config.recipe, ranks.device)
-    mixup.check_mixup(config.recipe)
-    check_micro_batch(config.recipe, ranks.world_size)
-    if config.recipe.sync_batch_norm and ranks.device.type != "cuda":
+    """Check what needs images and ranks; return what is known of the run. Raises ConfigError."""
+    recipe, size, device = config.recipe, config.data.image_size, ranks.device
+    sampling.train_index_batches(len(images.train.labels), recipe.batch_size, config.seed, 0)
+    data.check_pipeline(config.data, recipe, device)
+    mixup.check_mixup(recipe)
+    check_micro_batch(recipe, ranks.world_size)
+    if recipe.sync_batch_norm and device.type != "cuda":
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
-    if micro_batch_size(config.recipe) == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
+    if micro_batch_size(recipe) == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
         raise ConfigError(
-            f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the net; at least 2 images"
+            f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the "
+            "net; at least 2 images"
         )
-    precision = choose_precision(config.recipe.precision, ranks.device)
+    precision = choose_precision(recipe.precision, device)
+    net = net_cost(config, len(images.classes))
+    return {
+        "gmacs": net.gmacs,
+        "params_m": net.params_m,
+        "num_classes": len(images.classes),
+        "data_fingerprint": images.fingerprint,
+        "code_hash": provenance.code_hash(),
+        "steps_per_epoch": len(images.train.labels) // recipe.batch_size,
+        "precision": str(precision),
+        "world_size": ranks.world_size,
+        "compile": choose_compile(config, device),
+        "cuda_graph": choose_graph(config, device, precision, ranks.world_size),
+        "kernels": format_forms(forms_of(config.model, device, config.kernels)),
+        "versions": provenance.versions(),
+        **provenance.hardware(device),
+    }
+
+
+def net_cost(config: Config, num_classes: int) -> Cost:
+    """Return what the config's net costs. Raises ConfigError where the images are too small for it."""
+    size = config.data.image_size
     try:
-        net = cost(config.model, num_classes, size)
+        return cost(config.model, num_classes, size)
     except RuntimeError:
         raise ConfigError(
             f"data.image_size={size}: too small for this net, which divides it by {config.model.reduction}"
         ) from None
-    return {
-        "gmacs": net.gmacs,
-        "params_m": net.params_m,
-        "num_classes": num_classes,
-        "data_fingerprint": images.fingerprint,
-        "code_hash": provenance.code_hash(),
-        "steps_per_epoch": len(images.train.labels) // config.recipe.batch_size,
-        "precision": str(precision),
-        "world_size": ranks.world_size,
-        "compile": choose_compile(config, ranks.device),
-        "cuda_graph": choose_graph(config, ranks.device, precision, ranks.world_size),
-        "kernels": in_words(forms_of(config.model, ranks.device, config.kernels)),
-    }
+
+
+def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitStack) -> bool:
+    """Lock the run directory until the stack is left, load its status; return whether the run was done before.
+
+    Raises Busy, Refused, NoProgress, DiskError.
+    """
+    stack.enter_context(run.lock())
+    if config.fresh and run.set_aside():
+        stack.enter_context(run.lock())
+    run.load_status(config.values(), run_info, allow_drift=config.allow_drift)
+    run.count_deaths()
+    return run.status.get("state") == "done"
+
+
+def build_logger(
+    run: RunDir, config: Config, run_info: dict[str, Any], ranks: Ranks, sweep: SweepProgress
+) -> RunLogger | NullLogger:
+    """Return what records the run: rank 0 alone writes."""
+    if ranks.is_main:
+        return RunLogger(run, config, run_info, ranks.device, sweep)
+    return NullLogger(run_info["precision"])
+
+
+def restore(ctx: RunContext, run: RunDir) -> TrainState:
+    """Build net and optimizer, load the newest whole checkpoint, begin the record. Raises DataError, Refused."""
+    state, time_s = build_state(ctx), 0.0
+    found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run)) or {}
+    if found:
+        saved = checkpoint.load(Path(found["path"]))
+        state.load_state_dict(saved)
+        time_s = saved["time_s"]
+        for reason in found["skipped"]:
+            ctx.logger.info(f"passed over {reason}")
+        done = f"{state.epochs_evaluated} of {ctx.config.recipe.epochs} epochs done"
+        ctx.logger.info(f"{ctx.config.cell}: goes on at step {state.global_step}, {done}")
+    # The others wait: until the record is open, W&B's server may take its time.
+    ctx.ranks.broadcast_from_rank0(
+        lambda: ctx.logger.start(state.global_step, state.epochs_evaluated, time_s, found.get("rows_sha256"))
+    )
+    log_setup(ctx)
+    if ctx.cuda_graph:
+        with device_errors(ctx, state):
+            return with_captured_step(ctx, state)
+    return state
+
+
+def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
+    """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics. Raises DataError, Refused."""
+    folder = run.path / CHECKPOINTS
+    checkpoint.tidy(folder)
+    found = checkpoint.find_newest(folder)
+    if found is None:
+        return None
+    require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
+    digest = found.manifest.get("rows_sha256")
+    return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": digest}
+
+
+def log_setup(ctx: RunContext) -> None:
+    """Write into the run's log how its batches are shared out, its kernels, and how its images were checked."""
+    config, recipe, world_size = ctx.config, ctx.config.recipe, ctx.ranks.world_size
+    log.info(
+        "batch %d = %d device%s x micro-batch %d x %d passes; %s; base rate %g; %d images an epoch left over",
+        recipe.batch_size, world_size, "s" * (world_size > 1), ctx.micro_batch, ctx.grad_accumulation // world_size,
+        ctx.precision, recipe.base_lr, len(ctx.images.train.labels) % recipe.batch_size,
+    )  # fmt: skip
+    log.info(announcement(forms_of(config.model, ctx.device, config.kernels), ctx.device, config.kernels))
+    log.info(verification_note(ctx.images, config.data, config.paths.runs))
+    if note := data.pipeline_note(config.data, ctx.device):
+        log.info(note)
 
 
 def load_summary(run: RunDir) -> dict[str, Any]:
     """Return the summary of a run that is done. Raises DataError where it cannot be read."""
+    path = run.path / SUMMARY
     try:
-        summary = read_json(run.path / SUMMARY)
+        summary = read_json(path)
         return summary | {key: float(summary[key]) for key in ("top1", "gmacs", "params_m")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{run.path / SUMMARY}: cannot be read ({error}); fresh=true starts over and keeps this aside"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error}); fresh=true starts over and keeps this aside") from None
 
 
-def identity_hash(config: Config) -> str:
-    """Return a hash of all that a result depends on."""
-    return hashlib.sha256(json.dumps(identity(resolved(config)), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def require_same_run(path: Path, manifest: dict[str, Any], mine: dict[str, Any]) -> None:
+def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, steps_per_epoch: int) -> None:
     """Raise Refused where a checkpoint is of another config, or of epochs of another length."""
-    changes = differences({key: manifest.get(key) for key in mine}, mine)
+    theirs, mine = manifest["identity"], identity(config.values())
+    if isinstance(theirs, str):  # a hash, of schema 1
+        changes = [] if theirs == run.status.get("identity_hash") else [f"identity: {theirs}"]
+    else:
+        changes = differences(identity(theirs), mine)
+    changes += differences({"steps_per_epoch": manifest.get("steps_per_epoch")}, {"steps_per_epoch": steps_per_epoch})
     if changes:
-        raise Refused(f"{path}: its checkpoint is of another run ({'; '.join(changes)}); fresh=true sets it aside")
+        reason = "; ".join(changes)
+        raise Refused(f"{run.path}: its checkpoint is of another run ({reason}); fresh=true sets it aside")

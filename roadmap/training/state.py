@@ -1,8 +1,8 @@
-"""What the loop works with: the state that a checkpoint holds, and the context of one start of a run."""
+"""What the loop works with: the context of one start of a run, and the state that a checkpoint holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,61 +11,21 @@ from torch.optim.swa_utils import AveragedModel
 from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.data import datasets
+from roadmap.distributed.device import choose_compile
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
+from roadmap.net import build_net, use_kernels
 from roadmap.runs.run_logger import NullLogger, RunLogger
+from roadmap.training.ema import build_ema
 from roadmap.training.grad_accumulation import micro_batch_size
+from roadmap.training.optim import build_optimizer
 
-COUNTED = ("global_step", "epochs_evaluated", "best_top1", "best_step")
-
-
-@dataclass
-class TrainState:
-    """Where training stands: all that a checkpoint holds."""
-
-    net: nn.Module
-    model: nn.Module  # the net as it is called in training: compiled, its gradients averaged over the ranks
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # of fp16's losses; idle otherwise
-    ema: AveragedModel | None = None
-    global_step: int = 0  # optimizer steps done
-    epochs_evaluated: int = 0
-    best_top1: float = -1.0
-    best_step: int | None = None
-    step_fn: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None  # a captured step; None: the eager one
-
-    def counted(self) -> dict[str, Any]:
-        """Return the numbers of a checkpoint."""
-        return {key: getattr(self, key) for key in COUNTED}
-
-    def saved(self) -> dict[str, Any]:
-        """Return all of a checkpoint: plain containers and tensors, which go on changing as training goes on."""
-        ema = {"ema": self.ema.state_dict()} if self.ema is not None else {}
-        parts = {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        return self.counted() | parts | ema
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds."""
-        self.net.load_state_dict(saved["net"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group in self.optimizer.param_groups:  # a captured step's rate is a tensor, that of an eager one a number
-            group["lr"] = float(group["lr"])
-            group |= {"capturable": False} if "capturable" in group else {}
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
-        for key in COUNTED:
-            setattr(self, key, saved[key])
+COUNTERS = ("global_step", "epochs_evaluated", "best_top1", "best_step")
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the steps of one start work with."""
+    """What stays the same during one start of a run."""
 
     config: Config
     images: datasets.ImageSet
@@ -95,3 +55,62 @@ class RunContext:
     def steps_per_epoch(self) -> int:
         """Return the full batches of an epoch; the last incomplete one is dropped."""
         return len(self.images.train.labels) // self.config.recipe.batch_size
+
+
+@dataclass
+class TrainState:
+    """What changes from step to step: all that a checkpoint holds."""
+
+    net: nn.Module
+    model: nn.Module  # the net as it is called in training: compiled, its gradients averaged over the ranks
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of fp16's losses; does nothing otherwise
+    ema: AveragedModel | None = None
+    global_step: int = 0  # optimizer steps done
+    epochs_evaluated: int = 0
+    best_top1: float = -1.0
+    best_step: int | None = None
+    step_fn: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None  # a captured step; None: the eager one
+
+    def counters(self) -> dict[str, Any]:
+        """Return the numbers of a checkpoint."""
+        return {key: getattr(self, key) for key in COUNTERS}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of a checkpoint: plain containers and tensors, which go on changing as training goes on."""
+        parts: dict[str, Any] = {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler}
+        if self.ema is not None:
+            parts["ema"] = self.ema
+        return self.counters() | {key: part.state_dict() for key, part in parts.items()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Load what a checkpoint holds."""
+        self.net.load_state_dict(saved["net"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group in self.optimizer.param_groups:  # a captured step's rate is a tensor, that of an eager one a number
+            group["lr"] = float(group["lr"])
+            group |= {"capturable": False} if "capturable" in group else {}
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        for key in COUNTERS:
+            setattr(self, key, saved[key])
+
+
+def build_state(ctx: RunContext) -> TrainState:
+    """Return the state before the first step: the same on every rank."""
+    config, size = ctx.config, ctx.config.data.image_size
+    torch.manual_seed(config.seed)
+    net = build_net(config.model, len(ctx.images.classes)).to(ctx.device)
+    net.to(memory_format=torch.channels_last)
+    use_kernels(net, ctx.device, config.kernels)
+    if config.recipe.sync_batch_norm:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    example = torch.zeros(min(2, ctx.micro_batch), 3, size, size, device=ctx.device)
+    model = ctx.ranks.wrap_ddp(net, example.contiguous(memory_format=torch.channels_last))
+    if choose_compile(config, ctx.device):
+        torch._dynamo.config.optimize_ddp = False  # it would cut the net at every bucket, and fails on nets of ours
+        model = cast(nn.Module, torch.compile(model))
+    scaler = torch.amp.GradScaler(ctx.device.type, enabled=ctx.precision == Precision.fp16)
+    return TrainState(net, model, build_optimizer(net, config.recipe), scaler, build_ema(net, config.recipe.ema_decay))

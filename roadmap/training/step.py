@@ -1,15 +1,13 @@
-"""One optimizer step: forward and backward over the passes of a batch, then the optimizer_step. Used by `roadmap.training.train` and `roadmap.training.cuda_graph`."""
+"""One optimizer step: forward and backward for each micro-batch of this rank, then the optimizer."""
 
 from collections.abc import Iterator
-from itertools import islice
-from traceback import clear_frames
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from roadmap.data import sampling
-from roadmap.distributed.device import autocast, is_out_of_memory
+from roadmap.distributed.device import autocast
 from roadmap.training import mixup
 from roadmap.training.optim import set_lr
 from roadmap.training.state import RunContext, TrainState
@@ -17,37 +15,35 @@ from roadmap.training.state import RunContext, TrainState
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
 
-def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr: float) -> Batch:
-    """Take one step on the next batch, given in micro-batches; return the loss and the gradient's norm, left on the device."""
+def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr: float) -> tuple[Tensor, Tensor]:
+    """Take one step on the next batch, given in micro-batches; return loss and gradient norm, left on the device."""
     state.optimizer.zero_grad(set_to_none=True)
     set_lr(state.optimizer, lr)
     # A pass has the same number in the run, and with it the same images and draws, however many ranks share the passes.
-    numbers = range(
-        ctx.grad_accumulation * state.global_step + ctx.ranks.rank,
-        ctx.grad_accumulation * (state.global_step + 1),
-        ctx.ranks.world_size,
-    )
-    parts = zip(numbers, islice(batches, len(numbers)), strict=True)
-    losses = [
-        backward(ctx, state, *prepare(ctx, *batch, number), last=number == numbers[-1]) for number, batch in parts
-    ]
-    result = optimizer_step(ctx, state, torch.stack(losses).sum())
+    first = ctx.grad_accumulation * state.global_step
+    numbers = range(first + ctx.ranks.rank, first + ctx.grad_accumulation, ctx.ranks.world_size)
+    losses = []
+    for number in numbers:
+        images, targets = prepare(ctx, *next(batches), number)
+        losses.append(backward(ctx, state, images, targets, last=number == numbers[-1]))
+    loss, grad_norm = optimizer_step(ctx, state, torch.stack(losses).sum())
     if state.ema is not None:
         state.ema.update_parameters(state.net)
-    return result
+    return loss, grad_norm
 
 
 def prepare(ctx: RunContext, images: Tensor, labels: Tensor, number: int) -> Batch:
-    """Seed what is random in the net, and mix a micro-batch: functions of the run's seed and of the pass's number in the run.
+    """Seed what is random in the net, and mix a micro-batch.
 
-    A resumed run needs no random state. Targets are the labels, or soft `(N, num_classes)` where images were mixed.
+    Both are functions of the run's seed and of the pass's number in the run: resuming needs no random state. Targets
+    are the labels, or soft `(N, num_classes)` where images were mixed.
     """
     torch.manual_seed(sampling.step_seed(ctx.config.seed, number))
     return mixup.mixup_batch(images, labels, ctx.config.recipe, len(ctx.images.classes), ctx.config.seed, number)
 
 
 def backward(ctx: RunContext, state: TrainState, images: Tensor, targets: Tensor, *, last: bool) -> Tensor:
-    """Add a micro-batch's share to the gradients, which are averaged over the ranks with the last one; return its share of the loss."""
+    """Add a micro-batch's share to the gradients, averaged over the ranks with the last; return its share of loss."""
     recipe = ctx.config.recipe
     smoothing = 0.0 if mixup.mixes(recipe) else recipe.label_smoothing  # mixed targets are smooth already
     share_of_rank = len(images) * ctx.ranks.world_size / recipe.batch_size
@@ -58,7 +54,7 @@ def backward(ctx: RunContext, state: TrainState, images: Tensor, targets: Tensor
     return loss.detach()
 
 
-def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> Batch:
+def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> tuple[Tensor, Tensor]:
     """Let the optimizer take the gradients; return the loss over all ranks and the gradient's norm.
 
     A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
@@ -70,39 +66,3 @@ def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> Batch:
     state.scaler.step(state.optimizer)
     state.scaler.update()
     return loss, grad_norm
-
-
-def largest_micro_batch(ctx: RunContext, state: TrainState) -> int | None:
-    """Return the largest half of a half ... of the micro-batch whose forward and backward pass fits into memory, by trying; None for none.
-
-    For a message after memory has run out: gradients and norms of the state are spoilt.
-    """
-    size, micro_batch = ctx.config.data.image_size, ctx.micro_batch // 2
-    while micro_batch > 1:  # BatchNorm needs two
-        state.optimizer.zero_grad(set_to_none=True)
-        if ctx.device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            # What the optimizer will keep; and a second pass of a step finds the gradients of the first one there.
-            held = (
-                [torch.zeros_like(p) for p in state.net.parameters() for _ in range(2)]
-                if not state.optimizer.state
-                else []
-            )
-            images = torch.zeros(micro_batch, 3, size, size, device=ctx.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for _ in range(2):
-                with autocast(ctx.device, ctx.precision):
-                    loss = cross_entropy(
-                        state.net(images), torch.zeros(micro_batch, dtype=torch.int64, device=ctx.device)
-                    )
-                loss.backward()
-            held.clear()
-            return micro_batch
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            clear_frames(error.__traceback__)
-            micro_batch //= 2
-    return None

@@ -1,8 +1,8 @@
 """Faster forms of the net's operations, each with torch's own as its reference.
 
-`use_kernels(net, device, Kernels.fast)` gives a net's modules the forms that a choice asks for, and tells which those are;
-`Kernels.plain` takes them back. Names, parameters, state and initialisation stay as they are: `build_net` makes the plain
-net, and a module with another form is of a subclass of what it was. Forms differ in rounding alone.
+`use_kernels(net, device, Kernels.fast)` gives a net's modules the forms that a choice asks for, and returns which
+those are; `Kernels.plain` takes them back. Names, parameters, state and initialisation stay as they are: `build_net`
+makes the plain net, and a module with another form is of a subclass of what it was. Forms differ in rounding alone.
 
     net = build_net(cfg, 1000).to(device).to(memory_format=torch.channels_last)
     forms = use_kernels(net, device, Kernels.auto)          # what was measured to win on this device
@@ -29,7 +29,7 @@ from roadmap.net.kernels.residual import FusedJoin
 from roadmap.net.layers import ChannelNorm, LayerScale
 from roadmap.net.net import Downsample, build_net
 
-__all__ = ["FORMS", "OPERATIONS", "announcement", "form_name", "forms_of", "in_words", "use_kernels", "why_no_triton"]
+__all__ = ["FORMS", "announcement", "format_forms", "forms_of", "use_kernels"]
 
 # Of each operation its forms beside `plain`, from the one that `fast` would rather have.
 FORMS = {
@@ -41,13 +41,12 @@ FORMS = {
     "pointwise": ("linear",),
     "pointwise without bias": ("linear",),
 }
-OPERATIONS = tuple(FORMS)
-PASSES = OPERATIONS[:3]
+PASSES = tuple(FORMS)[:3]
 Choice = Kernels | Mapping[str, str]
 
 
-class Where(NamedTuple):
-    """A device, and the place of an operation in a net."""
+class OpSpec(NamedTuple):
+    """An operation of a net on a device; kernel and stride of a depthwise or pointwise convolution."""
 
     device: torch.device
     operation: str
@@ -58,23 +57,23 @@ class Where(NamedTuple):
 def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[str, str]:
     """Give the modules of a net the forms of a choice; return the form of every operation in the net, `plain` ones too.
 
-    A choice is one of `Kernels`, or a form by operation, `plain` for those it leaves out; a form that a place cannot have
-    is not taken there, and the result says so. Call it before the net is compiled, copied or wrapped.
+    A choice is one of `Kernels`, or a form by operation, `plain` for those it leaves out; a form that cannot run is not
+    taken, and the result says so. Call it before the net is compiled, copied or wrapped.
     """
     forms: dict[str, str] = {}
     narrow = {id(norm) for module in net.modules() for norm in narrow_norms(module)}
     for module in net.modules():
-        restore(module)
+        reset_to_plain(module)
         if isinstance(module, nn.Conv2d):
             forms |= use_for_conv(module, device, choice)
         elif isinstance(module, ChannelNorm):
-            forms["norm"] = form = pick(Where(device, "norm"), choice)
+            forms["norm"] = form = choose_form(OpSpec(device, "norm"), choice)
             if form == "triton":
-                cast(FusedNorm, become(module, FusedNorm)).narrow = id(module) in narrow
+                cast(FusedNorm, set_class(module, FusedNorm)).narrow = id(module) in narrow
         elif isinstance(module, Block) and isinstance(module.scale, LayerScale):
-            forms["join"] = form = pick(Where(device, "join"), choice)
+            forms["join"] = form = choose_form(OpSpec(device, "join"), choice)
             if form == "triton":
-                become(module, FusedJoin)
+                set_class(module, FusedJoin)
     return dict(sorted(forms.items()))
 
 
@@ -88,39 +87,39 @@ def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> dict[
     """Give a convolution its forms, if it is a depthwise or a pointwise one; return them by name."""
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if is_depthwise(conv):
-        forms = Forms(*(pick(Where(device, name, kernel, stride), choice) for name in PASSES))
+        forms = Forms(*(choose_form(OpSpec(device, name, kernel, stride), choice) for name in PASSES))
         if forms != Forms():
-            cast(Depthwise, become(conv, Depthwise)).forms = forms
+            cast(Depthwise, set_class(conv, Depthwise)).forms = forms
         return {form_name(name, kernel, stride): form for name, form in zip(PASSES, forms, strict=True)}
     if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0):
         name = "pointwise" if conv.bias is not None else "pointwise without bias"
-        form = pick(Where(device, name, 1, 1), choice)
+        form = choose_form(OpSpec(device, name, 1, 1), choice)
         if form == "linear":
-            become(conv, LinearPointwise)
+            set_class(conv, LinearPointwise)
         return {name: form}
     return {}
 
 
-def pick(where: Where, choice: Choice) -> str:
-    """Return the form of an operation at a place."""
+def choose_form(spec: OpSpec, choice: Choice) -> str:
+    """Return the form of an operation that a choice comes to."""
     if choice == Kernels.plain:
         return "plain"
-    possible = [form for form in FORMS[where.operation] if can_run(form, where)]
+    possible = [form for form in FORMS[spec.operation] if can_run(form, spec)]
     if isinstance(choice, Kernels):
         if choice == Kernels.fast:
             return possible[0] if possible else "plain"
-        wanted = next((m.form for m in MEASURED if m[:4] == (device_name(where.device), *where[1:])), "plain")
+        wanted = next((m.form for m in MEASURED if m[:4] == (device_name(spec.device), *spec[1:])), "plain")
     else:
-        wanted = choice.get(where.operation, "plain")
+        wanted = choice.get(spec.operation, "plain")
     return wanted if wanted in possible else "plain"
 
 
-def can_run(form: str, where: Where) -> bool:
+def can_run(form: str, spec: OpSpec) -> bool:
     """Tell whether a form is there for an operation on a device."""
     if form == "triton":
-        known = where.kernel is None or (where.kernel in KERNELS and where.stride in (1, 2))
-        return known and why_no_triton(where.device) is None
-    return form != "flipped" or where.stride == 1
+        known = spec.kernel is None or (spec.kernel in KERNELS and spec.stride in (1, 2))
+        return known and why_no_triton(spec.device) is None
+    return form != "flipped" or spec.stride == 1
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
@@ -141,7 +140,7 @@ def narrow_norms(module: nn.Module) -> list[nn.Module]:
     return []
 
 
-def restore(module: nn.Module) -> None:
+def reset_to_plain(module: nn.Module) -> None:
     """Make a module plain again."""
     for changed, plain in (
         (Depthwise, nn.Conv2d),
@@ -150,10 +149,10 @@ def restore(module: nn.Module) -> None:
         (FusedJoin, Block),
     ):
         if isinstance(module, changed):
-            become(module, plain)
+            set_class(module, plain)
 
 
-def become(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
+def set_class(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     """Make a module one of a subclass, or of the class that it was of: all stays but what it computes with."""
     module.__class__ = cls
     return module
@@ -171,7 +170,7 @@ def device_name(device: torch.device) -> str:
     return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
 
 
-def in_words(forms: Mapping[str, str]) -> str:
+def format_forms(forms: Mapping[str, str]) -> str:
     """Return the forms of a net that are not plain, for a record: `norm triton, pointwise linear`, or `plain`."""
     return ", ".join(f"{name} {form}" for name, form in forms.items() if form != "plain") or "plain"
 
@@ -181,4 +180,4 @@ def announcement(forms: Mapping[str, str], device: torch.device, choice: Kernels
     why = (
         why_no_triton(device) if choice == Kernels.fast or (choice == Kernels.auto and device.type == "cuda") else None
     )
-    return f"kernels={choice}: {in_words(forms)}" + (f" ({why}: torch's own there)" if why else "")
+    return f"kernels={choice}: {format_forms(forms)}" + (f" ({why}: torch's own there)" if why else "")

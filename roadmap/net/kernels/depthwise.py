@@ -1,8 +1,8 @@
-"""The depthwise convolution with other forms of its passes: (N, C, H, W) -> (N, C, OH, OW), odd kernels, padding K // 2.
+"""The depthwise convolution with other forms of its passes: (N, C, H, W) -> (N, C, OH, OW), odd K, padding K // 2.
 
-Each of its three passes has a form. `plain` is torch's own. `flipped` (input gradient, stride 1) is a forward convolution
-with the flipped kernel, for which cuDNN and oneDNN have a better algorithm. `bias_apart` (weight gradient) sums the bias
-gradient by itself. `triton` is ours. Used by `roadmap.net.kernels`.
+Each of its three passes has a form. `plain` is torch's own. `flipped` (input gradient, stride 1) is a forward
+convolution with the flipped kernel, for which cuDNN and oneDNN have a better algorithm. `bias_apart` (weight gradient)
+sums the bias gradient by itself. `triton` is ours.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from roadmap.net.kernels.launch import NHWC, autocast_dtype, ceil_div, interpreted, operation, power_of_2, takes
+from roadmap.net.kernels.launch import NHWC, autocast_dtype, ceil_div, interpreted, operation, power_of_2, supported
 
 KERNELS = (3, 5, 7, 9, 11)  # that the Triton kernels have tiles for
 PROGRAMS = 4096  # that the map is cut into at least, where it is large enough
@@ -64,7 +64,7 @@ class Depthwise(nn.Conv2d):
 
 
 class DepthwiseFunction(torch.autograd.Function):
-    """A depthwise convolution of x (N, C, H, W) with a kernel (C, 1, K, K) and a bias (C,) or None, each pass in its form."""
+    """A depthwise convolution of x (N, C, H, W) with a kernel (C, 1, K, K) and a bias (C,), each pass in its form."""
 
     @staticmethod
     def forward(
@@ -74,7 +74,7 @@ class DepthwiseFunction(torch.autograd.Function):
         x = x.contiguous(memory_format=NHWC)
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.has_bias, ctx.forms = stride, bias is not None, forms
-        if forms[0] == "triton" and takes(x, weight, bias):
+        if forms[0] == "triton" and supported(x, weight, bias):
             return forward_by_triton(x, weight, bias, stride)
         return conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=x.shape[1])
 
@@ -93,7 +93,7 @@ class DepthwiseFunction(torch.autograd.Function):
 
 def input_gradient(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: int, form: str) -> torch.Tensor:
     """Return the gradient of the map (N, C, H, W)."""
-    if form == "triton" and takes(g, weight):
+    if form == "triton" and supported(g, weight):
         return input_gradient_by_triton(g, weight, stride, x.shape[2], x.shape[3])
     if form == "flipped":
         return conv2d(g, weight.flip(-1, -2), None, 1, weight.shape[-1] // 2, groups=x.shape[1])
@@ -104,7 +104,7 @@ def weight_gradient(
     g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: int, has_bias: bool, form: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the gradients of kernel and bias."""
-    if form == "triton" and takes(g, x, weight):
+    if form == "triton" and supported(g, x, weight):
         dw, db = weight_gradient_by_triton(x, g, weight.shape[-1], stride)
         return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
     if form == "bias_apart" and has_bias:
@@ -216,7 +216,7 @@ def taps_of(weight: torch.Tensor) -> torch.Tensor:
 
 
 def strips_of(rows: int, programs: int, kernel: int) -> tuple[int, int]:
-    """Return into how many strips rows are cut, and the rows of a strip; a short strip would read mostly its margins."""
+    """Return into how many strips rows are cut, and the rows of each; a short strip would read mostly its margins."""
     strips = min(ceil_div(PROGRAMS, programs), max(1, rows // (2 * kernel)))
     each = ceil_div(rows, strips)
     return ceil_div(rows, each), each

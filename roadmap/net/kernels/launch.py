@@ -1,4 +1,4 @@
-"""What every custom operation of `roadmap.net.kernels` needs: whether Triton can run here, tile sizes, what autocast asks for."""
+"""What every custom operation needs: whether Triton can run here, tile sizes, what autocast asks for."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ def has_triton() -> bool:
 
 
 def interpreted() -> bool:
-    """Tell whether Triton runs its kernels on the CPU, one operation after the other (TRITON_INTERPRET=1, for tests)."""
+    """Tell whether Triton runs its kernels on the CPU, operation by operation (TRITON_INTERPRET=1, for tests)."""
     return os.environ.get("TRITON_INTERPRET", "") not in ("", "0")
 
 
@@ -37,7 +37,7 @@ def why_no_triton(device: torch.device) -> str | None:
     return None
 
 
-def takes(*tensors: torch.Tensor | None) -> bool:
+def supported(*tensors: torch.Tensor | None) -> bool:
     """Tell whether the Triton kernels know the tensors' types and have anything to do."""
     known = (torch.float32, torch.bfloat16, torch.float16)
     return all(t is None or (t.dtype in known and t.numel() > 0) for t in tensors)
@@ -62,7 +62,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function on tensors with torch.library, and return how to call it; `fake` gives the shapes of its results.
+    """Register a function on tensors with torch.library, and return how to call it; `fake` gives its results' shapes.
 
     `torch.compile` then takes it as one operation. Elsewhere it is called as it is: torch's dispatch of an operation in
     Python costs as much as a small map's convolution.

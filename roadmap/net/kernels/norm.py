@@ -1,14 +1,13 @@
-"""LayerNorm over the channels of a channels-last map in one pass: statistics in fp32, only mean and 1 / deviation are saved.
+"""LayerNorm over the channels of a channels-last map in one pass: statistics in fp32, mean and 1 / deviation saved.
 
 Under autocast torch's own writes fp32, which the next convolution casts back: three passes over the map in eager mode.
-Used by `roadmap.net.kernels`.
 """
 
 from typing import Any
 
 import torch
 
-from roadmap.net.kernels.launch import NHWC, autocast_dtype, ceil_div, interpreted, operation, power_of_2, takes
+from roadmap.net.kernels.launch import NHWC, autocast_dtype, ceil_div, interpreted, operation, power_of_2, supported
 from roadmap.net.layers import ChannelNorm
 
 ELEMENTS = 2048  # of a program's block
@@ -22,7 +21,7 @@ class FusedNorm(ChannelNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W), channels-last; under autocast fp32 as LayerNorm is, or narrow."""
-        if not takes(x, self.weight, self.bias):
+        if not supported(x, self.weight, self.bias):
             return super().forward(x)
         kind = autocast_dtype(x)
         out = x.dtype if kind is None else kind if self.narrow else torch.float32
@@ -61,7 +60,7 @@ def fake_norm(
 def norm_by_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a map (N, C, H, W) normalised over its channels, in type `out`, with mean and 1 / deviation (N, H, W) of its pixels."""
+    """Return x (N, C, H, W) normalised over its channels, in type `out`, with mean and 1 / deviation (N, H, W)."""
     from roadmap.net.kernels.triton_channels import norm_kernel
 
     x = x.contiguous(memory_format=NHWC)

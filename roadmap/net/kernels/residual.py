@@ -1,7 +1,7 @@
-"""Layer scale, stochastic depth and the addition of the shortcut in one pass. Used by `roadmap.net.kernels`.
+"""Layer scale, stochastic depth and the addition of the shortcut in one pass.
 
-As torch does it: with a `gamma` in fp32 the sum, and with it the residual stream, is fp32 under autocast; a branch of 1e-6
-of its size would vanish in bf16.
+As torch does it: with a `gamma` in fp32 the sum, and with it the residual stream, is fp32 under autocast; a branch of
+1e-6 of its size would vanish in bf16.
 """
 
 from typing import Any, cast
@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from roadmap.net.block import Block
-from roadmap.net.kernels.launch import NHWC, ceil_div, interpreted, operation, power_of_2, takes
+from roadmap.net.kernels.launch import NHWC, ceil_div, interpreted, operation, power_of_2, supported
 from roadmap.net.layers import DropPath, LayerScale
 
 CHANNELS, PIXELS = 128, 16  # of a program's block
@@ -22,7 +22,7 @@ class FusedJoin(Block):
     def join(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Return scale * branch + shortcut, (N, C, H, W), channels-last, with the same draws as `DropPath`."""
         gamma = cast(LayerScale, self.scale).gamma
-        if not takes(y, shortcut, gamma):
+        if not supported(y, shortcut, gamma):
             return super().join(y, shortcut)
         keep = None
         if isinstance(self.drop_path, DropPath) and self.training:

@@ -1,7 +1,7 @@
-"""Triton kernels of what works along the channels of a channels-last map: LayerNorm; layer scale, stochastic depth and shortcut.
+"""Triton kernels along the channels of a channels-last map: LayerNorm; layer scale, stochastic depth and shortcut.
 
-A map is (R, C), one row a pixel. Sums are kept in fp32; those over pixels come in two stages, a share a program first, in a
-fixed order. Needs Triton; `roadmap.net.kernels.norm` and `roadmap.net.kernels.residual` start them.
+A map is (R, C), one row a pixel. Sums are kept in fp32; those over pixels come in two stages, a share a program first,
+in a fixed order. Needs Triton; `roadmap.net.kernels.norm` and `roadmap.net.kernels.residual` start them.
 """
 
 # mypy: ignore-errors

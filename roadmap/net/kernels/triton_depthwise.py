@@ -1,8 +1,8 @@
 """Triton kernels of the depthwise convolution on channels-last maps: forward, input gradient, weight and bias gradient.
 
-All three slide along the height: a row is read once for each of its K shifts, and meets all kernel rows in registers, so a
-value costs K loads and K * K multiply-adds. Sums are kept in fp32 and taken in a fixed order. Padding is K // 2, K is odd.
-Needs Triton; `roadmap.net.kernels.depthwise` starts them.
+All three slide along the height: a row is read once for each of its K shifts, and multiplied by all kernel rows in
+registers: K loads and K * K multiply-adds a value. Sums are kept in fp32 and taken in a fixed order. Padding is K // 2,
+K is odd. Needs Triton; `roadmap.net.kernels.depthwise` starts them.
 """
 
 # mypy: ignore-errors
@@ -15,9 +15,10 @@ import triton.language as tl
 @triton.jit
 def forward_kernel(
     x, taps, bias, y, height, width, channels, out_height, out_width, strip,
-    K: tl.constexpr, S: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, VEC: tl.constexpr,
+    K: tl.constexpr, S: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """y (N, OH, OW, C) from x (N, H, W, C), taps (K * K, C), bias (C,); a program makes `strip` rows of BLOCK_W pixels."""
+    """y (N, OH, OW, C) from x (N, H, W, C), taps (K * K, C), bias (C,); `strip` rows of BLOCK_W pixels a program."""
     PAD: tl.constexpr = K // 2
     AHEAD: tl.constexpr = (K + S - 1) // S
     # Two channels a thread at most: with eight, as Triton would take for wide loads, the taps outgrow the registers.
@@ -66,7 +67,7 @@ def input_gradient_kernel(
     g, taps, dx, height, width, channels, out_height, out_width, strip,
     K: tl.constexpr, S: tl.constexpr, Q: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """dx (N, H, W, C) from g (N, OH, OW, C), taps (K * K, C), for the columns Q, Q + S, ...; `strip` gradient rows a program."""
+    """dx (N, H, W, C) from g (N, OH, OW, C), taps (K * K, C), columns Q, Q + S, ...; `strip` rows of g a program."""
     PAD: tl.constexpr = K // 2
     c = tl.max_contiguous(tl.multiple_of(tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), VEC), VEC)
     tiles = tl.cdiv(tl.cdiv(width - Q, S), BLOCK_W)
@@ -113,7 +114,7 @@ def weight_gradient_kernel(
     x, g, partial, batch, height, width, channels, out_height, out_width,
     K: tl.constexpr, S: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """partial (P, K * K + 1, C): a program's share of the gradients of taps and bias, from x (N, H, W, C), g (N, OH, OW, C)."""
+    """partial (P, K * K + 1, C), a program's share of the gradients of taps and bias from x and g (N, OH, OW, C)."""
     PAD: tl.constexpr = K // 2
     AHEAD: tl.constexpr = (K + S - 1) // S
     c = tl.max_contiguous(tl.multiple_of(tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C), VEC), VEC)

@@ -1,0 +1,221 @@
+"""What a key of the schema is: type, range, default, meaning, and what it affects. All else is derived from these.
+
+A wrong value is a `ConfigError` with one line for each key: the key, its value, what is allowed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Self, get_args
+
+from annotated_types import Ge, Gt, Le, Len
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from roadmap.errors import ConfigError
+from roadmap.text import nearest, shorten
+
+MAX_TEXT = 1000  # characters of a text value
+MAX_DIGITS = 40  # characters of a number that is written as text
+
+
+class Affects(StrEnum):
+    """What changes when a key does."""
+
+    result = "result"  # which run it is: its name, identity, a refusal on resuming; compared between neighbours
+    rounding = "rounding"  # how the same run is computed: noted and marked, never refused
+    place = "place"  # where it runs and what it keeps: free
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema, as `keys` lists it by its dotted name."""
+
+    default: Any
+    affects: Affects
+    evaluation: bool  # whether mode=evaluate reads it
+    local: bool  # whether conf/local may set it
+    about: str
+    allowed: str  # the range or the choices in words; empty where the type says it all
+
+
+def key(
+    default: Any = None,
+    *,
+    about: str = "",
+    affects: Affects | None = None,
+    evaluation: bool | None = None,
+    local: bool | None = None,
+    one_of: tuple[Any, ...] = (),
+    **limits: Any,
+) -> Any:
+    """Define a key. `limits` are pydantic's (ge, gt, le, min_length, ...); what is left out is its section's."""
+    extra: Any = {"affects": affects, "evaluation": evaluation, "local": local, "one_of": one_of}
+    return Field(default, description=about, json_schema_extra=extra, **limits)
+
+
+def section(kind: type["Section"]) -> Any:
+    """Define a section of keys."""
+    return Field(default_factory=kind)
+
+
+def _as_int(value: Any) -> Any:
+    if isinstance(value, bool | float) or (isinstance(value, str) and len(value) > MAX_DIGITS):
+        raise PydanticCustomError("int_type", "not a whole number")
+    try:
+        return int(value) if isinstance(value, str) else value
+    except ValueError:
+        raise PydanticCustomError("int_type", "not a whole number") from None
+
+
+def _as_float(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and len(value) > MAX_DIGITS):
+        raise PydanticCustomError("float_type", "not a number")
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise PydanticCustomError("float_type", "not a number") from None
+
+
+def _as_text(value: Any) -> Any:
+    """Return text for what YAML took for a number or a truth value (`study=3`)."""
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, StrEnum) else value
+
+
+Int = Annotated[int, BeforeValidator(_as_int)]  # no truth values, no 20.5; "20" is 20
+Float = Annotated[float, BeforeValidator(_as_float)]  # finite
+Text = Annotated[str, BeforeValidator(_as_text), Len(0, MAX_TEXT)]
+
+
+class Section(BaseModel):
+    """A group of keys. Building one raises ConfigError; unknown keys, infinite numbers and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+    prefix: ClassVar[str] = ""  # of the dotted keys, such as `model.`
+    affects: ClassVar[Affects] = Affects.result
+    evaluation: ClassVar[bool] = False
+    local: ClassVar[bool] = False
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(plain_errors(type(self), error))) from None
+
+    @field_validator("*")
+    @classmethod
+    def _one_of(cls, value: Any, info: ValidationInfo) -> Any:
+        one_of = _extra(cls.model_fields[str(info.field_name)])["one_of"]
+        if one_of and value not in one_of:
+            raise ConfigError(
+                f"{cls.prefix}{info.field_name}={shown(value)}: must be one of {', '.join(map(shown, one_of))}"
+            )
+        return value
+
+    @classmethod
+    def settable(cls) -> list[str]:
+        """Return the dotted keys that a user may set, for messages."""
+        return [cls.prefix + name for name in cls.model_fields]
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some values changed, checked like any other. Raises ConfigError."""
+        return type(self)(**{**dict(self), **changes})
+
+    def values(self) -> dict[str, Any]:
+        """Return plain containers: what config.yaml and W&B hold."""
+        return self.model_dump(mode="json")
+
+
+def keys(kind: type[Section]) -> dict[str, Key]:
+    """Return every key of a schema by its dotted name."""
+    return dict(_keys(kind))
+
+
+def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _keys(inner)
+        else:
+            extra = {k: getattr(kind, k) if v is None else v for k, v in _extra(field).items()}
+            one_of = extra.pop("one_of")
+            default = field.get_default(call_default_factory=True)
+            default = list(default) if isinstance(default, tuple) else default
+            allowed = f"one of {', '.join(map(shown, one_of))}" if one_of else _allowed(field)
+            yield kind.prefix + name, Key(default, **extra, about=field.description or "", allowed=allowed)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {"affects": None, "evaluation": None, "local": None, "one_of": ()}
+
+
+def _allowed(field: FieldInfo) -> str:
+    """Return the choices or the range of a field in words."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            return f"one of {', '.join(kind)}"
+    ends = []
+    for limit in field.metadata:
+        match limit:
+            case Ge(ge):
+                ends.append(f"at least {ge:g}")
+            case Gt(gt):
+                ends.append(f"above {gt:g}")
+            case Le(le):
+                ends.append(f"at most {le}")
+    return " and ".join(ends)
+
+
+def shown(value: Any) -> str:
+    """Return a value as a user writes it, shortened."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, tuple | list):
+        return f"[{shorten(', '.join(map(str, value[:10])), 80)}]"
+    return shorten(str(value), 80)
+
+
+def plain_errors(kind: type[Section], error: ValidationError) -> list[str]:
+    """Return a line for each wrong key of a section."""
+    lines: dict[str, str] = {}  # a union complains once for each of its kinds
+    for found in error.errors(include_url=False):
+        lines.setdefault(".".join(map(str, found["loc"][:1])), _plain_error(kind, found))
+    return list(lines.values())
+
+
+def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
+    what, value, name = found["type"], found["input"], str(found["loc"][0]) if found["loc"] else ""
+    if what == "value_error":  # our own checks, and those of a section below
+        return str(found["ctx"]["error"])
+    if what == "extra_forbidden":
+        return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
+    field = kind.model_fields[name]
+    position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")
+    head = f"{kind.prefix}{name}{position}={shown(value)}"
+    if value is None:
+        return f"{head}: must not be null"
+    if what in ("string_too_long", "too_long"):
+        return f"{head}: is too long, at most {found['ctx']['max_length']} characters"
+    if what in _TYPES and len(found["loc"]) == 1:
+        return f"{head}: must be {_TYPES[what]}"
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        return f"{head}: is a section; set the keys below it"
+    if "tuple" in str(field.annotation):
+        return f"{head}: must be {field.description}"
+    return f"{head}: must be {_allowed(field) or 'another value'}"
+
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+}

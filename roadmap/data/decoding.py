@@ -1,0 +1,300 @@
+"""From files to crops of bytes, for the fast pipeline: decode an image (CPU or nvJPEG) and resize a box of it.
+
+What Pillow reads is the measure. JPEGs of the usual kind go through libjpeg by way of torchvision, which gives the same
+bytes with less work; all others, and those that libjpeg gives up on, go through Pillow itself, as in the reference
+pipeline. What a file says about how it was held (EXIF) is ignored by both.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import transforms
+from roadmap.data.datasets import Split
+from roadmap.data.image_folder import read_image
+from roadmap.data.random_crop import draw_box
+from roadmap.data.workers import load_batches
+from roadmap.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
+DecodeMany = Callable[
+    [list[Tensor]], list[Tensor]
+]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
+
+
+def resolve_decoder(data: DataConfig) -> Decoder:
+    """Return the decoder that `data.decoder` means.
+
+    `auto` is the CPU, everywhere: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of
+    its config, not of which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by
+    setting.
+    """
+    return Decoder.cpu if data.decoder == Decoder.auto else data.decoder
+
+
+def decoder_note(data: DataConfig) -> str:
+    """Return which decoder a run has, for its log."""
+    what = {Decoder.cpu: "libjpeg in the worker processes", Decoder.nvjpeg: "nvJPEG on the GPU"}[resolve_decoder(data)]
+    return f"training images are decoded by {what} (data.decoder={data.decoder})"
+
+
+def check_decoder(data: DataConfig, device: torch.device) -> None:
+    """Raise ConfigError for nvJPEG without a GPU."""
+    if data.pipeline == Pipeline.fast and resolve_decoder(data) == Decoder.nvjpeg and device.type != "cuda":
+        raise ConfigError(
+            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
+            "data.decoder=auto or cpu decodes anywhere"
+        )
+
+
+def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
+    """Return bytes (uint8), height, width of a JPEG that libjpeg decodes to RGB as Pillow does; None for other files.
+
+    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. None where it refuses:
+    asked for the image itself, it says why.
+    """
+    try:
+        with path.open("rb") as file:
+            with Image.open(file, formats=("JPEG",)) as image:
+                usual, height, width = image.format == "JPEG" and image.mode in ("RGB", "L"), image.height, image.width
+            if not usual:
+                return None
+            file.seek(0)
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            file.readinto(data)
+    except Exception:
+        return None
+    return torch.frombuffer(data, dtype=torch.uint8), height, width
+
+
+def decode(path: Path) -> Tensor:
+    """Decode an image as RGB: uint8 `(H, W, 3)`, the bytes that Pillow gives. Raises DataError that names the file."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    found = read_jpeg(path)
+    if found is not None:
+        try:
+            return decode_jpeg(found[0], mode=ImageReadMode.RGB).permute(1, 2, 0)
+        except RuntimeError:  # damaged: Pillow may still read it, or says what is wrong
+            pass
+    return torch.from_numpy(np.array(read_image(path)))
+
+
+def resized_crop(image: Tensor, box: Box, size: int, interpolation: Interpolation) -> Tensor:
+    """Cut a box out of an image and resize it, smoothed where it shrinks: uint8 `(H, W, 3)` -> uint8 `(size, size, 3)`.
+
+    A box without pixels, which an image of a pixel or two can have, is black, as Pillow's is.
+    """
+    top, left, height, width = box
+    if not height or not width:
+        return image.new_zeros(size, size, 3)
+    planes = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    # Channels-last is torch's fast way, and the one whose arithmetic is Pillow's, on processors with AVX2.
+    planes = planes.contiguous(memory_format=torch.channels_last)
+    if image.device.type != "cpu":
+        planes = planes.float()
+    planes = F.interpolate(planes, (size, size), mode=interpolation.value, antialias=True, align_corners=False)
+    if planes.is_floating_point():
+        planes = planes.round_().clamp_(0, 255).to(torch.uint8)
+    return planes[0].permute(1, 2, 0)
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """A training image of a split: decoded, and its box or the whole of it resized. Called with its id in a worker."""
+
+    split: Split
+    size: int
+    interpolation: Interpolation
+    random: bool  # a random box, else the whole image
+    seed: int
+    epoch: int
+
+    def box(self, index: int, height: int, width: int) -> Box:
+        """Return what is cut out of the image."""
+        return draw_box(self.seed, self.epoch, index, height, width) if self.random else (0, 0, height, width)
+
+    def __call__(self, index: int) -> Tensor:
+        """Return uint8 `(size, size, 3)`. Raises DataError."""
+        image = decode(self.split.path(index))
+        return resized_crop(image, self.box(index, image.shape[0], image.shape[1]), self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class NvjpegReader:
+    """A training image for nvJPEG: the file's bytes and the box, or the crop itself where the file is no usual JPEG."""
+
+    train_crop: TrainCrop
+
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return uint8 `(bytes,)` and int64 `(4,)`, or uint8 `(size, size, 3)` and `NO_BOX`. Raises DataError."""
+        found = read_jpeg(self.train_crop.split.path(index))
+        if found is None:
+            return self.train_crop(index), torch.tensor(NO_BOX)
+        data, height, width = found
+        return data, torch.tensor(self.train_crop.box(index, height, width))
+
+
+def collate_encoded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Put a batch of files and crops into one tensor: all bytes in a row, how many each has, and the boxes `(B, 4)`."""
+    data, boxes = zip(*items, strict=True)
+    return (
+        torch.cat([part.flatten() for part in data]),
+        torch.tensor([part.numel() for part in data]),
+        torch.stack(boxes),
+    )
+
+
+@dataclass
+class Refusals:
+    """How many files of an epoch a decoder refused, of how many."""
+
+    refused: int = 0
+    seen: int = 0
+
+
+def decode_batch(
+    batch: tuple[Tensor, Tensor, Tensor],
+    ids: Sequence[int],
+    train_crop: TrainCrop,
+    decode_many: DecodeMany,
+    device: torch.device,
+    count: Refusals,
+) -> Tensor:
+    """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`.
+
+    What the decoder refuses is decoded on the CPU, and counted.
+    """
+    data, lengths, boxes = batch
+    files = data.split(lengths.tolist())
+    coded = [i for i, box in enumerate(boxes.tolist()) if tuple(box) != NO_BOX]
+    images = dict(zip(coded, decode_or_none([files[i] for i in coded], decode_many), strict=True))
+    count.seen += len(ids)
+    crops = []
+    for i, index in enumerate(ids):
+        image = images.get(i)
+        if image is not None:
+            crops.append(
+                resized_crop(
+                    image.permute(1, 2, 0), tuple(boxes[i].tolist()), train_crop.size, train_crop.interpolation
+                )
+            )
+        elif i in images:
+            count.refused += 1
+            crops.append(train_crop(index).to(device))
+        else:
+            crops.append(files[i].view(train_crop.size, train_crop.size, 3).to(device, non_blocking=True))
+    return torch.stack(crops)
+
+
+def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]:
+    """Decode files together, or where one is refused each by itself; None for those that are refused."""
+    if not files:
+        return []
+    try:
+        return list(decode_many(files))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return [None] if len(files) == 1 else [decode_or_none([file], decode_many)[0] for file in files]
+
+
+def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
+    """Return how to call what decodes on a GPU: on a stream of its own, for whose result training waits.
+
+    torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is
+    queued but not done. Here such memory can only be that of the batch before, and its few copies are waited for.
+    """
+    if device.type != "cuda":
+        return lambda work: work()
+    side = torch.cuda.Stream(device)
+
+    def aside(work: Callable[[], Tensor]) -> Tensor:
+        """Return what `work` returns."""
+        side.synchronize()
+        with torch.cuda.stream(side):
+            result = work()
+        training = torch.cuda.current_stream(device)
+        training.wait_stream(side)
+        result.record_stream(training)
+        return result
+
+    return aside
+
+
+def train_crops(
+    split: Split,
+    data: DataConfig,
+    recipe: RecipeConfig,
+    index_batches: Sequence[Tensor],
+    *,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; random boxes with `data.crop=resized`."""
+    train_crop = TrainCrop(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
+    if resolve_decoder(data) == Decoder.cpu:
+        for crops in load_batches(train_crop, default_collate, index_batches, data.workers, device):
+            yield crops.to(device, non_blocking=True)
+        return
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    decode_many: DecodeMany = partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
+    count = Refusals()
+    files = load_batches(NvjpegReader(train_crop), collate_encoded, index_batches, data.workers, device)
+    aside = side_stream(device)
+    for ids, batch in zip(index_batches, files, strict=True):
+        yield aside(partial(decode_batch, batch, ids.tolist(), train_crop, decode_many, device, count))
+    if count.refused:
+        log.info(
+            "epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU",
+            epoch + 1,
+            count.refused,
+            count.seen,
+        )
+
+
+@dataclass(frozen=True)
+class EvalReader:
+    """A validation image as the reference pipeline has it before it is normalised, to the byte.
+
+    Called with its id in a worker.
+    """
+
+    split: Split
+    crop: Callable[[Image.Image], Image.Image]
+
+    def __call__(self, index: int) -> Tensor:
+        """Return uint8 `(size, size, 3)`. Raises DataError."""
+        image = (
+            self.split.read(index)
+            if self.split.images is not None
+            else Image.fromarray(decode(self.split.path(index)).numpy())
+        )
+        return torch.from_numpy(np.array(self.crop(image)))
+
+
+def eval_crops(
+    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], device: torch.device
+) -> Iterator[Tensor]:
+    """Yield images resized and cropped at the centre by Pillow, uint8 `(B, size, size, 3)`, on the device."""
+    reader: Callable[[int], Any] = EvalReader(split, transforms.eval_crop(data, recipe))
+    for crops in load_batches(reader, default_collate, index_batches, data.workers, device):
+        yield crops.to(device, non_blocking=True)

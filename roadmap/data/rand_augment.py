@@ -1,0 +1,179 @@
+"""RandAugment for a batch on the device, by the rules of timm, which the reference pipeline calls.
+
+Which image gets which operation is drawn on the CPU, by counting (`counter_rng`): it depends on (seed, epoch, id) only.
+So a batch is worked on operation by operation without asking the device anything.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from roadmap.config.choices import Interpolation
+from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.data import image_ops, transforms
+from roadmap.data.counter_rng import uniforms
+from roadmap.data.image_ops import to_device
+from roadmap.data.sampling import Draw
+from roadmap.errors import ConfigError
+
+STRONGEST = 10.0  # timm's magnitudes count from 0 to this, unless mmax says otherwise
+FEW = 4  # images at a time on a CPU: what is in between then stays in memory that is at hand
+
+Level = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# From magnitude / 10 and a sign (+1 or -1) to the operation's argument, as in timm's `LEVEL_TO_ARG`.
+LEVELS: dict[str, Level] = {
+    "AutoContrast": lambda level, sign: 0 * level,
+    "Equalize": lambda level, sign: 0 * level,
+    "Invert": lambda level, sign: 0 * level,
+    "Rotate": lambda level, sign: level * 30.0 * sign,  # degrees, counter-clockwise
+    "Posterize": lambda level, sign: np.trunc(level * 4),  # bits that are kept
+    "PosterizeIncreasing": lambda level, sign: 4 - np.trunc(level * 4),
+    "Solarize": lambda level, sign: np.minimum(256, np.trunc(level * 256)),  # threshold
+    "SolarizeIncreasing": lambda level, sign: 256 - np.minimum(256, np.trunc(level * 256)),
+    "SolarizeAdd": lambda level, sign: np.minimum(128, np.trunc(level * 110)),  # what is added to values under 128
+    **{op: lambda level, sign: level * 1.8 + 0.1 for op in ("Color", "Contrast", "Brightness", "Sharpness")},  # factor
+    **{
+        f"{op}Increasing": lambda level, sign: np.maximum(0.1, 1.0 + level * 0.9 * sign)
+        for op in ("Color", "Contrast", "Brightness", "Sharpness")
+    },
+    "ShearX": lambda level, sign: level * 0.3 * sign,  # pixels a pixel
+    "ShearY": lambda level, sign: level * 0.3 * sign,
+    "TranslateXRel": lambda level, sign: level * 0.45 * sign,  # share of the width
+    "TranslateYRel": lambda level, sign: level * 0.45 * sign,
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """RandAugment as timm has read it from `recipe.rand_augment`."""
+
+    names: tuple[str, ...]  # the operations to choose from
+    num_layers: int  # operations an image, one after the other, chosen with replacement
+    prob: float  # with which a chosen operation is applied
+    magnitude: float
+    magnitude_std: float  # 0: always `magnitude`; infinite: uniform from 0 to it
+    magnitude_max: float
+    fill: tuple[int, int, int]  # what comes into view from beyond the edges
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The same layer of RandAugment for a batch: each image's operation, "" for none, and its argument."""
+
+    ops: np.ndarray  # str (B,): timm's names without "Increasing" and "Rel"
+    args: np.ndarray  # float64 (B,)
+
+
+def parse_policy(data: DataConfig, recipe: RecipeConfig) -> Policy | None:
+    """Read `recipe.rand_augment`, as timm does.
+
+    Raises ConfigError for what it cannot read, and for sets of other operations.
+    """
+    if recipe.rand_augment is None:
+        return None
+    theirs = transforms.rand_augment(data, recipe)
+    if theirs.choice_weights is not None or not {op.name for op in theirs.ops} <= set(LEVELS):
+        raise ConfigError(
+            f"recipe.rand_augment={recipe.rand_augment}: data.pipeline=fast has timm's 15 operations, equally likely; "
+            "a set of others (-t...) needs data.pipeline=reference"
+        )
+    op = theirs.ops[0]
+    return Policy(
+        tuple(op.name for op in theirs.ops),
+        theirs.num_layers,
+        op.prob,
+        op.magnitude,
+        op.magnitude_std,
+        op.magnitude_max or STRONGEST,
+        op.kwargs["fillcolor"],
+    )
+
+
+def draw_layers(policy: Policy, seed: int, epoch: int, ids: np.ndarray) -> list[Layer]:
+    """Draw the operations of a batch: ids `(B,)` -> a `Layer` for each operation that is applied in turn."""
+    drawn = uniforms(Draw.augment, seed, epoch, ids, 4 * policy.num_layers)
+    return [to_layer(policy, *drawn[:, 4 * i : 4 * i + 4].T) for i in range(policy.num_layers)]
+
+
+def to_layer(policy: Policy, which: np.ndarray, apply: np.ndarray, strength: np.ndarray, sign: np.ndarray) -> Layer:
+    """Turn four uniform numbers an image into its operation and argument."""
+    magnitude = np.full(len(which), float(policy.magnitude))
+    if math.isinf(policy.magnitude_std):
+        magnitude *= strength
+    elif policy.magnitude_std > 0:
+        magnitude += policy.magnitude_std * ndtri(strength.clip(2.0**-54))  # 0 would be infinite
+    level, signs = magnitude.clip(0, policy.magnitude_max) / STRONGEST, np.where(sign > 0.5, -1.0, 1.0)
+    chosen = (which * len(policy.names)).astype(np.int64)
+    args = np.stack([LEVELS[name](level, signs) for name in policy.names], 1)[np.arange(len(which)), chosen]
+    plain = np.array([name.removesuffix("Increasing").removesuffix("Rel") for name in policy.names])
+    return Layer(np.where(apply < policy.prob, plain[chosen], ""), args)
+
+
+def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer], interpolation: Interpolation) -> Tensor:
+    """Apply each image's operations, layer by layer: values 0 to 255 `(B, H, W, C)` -> uint8 `(B, H, W, 3)`."""
+    if images.is_floating_point():
+        images = images.round().to(torch.uint8)
+    images = images.expand(-1, -1, -1, 3).contiguous()
+    fill = to_device(torch.tensor(policy.fill, dtype=torch.uint8).repeat(images.shape[2], 1), images.device)
+    step = len(images) if images.device.type == "cuda" else FEW
+    for start in range(0, len(images), step):
+        for layer in layers:
+            part = slice(start, start + step)
+            apply_layer(images[part], Layer(layer.ops[part], layer.args[part]), fill, interpolation)
+    return images
+
+
+def apply_layer(images: Tensor, layer: Layer, fill: Tensor, interpolation: Interpolation) -> None:
+    """Let each image of a batch, uint8 `(B, S, S, 3)`, have its operation, in place."""
+    size = images.shape[1]
+    apply_tables(images, layer)
+    for name, blend in image_ops.BLENDS.items():
+        rows = np.flatnonzero(layer.ops == name)
+        replace(images, rows, layer.args[rows].astype(np.float32), blend)
+    rows = np.flatnonzero(np.isin(layer.ops, image_ops.LINE_SHIFTS))
+    shifts = [image_ops.shift_of(str(layer.ops[row]), float(layer.args[row]), size) for row in rows]
+    shift_lines = partial(image_ops.shift_lines, fill=fill, interpolation=interpolation)
+    replace(images, rows, np.array(shifts), shift_lines)
+    rows = np.flatnonzero(layer.ops == "Rotate")
+    matrices = [image_ops.rotation_matrix(float(arg), size) for arg in layer.args[rows]]
+    replace(images, rows, np.array(matrices), partial(image_ops.rotate, fill=fill, interpolation=interpolation))
+
+
+def replace(images: Tensor, rows: np.ndarray, args: np.ndarray, op: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Replace some images of a batch by what an operation makes of them; `args` has one row an image."""
+    if len(rows):
+        at, on_device = (to_device(torch.from_numpy(values), images.device) for values in (rows, args))
+        images.index_copy_(0, at, op(images.index_select(0, at), on_device))
+
+
+def apply_tables(images: Tensor, layer: Layer) -> None:
+    """Apply the operations that are tables of values, all of them with one look-up."""
+    groups = [
+        np.flatnonzero(np.isin(layer.ops, image_ops.FIXED_TABLES)),
+        *(np.flatnonzero(layer.ops == op) for op in (*image_ops.TABLES_OF, "Contrast")),
+    ]
+    rows = np.concatenate(groups)
+    if not len(rows):
+        return
+    at = to_device(torch.from_numpy(rows), images.device)
+    chosen, done, tables = images.index_select(0, at), 0, []
+    for kind, group in zip(("fixed", *image_ops.TABLES_OF, "Contrast"), groups, strict=True):
+        some = chosen[done : done + len(group)]
+        done += len(group)
+        if not len(group):
+            continue
+        if kind == "fixed":
+            table = np.stack([image_ops.fixed_table(layer.ops[row], layer.args[row]) for row in group])
+            tables.append(to_device(torch.from_numpy(table), images.device)[:, None, :].expand(-1, 3, -1))
+        elif kind == "Contrast":
+            factors = to_device(torch.from_numpy(layer.args[group].astype(np.float32)), images.device)
+            tables.append(image_ops.contrast_tables(some, factors))
+        else:
+            tables.append(image_ops.TABLES_OF[kind](some))
+    images.index_copy_(0, at, image_ops.apply_lut(chosen, torch.cat(tables)))

@@ -1,0 +1,40 @@
+"""How fast training goes, and how long it waits for data."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Throughput:
+    """Counts images and waiting since it was read last."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Count anew from now on."""
+        self.images, self._waited_s, self._since = 0, 0.0, time.monotonic()
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches and measure how long training waits for them."""
+        source = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(source, None)
+            self._waited_s += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def read(self) -> dict[str, float]:
+        """Return images a second and the share of time spent waiting for data, and count anew."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        values = {
+            "train/images_per_s": round(self.images / seconds, 1),
+            "train/data_wait": round(min(self._waited_s / seconds, 1.0), 4),
+        }
+        self.restart()
+        return values

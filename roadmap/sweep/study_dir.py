@@ -1,0 +1,144 @@
+"""What a study records of itself, in `<runs>/<study>/.study/`: its cells as they were resolved, and every job.
+
+Written under a lock, so that two people who type the same command at once make no job twice. Reading needs no lock, no
+Hydra and no torch: `make status` answers in a moment.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roadmap.errors import ConfigError, DataError, DiskError
+from roadmap.files import disk_errors, file_lock, json_object, read_json, write_json
+from roadmap.runs.metrics import append_metrics
+from roadmap.text import check_name
+
+if TYPE_CHECKING:  # it needs Hydra
+    from roadmap.sweep.study import Cell, Study
+
+NOTES, CELLS, JOBS, PENDING = ".study", "cells.json", "jobs.jsonl", "pending.json"
+LOCK_WAIT_S = 120.0  # a submission takes seconds
+SCHEMA = 1
+Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it
+
+
+class StudyDir:
+    """The folder of one study below the runs directory."""
+
+    def __init__(self, runs: str | Path, name: str) -> None:
+        self.name = check_name("STUDY", name)
+        self.path = Path(runs).expanduser().absolute() / name
+        self.notes = self.path / NOTES
+
+    def make(self) -> None:
+        """Make the folder. Raises DiskError where it cannot be written."""
+        try:
+            self.notes.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"RUNS={self.path.parent}: {self.notes} cannot be made ({error.strerror})") from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Lock the study while jobs are submitted or recorded; waits for whoever has it. Raises Busy, DiskError."""
+        self.make()
+        with file_lock(self.notes / ".lock", f"{self.path}: is being submitted by another process", LOCK_WAIT_S):
+            yield
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Return the cells as they were written at submission. Raises DataError where there are none."""
+        try:
+            found = read_json(self.notes / CELLS)
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
+        if found.get("schema") != SCHEMA:
+            raise DataError(f"{self.notes / CELLS}: written in schema {found.get('schema')}, this is {SCHEMA}")
+        return list(found["cells"])
+
+    def write_cells(self, study: "Study") -> None:
+        """Write the study's cells, resolved; submitted cells of other overrides stay. Call it with the study locked."""
+        cells = {cell.key: cell_record(cell) for cell in study.cells}
+        jobs = self.jobs()
+        earlier = self.cells() if (self.notes / CELLS).exists() else []
+        values = {
+            "schema": SCHEMA,
+            "study": study.name,
+            "file": str(study.file),
+            "left_out": [{"words": list(left.overrides), "reason": left.reason} for left in study.left_out],
+            "cells": [
+                *cells.values(),
+                *(cell for cell in earlier if cell["key"] not in cells and cell["key"] in jobs),
+            ],
+        }
+        with disk_errors(self.notes / CELLS):
+            write_json(self.notes / CELLS, values)
+
+    def jobs(self) -> dict[str, list[Row]]:
+        """Return what was recorded of each cell, oldest first; a line that a killed writer tore is passed over."""
+        try:
+            lines = (self.notes / JOBS).read_bytes().splitlines()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise DiskError(f"{self.notes / JOBS}: cannot be read ({error.strerror})") from None
+        found: dict[str, list[Row]] = {}
+        for row in map(json_object, lines):
+            if row and "cell" in row:
+                found.setdefault(row["cell"], []).append(row)
+        return found
+
+    def append_jobs(self, rows: Iterable[Row]) -> None:
+        """Add to what is recorded of some cells. Call it with the study locked."""
+        stamp = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": socket.gethostname(),
+            "uid": os.getuid(),
+        }
+        path = self.notes / JOBS
+        with disk_errors(path):
+            if path.exists() and not path.read_bytes().endswith(b"\n"):
+                path.open("ab").write(b"\n")  # a killed writer left half a line, or none at all
+            append_metrics(path, [{**row, **stamp} for row in rows])
+
+    def pending(self) -> dict[str, Any] | None:
+        """Return the submission that was begun and whose end was not recorded, if there is one."""
+        try:
+            return read_json(self.notes / PENDING)
+        except (OSError, ValueError):
+            return None
+
+    def set_pending(self, values: dict[str, Any] | None) -> None:
+        """Record that a submission begins, or that it has ended. Call it with the study locked."""
+        with disk_errors(self.notes / PENDING):
+            if values is None:
+                (self.notes / PENDING).unlink(missing_ok=True)
+            else:
+                write_json(self.notes / PENDING, values)
+
+
+def cell_record(cell: "Cell") -> dict[str, Any]:
+    """Return what cells.json holds of a cell."""
+    config = cell.config
+    return {
+        "key": cell.key,
+        **{name: getattr(config, name) for name in ("cell", "step", "variant", "label", "seed")},
+        "regime": config.regime.name,
+        "data": str(config.data.name),
+        "words": list(cell.overrides),
+        "config": config.values(),
+    }
+
+
+def study_names(args: Iterable[str]) -> list[str]:
+    """Return the names of studies that are given by name or by file. Raises ConfigError."""
+    names = [check_name("STUDY", Path(arg).stem if arg.endswith(".yaml") else arg) for arg in args]
+    if not names:
+        raise ConfigError("STUDY=: names no study")
+    return list(dict.fromkeys(names))
