@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Kernels
-from roadmap.errors import ConfigError, Refused, StoppedEarly
+from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.net import build_net, kernels, use_kernels
 from roadmap.net.kernels import launch
 from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
@@ -215,19 +215,17 @@ def test_a_run_records_its_forms_and_says_them_once(small):
     assert json.loads((run_path(config) / SUMMARY).read_text())["kernels"] == "pointwise linear"
 
 
-def test_a_run_does_not_go_on_with_other_forms(small, monkeypatch):
+def test_a_run_goes_on_with_other_forms_and_its_record_says_so(small, monkeypatch):
     config = small("gelu", "kernels=plain")
     with monkeypatch.context() as patch:
         patch.setattr(Interrupter, "at", 2)
         patch.setattr(training, "StopSignal", Interrupter)
         with pytest.raises(StoppedEarly):
             train(config)
-    config.kernels = Kernels.auto
-    with pytest.raises(Refused, match=r"kernels: plain -> pointwise without bias linear"):
-        train(config)
-    config.allow_drift = True
-    assert "kernels: plain -> pointwise without bias linear" in train(config)["drift"]
-    assert json.loads((run_path(config) / STATUS).read_text())["kernels"] == "pointwise without bias linear"
+    train(config.replace(kernels="auto"))
+    status = json.loads((run_path(config) / STATUS).read_text())
+    assert status["kernels"] == "pointwise without bias linear"
+    assert status["rounding"] == ["kernels: plain -> pointwise without bias linear"]
 
 
 @pytest.mark.parametrize("step", ["kernel_7", "separate_downsampling"])

@@ -329,4 +329,4 @@ def test_every_field_of_the_net_is_a_size_or_tried():
         "depthwise_first",
         "norm",
     }  # no two values share their names and shapes
-    assert set(NetConfig.__dataclass_fields__) == sizes | tried | shown_elsewhere
+    assert set(NetConfig.model_fields) == sizes | tried | shown_elsewhere
