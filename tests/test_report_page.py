@@ -10,7 +10,7 @@ import pytest
 
 from roadmap.report import aggregate, collect
 from roadmap.report.__main__ import main
-from roadmap.report.page import command
+from roadmap.report.write.page import command
 from tests.fabricate import unfinished, write_roadmap, write_run
 
 HOSTILE = {

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from roadmap.report.analyse.cells import Group
 from roadmap.text import clean, shorten
@@ -38,8 +39,6 @@ STYLE: dict[str, Any] = {
     "legend.handlelength": 1.6,
     "legend.columnspacing": 0.8,
     "legend.labelspacing": 0.2,
-    "figure.constrained_layout.h_pad": 0.05,
-    "figure.constrained_layout.w_pad": 0.05,
     "text.parse_math": False,  # labels are text, never formulas
     "axes.unicode_minus": True,
     "svg.hashsalt": "roadmap",
@@ -79,9 +78,9 @@ def hover(artist: Artist, text: str) -> None:
     artist.set_gid(HOVER + clean(text, 300))
 
 
-def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7) -> Figure:
+def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7, pad: float = 0.05) -> Figure:
     """Return a figure that draws without a screen, of a size in inches, with its title in the upper left corner."""
-    figure = Figure((width, height), layout="constrained")
+    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
     FigureCanvasAgg(figure)
     left = 0.06 / width
     shown = fitted(figure, title, size, width * (1 - 2 * left), "bold")
@@ -93,7 +92,7 @@ def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: A
     """Explain a figure at its foot: `words`, and below them handles with their labels."""
     options = {"loc": "outside lower left", "ncols": 2, **options}
     found = figure.legend(handles=handles, title=words, alignment="left", borderpad=0, **options)
-    found.get_title().set(size=found.get_texts()[0].get_size() if handles else 5.8, color=QUIET)
+    found.get_title().set(size=options.get("fontsize", 5.8), color=QUIET)
 
 
 def fitted(figure: Figure, text: str, size: float, width: float, weight: str = "normal") -> str:

@@ -67,7 +67,7 @@ def parse_project(text: str) -> Project:
 
 
 def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
-    """Return a project's runs of this roadmap, how many others it holds, and what could not be listed. Raises ConfigError."""
+    """Return a project's runs of this roadmap, the number of others, and what could not be listed. Raises ConfigError."""
     project = parse_project(text)
     filters = {"group": project.group} if project.group else {}
     found: list[WandbRun] = []
