@@ -613,7 +613,8 @@ def test_an_output_that_cannot_be_written_exits_74(tmp_path, capsys):
 
 def test_as_a_command_it_imports_neither_torch_nor_hydra_and_shows_no_traceback(tmp_path):
     write_run(tmp_path / "runs", "gelu")
-    code = "import sys; from roadmap.report.__main__ import main; main(sys.argv[1:]); print({'torch', 'hydra'} & set(sys.modules))"
+    code = "import sys; from roadmap.report.__main__ import main; main(sys.argv[1:]); "
+    code += "print({'torch', 'hydra'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "runs", "--out", tmp_path / "out"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What each row gains over its parent: which row that is, over seeds, over images, beside the paper; and the words about it."""
+"""What each row gains over its parent: which row that is, over seeds, over images, beside the paper; the findings."""
 
 import csv
 import itertools

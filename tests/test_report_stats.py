@@ -1,4 +1,4 @@
-"""The statistics of the report: published worked examples, and how often the intervals hold the truth in simulated studies."""
+"""The statistics of the report: published worked examples, and how often the intervals hold the truth."""
 
 import math
 
@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 
 from roadmap.report.analyse import statistics
 
-# Student's sleep data ("The probable error of a mean", 1908); results as printed in R's documentation of `sleep` and `t.test`.
+# Student's sleep data ("The probable error of a mean", 1908); results as in R's documentation of `sleep` and `t.test`.
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 STUDIES = 2_000

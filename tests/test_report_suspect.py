@@ -1,4 +1,4 @@
-"""One rule: what is suspect beside its neighbours is listed and left out of every number, and counts only where it is allowed."""
+"""What is suspect beside its neighbours is left out unless it is allowed; what differs in rounding counts and is marked."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The report from W&B, by W&B's own client over HTTP: the same tables as from the run directories, and every way it can fail."""
+"""The report from W&B, by its own client over HTTP: the same tables as from run directories, and every failure."""
 
 import json
 import os

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figures: bool = True) -> None:
-    """Collect, draw, then write: nothing is written before all is drawn. Raises ConfigError, DataError and DiskError."""
+    """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError."""
     collected = collect(sources, allow)
     if not collected.runs:
         raise DataError(_nothing(sources, collected))

@@ -55,7 +55,7 @@ class Metrics:
 def read_metrics(path: Path, *, train: bool = True) -> Metrics:
     """Read a ledger; lines that are not JSON objects are counted, not guessed. Raises OSError.
 
-    Without `train` the many lines of training are checked for their form and order, and not decoded: a fifth of the time.
+    Without `train` the many lines of training are checked for form and order, and not decoded: a fifth of the time.
     """
     data = path.read_bytes()
     lines = data.split(b"\n")
@@ -86,7 +86,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the last training row and the last evaluation, {} for none, reading no more of a ledger's end than is needed."""
+    """Return the last training row and the last evaluation, {} for none, from as much of a ledger's end as is needed."""
     size, most = TAIL_BYTES
     while True:
         try:

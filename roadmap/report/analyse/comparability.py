@@ -108,7 +108,7 @@ def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable
 
 
 def _mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """Mark the runs that were computed otherwise than most of their study, and return a line for each such difference."""
+    """Mark the runs that were computed otherwise than most of their study; return a line for each difference."""
     marks: dict[int, list[str]] = defaultdict(list)
     found: dict[tuple[Hashable, str, str], list[Run]] = defaultdict(list)
     for kind, value in _rounding(runs):
@@ -158,7 +158,7 @@ def _rules(runs: Sequence[Run]) -> Iterable[tuple[str, str, Neighbours, Value]]:
 
 
 def _keys(runs: Sequence[Run], effect: str) -> list[str]:
-    """Return the keys of a config that affect the result, or rounding alone: the schema's, and what it has lost of these."""
+    """Return the keys that affect the result, or rounding alone: the schema's, and what it has lost of these."""
     lost = {key for run in runs for key in run.config if key not in KEYS and key.startswith(SECTIONS)}
     return sorted(
         {key for key, about in KEYS.items() if about.affects == effect} | (lost if effect == "result" else set())

@@ -41,10 +41,10 @@ NARROW = Look(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.CO
 
 
 def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
-    """Return the chart of one group, or of several side by side with common rows; `narrow` fits one into a paper's column.
+    """Return the chart of one group, or of several side by side with common rows; `narrow` fits a paper's column.
 
-    Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises NothingToDraw
-    where no group has a row.
+    Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises
+    NothingToDraw where no group has a row.
     """
     groups = [groups] if isinstance(groups, Group) else list(groups)
     rows, look = chart_rows(groups), NARROW if narrow else WIDE

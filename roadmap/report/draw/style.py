@@ -67,6 +67,9 @@ def image(figure: Figure, kind: str) -> bytes:
     """Return the figure as the bytes of a `png` (200 dpi), `svg` or `pdf` file: the same bytes for the same data."""
     out = io.BytesIO()
     with styled():
+        if figure.get_layout_engine() is not None:  # computed once for all kinds
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
     if kind != "svg":
         return out.getvalue()
@@ -115,7 +118,7 @@ def text_width(figure: Figure, texts: Sequence[str], size: float, weight: str = 
 
 
 def drawable(label: str, name: str, limit: int = 36) -> str:
-    """Return a label that the font can draw, not longer than there is room for; the name where it can draw too little."""
+    """Return a label that the font can draw, in at most `limit` letters; the name where it can draw too little."""
     font = get_font(findfont("DejaVu Sans"))
     text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
     return shorten(name if 2 * text.count("?") > len(text) else text, limit)
