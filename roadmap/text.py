@@ -75,7 +75,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at the end."""
+    """Return the text, its middle left out where it is longer than `limit`: names often differ at the end."""
     if len(text) <= limit:
         return text
     tail = max(1, limit // 4)

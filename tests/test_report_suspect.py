@@ -1,4 +1,4 @@
-"""What is suspect beside its neighbours is left out unless it is allowed; what differs in rounding counts and is marked."""
+"""What is suspect beside its neighbours is left out unless allowed; what differs in rounding counts and is marked."""
 
 import numpy as np
 import pytest

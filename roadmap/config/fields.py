@@ -1,4 +1,4 @@
-"""What a key of the schema is: type, range, default and meaning, and what it affects. Everything else is derived from these.
+"""What a key of the schema is: type, range, default, meaning, and what it affects. All else is derived from these.
 
 A wrong value is a `ConfigError` with one line for each key: the key, its value, what is allowed.
 """
@@ -145,6 +145,7 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
             one_of = extra.pop("one_of")
             default = field.get_default(call_default_factory=True)
             default = list(default) if isinstance(default, tuple) else default
+            default = str(default) if isinstance(default, StrEnum) else default  # as a record has it
             allowed = f"one of {', '.join(map(shown, one_of))}" if one_of else _allowed(field)
             yield kind.prefix + name, Key(default, **extra, about=field.description or "", allowed=allowed)
 
@@ -195,7 +196,8 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     if what == "extra_forbidden":
         return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
     field = kind.model_fields[name]
-    head = f"{kind.prefix}{name}{''.join(f'[{i}]' for i in found['loc'][1:] if isinstance(i, int) and what != 'missing')}={shown(value)}"
+    position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")
+    head = f"{kind.prefix}{name}{position}={shown(value)}"
     if value is None:
         return f"{head}: must not be null"
     if what in ("string_too_long", "too_long"):

@@ -86,7 +86,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the last training row and the last evaluation, {} for none, from as much of a ledger's end as is needed."""
+    """Return the last training row and the last evaluation, {} for none, reading no more of a ledger than is needed."""
     size, most = TAIL_BYTES
     while True:
         try:

@@ -30,7 +30,7 @@ def aggregate(runs: Iterable[Run]) -> list[Group]:
 def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, str] | None:
     """Return the row that a cell is compared with, and how it is named.
 
-    A step's parent stands in its own group; a variant's or an override's plain step too, or else in the only other study
+    A step's parent is in its own group; a variant's or an override's plain step too, or else in the only other study
     of the same regime, data and recipe that has it (leave-one-out has no row of the whole net).
     """
     wanted = cell.parent if cell.plain else cell.step

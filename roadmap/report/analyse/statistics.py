@@ -72,7 +72,7 @@ def welch(values: Sequence[float], parent: Sequence[float]) -> Difference | None
 def seed_bootstrap(values: Sequence[float], parent: Sequence[float], seed: int = 0) -> Interval | None:
     """Return the bootstrap interval of a difference of means over seeds; None under 8 seeds a side.
 
-    The expanded percentile interval (Hesterberg 2015, Sec. 4.2): as wide as few values need; the plain one is too narrow.
+    The expanded percentile interval (Hesterberg 2015, Sec. 4.2): as wide as few values need; the plain is too narrow.
     """
     n = min(len(values), len(parent))
     if n < MIN_BOOTSTRAP or stdev(values) + stdev(parent) == 0:
@@ -95,7 +95,7 @@ def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Inte
     """Return the interval of the difference in percent over images drawn anew, the trained nets held fixed.
 
     `bits (n, N)` and `parent (m, N)` say which of the same N images each net has right. Images with the same difference
-    are interchangeable, so drawing N images with replacement is one multinomial draw over the few differences that occur.
+    are interchangeable: drawing N images with replacement is one multinomial draw over the few differences that occur.
     None where no image differs.
     """
     differences = bits.mean(axis=0) - parent.mean(axis=0)
