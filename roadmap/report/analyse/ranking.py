@@ -43,7 +43,7 @@ class Ranking:
 
 
 def ranking(group: Group) -> Ranking | None:
-    """Compare a group's order with the paper's (Table 11 for base, else 10); None under 5 rows, or on synthetic data."""
+    """Compare a group's order with the paper's (Table 11 for base, else 10); None under 5 rows, or synthetic data."""
     table = group.regime if group.regime in paper.TABLES else "tiny"
     printed = paper.rows(table)
     rows = [row for row in group.rows if row.step in printed and row.adopted != "reference"]
