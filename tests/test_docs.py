@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from roadmap.net import cost
+from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose, compose_primary, hydra_initialized, validate
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
@@ -23,7 +26,7 @@ from roadmap.steps.tree import CONF
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
 from roadmap.sweep.study import study_file
 
-from .conftest import ROOT
+from .conftest import ROOT, SMALL
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = ("Makefile", "pyproject.toml", "requirements.lock", "run.py", "roadmap", "conf", "sweeps", "notebooks")
@@ -253,3 +256,91 @@ def test_fidelity_shows_the_gmacs_that_the_code_counts():
             net = compose(step, "tiny", [f"model.stride_on={reading}"]).model
             assert f"{cost(net, 1000, 224).gmacs:.3f}" == shown, (step, reading)
         assert f"{float(spatial):.2f}" == printed or abs(float(spatial) - float(printed)) <= 0.0051, step
+
+
+# The diffs of CONTRIBUTING.md, applied to a copy of the checkout.
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the files that the diffs of each section touch, by its heading."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r"^## ", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
+        found[part.splitlines()[0]] = re.findall(r"^\+\+\+ b/(\S+)$", part, re.M)
+    return found
+
+
+def test_extending_touches_as_many_files_as_the_table_says():
+    files = {heading: sorted(touched) for heading, touched in sections().items() if touched}
+    assert {heading: len([f for f in touched if f.endswith(".py")]) for heading, touched in files.items()} == {
+        "A step": 0,
+        "A toggle": 3,
+        "A data set that needs a loader": 2,
+        "A recorded number": 2,
+        "A figure": 2,
+        "A launcher": 1,
+    }
+    configs = {heading: len([f for f in touched if f.endswith(".yaml")]) for heading, touched in files.items()}
+    assert configs == {**dict.fromkeys(files, 1), "A recorded number": 0, "A figure": 0}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """Return a copy of the checkout with every diff of CONTRIBUTING.md applied."""
+    copy = tmp_path_factory.mktemp("extended")
+    for name in ("run.py", "Makefile", "roadmap", "conf", "sweeps"):
+        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "local")
+        shutil.copytree(source, copy / name, ignore=ignored) if source.is_dir() else shutil.copy(source, copy / name)
+    for block in blocks():
+        if block.language == "diff":
+            subprocess.run(["git", "apply", "-"], input=block.text, text=True, cwd=copy, check=True, timeout=60)
+    return copy
+
+
+def run_in(checkout: Path, *words: str) -> str:
+    """Run a command of a checkout to its good end; return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TINY = (
+    "recipe.batch_size=32",
+    "recipe.epochs=1",
+    "recipe.warmup_epochs=0",
+    "data.train_images=64",
+    "data.val_images=32",
+)
+
+
+def test_an_added_toggle_trains_on_an_added_data_set(extended, tmp_path):
+    words = ("+step=gather_excite", "data=stripes", *TINY, "wandb.mode=disabled", f"paths.runs={tmp_path}")
+    assert "gather_excite" in run_in(extended, "run.py", *words)
+    (run,) = tmp_path.glob("single/nano-stripes/*/seed0")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["gather_excite"] is True
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["num_classes"], summary["parent"]) == (4, "separate_downsampling")
+    assert summary["best_top1"] >= summary["top1"]
+
+
+def test_a_new_toggle_leaves_earlier_runs_what_they_were(extended, trained, tmp_path):
+    """A finished run without the key is found as done, and stands in one report with the new row."""
+    earlier = trained("separate_downsampling")
+    words = [*SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path / 'runs'}"]
+    before = (run_path(earlier) / "status.json").read_bytes()
+    run_in(extended, "run.py", "+step=separate_downsampling", *words)
+    assert (run_path(earlier) / "status.json").read_bytes() == before
+    run_in(extended, "run.py", "+step=gather_excite", *words)
+    out = tmp_path / "report"
+    run_in(extended, "-m", "roadmap.report", str(tmp_path / "runs"), "--out", str(out), "--tables-only")
+    report = json.loads((out / "report.json").read_text())
+    rows = json.dumps(report)
+    assert "gather_excite" in rows and "separate_downsampling" in rows
