@@ -1,4 +1,5 @@
-"""One run of the roadmap: compose the config, check it, do what its `mode` says.  python run.py +step=inverted_bottleneck"""
+"""One run of the roadmap: compose the config, check it, do what its `mode` says.  python run.py
++step=inverted_bottleneck"""
 
 import os
 import sys

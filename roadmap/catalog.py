@@ -4,15 +4,12 @@ How a set's images are cut and normalised is said in its file in `conf/data/`. A
 Sets of one's own need no row: they say `data.kind`, and where they are.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from roadmap.errors import ConfigError
-from roadmap.text import nearest
-
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")  # a run's directory and its files are called so
+from roadmap.text import check_name, nearest
 
 
 class DataKind(StrEnum):
@@ -75,49 +72,29 @@ def counts(train: int, val: int) -> dict[str, int]:
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DATA_SETS = {
-    "digits": DataSet(
-        "digits",
-        DataKind.memory,
-        num_classes=10,
-        num_images=counts(1437, 360),
-        loader="digits",
-        needs_root=False,
-    ),
+    "digits": DataSet("digits", DataKind.memory, 10, counts(1437, 360), loader="digits", needs_root=False),
     "fashion_mnist": DataSet(
         "Fashion-MNIST",
         DataKind.memory,
-        num_classes=10,
-        num_images=counts(60_000, 10_000),
+        10,
+        counts(60_000, 10_000),
         image_size=28,
         loader="idx",
         classes=FASHION,
         torchvision="FashionMNIST",
     ),
-    "cifar10": DataSet(
-        "CIFAR-10",
-        DataKind.memory,
-        num_classes=10,
-        num_images=counts(50_000, 10_000),
-        loader="cifar",
-        torchvision="CIFAR10",
-    ),
+    "cifar10": DataSet("CIFAR-10", DataKind.memory, 10, counts(50_000, 10_000), loader="cifar", torchvision="CIFAR10"),
     "cifar100": DataSet(
-        "CIFAR-100",
-        DataKind.memory,
-        num_classes=100,
-        num_images=counts(50_000, 10_000),
-        loader="cifar",
-        torchvision="CIFAR100",
+        "CIFAR-100", DataKind.memory, 100, counts(50_000, 10_000), loader="cifar", torchvision="CIFAR100"
     ),
     "imagenette": DataSet(
         "Imagenette",
         DataKind.folders,
-        num_classes=10,
-        num_images=counts(9_469, 3_925),
+        10,
+        counts(9_469, 3_925),
         classes_sha256="7fd320a0db9278e1d61bad4b60fa16be117f8d8adcfe4d03fb5c95672bae6033",
         subfolder="imagenette2*",
-        # fast.ai's, short side 320; torchvision keeps address and sum in a private table.
-        archive=Archive(
+        archive=Archive(  # fast.ai's, short side 320; torchvision keeps address and sum in a private table
             "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
             "3df6f0d01a2c9592104656642f5e78a3",
             "imagenette2-320",
@@ -126,8 +103,8 @@ DATA_SETS = {
     "imagenet": DataSet(
         "ImageNet-1K",
         DataKind.folders,
-        num_classes=1000,
-        num_images=counts(1_281_167, 50_000),
+        1000,
+        counts(1_281_167, 50_000),
         classes_sha256="385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
         subfolder="imagenet",
     ),
@@ -135,8 +112,8 @@ DATA_SETS = {
     "synthetic": DataSet(
         "synthetic images",
         DataKind.memory,
-        num_classes=1000,
-        num_images=counts(2048, 512),
+        1000,
+        counts(2048, 512),
         loader="synthetic",
         needs_root=False,
         caution="synthetic images: the accuracy means nothing",
@@ -152,12 +129,11 @@ def find(name: str, kind: str | None = None) -> DataSet:
     known = DATA_SETS.get(name)
     if known is None and kind is None:
         raise ConfigError(
-            f"data.name={name}: there is no such set; {nearest(name, DATA_SETS)}; a set of your own needs data.kind="
-            f"{DataKind.folders} or {DataKind.npz}"
+            f"data.name={name}: there is no such set; {nearest(name, DATA_SETS)}; "
+            "a set of your own needs data.kind=folders or npz"
         )
-    if known is None and not SAFE_NAME.fullmatch(name):
-        raise ConfigError(f"data.name={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
     if known is None:
+        check_name("data.name", name)
         # In memory, a set without a row has the loader of its name.
         return DataSet(name, DataKind(str(kind)), loader=name, needs_root=kind != DataKind.memory)
     if kind not in (None, known.kind):

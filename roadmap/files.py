@@ -1,4 +1,4 @@
-"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, the system's errors in plain words."""
+"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, the system's errors."""
 
 import errno
 import fcntl
@@ -48,7 +48,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
+    """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # the latter for brackets nested without end
@@ -89,7 +89,7 @@ def json_object(line: bytes) -> dict[str, Any] | None:
 def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], bool] = lambda _: True) -> Iterator[None]:
     """Hold an advisory lock on a file, which names its holder as `process PID on HOST`.
 
-    Another holder is waited for, `wait_s` seconds and only while `may_end(holder)`; then Busy says `busy` and who it is.
+    Another holder is waited for, `wait_s` seconds and while `may_end(holder)`; then Busy says `busy` and who it is.
     Raises DiskError where the file cannot be written or locked.
     """
     try:

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine for the tests marked `slurm`: one controller, two nodes, munge. Nothing of it outlives the tests.
+"""A real Slurm on this machine for the tests marked `slurm`: one controller, two nodes, munge.
 
 Needs root and Debian's `slurm-wlm` and `munge`. Every daemon is ended by the pid that it wrote.
 """

@@ -1,6 +1,6 @@
-"""A study on a real Slurm: submitted, preempted, killed, requeued, reconciled, cancelled, and in the end bit-equal and charted.
+"""A study on a real Slurm: submitted, preempted, killed, requeued, reconciled, cancelled, and bit-equal in the end.
 
-The tests start their own Slurm (`tests/real_slurm.py`). Where that cannot be they are skipped, but in CI a skip is a failure.
+The tests start their own Slurm (`tests/real_slurm.py`). Where that cannot be they are skipped; in CI that fails.
 """
 
 import json
@@ -163,8 +163,8 @@ def calm(slurm, tmp_path_factory):
 
 def record(run):
     """Return what a run must have in common with one that was never stopped: every row's numbers, and the weights."""
-    rows = [{k: v for k, v in row.items() if k in {"kind", "epoch", "global_step", "train/loss", "val/top1", "val/loss"}}
-            for row in read_metrics(run / "metrics.jsonl").rows]  # fmt: skip
+    names = ("kind", "epoch", "global_step", "train/loss", "val/top1", "val/loss")
+    rows = [{name: row.get(name) for name in names} for row in read_metrics(run / "metrics.jsonl").rows]
     newest = max((run / "checkpoints").glob("step-*.pt"))
     return rows, torch.load(newest, weights_only=True)["net"], read_json(run / "summary.json")["top1"]
 

@@ -1,4 +1,4 @@
-"""A study's file becomes the same cells as plain Hydra makes of it, or is refused in plain words before anything is queued."""
+"""A study's file becomes the cells that plain Hydra makes of it, or is refused in plain words, before all else."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""`make sync`: W&B ends up with every row of the ledger once, whatever it had before. W&B's server is played by a few lines here."""
+"""`make sync`: W&B, played by a few lines here, ends up with every row of the ledger once, whatever it had before."""
 
 import shutil
 

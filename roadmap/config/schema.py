@@ -1,7 +1,7 @@
 """The schema of a run: every key with its type, range, default and meaning, and what it affects.
 
-`steps.validate` turns a composed config into a `Config`; the net, the data and the training take the parts they need. A default is what
-the code did before the key was there, for ever: what is new is switched on in `conf/`.
+`steps.validate` turns a composed config into a `Config`; the net, the data and the training take the parts they need.
+A default is what the code did before the key was there, for ever: what is new is switched on in `conf/`.
 """
 
 from typing import Annotated, Any
@@ -45,7 +45,8 @@ Colours = tuple[Float, Float, Float]
 
 
 class NetConfig(Section):
-    """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves open.
+    """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves
+    open.
 
     Raises ConfigError for a combination of toggles that has no meaning, naming the toggles.
     """
@@ -210,7 +211,8 @@ class RecipeConfig(Section):
 
 
 class DataConfig(Section):
-    """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard deviation."""
+    """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard
+    deviation."""
 
     prefix = "data."
 

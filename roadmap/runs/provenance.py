@@ -23,7 +23,7 @@ NO_INFLUENCE = ("data/download.py", "data/imagenet.py", "data/verify.py", "runs/
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the Python files that a result depends on. Composing is none of it: the config is recorded whole."""
+    """Return a hash of the Python files that a result depends on. Composing is not: the config is recorded whole."""
     digest = hashlib.sha256()
     for path in sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
@@ -34,7 +34,7 @@ def code_hash() -> str:
 
 @cache
 def git_state(*paths: str) -> dict[str, str | bool | None]:
-    """Return the commit of the checkout, and whether it (or these paths of it) was changed since; None outside a checkout.
+    """Return the commit of the checkout, and whether it (or some paths of it) was changed since; None outside of one.
 
     In a snapshot they are those of the checkout that it was taken from.
     """

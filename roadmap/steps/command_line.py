@@ -1,4 +1,5 @@
-"""The command line of `run.py`: what may be typed, Hydra around each run of it, errors in plain words with their exit codes."""
+"""The command line of `run.py`: what may be typed, Hydra around each run of it, errors in plain words with their exit
+codes."""
 
 import math
 import os
@@ -95,7 +96,8 @@ class CommandLine:
         return config
 
     def num_runs(self, hydra_config: HydraConf) -> int:
-        """Return how many runs a sweep has: the product of its lists, those of the command line replacing the file's."""
+        """Return how many runs a sweep has: the product of its lists, those of the command line replacing the
+        file's."""
         overrides = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
         overrides += [word for word in self.argv if "=" in word and not word.startswith("-")]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())

@@ -1,6 +1,7 @@
 """What a command line or a folder of configs may not say: Hydra would act on it before our schema sees it.
 
-Hydra makes its launcher, sweeper and callbacks from whatever `hydra.*` names; only its mode and a sweep's lists may be set.
+Hydra makes its launcher, sweeper and callbacks from whatever `hydra.*` names; only its mode and a sweep's lists may
+be set.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +20,8 @@ GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
 LOCAL = frozenset(name for name, key in KEYS.items() if key.local)
 
 
-# Hydra's own options that may be typed, spelled in full, and whether a value follows. argparse would take abbreviations of
-# all of them: one unpickles a file (--experimental-rerun).
+# Hydra's own options that may be typed, spelled in full, and whether a value follows. argparse would take
+# abbreviations of all of them: one unpickles a file (--experimental-rerun).
 OPTIONS = {
     "--help": False, "-h": False, "--version": False, "--multirun": False, "-m": False, "--resolve": False,
     "--config-dir": True, "-cd": True, "--config-name": True, "-cn": True, "--config-path": True, "-cp": True,
@@ -42,7 +43,8 @@ def check_options(argv: Sequence[str]) -> None:
 
 
 def check_overrides(words: Iterable[str]) -> None:
-    """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to it."""
+    """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to
+    it."""
     for word in words:
         if word.startswith("-") or "=" not in word:
             continue

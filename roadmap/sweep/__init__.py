@@ -1,1 +1,1 @@
-"""Studies on a cluster or on one machine: planned, submitted, watched, restarted. The verbs are those of `python -m roadmap.sweep`."""
+"""Studies on a cluster or on one machine: planned, submitted, watched, restarted, by `python -m roadmap.sweep`."""

@@ -1,4 +1,4 @@
-"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync. `make` calls it."""
+"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
     from roadmap.sweep.cluster import load_cluster
-    from roadmap.sweep.throughput import gpu_images_per_s
+    from roadmap.sweep.train_speed import gpu_images_per_s
 
     config = load_cluster(args.cluster, args.overrides)
     gpu_type = getattr(config, "gpu_type", None)

@@ -91,7 +91,7 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
 
 
 def job_state(last: Row | None, answer: queue.Queue) -> str | None:
-    """Return the state of a cell's last job: Slurm's word, GONE, LOCAL for one of this machine's scheduler, None for no answer."""
+    """Return the state of a cell's last job: Slurm's word, GONE, LOCAL (our own scheduler), None for no answer."""
     if last is None:
         return None
     if last["kind"] != "local":

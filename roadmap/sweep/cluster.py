@@ -1,4 +1,4 @@
-"""Where a study runs: `conf/cluster/slurm.yaml` or `local.yaml`, then the git-ignored `conf/local/cluster/`, then `cluster.KEY=VALUE`."""
+"""Where a study runs: `conf/cluster/NAME.yaml`, then `conf/local/cluster/NAME.yaml`, then `cluster.KEY=VALUE`."""
 
 import re
 from collections.abc import Sequence

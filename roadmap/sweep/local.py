@@ -77,7 +77,8 @@ def cut_slots(config: LocalConfig, gpus: dict[str, str], cores: Sequence[int], *
     kinds = sorted(set(gpus.values()))
     if use_gpus and len(kinds) > 1 and not config.mixed_gpus:
         raise ConfigError(
-            f"this machine has {', '.join(kinds)}: choose with CUDA_VISIBLE_DEVICES, or cluster.mixed_gpus=true to mix them"
+            f"this machine has {', '.join(kinds)}: choose with CUDA_VISIBLE_DEVICES, "
+            "or cluster.mixed_gpus=true to mix them"
         )
     number = len(gpus if use_gpus else cores)
     starts = range(0, number - size + 1, size)
@@ -91,7 +92,7 @@ def cut_slots(config: LocalConfig, gpus: dict[str, str], cores: Sequence[int], *
 
 
 def claim_cells(selection: Selection) -> tuple[str, list[LocalTask]]:
-    """Take the cells that are neither done nor at work for this process, and record that; return what was done, and the tasks."""
+    """Take the cells that are neither done nor at work, and record that; return what was done, and the tasks."""
     directory = selection.directory
     directory.make()
     code = take_snapshot(directory, selection.study.file)
@@ -117,7 +118,7 @@ class Scheduler:
         self.codes: list[int] = []
 
     def run(self, tasks: Sequence[LocalTask]) -> int:
-        """Run the tasks in their order; return the worst exit code of a cell. Raises StoppedEarly after a signal, with all saved."""
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         waiting = list(tasks)
         try:

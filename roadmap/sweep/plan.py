@@ -1,4 +1,4 @@
-"""What a study costs, cell by cell, before anything is queued. A number that nobody measured is left out, never guessed."""
+"""What a study costs, cell by cell, before anything is queued. What nobody measured is left out, never guessed."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -41,9 +41,9 @@ class Row:
 def plan(
     cells: Sequence[Cell], runs: Path, hardware: str | None, measure: Callable[[Config], float | None]
 ) -> list[Row]:
-    """Return a row a cell. `hardware` is the name of the GPU (or a part of it) that speeds are looked up for, None where it is not known.
+    """Return a row a cell. `hardware` is (a part of) the name of the GPU that speeds are looked up for, or None.
 
-    `measure` gives images/s of a config where no earlier run has it. Raises DataError for a set whose classes nobody knows yet.
+    `measure` gives images/s of a config where no earlier run has it. Raises DataError for a set of unknown classes.
     """
     require_num_classes(cells)
     earlier = earlier_speeds(runs, hardware)
@@ -92,7 +92,7 @@ def num_classes(config: Config) -> int:
 
 
 def checkpoint_gb(config: Config, params_m: float) -> float:
-    """Return the GB that a run's checkpoints take, the newest and the best: weights, what the optimizer keeps, the moving average."""
+    """Return the GB of a run's checkpoints, the newest and the best: weights, optimizer, moving average."""
     recipe = config.recipe
     moments = 2 if recipe.optimizer == Optimizer.adamw else bool(recipe.momentum)
     copies = 1 + moments + bool(recipe.ema_decay)

@@ -35,7 +35,7 @@ class Queue:
 
 
 def query(names: Iterable[str], jobs: Iterable[str] = ()) -> Queue:
-    """Ask Slurm for the jobs with some names, and for the ids `jobs` among those that have left the queue. Never raises."""
+    """Ask Slurm for the jobs with some names, and for the ids `jobs` that have left the queue. Never raises."""
     wanted = sorted(set(names))
     queue = squeue(wanted) if wanted else Queue()
     gone = sorted(set(jobs) - queue.states.keys())
@@ -69,7 +69,7 @@ def scancel(jobs: list[str]) -> None:
 
 
 def gpu_types(partition: str | None) -> list[str]:
-    """Return the GPU types that a partition has, as Slurm names them (`a100` of `gpu:a100:8`); [] where it does not say."""
+    """Return the GPU types of a partition, as Slurm names them (`a100` of `gpu:a100:8`); [] where it does not say."""
     out, _ = run("sinfo", "--noheader", "--Node", "--format=%G", *([f"--partition={partition}"] if partition else []))
     return sorted(set(re.findall(r"gpu:([A-Za-z][\w.-]*)(?::\d+)", out or "")))
 

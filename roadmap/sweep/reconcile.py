@@ -1,4 +1,4 @@
-"""Restart what died without being asked to, and cancel what is queued or at work. Both may run from cron, on any node with Slurm."""
+"""Restart what died without being asked to, and cancel what is queued or at work. Both may run from cron."""
 
 import os
 import re
@@ -36,7 +36,9 @@ class Reconciliation:
 def reconcile(study: StudyDir) -> Reconciliation:
     """Submit the cells again that were killed or stopped by Slurm, each with the code and the words that it had.
 
-    A person's cancelled cells, and those that failed by their own word, wait for `make roadmap`. Raises ConfigError, DataError.
+    Cells that a person cancelled, or that failed by their own word, wait for `make roadmap`.
+
+    Raises ConfigError, DataError.
     """
     result = Reconciliation()
     study.cells()  # raises where nothing was submitted
@@ -97,7 +99,7 @@ def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
 
 
 def cancel(study: StudyDir) -> int:
-    """Cancel the cells that are queued or at work; return how many. Running ones are saved by their own handler. Raises ConfigError."""
+    """Cancel the cells that are queued or at work, which save themselves; return how many. Raises ConfigError."""
     study.cells()  # raises where nothing was submitted
     with study.lock():
         recover_pending(study)

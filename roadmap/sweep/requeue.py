@@ -1,6 +1,6 @@
-"""What a Slurm job does when its run has ended: queue itself again where its time was up, or it was preempted, and the run is saved.
+"""A Slurm job's last act: it queues itself again where its time was up, or it was preempted, and the run is saved.
 
-`python -m roadmap.sweep.requeue CODE RUNS_FILE`, the last lines of the batch script. A job that somebody cancelled never gets here.
+`python -m roadmap.sweep.requeue CODE RUNS_FILE`, the last lines of the batch script. A cancelled job never gets here.
 Slurm requeues what it preempts at once and what a lost node held; killed runs wait for `make reconcile`.
 """
 
@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
 
 
 def time_was_up(reason: str, job: str) -> bool:
-    """Tell whether the run was stopped by the notice before the time limit (USR2), or by a preemption with a time of grace."""
+    """Tell whether the notice before the time limit (USR2) stopped the run, or a preemption with a time of grace."""
     if "SIGUSR2" in reason:
         return True
     done = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-"""A study's cells as one job array, through submitit. A task of the array is a cell; each of its processes is `python run.py ...`.
+"""A study's cells as one job array, through submitit. A task of the array is a cell, its processes `python run.py ...`.
 
-submitit's process becomes the run (`exec`): from then on no handler of submitit's is left, and the run's signals and exit code
-are its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that a
-submission which was interrupted can be completed.
+submitit's process becomes the run (`exec`): no handler of submitit's is left, and the run's signals and exit code are
+its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that an
+interrupted submission can be completed.
 """
 
 import contextlib
@@ -112,7 +112,8 @@ def recover_pending(study: StudyDir) -> None:
     answer = queue.query([pending["name"]])
     if not answer.answered:
         raise ConfigError(
-            f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); try again"
+            f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); "
+            "try again"
         )
     active = {job for job, state in answer.states.items() if state in queue.PENDING + queue.RUNNING}
     whole = {job for job in answer.states if (study.notes / FOLDER / f"{job}_submitted.pkl").exists()}
@@ -125,7 +126,7 @@ def recover_pending(study: StudyDir) -> None:
 def submit_array(
     study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: SlurmConfig, on_gpu: bool
 ) -> list[str]:
-    """Submit one array; return its job ids, `12_0` and so on, or `12` for a single one. Raises ConfigError, DiskError."""
+    """Submit one array; return its job ids, `12_0` and so on, `12` for a single one. Raises ConfigError, DiskError."""
     folder = study.notes / FOLDER
     runs_file = folder / name / RUNS_FILE
     try:
@@ -140,7 +141,7 @@ def submit_array(
 
 
 def submit_report(study: StudyDir, name: str, code: Path, array: str, config: SlurmConfig) -> None:
-    """Queue the report behind an array, however its tasks end. Where Slurm does not take it, `make report` is left to a person."""
+    """Queue the report behind an array, however its tasks end. Where Slurm refuses it, `make report` draws it."""
     executor = SlurmExecutor(study.notes / FOLDER)
     executor.update_parameters(
         **placement(config) | {"constraint": None},

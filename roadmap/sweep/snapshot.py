@@ -1,4 +1,4 @@
-"""The code that a study runs, copied when it is submitted: editing the working tree cannot change queued or requeued jobs.
+"""The code that a study runs, copied when it is submitted: editing the working tree changes no queued job.
 
 A snapshot is named by what is in it, so typing the command again on the same code makes no second one.
 """
@@ -60,7 +60,7 @@ def git_state_of(snapshot: Path) -> dict[str, str | bool | None]:
 
 
 def files_to_copy(study_file: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name in the snapshot and the path of every file: what git tracks or would, the local settings, the study's own."""
+    """Yield name in the snapshot and path of each file: what git tracks or would, local settings, the study's own."""
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS)
     if listed is not None:
         paths = [ROOT / name for name in listed.split("\0") if name]

@@ -1,6 +1,6 @@
-"""A study's file becomes its cells: composed, validated and named as plain Hydra would do it, before anything is queued.
+"""A study's file becomes its cells: composed, checked and named as plain Hydra would do it, before anything is queued.
 
-`python run.py -cd FOLDER -cn STUDY` on one machine and `make roadmap` on a cluster read the same file and make the same runs.
+`python run.py -cd FOLDER -cn STUDY` on one machine and `make roadmap` on a cluster make the same runs of the same file.
 """
 
 import re
@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Return where the run is below the study's folder, such as `tiny-imagenet/gelu/seed0`: its name in every file."""
+        """Return where the run is below the study's folder, `tiny-imagenet/gelu/seed0`: its name in every file."""
         return "/".join(run_path(self.config).parts[-3:])
 
 
@@ -63,7 +63,7 @@ class Study:
 
 
 def study_file(name: str) -> Path:
-    """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` one of the user's own. Raises ConfigError."""
+    """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` the user's own. Raises ConfigError."""
     if name.endswith(".yaml"):
         path = Path(name).expanduser().absolute()
         check_name("STUDY", path.stem)
@@ -80,9 +80,9 @@ def study_file(name: str) -> Path:
 
 
 def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "runs") -> Study:
-    """Compose and check every cell of a study, to run below `runs`; the overrides are for all, as on the command line of `run.py`.
+    """Compose and check every cell of a study, to run below `runs`; the overrides are for all, as `run.py` takes them.
 
-    Raises ConfigError for whatever is wrong in the file or the overrides, and where no combination of the grid is legal.
+    Raises ConfigError for whatever is wrong in the file or the overrides, and where no combination is legal.
     """
     file, runs = study_file(name), Path(runs).expanduser().absolute()
     folders = [file.parent, CONF]
@@ -108,7 +108,7 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
 
 
 def combinations(primary: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the overrides of every cell, in Hydra's order; lists among those given replace the file's. Raises ConfigError."""
+    """Return every cell's overrides in Hydra's order; given lists replace the file's. Raises ConfigError."""
     parser = OverridesParser.create()
     parsed = zip(overrides, parser.parse_overrides(list(overrides)), strict=True)
     single = [word for word, override in parsed if not override.is_sweep_override()]
@@ -198,12 +198,12 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
 
 
 def is_combination(reason: str) -> bool:
-    """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong in itself."""
+    """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong."""
     return all(len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
 
 
 def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:
-    """Return the cells of some steps and seeds; none given means all. Raises ConfigError for one that the study does not have."""
+    """Return the cells of some steps and seeds; none given means all. Raises ConfigError for one that is not there."""
     chosen = study.cells
     for name, wanted, value in (("STEPS", steps, lambda c: c.step), ("SEEDS", seeds, lambda c: str(c.seed))):
         known = list(dict.fromkeys(value(cell.config) for cell in study.cells))

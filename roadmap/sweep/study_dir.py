@@ -1,7 +1,7 @@
-"""What a study keeps about itself, in `<runs>/<study>/.study/`: its cells as they were resolved, and every job ever submitted.
+"""What a study records of itself, in `<runs>/<study>/.study/`: its cells as they were resolved, and every job.
 
-Written under a lock, so that two people who type the same command at once make no job twice. Reading needs no lock, no Hydra and
-no torch: `make status` answers in a moment.
+Written under a lock, so that two people who type the same command at once make no job twice. Reading needs no lock, no
+Hydra and no torch: `make status` answers in a moment.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Which cells of a study are started, and how: finished ones are skipped, those queued or running left alone, the others started.
+"""Which cells of a study are started: finished ones are skipped, those queued or running left alone.
 
 All is decided and recorded while the study is locked, so that the same command typed twice at once makes no job twice.
 """
@@ -51,17 +51,18 @@ class Submission:
 
 
 def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: bool = False) -> None:
-    """Check what a cell needs besides its config, before anything is queued: its images' folder, and what its run directory holds.
+    """Check what a cell needs besides its config, before anything is queued: its images, and its earlier run.
 
-    Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share and for
-    cells on different GPU types, unless they may be `mixed`.
+    Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share
+    and for cells on different GPU types, unless they may be `mixed`.
     """
     statuses = {cell.key: read_or_empty(Status, run_path(cell.config) / STATUS) for cell in cells}
     hardware = {status.hardware or "CPU" for status in statuses.values()}
     types = sorted(name for name in hardware if not name.startswith("CPU"))
     if len(types) > 1 and not mixed:
         raise ConfigError(
-            f"{study.name}: its cells ran on {', '.join(types)}; cluster.mixed_gpus=true lets a study be spread over them"
+            f"{study.name}: its cells ran on {', '.join(types)}; "
+            "cluster.mixed_gpus=true lets a study be spread over them"
         )
     for cell in cells:
         check_images_folder(cell.config)
@@ -91,8 +92,8 @@ def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
         return  # the run itself says what to do about a record that cannot be read
     if changes := differences(before, identity(cell.config.values())):
         raise Refused(
-            f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); give the study another name, "
-            f"or move {run} away"
+            f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); "
+            f"give the study another name, or move {run} away"
         )
     begun = status.state != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
     if begun and not cell.config.allow_drift and status.code_hash not in (None, code_hash()):
@@ -103,7 +104,7 @@ def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
 
 
 def submit(selection: Selection, config: SlurmConfig) -> Submission:
-    """Start the cells that are neither done nor at work, as one job array. Raises ConfigError with Slurm's message, Busy, DiskError."""
+    """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
     study, directory, _ = selection
     directory.make()
     code = take_snapshot(directory, study.file)
@@ -116,7 +117,7 @@ def submit(selection: Selection, config: SlurmConfig) -> Submission:
 
 
 def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Task]]:
-    """Record the study's cells; return what a person's command starts, and what it leaves alone. Call it with the study locked."""
+    """Record the study's cells; return what is started, and what is left alone. Call it with the study locked."""
     study, directory, cells = selection
     directory.write_cells(study)
     states = {state.key: state for state in known_states(directory)}

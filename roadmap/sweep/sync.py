@@ -1,6 +1,7 @@
-"""Send to W&B what it lacks of a study: offline runs, and rows that the network swallowed. The ledger is the truth, each row goes once.
+"""Send to W&B what it lacks of a study: offline runs, and rows that the network swallowed.
 
-What W&B has is asked of W&B, so that a second call sends nothing. Runs that are queued or at work are left to themselves.
+The ledger is the truth, each row goes once: what W&B has is asked of W&B, so that a second call sends nothing. Runs
+that are queued or at work are left to themselves.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ ROW_KEYS = {"train": ["global_step", "train/lr"], "val": ["epoch", "val/top1"]}
 
 
 def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
-    """Send what W&B lacks; return how many rows that were. Raises StoppedEarly where W&B does not answer, DataError without a study."""
+    """Send what W&B lacks; return the number of rows. Raises StoppedEarly where W&B does not answer, DataError."""
     cells, _ = cell_states(study)
     api, sent = connect(), 0
     for cell in cells:
@@ -55,7 +56,7 @@ def connect() -> "Api":
 
 
 def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
-    """Send what W&B lacks of one run; return the number of rows. Raises StoppedEarly where it goes offline meanwhile."""
+    """Send what W&B lacks of one run; return the number of rows. Raises StoppedEarly where it goes offline."""
     status, values = read_json(run / STATUS), read_yaml(run / CONFIG)
     config, run_id = Config(**known_keys(Config, values)), str(status["wandb_id"])
     there = rows_there(api, config, run_id)

@@ -1,9 +1,10 @@
-"""Text that others wrote (labels, folder names, error reasons), made safe to show. Used by every part of the report."""
+"""Text that others wrote (labels, folder names, error reasons), made safe for CSV, Markdown and LaTeX."""
 
 import re
 import unicodedata
 
-MAX_READ = 10_000  # characters looked at; what is longer is no label
+from roadmap.text import clean
+
 TEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -21,31 +22,6 @@ TEX = {
     **{char: f"\\{char}" for char in "$%&#_"},
 }
 FORMULA = "=+-@"  # what a spreadsheet takes for the start of a formula
-
-
-def clean(text: object, limit: int = 200) -> str:
-    """Return one line of at most `limit` characters: no control, direction or private characters, at most two marks on a letter."""
-    read = str(text)[:MAX_READ]
-    if read.isascii() and read.isprintable():
-        return shorten(" ".join(read.split()), limit)  # by far the most, and nothing in it to take out
-    kept: list[str] = []
-    marks = 0
-    for char in unicodedata.normalize("NFC", read):
-        kind = unicodedata.category(char)
-        marks = marks + 1 if kind in {"Mn", "Me"} else 0
-        if kind[0] == "Z" or char in "\t\r\n":
-            kept.append(" ")
-        elif kind[0] != "C" and marks <= 2:
-            kept.append(char)
-    return shorten(" ".join("".join(kept).split()), limit)
-
-
-def shorten(text: str, limit: int) -> str:
-    """Return the text, its middle left out where it is longer than `limit` characters: names often differ at their ends."""
-    if len(text) <= limit:
-        return text
-    tail = max(1, limit // 4)
-    return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
 
 
 def for_csv(text: object) -> str:

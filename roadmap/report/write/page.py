@@ -1,4 +1,4 @@
-"""`index.html`: the whole report in one file that needs no network. A function of the groups, the findings and the figures.
+"""`index.html`: the whole report in one file that needs no network.
 
 Every text goes through the template's autoescaping; the page's policy lets no script run but its own.
 """
@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from xml.etree import ElementTree
@@ -15,29 +15,18 @@ from xml.etree import ElementTree
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from roadmap.report.cells import Cell, Group
-from roadmap.report.columns import GAINS, ROWS, Column, filled
-from roadmap.report.gains import parent_of
-from roadmap.report.record import Run
-from roadmap.report.runs import Collected
-from roadmap.report.tables import heading, left_out, slips
-from roadmap.report.text import clean
+from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.collect import Collected
+from roadmap.report.analyse.gains import parent_of
+from roadmap.report.read.run import Run
+from roadmap.report.write.columns import tables_of
+from roadmap.report.write.tables import heading, listed_problems, slips
+from roadmap.text import clean
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 HASHED = re.compile(r".*,[0-9a-f]{12}")  # a cell whose overrides were too long for a name
 COMPARED = ("model.", "recipe.", "data.")
-CAPTIONS = {
-    "roadmap": "Top-1 after the last epoch, mean over seeds; bars hatched: tried, not kept; outlines: the paper's numbers.",
-    "roadmap-column": "The same at the width of one column.",
-    "gains": "What each step gains over its parent, with 95 % intervals, ours and the paper's.",
-    "tradeoffs": "Accuracy against what it costs.",
-    "curves": "Top-1 over the epochs, a line a seed.",
-    "kernel_size": "Kernel sizes on top of the depthwise convolution moved up.",
-    "leave_one_out": "One toggle taken out of the whole net.",
-    "one_at_a_time": "One toggle alone on top of the plain net.",
-    "ranking": "Whether the order of the rows here is the paper's.",
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +35,7 @@ class Picture:
 
     name: str
     caption: str
-    svg: Markup
+    svg: bytes
 
 
 @dataclass(frozen=True)
@@ -60,11 +49,10 @@ class Details:
     config: str
 
 
-def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], figures: Mapping[str, bytes]) -> bytes:
-    """Return the page in UTF-8; `figures` are SVG files by name."""
+def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], pictures: Sequence[Picture]) -> bytes:
+    """Return the page in UTF-8."""
     names = ("page.html.j2", "page.css.j2", "page.js.j2")
-    sources = {name: files("roadmap.report").joinpath(name).read_text(encoding="utf-8") for name in names}
-    shown = enumerate(figures.items())
+    sources = {name: files("roadmap.report.write").joinpath(name).read_text(encoding="utf-8") for name in names}
     script = sources["page.js.j2"].strip()
     environment = Environment(
         loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -74,48 +62,22 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
         policy=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         script=Markup(script),
         style=Markup(sources["page.css.j2"]),
-        warnings=left_out(groups, collected),
+        warnings=listed_problems(groups, collected),
         findings=findings,
-        batches=[Picture(name, caption(name), inline_svg(svg, f"f{i}-", name)) for i, (name, svg) in shown],
+        pictures=[(picture, inline_svg(picture.svg, f"f{i}-", picture.name)) for i, picture in enumerate(pictures)],
         groups=[_group(group, groups) for group in groups],
     )
     return text.encode()
 
 
-def caption(name: str) -> str:
-    """Return the caption of a figure, by the longest known beginning of its name."""
-    return next(CAPTIONS[key] for key in sorted(CAPTIONS, key=len, reverse=True) if name.startswith(key))
-
-
 def _group(group: Group, groups: Sequence[Group]) -> dict[str, object]:
-    compared = [cell for cell in group.cells if cell.gain]
-    tables = [
-        ("Rows", group.rows, ROWS),
-        ("Other cells", group.others, ROWS),
-        ("Gains over the step before", compared, GAINS),
-    ]
     return {
         "heading": heading(group),
         "caution": group.caution,
-        "tables": [_table(title, cells, columns) for title, cells, columns in tables if cells],
+        "tables": tables_of(group),
         "notes": (*group.notes, *slips(group)),
         "made_with": group.made_with,
         "rows": [details(cell, group, groups) for cell in group.cells],
-    }
-
-
-def _table(title: str, cells: Sequence[Cell], columns: Sequence[Column]) -> dict[str, object]:
-    """Return a table's headings, lines of (text, number to sort by) and meanings."""
-    found = filled(cells, columns)
-    lines = [
-        [(texts[i], column.sort(cell) if column.sort else None) for column, texts in found]
-        for i, cell in enumerate(cells)
-    ]
-    return {
-        "title": title,
-        "headings": [(column.heading, column.sort is not None) for column, _ in found],
-        "lines": lines,
-        "about": [(column.heading, column.about) for column, _ in found if column.about],
     }
 
 
@@ -123,14 +85,12 @@ def details(cell: Cell, group: Group, groups: Sequence[Group]) -> Details:
     """Return a row's command, its config and what differs from its parent's."""
     found = parent_of(cell, group, groups)
     ours = cell.runs[0].config
-    theirs = found[0].runs[0].config if found else {}
-    keys = sorted(
-        key for key in ours.keys() | theirs.keys() if key.startswith(COMPARED) and ours.get(key) != theirs.get(key)
-    )
+    theirs = found[0].runs[0].config if found else ours
+    keys = sorted(key for key in ours.keys() | theirs.keys() if key.startswith(COMPARED))
     return Details(
         cell=cell,
         command=command(cell.runs[0]),
-        differences=tuple((key, theirs.get(key, ""), ours.get(key, "")) for key in keys) if found else (),
+        differences=tuple((k, theirs.get(k, ""), ours.get(k, "")) for k in keys if ours.get(k) != theirs.get(k)),
         compared_with=found[1] if found else "",
         config="\n".join(f"{key}: {clean(value, 300)}" for key, value in ours.items()),
     )
@@ -152,7 +112,7 @@ def command(run: Run) -> str:
 
 
 def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
-    """Return an SVG file as an element for a page: its ids made unique by `prefix`, its own style and metadata taken out."""
+    """Return an SVG file as an element for a page: ids made unique by `prefix`, its own style and metadata taken out."""
     for space, uri in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(space, uri)
     root = ElementTree.fromstring(data)

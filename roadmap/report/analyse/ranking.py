@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from roadmap import paper
-from roadmap.report.cells import Cell, Group
-from roadmap.report.stats import Agreement, Interval, agreement
+from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.statistics import Agreement, Interval, agreement
 
 MIN_ROWS = 5
 

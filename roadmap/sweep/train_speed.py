@@ -1,4 +1,4 @@
-"""A short measurement of a net's training speed on the GPU that is here, for the plan of a study: the net and its steps, no data."""
+"""A short measurement of a net's training speed on this machine's GPU, for a plan: the net and its steps, no data."""
 
 import time
 
@@ -17,7 +17,7 @@ WARM_UP, STEPS = 5, 15
 
 
 def gpu_images_per_s(config: Config) -> float | None:
-    """Return the images/s that one GPU trains at the recipe's micro-batch; None where there is no GPU, or the batch does not fit."""
+    """Return the images/s that one GPU trains at the recipe's micro-batch; None without a GPU or memory for it."""
     if not torch.cuda.is_available():
         return None
     try:

@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 
 from roadmap import paper
-from roadmap.report import stats
-from roadmap.report.cells import Cell, Gain, Group, grouped
-from roadmap.report.record import Run
+from roadmap.report.analyse import statistics
+from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs
+from roadmap.report.read.run import Run
 
 
 def aggregate(runs: Iterable[Run]) -> list[Group]:
     """Return the groups of some runs, every cell with what it gains over its parent."""
-    groups = grouped(runs)
+    groups = group_runs(runs)
     compared = [[_compared(cell, group, groups) for cell in group.cells] for group in groups]
     for study in {group.study for group in groups}:
         _adjust([cells for group, cells in zip(groups, compared, strict=True) if group.study == study])
@@ -31,25 +31,29 @@ def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, 
     """Return the row that a cell is compared with, and how it is named.
 
     A step's parent stands in its own group; a variant's or an override's plain step too, or else in the only other study of
-    the same regime, data, code and hardware that has it (leave-one-out has no row of the whole net).
+    the same regime, data and recipe that has it (leave-one-out has no row of the whole net).
     """
-    plain = cell.cell == cell.step and cell.variant is None
-    wanted = cell.parent if plain else cell.step
+    wanted = cell.parent if cell.plain else cell.step
     for row in group.rows:
         if row.cell == wanted:
             return row, row.cell
-    if plain:
+    if cell.plain:
         return None
     alike = [g for g in groups if g is not group and (g.regime, g.data) == (group.regime, group.data)]
-    found = [(row, g) for g in alike for row in g.rows if row.cell == wanted and _setting(row) == _setting(cell)]
-    return (found[0][0], f"{found[0][0].cell} of study {found[0][1].study}") if len(found) == 1 else None
+    found = [(row, g.study) for g in alike for row in g.rows if row.cell == wanted and _setting(row) == _setting(cell)]
+    exact = [(row, study) for row, study in found if _machine(row) == _machine(cell)]
+    if len(exact or found) != 1:
+        return None
+    row, study = (exact or found)[0]
+    return row, f"{row.cell} of study {study}" + ("" if exact else ", of other code or hardware")
 
 
 def _setting(cell: Cell) -> set[tuple[object, ...]]:
-    return {
-        (run.code, run.hardware, run.images, run.recipe, run.epochs, run.image_size, run.batch_size)
-        for run in cell.runs
-    }
+    return {(run.images, run.recipe, run.epochs, run.image_size, run.batch_size) for run in cell.runs}
+
+
+def _machine(cell: Cell) -> set[tuple[object, ...]]:
+    return {(run.code, run.hardware) for run in cell.runs}
 
 
 def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
@@ -57,15 +61,15 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
     if found is None:
         return cell
     parent, name = found
-    welch = stats.welch(cell.tops, parent.tops)
+    welch = statistics.welch(cell.top1s, parent.top1s)
     gain = Gain(
         parent=name,
         parent_n=parent.n,
         gain=cell.top1 - parent.top1,
         over_seeds=welch.interval if welch else None,
         p=welch.p if welch else None,
-        bootstrap=stats.seed_bootstrap(cell.tops, parent.tops),
-        seeds_needed=stats.seeds_needed(cell.tops, parent.tops),
+        bootstrap=statistics.seed_bootstrap(cell.top1s, parent.top1s),
+        seeds_needed=statistics.seeds_needed(cell.top1s, parent.top1s),
     )
     return replace(cell, gain=_over_images(_beside_paper(gain, cell, parent), cell, parent))
 
@@ -77,11 +81,11 @@ def _over_images(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     if len({(run.images, run.val_images) for run in every}) > 1 or any(b is None for b in bits.values()):
         return gain
     ours, theirs = (np.stack([bits[id(run)] for run in side.runs]) for side in (cell, parent))  # type: ignore[misc]
-    gain = replace(gain, over_images=stats.image_bootstrap(ours, theirs))
+    gain = replace(gain, over_images=statistics.image_bootstrap(ours, theirs))
     common = sorted(set(cell.seeds) & set(parent.seeds))
     if not common:
         return gain
-    found = stats.mcnemar(ours[cell.seeds.index(common[0])], theirs[parent.seeds.index(common[0])])
+    found = statistics.mcnemar(ours[cell.seeds.index(common[0])], theirs[parent.seeds.index(common[0])])
     if found is None:
         return replace(gain, only_this=0, only_parent=0)
     return replace(gain, only_this=found.only_this, only_parent=found.only_other, mcnemar_p=found.p)
@@ -91,7 +95,7 @@ def _beside_paper(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     """Add the paper's own difference where it compares, with Welch's interval where both spreads are printed."""
     if cell.paper is None or parent.paper is None:
         return gain
-    found = stats.welch(_three(cell.paper), _three(parent.paper))
+    found = statistics.welch(_three(cell.paper), _three(parent.paper))
     return replace(
         gain, paper_gain=cell.paper.top1 - parent.paper.top1, paper_interval=found.interval if found else None
     )
@@ -105,8 +109,8 @@ def _three(row: paper.PaperRow) -> tuple[float, ...]:
 def _adjust(parts: Sequence[list[Cell]]) -> None:
     """Adjust the p values of a study, all its regimes and data together, by Holm; changes the lists in place."""
     gains = [cell.gain for cells in parts for cell in cells]
-    seeds = iter(stats.holm([gain.p if gain else None for gain in gains]))
-    images = iter(stats.holm([gain.mcnemar_p if gain else None for gain in gains]))
+    seeds = iter(statistics.holm([gain.p if gain else None for gain in gains]))
+    images = iter(statistics.holm([gain.mcnemar_p if gain else None for gain in gains]))
     for cells in parts:
         for i, cell in enumerate(cells):
             p, mcnemar = next(seeds), next(images)
