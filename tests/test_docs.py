@@ -23,6 +23,7 @@ from roadmap.steps.compose import compose, compose_primary, hydra_initialized, v
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
 from roadmap.steps.tree import CONF
+from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
 from roadmap.sweep.study import study_file
 
@@ -130,7 +131,8 @@ def check_sweep(words: list[str]) -> None:
     cut = words.index("--")
     studies = words[: next(i for i, word in enumerate(words) if word.startswith("-"))]
     overrides = words[cut + 1 :]
-    load_cluster(words[words.index("--cluster") + 1], overrides)
+    name = words[words.index("--cluster") + 1]
+    load_cluster(launchers.find(name).Config, name, overrides)
     for study in studies:
         check_config(study_file(study), [word for word in overrides if not is_cluster_key(word)])
 
@@ -221,7 +223,10 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_a_local_file_of_the_pages_has_keys_that_there_are():
     for title, text in titled("conf/local/cluster/").items():
-        load_cluster(Path(title).stem, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()])
+        name = Path(title).stem
+        load_cluster(
+            launchers.find(name).Config, name, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()]
+        )
 
 
 def test_json_and_yaml_of_the_pages_can_be_read():
@@ -312,13 +317,7 @@ def run_in(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
-TINY = (
-    "recipe.batch_size=32",
-    "recipe.epochs=1",
-    "recipe.warmup_epochs=0",
-    "data.train_images=64",
-    "data.val_images=32",
-)
+TINY = ("recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0", "+data.train_images=64")
 
 
 def test_an_added_toggle_trains_on_an_added_data_set(extended, tmp_path):
