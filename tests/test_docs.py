@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import select
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from roadmap.sweep.cluster import is_cluster_key, load_cluster
 from roadmap.sweep.study import study_file
 
 from .conftest import ROOT, SMALL
+from .fabricate import write_run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = ("Makefile", "pyproject.toml", "requirements.lock", "run.py", "roadmap", "conf", "sweeps", "notebooks")
@@ -343,3 +345,32 @@ def test_a_new_toggle_leaves_earlier_runs_what_they_were(extended, trained, tmp_
     report = json.loads((out / "report.json").read_text())
     rows = json.dumps(report)
     assert "gather_excite" in rows and "separate_downsampling" in rows
+
+
+def test_an_added_figure_is_drawn_and_an_added_number_is_a_column(extended, tmp_path):
+    """Also where no run has recorded the number yet."""
+    for seed, top1 in enumerate((50.0, 52.5)):
+        write_run(tmp_path / "runs", "gelu", seed, top1=top1)
+    write_run(tmp_path / "runs", "gelu", 2, top1=51.0, best_top1=53.0)
+    out = tmp_path / "report"
+    run_in(extended, "-m", "roadmap.report", str(tmp_path / "runs"), "--out", str(out))
+    assert (out / "seeds.svg").stat().st_size > 1000
+    assert "seeds" in (out / "index.html").read_text(encoding="utf-8")
+    assert "best_top1" in (out / "table.csv").read_text().splitlines()[0]
+
+
+def test_an_added_launcher_runs_cells(extended, tmp_path):
+    """Its process holds the pipe's other end until the last cell has ended."""
+    reading, writing = os.pipe()
+    words = ("submit", "demo", "--runs", str(tmp_path), "--cluster", "detached", "--steps", "resnet", "--")
+    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "wandb.mode=disabled", "device=cpu"]
+    env = {**os.environ, "PYTHONPATH": str(extended)}
+    done = subprocess.run(
+        command, cwd=extended, env=env, pass_fds=[writing], capture_output=True, timeout=120, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert select.select([reading], [], [], 120)[0] and os.read(reading, 1) == b""
+    os.close(reading)
+    (status,) = tmp_path.glob("demo/nano-digits/*/seed0/status.json")
+    assert json.loads(status.read_text())["state"] == "done"
