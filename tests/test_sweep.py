@@ -181,7 +181,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "slurm.yaml").write_text(text)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
-    found = load_cluster("slurm", ["cluster.per_cell=1"])
+    found = load_cluster(SlurmConfig, "slurm", ["cluster.per_cell=1"])
     assert (found.partition, found.per_cell, found.time_h) == ("ours", 1, 2.0)
 
 
@@ -198,11 +198,11 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
-        load_cluster("slurm", words)
+        load_cluster(SlurmConfig, "slurm", words)
 
 
 def test_the_files_in_conf_are_the_defaults():
-    assert load_cluster("slurm") == SlurmConfig() and load_cluster("local") == LocalConfig()
+    assert load_cluster(SlurmConfig, "slurm") == SlurmConfig() and load_cluster(LocalConfig, "local") == LocalConfig()
 
 
 def test_a_machine_is_cut_into_as_many_shares_as_fit():

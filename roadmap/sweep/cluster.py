@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import model_validator
@@ -15,6 +15,7 @@ from roadmap.files import read_yaml
 from roadmap.steps.tree import CONF
 from roadmap.text import one_line
 
+S = TypeVar("S", bound=Section)
 SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 
 
@@ -70,9 +71,8 @@ def is_cluster_key(override: str) -> bool:
     return override.startswith("cluster.")
 
 
-def load_cluster(name: str, overrides: Sequence[str] = ()) -> SlurmConfig | LocalConfig:
-    """Read the settings of `slurm` or `local`, the later ones winning. Raises ConfigError for what cannot be."""
-    kind: type[SlurmConfig | LocalConfig] = SlurmConfig if name == "slurm" else LocalConfig
+def load_cluster(kind: type[S], name: str, overrides: Sequence[str] = ()) -> S:
+    """Read the settings of a launcher, the later ones winning. Raises ConfigError for what cannot be."""
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
