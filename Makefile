@@ -37,10 +37,18 @@ help: ## this list
 
 setup: $(READY) ## the virtual environment with the package in it (others call it by themselves)
 
+# What the demo needs; `make test`, `make lint` and `make notebook` add theirs.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(LOCK) -e
+
 $(READY): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the package and what it needs into $(VENV) (torch is large) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(LOCK) -e '.[dev]'
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/.roadmap-%: pyproject.toml requirements.lock | $(READY)
+	@echo "Adding what $* needs to $(VENV) ..."
+	@$(INSTALL) '.[$*]'
 	@touch $@
 
 demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5 minutes on 2 cores)
@@ -52,16 +60,16 @@ mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cif
 	@$(BIN)/python run.py -cd sweeps -cn mini paths.runs=$(RUNS) $(MINI)
 	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
 
-test: $(READY) ## the tests, two files at a time (13 minutes on 2 cores)
+test: $(VENV)/.roadmap-test ## the tests, two files at a time (13 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm" $(ARGS)
 
-test-slow: $(READY) ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
+test-slow: $(VENV)/.roadmap-test ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
 	@$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
-test-slurm: $(READY) ## the tests on a real Slurm, which they start on this machine (root; apt-get install slurm-wlm munge)
+test-slurm: $(VENV)/.roadmap-test ## the tests on a real Slurm, which they start on this machine (root; apt-get install slurm-wlm munge)
 	@$(BIN)/python -m pytest -m slurm $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(VENV)/.roadmap-lint ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 steps: $(READY) ## every row of REGIME= with GMACs and parameters, beside the paper's
@@ -100,7 +108,7 @@ bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
 
-notebook: $(READY) ## run notebooks/roadmap.ipynb on your runs, into RUNS/roadmap.ipynb
+notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs, into RUNS/roadmap.ipynb
 	@mkdir -p $(RUNS)
 	@ROADMAP_RUNS=$(abspath $(RUNS)) $(BIN)/jupyter-execute notebooks/roadmap.ipynb --output=$(abspath $(RUNS))/roadmap.ipynb
 

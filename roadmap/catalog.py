@@ -72,49 +72,29 @@ def counts(train: int, val: int) -> dict[str, int]:
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DATA_SETS = {
-    "digits": DataSet(
-        "digits",
-        DataKind.memory,
-        num_classes=10,
-        num_images=counts(1437, 360),
-        loader="digits",
-        needs_root=False,
-    ),
+    "digits": DataSet("digits", DataKind.memory, 10, counts(1437, 360), loader="digits", needs_root=False),
     "fashion_mnist": DataSet(
         "Fashion-MNIST",
         DataKind.memory,
-        num_classes=10,
-        num_images=counts(60_000, 10_000),
+        10,
+        counts(60_000, 10_000),
         image_size=28,
         loader="idx",
         classes=FASHION,
         torchvision="FashionMNIST",
     ),
-    "cifar10": DataSet(
-        "CIFAR-10",
-        DataKind.memory,
-        num_classes=10,
-        num_images=counts(50_000, 10_000),
-        loader="cifar",
-        torchvision="CIFAR10",
-    ),
+    "cifar10": DataSet("CIFAR-10", DataKind.memory, 10, counts(50_000, 10_000), loader="cifar", torchvision="CIFAR10"),
     "cifar100": DataSet(
-        "CIFAR-100",
-        DataKind.memory,
-        num_classes=100,
-        num_images=counts(50_000, 10_000),
-        loader="cifar",
-        torchvision="CIFAR100",
+        "CIFAR-100", DataKind.memory, 100, counts(50_000, 10_000), loader="cifar", torchvision="CIFAR100"
     ),
     "imagenette": DataSet(
         "Imagenette",
         DataKind.folders,
-        num_classes=10,
-        num_images=counts(9_469, 3_925),
+        10,
+        counts(9_469, 3_925),
         classes_sha256="7fd320a0db9278e1d61bad4b60fa16be117f8d8adcfe4d03fb5c95672bae6033",
         subfolder="imagenette2*",
-        # fast.ai's, short side 320; torchvision keeps address and sum in a private table.
-        archive=Archive(
+        archive=Archive(  # fast.ai's, short side 320; torchvision keeps address and sum in a private table
             "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
             "3df6f0d01a2c9592104656642f5e78a3",
             "imagenette2-320",
@@ -123,8 +103,8 @@ DATA_SETS = {
     "imagenet": DataSet(
         "ImageNet-1K",
         DataKind.folders,
-        num_classes=1000,
-        num_images=counts(1_281_167, 50_000),
+        1000,
+        counts(1_281_167, 50_000),
         classes_sha256="385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
         subfolder="imagenet",
     ),
@@ -132,8 +112,8 @@ DATA_SETS = {
     "synthetic": DataSet(
         "synthetic images",
         DataKind.memory,
-        num_classes=1000,
-        num_images=counts(2048, 512),
+        1000,
+        counts(2048, 512),
         loader="synthetic",
         needs_root=False,
         caution="synthetic images: the accuracy means nothing",
@@ -149,8 +129,8 @@ def find(name: str, kind: str | None = None) -> DataSet:
     known = DATA_SETS.get(name)
     if known is None and kind is None:
         raise ConfigError(
-            f"data.name={name}: there is no such set; {nearest(name, DATA_SETS)}; a set of your own needs data.kind="
-            f"{DataKind.folders} or {DataKind.npz}"
+            f"data.name={name}: there is no such set; {nearest(name, DATA_SETS)}; "
+            "a set of your own needs data.kind=folders or npz"
         )
     if known is None:
         check_name("data.name", name)

@@ -1,4 +1,4 @@
-"""What a user can get wrong, with the exit code each error ends the process with. Used by every room; imports nothing."""
+"""What a user can get wrong, with the exit code that each error ends the process with."""
 
 DONE = 0
 

@@ -3,12 +3,14 @@
 import argparse
 import difflib
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from roadmap.errors import ConfigError
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+MAX_READ = 10_000  # characters of a text that are read; what is longer is no name and no message
 
 
 def check_name(key: str, name: str) -> str:
@@ -55,6 +57,12 @@ def plain_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> s
     return "\n".join(line.rstrip() for line in lines)
 
 
+def markdown_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return rows, the headings first, as a Markdown table; the columns numbered in `right` flush right."""
+    rule = ["---:" if i in right else "---" for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with the project's exit code for a wrong command; options are spelled in full."""
 
@@ -77,3 +85,20 @@ def shorten(text: str, limit: int) -> str:
 def one_line(error: object, limit: int = 200) -> str:
     """Return an error's text on one line, shortened; its type's name where it has none."""
     return shorten(" ".join(str(error).split()), limit) or type(error).__name__
+
+
+def clean(text: object, limit: int = 200) -> str:
+    """Return any text as one safe line: no control, direction or private characters, at most two marks on a letter."""
+    read = str(text)[:MAX_READ]
+    if read.isascii() and read.isprintable():
+        return shorten(" ".join(read.split()), limit)  # by far the most, and nothing in it to take out
+    safe: list[str] = []
+    marks = 0
+    for char in unicodedata.normalize("NFC", read):
+        kind = unicodedata.category(char)
+        marks = marks + 1 if kind in {"Mn", "Me"} else 0
+        if kind[0] == "Z" or char in "\t\r\n":
+            safe.append(" ")
+        elif kind[0] != "C" and marks <= 2:
+            safe.append(char)
+    return shorten(" ".join("".join(safe).split()), limit)

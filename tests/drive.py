@@ -4,9 +4,12 @@
 started runs it again) the module arranges the accident before the run begins.
 """
 
+import atexit
+import gc
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,14 +25,15 @@ TIMEOUT_S = 240  # in which every run has ended by itself
 Done = subprocess.CompletedProcess[str]
 
 
-def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", to: str = "self") -> dict[str, str]:
+def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", to: str = "self", mb: int = 0):
     """Return the environment for an accident: at the `number`th time that `rank` comes to `where`.
 
     `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed), or watch
-    (in the process that has just started the ranks). `what`: a signal, or nan, error, bug, memory. `to`: self, parent
-    (whoever started the ranks, and then all), or group (all processes at once, as a terminal does it).
+    (in the process that has just started the ranks). `what`: a signal, or nan, error, bug, memory, limit (`mb` more
+    megabytes are all there is). `to`: self, parent (whoever started the ranks, and then all), or group (all processes
+    at once, as a terminal does it).
     """
-    return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to})}
+    return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
 
 def run(words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
@@ -48,7 +52,7 @@ def run(words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
 
 
 class Forks:
-    """A process that has imported everything and computed nothing. Runs are forks of it, their ranks forks of the run."""
+    """A process that has imported everything and computed nothing. Runs are forks of it, ranks forks of a run."""
 
     def __init__(self) -> None:
         command = [sys.executable, str(Path(__file__)), "--forks"]
@@ -101,6 +105,7 @@ def serve() -> None:
     import timm.data.mixup
     import torch._dynamo
     import wandb
+    from hydra.core.plugins import Plugins
 
     import roadmap.training.evaluate_weights
     import roadmap.training.train
@@ -108,6 +113,8 @@ def serve() -> None:
 
     assert sklearn.datasets and timm.data.mixup and torch._dynamo and wandb
     assert roadmap.training.train and roadmap.training.evaluate_weights
+    Plugins.instance()
+    gc.freeze()  # a collection in a fork would touch, and so copy, all that the imports made
     own = {name: value for name, value in os.environ.items() if name not in before}  # set by the imports
     for line in sys.stdin:
         order = json.loads(line)
@@ -117,7 +124,11 @@ def serve() -> None:
             print(child, flush=True)
         else:
             become(order, own)
-            sys.exit(run_module.main())
+            code = run_module.main()
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            os._exit(code)  # without taking apart every module that is imported
 
 
 def become(order: dict, own: dict[str, str]) -> None:
@@ -162,6 +173,10 @@ def happen(plan: dict[str, object]) -> None:
         raise TypeError("nobody thought of this")
     if what == "memory":
         torch.empty(10**15)
+    if what == "limit":
+        used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(str(plan["mb"])) * 10**6,) * 2)
+        return
     number = getattr(signal, f"SIG{what}")
     if plan["to"] == "group":
         os.killpg(0, number)

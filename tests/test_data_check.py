@@ -43,7 +43,7 @@ def settle(root: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch) -> Path:
-    """Three classes, four training and two validation images each; folders count as settled after a fiftieth of a second."""
+    """Three classes, four training and two validation images each; folders settle after a fiftieth of a second."""
     monkeypatch.setattr(cache, "SETTLED_NS", 20_000_000)
     for split, num_images in (("train", 4), ("val", 2)):
         for c, name in enumerate(CLASSES):

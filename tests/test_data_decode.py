@@ -1,4 +1,4 @@
-"""Class folders through the fast pipeline: the pixels that Pillow reads, whatever the file; the same images however they are shared."""
+"""Class folders through the fast pipeline: the pixels that Pillow reads; the same images however they are shared."""
 
 import io
 import json
@@ -191,7 +191,7 @@ def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
     "box", [(0, 0, 70, 90), (5, 7, 40, 31), (3, 4, 1, 30), (60, 80, 2, 2), (10, 10, 32, 32), (2, 0, 60, 80)]
 )
 def test_a_crop_is_pillows_within_two_levels(box, interpolation):
-    """torch has Pillow's arithmetic, with other whole weights: off by one here and there, by two where a few pixels are enlarged."""
+    """Pillow's arithmetic with other whole weights: off by one here and there, by two where few pixels are enlarged."""
     image = picture(4)
     got = (
         decoding.resized_crop(torch.from_numpy(np.array(image)), box, 32, Interpolation(interpolation))
@@ -424,7 +424,8 @@ def words(root, *more: str) -> list[str]:
     return [
         "data=imagefolder", f"data.root={root}", "data.pipeline=fast", "data.image_size=32", "data.resize_size=40",
         "recipe=enhanced", "recipe.batch_size=8", "recipe.micro_batch=4", "recipe.warmup_epochs=0",
-        "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1.0",
+        "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25",
+        "recipe.mixup=0.8", "recipe.cutmix=1.0",
         "recipe.interpolation=bicubic", "wandb.mode=disabled",
         *more,
     ]  # fmt: skip

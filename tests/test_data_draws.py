@@ -1,4 +1,4 @@
-"""What the fast pipeline draws is distributed as what timm's own classes draw, 100,000 times each; and it is a function of its key."""
+"""What the fast pipeline draws is distributed as what timm's classes draw, and is a function of its key."""
 
 import random
 
@@ -29,7 +29,7 @@ def policies(text: str):
 
 
 def drawn_by_timm(policy, number: int) -> list[Layer]:
-    """Run timm's policy and note what it calls: the operations of each layer, "" where it left one out, and their arguments."""
+    """Run timm's policy and note its calls: each layer's operations, "" where it left one out, and their arguments."""
     record: list[tuple[str, float]] = []
     for op in policy.ops:
         name = op.name.removesuffix("Increasing").removesuffix("Rel")

@@ -1,4 +1,4 @@
-"""RandAugment in batches: each operation is timm's on the same image and argument, to the bit or within one level where it interpolates."""
+"""RandAugment in batches: each operation is timm's, to the bit or within one level where it interpolates."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
 def batches() -> list[np.ndarray]:
-    """Smooth and rough colours, a flat one, gray of few levels, black and white, one channel flat, and a single odd pixel."""
+    """Smooth and rough colours, a flat one, gray of few levels, black and white, a flat channel, one odd pixel."""
     draw = np.random.default_rng(0)
     smooth = [
         Image.fromarray(draw.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((SIZE, SIZE)) for n in (4, 9, 30)
@@ -82,7 +82,7 @@ def test_an_operation_on_values_is_timms_to_the_bit(op):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("op", MOVES)
 def test_a_move_is_timms_within_one_level_and_hardly_ever_off(op, interpolation):
-    """Pillow interpolates in float64, we in float32: where a value comes out whole, either may cut off what lies just below."""
+    """Pillow interpolates in float64, we in float32: where a value is whole, either may cut off what is just below."""
     for arg in OPERATIONS[op][1]:
         got = ours(batches(), op, arg, interpolation)
         expected = np.stack([theirs(picture, op, arg, interpolation) for picture in batches()])
@@ -96,7 +96,10 @@ def test_a_move_is_timms_within_one_level_and_hardly_ever_off(op, interpolation)
     ("op", "arg"), [("TranslateX", 0.45), ("TranslateY", -0.45), ("ShearX", -0.3), ("ShearY", 0.25), ("Rotate", 30.0)]
 )
 def test_a_move_by_a_round_number_is_within_one_level_too(op, arg, interpolation):
-    """By a fifth of a pixel, say, every fifth difference of two values comes out whole. Only the strongest of all moves is so round."""
+    """By a fifth of a pixel, say, every fifth difference of two values comes out whole.
+
+    Only the strongest of all moves is so round.
+    """
     expected = np.stack([theirs(picture, op, arg, interpolation) for picture in batches()])
     difference = np.abs(ours(batches(), op, arg, interpolation) - expected)
     assert difference.max() <= 1
@@ -139,13 +142,14 @@ def photographs(tmp_path, number: int = 40) -> DataConfig:
             small = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8))
             small.resize((120, 90)).save(tmp_path / split / "ab"[i % 2] / f"{i}.jpg", quality=90)
     return DataConfig(
-        name="imagefolder", root=str(tmp_path), image_size=48, resize_size=54, flip=True, crop="resized", pipeline="fast",
+        name="imagefolder", root=str(tmp_path), image_size=48, resize_size=54, flip=True,
+        crop="resized", pipeline="fast",
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     )  # fmt: skip
 
 
 def test_all_that_happens_to_an_image_is_what_the_reference_does_with_the_same_draws(tmp_path):
-    """The same crops and draws through Pillow and timm, image by image: after two operations two levels off at most, and hardly ever."""
+    """The same crops and draws through Pillow and timm: after two operations two levels off at most, hardly ever."""
     data = photographs(tmp_path)
     recipe = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic")
     split, ids, seed, epoch = load(data).train, np.arange(40), 3, 1

@@ -1,4 +1,4 @@
-"""A disk that is full, fails or is not safe ends a run with 74 or 78, spares what was saved, and the run goes on later."""
+"""A disk that is full, fails or is not safe ends a run with 74 or 78 and spares what was saved."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs that are killed for real, at every place, with one rank and with several: each ends bit-equal to one that was never stopped."""
+"""Runs that are killed for real, anywhere, of one rank or of several, end bit-equal to one that was never stopped."""
 
 import pytest
 
@@ -8,15 +8,22 @@ from roadmap.runs.run_dir import run_path
 from . import drive
 from .records import assert_equal_runs, newest
 
-TINY = ("data.train_images=48", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
-        "recipe.drop_path=0.1", "checkpoint.every_min=0")  # fmt: skip
+TINY = (
+    "data.train_images=48",
+    "data.val_images=40",
+    "recipe.batch_size=16",
+    "recipe.epochs=2",
+    "recipe.warmup_epochs=0",
+    "recipe.drop_path=0.1",
+    "checkpoint.every_min=0",
+)
 STEPS = 6  # 3 an epoch
 pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture
 def pair(small, forks, tmp_path):
-    """Return a function: the words of a tiny run, its config, and the config of the same run that nothing happens to."""
+    """Return a function: the words of a tiny run, its config, and that of the same run that nothing happens to."""
 
     def call(step: str, *overrides: str):
         given = {o.split("=")[0] for o in overrides}
@@ -65,9 +72,8 @@ def test_three_deaths_without_progress_are_enough(forks, small, tmp_path, device
     )
     config = small("gelu", *words[2:])
     for _ in range(3):
-        assert forks.run(words, drive.accident("before", 1, rank=devices - 1)).returncode == (
-            -9 if devices == 1 else 75
-        )
+        killed = forks.run(words, drive.accident("before", 1, rank=devices - 1))
+        assert killed.returncode == (-9 if devices == 1 else 75)
     refused = forks.run(words)
     assert refused.returncode == 93
     assert "died 3 times without progress, at step 0" in refused.stderr
@@ -120,7 +126,7 @@ def of(ranks, workers, ema, accumulation):
     "combination", [pytest.param(c, marks=[] if c in IN_SHORT else pytest.mark.slow, id=str(c)) for c in COMBINATIONS]
 )
 def test_ranks_that_are_killed_and_stopped_in_turn(pair, forks, combination):
-    """A kill of one rank, of the first while it saves, and polite stops: of one rank, of all through their parent, at the last step."""
+    """A kill of one rank, of the first while it saves; polite stops of one rank, and of all through their parent."""
     ranks = combination[0]
     words, config, whole = pair("patchify_stem", *of(*combination))
     last = ranks - 1

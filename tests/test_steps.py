@@ -1,5 +1,6 @@
 """The steps as files: each holds its change alone, the tree is the paper's, and what composes is checked."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ CHANGES = {
 }
 
 
+@functools.cache
+def composed(step, regime, *overrides):
+    """Compose once; for reading."""
+    return compose(step, regime, overrides)
+
+
 def values(config):
     return flatten({k: getattr(config, k).values() for k in ("regime", "model", "recipe", "data")})
 
@@ -60,11 +67,11 @@ def test_tree_is_the_papers():
 def test_step_differs_from_its_parent_in_the_declared_keys(step, regime):
     parent = step_tree()[step].parent
     expected = CHANGES[step] | ({"model.width"} if (regime, step) == ("base", "stage_ratio") else set())
-    assert changed(compose(parent, regime), compose(step, regime)) == expected
+    assert changed(composed(parent, regime), composed(step, regime)) == expected
 
 
 def test_enhanced_recipe_changes_the_recipe_and_nothing_else():
-    differing = changed(compose("resnet", "tiny"), compose("enhanced_recipe", "tiny"))
+    differing = changed(composed("resnet", "tiny"), composed("enhanced_recipe", "tiny"))
     assert differing <= RECIPE | {"model.layer_scale", "model.drop_path", "model.init"}
     assert {"recipe.epochs", "recipe.optimizer", "recipe.lr", "recipe.rand_augment", "model.layer_scale"} <= differing
 
@@ -81,14 +88,14 @@ def test_step_files_hold_no_more_than_their_change():
     ("large", (3, 3, 27, 3), 192), ("xlarge", (3, 3, 27, 3), 256),
 ])  # fmt: skip
 def test_last_step_has_convnexts_shape(regime, depths, width):
-    model = compose("separate_downsampling", regime).model
+    model = composed("separate_downsampling", regime).model
     assert (model.depths, model.width, model.kernel_size) == (depths, width, 7)
     assert (model.layer_scale, model.init) == (1e-6, "trunc_normal")
 
 
 def test_regimes_are_those_of_the_design():
     assert list(regimes()) == ["nano", "mini", "tiny", "small", "base", "large", "xlarge"]
-    assert [compose("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")] == [
+    assert [composed("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")] == [
         0.1,
         0.4,
         0.5,
@@ -97,7 +104,7 @@ def test_regimes_are_those_of_the_design():
 
 
 def test_table_5_is_the_enhanced_recipe():
-    recipe = compose("gelu", "tiny").recipe
+    recipe = composed("gelu", "tiny").recipe
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.warmup_epochs) == (
         300,
         4096,
@@ -114,12 +121,12 @@ class TestPrecedence:
     """scale < step < variant < command line."""
 
     def test_step_wins_over_scale(self):
-        assert compose("resnet", "nano").recipe.optimizer == "sgd"
-        assert compose("gelu", "nano").recipe.optimizer == "adamw"
-        assert compose("gelu", "nano").recipe.epochs == 20  # the scale's length of the step's recipe
+        assert composed("resnet", "nano").recipe.optimizer == "sgd"
+        assert composed("gelu", "nano").recipe.optimizer == "adamw"
+        assert composed("gelu", "nano").recipe.epochs == 20  # the scale's length of the step's recipe
 
     def test_variant_wins_over_step(self):
-        assert compose("separate_downsampling", "nano").model.activation == "gelu"
+        assert composed("separate_downsampling", "nano").model.activation == "gelu"
         assert compose("separate_downsampling", "nano", ["+variant=without_gelu"]).model.activation == "relu"
 
     def test_command_line_wins_over_all(self):
@@ -145,7 +152,7 @@ class TestVariants:
         result = {}
         for toggle in self.TOGGLES:
             try:
-                result[toggle] = changed(compose(step, "base"), compose(step, "base", [f"+variant={way}_{toggle}"]))
+                result[toggle] = changed(composed(step, "base"), composed(step, "base", f"+variant={way}_{toggle}"))
             except ConfigError as error:
                 result[toggle] = str(error)
         return result
@@ -166,7 +173,7 @@ class TestVariants:
 
 class TestCell:
     def cell(self, *overrides, regime="nano"):
-        return compose("gelu", regime, list(overrides)).cell
+        return composed("gelu", regime, *overrides).cell
 
     def test_plain_step_is_its_name(self):
         assert self.cell() == "gelu"
@@ -216,7 +223,7 @@ class TestOwnStep:
     def folder(self, tmp_path: Path) -> Path:
         (tmp_path / "step").mkdir()
         (tmp_path / "step" / "mine.yaml").write_text(
-            "# @package _global_\n# Wider kernels of my own.\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
+            "# @package _global_\n# My own kernels.\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
         )
         return tmp_path
 
@@ -344,8 +351,12 @@ def test_bad_override_is_named_in_one_line(override):
 
 
 @pytest.mark.parametrize(("override", "told"), [
-    ("recipe.momentum=0.5", "recipe.optimizer=sgd"), ("recipe.step_epochs=3", "recipe.schedule=step"), ("data.padding=4", "data.crop=pad"),
-    ("recipe.lr_batch_size=128", "recipe.lr_scaling=linear"), ("recipe.mix_switch=0.1", "recipe.cutmix"), ("data.workers=4", "reference"),
+    ("recipe.momentum=0.5", "recipe.optimizer=sgd"),
+    ("recipe.step_epochs=3", "recipe.schedule=step"),
+    ("data.padding=4", "data.crop=pad"),
+    ("recipe.lr_batch_size=128", "recipe.lr_scaling=linear"),
+    ("recipe.mix_switch=0.1", "recipe.cutmix"),
+    ("data.workers=4", "reference"),
 ])  # fmt: skip
 def test_a_setting_without_effect_is_told(override, told):
     (line,) = unused_settings(compose("gelu", "nano", [override]), [override])

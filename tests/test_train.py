@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import suppress
 
 import numpy as np
@@ -26,6 +24,7 @@ from roadmap.training import train as training
 from roadmap.training.optim import build_optimizer
 from roadmap.training.train import train
 
+from . import drive
 from .records import assert_equal_runs, ledger, newest, same, stopped_at
 
 
@@ -324,47 +323,16 @@ def test_a_step_that_is_not_finite_changes_no_weight(small):
         assert all(torch.equal(before[k], v) for k, v in net.named_parameters())
 
 
-WITH_LITTLE_MEMORY = """
-import resource, sys
-from roadmap.errors import ConfigError
-from roadmap.steps import compose
-from roadmap.training.train import train
-config = compose("gelu", overrides=sys.argv[2:])
-now = 4096 * int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]),) * 2)
-try:
-    train(config)
-except ConfigError as error:
-    sys.exit(str(error))
-"""
-
-
-def test_memory_that_is_too_small_is_told_with_the_batch_that_fits(tmp_path):
-    images = [
-        "data=synthetic",
-        "data.image_size=128",
-        "data.train_images=512",
-        "data.val_images=8",
-        "recipe.batch_size=512",
-    ]
-    words = [*images, "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", f"paths.runs={tmp_path}"]
-
-    def run(limit, *more):
-        return subprocess.run(
-            [sys.executable, "-c", WITH_LITTLE_MEMORY, str(limit), *words, *more],
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-
-    failed = run(1_000_000_000)
-    found = re.match(
-        r"recipe.micro_batch=512: a pass of so many images is too large for the memory of cpu; (\d+) fits",
-        failed.stderr,
-    )
+def test_memory_that_is_too_small_is_told_with_the_batch_that_fits(forks, tmp_path):
+    images = ("data=synthetic", "data.image_size=128", "data.train_images=512", "data.val_images=8")
+    recipe = ("recipe.batch_size=512", "recipe.epochs=1", "recipe.warmup_epochs=0")
+    words = ("+step=gelu", *images, *recipe, "wandb.mode=disabled", f"paths.runs={tmp_path}")
+    failed = forks.run(words, drive.accident("before", what="limit", mb=1000))
+    what = r"recipe.micro_batch=512: a pass of so many images is too large for the memory of cpu; (\d+) fits"
+    found = re.search(what, failed.stderr)
     assert found, failed.stderr
+    assert failed.returncode == 64
     assert 2 <= int(found[1]) <= 256
-    done = run(
-        1_250_000_000, f"recipe.micro_batch={found[1]}"
-    )  # address space is lost to fragments, more or less of it each time
+    # Address space is lost to fragments, more or less of it each time.
+    done = forks.run((*words, f"recipe.micro_batch={found[1]}"), drive.accident("before", what="limit", mb=1250))
     assert done.returncode == 0, done.stderr

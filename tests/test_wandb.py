@@ -1,4 +1,4 @@
-"""Weights & Biases through its own client: offline records read back with W&B's own tool, and failures that change nothing."""
+"""Weights & Biases through its own client: offline records read back with its tool, failures that change nothing."""
 
 import json
 import os

@@ -40,7 +40,8 @@ class When(StrEnum):
 
 
 class Capture(StrEnum):
-    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels takes long."""
+    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels
+    takes long."""
 
     auto = "auto"
     always = "always"

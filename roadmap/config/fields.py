@@ -1,4 +1,4 @@
-"""What a key of the schema is: type, range, default and meaning, and what it affects. Everything else is derived from these.
+"""What a key of the schema is: type, range, default, meaning, and what it affects. All else is derived from these.
 
 A wrong value is a `ConfigError` with one line for each key: the key, its value, what is allowed.
 """
@@ -195,7 +195,8 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     if what == "extra_forbidden":
         return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
     field = kind.model_fields[name]
-    head = f"{kind.prefix}{name}{''.join(f'[{i}]' for i in found['loc'][1:] if isinstance(i, int) and what != 'missing')}={shown(value)}"
+    position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")
+    head = f"{kind.prefix}{name}{position}={shown(value)}"
     if value is None:
         return f"{head}: must not be null"
     if what in ("string_too_long", "too_long"):

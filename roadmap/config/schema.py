@@ -1,7 +1,7 @@
 """The schema of a run: every key with its type, range, default and meaning, and what it affects.
 
-`steps.validate` turns a composed config into a `Config`; the net, the data and the training take the parts they need. A default is what
-the code did before the key was there, for ever: what is new is switched on in `conf/`.
+`steps.validate` turns a composed config into a `Config`; the net, the data and the training take the parts they need.
+A default is what the code did before the key was there, for ever: what is new is switched on in `conf/`.
 """
 
 from typing import Annotated, Any
@@ -45,7 +45,8 @@ Colours = tuple[Float, Float, Float]
 
 
 class NetConfig(Section):
-    """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves open.
+    """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves
+    open.
 
     Raises ConfigError for a combination of toggles that has no meaning, naming the toggles.
     """
@@ -210,7 +211,8 @@ class RecipeConfig(Section):
 
 
 class DataConfig(Section):
-    """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard deviation."""
+    """The images: where they are and how they are cut; each set names its own flip, crop, mean and standard
+    deviation."""
 
     prefix = "data."
 
@@ -331,6 +333,7 @@ class Config(Section):
     comm_timeout_s: Float = key(
         120.0, ge=1, le=86_400, local=True, about="from then on: a rank that is silent for so long is lost"
     )
+    dry: bool = key(False, evaluation=True, about="print what the run would be, and do nothing")
     fresh: bool = key(False, about="start over: an earlier run directory is moved aside, never deleted")
     allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
     regime: RegimeConfig = section(RegimeConfig)

@@ -232,7 +232,8 @@ def sample(images: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor
 def normalisation(data: DataConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return scale and bias, `(W, 3)`, every pixel of a row alike, that turn bytes into `(byte / 255 - mean) / std`."""
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    return tuple(to_device(value.repeat(data.image_size, 1), device) for value in (1 / (255 * std), -mean / std))  # type: ignore[return-value]
+    scale, bias = (value.repeat(data.image_size, 1) for value in (1 / (255 * std), -mean / std))
+    return to_device(scale, device), to_device(bias, device)
 
 
 def normalise(images: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Activation, Norm, Stem, StrideOn, When
+from roadmap.config.schema import NetConfig
 from roadmap.errors import DataError
 from roadmap.net.net import Net
 
@@ -66,6 +67,10 @@ CONVNEXT: dict[str, tuple[Any, ...]] = {  # without strided blocks and projectio
     "norms_per_block": (1,), "separate_downsampling": (True,), "stem_norm": (True,), "stem_activation": NO,
     "residual_activation": NO, "head_norm": YES, "conv_bias": YES, "layer_norm_eps": (1e-6,),
 }  # fmt: skip
+# Told by the shapes, or without a meaning at an end of the roadmap. Any other toggle must be at its default: what was
+# added after these formats is in none of their nets.
+FREE = {"depths", "width", "layer_scale", "drop_path", "init"}
+FREE |= {"projection_norm", "stride_on", "batch_norm_eps", "layer_norm_eps"}
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -175,7 +180,9 @@ def shaped_for(fmt: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def check_toggles(net: Net, fmt: str) -> None:
     """Raise DataError unless the net is a ResNet or ConvNeXt, as the format's nets are."""
-    for toggle, allowed in (RESNET if fmt == "torchvision resnet" else CONVNEXT).items():
+    known = RESNET if fmt == "torchvision resnet" else CONVNEXT
+    others = {name: (field.default,) for name, field in NetConfig.model_fields.items() if name not in FREE}
+    for toggle, allowed in (others | known).items():
         value = getattr(net.cfg, toggle)
         if value not in allowed:
             raise DataError(

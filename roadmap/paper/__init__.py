@@ -1,4 +1,4 @@
-"""The paper's printed numbers (Tables 10 and 11) and the names of the steps, as data. Imports the standard library only.
+"""The paper's printed numbers (Tables 10 and 11) and the names of the steps, as data.
 
 Used by the step tree (order, labels), the table of all rows and the report.
 """

@@ -1,32 +1,33 @@
-"""The report: a function of run directories. `python -m roadmap.report RUNS --out DIR`; the notebook uses these names.
+"""The report: a function of run directories. `python -m roadmap.report RUNS --out DIR`, or in a notebook:
 
     collected = collect(["runs"])
     groups = aggregate(collected.runs)
     table = frame(groups)
-    figures = gallery(groups)  # name -> figure
+    figure = roadmap_chart(groups[0])
 
 Imports neither torch nor Hydra.
 """
 
-from roadmap.report.cells import Cell, Gain, Group
-from roadmap.report.figures import roadmap_chart
-from roadmap.report.find import Finding
-from roadmap.report.findings import findings
-from roadmap.report.gains import aggregate
-from roadmap.report.gallery import gallery
-from roadmap.report.lines import charts
-from roadmap.report.plots import step_gains
-from roadmap.report.record import Run
-from roadmap.report.runs import Collected, collect
-from roadmap.report.tables import frame
-from roadmap.report.tradeoffs import trade_offs
+from roadmap.report.analyse.cells import Cell, Gain, Group
+from roadmap.report.analyse.collect import Collected, collect
+from roadmap.report.analyse.findings import findings
+from roadmap.report.analyse.gains import aggregate
+from roadmap.report.draw.chart_rows import charts
+from roadmap.report.draw.gallery import Drawing, gallery
+from roadmap.report.draw.roadmap_figure import roadmap_chart
+from roadmap.report.draw.step_gains import step_gains
+from roadmap.report.draw.trade_offs import trade_offs
+from roadmap.report.read.run import Run
+from roadmap.report.read.search import Problem
+from roadmap.report.write.tables import frame
 
 __all__ = [
     "Cell",
     "Collected",
-    "Finding",
+    "Drawing",
     "Gain",
     "Group",
+    "Problem",
     "Run",
     "aggregate",
     "charts",

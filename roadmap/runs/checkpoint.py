@@ -1,4 +1,5 @@
-"""Checkpoints: plain tensors and containers, each with a manifest; one counts only if its bytes are those of the manifest.
+"""Checkpoints: plain tensors and containers, each with a manifest; one counts only if its bytes are those of the
+manifest.
 
 A checkpoint is `step-<global step>-<epochs evaluated>.pt` with a `.json` of that name beside it, which is there first.
 """
@@ -117,7 +118,8 @@ def tidy(folder: Path) -> None:
 
 
 def find_newest(folder: Path) -> Found | None:
-    """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there was never one.
+    """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there
+    was never one.
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """

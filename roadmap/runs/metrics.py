@@ -1,16 +1,22 @@
 """The ledger of a run, `metrics.jsonl`: one JSON object a line, a line for each optimizer step and each evaluation."""
 
 import hashlib
+import itertools
 import json
 import os
+import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
 from roadmap.files import atomic_write, finite_or_null, json_object
+from roadmap.runs.schema import METRICS
 
 KINDS = ("train", "val")
+STEP = re.compile(rb'"global_step": ([0-9]{1,12})[,}]')
+NO_LOSS = (b'"train/loss": null', b'"train/loss": NaN')
 TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger: an epoch of ImageNet is 0.3 MB
 
 
@@ -29,20 +35,48 @@ class Metrics:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bad_lines: list[int] = field(default_factory=list)  # counted from 1
     torn: bool = False  # the last line has no end: a writer died in it
+    lost_loss: bool = False  # a training loss was not a number
+    steps: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # kind -> steps, in their order
+
+    @property
+    def problem(self) -> str:
+        """Return what is wrong with the ledger of a run that has ended, or nothing."""
+        if self.bad_lines or self.torn:
+            listed = ", ".join(map(str, self.bad_lines[:5])) or "last"
+            return f"{METRICS}: {len(self.bad_lines) + self.torn} corrupt line(s) ({listed})"
+        if self.lost_loss:
+            return f"{METRICS}: holds a training loss that is not a number"
+        for kind, steps in self.steps.items():
+            if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+                return f"{METRICS}: {kind} rows are not in the order of their steps, or are there twice"
+        return ""
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Read a ledger; lines that are not JSON objects are counted, not guessed. Raises OSError."""
-    ledger = Metrics()
-    text = path.read_bytes()
-    lines = text.split(b"\n")
-    ledger.torn = lines.pop() != b""
+def read_metrics(path: Path, *, train: bool = True) -> Metrics:
+    """Read a ledger; lines that are not JSON objects are counted, not guessed. Raises OSError.
+
+    Without `train` the many lines of training are checked for their form and order, and not decoded: a fifth of the time.
+    """
+    data = path.read_bytes()
+    lines = data.split(b"\n")
+    ledger = Metrics(torn=lines.pop() != b"", lost_loss=any(loss in data for loss in NO_LOSS))
     for number, line in enumerate(lines, 1):
-        if row := parse_row(line):
-            ledger.rows.append(row)
+        if not train and (step := _train_step(line)) is not None:
+            ledger.steps["train"].append(step)
+        elif row := parse_row(line):
+            ledger.steps[row["kind"]].append(row["global_step"])
+            ledger.rows += [row] if train or row["kind"] == "val" else []
         else:
             ledger.bad_lines.append(number)
     return ledger
+
+
+def _train_step(line: bytes) -> int | None:
+    """Return the step of a training line that has the form of `append_metrics`, else None."""
+    if not (line.startswith(b'{"kind": "train"') and line.endswith(b"}") and line.count(b"{") == 1):
+        return None
+    found = STEP.search(line)
+    return int(found[1]) if found else None
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:

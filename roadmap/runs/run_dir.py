@@ -3,6 +3,7 @@
 `<runs>/<study>/<regime>-<data>/<cell>/seed<k>/`, a function of the config and never of the clock.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import yaml
 from roadmap.config import KEYS, Affects, Config
 from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
 from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml, write_json
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY, Status, info_keys, read_record
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, LOG, METRICS, STATUS, SUMMARY, Status, info_keys, read_record
 from roadmap.text import flatten, one_line, shorten
 
 DEATHS = 3  # so often a run may die without a new checkpoint
@@ -36,11 +37,16 @@ def run_path(config: Config) -> Path:
 def identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return what a result depends on, of a config as it was recorded: dotted key -> value.
 
-    `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was made.
-    Raises ValueError for no config.
+    `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was
+    made. Raises ValueError for no config.
     """
     recorded = flatten_config(values)
     return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
+
+
+def identity_hash(values: dict[str, Any]) -> str:
+    """Return a short hash of a recorded config's identity, for people."""
+    return hashlib.sha256(json.dumps(identity(values), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def lost_keys(values: dict[str, Any]) -> list[str]:
@@ -73,7 +79,8 @@ def newest_place(folder: Path) -> list[int]:
 
 
 def refuse_unsafe(path: Path) -> None:
-    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable for everyone.
+    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable
+    for everyone.
 
     One with the sticky bit (as /tmp) protects what is in it, and a group's directory is the group's own affair.
     """
@@ -84,9 +91,8 @@ def refuse_unsafe(path: Path) -> None:
         except OSError:
             continue  # made later, or told then
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise Refused(
-                f"paths.runs: {folder} is writable for everyone (mode {stat.S_IMODE(mode):o}); chmod o-w it, or take another"
-            )
+            mode_text = f"mode {stat.S_IMODE(mode):o}"
+            raise Refused(f"paths.runs: {folder} is writable for everyone ({mode_text}); chmod o-w it, or take another")
         if folder == runs or folder in runs.parents:
             return
 
@@ -103,6 +109,21 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return `field: old -> new` for every field in which two flat records differ."""
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return [f"{key}: {str(before.get(key))[:80]} -> {str(now.get(key))[:80]}" for key in keys]
+
+
+def same_run_elsewhere(path: Path, values: dict[str, Any]) -> Path | None:
+    """Return the directory of a finished run beside `path` that is the same run under another cell's name, if any.
+
+    Older names repeated what is the default (`gelu,recipe.epochs=20`).
+    """
+    mine, head = identity(values), path.parent.name.split(",")[0]
+    for other in sorted(path.parent.parent.glob(f"{glob.escape(head)}*/{path.name}/{SUMMARY}")):
+        try:
+            if other.parent != path and identity(read_yaml(other.with_name(CONFIG))) == mine:
+                return other.parent
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 class RunDir:
@@ -123,6 +144,8 @@ class RunDir:
             self.status = read_record(Status, self.path / STATUS)
             changes = differences(identity(before), identity(values))
         except FileNotFoundError as error:
+            if other := same_run_elsewhere(self.path, values):
+                self.notes.append(f"the same run is done already, under another name: {other}; a report counts it once")
             if any((self.path / CHECKPOINTS).glob("step-*.pt")):
                 missing = Path(error.filename).name
                 raise Refused(f"{self.path}: holds checkpoints, but no {missing}; fresh=true sets it aside") from None
@@ -165,23 +188,26 @@ class RunDir:
     def count_deaths(self) -> None:
         """Count how often the run died since its newest checkpoint was written; a polite stop is no death.
 
-        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish, counts anew.
+        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish,
+        counts anew.
         """
         if not self.status:
             return
         died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
-        place = newest_place(self.path / CHECKPOINTS)
-        deaths = self.status.get("deaths", 0) if self.status.get("began_at") == place else 0
-        self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == place else deaths
+        newest = newest_place(self.path / CHECKPOINTS)
+        deaths = self.status.get("deaths", 0) if self.status.get("began_at") == newest else 0
+        self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == newest else deaths
         if self.status["deaths"] < DEATHS:
             return
-        reason = f"died {DEATHS} times without progress, at step {place[0]}; see {self.path / 'run.log'}; started again it tries anew"
+        where = f"at step {newest[0]}; see {self.path / LOG}"
+        reason = f"died {DEATHS} times without progress, {where}; started again it tries anew"
         self.update(state="failed", exit_code=NoProgress.code, reason=f"{NoProgress.__name__}: {reason}", deaths=0)
         raise NoProgress(f"{self.path}: {reason}")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for an unsafe place."""
+        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for
+        an unsafe place."""
         refuse_unsafe(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -23,9 +24,10 @@ NAMED = [k for k, key in KEYS.items() if key.affects == Affects.result and k not
 def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callable[[Sequence[str]], DictConfig]) -> str:
     """Name the cell of a checked config, which Hydra composed as `cfg` from a primary file and overrides.
 
-    The plain step is what `compose` makes of the same file with the same step, variant, regime, data and scale alone. A group
-    that was chosen is named by its choice (`recipe=enhanced`), every other key by its value; what follows from another key
-    (`model.drop_path: ${recipe.drop_path}`) is not repeated. Past 80 characters a hash. Raises ConfigError.
+    The plain step is what `compose` makes of the same file with the same step, variant, regime, data and scale alone.
+    A group that was chosen is named by its choice (`recipe=enhanced`), every other key by its value; what follows
+    from another key (`model.drop_path: ${recipe.drop_path}`) is not repeated. Past 80 characters a hash. Raises
+    ConfigError.
     """
     choices = hydra.runtime.choices
     changes = {} if choices.get("scale") == config.regime.scale else {"scale": choices.get("scale")}
@@ -43,7 +45,8 @@ def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callab
 
 
 def _sorted_overrides(overrides: Sequence[str], choices: Any) -> tuple[list[str], list[str], list[str]]:
-    """Return the overrides that the path has, those that choose another group, and those that set what a result depends on."""
+    """Return the overrides that the path has, those that choose another group, and those that set what a result
+    depends on."""
     in_path, groups, values = [], [], []
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = override.get_key_element().lstrip("+~")
@@ -71,10 +74,8 @@ def _differences(config: Config, cfg: DictConfig, plain: DictConfig) -> Iterator
     """Yield key and value where a result may differ from the plain step's, but for what follows from another key."""
     written, written_before = (_flat(c, resolve=False) for c in (cfg, plain))
     before, now = _flat(plain, resolve=True), flatten(config.values())
-    try:
+    with suppress(ConfigError):  # of a plain step that cannot be run: its values are compared as they are written
         before |= flatten(Config(**_nested(plain)).values())
-    except ConfigError:  # a plain step that cannot be run; its values are compared as they are written
-        pass
     for key in NAMED:
         if now[key] != before.get(key) and written.get(key) != written_before.get(key):
             yield key, now[key]

@@ -52,7 +52,8 @@ def compose(
 
 @contextmanager
 def hydra_initialized(folder: Path) -> Iterator[None]:
-    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder only."""
+    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder
+    only."""
     version.setbase("1.3")
     path = create_config_search_path(str(CONF))
     path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
@@ -72,8 +73,8 @@ def compose_primary(primary: str, overrides: Sequence[str]) -> DictConfig:
 def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Config:
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
-    `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders. `mode=data_check` needs no step, and stays without a name. Raises ConfigError, and
-    OmegaConf's errors (for `plain_error`).
+    `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders. `mode=data_check`
+    needs no step, and stays without a name. Raises ConfigError, and OmegaConf's errors (for `plain_error`).
     """
     choices, tree = hydra.runtime.choices, step_tree(folders)
     debug = choices.get("debug")

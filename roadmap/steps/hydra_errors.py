@@ -78,7 +78,8 @@ def _explain_value(error: OmegaConfBaseException) -> str:
             return f"{key}: {first}"
         if needed[1].startswith("regime.reference"):
             return "+step=swin: this regime has no reference net; regime=tiny and regime=base have"
-        return f"{key}: needs {needed[1]}, which this {'regime' if needed[1].startswith('regime.') else 'config'} does not have"
+        where = "regime" if needed[1].startswith("regime.") else "config"
+        return f"{key}: needs {needed[1]}, which this {where} does not have"
     if isinstance(error, ConfigKeyError):
         return _unknown_key(str(key))
     if "is not a subclass" in first:

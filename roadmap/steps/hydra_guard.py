@@ -1,6 +1,7 @@
 """What a command line or a folder of configs may not say: Hydra would act on it before our schema sees it.
 
-Hydra makes its launcher, sweeper and callbacks from whatever `hydra.*` names; only its mode and a sweep's lists may be set.
+Hydra makes its launcher, sweeper and callbacks from whatever `hydra.*` names; only its mode and a sweep's lists may
+be set.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,17 +14,38 @@ from hydra.errors import HydraException
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.text import flatten
+from roadmap.text import flatten, nearest, shorten
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
 LOCAL = frozenset(name for name, key in KEYS.items() if key.local)
 
 
-def check_overrides(words: Iterable[str]) -> None:
-    """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to it."""
+# Hydra's own options that may be typed, spelled in full, and whether a value follows. argparse would take
+# abbreviations of all of them: one unpickles a file (--experimental-rerun).
+OPTIONS = {
+    "--help": False, "-h": False, "--version": False, "--multirun": False, "-m": False, "--resolve": False,
+    "--config-dir": True, "-cd": True, "--config-name": True, "-cn": True, "--config-path": True, "-cp": True,
+    "--cfg": True, "-c": True, "--package": True, "-p": True, "--info": True, "-i": True,
+}  # fmt: skip
+
+
+def check_options(argv: Sequence[str]) -> None:
+    """Raise ConfigError for an option that is none of `OPTIONS`, or is abbreviated."""
+    words = iter(argv)
     for word in words:
-        if word.startswith("--experimental-rerun"):
-            raise ConfigError(f"{word}: runs a pickled job, which may hold anything; type its command instead")
+        option, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            continue
+        if option not in OPTIONS or (equals and not OPTIONS[option]):
+            raise ConfigError(f"{shorten(word, 80)}: there is no such option; {nearest(option, OPTIONS)}")
+        if OPTIONS[option] and not equals:
+            next(words, None)
+
+
+def check_overrides(words: Iterable[str]) -> None:
+    """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to
+    it."""
+    for word in words:
         if word.startswith("-") or "=" not in word:
             continue
         try:

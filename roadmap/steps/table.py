@@ -1,4 +1,5 @@
-"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to another."""
+"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to
+another."""
 
 import csv
 import io

@@ -113,7 +113,8 @@ def step_folders(config_dir: str | Path | None) -> list[Path]:
     """Return the config folders: one of the user's, if given, and ours. Raises ConfigError."""
     if not CONF.is_dir():
         raise ConfigError(
-            f"{CONF}: is missing; steps are composed from a checkout (pip install -e .), a wheel has the nets and the report only"
+            f"{CONF}: is missing; steps are composed from a checkout (pip install -e .), "
+            "a wheel has the nets and the report only"
         )
     if config_dir is None:
         return [CONF]

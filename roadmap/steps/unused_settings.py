@@ -46,11 +46,7 @@ def in_memory(config: Config) -> bool:
 
 def read_in_workers(config: Config) -> bool:
     """Whether images are prepared one by one before a batch is made of them."""
-    return (
-        config.data.pipeline == Pipeline.reference
-        or not in_memory(config)
-        or config.data.resize_size is not None
-    )
+    return config.data.pipeline == Pipeline.reference or not in_memory(config) or config.data.resize_size is not None
 
 
 def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:

@@ -31,7 +31,7 @@ from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import differences, identity
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
 from roadmap.text import one_line
-from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, synthetic_note
+from roadmap.training.evaluation import Evaluation, caution_note, eval_batch_size, evaluate
 from roadmap.training.setup import net_cost
 from roadmap.training.step import Batch
 
@@ -182,7 +182,7 @@ def result_line(config: Config, scored: ScoredWeights) -> str:
     """Return the line that a scoring ends with: step, top-1, top-5, images, whose weights, where they are."""
     result = scored.result
     return (
-        f"{config.cell}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{synthetic_note(config)}, "
+        f"{config.cell}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{caution_note(config)}, "
         f"{int(result.correct.sum())}/{len(result.correct)} images right, "
         f"{scored.origin}, {scored.precision}, {config.weights}"
     )

@@ -79,7 +79,7 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()
 
 
-def synthetic_note(config: Config) -> str:
-    """Return what follows an accuracy where the images are made up; nothing otherwise."""
+def caution_note(config: Config) -> str:
+    """Return what has to follow an accuracy on this data set, in brackets; mostly nothing."""
     caution = catalog.find(config.data.name, config.data.kind).caution
     return f" ({caution})" if caution else ""

@@ -132,7 +132,7 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
 
 
 def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
-    """Return the newest checkpoint of this run, if any: path, skipped ones, the ledger's hash. Raises DataError, Refused."""
+    """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics. Raises DataError, Refused."""
     folder = run.path / CHECKPOINTS
     checkpoint.tidy(folder)
     found = checkpoint.find_newest(folder)

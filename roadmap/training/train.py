@@ -28,7 +28,7 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, identity, run_path
 from roadmap.runs.schema import STATUS
 from roadmap.training.device_errors import device_errors
-from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches, synthetic_note
+from roadmap.training.evaluation import Evaluation, caution_note, eval_batch_size, evaluate, shard_batches
 from roadmap.training.optim import learning_rate
 from roadmap.training.setup import build_logger, check_run, load_images, load_summary, open_run, restore
 from roadmap.training.state import RunContext, TrainState
@@ -172,6 +172,6 @@ def result_line(config: Config, summary: dict[str, Any]) -> str:
     path, cwd = run_path(config), Path.cwd()
     shown = path.relative_to(cwd) if path.is_relative_to(cwd) else path
     return (
-        f"{config.cell}: top-1 {summary['top1']:.2f} %{synthetic_note(config)}, {summary['gmacs']:.4g} GMACs, "
+        f"{config.cell}: top-1 {summary['top1']:.2f} %{caution_note(config)}, {summary['gmacs']:.4g} GMACs, "
         f"{summary['params_m']:.4g} M parameters, {shown}"
     )

@@ -1,0 +1,93 @@
+"""Collect the runs of some sources: those that count, those not finished, and what is suspect.
+
+A source is a folder, or `wandb:ENTITY/PROJECT[?group=STUDY]`.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from roadmap.report.analyse.comparability import comparable, count_once
+from roadmap.report.read import wandb
+from roadmap.report.read.run import Run, Unfinished, read_run
+from roadmap.report.read.run_directory import RunDirectory, Suspect
+from roadmap.report.read.search import Problem, find_run_directories
+
+LONG = 2**28  # bytes of ledgers, from which on more processes are worth their start of a second
+MOST_PROCESSES = 8
+Source = RunDirectory | wandb.WandbRun
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All that the sources hold: the runs that count, those not finished, and what is suspect and left out."""
+
+    runs: tuple[Run, ...]
+    unfinished: tuple[Problem, ...]
+    suspect: tuple[Problem, ...]
+    allowed: tuple[Problem, ...] = ()  # suspect, but counted because the user allowed it
+    rounding: tuple[Problem, ...] = ()  # counted, though computed with other code, hardware or versions
+    foreign: int = 0  # runs of other people's code in a W&B project
+
+
+def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Collected:
+    """Read every run of some sources; never raises for a bad run.
+
+    `allow` names kinds of suspect runs that count nevertheless (`comparability.KINDS`). Raises ConfigError where a W&B
+    source is misnamed; what W&B does not give is listed.
+    """
+    names = [str(source) for source in sources]
+    found: list[Source] = []
+    directories, suspect = find_run_directories(name for name in names if not name.startswith(wandb.PREFIX))
+    found += directories
+    foreign = 0
+    for project in dict.fromkeys(name for name in names if name.startswith(wandb.PREFIX)):
+        online, others, problems = wandb.find_wandb_runs(project)
+        found += online
+        foreign += others
+        suspect += problems
+    runs: list[Run] = []
+    unfinished: list[Problem] = []
+    for source, outcome in zip(found, _read_all(found), strict=True):
+        if isinstance(outcome, Run):
+            runs.append(outcome)
+        else:
+            reason, finished = outcome
+            (suspect if finished else unfinished).append(Problem(source.shown, reason))
+    runs, doubles = count_once(runs)
+    like = comparable(runs, allow)
+    return Collected(
+        runs=tuple(sorted(like.runs, key=lambda run: (run.study, run.regime, run.data, run.cell, run.seed))),
+        unfinished=tuple(unfinished),
+        suspect=(*suspect, *doubles, *like.left_out),
+        allowed=like.allowed,
+        rounding=like.rounding,
+        foreign=foreign,
+    )
+
+
+def _read_all(sources: Sequence[Source]) -> Iterator[Run | tuple[str, bool]]:
+    """Read every source, in order; many long ledgers in several processes: each takes a tenth of a second and more."""
+    directories = [source for source in sources if isinstance(source, RunDirectory)]
+    processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    if processes > 1 and sum(directory.metrics_size() for directory in directories) > LONG:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            yield from pool.map(_read, directories, chunksize=4)
+        yield from map(_read, sources[len(directories) :])  # runs of W&B come last
+    else:
+        yield from map(_read, sources)
+
+
+def _read(source: Source) -> Run | tuple[str, bool]:
+    """Read one source: a run that counts, or why it gives no number, and whether that is suspect."""
+    try:
+        return read_run(source)
+    except Unfinished as reason:
+        return str(reason), False
+    except Suspect as reason:
+        return str(reason), True
+    except OSError as error:
+        return f"cannot be read ({error.strerror or type(error).__name__})", True

@@ -1,0 +1,91 @@
+"""The findings in plain sentences, each with its numbers, none that a test does not support."""
+
+from collections.abc import Sequence
+
+from roadmap.report.analyse.cells import Cell, Gain, Group
+from roadmap.report.analyse.formats import between, p_text, signed
+from roadmap.report.analyse.ranking import ranking
+from roadmap.report.analyse.statistics import ALPHA
+from roadmap.text import clean
+
+NAMED = 8  # steps named one by one in a sentence
+Compared = Sequence[tuple[Cell, Gain]]
+
+
+def findings(groups: Sequence[Group]) -> list[str]:
+    """Return one paragraph a group: what its data support, and what they do not."""
+    return [_paragraph(group) for group in groups if group.cells]
+
+
+def _paragraph(group: Group) -> str:
+    where = f"(regime {group.regime}, {group.data})"
+    parts = [f"Study {clean(group.study, 80)} {where}: {len(group.cells)} cells, {_seeds(group)}."]
+    parts += _over_seeds(group.compared)
+    parts += _over_images(group.compared)
+    parts += _against_paper(group.compared)
+    if (ranks := ranking(group)) is not None:
+        parts.append(ranks.sentence)
+    if group.caution:
+        parts.append(f"Caution: {group.caution}.")
+    return " ".join(parts)
+
+
+def _over_seeds(compared: Compared) -> list[str]:
+    tested = [(cell, gain) for cell, gain in compared if gain.p_holm is not None]
+    sure = [(cell, gain) for cell, gain in tested if (gain.p_holm or 0) < ALPHA]
+    unsure = [cell for cell, gain in tested if (gain.p_holm or 0) >= ALPHA]
+    single = [cell for cell, gain in compared if min(cell.n, gain.parent_n) < 2]
+    parts = []
+    if tested:
+        parts.append(
+            f"Over seeds, {len(sure)} of {len(tested)} differences from the step before are told from zero "
+            f"(Welch's test, adjusted by Holm for all of the study, 5 %){': ' + _listed(sure) if sure else ''}."
+        )
+    if unsure:
+        parts.append(f"Not told from zero: {_names(unsure)}.")
+    if single:
+        parts.append(
+            f"One seed of a row is all there is for {len(single)} of {len(compared)} differences, so nothing is known of "
+            "how another training would end, and no interval over seeds is given."
+        )
+    return parts
+
+
+def _over_images(compared: Compared) -> list[str]:
+    tested = [gain.mcnemar_p_holm for _, gain in compared if gain.mcnemar_p_holm is not None]
+    if not tested:
+        return []
+    return [
+        f"On the same validation images, one net against one net, {sum(p < ALPHA for p in tested)} of {len(tested)} pairs "
+        "differ (McNemar's test, adjusted by Holm, 5 %); that holds for these trained nets only."
+    ]
+
+
+def _against_paper(compared: Compared) -> list[str]:
+    """Name where the paper's own gain lies outside our interval, and count where inside."""
+    known = [(c, g.paper_gain, g.over_seeds) for c, g in compared if g.over_seeds and g.paper_gain is not None]
+    if not known:
+        return []
+    outside = [cell for cell, theirs, ours in known if not ours.low <= theirs <= ours.high]
+    text = f"The paper's gain lies within our interval in {len(known) - len(outside)} of {len(known)} steps"
+    return [f"{text}; outside it in {_names(outside)}." if outside else f"{text}."]
+
+
+def _listed(compared: Compared) -> str:
+    largest = sorted(compared, key=lambda pair: -abs(pair[1].gain))
+    texts = []
+    for cell, gain in largest[:NAMED]:
+        p = p_text(gain.p_holm)
+        p = p if p.startswith("<") else f"= {p}"
+        texts.append(f"{clean(cell.cell, 60)} {signed(gain.gain)} points ({between(gain.over_seeds)}, p {p})")
+    return "; ".join(texts) + (f"; and {len(compared) - NAMED} more" if len(compared) > NAMED else "")
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    names = [clean(cell.cell, 60) for cell in cells[:NAMED]]
+    return ", ".join(names) + (f" and {len(cells) - NAMED} more" if len(cells) > NAMED else "")
+
+
+def _seeds(group: Group) -> str:
+    low, high = min(cell.n for cell in group.cells), max(cell.n for cell in group.cells)
+    return f"{low} seed{'s' * (low > 1)} a cell" if low == high else f"{low} to {high} seeds a cell"

@@ -1,0 +1,25 @@
+"""How accuracies, differences, intervals and p values are written."""
+
+from roadmap.report.analyse.statistics import Interval
+
+MINUS = "−"
+
+
+def accuracy(mean: float, std: float | None) -> str:
+    """Return `78.82 ± 0.07`, or the mean alone where there is no spread."""
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def signed(value: float | None) -> str:
+    """Return `+0.52` or `−1.23`, empty for nothing."""
+    return "" if value is None else f"{value:+.2f}".replace("-", MINUS)
+
+
+def between(interval: Interval | None) -> str:
+    """Return `+0.10 to +0.94`, empty for nothing."""
+    return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""
+
+
+def p_text(p: float | None) -> str:
+    """Return `0.034` or `< 0.001`, empty for nothing."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,57 @@
+"""Does a small-scale study order the steps as the paper does? Rank correlations with their intervals."""
+
+from dataclasses import dataclass
+
+from roadmap import paper
+from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.statistics import Agreement, Interval, agreement
+
+MIN_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The rows of a group that the paper has too, the paper's numbers for them, and how well the two orders agree."""
+
+    rows: tuple[Cell, ...]
+    paper: tuple[paper.PaperRow, ...]
+    table: str  # the regime of the paper's table
+    found: Agreement
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """Return the two correlations in words."""
+        return (
+            f"Spearman's rho {self.found.spearman:.2f}{_within(self.found.spearman_interval)}",
+            f"Kendall's tau {self.found.kendall:.2f}{_within(self.found.kendall_interval)}",
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Return whether the order here says something about the paper's."""
+        interval = self.found.spearman_interval
+        if interval is None:
+            verdict = ""
+        elif interval.low > 0:
+            verdict = "; so the order here says something about the paper's"
+        elif interval.high < 0:
+            verdict = "; so the order here runs against the paper's"
+        else:
+            verdict = "; so this scale does not show that its order says anything about the paper's"
+        return f"Order of {self.found.n} rows against the paper's ({self.table}): {self.lines[0]}, {self.lines[1]}{verdict}."
+
+
+def ranking(group: Group) -> Ranking | None:
+    """Compare a group's order with the paper's (Table 11 for base, else Table 10); None under 5 rows, or on synthetic images."""
+    table = group.regime if group.regime in paper.TABLES else "tiny"
+    printed = paper.rows(table)
+    rows = [row for row in group.rows if row.step in printed and row.adopted != "reference"]
+    if len(rows) < MIN_ROWS or group.data == "synthetic":
+        return None
+    theirs = [printed[row.step] for row in rows]
+    found = agreement([row.top1 for row in rows], [row.top1 for row in theirs])
+    return Ranking(tuple(rows), tuple(theirs), table, found) if found else None
+
+
+def _within(interval: Interval | None) -> str:
+    return f" (95 % interval {interval.low:.2f} to {interval.high:.2f})" if interval else ""

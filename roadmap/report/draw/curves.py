@@ -1,0 +1,90 @@
+"""Accuracy over the epochs, over kernel sizes, and against the paper's."""
+
+import math
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from roadmap.report.analyse.cells import Group
+from roadmap.report.analyse.ranking import ranking
+from roadmap.report.draw import style
+from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, fitted, hover, where
+from roadmap.runs.schema import QUANTITIES
+
+TOP1 = QUANTITIES["top1"].heading
+KERNELS = {"move_up_depthwise": 3, "kernel_5": 5, "kernel_7": 7, "kernel_9": 9, "kernel_11": 11}
+COLUMNS = 3  # of small panels
+
+
+def training_curves(group: Group) -> Figure:
+    """Draw top-1 over the epochs, a small panel a row, a line a seed."""
+    cells = [cell for cell in group.rows if any(run.curve for run in cell.runs)]
+    if not cells:
+        raise NothingToDraw("there is no curve to draw: no row with an evaluation")
+    top1s = [top1 for cell in cells for run in cell.runs for _, top1 in run.curve]
+    last = max(epoch for cell in cells for run in cell.runs for epoch, _ in run.curve)
+    with style.styled():
+        rows = math.ceil(len(cells) / COLUMNS)
+        figure = style.new_figure(f"Training curves, {where(group)}", 0.65 + 0.8 * rows)
+        panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+        panels[0, 0].set(xlim=(0, last * 1.03), ylim=(min(top1s) - 1, min(100.0, max(top1s) + 2)))
+        panels[0, 0].xaxis.set_major_locator(MaxNLocator(2, integer=True))
+        panels[0, 0].yaxis.set_major_locator(MaxNLocator(3))
+        for axes, cell in zip(panels.flat, cells, strict=False):
+            for run in cell.runs:
+                (line,) = axes.plot(*zip(*run.curve, strict=True), color=INK, lw=0.6, alpha=0.75)
+                hover(line, f"{cell.label}, seed {run.seed}: {run.top1:.2f} % after epoch {run.curve[-1][0]}")
+            axes.set_title(fitted(figure, drawable(cell.label, cell.step, 40), 5.5, 0.92), size=5.5, pad=2)
+            axes.tick_params(labelsize=5.5)
+        for i, axes in enumerate(panels.flat):
+            if i >= len(cells):
+                axes.remove()
+            elif i + COLUMNS >= len(cells):
+                axes.tick_params(labelbottom=True)
+        figure.supxlabel("epoch", size=7)
+        figure.supylabel(TOP1, size=7)
+        return figure
+
+
+def kernel_curve(group: Group) -> Figure:
+    """Draw top-1 over the kernel sizes of the rows that differ in it, with 95 % intervals; the paper's dashed."""
+    points = sorted((KERNELS[cell.step], cell) for cell in group.rows if cell.step in KERNELS)
+    if len(points) < 2:
+        raise NothingToDraw("there is no curve to draw: fewer than two kernel sizes")
+    with style.styled():
+        figure = style.new_figure(f"Kernel size, {where(group)}", 2.2)
+        axes = figure.subplots()
+        axes.plot(*zip(*[(size, cell.top1) for size, cell in points], strict=True), color=INK, lw=0.9)
+        for size, cell in points:
+            if cell.interval:
+                axes.plot([size, size], [cell.interval.low, cell.interval.high], color=INK, lw=1.2)
+            fill = INK if cell.adopted == "yes" else "white"
+            (dot,) = axes.plot(size, cell.top1, "o", ms=4, mfc=fill, mec=INK, zorder=3)
+            hover(dot, f"kernel {size}: {cell.top1:.2f} %, n = {cell.n}")
+        if theirs := [(size, cell.paper.top1) for size, cell in points if cell.paper]:
+            axes.plot(*zip(*theirs, strict=True), "D--", color=QUIET, lw=0.8, ms=3, mfc="white")
+        axes.set(xlabel="kernel size", ylabel=TOP1, xticks=[size for size, _ in points])
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(y=0.12)
+        known = any(cell.interval for _, cell in points)
+        words = "lines: 95 % over seeds" if known else "one seed: no interval is known"
+        style.legend(figure, [], words + "; filled: kept" + ("; dashed: paper" if theirs else ""))
+        return figure
+
+
+def rank_agreement(group: Group) -> Figure:
+    """Draw our top-1 against the paper's, row by row, with the rank correlations and their intervals."""
+    ranks = ranking(group)
+    if ranks is None:
+        raise NothingToDraw("there is no order to draw: fewer than five rows of the paper")
+    with style.styled():
+        figure = style.new_figure(f"Order of the steps here and in the paper, {where(group)}", 2.6)
+        axes = figure.subplots()
+        for cell, printed in zip(ranks.rows, ranks.paper, strict=True):
+            fill = KEPT if cell.adopted == "yes" else "white"
+            (dot,) = axes.plot(printed.top1, cell.top1, "o", ms=3.5, mfc=fill, mec=INK, mew=0.7)
+            hover(dot, f"{cell.label}: ours {cell.top1:.2f} %, the paper's {printed.top1:.2f} %")
+        axes.set(xlabel=f"the paper's {TOP1}, regime {ranks.table}", ylabel=f"ours, {TOP1}")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        style.legend(figure, [], "\n".join(ranks.lines))
+        return figure

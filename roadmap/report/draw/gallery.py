@@ -1,0 +1,60 @@
+"""Which figures there are: a function, a name and a caption each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from roadmap.report.analyse.cells import Group
+from roadmap.report.draw.chart_rows import charts, file_name
+from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
+from roadmap.report.draw.roadmap_figure import roadmap_chart
+from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_gains
+from roadmap.report.draw.style import NothingToDraw
+from roadmap.report.draw.trade_offs import trade_offs
+
+WIDE = "Top-1 after the last epoch, mean over seeds; bars hatched: tried, not kept; outlines: the paper's numbers."
+NARROW = "The same at the width of one column."
+# The figures of one group. A function raises NothingToDraw where the group has no data for it.
+FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
+    ("gains", step_gains, "What each step gains over its parent, with 95 % intervals, ours and the paper's."),
+    ("tradeoffs", trade_offs, "Accuracy against what it costs."),
+    ("curves", training_curves, "Top-1 over the epochs, a line a seed."),
+    ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),
+    ("leave_one_out", leave_one_out, "One toggle taken out of the whole net."),
+    ("one_at_a_time", one_at_a_time, "One toggle alone on top of the plain net."),
+    ("ranking", rank_agreement, "Whether the order of the rows here is the paper's."),
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, the name of its files, and its caption."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def gallery(groups: Sequence[Group]) -> Iterator[Drawing]:
+    """Draw every figure that the groups have data for: the roadmap's charts first, then those of each group."""
+    for name, shown in charts(groups).items():
+        yield Drawing(name, roadmap_chart(shown), WIDE)
+        for group in shown:
+            narrow = name.replace("roadmap", "roadmap-column", 1) + (f"-{group.regime}" if len(shown) > 1 else "")
+            yield Drawing(narrow, roadmap_chart(group, narrow=True), NARROW)
+    for suffix, group in zip(suffixes(groups), groups, strict=True):
+        for name, draw, caption in FIGURES:
+            with suppress(NothingToDraw):
+                yield Drawing(name + suffix, draw(group), caption)
+
+
+def suffixes(groups: Sequence[Group]) -> list[str]:
+    """Return what tells the files of each group apart: nothing for the only group, else its names."""
+    if len(groups) == 1:
+        return [""]
+    names: list[str] = []
+    for group in groups:
+        names.append(file_name(f"-{group.study}-{group.regime}-{group.data}", names))
+    return names

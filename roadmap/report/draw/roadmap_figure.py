@@ -1,0 +1,211 @@
+"""The roadmap's chart in the manner of the paper's Figure 2, wide or at one column's width. Writes no file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import blended_transform_factory
+
+from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.draw import style
+from roadmap.report.draw.chart_rows import ChartRow, chart_rows, head_lines, limits, macs_unit, value_text
+from roadmap.report.draw.style import INK, KEPT, QUIET, REFERENCE, TRIED, drawable, hover
+from roadmap.runs.schema import QUANTITIES
+
+TOP1, GMACS = QUANTITIES["top1"], QUANTITIES["gmacs"]
+NO_WIDTH = 0.01  # of axes that only hold text: the layout leaves room for it
+TITLE = "From ResNet to ConvNeXt, step by step"
+Cells = Sequence[tuple[int, Cell]]  # row and cell
+
+
+@dataclass(frozen=True)
+class Look:
+    """Fonts in points, sizes in inches."""
+
+    font: float
+    small: float
+    row: float
+    line: float  # of the head
+    letters: int  # in a line of the head
+    label: float  # the widest label
+    wide: bool  # sections, the paper's values and the panel of multiply-accumulates have room
+
+
+WIDE = Look(font=8.5, small=7.5, row=0.27, line=0.19, letters=95, label=3.0, wide=True)
+NARROW = Look(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.COLUMN * 0.38, wide=False)
+
+
+def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
+    """Return the chart of one group, or of several side by side with common rows; `narrow` fits one into a paper's column.
+
+    Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises NothingToDraw
+    where no group has a row.
+    """
+    groups = [groups] if isinstance(groups, Group) else list(groups)
+    rows, look = chart_rows(groups), NARROW if narrow else WIDE
+    if not rows:
+        raise style.NothingToDraw("there is no row to draw: no finished run of a plain step")
+    with style.styled():
+        heads = [head_lines(group, look.letters if len(groups) == 1 else 70) for group in groups]
+        height = look.row * len(rows) + look.line * max(map(len, heads)) + (1.5 if look.wide else 1.25)
+        width = 2.6 + 6.5 * len(groups) if look.wide else style.COLUMN
+        figure = style.new_figure(TITLE, height, width, look.font * 1.4)
+        if look.wide:
+            figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)
+        parts = [["bars", "values", *(["paper", "macs"] if look.wide else []), "gmacs"] for _ in groups]
+        ratios = {"bars": 3.0, "macs": 1.15}
+        widths = [NO_WIDTH, *(ratios.get(name, NO_WIDTH) for part in parts for name in part)]
+        grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+        sections = figure.add_subplot(grid[0])
+        _bands(sections, rows, look)
+        column = 1
+        for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
+            axes = {name: figure.add_subplot(grid[column + i]) for i, name in enumerate(part)}
+            _panel(axes, group, rows, number, limits([group]), look)
+            _head(sections if len(groups) == 1 else axes["bars"], heads[number], group, look, len(groups) > 1)
+            column += len(part)
+        _legend(figure, [cell for row in rows for cell in row.cells if cell], look)
+        return figure
+
+
+def _head(axes: Axes, lines: Sequence[str], group: Group, look: Look, several: bool) -> None:
+    """Write lines above a panel, what it must not be read for in bold; an empty title makes room for them."""
+    spaces = [72 * look.line * (len(lines) - i) + 4 for i in range(len(lines))]
+    for i, line in enumerate(lines):
+        weight = "bold" if line == group.caution or (i == 0 and several) else "normal"
+        at = {"xytext": (0, spaces[i]), "xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(line, (0, 1), **at, size=look.font, weight=weight).set_in_layout(False)
+    axes.set_title(" ", pad=max(spaces, default=0), size=look.font)
+
+
+def _bands(axes: Axes, rows: Sequence[ChartRow], look: Look) -> None:
+    """Shade every other section of the paper across the figure, and name each where it begins."""
+    axes.axis("off")
+    axes.set(ylim=(len(rows) - 0.5, -0.5), zorder=-1)
+    across = blended_transform_factory(axes.figure.transFigure, axes.transData)
+    shaded, before = False, None
+    for i, row in enumerate(rows):
+        if row.section != before:
+            shaded, before = not shaded, row.section
+            if look.wide:
+                axes.text(0, i, row.section, size=look.small, style="italic", color=QUIET, va="center_baseline")
+        if shaded:
+            band = Rectangle((0.005, i - 0.5), 0.99, 1, transform=across, color=style.BAND, lw=0, clip_on=False)
+            band.set_in_layout(False)
+            axes.add_patch(band)
+
+
+def _panel(
+    axes: dict[str, Axes], group: Group, rows: Sequence[ChartRow], number: int, span: tuple[float, float], look: Look
+) -> None:
+    """Draw one group: the bars, the panel of multiply-accumulates, and the columns of numbers."""
+    cells = [(i, cell) for i, row in enumerate(rows) if (cell := row.cells[number]) is not None]
+    bars = axes["bars"]
+    _bars(bars, cells)
+    bars.set_xlim(span)
+    _reference(bars, group, cells, look.small)
+    labels = [style.fitted(bars.figure, row.label, look.font, look.label) for row in rows]  # type: ignore[arg-type]
+    style.label_rows(bars, labels if number == 0 else [""] * len(rows), look.font)
+    bars.set_xlabel(TOP1.heading + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=look.small)
+    bars.xaxis.set_major_locator(MaxNLocator(6 if look.wide else 3, steps=[1, 2, 5, 10]))
+    unit, scale = macs_unit(group)
+    if "macs" in axes:
+        _macs(axes["macs"], cells, len(rows), scale)
+        axes["macs"].set_xlabel(f"{GMACS.title} ({unit})", size=look.small)
+        axes["macs"].tick_params(axis="x", labelsize=look.small)
+    bars.tick_params(axis="x", labelsize=look.small)
+    texts = {i: value_text(cell, group) for i, cell in cells}
+    _column(axes["values"], TOP1.heading, {i: texts.get(i, "no run") for i in range(len(rows))}, look, texts)
+    if "paper" in axes:
+        papers = {i: f"{cell.paper.top1:.2f}" for i, cell in cells if cell.paper}
+        _column(axes["paper"], "paper" if papers else "", papers, look, ())
+    macs = {i: GMACS.text(cell.numbers["gmacs"] * scale) for i, cell in cells if "gmacs" in cell.numbers}
+    _column(axes["gmacs"], f"{unit}MACs", macs, look, macs)
+    for name in axes.keys() - {"bars", "macs"}:
+        axes[name].set_ylim(bars.get_ylim())
+
+
+def _column(axes: Axes, heading: str, texts: dict[int, str], look: Look, ours: Any) -> None:
+    """Write a column of numbers, `ours` in ink, that ends at axes without width."""
+    axes.axis("off")
+    axes.text(0, -0.6, heading, ha="right", va="bottom", size=look.small, color=QUIET)
+    for row, text in texts.items():
+        color = INK if row in ours else QUIET
+        axes.text(0, row, text, ha="right", va="center_baseline", color=color, size=look.font)
+
+
+def _bars(axes: Axes, cells: Cells) -> None:
+    """Draw a bar a row, hatched where the step was not kept; the paper's below it as an outline; spreads over seeds."""
+    looks = {"yes": (KEPT, "", "-"), "no": (TRIED, "/////", "-"), "reference": (REFERENCE, "", "--")}
+    beside = any(cell.paper for _, cell in cells)
+    height, middle = (0.44, -0.16) if beside else (0.68, 0.0)
+    spread: dict[str, Any] = {"fmt": "none", "ecolor": INK, "zorder": 4}
+    thick = {"elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
+    thin = {"elinewidth": 0.7, "capsize": 1.2, "capthick": 1.0}
+    for row, cell in cells:
+        color, hatch, line = looks[cell.adopted]
+        look = {"color": color, "edgecolor": INK, "linewidth": 0.6, "hatch": hatch, "linestyle": line}
+        (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **look)
+        std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
+        hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}")
+        if cell.top1_std is not None:
+            axes.errorbar(cell.top1, row + middle, xerr=cell.top1_std, **spread, **thick)
+        if cell.paper:
+            look = {"fc": "none", "ec": INK, "lw": 0.6, "label": f"paper {cell.step}"}
+            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, **look)
+            hover(bar, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
+            if cell.paper.top1_std is not None:
+                axes.errorbar(cell.paper.top1, row + 0.24, xerr=cell.paper.top1_std, **spread, **thin)
+
+
+def _reference(axes: Axes, group: Group, cells: Cells, size: float) -> None:
+    """Draw a dashed line at our run of a reference net; at the paper's number where there is no such run."""
+    lines = [
+        (cell.top1, f"{drawable(cell.label, cell.step)} {cell.top1:.2f}")
+        for _, cell in cells
+        if cell.adopted == "reference"
+    ]
+    theirs = group.paper_reference
+    if not lines and theirs:
+        lines = [(theirs.top1, f"{theirs.label} (paper) {theirs.top1:.2f}")]
+    for at, _ in lines:
+        axes.axvline(at, color=INK, ls=(0, (5, 3)), lw=0.9, zorder=3)
+    if lines:
+        at, name = lines[0]
+        low, high = axes.get_xlim()
+        side = "right" if at > low + 0.75 * (high - low) else "left" if at < low + 0.25 * (high - low) else "center"
+        axes.text(at, 1.0, name, transform=axes.get_xaxis_transform(), size=size, ha=side, va="bottom")
+
+
+def _macs(axes: Axes, cells: Cells, count: int, scale: float) -> None:
+    """Draw the multiply-accumulates of every row; lines lead along the kept steps, from parent to child."""
+    known = {cell.step: (cell.numbers["gmacs"] * scale, row) for row, cell in cells if "gmacs" in cell.numbers}
+    for _, cell in cells:
+        if cell.step not in known:
+            continue
+        kept = cell.adopted == "yes"
+        if kept and cell.parent in known:
+            axes.plot(*zip(known[cell.parent], known[cell.step], strict=True), color=INK, lw=0.9, zorder=2)
+        axes.plot(*known[cell.step], "o", ms=4.5, mfc=INK if kept else "white", mec=INK, mew=0.9, zorder=3)
+    most = max((gmacs for gmacs, _ in known.values()), default=1.0)
+    axes.set(xlim=(0, most * 1.12 or 1), ylim=(count - 0.5, -0.5), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _legend(figure: Figure, cells: Sequence[Cell], look: Look) -> None:
+    """Explain what occurs in this chart, and nothing else."""
+    handles: list[Patch | Line2D] = [Patch(fc=KEPT, ec=INK, lw=0.6, label="kept")]
+    if any(cell.adopted == "no" for cell in cells):
+        handles.append(Patch(fc=TRIED, ec=INK, lw=0.6, hatch="/////", label="tried, not kept"))
+    if any(cell.adopted == "reference" for cell in cells):
+        handles.append(Patch(fc=REFERENCE, ec=INK, lw=0.8, ls="--", label="reference"))
+    if any(cell.top1_std is not None for cell in cells):
+        handles.append(Line2D([], [], color=INK, lw=1.1, marker="|", ms=6, label="± 1 std. dev. over seeds"))
+    if any(cell.paper for cell in cells):
+        handles.append(Patch(fc="none", ec=INK, lw=0.8, label="paper"))
+    style.legend(figure, handles, ncols=len(handles) if look.wide else 3, fontsize=look.small)

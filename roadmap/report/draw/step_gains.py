@@ -1,0 +1,118 @@
+"""What each step gains over its parent, and what each variant changes: rows of differences with their intervals."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from roadmap.report.analyse.cells import Cell, Gain, Group
+from roadmap.report.analyse.formats import between, signed
+from roadmap.report.draw import style
+from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, where
+
+SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
+NO_INTERVAL = "one seed a row: no interval is known"
+
+
+def step_gains(group: Group) -> Figure:
+    """Draw what each step gains over its parent, with 95 % intervals, ours and the paper's."""
+    compared = [(row, row.gain) for row in group.rows if row.gain]
+    if not compared:
+        raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
+    with style.styled():
+        labels = [drawable(cell.label, cell.step) for cell, _ in compared]
+        figure, axes = _rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
+        axes.axvline(0, color=QUIET, lw=0.7)
+        beside = any(gain.paper_gain is not None for _, gain in compared)
+        drawn: set[str] = set()
+        for row, (cell, gain) in enumerate(compared):
+            drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
+            drawn |= _paper_gain(axes, row + 0.22, cell, gain)
+        style.legend(figure, _handles(drawn, compared), "" if {SEEDS, IMAGES} & drawn else NO_INTERVAL)
+        return figure
+
+
+def _gain(axes: Axes, y: float, cell: Cell, gain: Gain) -> set[str]:
+    """Draw one step's gain; return which interval was drawn."""
+    kind = IMAGES if gain.over_images and not gain.over_seeds else SEEDS
+    interval = gain.over_images if kind == IMAGES else gain.over_seeds
+    if interval:
+        axes.plot([interval.low, interval.high], [y, y], color=INK, lw=1.2, ls=":" if kind == IMAGES else "-")
+    fill = INK if cell.adopted == "yes" else "white"
+    (dot,) = axes.plot(gain.gain, y, "o", ms=3.5, mfc=fill, mec=INK, mew=0.8, zorder=3)
+    hover(dot, f"{cell.label}: gain {signed(gain.gain)} points; 95 % {between(interval) or 'not known'} ({kind})")
+    return {kind} if interval else set()
+
+
+def _paper_gain(axes: Axes, y: float, cell: Cell, gain: Gain) -> set[str]:
+    if gain.paper_gain is None:
+        return set()
+    if gain.paper_interval:
+        axes.plot([gain.paper_interval.low, gain.paper_interval.high], [y, y], color=QUIET, lw=0.8)
+    (dot,) = axes.plot(gain.paper_gain, y, "D", ms=2.8, mfc="white", mec=QUIET, mew=0.8, zorder=3)
+    hover(dot, f"{cell.label}: the paper's gain {signed(gain.paper_gain)} points")
+    return {PAPER}
+
+
+def _handles(drawn: set[str], compared: Sequence[tuple[Cell, Gain]]) -> list[Line2D]:
+    """Return a handle for each thing that was drawn."""
+    looks = {
+        SEEDS: Line2D([], [], color=INK, lw=1.2, marker="o", ms=3.5, label=SEEDS),
+        IMAGES: Line2D([], [], color=INK, lw=1.2, ls=":", marker="o", ms=3.5, label=IMAGES),
+        PAPER: Line2D([], [], color=QUIET, lw=0.8, marker="D", ms=2.8, mfc="white", label=PAPER),
+    }
+    handles = [look for kind, look in looks.items() if kind in drawn]
+    if any(cell.adopted == "no" for cell, _ in compared):
+        handles.append(Line2D([], [], ls="", marker="o", ms=3.5, mfc="white", mec=INK, label="tried, not kept"))
+    return handles
+
+
+def leave_one_out(group: Group) -> Figure:
+    """Draw what each toggle is worth that was taken out of the whole net."""
+    return _variants(group, "without_", "Left out of")
+
+
+def one_at_a_time(group: Group) -> Figure:
+    """Draw what each toggle is worth alone on top of a plain net."""
+    return _variants(group, "with_", "Alone on top of")
+
+
+def _variants(group: Group, prefix: str, heading: str) -> Figure:
+    """Draw what each variant of a kind changes beside the net that it was made from."""
+    found = [(cell, cell.variant, cell.gain) for cell in group.others if cell.gain and cell.variant]
+    variants = [(c, name, g) for c, name, g in found if name.startswith(prefix) and "," not in c.cell]
+    if not variants:
+        raise NothingToDraw(f"there is no variant {prefix}... to draw beside its plain step")
+    with style.styled():
+        labels = [name.removeprefix(prefix).replace("_", " ") for _, name, _ in variants]
+        title = f"{heading} {variants[0][2].parent}, {where(group)}"
+        figure, axes = _rows(title, labels, "change of top-1 (points)")
+        axes.axvline(0, color=INK, lw=0.7)
+        for row, (_, name, gain) in enumerate(variants):
+            (bar,) = axes.barh(row, gain.gain, height=0.62, color=KEPT if gain.gain >= 0 else TRIED, ec=INK, lw=0.6)
+            interval = gain.over_seeds or gain.over_images
+            hover(bar, f"{name}: {signed(gain.gain)} points; 95 % {between(interval) or 'not known'}")
+            if interval:
+                line = "-" if gain.over_seeds else ":"
+                axes.plot([interval.low, interval.high], [row, row], color=INK, lw=1.1, ls=line)
+        words = []
+        if any(gain.over_seeds for *_, gain in variants):
+            words.append("lines: 95 % over seeds (Welch)")
+        if any(gain.over_images and not gain.over_seeds for *_, gain in variants):
+            words.append("dotted: over images only, one seed")
+        style.legend(figure, [], "; ".join(words) or NO_INTERVAL)
+        return figure
+
+
+def _rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
+    """Return a figure of rows from top to bottom, labelled on the left, and its axes."""
+    figure = style.new_figure(title, 0.95 + 0.17 * len(labels))
+    axes = figure.subplots()
+    style.label_rows(axes, [style.fitted(figure, label, 6.5, style.COLUMN * 0.45) for label in labels])
+    axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    for row in range(1, len(labels), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=style.BAND, lw=0, zorder=0)
+    return figure, axes

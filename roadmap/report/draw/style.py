@@ -1,0 +1,134 @@
+"""How every figure looks, and how it becomes bytes: the same bytes for the same data."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+from roadmap.report.analyse.cells import Group
+from roadmap.text import clean, shorten
+
+COLUMN = 3.5  # inches: one column of a paper
+# Blues that keep their order in grey; hatching, shape and outline, not colour, carry the meaning.
+KEPT, TRIED, REFERENCE, INK, QUIET, BAND = "#6baed6", "#deebf7", "#ffffff", "#1a1a1a", "#6a6a6a", "#f3f3f3"
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same bytes everywhere
+    "font.size": 7,
+    "hatch.linewidth": 0.7,
+    "axes.linewidth": 0.6,
+    "axes.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "legend.fontsize": 5.8,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 0.8,
+    "legend.labelspacing": 0.2,
+    "figure.constrained_layout.h_pad": 0.05,
+    "figure.constrained_layout.w_pad": 0.05,
+    "text.parse_math": False,  # labels are text, never formulas
+    "axes.unicode_minus": True,
+    "svg.hashsalt": "roadmap",
+    "text.color": INK,
+}
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+HOVER = "hover:"  # an artist's gid that becomes the <title> of its group in SVG
+
+
+class NothingToDraw(ValueError):
+    """The data have nothing for this figure."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save in our style, whatever the user's settings are."""
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+def image(figure: Figure, kind: str) -> bytes:
+    """Return the figure as the bytes of a `png` (200 dpi), `svg` or `pdf` file: the same bytes for the same data."""
+    out = io.BytesIO()
+    with styled():
+        figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
+    if kind != "svg":
+        return out.getvalue()
+    return re.sub(rf"""<g id=(["']){HOVER}(.*?)\1>""".encode(), rb"<g><title>\2</title>", out.getvalue())
+
+
+def hover(artist: Artist, text: str) -> None:
+    """Let an artist show a text where the pointer rests on it in SVG."""
+    artist.set_gid(HOVER + clean(text, 300))
+
+
+def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7) -> Figure:
+    """Return a figure that draws without a screen, of a size in inches, with its title in the upper left corner."""
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = 0.06 / width
+    shown = fitted(figure, title, size, width * (1 - 2 * left), "bold")
+    figure.suptitle(shown, x=left, ha="left", size=size, weight="bold")
+    return figure
+
+
+def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: Any) -> None:
+    """Explain a figure at its foot: `words`, and below them handles with their labels."""
+    options = {"loc": "outside lower left", "ncols": 2, **options}
+    found = figure.legend(handles=handles, title=words, alignment="left", borderpad=0, **options)
+    found.get_title().set(size=found.get_texts()[0].get_size() if handles else 5.8, color=QUIET)
+
+
+def fitted(figure: Figure, text: str, size: float, width: float, weight: str = "normal") -> str:
+    """Return the text, its middle left out where it is wider than `width` inches."""
+    limit = len(text)
+    while limit > 4 and text_width(figure, [shorten(text, limit)], size, weight) > width:
+        limit -= max(1, limit // 12)
+    return shorten(text, limit)
+
+
+def text_width(figure: Figure, texts: Sequence[str], size: float, weight: str = "normal") -> float:
+    """Return the width of the widest text in inches."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    widths = []
+    for text in filter(None, texts):
+        probe = figure.text(0, 0, text, size=size, weight=weight)
+        widths.append(probe.get_window_extent(renderer).width / figure.dpi)
+        probe.remove()
+    return max(widths, default=0.0)
+
+
+def drawable(label: str, name: str, limit: int = 36) -> str:
+    """Return a label that the font can draw, not longer than there is room for; the name where it can draw too little."""
+    font = get_font(findfont("DejaVu Sans"))
+    text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
+    return shorten(name if 2 * text.count("?") > len(text) else text, limit)
+
+
+def label_rows(axes: Axes, labels: Sequence[str], size: float | None = None) -> None:
+    """Let the y axis lead from row to row, the first on top, each with its label."""
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False, size=size)
+    axes.tick_params(axis="y", length=0)
+
+
+def where(group: Group) -> str:
+    """Return study, regime and data for a title."""
+    return f"{drawable(group.study, 'study', 24)} ({group.regime}, {group.data})"

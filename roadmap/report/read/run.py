@@ -1,0 +1,278 @@
+"""One run, read from its directory or from W&B and checked. Everything read here is hostile text until it was checked.
+
+`metrics.jsonl` and `summary.json` are the truth and must agree; `status.json` says whether the run is done.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from roadmap.report.read.run_directory import RunDirectory, Suspect
+from roadmap.report.read.wandb import WandbRun
+from roadmap.runs.metrics import Metrics
+from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY
+from roadmap.text import clean, flatten
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
+ADOPTED = ("yes", "no", "reference")
+SAME = 0.005  # percentage points: summary and ledger may be rounded differently
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellInfo:
+    """What all seeds of a cell share."""
+
+    study: str
+    regime: str
+    data: str
+    cell: str
+    step: str
+    variant: str | None
+    parent: str | None
+    label: str
+    adopted: str  # yes | no | reference
+    recipe: str
+    epochs: int | None
+    image_size: int | None
+    images: str  # fingerprint of the data, where it is known
+
+    @property
+    def plain(self) -> bool:
+        """Tell whether this is a step as it is, without variant or override."""
+        return self.cell == self.step and self.variant is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(CellInfo):
+    """One finished run that passed every check. Accuracies in percent, `gmacs` at `image_size` pixels, batch 1."""
+
+    path: str = field(compare=False)
+    seed: int
+    numbers: dict[str, float]  # the summary's, by the keys of QUANTITIES; what it lacks is not there
+    batch_size: int | None
+    code: str  # hash of the code that trains; the git commit where there is no hash
+    drift: str  # what changed between two starts of the run, by an explicit override
+    rounding: str  # what changed that differs in rounding alone
+    hardware: str
+    versions: str
+    commit: str  # with a mark where the checkout was changed since
+    starts: int | None
+    val_images: int | None
+    config: dict[str, str] = field(repr=False)  # dotted key -> value as text
+    curve: tuple[tuple[int, float], ...] = field(repr=False)  # epoch, top-1 of every evaluation
+    bits: bytes | None = field(repr=False)  # which validation images were right, eight a byte
+    marks: tuple[str, ...] = field(default=(), compare=False)  # in which ways it differs from its study and yet counts
+
+    @property
+    def name(self) -> str:
+        """Return the run's directory below a folder of runs: the same wherever it was read from."""
+        return f"{self.study}/{self.regime}-{self.data}/{self.cell}/seed{self.seed}"
+
+    @property
+    def top1(self) -> float:
+        """Return the accuracy after the last epoch, in percent."""
+        return self.numbers["top1"]
+
+    def correct(self) -> np.ndarray | None:
+        """Return which images were right, `(val_images,)` of bool."""
+        if self.bits is None or self.val_images is None:
+            return None
+        return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.val_images).astype(bool)
+
+
+class Unfinished(Exception):
+    """This run gives no number yet."""
+
+
+def read_run(source: RunDirectory | WandbRun) -> Run:
+    """Read and check one run. Raises Unfinished, Suspect (with the reason) and OSError."""
+    status = source.status()
+    if not isinstance(status.get("state"), str):
+        raise Suspect(f"{STATUS}: has no state")
+    if status["state"] != "done":
+        raise Unfinished(_progress(source, status))
+    summary = source.summary()
+    if summary is None:
+        raise Unfinished(f"done, but there is no {SUMMARY}")
+    config = source.config()
+    metrics = source.metrics()
+    run = _run(source, summary, status, config, metrics)
+    belongs = (f"seed{run.seed}", run.cell, f"{run.regime}-{run.data}")
+    for found, right in zip(source.named or (), belongs, strict=False):
+        if found != right:
+            raise Suspect(f"{SUMMARY} belongs to {right}, the folder is named {found} (moved aside or copied?)")
+    _check_metrics(metrics, summary, run)
+    _check_bits(run)
+    return run
+
+
+def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, config: Values, metrics: Metrics) -> Run:
+    """Turn a record into a Run. Raises Suspect."""
+    if summary.get("state", "done") != "done":
+        raise Suspect(f"{SUMMARY}: state={clean(summary['state'], 40)}, {STATUS} says done")
+    seed = summary.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise Suspect(f"{SUMMARY}: seed={clean(seed, 40)} is not a whole number from 0")
+    if summary.get("adopted") not in ADOPTED:
+        raise Suspect(f"{SUMMARY}: adopted={clean(summary.get('adopted'), 40)} is none of {', '.join(ADOPTED)}")
+    label = summary.get("label")
+    texts = config_texts(config)
+
+    def size(key: str, section: str) -> int | None:
+        return _whole(summary[key]) if key in summary else _digits(texts.get(f"{section}.{key}", ""))
+
+    return Run(
+        path=source.shown,
+        study=_name(summary, "study"),
+        regime=_name(summary, "regime"),
+        data=_name(summary, "data"),
+        cell=_name(summary, "cell"),
+        seed=seed,
+        step=_name(summary, "step"),
+        variant=_name(summary, "variant") if summary.get("variant") is not None else None,
+        parent=_name(summary, "parent") if summary.get("parent") is not None else None,
+        label=(clean(label) if isinstance(label, str) else "") or _name(summary, "step"),
+        adopted=summary["adopted"],
+        recipe=_name(summary, "recipe"),
+        epochs=size("epochs", "recipe"),
+        image_size=size("image_size", "data"),
+        batch_size=size("batch_size", "recipe"),
+        numbers=_numbers(summary),
+        images=_line(summary.get("data_fingerprint")),
+        code=_line(summary.get("code_hash")) or _line(status.get("git_commit")),
+        drift=_line(summary.get("drift")),
+        rounding=_line(summary.get("rounding")),
+        hardware=_line(summary.get("hardware")),
+        versions=_line(summary.get("versions")),
+        commit=_line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
+        starts=_whole(status.get("starts")),
+        val_images=_whole(summary.get("val_images")),
+        config=texts,
+        curve=tuple(point for row in metrics.rows if (point := _point(row)) is not None),
+        bits=source.bits(),
+    )
+
+
+def _numbers(summary: Values) -> dict[str, float]:
+    numbers = {key: value for key in QUANTITIES if (value := number(summary.get(key))) is not None}
+    numbers["top1"] = _percent(summary, "top1")
+    if summary.get("top5") is not None:
+        numbers["top5"] = _percent(summary, "top5")
+        if numbers["top5"] < numbers["top1"] - SAME:
+            raise Suspect(f"{SUMMARY}: top5={numbers['top5']:g} is below top1={numbers['top1']:g}")
+    return numbers
+
+
+def _point(row: Values) -> tuple[int, float] | None:
+    epoch, top1 = _whole(row.get("epoch")), number(row.get("val/top1"))
+    return None if epoch is None or top1 is None else (epoch, top1)
+
+
+def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
+    """Raise Suspect where the ledger is damaged or its last evaluation is not the summary's."""
+    if metrics.problem:
+        raise Suspect(metrics.problem)
+    if not metrics.rows:
+        raise Suspect(f"{METRICS}: holds no evaluation")
+    for row in metrics.rows:
+        _percent(row, "val/top1", f"{METRICS}, epoch {clean(row.get('epoch'), 20)}")
+    last = metrics.rows[-1]
+    for key in ("top1", "top5"):
+        ours, theirs = run.numbers.get(key), number(last.get(f"val/{key}"))
+        if ours is not None and theirs is not None and abs(ours - theirs) > SAME:
+            raise Suspect(f"{SUMMARY}: {key}={ours:g}, the last evaluation in {METRICS} says {theirs:g}")
+    epoch = clean(last.get("epoch"), 20)
+    if summary.get("epoch") != last.get("epoch"):
+        told = clean(summary.get("epoch"), 20)
+        raise Suspect(f"{SUMMARY}: epoch={told}, the last evaluation in {METRICS} is of epoch {epoch}")
+    if run.epochs is not None and last.get("epoch") != run.epochs:
+        raise Suspect(f"done, but its last evaluation is of epoch {epoch} of {run.epochs}")
+
+
+def _check_bits(run: Run) -> None:
+    """Raise Suspect where the bits of the last evaluation are not those of the summary's accuracy."""
+    if run.bits is None or run.val_images is None:
+        return
+    if len(run.bits) != (run.val_images + 7) // 8:
+        raise Suspect(f"{CORRECT}: holds {8 * len(run.bits)} bits for {run.val_images} images")
+    correct = run.correct()
+    assert correct is not None
+    top1 = 100.0 * float(correct.mean())
+    if abs(top1 - run.top1) > SAME:
+        raise Suspect(f"{CORRECT}: says {top1:g} % are right, {SUMMARY} says top1={run.top1:g}")
+
+
+def _progress(source: RunDirectory | WandbRun, status: Values) -> str:
+    """Return e.g. `epoch 7 of 20, stopped`."""
+    epochs = _whole(status.get("epochs"))
+    if "epochs" not in status:
+        try:
+            epochs = _digits(config_texts(source.config()).get("recipe.epochs", ""))
+        except Suspect:
+            epochs = None
+    epoch, reason = number(status.get("epoch")), status.get("reason")
+    where = "" if epoch is None else f"epoch {epoch:g}" + (f" of {epochs}" if epochs else "") + ", "
+    failed = status["state"] == "failed" and isinstance(reason, str) and reason
+    return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "")
+
+
+def config_texts(config: Values) -> dict[str, str]:
+    """Return every value of a config by its dotted key, as text. Raises Suspect."""
+    try:
+        return {key: config_text(value) for key, value in flatten(config).items()}
+    except RecursionError:
+        raise Suspect(f"{CONFIG}: is nested without end") from None
+
+
+def config_text(value: Any) -> str:
+    """Return a config's value as text, the same from YAML and from JSON: `0.002`, `true`, `null`, `[1, 1, 3, 1]`."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(config_text, value))}]"
+    if value is None or isinstance(value, bool):
+        return str({None: "null", True: "true", False: "false"}[value])
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
+def _name(values: Values, key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise Suspect(f"{SUMMARY}: {key}={clean(value, 40)!r} is not a name")
+    return value
+
+
+def _percent(values: Values, key: str, file: str = SUMMARY) -> float:
+    value = number(values.get(key))
+    if value is None or value > 100:
+        raise Suspect(f"{file}: {key}={clean(values.get(key), 20)} is not a percentage")
+    return value
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number from 0 on as a float, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
+        return None
+    return float(value)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
+
+
+def _digits(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+
+
+def _line(value: Any) -> str:
+    """Return a string, or the plain values of a dictionary or a list, as one line."""
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {item}" for key, item in sorted(value.items()) if isinstance(item, str | int | float))
+    if isinstance(value, list):
+        value = ", ".join(item for item in value if isinstance(item, str))
+    return clean(value) if isinstance(value, str) else ""

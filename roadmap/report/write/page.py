@@ -1,0 +1,136 @@
+"""`index.html`: the whole report in one file that needs no network.
+
+Every text goes through the template's autoescaping; the page's policy lets no script run but its own.
+"""
+
+import base64
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from xml.etree import ElementTree
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.collect import Collected
+from roadmap.report.analyse.gains import parent_of
+from roadmap.report.read.run import Run
+from roadmap.report.write.columns import tables_of
+from roadmap.report.write.tables import heading, listed_problems, slips
+from roadmap.text import clean
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+REFERENCE = re.compile(r"url\(#([^)]+)\)")
+HASHED = re.compile(r".*,[0-9a-f]{12}")  # a cell whose overrides were too long for a name
+COMPARED = ("model.", "recipe.", "data.")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page."""
+
+    name: str
+    caption: str
+    svg: bytes
+
+
+@dataclass(frozen=True)
+class Details:
+    """All that makes a row what it is."""
+
+    cell: Cell
+    command: str
+    differences: tuple[tuple[str, str, str], ...]  # key, before, after
+    compared_with: str
+    config: str
+
+
+def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], pictures: Sequence[Picture]) -> bytes:
+    """Return the page in UTF-8."""
+    names = ("page.html.j2", "page.css.j2", "page.js.j2")
+    sources = {name: files("roadmap.report.write").joinpath(name).read_text(encoding="utf-8") for name in names}
+    script = sources["page.js.j2"].strip()
+    environment = Environment(
+        loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["clean"] = lambda text: clean(text, 500)
+    text = environment.get_template("page.html.j2").render(
+        policy=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        script=Markup(script),
+        style=Markup(sources["page.css.j2"]),
+        warnings=listed_problems(groups, collected),
+        findings=findings,
+        pictures=[(picture, inline_svg(picture.svg, f"f{i}-", picture.name)) for i, picture in enumerate(pictures)],
+        groups=[_group(group, groups) for group in groups],
+    )
+    return text.encode()
+
+
+def _group(group: Group, groups: Sequence[Group]) -> dict[str, object]:
+    return {
+        "heading": heading(group),
+        "caution": group.caution,
+        "tables": tables_of(group),
+        "notes": (*group.notes, *slips(group)),
+        "made_with": group.made_with,
+        "rows": [details(cell, group, groups) for cell in group.cells],
+    }
+
+
+def details(cell: Cell, group: Group, groups: Sequence[Group]) -> Details:
+    """Return a row's command, its config and what differs from its parent's."""
+    found = parent_of(cell, group, groups)
+    ours = cell.runs[0].config
+    theirs = found[0].runs[0].config if found else ours
+    keys = sorted(key for key in ours.keys() | theirs.keys() if key.startswith(COMPARED))
+    return Details(
+        cell=cell,
+        command=command(cell.runs[0]),
+        differences=tuple((k, theirs.get(k, ""), ours.get(k, "")) for k in keys if ours.get(k) != theirs.get(k)),
+        compared_with=found[1] if found else "",
+        config="\n".join(f"{key}: {clean(value, 300)}" for key, value in ours.items()),
+    )
+
+
+def command(run: Run) -> str:
+    """Return the command that trains a run, as far as its record says; a seed's run differs in `seed` alone."""
+    words = [f"+step={run.step}"]
+    words += [f"+variant={run.variant}"] if run.variant else []
+    words += [f"scale={scale}"] if (scale := run.config.get("regime.scale")) else []
+    words += [f"regime={run.regime}", f"data={run.data}"]
+    head = run.step + (f"+{run.variant}" if run.variant else "")
+    changes = run.cell.removeprefix(head).removeprefix(",")
+    hashed = HASHED.fullmatch(run.cell) is not None
+    words += [] if hashed or not changes else re.split(r",(?=[A-Za-z_][A-Za-z0-9_.]*=)", changes)
+    words += [f"study={run.study}", f"seed={run.seed}"]
+    note = "  # and the overrides that its name stands for: see the config" if hashed else ""
+    return "python run.py " + " ".join(map(shlex.quote, words)) + note
+
+
+def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
+    """Return an SVG file as an element for a page: ids made unique by `prefix`, its own style and metadata taken out."""
+    for space, uri in (("", SVG), ("xlink", XLINK)):
+        ElementTree.register_namespace(space, uri)
+    root = ElementTree.fromstring(data)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+                parent.remove(child)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, prefix + value)
+            elif key in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
+                element.set(key, f"#{prefix}{value[1:]}")
+            else:
+                element.set(key, REFERENCE.sub(rf"url(#{prefix}\1)", value))
+    width = root.attrib.pop("width", "")
+    root.attrib.pop("height", None)
+    root.set("style", f"width:{width}" if re.fullmatch(r"[0-9.]+pt", width) else "")
+    root.set("role", "img")
+    root.set("aria-label", label)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))

@@ -1,0 +1,126 @@
+"""The tables of the report: a data frame, CSV, Markdown, LaTeX and the short one for the terminal. Writes no file."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from roadmap import paper
+from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.collect import Collected
+from roadmap.report.read.search import Problem
+from roadmap.report.write.columns import ON_TERMINAL, numbers, tables_of
+from roadmap.report.write.escape import for_csv, for_markdown, for_tex
+from roadmap.text import clean, markdown_table, plain_table, shorten
+
+Value = str | float | int | None
+WHOLE = ("n", "epochs", "image_size", "seeds_needed")
+LISTED = 20  # problems on the terminal; the Markdown file has all
+# Attributes of a cell that are columns as they are, then other columns before the numbers.
+NAMES = ("study", "regime", "data", "cell", "step", "variant", "label", "parent", "adopted", "n", "seeds", "recipe")
+NAMES += ("epochs", "image_size")
+OTHERS = ("compared_with", "allowed", "caution")
+
+
+def values(group: Group, cell: Cell) -> dict[str, Value]:
+    """Return all that is known of a row, by column of `table.csv`."""
+    return {
+        **{name: getattr(cell, name) for name in NAMES},
+        "seeds": " ".join(map(str, cell.seeds)),
+        "compared_with": cell.gain.parent if cell.gain else None,
+        "allowed": " ".join(cell.marks),
+        "caution": group.caution,
+        **{key: number.value(cell) for key, number in numbers().items()},
+    }
+
+
+def frame(groups: Sequence[Group], others: bool = False) -> pd.DataFrame:
+    """Return one line a cell in the roadmap's order: the plain steps, or with `others` the variants and overrides."""
+    lines = [values(group, cell) for group in groups for cell in (group.others if others else group.rows)]
+    table = pd.DataFrame(lines, columns=[*NAMES, *OTHERS, *numbers()])
+    floats = [key for key in numbers() if key not in WHOLE]
+    return table.astype(dict.fromkeys(floats, float) | dict.fromkeys(WHOLE, "Int64"))
+
+
+def to_csv(groups: Sequence[Group], others: bool = False) -> bytes:
+    """Return `frame` as CSV in UTF-8; empty where a value is not known, no text that a spreadsheet would compute."""
+    table = frame(groups, others)
+    for name in table.select_dtypes(exclude="number").columns:
+        table[name] = [for_csv(value) if isinstance(value, str) else "" for value in table[name]]
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
+
+
+def to_markdown(groups: Sequence[Group], collected: Collected, findings: Sequence[str] = ()) -> bytes:
+    """Return what was left out, the findings, then the tables of each group, as Markdown."""
+    parts = ["# Roadmap: results", ""]
+    for title, items in listed_problems(groups, collected):
+        parts += [f"**{for_markdown(title)}**", "", *(f"- {for_markdown(item)}" for item in items), ""]
+    parts += [line for text in findings for line in (for_markdown(text, 5_000), "")]
+    for group in groups:
+        parts += [f"## {for_markdown(heading(group))}", ""]
+        parts += [f"**{for_markdown(group.caution)}**", ""] if group.caution else []
+        parts += [] if group.rows else ["No finished run of a plain step.", ""]
+        for table in tables_of(group):
+            parts += [f"### {table.title}", ""]
+            rows = [table.headings, *([for_markdown(text) for text in row] for row in table.texts)]
+            parts += [markdown_table(rows, table.right), ""]
+            parts += [f"- {c.heading}: {for_markdown(c.about)}" for c in table.columns if c.about] + [""]
+        parts += [f"- {for_markdown(note)}" for note in (*group.notes, *slips(group))]
+        parts += [f"- made with {for_markdown(line)}" for line in group.made_with[:LISTED]] + [""]
+    return ("\n".join(parts).rstrip("\n") + "\n").encode()
+
+
+def to_tex(groups: Sequence[Group]) -> bytes:
+    """Return the tables of each group as LaTeX `tabular`s; every text is escaped."""
+    parts = [r"% \input{table.tex} inside a table environment; needs \usepackage{booktabs}."]
+    for group in groups:
+        parts += ["", f"% {for_tex(heading(group))}"]
+        for table in tables_of(group):
+            texts = [[for_tex(text) for text in row] for row in table.texts]
+            escaped = pd.DataFrame(texts, columns=[for_tex(name) for name in table.headings])
+            letters = "".join("r" if i in table.right else "l" for i in range(len(table.columns)))
+            parts.append(escaped.to_latex(index=False, escape=False, column_format=letters))
+    return ("\n".join(parts).rstrip("\n") + "\n").encode()
+
+
+def to_text(groups: Sequence[Group], collected: Collected) -> str:
+    """Return the short form for a terminal: what was left out, then the tables of each group."""
+    parts: list[str] = []
+    for title, items in listed_problems(groups, collected):
+        parts += [title, *(f"  {item}" for item in items[:LISTED])]
+        parts += [f"  and {len(items) - LISTED} more: see table.md"] if len(items) > LISTED else []
+        parts.append("")
+    for group in groups:
+        parts += [heading(group), *([f"! {group.caution}"] if group.caution else [])]
+        for table in tables_of(group):
+            places = [i for i, name in enumerate(table.headings) if name in ON_TERMINAL]
+            rows = [[shorten(clean(row[i]), 40) for i in places] for row in (table.headings, *table.texts)]
+            parts += [table.title, *("  " + line for line in plain_table(rows, range(1, len(places))).splitlines())]
+        parts += [*(f"note: {clean(note)}" for note in group.notes), ""]
+    return "\n".join(parts)
+
+
+def heading(group: Group) -> str:
+    """Return the title of a group."""
+    return f"{group.study}: regime {group.regime}, data {group.data}"
+
+
+def slips(group: Group) -> list[str]:
+    """Return which printed numbers of the paper are known slips, among the rows of a group."""
+    found = {row.cell: paper.SLIPS.get((group.regime, row.step)) for row in group.rows if row.paper}
+    return [f"paper GMACs of {cell}: {why}" for cell, why in found.items() if why]
+
+
+def listed_problems(groups: Sequence[Group], collected: Collected) -> list[tuple[str, list[str]]]:
+    """Return what does not count, what counts although it differs, and what is missing, each with a title."""
+    missing = [Problem(f"{g.study} ({g.regime}, {g.data})", text) for g in groups for text in g.missing]
+    parts = (
+        ("Suspect, left out of every number", collected.suspect),
+        ("Suspect, but counted because it was allowed, and marked †", collected.allowed),
+        ("Computed with other code, hardware or versions: counted, and marked †", collected.rounding),
+        ("Not finished, no number yet", collected.unfinished),
+        ("Missing", missing),
+    )
+    found = [(f"{title} ({len(items)}):", [str(item) for item in items]) for title, items in parts if items]
+    if collected.foreign:
+        found.append((f"Runs of the project that are none of ours, not read: {collected.foreign}", []))
+    return found

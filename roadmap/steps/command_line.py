@@ -1,0 +1,120 @@
+"""The command line of `run.py`: what may be typed, Hydra around each run of it, errors in plain words with their exit
+codes."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from roadmap.config import Config
+from roadmap.distributed.rank_env import RankEnv, rank_env
+from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.runs.progress import SweepProgress
+from roadmap.steps.compose import validate
+from roadmap.steps.help import config_dirs, help_text, short_help
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.tree import CONF, step_tree
+from roadmap.steps.unused_settings import unused_settings
+
+# Does one run, and returns the line in which it is told what came out.
+Run = Callable[[Config, SweepProgress, RankEnv], str]
+
+
+class CommandLine:
+    """One command: a run, or a sweep of several. `main` returns its exit code."""
+
+    def __init__(self, run: Run, argv: Sequence[str]) -> None:
+        self.run, self.argv = run, list(argv)
+        self.env, self.sweep = RankEnv(), SweepProgress()
+        self.codes: list[int] = []  # one a run: Hydra drops what a task returns in a sweep
+
+    def main(self) -> int:
+        """Check what was typed, then let Hydra call `task` for every run."""
+        if {"--help", "-h"} & set(self.argv):
+            print(help_text(config_dirs(self.argv)))
+            return 0
+        if not self.argv:
+            print(short_help(), file=sys.stderr)
+            return 64
+        try:
+            self.env = rank_env()
+            check_options(self.argv)
+            check_overrides(self.argv)
+            check_config_dirs(config_dirs(self.argv), CONF)
+            step_tree(config_dirs(self.argv))
+            with (
+                TemporaryDirectory() as scratch
+            ):  # for what Hydra writes at a sweep's start, before anything is checked
+                os.environ["ROADMAP_SCRATCH"] = scratch
+                hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(self.task)()
+        except (RoadmapError, *HYDRA_ERRORS) as error:
+            return self.report(error)
+        except KeyboardInterrupt:
+            return StoppedEarly.code if self.sweep.stopped else self.report(StoppedEarly("interrupted"))
+        except SystemExit as error:  # argparse's 2 for what it does not know
+            return 64 if error.code == 2 else int(error.code or 0)
+        return max(self.codes, default=0)
+
+    def task(self, cfg: DictConfig) -> None:
+        """Do one run. In a sweep an error ends this run alone, and a stop ends them all."""
+        hydra_config = HydraConfig.get()
+        in_sweep = hydra_config.mode == RunMode.MULTIRUN
+        if in_sweep:
+            self.sweep.position, self.sweep.total = hydra_config.job.num + 1, self.num_runs(hydra_config)
+        try:
+            line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
+            if self.env.is_main:
+                print(self.sweep.prefix() + line, flush=True)
+        except (RoadmapError, *HYDRA_ERRORS) as error:
+            self.codes.append(self.report(error))
+            self.sweep.stopped |= isinstance(error, StoppedEarly)
+            if self.env.world_size > 1 and not getattr(error, "on_all_ranks", False):
+                # The ranks have lost each other: no other run can begin, and waiting for them would take minutes.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(max(self.codes))
+        if in_sweep and self.sweep.stopped:
+            raise KeyboardInterrupt  # the one thing that ends Hydra's sweep at once
+
+    def validated(self, cfg: DictConfig, hydra_config: HydraConf) -> Config:
+        """Return the checked config of a run, and name what was typed and has no effect. Raises ConfigError."""
+        folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+        config = validate(cfg, hydra_config, folders)
+        for line in unused_settings(config, hydra_config.overrides.task):
+            self.write(f"note: {line}")
+        return config
+
+    def num_runs(self, hydra_config: HydraConf) -> int:
+        """Return how many runs a sweep has: the product of its lists, those of the command line replacing the
+        file's."""
+        overrides = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
+        overrides += [word for word in self.argv if "=" in word and not word.startswith("-")]
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        lists = {override.get_key_element(): override for override in parser.parse_overrides(overrides)}
+        return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())
+
+    def report(self, error: Exception) -> int:
+        """Write an error to stderr in plain words; return its exit code."""
+        if isinstance(error, StoppedEarly):
+            self.write(f"{error}; the same command goes on")
+        elif isinstance(error, RoadmapError):
+            self.write(f"error: {error}")
+        else:
+            self.write(f"error: {plain_error(error, config_dirs(self.argv))}")
+        return error.code if isinstance(error, RoadmapError) else 64
+
+    def write(self, line: str) -> None:
+        """Write a line to stderr; of several ranks the first speaks for all."""
+        if self.env.is_main:
+            print(self.sweep.prefix() + line, file=sys.stderr, flush=True)

@@ -1,0 +1,255 @@
+"""README and docs are true: every command is accepted, links and files are there, numbers are what the code counts."""
+
+import argparse
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from roadmap.net import cost
+from roadmap.steps.compose import compose, compose_primary, hydra_initialized, validate
+from roadmap.steps.help import config_dirs, help_text
+from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.tree import CONF
+from roadmap.sweep.cluster import is_cluster_key, load_cluster
+from roadmap.sweep.study import study_file
+
+from .conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = ("Makefile", "pyproject.toml", "requirements.lock", "run.py", "roadmap", "conf", "sweeps", "notebooks")
+OTHERS = {".", "apt-get", "git", "patch"}  # commands that are not ours to check
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, the file it is (if it is one), and its text."""
+
+    page: str
+    language: str
+    title: str | None
+    text: str
+
+
+class Parsed(BaseException):
+    """The arguments of a command line were accepted."""
+
+
+@cache
+def blocks() -> tuple[Block, ...]:
+    found = []
+    for page in PAGES:
+        for info, text in re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+            title = re.search(r'title="([^"]+)"', info)
+            found.append(Block(page.name, info.split(" ")[0], title[1] if title else None, text))
+    return tuple(found)
+
+
+def titled(prefix: str = "") -> dict[str, str]:
+    return {block.title: block.text for block in blocks() if block.title and block.title.startswith(prefix)}
+
+
+def commands() -> list[str]:
+    shown = [line for block in blocks() if not block.language for line in block.text.splitlines()]
+    known = re.compile(r"(?:python|make|torchrun|srun|git|patch|apt-get|\.) ")
+    return list(dict.fromkeys(re.split(r"\s#", line)[0].strip() for line in shown if known.match(line)))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """Return a folder that looks like a checkout, with the files that the pages show, where commands may be typed."""
+    for name in LINKED:
+        (tmp_path / name).symlink_to(ROOT / name)
+    for title, text in titled().items():
+        if not title.startswith(LINKED):
+            (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / title).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_run(words: list[str]) -> None:
+    """Compose and check what `python run.py WORDS` would run, without running it."""
+    folders = config_dirs(words)
+    if "--help" in words:
+        assert help_text(folders)
+        return
+    check_options(words)
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    options = [word for word in words if word not in overrides]
+    if "-cn" in options:
+        check_config(folders[0] / f"{options[options.index('-cn') + 1]}.yaml", overrides)
+        return
+    assert set(options) <= {"-cd", *map(str, folders)}, options
+    check_config(folders[0] / "config.yaml", overrides)
+
+
+def check_config(primary: Path, overrides: list[str]) -> None:
+    """Compose a primary file under some overrides, and check what comes out; of a grid the first cell."""
+    folders = list(dict.fromkeys((primary.parent.resolve(), CONF)))
+    check_overrides(overrides)
+    check_config_dirs(folders, CONF)
+    first = [re.sub(r"^(\+step=|seed=)([^,]+),.*", r"\1\2", word) for word in overrides]
+    grid = yaml.safe_load(primary.read_text())["hydra"]["sweeper"]["params"] if primary.stem != "config" else {}
+    given = {word.split("=")[0] for word in overrides}
+    first += [f"{key}={str(value).split(',')[0]}" for key, value in grid.items() if key not in given]
+    with hydra_initialized(folders[0]):
+        cfg = compose_primary(primary.stem, first)
+        validate(cfg, cfg.hydra, folders)
+
+
+def check_module(words: list[str], monkeypatch) -> None:
+    """Let `python -m MODULE ARGS` read its arguments, and go no further."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def accepted(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise Parsed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", accepted)
+        patch.setattr(sys, "argv", [words[0], *words[1:]])
+        with pytest.raises(Parsed):
+            runpy.run_module(words[0], run_name="__main__", alter_sys=False)
+    if words[0] == "roadmap.sweep" and words[1] in ("plan", "submit"):
+        check_sweep(words[2:])
+
+
+def check_sweep(words: list[str]) -> None:
+    cut = words.index("--")
+    studies = words[: next(i for i, word in enumerate(words) if word.startswith("-"))]
+    overrides = words[cut + 1 :]
+    load_cluster(words[words.index("--cluster") + 1], overrides)
+    for study in studies:
+        check_config(study_file(study), [word for word in overrides if not is_cluster_key(word)])
+
+
+def check_make(words: list[str], monkeypatch) -> None:
+    """Let make say what it would do, and check the commands that it would run."""
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words:
+        name, equals, _ = word.partition("=")
+        assert not equals or re.search(rf"^{name} *\??=", makefile, re.M), f"make knows no {name}="
+    done = subprocess.run(["make", "-n", *words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        if "run.py" in line or "-m roadmap" in line:
+            check(" ".join(["python", *line.split(" >")[0].split(" ")[1:]]), monkeypatch)
+
+
+def check(command: str, monkeypatch) -> None:
+    words = shlex.split(command)
+    if "run.py" in words:
+        check_run(words[words.index("run.py") + 1 :])
+    elif words[:2] == ["python", "-m"]:
+        check_module(words[2:], monkeypatch)
+    elif words[0] == "make":
+        check_make(words[1:], monkeypatch)
+    else:
+        assert words[0] in OTHERS, f"nobody checks {command}"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_accepted(command, place, monkeypatch):
+    check(command, monkeypatch)
+
+
+def test_wrong_commands_are_not(place, monkeypatch):
+    """The checks above can fail."""
+    wrong = (
+        "python run.py +step=gelo",
+        "python run.py +step=gelu recipe.rate=1",
+        "python -m roadmap.steps --colour",
+        "make plan STUDY=roadmap_tiny ARGS=data.roots=FOLDER",
+        "make roadmaps",
+        "make plan STUDIES2=demo",
+        "curl http://example.org",
+    )
+    for command in wrong:
+        with pytest.raises((Exception, SystemExit)):
+            check(command, monkeypatch)
+
+
+def test_readme_fits_its_limits():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 120
+
+
+def links(page: Path) -> Iterator[str]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in links(page):
+        assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_modules_that_a_page_names_are_there(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for name in re.findall(r"`((?:roadmap|conf|sweeps|tests|docs|notebooks)/[\w./-]+)`", text):
+        assert (ROOT / name).exists() or name.startswith("conf/local/") or name in titled() or in_a_diff(name), name
+    for name in re.findall(r"`(roadmap(?:\.\w+)+)`", text):
+        path = ROOT.joinpath(*name.split("."))
+        is_there = path.is_dir() or path.with_suffix(".py").exists() or path.parent.with_suffix(".py").exists()
+        assert is_there or (path.parent / "__init__.py").exists(), name
+
+
+def in_a_diff(name: str) -> bool:
+    return any(f"+++ b/{name}\n" in block.text for block in blocks() if block.language == "diff")
+
+
+def test_every_page_is_linked_from_the_readme():
+    targets = set(links(ROOT / "README.md"))
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= targets
+
+
+def test_a_local_file_of_the_pages_has_keys_that_there_are():
+    for title, text in titled("conf/local/cluster/").items():
+        load_cluster(Path(title).stem, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()])
+
+
+def test_json_and_yaml_of_the_pages_can_be_read():
+    for block in blocks():
+        if block.language == "json":
+            json.loads(block.text)
+        elif block.language == "yaml":
+            yaml.safe_load(block.text)
+
+
+def table(page: str, key: str) -> dict[str, list[str]]:
+    """Return the rows of a page's tables that begin with a word in backquotes, by that word; `key` heads the table."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    body = text[text.index(f"| {key} |") :].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()[2:]]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+@pytest.mark.parametrize(("recipe", "column"), [("original", 0), ("enhanced", 2)])
+def test_fidelity_has_every_value_of_the_recipes(recipe, column):
+    values = yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())
+    values.pop("name")
+    shown = {key: yaml.safe_load(row[column]) for key, row in table("fidelity.md", "`recipe.`").items()}
+    assert shown == values
+
+
+def test_fidelity_shows_the_gmacs_that_the_code_counts():
+    rows = table("fidelity.md", "row | printed | `spatial`")
+    assert len(rows) > 5
+    for step, (printed, spatial, pointwise) in rows.items():
+        for shown, reading in ((spatial, "spatial"), (pointwise, "pointwise")):
+            net = compose(step, "tiny", [f"model.stride_on={reading}"]).model
+            assert f"{cost(net, 1000, 224).gmacs:.3f}" == shown, (step, reading)
+        assert f"{float(spatial):.2f}" == printed or abs(float(spatial) - float(printed)) <= 0.0051, step
