@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
 
 from .conftest import ROOT
 
