@@ -12,6 +12,7 @@ import threading
 import pytest
 import torch
 
+import roadmap.sweep
 from roadmap.errors import ConfigError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
@@ -19,10 +20,10 @@ from roadmap.runs.metrics import last_rows
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
-from roadmap.sweep import cluster, plan, queue
+from roadmap.sweep import cluster, local, plan, queue
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState, cell_states, classify, process_start
-from roadmap.sweep.cluster import LocalConfig, SlurmConfig, load_cluster
+from roadmap.sweep.cluster import launcher, load_cluster
 from roadmap.sweep.local import Slot, cut_slots
 from roadmap.sweep.reconcile import reason_to_leave
 from roadmap.sweep.requeue import without_progress
@@ -201,22 +202,67 @@ def test_wrong_settings_of_the_cluster_are_told(words, told):
 
 
 def test_the_files_in_conf_are_the_defaults():
-    assert load_cluster("slurm") == SlurmConfig() and load_cluster("local") == LocalConfig()
+    assert all(load_cluster(name) == launcher(name).Settings() for name in ("local", "slurm"))
+
+
+LISTING = """
+import shlex
+from roadmap.sweep.cluster import ClusterConfig
+from roadmap.sweep.snapshot import take_snapshot
+from roadmap.sweep.submit import choose_cells
+
+class Settings(ClusterConfig):
+    '''Those that every launcher has.'''
+
+def require():
+    pass
+
+def ranks(settings, cells):
+    return settings.per_cell
+
+def launch(selections, settings, echo):
+    for selection in selections:
+        selection.directory.make()
+        code = take_snapshot(selection.directory, selection.study.file)
+        with selection.directory.lock():
+            _, tasks = choose_cells(selection, code)
+        for task in tasks:
+            echo(shlex.join(["python", str(code / "run.py"), *task.args]))
+    return 0
+"""
+
+
+def test_a_launcher_is_a_module_and_its_settings(capsys, monkeypatch, tmp_path):
+    """This one prints the command of every cell, for a scheduler that the project does not know."""
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "listing.yaml").write_text("per_cell: 2\n")
+    (tmp_path / "listing.py").write_text(LISTING)
+    monkeypatch.setattr(cluster, "CONF", tmp_path)
+    monkeypatch.setattr(roadmap.sweep, "__path__", [*roadmap.sweep.__path__, str(tmp_path)])
+    words = ("submit", "demo", "--runs", str(tmp_path / "runs"), "--cluster")
+    code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu")
+    assert code == 64 and "cluster.per_cell=2: nano-digits/resnet/seed0: recipe.micro_batch=null" in told
+    code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu", "cluster.per_cell=1")
+    assert code == 0 and [line.split()[0] for line in told.splitlines()] == ["python", "python"]
+    assert "run.py -cd " in told and "+step=gelu device=cpu" in told
+    code, told = call(capsys, *words, "list", "--", "+step=gelu")
+    assert code == 64 and "CLUSTER=list: there is no such launcher; did you mean listing?" in told
+    sys.modules.pop("roadmap.sweep.listing")
 
 
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
-    assert cut_slots(LocalConfig(per_cell=2), gpus, [0, 1], use_gpus=True) == [
+    assert cut_slots(local.Settings(per_cell=2), gpus, [0, 1], use_gpus=True) == [
         Slot(gpus=("0", "1")),
         Slot(gpus=("2", "3")),
     ]
-    assert cut_slots(LocalConfig(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
-    assert cut_slots(LocalConfig(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
+    assert cut_slots(local.Settings(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
+    assert cut_slots(local.Settings(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
     with pytest.raises(ConfigError, match=r"cluster\.per_cell=3: there are 2 CPU cores here"):
-        cut_slots(LocalConfig(per_cell=3), {}, [0, 1], use_gpus=True)
+        cut_slots(local.Settings(per_cell=3), {}, [0, 1], use_gpus=True)
     with pytest.raises(ConfigError, match="this machine has A100, H100"):
-        cut_slots(LocalConfig(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
-    assert len(cut_slots(LocalConfig(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
+        cut_slots(local.Settings(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
+    assert len(cut_slots(local.Settings(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
 
 
 # Commands.

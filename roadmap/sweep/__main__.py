@@ -16,7 +16,6 @@ from roadmap.sweep.study_dir import StudyDir, study_names
 from roadmap.text import ArgumentParser
 
 if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
-    from roadmap.sweep.cluster import LocalConfig, SlurmConfig
     from roadmap.sweep.submit import Selection
 
 Args = argparse.Namespace
@@ -47,7 +46,7 @@ def parse_args(argv: Sequence[str]) -> Args:
     parser.add_argument("verb", choices=tuple(VERBS))
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a name in sweeps/, or FOLDER/NAME.yaml")
     parser.add_argument("--runs", default=os.environ.get("ROADMAP_RUNS", "runs"), help="the runs directory")
-    parser.add_argument("--cluster", default="slurm", choices=("slurm", "local"))
+    parser.add_argument("--cluster", default="slurm", help="a launcher, such as slurm or local")
     parser.add_argument("--steps", default="", help="only these steps")
     parser.add_argument("--seeds", default="", help="only these seeds")
     parser.add_argument("--json", action="store_true", help="status for scripts")
@@ -66,9 +65,8 @@ def plan(args: Args) -> int:
     from roadmap.sweep.cluster import load_cluster
     from roadmap.sweep.train_speed import gpu_images_per_s
 
-    config = load_cluster(args.cluster, args.overrides)
-    gpu_type = getattr(config, "gpu_type", None)
-    for study, _, cells in select(args, config):
+    gpu_type = getattr(load_cluster(args.cluster, args.overrides), "gpu_type", None)
+    for study, _, cells in select(args):
         hardware = costs.this_hardware(cells, gpu_type)
         on_cpu = (hardware or "").startswith("CPU")
         measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
@@ -78,45 +76,30 @@ def plan(args: Args) -> int:
 
 def submit(args: Args) -> int:
     """Start what is neither done nor at work. Everything is checked before anything is queued."""
-    from roadmap.sweep import slurm
-    from roadmap.sweep.cluster import LocalConfig, load_cluster
-    from roadmap.sweep.local import run_local
-    from roadmap.sweep.submit import on_gpu
-    from roadmap.sweep.submit import submit as submit_study
+    from roadmap.sweep.cluster import launcher, load_cluster
 
-    if args.cluster == "slurm":
-        slurm.require_slurm()
-    config = load_cluster(args.cluster, args.overrides)
-    selections = select(args, config)
-    if not isinstance(config, LocalConfig) and any(on_gpu(selection.cells) for selection in selections):
-        slurm.check_gpu_types(config)
+    launcher(args.cluster).require()
+    settings, selections = load_cluster(args.cluster, args.overrides), select(args)
     for study, _, _ in selections:
         for left in study.left_out:
             echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")
-    if isinstance(config, LocalConfig):
-        return run_local(selections, config, echo)
-    for selection in selections:
-        name = selection.study.name
-        echo(f"{name}: {submit_study(selection, config)}")
-        echo(f"  make status STUDY={name}; the runs are in {selection.directory.path}")
-    return DONE
+    return launcher(args.cluster).launch(selections, settings, echo)
 
 
-def select(args: Args, config: "LocalConfig | SlurmConfig") -> "list[Selection]":
+def select(args: Args) -> "list[Selection]":
     """Read every study, and check the cells that are asked for. Raises RoadmapError."""
-    from roadmap.sweep.cluster import is_cluster_key
-    from roadmap.sweep.local import visible_gpus
+    from roadmap.sweep.cluster import is_cluster_key, launcher, load_cluster
     from roadmap.sweep.study import read_study, select_cells
-    from roadmap.sweep.submit import Selection, check_cells, on_gpu
+    from roadmap.sweep.submit import Selection, check_cells
 
+    settings = load_cluster(args.cluster, args.overrides)
     overrides = [word for word in args.overrides if not is_cluster_key(word)]
     steps, seeds = (text.replace(",", " ").split() for text in (args.steps, args.seeds))
     selections = []
     for name in args.studies:
         study = read_study(name, overrides, args.runs)
         cells = select_cells(study, steps, seeds)
-        many = args.cluster == "slurm" or (on_gpu(cells) and visible_gpus())
-        check_cells(study, cells, ranks=config.per_cell if many else 1, mixed=config.mixed_gpus)
+        check_cells(study, cells, ranks=launcher(args.cluster).ranks(settings, cells), mixed=settings.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
     return selections
 
