@@ -20,6 +20,7 @@ from roadmap.steps.compose import compose, compose_primary, hydra_initialized, v
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
 from roadmap.steps.tree import CONF
+from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
 from roadmap.sweep.study import study_file
 
@@ -127,7 +128,8 @@ def check_sweep(words: list[str]) -> None:
     cut = words.index("--")
     studies = words[: next(i for i, word in enumerate(words) if word.startswith("-"))]
     overrides = words[cut + 1 :]
-    load_cluster(words[words.index("--cluster") + 1], overrides)
+    name = words[words.index("--cluster") + 1]
+    load_cluster(launchers.find(name).Config, name, overrides)
     for study in studies:
         check_config(study_file(study), [word for word in overrides if not is_cluster_key(word)])
 
@@ -218,7 +220,10 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_a_local_file_of_the_pages_has_keys_that_there_are():
     for title, text in titled("conf/local/cluster/").items():
-        load_cluster(Path(title).stem, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()])
+        name = Path(title).stem
+        load_cluster(
+            launchers.find(name).Config, name, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()]
+        )
 
 
 def test_json_and_yaml_of_the_pages_can_be_read():

@@ -12,7 +12,6 @@ import threading
 import pytest
 import torch
 
-import roadmap.sweep
 from roadmap.errors import ConfigError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
@@ -20,14 +19,15 @@ from roadmap.runs.metrics import last_rows
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
-from roadmap.sweep import cluster, local, plan, queue
+from roadmap.sweep import cluster, launchers, plan, queue
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState, cell_states, classify, process_start
-from roadmap.sweep.cluster import launcher, load_cluster
-from roadmap.sweep.local import Slot, cut_slots
+from roadmap.sweep.cluster import load_cluster
+from roadmap.sweep.launchers import local, slurm
+from roadmap.sweep.launchers.local import Slot, cut_slots
+from roadmap.sweep.launchers.slurm import recover_pending
 from roadmap.sweep.reconcile import reason_to_leave
 from roadmap.sweep.requeue import without_progress
-from roadmap.sweep.slurm import recover_pending
 from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
@@ -181,7 +181,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "slurm.yaml").write_text(text)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
-    found = load_cluster("slurm", ["cluster.per_cell=1"])
+    found = load_cluster(slurm.Config, "slurm", ["cluster.per_cell=1"])
     assert (found.partition, found.per_cell, found.time_h) == ("ours", 1, 2.0)
 
 
@@ -198,11 +198,13 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
-        load_cluster("slurm", words)
+        load_cluster(slurm.Config, "slurm", words)
 
 
 def test_the_files_in_conf_are_the_defaults():
-    assert all(load_cluster(name) == launcher(name).Settings() for name in ("local", "slurm"))
+    assert all(
+        load_cluster(kind, name) == kind() for name in launchers.names() for kind in [launchers.find(name).Config]
+    )
 
 
 LISTING = """
@@ -211,16 +213,16 @@ from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.snapshot import take_snapshot
 from roadmap.sweep.submit import choose_cells
 
-class Settings(ClusterConfig):
+class Config(ClusterConfig):
     '''Those that every launcher has.'''
 
 def require():
     pass
 
-def ranks(settings, cells):
-    return settings.per_cell
+def ranks(cells, config):
+    return config.per_cell
 
-def launch(selections, settings, echo):
+def launch(selections, config, echo):
     for selection in selections:
         selection.directory.make()
         code = take_snapshot(selection.directory, selection.study.file)
@@ -238,7 +240,7 @@ def test_a_launcher_is_a_module_and_its_settings(capsys, monkeypatch, tmp_path):
     (tmp_path / "cluster" / "listing.yaml").write_text("per_cell: 2\n")
     (tmp_path / "listing.py").write_text(LISTING)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
-    monkeypatch.setattr(roadmap.sweep, "__path__", [*roadmap.sweep.__path__, str(tmp_path)])
+    monkeypatch.setattr(launchers, "__path__", [*launchers.__path__, str(tmp_path)])
     words = ("submit", "demo", "--runs", str(tmp_path / "runs"), "--cluster")
     code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu")
     assert code == 64 and "cluster.per_cell=2: nano-digits/resnet/seed0: recipe.micro_batch=null" in told
@@ -246,23 +248,23 @@ def test_a_launcher_is_a_module_and_its_settings(capsys, monkeypatch, tmp_path):
     assert code == 0 and [line.split()[0] for line in told.splitlines()] == ["python", "python"]
     assert "run.py -cd " in told and "+step=gelu device=cpu" in told
     code, told = call(capsys, *words, "list", "--", "+step=gelu")
-    assert code == 64 and "CLUSTER=list: there is no such launcher; did you mean listing?" in told
-    sys.modules.pop("roadmap.sweep.listing")
+    assert code == 64 and "invalid choice: 'list'" in told and "listing" in told
+    sys.modules.pop("roadmap.sweep.launchers.listing")
 
 
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
-    assert cut_slots(local.Settings(per_cell=2), gpus, [0, 1], use_gpus=True) == [
+    assert cut_slots(local.Config(per_cell=2), gpus, [0, 1], use_gpus=True) == [
         Slot(gpus=("0", "1")),
         Slot(gpus=("2", "3")),
     ]
-    assert cut_slots(local.Settings(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
-    assert cut_slots(local.Settings(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
+    assert cut_slots(local.Config(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
+    assert cut_slots(local.Config(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
     with pytest.raises(ConfigError, match=r"cluster\.per_cell=3: there are 2 CPU cores here"):
-        cut_slots(local.Settings(per_cell=3), {}, [0, 1], use_gpus=True)
+        cut_slots(local.Config(per_cell=3), {}, [0, 1], use_gpus=True)
     with pytest.raises(ConfigError, match="this machine has A100, H100"):
-        cut_slots(local.Settings(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
-    assert len(cut_slots(local.Settings(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
+        cut_slots(local.Config(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
+    assert len(cut_slots(local.Config(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
 
 
 # Commands.

@@ -1,13 +1,8 @@
-"""Where a study runs: the launchers, and their settings.
+"""A launcher's settings: `conf/cluster/NAME.yaml`, then `conf/local/cluster/NAME.yaml`, then `cluster.KEY=VALUE`."""
 
-Settings are read from `conf/cluster/NAME.yaml`, then `conf/local/cluster/NAME.yaml`, then `cluster.KEY=VALUE`. A
-launcher is such a file and a module of its name in this room, with what `Launcher` says.
-"""
-
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, TypeVar
 
 import yaml
 
@@ -16,11 +11,7 @@ from roadmap.config.fields import Int, Section, key
 from roadmap.errors import ConfigError
 from roadmap.files import read_yaml
 from roadmap.steps.tree import CONF
-from roadmap.text import nearest, one_line
-
-if TYPE_CHECKING:
-    from roadmap.sweep.study import Cell
-    from roadmap.sweep.submit import Selection
+from roadmap.text import one_line
 
 
 class ClusterConfig(Section):
@@ -34,31 +25,7 @@ class ClusterConfig(Section):
     mixed_gpus: bool = key(False, about="let a study's cells run on different GPU types")
 
 
-class Launcher(Protocol):
-    """What a launcher's module has. One that stays in the foreground records its cells with `local.claim_cells`."""
-
-    Settings: type[ClusterConfig]
-
-    def require(self) -> None:
-        """Raise ConfigError where this launcher cannot be used."""
-
-    def ranks(self, settings: Any, cells: "Sequence[Cell]") -> int:
-        """Return the processes of one cell."""
-
-    def launch(self, selections: "Sequence[Selection]", settings: Any, echo: Callable[[str], None]) -> int:
-        """Start what is neither done nor at work; return the exit code."""
-
-
-def launchers() -> list[str]:
-    """Return the names of the launchers."""
-    return sorted(path.stem for path in (CONF / "cluster").glob("*.yaml"))
-
-
-def launcher(name: str) -> Launcher:
-    """Return a launcher. Raises ConfigError for one that there is not."""
-    if name not in launchers():
-        raise ConfigError(f"CLUSTER={name}: there is no such launcher; {nearest(name, launchers())}")
-    return cast(Launcher, import_module(f"roadmap.sweep.{name}"))
+C = TypeVar("C", bound=ClusterConfig)
 
 
 def is_cluster_key(override: str) -> bool:
@@ -66,9 +33,8 @@ def is_cluster_key(override: str) -> bool:
     return override.startswith("cluster.")
 
 
-def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
+def load_cluster(kind: type[C], name: str, overrides: Sequence[str] = ()) -> C:
     """Read the settings of a launcher, the later ones winning. Raises ConfigError for what cannot be."""
-    kind = launcher(name).Settings
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():

@@ -35,7 +35,7 @@ SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 FOLDER = "slurm"  # of submitit's files, below the study's notes
 
 
-class Settings(ClusterConfig):
+class Config(ClusterConfig):
     """How Slurm runs a cell: one task a rank, one GPU a task."""
 
     partition: Text | None = None
@@ -56,7 +56,7 @@ class Settings(ClusterConfig):
     report: bool = key(True, about="draw the chart when the last cell has ended")
 
     @model_validator(mode="after")
-    def _check(self) -> "Settings":
+    def _check(self) -> "Config":
         if any(SECRET.search(line) for line in self.setup):
             raise ConfigError(
                 "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; "
@@ -75,11 +75,11 @@ def require() -> None:
         )
 
 
-def check_gpu_types(settings: Settings) -> None:
+def check_gpu_types(config: Config) -> None:
     """Raise ConfigError where cells that want GPUs could land on different types of them."""
-    if settings.gpu_type or settings.constraint or settings.mixed_gpus:
+    if config.gpu_type or config.constraint or config.mixed_gpus:
         return
-    types = queue.gpu_types(settings.partition)
+    types = queue.gpu_types(config.partition)
     if len(types) > 1:
         raise ConfigError(
             f"cluster.gpu_type=null: the study could be spread over {', '.join(types)}; name one, "
@@ -87,23 +87,23 @@ def check_gpu_types(settings: Settings) -> None:
         )
 
 
-def ranks(settings: Settings, cells: Sequence[Cell]) -> int:
+def ranks(cells: Sequence[Cell], config: Config) -> int:
     """Return the processes of one cell."""
-    return settings.per_cell
+    return config.per_cell
 
 
-def launch(selections: Sequence[Selection], settings: Settings, echo: Callable[[str], None]) -> int:
+def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
     """Start every study's cells, one job array a study; return 0. Raises ConfigError, Busy, DiskError."""
     if any(on_gpu(selection.cells) for selection in selections):
-        check_gpu_types(settings)
+        check_gpu_types(config)
     for selection in selections:
         name = selection.study.name
-        echo(f"{name}: {submit(selection, settings)}")
+        echo(f"{name}: {submit(selection, config)}")
         echo(f"  make status STUDY={name}; the runs are in {selection.directory.path}")
     return DONE
 
 
-def submit(selection: Selection, settings: Settings) -> Submission:
+def submit(selection: Selection, config: Config) -> Submission:
     """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
     directory = selection.directory
     directory.make()
@@ -112,31 +112,31 @@ def submit(selection: Selection, settings: Settings) -> Submission:
         recover_pending(directory)
         submission, tasks = choose_cells(selection, code)
         if tasks:
-            submission.job = submit_tasks(directory, tasks, code, settings, on_gpu(selection.cells))
+            submission.job = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
     return submission
 
 
 def submit_tasks(
-    study: StudyDir, tasks: Sequence[Task], code: Path, settings: Settings, on_gpu: bool, by: str = "roadmap"
+    study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str = "roadmap"
 ) -> str:
     """Submit an array and the report behind it, and record its jobs; return its id. Call it with the study locked.
 
     Raises ConfigError with Slurm's own message, DiskError.
     """
     name = f"{study.name}-{secrets.token_hex(4)}"
-    shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": on_gpu}
-    shared |= {"cluster": settings.values(), **snapshot.git_state_of(code)}
+    shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
+    shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
     rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
     study.set_pending({"name": name, "rows": rows})
     try:
-        jobs = submit_array(study, name, tasks, code, settings, on_gpu)
+        jobs = submit_array(study, name, tasks, code, config, use_gpus)
     except ConfigError:  # Slurm's refusal: nothing is queued
         study.set_pending(None)
         raise
     record_jobs(study, rows, jobs)
     array = jobs[0].split("_")[0]
-    if settings.report:
-        submit_report(study, name, code, array, settings)
+    if config.report:
+        submit_report(study, name, code, array, config)
     return array
 
 
@@ -170,7 +170,7 @@ def recover_pending(study: StudyDir) -> None:
 
 
 def submit_array(
-    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, settings: Settings, on_gpu: bool
+    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool
 ) -> list[str]:
     """Submit one array; return its job ids, `12_0` and so on, `12` for a single one. Raises ConfigError, DiskError."""
     folder = study.notes / FOLDER
@@ -182,15 +182,15 @@ def submit_array(
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror})") from None
     executor = SlurmExecutor(folder)
-    executor.update_parameters(**array_parameters(name, code, runs_file, settings, on_gpu))
+    executor.update_parameters(**array_parameters(name, code, runs_file, config, use_gpus))
     return submit_commands(executor, [[sys.executable, str(code / "run.py"), *task.args] for task in tasks])
 
 
-def submit_report(study: StudyDir, name: str, code: Path, array: str, settings: Settings) -> None:
+def submit_report(study: StudyDir, name: str, code: Path, array: str, config: Config) -> None:
     """Queue the report behind an array, however its tasks end. Where Slurm refuses it, `make report` draws it."""
     executor = SlurmExecutor(study.notes / FOLDER)
     executor.update_parameters(
-        **placement(settings) | {"constraint": None},
+        **placement(config) | {"constraint": None},
         job_name=report_name(name),
         wckey=None,
         time=60,
@@ -210,28 +210,28 @@ def report_name(name: str) -> str:
     return f"{name}-report"
 
 
-def array_parameters(name: str, code: Path, runs_file: Path, settings: Settings, on_gpu: bool) -> dict[str, object]:
+def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use_gpus: bool) -> dict[str, object]:
     """Return the parameters of submitit's executor."""
-    tasks = settings.per_cell // settings.nodes
-    gpus = {"gres": f"gpu:{settings.gpu_type}:{tasks}" if settings.gpu_type else f"gpu:{tasks}"} if on_gpu else {}
+    tasks = config.per_cell // config.nodes
+    gpus = {"gres": f"gpu:{config.gpu_type}:{tasks}" if config.gpu_type else f"gpu:{tasks}"} if use_gpus else {}
     return {
-        **placement(settings),
+        **placement(config),
         **gpus,
         "job_name": name,
-        "time": max(1, round(settings.time_h * 60)),  # minutes
-        "nodes": settings.nodes,
+        "time": max(1, round(config.time_h * 60)),  # minutes
+        "nodes": config.nodes,
         "ntasks_per_node": tasks,
-        "cpus_per_task": settings.cpus_per_rank,
-        "mem": f"{round(settings.mem_gb * 1024)}M" if settings.mem_gb else None,
-        "signal_delay_s": settings.notice_s,
-        "array_parallelism": settings.max_running or 100_000,
+        "cpus_per_task": config.cpus_per_rank,
+        "mem": f"{round(config.mem_gb * 1024)}M" if config.mem_gb else None,
+        "signal_delay_s": config.notice_s,
+        "array_parallelism": config.max_running or 100_000,
         "wckey": None,  # submitit's own label, which a cluster that checks them would refuse
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True},
         # A killed rank's peers notice it by themselves and still write why; only one that hangs is ended.
         "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_TASKS_S}"],
         "setup": [
-            *settings.setup,
+            *config.setup,
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
         ],
@@ -248,9 +248,9 @@ def requeue_command(code: Path, runs_file: Path) -> str:
     return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.{module} $code {shlex.quote(str(runs_file))}"
 
 
-def placement(settings: Settings) -> dict[str, object]:
+def placement(config: Config) -> dict[str, object]:
     """Return where Slurm may run a job."""
-    return {key: getattr(settings, key) for key in ("partition", "account", "qos", "constraint")}
+    return {key: getattr(config, key) for key in ("partition", "account", "qos", "constraint")}
 
 
 def submit_commands(executor: SlurmExecutor, commands: Sequence[Sequence[str]]) -> list[str]:

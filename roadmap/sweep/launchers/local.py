@@ -26,7 +26,7 @@ POLL_S = 0.2
 LOGS = "logs"
 
 
-class Settings(ClusterConfig):
+class Config(ClusterConfig):
     """How one machine runs cells beside each other."""
 
 
@@ -56,15 +56,15 @@ def require() -> None:
     """Every machine can run a study."""
 
 
-def ranks(settings: Settings, cells: Sequence[Cell]) -> int:
+def ranks(cells: Sequence[Cell], config: Config) -> int:
     """Return the processes of one cell: one on CPU cores."""
-    return settings.per_cell if on_gpu(cells) and visible_gpus() else 1
+    return config.per_cell if on_gpu(cells) and visible_gpus() else 1
 
 
-def launch(selections: Sequence[Selection], settings: Settings, echo: Callable[[str], None]) -> int:
+def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
     """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
     use_gpus = on_gpu(cell for selection in selections for cell in selection.cells)
-    slots = cut_slots(settings, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)
+    slots = cut_slots(config, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)
     tasks: list[LocalTask] = []
     for selection in selections:
         submission, chosen = claim_cells(selection)
@@ -85,11 +85,11 @@ def visible_gpus() -> dict[str, str]:
     return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
 
 
-def cut_slots(settings: Settings, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
+def cut_slots(config: Config, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
     """Return the shares of the machine that run cells at once. Raises ConfigError where not even one cell fits."""
-    size, use_gpus = settings.per_cell, use_gpus and bool(gpus)
+    size, use_gpus = config.per_cell, use_gpus and bool(gpus)
     kinds = sorted(set(gpus.values()))
-    if use_gpus and len(kinds) > 1 and not settings.mixed_gpus:
+    if use_gpus and len(kinds) > 1 and not config.mixed_gpus:
         raise ConfigError(
             f"this machine has {', '.join(kinds)}: choose with CUDA_VISIBLE_DEVICES, "
             "or cluster.mixed_gpus=true to mix them"
@@ -102,7 +102,7 @@ def cut_slots(settings: Settings, gpus: dict[str, str], cores: Sequence[int], *,
         slots = [Slot(gpus=tuple(gpus)[i : i + size]) for i in starts]
     else:
         slots = [Slot(cores=tuple(cores)[i : i + size]) for i in starts]
-    return slots[: settings.max_running]
+    return slots[: config.max_running]
 
 
 def claim_cells(selection: Selection) -> tuple[str, list[LocalTask]]:
