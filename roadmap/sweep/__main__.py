@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
 from roadmap.sweep import launchers
@@ -17,6 +17,7 @@ from roadmap.sweep.study_dir import StudyDir, study_names
 from roadmap.text import ArgumentParser
 
 if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
+    from roadmap.sweep.cluster import ClusterConfig
     from roadmap.sweep.submit import Selection
 
 Args = argparse.Namespace
@@ -63,13 +64,11 @@ def parse_args(argv: Sequence[str]) -> Args:
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
-    from roadmap.sweep.cluster import load_cluster
     from roadmap.sweep.train_speed import gpu_images_per_s
 
-    launcher = launchers.find(args.cluster)
-    config = load_cluster(launcher.Config, args.cluster, args.overrides)
+    config, selections = select(args)
     gpu_type = getattr(config, "gpu_type", None)
-    for study, _, cells in select(args, launcher, config):
+    for study, _, cells in selections:
         hardware = costs.this_hardware(cells, gpu_type)
         on_cpu = (hardware or "").startswith("CPU")
         measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
@@ -79,24 +78,23 @@ def plan(args: Args) -> int:
 
 def submit(args: Args) -> int:
     """Start what is neither done nor at work. Everything is checked before anything is queued."""
-    from roadmap.sweep.cluster import load_cluster
-
     launcher = launchers.find(args.cluster)
     launcher.require()
-    config = load_cluster(launcher.Config, args.cluster, args.overrides)
-    selections = select(args, launcher, config)
+    config, selections = select(args)
     for study, _, _ in selections:
         for left in study.left_out:
             echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")
     return int(launcher.launch(selections, config, echo))
 
 
-def select(args: Args, launcher: Any, config: Any) -> "list[Selection]":
-    """Read every study, and check the cells that are asked for. Raises RoadmapError."""
-    from roadmap.sweep.cluster import is_cluster_key
+def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
+    """Read the launcher's settings and every study, and check the cells that are asked for. Raises RoadmapError."""
+    from roadmap.sweep.cluster import is_cluster_key, load_cluster
     from roadmap.sweep.study import read_study, select_cells
     from roadmap.sweep.submit import Selection, check_cells
 
+    launcher = launchers.find(args.cluster)
+    config = load_cluster(launcher.Config, args.cluster, args.overrides)
     overrides = [word for word in args.overrides if not is_cluster_key(word)]
     steps, seeds = (text.replace(",", " ").split() for text in (args.steps, args.seeds))
     selections = []
@@ -105,7 +103,7 @@ def select(args: Args, launcher: Any, config: Any) -> "list[Selection]":
         cells = select_cells(study, steps, seeds)
         check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
-    return selections
+    return config, selections
 
 
 def status(args: Args) -> int:

@@ -1,8 +1,8 @@
 """Where the cells of a study run: a module each, with its settings in `conf/cluster/NAME.yaml`.
 
-A launcher has `Config`, the schema of its settings, with at least `per_cell` and `mixed_gpus`; `require()`, which
-raises ConfigError where it cannot be used; `ranks(cells, config)`, the ranks of a cell; and
-`launch(selections, config, echo)`, which starts the cells that are neither done nor at work, and returns an exit code.
+A launcher has `Config`, the schema of its settings, a `ClusterConfig`; `require()`, which raises ConfigError where it
+cannot be used; `ranks(cells, config)`, the processes of a cell; and `launch(selections, config, echo)`, which starts
+the cells that are neither done nor at work, and returns an exit code.
 """
 
 from importlib import import_module

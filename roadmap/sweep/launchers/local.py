@@ -1,20 +1,194 @@
-"""This machine: as many cells at once as fit. Stays in the foreground."""
+"""A study on this machine: as many cells beside each other as its GPUs, or its CPU cores, hold.
 
-from collections.abc import Sequence
+Stays in the foreground; asked to stop it passes that on, every cell is saved, and the same command goes on later.
+"""
 
-from roadmap.sweep.cluster import LocalConfig as Config
-from roadmap.sweep.local import run_local as launch
-from roadmap.sweep.local import visible_gpus
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from roadmap.errors import ConfigError, StoppedEarly
+from roadmap.sweep.cell_states import process_start
+from roadmap.sweep.cluster import ClusterConfig
+from roadmap.sweep.snapshot import git_state_of, take_snapshot
 from roadmap.sweep.study import Cell
-from roadmap.sweep.submit import on_gpu
+from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.submit import Selection, choose_cells, on_gpu
 
-__all__ = ["Config", "launch", "ranks", "require"]
+POLL_S = 0.2
+LOGS = "logs"
+
+
+class Config(ClusterConfig):
+    """How one machine runs cells beside each other."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of the machine: GPUs by index, or CPU cores."""
+
+    gpus: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A cell that waits for a slot, and the command that runs it."""
+
+    directory: StudyDir
+    key: str
+    command: list[str]
+
+    @property
+    def log(self) -> Path:
+        """Return the file that the run's output goes to."""
+        return self.directory.notes / LOGS / f"{self.key.replace('/', '__')}.log"
 
 
 def require() -> None:
-    """Need nothing."""
+    """Every machine can run a study."""
 
 
 def ranks(cells: Sequence[Cell], config: Config) -> int:
-    """Return the ranks of a cell: one a GPU, and one where there is none."""
+    """Return the processes of one cell: one on CPU cores."""
     return config.per_cell if on_gpu(cells) and visible_gpus() else 1
+
+
+def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
+    """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
+    use_gpus = on_gpu(cell for selection in selections for cell in selection.cells)
+    slots = cut_slots(config, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)
+    tasks: list[LocalTask] = []
+    for selection in selections:
+        submission, chosen = claim_cells(selection)
+        echo(f"{selection.study.name}: {submission}; {len(slots)} at once")
+        tasks += chosen
+    return Scheduler(slots, echo).run(tasks)
+
+
+def visible_gpus() -> dict[str, str]:
+    """Return the names of this machine's GPUs by index; {} without any. CUDA_VISIBLE_DEVICES narrows them."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found = dict(line.split(", ", 1) for line in done.stdout.strip().splitlines() if ", " in line)
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
+
+
+def cut_slots(config: Config, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
+    """Return the shares of the machine that run cells at once. Raises ConfigError where not even one cell fits."""
+    size, use_gpus = config.per_cell, use_gpus and bool(gpus)
+    kinds = sorted(set(gpus.values()))
+    if use_gpus and len(kinds) > 1 and not config.mixed_gpus:
+        raise ConfigError(
+            f"this machine has {', '.join(kinds)}: choose with CUDA_VISIBLE_DEVICES, "
+            "or cluster.mixed_gpus=true to mix them"
+        )
+    number = len(gpus if use_gpus else cores)
+    starts = range(0, number - size + 1, size)
+    if not starts:
+        raise ConfigError(f"cluster.per_cell={size}: there are {number} {'GPUs' if use_gpus else 'CPU cores'} here")
+    if use_gpus:
+        slots = [Slot(gpus=tuple(gpus)[i : i + size]) for i in starts]
+    else:
+        slots = [Slot(cores=tuple(cores)[i : i + size]) for i in starts]
+    return slots[: config.max_running]
+
+
+def claim_cells(selection: Selection) -> tuple[str, list[LocalTask]]:
+    """Take the cells that are neither done nor at work, and record that; return what was done, and the tasks."""
+    directory = selection.directory
+    directory.make()
+    code = take_snapshot(directory, selection.study.file)
+    with directory.lock():
+        submission, chosen = choose_cells(selection, code)
+        command = [sys.executable, str(code / "run.py")]
+        tasks = [LocalTask(directory, task.key, [*command, *task.args]) for task in chosen]
+        row = {"kind": "local", "job": "local", "pid": os.getpid(), "born": process_start(os.getpid())}
+        row |= {"snapshot": code.name, **git_state_of(code)}
+        directory.append_jobs(
+            {"cell": task.key, **row, "log": str(task.log.relative_to(directory.notes))} for task in tasks
+        )
+    return str(submission), tasks
+
+
+class Scheduler:
+    """Runs tasks on slots until none is left, or a signal comes."""
+
+    def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None]) -> None:
+        self.free, self.echo = list(slots), echo
+        self.running: dict[subprocess.Popen[bytes], tuple[LocalTask, Slot]] = {}
+        self.stopped = False
+        self.codes: list[int] = []
+
+    def run(self, tasks: Sequence[LocalTask]) -> int:
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        waiting = list(tasks)
+        try:
+            while self.running or (waiting and not self.stopped):
+                while waiting and self.free and not self.stopped:
+                    self._start(waiting.pop(0))
+                for process in [process for process in self.running if process.poll() is not None]:
+                    self._finish(process, len(tasks))
+                time.sleep(POLL_S)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for task in waiting:
+                record_end(task, None)
+        if self.stopped:
+            raise StoppedEarly("stopped, every cell is saved; the same command goes on")
+        return max(self.codes, default=0)
+
+    def _start(self, task: LocalTask) -> None:
+        slot = self.free.pop(0)
+        env = dict(os.environ)
+        if slot.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        else:
+            env.setdefault("OMP_NUM_THREADS", str(len(slot.cores)))
+        task.log.parent.mkdir(exist_ok=True)
+        with open(task.log, "ab") as log:  # a session of its own: a Ctrl-C reaches it through us, once
+            process = subprocess.Popen(
+                task.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+            )
+        if slot.cores:
+            with suppress(OSError):  # it has ended already
+                os.sched_setaffinity(process.pid, slot.cores)
+        self.running[process] = (task, slot)
+        self.echo(f"{task.directory.name}: {task.key} begins")
+
+    def _finish(self, process: subprocess.Popen[bytes], total: int) -> None:
+        task, slot = self.running.pop(process)
+        self.free.append(slot)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+        self.codes.append(code)
+        record_end(task, code)
+        lines = task.log.read_bytes().decode(errors="replace").strip().splitlines()
+        line = f"[{len(self.codes)}/{total}] {lines[-1] if lines else task.key}"
+        self.echo(line + (f" (exit code {code}; {task.log})" if code else ""))
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if not self.stopped:
+            self.echo("stopping: the cells at work are saved; once more interrupts them at once")
+        self.stopped = True
+        for process in self.running:
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+
+def record_end(task: LocalTask, code: int | None) -> None:
+    """Record that a cell has ended, or that it is given back (None)."""
+    with task.directory.lock():
+        task.directory.append_jobs([{"cell": task.key, "kind": "ended", "exit_code": code}])

@@ -1,24 +1,99 @@
-"""Slurm: one job array a study. Returns at once."""
+"""A study's cells as one job array, through submitit. A task of the array is a cell, its processes `python run.py ...`.
 
-from collections.abc import Callable, Sequence
+submitit's process becomes the run (`exec`): no handler of submitit's is left, and the run's signals and exit code are
+its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that an
+interrupted submission can be completed.
+"""
 
-from roadmap.errors import DONE
-from roadmap.sweep.cluster import SlurmConfig as Config
-from roadmap.sweep.slurm import check_gpu_types
-from roadmap.sweep.slurm import require_slurm as require
+import contextlib
+import io
+import os
+import re
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import submitit
+from pydantic import model_validator
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+from roadmap.config.fields import Float, Int, Text, key
+from roadmap.errors import DONE, ConfigError, DiskError
+from roadmap.sweep import queue, snapshot
+from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.study import Cell
-from roadmap.sweep.submit import Selection, on_gpu, submit
+from roadmap.sweep.study_dir import Row, StudyDir
+from roadmap.sweep.submit import Selection, Submission, Task, choose_cells, on_gpu
 
-__all__ = ["Config", "launch", "ranks", "require"]
+LAST_TASKS_S = 180  # after the first process has ended; one that hangs must not hold its GPUs
+RUNS_FILE = "runs.txt"
+SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
+FOLDER = "slurm"  # of submitit's files, below the study's notes
+
+
+class Config(ClusterConfig):
+    """How Slurm runs a cell: one task a rank, one GPU a task."""
+
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: whatever the partition has")
+    per_cell: Int = key(8, ge=1, le=65536, about="ranks a cell; on CPUs processes")
+    nodes: Int = key(1, ge=1, le=4096, about="that a cell's ranks are spread over")
+    cpus_per_rank: Int = key(8, ge=1, le=1024)
+    mem_gb: Float | None = key(None, gt=0, le=1e6, about="memory a node; null: the partition's default")
+    time_h: Float = key(24.0, gt=0, le=10_000, about="of a job; a run that needs longer goes on in the next")
+    notice_s: Int = key(120, ge=10, le=3600, about="seconds before the limit at which a run is asked to save")
+    max_running: Int | None = key(None, ge=1, le=1_000_000, about="cells at once; null: as many as Slurm gives")
+    setup: tuple[Text, ...] = key(
+        (), max_length=100, about="a list of shell lines before the run, such as [module load cuda]"
+    )
+    report: bool = key(True, about="draw the chart when the last cell has ended")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if any(SECRET.search(line) for line in self.setup):
+            raise ConfigError(
+                "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; "
+                "set it in your shell"
+            )
+        if self.per_cell % self.nodes:
+            raise ConfigError(f"cluster.per_cell={self.per_cell}: must be a multiple of cluster.nodes={self.nodes}")
+        return self
+
+
+def require() -> None:
+    """Raise ConfigError where there is no Slurm."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "CLUSTER=slurm: there is no Slurm here (no sbatch); CLUSTER=local runs the study on this machine"
+        )
+
+
+def check_gpu_types(config: Config) -> None:
+    """Raise ConfigError where cells that want GPUs could land on different types of them."""
+    if config.gpu_type or config.constraint or config.mixed_gpus:
+        return
+    types = queue.gpu_types(config.partition)
+    if len(types) > 1:
+        raise ConfigError(
+            f"cluster.gpu_type=null: the study could be spread over {', '.join(types)}; name one, "
+            "or cluster.mixed_gpus=true to mix them"
+        )
 
 
 def ranks(cells: Sequence[Cell], config: Config) -> int:
-    """Return the ranks of a cell."""
+    """Return the processes of one cell."""
     return config.per_cell
 
 
 def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
-    """Submit each study. Raises ConfigError with Slurm's message, Busy, DiskError."""
+    """Start every study's cells, one job array a study; return 0. Raises ConfigError, Busy, DiskError."""
     if any(on_gpu(selection.cells) for selection in selections):
         check_gpu_types(config)
     for selection in selections:
@@ -26,3 +101,167 @@ def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str]
         echo(f"{name}: {submit(selection, config)}")
         echo(f"  make status STUDY={name}; the runs are in {selection.directory.path}")
     return DONE
+
+
+def submit(selection: Selection, config: Config) -> Submission:
+    """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
+    directory = selection.directory
+    directory.make()
+    code = snapshot.take_snapshot(directory, selection.study.file)
+    with directory.lock():
+        recover_pending(directory)
+        submission, tasks = choose_cells(selection, code)
+        if tasks:
+            submission.job = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
+    return submission
+
+
+def submit_tasks(
+    study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str = "roadmap"
+) -> str:
+    """Submit an array and the report behind it, and record its jobs; return its id. Call it with the study locked.
+
+    Raises ConfigError with Slurm's own message, DiskError.
+    """
+    name = f"{study.name}-{secrets.token_hex(4)}"
+    shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
+    shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
+    rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
+    study.set_pending({"name": name, "rows": rows})
+    try:
+        jobs = submit_array(study, name, tasks, code, config, use_gpus)
+    except ConfigError:  # Slurm's refusal: nothing is queued
+        study.set_pending(None)
+        raise
+    record_jobs(study, rows, jobs)
+    array = jobs[0].split("_")[0]
+    if config.report:
+        submit_report(study, name, code, array, config)
+    return array
+
+
+def record_jobs(study: StudyDir, rows: Iterable[Row], jobs: Iterable[str]) -> None:
+    """Record the jobs of a submission, which is then complete."""
+    logs = (f"{FOLDER}/{job}_0_log.out" for job in jobs)  # what a job's first process writes
+    study.append_jobs({**row, "job": job, "log": log} for row, job, log in zip(rows, jobs, logs, strict=True))
+    study.set_pending(None)
+
+
+def recover_pending(study: StudyDir) -> None:
+    """Complete what an interrupted submission left: record the jobs that Slurm has of it, cancel those that cannot run.
+
+    Raises ConfigError where Slurm does not answer: nobody knows then what is queued.
+    """
+    pending = study.pending()
+    if pending is None:
+        return
+    answer = queue.query([pending["name"]])
+    if not answer.answered:
+        raise ConfigError(
+            f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); "
+            "try again"
+        )
+    active = {job for job, state in answer.states.items() if state in queue.PENDING + queue.RUNNING}
+    whole = {job for job in answer.states if (study.notes / FOLDER / f"{job}_submitted.pkl").exists()}
+    queue.scancel(sorted(active - whole))  # submitit had not yet given them their work
+    by_index = {int(job.partition("_")[2] or 0): job for job in whole}
+    found = [index for index in range(len(pending["rows"])) if index in by_index]
+    record_jobs(study, [pending["rows"][index] for index in found], [by_index[index] for index in found])
+
+
+def submit_array(
+    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool
+) -> list[str]:
+    """Submit one array; return its job ids, `12_0` and so on, `12` for a single one. Raises ConfigError, DiskError."""
+    folder = study.notes / FOLDER
+    runs_file = folder / name / RUNS_FILE
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)  # submitit writes files that anyone may read
+        runs_file.parent.mkdir(mode=0o700, exist_ok=True)
+        runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
+    except OSError as error:
+        raise DiskError(f"{folder}: cannot be written ({error.strerror})") from None
+    executor = SlurmExecutor(folder)
+    executor.update_parameters(**array_parameters(name, code, runs_file, config, use_gpus))
+    return submit_commands(executor, [[sys.executable, str(code / "run.py"), *task.args] for task in tasks])
+
+
+def submit_report(study: StudyDir, name: str, code: Path, array: str, config: Config) -> None:
+    """Queue the report behind an array, however its tasks end. Where Slurm refuses it, `make report` draws it."""
+    executor = SlurmExecutor(study.notes / FOLDER)
+    executor.update_parameters(
+        **placement(config) | {"constraint": None},
+        job_name=report_name(name),
+        wckey=None,
+        time=60,
+        nodes=1,
+        ntasks_per_node=1,
+        dependency=f"afterany:{array}",
+        setup=[f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
+        stderr_to_stdout=True,
+    )
+    command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
+    with contextlib.suppress(ConfigError):
+        submit_commands(executor, [command])
+
+
+def report_name(name: str) -> str:
+    """Return the name of the job that draws the report behind an array."""
+    return f"{name}-report"
+
+
+def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use_gpus: bool) -> dict[str, object]:
+    """Return the parameters of submitit's executor."""
+    tasks = config.per_cell // config.nodes
+    gpus = {"gres": f"gpu:{config.gpu_type}:{tasks}" if config.gpu_type else f"gpu:{tasks}"} if use_gpus else {}
+    return {
+        **placement(config),
+        **gpus,
+        "job_name": name,
+        "time": max(1, round(config.time_h * 60)),  # minutes
+        "nodes": config.nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": config.cpus_per_rank,
+        "mem": f"{round(config.mem_gb * 1024)}M" if config.mem_gb else None,
+        "signal_delay_s": config.notice_s,
+        "array_parallelism": config.max_running or 100_000,
+        "wckey": None,  # submitit's own label, which a cluster that checks them would refuse
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True},
+        # A killed rank's peers notice it by themselves and still write why; only one that hangs is ended.
+        "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_TASKS_S}"],
+        "setup": [
+            *config.setup,
+            "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
+            "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+        ],
+        "teardown": ["code=$?", requeue_command(code, runs_file), "exit $code"],
+    }
+
+
+def requeue_command(code: Path, runs_file: Path) -> str:
+    """Return the shell's line that may queue the job again, with the code of the snapshot."""
+    module = (
+        "requeue" if (code / "roadmap" / "sweep" / "requeue.py").exists() else "after"
+    )  # as older snapshots call it
+    python = shlex.quote(sys.executable)
+    return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.{module} $code {shlex.quote(str(runs_file))}"
+
+
+def placement(config: Config) -> dict[str, object]:
+    """Return where Slurm may run a job."""
+    return {key: getattr(config, key) for key in ("partition", "account", "qos", "constraint")}
+
+
+def submit_commands(executor: SlurmExecutor, commands: Sequence[Sequence[str]]) -> list[str]:
+    """Let submitit submit `exec COMMAND` jobs; return their ids. Raises ConfigError with what Slurm says."""
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):  # submitit echoes Slurm's words
+            jobs: list[submitit.Job[None]] = executor.map_array(
+                os.execv, [command[0] for command in commands], list(commands)
+            )
+    except (FailedJobError, FailedSubmissionError) as error:
+        reason = queue.error_line(str(error)) or queue.error_line(output.getvalue())
+        raise ConfigError(f"Slurm refuses the study: {reason}") from None
+    return [str(job.job_id) for job in jobs]
