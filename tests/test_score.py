@@ -79,7 +79,7 @@ def counted(net, pairs):
 
 @torch.no_grad()
 def varied(net, bias, pairs):
-    """Let a net with drawn weights choose among all classes: without it one class has the highest logit for every image."""
+    """Let a net with drawn weights choose among all classes: else one class has the highest logit for every image."""
     bias -= net(pairs[0]).mean(0)
     assert len(net(pairs[0]).argmax(1).unique()) > 2
     return net
