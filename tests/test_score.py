@@ -201,8 +201,10 @@ def test_images_are_resized_to_256_and_cropped_to_224_as_the_recipe_says(folder,
 
 
 def files_of(path):
-    return {str(p.relative_to(path)): (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "") for p in
-            [path, *path.rglob("*")]}  # fmt: skip
+    """Return every file below a folder with its time and the hash of its bytes."""
+    files = [path, *path.rglob("*")]
+    hashes = [hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for p in files]
+    return {str(p.relative_to(path)): (p.stat().st_mtime_ns, digest) for p, digest in zip(files, hashes, strict=True)}
 
 
 def scoring(config, weights):
