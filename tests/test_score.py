@@ -287,7 +287,7 @@ class TestRuns:
             ("!!python/object/apply:os.system ['touch marker']", "no config that can be read"),
             ("- a list", "no config that can be read"),
             ("[" * 3000, "no config that can be read"),
-            ("model: {depths: [1, 1, 2, 1]}", "of another net (model.activation: None -> gelu"),
+            ("model: {depths: [1, 1, 2, 1]}", "of another net (model.activation: relu -> gelu"),
         ):
             (path / "config.yaml").write_text(text)
             self.refused(scoring(config, path), words)
