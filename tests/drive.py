@@ -101,6 +101,9 @@ class Fork:
 def serve() -> None:
     """For each line of stdin, fork a run and answer with its pid, or wait for one and answer with its exit code."""
     before = dict(os.environ)
+    import run as run_module
+
+    own = {name: value for name, value in os.environ.items() if name not in before}  # read by torch
     import sklearn.datasets
     import timm.data.mixup
     import torch._dynamo
@@ -109,13 +112,11 @@ def serve() -> None:
 
     import roadmap.training.evaluate_weights
     import roadmap.training.train
-    import run as run_module
 
     assert sklearn.datasets and timm.data.mixup and torch._dynamo and wandb
     assert roadmap.training.train and roadmap.training.evaluate_weights
     Plugins.instance()
     gc.freeze()  # a collection in a fork would touch, and so copy, all that the imports made
-    own = {name: value for name, value in os.environ.items() if name not in before}  # set by the imports
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:

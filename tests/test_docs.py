@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -188,6 +189,13 @@ def test_readme_fits_its_limits():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert max(map(len, lines)) <= 120
+
+
+def test_readme_has_a_word_for_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    built_on = (ROOT / "README.md").read_text(encoding="utf-8").split("It stands on:")[1].lower()
+    for dependency in project["dependencies"]:
+        assert re.split(r"[<>=~! ]", dependency)[0].lower() in built_on, dependency
 
 
 def links(page: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from roadmap.config.choices import Kernels
 from roadmap.errors import DataError, Refused
 from roadmap.files import read_json, write_json
 from roadmap.report import aggregate, collect
@@ -91,7 +92,7 @@ def test_an_old_study_and_a_new_row_make_one_report(trained, small):
 
 def test_a_stopped_run_goes_on_with_other_kernels_and_its_record_says_so(trained):
     config = trained("gelu", "kernels=plain", stopped_at=4)
-    config.kernels = "fast"
+    config.kernels = Kernels.fast
     summary = train(config)
     assert summary["drift"] == []
     assert [change.split(":")[0] for change in summary["rounding"]] == ["kernels"]

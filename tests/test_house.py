@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.sweep.folder import StudyDir
 from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
 
 from .conftest import ROOT
 
@@ -27,7 +27,8 @@ FLOORS = (
     {"sweep"},
     {"training"},
     {"report", "data"},
-    {"steps", "runs"},
+    {"steps"},
+    {"runs"},
     {"net", "distributed"},
     {"roadmap", "config", "catalog", "paper", "files", "text", "errors"},
 )
@@ -38,12 +39,14 @@ TORCH_FREE = {"run", "roadmap", "config", "catalog", "paper", "files", "text", "
 WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",
+    "roadmap.steps.dry_run": "costs the net of a run",
     "roadmap.sweep.plan": "costs every cell",
     "roadmap.sweep.train_speed": "times a step",
 }
 LAZY = {  # imports within functions that `--help`, submit, status, reconcile, cancel and the report do not call
     ("run", "roadmap.training"): "mode=train and mode=evaluate, after the config was checked",
     ("run", "roadmap.data"): "mode=data_check",
+    ("run", "roadmap.steps.dry_run"): "dry=true",
     ("roadmap.runs.provenance", "torch"): "a run asks for its hardware",
     ("roadmap.sweep.__main__", "roadmap.sweep.plan"): "the verb plan",
     ("roadmap.sweep.__main__", "roadmap.sweep.train_speed"): "the verb plan",
@@ -200,7 +203,8 @@ def too_large(house: House) -> Iterator[str]:
 
 def names_twice(house: House) -> Iterator[str]:
     """A module of bench is named for what it measures, which is the name of its command too."""
-    stems = Counter(m.path.stem for m in house.values() if m.room != "bench" and not m.path.stem.startswith("__"))
+    named = (m.path.stem for m in house.values() if m.room not in ("bench", "run"))
+    stems = Counter(stem for stem in named if not stem.startswith("__"))
     yield from (f"{stem}.py: {count} modules have this name" for stem, count in stems.items() if count > 1)
     checking = [m for m in house.values() for x in m.tree.body if isinstance(x, ast.FunctionDef) and x.name == "check"]
     if len(checking) > 1:
