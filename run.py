@@ -62,7 +62,7 @@ def run(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Do what `mode` says; return the line in which the run ends. Raises RoadmapError."""
     if config.weights is not None and config.mode != Mode.evaluate:
         raise ConfigError(f"weights={config.weights}: only mode=evaluate takes weights, this is mode={config.mode}")
-    if config.weights is None and config.mode == Mode.evaluate:
+    if not config.weights and config.mode == Mode.evaluate:
         raise ConfigError("mode=evaluate: needs weights=FILE, or weights= one of our run directories")
     if env.world_size > 1 and config.mode != Mode.train:
         raise ConfigError(f"mode={config.mode}: takes one process, {env.launcher} has started {env.world_size}")

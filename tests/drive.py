@@ -56,7 +56,10 @@ class Forks:
 
     def __init__(self) -> None:
         command = [sys.executable, str(Path(__file__)), "--forks"]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # as run.py has it, read when torch is imported
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.folder, self.started = TemporaryDirectory(), 0
 
     def start(self, words: tuple[str, ...], env: dict[str, str] | None = None) -> "Fork":

@@ -1,9 +1,11 @@
 """Run directories made up for the tests of the report, written with the ledger's own functions."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from roadmap import files, paper
 from roadmap.runs import metrics, schema
@@ -75,7 +77,12 @@ def write_run(
     }
     folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
     folder.mkdir(parents=True)
-    (folder / schema.CONFIG).write_text(CONFIG.format(**(values | {"epochs": epochs})) + config)
+    resolved = yaml.safe_load(CONFIG.format(**(values | {"epochs": epochs})) + config)
+    for change in re.split(r",(?=[A-Za-z_.]+=)", values["cell"])[1:]:  # what the name says was overridden
+        key, _, value = change.partition("=")
+        part, _, name = key.rpartition(".")
+        (resolved.setdefault(part, {}) if part else resolved)[name] = yaml.safe_load(value)
+    (folder / schema.CONFIG).write_text(yaml.safe_dump(resolved, sort_keys=False))
     if correct is not None:
         np.save(folder / schema.CORRECT, np.packbits(correct))
     rows = []

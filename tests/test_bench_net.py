@@ -104,6 +104,7 @@ def test_a_captured_step_is_the_eager_one_on_the_batch_that_is_given():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine compiles for minutes
 def test_a_compiled_net_is_measured_too(tmp_path):
     file = tmp_path / "net.json"
     assert (

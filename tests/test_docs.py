@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import os
 import re
 import runpy
+import select
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,10 +24,12 @@ from roadmap.steps.compose import compose, compose_primary, hydra_initialized, v
 from roadmap.steps.help import config_dirs, help_text
 from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
 from roadmap.steps.tree import CONF
+from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
 from roadmap.sweep.study import study_file
 
 from .conftest import ROOT
+from .fabricate import write_run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = ("Makefile", "pyproject.toml", "requirements.lock", "run.py", "roadmap", "conf", "sweeps", "notebooks")
@@ -127,7 +133,8 @@ def check_sweep(words: list[str]) -> None:
     cut = words.index("--")
     studies = words[: next(i for i, word in enumerate(words) if word.startswith("-"))]
     overrides = words[cut + 1 :]
-    load_cluster(words[words.index("--cluster") + 1], overrides)
+    name = words[words.index("--cluster") + 1]
+    load_cluster(launchers.find(name).Config, name, overrides)
     for study in studies:
         check_config(study_file(study), [word for word in overrides if not is_cluster_key(word)])
 
@@ -184,6 +191,13 @@ def test_readme_fits_its_limits():
     assert max(map(len, lines)) <= 120
 
 
+def test_readme_has_a_word_for_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    built_on = (ROOT / "README.md").read_text(encoding="utf-8").split("It stands on:")[1].lower()
+    for dependency in project["dependencies"]:
+        assert re.split(r"[<>=~! ]", dependency)[0].lower() in built_on, dependency
+
+
 def links(page: Path) -> Iterator[str]:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
@@ -218,7 +232,10 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_a_local_file_of_the_pages_has_keys_that_there_are():
     for title, text in titled("conf/local/cluster/").items():
-        load_cluster(Path(title).stem, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()])
+        name = Path(title).stem
+        load_cluster(
+            launchers.find(name).Config, name, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()]
+        )
 
 
 def test_json_and_yaml_of_the_pages_can_be_read():
@@ -253,3 +270,99 @@ def test_fidelity_shows_the_gmacs_that_the_code_counts():
             net = compose(step, "tiny", [f"model.stride_on={reading}"]).model
             assert f"{cost(net, 1000, 224).gmacs:.3f}" == shown, (step, reading)
         assert f"{float(spatial):.2f}" == printed or abs(float(spatial) - float(printed)) <= 0.0051, step
+
+
+# The diffs of CONTRIBUTING.md, applied to a copy of the checkout.
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the files that the diffs of each section touch, by its heading."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r"^## ", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M)[1:]:
+        found[part.splitlines()[0]] = re.findall(r"^\+\+\+ b/(\S+)$", part, re.M)
+    return found
+
+
+def test_extending_touches_as_many_files_as_the_table_says():
+    files = {heading: sorted(touched) for heading, touched in sections().items() if touched}
+    assert {heading: len([f for f in touched if f.endswith(".py")]) for heading, touched in files.items()} == {
+        "A step": 0,
+        "A toggle": 3,
+        "A data set that needs a loader": 2,
+        "A recorded number": 2,
+        "A figure": 2,
+        "A launcher": 1,
+    }
+    configs = {heading: len([f for f in touched if f.endswith(".yaml")]) for heading, touched in files.items()}
+    assert configs == {**dict.fromkeys(files, 1), "A recorded number": 0, "A figure": 0}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """Return a copy of the checkout with every diff of CONTRIBUTING.md applied."""
+    copy = tmp_path_factory.mktemp("extended")
+    for name in ("run.py", "Makefile", "roadmap", "conf", "sweeps"):
+        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "local")
+        shutil.copytree(source, copy / name, ignore=ignored) if source.is_dir() else shutil.copy(source, copy / name)
+    for block in blocks():
+        if block.language == "diff":
+            subprocess.run(["git", "apply", "-"], input=block.text, text=True, cwd=copy, check=True, timeout=60)
+    return copy
+
+
+def run_in(checkout: Path, *words: str) -> str:
+    """Run a command of a checkout to its good end; return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TINY = ("recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0", "+data.train_images=64")
+
+
+def test_an_added_toggle_trains_on_an_added_data_set(extended, tmp_path):
+    words = ("+step=gather_excite", "data=stripes", *TINY, "wandb.mode=disabled", f"paths.runs={tmp_path}")
+    assert "gather_excite" in run_in(extended, "run.py", *words)
+    (run,) = tmp_path.glob("single/nano-stripes/*/seed0")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["gather_excite"] is True
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["num_classes"], summary["parent"]) == (4, "separate_downsampling")
+    assert summary["best_top1"] >= summary["top1"]
+
+
+def test_an_added_figure_is_drawn_and_an_added_number_is_a_column(extended, tmp_path):
+    """Also where no run has recorded the number yet."""
+    for seed, top1 in enumerate((50.0, 52.5)):
+        write_run(tmp_path / "runs", "gelu", seed, top1=top1)
+    write_run(tmp_path / "runs", "gelu", 2, top1=51.0, best_top1=53.0)
+    out = tmp_path / "report"
+    run_in(extended, "-m", "roadmap.report", str(tmp_path / "runs"), "--out", str(out))
+    assert (out / "seeds.svg").stat().st_size > 1000
+    assert "seeds" in (out / "index.html").read_text(encoding="utf-8")
+    assert "best_top1" in (out / "table.csv").read_text().splitlines()[0]
+
+
+def test_an_added_launcher_runs_cells(extended, tmp_path):
+    """Its process holds the pipe's other end until the last cell has ended."""
+    reading, writing = os.pipe()
+    words = ("submit", "demo", "--runs", str(tmp_path), "--cluster", "detached", "--steps", "resnet", "--")
+    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "wandb.mode=disabled", "device=cpu"]
+    env = {**os.environ, "PYTHONPATH": str(extended)}
+    done = subprocess.run(
+        command, cwd=extended, env=env, pass_fds=[writing], capture_output=True, timeout=120, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert select.select([reading], [], [], 120)[0] and os.read(reading, 1) == b""
+    os.close(reading)
+    (status,) = tmp_path.glob("demo/nano-digits/*/seed0/status.json")
+    assert json.loads(status.read_text())["state"] == "done"

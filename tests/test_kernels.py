@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Kernels
-from roadmap.errors import ConfigError, Refused, StoppedEarly
+from roadmap.errors import ConfigError
 from roadmap.net import build_net, kernels, use_kernels
 from roadmap.net.kernels import launch
 from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
@@ -17,12 +17,11 @@ from roadmap.net.kernels.measured import MEASURED
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
-from roadmap.training import train as training
 from roadmap.training.train import train
 
 from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
 from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
-from .records import Interrupter, ledger
+from .records import ledger
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TOY = {step: cfg.replace(layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}
@@ -215,18 +214,10 @@ def test_a_run_records_its_forms_and_says_them_once(small):
     assert json.loads((run_path(config) / SUMMARY).read_text())["kernels"] == "pointwise linear"
 
 
-def test_a_run_does_not_go_on_with_other_forms(small, monkeypatch):
-    config = small("gelu", "kernels=plain")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 2)
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config)
+def test_a_run_goes_on_with_other_forms_and_its_record_keeps_that(trained):
+    config = trained("gelu", "kernels=plain", stopped_at=2)
     config.kernels = Kernels.auto
-    with pytest.raises(Refused, match=r"kernels: plain -> pointwise without bias linear"):
-        train(config)
-    config.allow_drift = True
-    assert "kernels: plain -> pointwise without bias linear" in train(config)["drift"]
+    assert "kernels: plain -> pointwise without bias linear" in train(config)["rounding"]
     assert json.loads((run_path(config) / STATUS).read_text())["kernels"] == "pointwise without bias linear"
 
 

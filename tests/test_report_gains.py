@@ -1,4 +1,4 @@
-"""What each row gains over its parent: which row that is, over seeds, over images, beside the paper; and the words about it."""
+"""What each row gains over its parent: which row that is, over seeds, over images, beside the paper; the findings."""
 
 import csv
 import itertools
@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from roadmap.report import aggregate, collect, stats
-from roadmap.report.as_json import to_json
-from roadmap.report.columns import GAINS, filled
-from roadmap.report.findings import findings
-from roadmap.report.tables import to_csv, to_markdown, to_tex
-from roadmap.report.text import for_tex
+from roadmap.report import aggregate, collect, findings
+from roadmap.report.analyse import statistics
+from roadmap.report.write.columns import gain_columns, tables_of
+from roadmap.report.write.escape import for_tex
+from roadmap.report.write.results_json import to_json
+from roadmap.report.write.tables import to_csv, to_markdown, to_tex
 from tests.fabricate import write_roadmap, write_run
 
 CHAIN = ("resnet", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise")
@@ -45,10 +45,10 @@ def test_gains_over_seeds_are_welchs_and_holm_counts_every_step_of_the_study(tmp
     for step, values in tops.items():
         seeds(tmp_path, step, values)
     groups = aggregate(collect([tmp_path]).runs)
-    found = [stats.welch(tops[step], tops[parent]) for parent, step in itertools.pairwise(CHAIN)]
+    found = [statistics.welch(tops[step], tops[parent]) for parent, step in itertools.pairwise(CHAIN)]
     gains = [cell_of(groups, step).gain for step in CHAIN[1:]]
     assert [gain.over_seeds for gain in gains] == [item.interval for item in found]
-    assert [gain.p_holm for gain in gains] == stats.holm([item.p for item in found])
+    assert [gain.p_holm for gain in gains] == statistics.holm([item.p for item in found])
     assert gains[0].p_holm > gains[0].p
 
 
@@ -106,10 +106,10 @@ def test_gains_over_images_pair_the_same_images_and_need_every_net_of_both_rows(
     for seed, correct in enumerate(theirs):
         write_run(tmp_path, "resnet", seed, correct=correct, data_fingerprint="f")
     gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
-    assert gain.over_images == stats.image_bootstrap(np.stack(ours), np.stack(theirs))
+    assert gain.over_images == statistics.image_bootstrap(np.stack(ours), np.stack(theirs))
     assert gain.over_images.low < gain.gain < gain.over_images.high
     assert (gain.only_this, gain.only_parent) == (int((ours[0] & ~theirs[0]).sum()), int((theirs[0] & ~ours[0]).sum()))
-    assert gain.mcnemar_p == stats.mcnemar(ours[0], theirs[0]).p
+    assert gain.mcnemar_p == statistics.mcnemar(ours[0], theirs[0]).p
     (tmp_path / "roadmap" / "nano-digits" / "resnet" / "seed2" / "correct.npy").unlink()
     gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
     assert (gain.over_images, gain.mcnemar_p) == (None, None)
@@ -142,14 +142,17 @@ def variant(runs, name, top1, study="leave_one_out", **more):
 def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_all_else_is_the_same(tmp_path):
     variant(tmp_path, "without_gelu", 49.0, code_hash="aaaa")
     write_run(tmp_path, "separate_downsampling", top1=50.0, study="roadmap", code_hash="aaaa")
-    write_run(tmp_path / "other", "separate_downsampling", top1=50.0, study="roadmap", code_hash="bbbb")
-    gain = cell_of(
-        aggregate(collect([tmp_path / "roadmap", tmp_path / "leave_one_out"]).runs),
-        "separate_downsampling+without_gelu",
-    ).gain
-    assert (gain.parent, gain.gain) == ("separate_downsampling of study roadmap", -1.0)
-    alone = aggregate(collect([tmp_path / "other", tmp_path / "leave_one_out"]).runs)
-    assert cell_of(alone, "separate_downsampling+without_gelu").gain is None
+    write_run(tmp_path / "other", "separate_downsampling", top1=51.0, study="newer", code_hash="bbbb")
+    write_run(tmp_path / "longer", "separate_downsampling", top1=52.0, study="longer", epochs=9)
+
+    def gain(*studies):
+        groups = aggregate(collect([tmp_path / study for study in (*studies, "leave_one_out")]).runs)
+        return cell_of(groups, "separate_downsampling+without_gelu").gain
+
+    for studies in (("roadmap",), ("roadmap", "other")):  # of several the one of the same code
+        assert (gain(*studies).parent, gain(*studies).gain) == ("separate_downsampling of study roadmap", -1.0)
+    assert gain("other").parent == "separate_downsampling of study newer, of other code or hardware"
+    assert gain("longer") is None
 
 
 def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
@@ -192,13 +195,13 @@ def test_too_few_rows_or_synthetic_images_are_not_ranked(tmp_path):
 
 
 def test_every_column_of_the_tables_says_what_it_means(tmp_path):
-    for column in GAINS[1:]:
+    for column in gain_columns():
         assert column.about or column.heading == "compared with", column.heading
     write_roadmap(tmp_path, "tiny", "imagenet", seeds=3, epochs=1)
     collected = collect([tmp_path])
     groups = aggregate(collected.runs)
     text = to_markdown(groups, collected).decode()
-    for column, _ in filled([c for c in groups[0].cells if c.gain], GAINS):
+    for column in (column for table in tables_of(groups[0]) for column in table.columns):
         assert not column.about or f"- {column.heading}: " in text
 
 
@@ -238,7 +241,15 @@ def test_hostile_labels_are_harmless_in_latex(tmp_path):
         write_run(tmp_path, f"own{i}", parent="gelu", label=label)
     text = to_tex(aggregate(collect([tmp_path]).runs)).decode()
     assert text.isascii()
-    commands = set(re.findall(r"\\([A-Za-z]+)", text)) - {"begin", "end", "hline", "input"}
+    commands = set(re.findall(r"\\([A-Za-z]+)", text)) - {
+        "begin",
+        "end",
+        "input",
+        "toprule",
+        "midrule",
+        "bottomrule",
+        "usepackage",
+    }
     assert commands <= {"textbackslash", "textless", "textgreater", "textasciicircum", "textasciitilde", "dots", "pm"}
     assert text.count("\\input") == 1  # our own comment
     assert for_tex("$\\frac{1$") == r"\$\textbackslash{}frac\{1\$"

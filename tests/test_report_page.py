@@ -1,4 +1,4 @@
-"""The page: one file that needs no network, says everything, and lets no name do anything; in a real browser where there is one."""
+"""The page: one file that needs no network and lets no name do anything; in a real browser where there is one."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ import pytest
 
 from roadmap.report import aggregate, collect
 from roadmap.report.__main__ import main
-from roadmap.report.page import command
+from roadmap.report.write.page import command
 from tests.fabricate import unfinished, write_roadmap, write_run
 
 HOSTILE = {
@@ -255,8 +255,8 @@ def test_it_is_light_or_dark_as_the_reader_wishes(opened):
         opened.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         )
-        style = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color].map(c => c.match(/\\d+/g).map(Number))"
-        back, ink = opened.execute_script(style)
+        numbers = "[s.backgroundColor, s.color].map(c => c.match(/\\d+/g).map(Number))"
+        back, ink = opened.execute_script(f"const s = getComputedStyle(document.body); return {numbers}")
         seen[scheme] = (sum(back), sum(ink))
     assert seen["light"][0] - seen["light"][1] > 500
     assert seen["dark"][1] - seen["dark"][0] > 500

@@ -7,16 +7,23 @@ from hypothesis import strategies as st
 from matplotlib.container import BarContainer
 
 from roadmap import paper
-from roadmap.report import aggregate, collect, gallery, plots, tradeoffs
-from roadmap.report.gallery import suffixes
-from roadmap.report.ranking import ranking
-from roadmap.report.style import COLUMN, image
+from roadmap.report import aggregate, collect, gallery, step_gains, trade_offs
+from roadmap.report.analyse.ranking import ranking
+from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
+from roadmap.report.draw.gallery import suffixes
+from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time
+from roadmap.report.draw.style import COLUMN, image
+from roadmap.report.draw.trade_offs import pareto
 from tests.fabricate import write_roadmap, write_run
 from tests.test_report_figure import HOSTILE, markers, texts_of
 
 
 def groups_of(runs):
     return aggregate(collect([runs]).runs)
+
+
+def drawn(groups):
+    return {drawing.name: drawing.figure for drawing in gallery(groups)}
 
 
 def ends(axes, style="-"):
@@ -38,7 +45,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_roadmap_has_every_figure_that_its_data_allow(whole, tmp_path):
-    assert set(gallery([whole])) == {
+    assert set(drawn([whole])) == {
         "roadmap",
         "roadmap-column",
         "gains",
@@ -48,7 +55,7 @@ def test_a_roadmap_has_every_figure_that_its_data_allow(whole, tmp_path):
         "ranking",
     }
     write_run(tmp_path, "gelu")
-    assert set(gallery(groups_of(tmp_path))) == {"roadmap", "roadmap-column", "curves"}
+    assert set(drawn(groups_of(tmp_path))) == {"roadmap", "roadmap-column", "curves"}
 
 
 def test_groups_have_files_of_their_own(tmp_path):
@@ -57,12 +64,12 @@ def test_groups_have_files_of_their_own(tmp_path):
             write_run(tmp_path, step, regime=regime, data="imagenet")
     groups = groups_of(tmp_path)
     assert suffixes(groups) == ["-roadmap-tiny-imagenet", "-roadmap-base-imagenet"]
-    names = set(gallery(groups))
+    names = set(drawn(groups))
     assert {"roadmap", "roadmap-column-tiny", "roadmap-column-base", "gains-roadmap-tiny-imagenet"} <= names
 
 
 def test_gains_are_drawn_with_welchs_interval_and_the_papers(whole):
-    axes = plots.step_gains(whole).axes[0]
+    axes = step_gains(whole).axes[0]
     gains = [row.gain for row in whole.rows if row.gain]
     assert [dot.get_xdata()[0] for dot in markers(axes, "o")] == [gain.gain for gain in gains]
     assert [dot.get_xdata()[0] for dot in markers(axes, "D")] == [gain.paper_gain for gain in gains]
@@ -77,22 +84,25 @@ def test_gains_of_one_seed_have_the_images_interval_dotted_or_say_that_none_is_k
         write_run(tmp_path / "none", step, top1=50.0 + i)
     (group,) = groups_of(tmp_path / "bits")
     gain = group.rows[1].gain
-    figure = plots.step_gains(group)
+    figure = step_gains(group)
     assert ends(figure.axes[0], ":") == [(gain.over_images.low, gain.over_images.high)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours, 95 % over images only"]
-    without = plots.step_gains(groups_of(tmp_path / "none")[0])
+    without = step_gains(groups_of(tmp_path / "none")[0])
     assert not ends(without.axes[0], ":")
-    assert "one seed a row: no interval is known" in [text.get_text() for text in without.texts]
+    assert without.legends[0].get_title().get_text() == "one seed a row: no interval is known"
 
 
-@pytest.mark.parametrize(("prefix", "step"), [("without_", "separate_downsampling"), ("with_", "enhanced_recipe")])
-def test_variants_are_bars_of_what_they_change(tmp_path, prefix, step):
+@pytest.mark.parametrize(
+    ("draw", "prefix", "step"),
+    [(leave_one_out, "without_", "separate_downsampling"), (one_at_a_time, "with_", "enhanced_recipe")],
+)
+def test_variants_are_bars_of_what_they_change(tmp_path, draw, prefix, step):
     for seed in range(2):
         write_run(tmp_path, step, seed, top1=50.0 + seed)
         write_run(tmp_path, step, seed, top1=49.0 + 2 * seed, cell=f"{step}+{prefix}gelu", variant=f"{prefix}gelu")
         write_run(tmp_path, step, seed, top1=47.0, cell=f"{step}+{prefix}kernel_7", variant=f"{prefix}kernel_7")
     (group,) = groups_of(tmp_path)
-    axes = plots.toggles(group, prefix).axes[0]
+    axes = draw(group).axes[0]
     bars = [c.patches[0].get_width() for c in axes.containers if isinstance(c, BarContainer)]
     assert bars == [-0.5, -3.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["gelu", "kernel 7"]
@@ -102,7 +112,7 @@ def test_variants_are_bars_of_what_they_change(tmp_path, prefix, step):
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12), st.booleans())
 def test_the_pareto_front_is_what_no_other_point_beats(points, more):
-    front = {points[i] for i in tradeoffs.pareto(points, more)}
+    front = {points[i] for i in pareto(points, more)}
     sign = 1 if more else -1
 
     def beats(a, b):
@@ -112,7 +122,7 @@ def test_the_pareto_front_is_what_no_other_point_beats(points, more):
 
 
 def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
-    panels = [axes for axes in tradeoffs.trade_offs(whole).axes if axes.get_xlabel()]
+    panels = [axes for axes in trade_offs(whole).axes if axes.get_xlabel()]
     assert [axes.get_xlabel() for axes in panels] == [
         "MACs (G)",
         "parameters (M)",
@@ -121,15 +131,15 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
         "peak memory (GiB)",
     ]
     assert sorted(dot.get_xdata()[0] for m in "so" for dot in markers(panels[0], m)) == sorted(
-        row.gmacs for row in whole.rows
+        row.numbers["gmacs"] for row in whole.rows
     )
     for step in ("resnet", "gelu"):
         write_run(tmp_path, step, gpu_hours=None, train_images_per_s=None, peak_memory_gb=None)
-    assert len([axes for axes in tradeoffs.trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
+    assert len([axes for axes in trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
 
 
 def test_training_curves_have_a_panel_a_row_and_a_line_a_seed(whole):
-    panels = plots.training_curves(whole).axes
+    panels = training_curves(whole).axes
     assert len(panels) == len(whole.rows)
     for axes, row in zip(panels, whole.rows, strict=True):
         assert [tuple(line.get_ydata()) for line in axes.lines] == [
@@ -138,7 +148,7 @@ def test_training_curves_have_a_panel_a_row_and_a_line_a_seed(whole):
 
 
 def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashed(whole):
-    axes = plots.kernel_curve(whole).axes[0]
+    axes = kernel_curve(whole).axes[0]
     sizes = {"move_up_depthwise": 3, "kernel_5": 5, "kernel_7": 7, "kernel_9": 9, "kernel_11": 11}
     rows = {row.step: row for row in whole.rows if row.step in sizes}
     curve = axes.lines[0]
@@ -154,14 +164,14 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
 
 def test_rank_agreement_is_drawn_and_said_with_its_intervals(whole):
     ranks = ranking(whole)
-    figure = plots.rank_agreement(whole, ranks)
+    figure = rank_agreement(whole)
     assert len(markers(figure.axes[0], "o")) == 17
-    assert set(ranks.lines) <= {text.get_text() for text in figure.texts}
+    assert figure.legends[0].get_title().get_text() == "\n".join(ranks.lines)
     assert "95 % interval" in ranks.lines[0]
 
 
 def test_every_figure_says_in_svg_what_the_pointer_rests_on(whole):
-    for name, figure in gallery([whole]).items():
+    for name, figure in drawn([whole]).items():
         svg = image(figure, "svg").decode()
         assert "stage ratio" in svg or name == "kernel_size", name
         assert svg.count("<title>") >= 5, name
@@ -169,7 +179,7 @@ def test_every_figure_says_in_svg_what_the_pointer_rests_on(whole):
 
 
 def test_figures_beside_the_chart_are_as_wide_as_a_column_and_their_text_can_be_read(whole):
-    for name, figure in gallery([whole]).items():
+    for name, figure in drawn([whole]).items():
         if name == "roadmap":
             continue
         assert figure.get_size_inches()[0] == pytest.approx(COLUMN, abs=0.02), name
@@ -192,7 +202,7 @@ def outside(figure) -> list[str]:
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels()]
         low, high = sorted(axes.get_ylim())
         texts = [t for t in texts if t not in axes.get_yticklabels() or low <= t.get_position()[1] <= high]
-    texts += [t for legend in figure.legends for t in legend.get_texts()]
+    texts += [t for legend in figure.legends for t in (*legend.get_texts(), legend.get_title())]
     found = []
     for text in texts:
         box = text.get_window_extent(renderer)
@@ -214,6 +224,6 @@ def test_nothing_leaves_the_page_with_few_or_many_rows_long_labels_one_seed_or_m
         for seed in range(seeds if i % 7 else 1):
             write_run(tmp_path, step, seed, top1=60.0 + i / 3 + seed / 10, epochs=2, **label)
     groups = groups_of(tmp_path)
-    for name, figure in gallery(groups).items():
+    for name, figure in drawn(groups).items():
         assert not outside(figure), name
         assert "nan" not in " ".join(texts_of(figure)).split(), name

@@ -1,4 +1,4 @@
-"""The statistics of the report: published worked examples, and how often the intervals hold the truth in simulated studies."""
+"""The statistics of the report: published worked examples, and how often the intervals hold the truth."""
 
 import math
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from roadmap.report import stats
+from roadmap.report.analyse import statistics
 
-# Student's sleep data ("The probable error of a mean", 1908); results as printed in R's documentation of `sleep` and `t.test`.
+# Student's sleep data ("The probable error of a mean", 1908); results as in R's documentation of `sleep` and `t.test`.
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 STUDIES = 2_000
 
 
 def test_the_t_interval_of_students_sleep_data():
-    found = stats.mean_interval([b - a for a, b in zip(DRUG_1, DRUG_2, strict=True)])
+    found = statistics.mean_interval([b - a for a, b in zip(DRUG_1, DRUG_2, strict=True)])
     assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-7)
 
 
 def test_welchs_test_of_students_sleep_data():
-    found = stats.welch(DRUG_1, DRUG_2)
+    found = statistics.welch(DRUG_1, DRUG_2)
     assert found.p == pytest.approx(0.07939, abs=5e-6)
     assert (found.interval.low, found.interval.high) == pytest.approx((-3.3654832, 0.2054832), abs=1e-7)
 
@@ -32,7 +32,7 @@ def bits_of(both: int, only_this: int, only_other: int, neither: int) -> tuple[n
 
 def test_mcnemars_test_of_agrestis_approval_ratings():
     """Agresti, Categorical Data Analysis, Table 10.1: z squared = 17.36 without correction."""
-    found = stats.mcnemar(*bits_of(794, 150, 86, 570))
+    found = statistics.mcnemar(*bits_of(794, 150, 86, 570))
     assert (found.only_this, found.only_other) == (150, 86)
     assert found.p == pytest.approx(scipy_stats.chi2.sf(17.36, 1), rel=0.01)
     assert found.p == pytest.approx(3.1e-5, abs=1e-6)
@@ -40,31 +40,33 @@ def test_mcnemars_test_of_agrestis_approval_ratings():
 
 def test_mcnemars_test_of_few_images_is_the_binomial_one():
     """6 and 16 discordant pairs: the sign test's two-sided p of 0.0525."""
-    assert stats.mcnemar(*bits_of(59, 6, 16, 80)).p == pytest.approx(0.0525, abs=5e-5)
+    assert statistics.mcnemar(*bits_of(59, 6, 16, 80)).p == pytest.approx(0.0525, abs=5e-5)
 
 
 def test_holms_method_on_its_textbook_example():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.01, None, 0.03]) == [pytest.approx(0.02), None, pytest.approx(0.03)]
-    assert stats.holm([None, None]) == [None, None]
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.01, None, 0.03]) == [pytest.approx(0.02), None, pytest.approx(0.03)]
+    assert statistics.holm([None, None]) == [None, None]
 
 
 @pytest.mark.parametrize(("effect", "size"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
 def test_sample_sizes_are_those_of_cohens_tables(effect, size):
     """Cohen (1988), Table 2.4.1, at 5 % two-sided and a power of 80 %."""
-    assert stats.sample_size(effect) == size
+    assert statistics.sample_size(effect) == size
 
 
-@pytest.mark.parametrize(("effect", "size"), [(1e-6, stats.MOST_SEEDS), (8.0, 2), (19.785088714729216, 2), (1e6, 2)])
+@pytest.mark.parametrize(
+    ("effect", "size"), [(1e-6, statistics.MOST_SEEDS), (8.0, 2), (19.785088714729216, 2), (1e6, 2)]
+)
 def test_sample_sizes_of_tiny_and_huge_effects_end_at_the_limits(effect, size):
-    assert stats.sample_size(effect) == size
+    assert statistics.sample_size(effect) == size
 
 
 def test_rank_correlation_of_a_published_example():
     """Ten children's ranks for IQ and hours of television (Spearman's rho on Wikipedia): rho = -29/165."""
     iq = [86, 97, 99, 100, 101, 103, 106, 110, 112, 113]
     hours = [2, 20, 28, 27, 50, 29, 7, 17, 6, 12]
-    found = stats.agreement(iq, hours)
+    found = statistics.agreement(iq, hours)
     assert found.spearman == pytest.approx(-29 / 165)
     assert found.kendall == pytest.approx(-1 / 9)
     assert found.spearman_interval.low < -29 / 165 < found.spearman_interval.high
@@ -72,34 +74,34 @@ def test_rank_correlation_of_a_published_example():
 
 @pytest.mark.parametrize("values", [[70.0], [70.0, 70.0], [70.0] * 9])
 def test_without_a_spread_there_is_no_interval(values):
-    assert stats.mean_interval(values) is None
-    assert stats.welch(values, values) is None
-    assert stats.seed_bootstrap(values, values) is None
-    assert stats.seeds_needed(values, values) is None
+    assert statistics.mean_interval(values) is None
+    assert statistics.welch(values, values) is None
+    assert statistics.seed_bootstrap(values, values) is None
+    assert statistics.seeds_needed(values, values) is None
 
 
 def test_one_seed_gives_no_interval_over_seeds():
-    assert stats.welch([70.0], [60.0, 61.0]) is None
-    assert stats.welch([60.0, 61.0], [70.0]) is None
+    assert statistics.welch([70.0], [60.0, 61.0]) is None
+    assert statistics.welch([60.0, 61.0], [70.0]) is None
 
 
 def test_there_is_no_bootstrap_over_fewer_than_eight_seeds():
     rng = np.random.default_rng(0)
     many, few = rng.normal(size=8), rng.normal(size=7)
-    assert stats.seed_bootstrap(many, few) is None
-    assert stats.seed_bootstrap(few, many) is None
-    assert stats.seed_bootstrap(many, many + 1) is not None
+    assert statistics.seed_bootstrap(many, few) is None
+    assert statistics.seed_bootstrap(few, many) is None
+    assert statistics.seed_bootstrap(many, many + 1) is not None
 
 
 def test_the_image_bootstrap_is_that_of_drawing_images_one_by_one():
     rng = np.random.default_rng(1)
     ours, parent = rng.random((2, 400)) < 0.7, rng.random((3, 400)) < 0.6
-    found = stats.image_bootstrap(ours, parent)
+    found = statistics.image_bootstrap(ours, parent)
     one_by_one = scipy_stats.bootstrap(
         (100 * (ours.mean(axis=0) - parent.mean(axis=0)),), np.mean, method="percentile", n_resamples=9_999, rng=rng
     ).confidence_interval
     assert (found.low, found.high) == pytest.approx((one_by_one.low, one_by_one.high), abs=0.15)
-    assert stats.image_bootstrap(ours, ours) is None
+    assert statistics.image_bootstrap(ours, ours) is None
 
 
 def share(hits: list[bool]) -> float:
@@ -107,14 +109,18 @@ def share(hits: list[bool]) -> float:
     return sum(hits) / STUDIES
 
 
-def inside(interval: stats.Interval, truth: float) -> bool:
+def inside(interval: statistics.Interval, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_t_interval_holds_the_mean_in_95_of_100_studies(seeds):
     rng = np.random.default_rng(seeds)
-    assert 0.93 <= share([inside(stats.mean_interval(rng.normal(80, 0.1, seeds)), 80) for _ in range(STUDIES)]) <= 0.97
+    assert (
+        0.93
+        <= share([inside(statistics.mean_interval(rng.normal(80, 0.1, seeds)), 80) for _ in range(STUDIES)])
+        <= 0.97
+    )
 
 
 @pytest.mark.parametrize(("seeds", "spreads"), [(3, (0.1, 0.1)), (3, (0.06, 0.14)), (5, (0.02, 0.18))])
@@ -123,29 +129,31 @@ def test_welchs_interval_holds_the_gain_in_95_of_100_studies(seeds, spreads):
     hits = []
     for _ in range(STUDIES):
         values, parent = rng.normal(80.3, spreads[0], seeds), rng.normal(80, spreads[1], seeds)
-        hits.append(inside(stats.welch(values, parent).interval, 0.3))
+        hits.append(inside(statistics.welch(values, parent).interval, 0.3))
     assert 0.93 <= share(hits) <= 0.97
 
 
 def test_the_bootstrap_over_eight_seeds_holds_the_gain_in_95_of_100_studies(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
     rng = np.random.default_rng(3)
     hits = []
     for study in range(STUDIES):
-        hits.append(inside(stats.seed_bootstrap(rng.normal(80.3, 0.1, 8), rng.normal(80, 0.1, 8), seed=study), 0.3))
+        hits.append(
+            inside(statistics.seed_bootstrap(rng.normal(80.3, 0.1, 8), rng.normal(80, 0.1, 8), seed=study), 0.3)
+        )
     assert 0.93 <= share(hits) <= 0.97
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_image_bootstrap_holds_the_gain_of_fixed_nets_in_95_of_100_studies(seeds, monkeypatch):
     """The truth is the difference of the same nets over all images there could be."""
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
     rng = np.random.default_rng(4)
     hits = []
     for study in range(STUDIES):
         easy = rng.random((1, 1_000))  # how hard an image is, shared by all nets: they are wrong together
         right = easy + 0.2 * rng.normal(size=(2 * seeds, 1_000)) < np.repeat([0.8, 0.78], seeds)[:, None]
-        hits.append(inside(stats.image_bootstrap(right[:seeds], right[seeds:], seed=study), TRUE_GAIN))
+        hits.append(inside(statistics.image_bootstrap(right[:seeds], right[seeds:], seed=study), TRUE_GAIN))
     assert 0.93 <= share(hits) <= 0.97
 
 
@@ -166,7 +174,7 @@ def test_the_interval_of_rank_agreement_holds_it_in_95_of_100_studies():
     hits: dict[str, list[bool]] = {"spearman": [], "kendall": []}
     for _ in range(STUDIES):
         x, y = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], 17).T
-        found = stats.agreement(x, y)
+        found = statistics.agreement(x, y)
         hits["spearman"].append(inside(found.spearman_interval, rho))
         hits["kendall"].append(inside(found.kendall_interval, tau))
     assert 0.93 <= share(hits["spearman"]) <= 0.97

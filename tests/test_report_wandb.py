@@ -1,4 +1,4 @@
-"""The report from W&B, by W&B's own client over HTTP: the same tables as from the run directories, and every way it can fail."""
+"""The report from W&B, by its own client over HTTP: the same tables as from run directories, and every failure."""
 
 import json
 import os
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from roadmap.errors import ConfigError
-from roadmap.report.mirrored import history_of, own_summary
-from roadmap.report.wandb_source import parse
+from roadmap.report.read.wandb import last_values, metrics_of, parse_project
 from roadmap.runs import schema
 from tests.fabricate import unfinished, write_run
 from tests.wandb_server import KEY, Server
@@ -18,8 +17,8 @@ from tests.wandb_server import KEY, Server
 TABLES = ("table.csv", "table.md", "table.tex", "other_cells.csv", "findings.txt")
 BEGINNING = """
 import sys
-from roadmap.report import wandb_source
-wandb_source.RETRIES.update(max=1, wait_min_seconds=0.05, wait_max_seconds=0.2)
+from roadmap.report.read import wandb
+wandb.RETRIES.update(max=1, wait_min_seconds=0.05, wait_max_seconds=0.2)
 from roadmap.report.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -230,19 +229,19 @@ def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(serve
 )
 def test_a_misnamed_source_is_refused(text):
     with pytest.raises(ConfigError, match="not of the form wandb:ENTITY/PROJECT"):
-        parse(text)
+        parse_project(text)
 
 
 def test_a_line_that_went_up_twice_alike_counts_once_and_a_contradiction_is_suspect():
     rows = [{"_step": i, "epoch": i, "global_step": 10 * i, "val/loss": 1.0, "val/top1": 50.0 + i} for i in (1, 2, 2)]
-    assert [row["epoch"] for row in history_of(rows).evaluations] == [1, 2]
-    assert not history_of(rows).problem
+    assert [row["epoch"] for row in metrics_of(rows).rows] == [1, 2]
+    assert not metrics_of(rows).problem
     rows[2] = rows[2] | {"val/top1": 99.0}
-    assert "there twice" in history_of(rows).problem
+    assert "there twice" in metrics_of(rows).problem
 
 
 def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():
-    assert own_summary({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3}) == {
+    assert last_values({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3}) == {
         "a": 5,
         "b": None,
         "c": {"x": 1},

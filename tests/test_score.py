@@ -79,7 +79,7 @@ def counted(net, pairs):
 
 @torch.no_grad()
 def varied(net, bias, pairs):
-    """Let a net with drawn weights choose among all classes: without it one class has the highest logit for every image."""
+    """Let a net with drawn weights choose among all classes: without it one class is chosen for every image."""
     bias -= net(pairs[0]).mean(0)
     assert len(net(pairs[0]).argmax(1).unique()) > 2
     return net
@@ -201,8 +201,10 @@ def test_images_are_resized_to_256_and_cropped_to_224_as_the_recipe_says(folder,
 
 
 def files_of(path):
-    return {str(p.relative_to(path)): (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "") for p in
-            [path, *path.rglob("*")]}  # fmt: skip
+    def digest(p):
+        return hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else ""
+
+    return {str(p.relative_to(path)): (p.stat().st_mtime_ns, digest(p)) for p in [path, *path.rglob("*")]}
 
 
 def scoring(config, weights):
@@ -287,7 +289,7 @@ class TestRuns:
             ("!!python/object/apply:os.system ['touch marker']", "no config that can be read"),
             ("- a list", "no config that can be read"),
             ("[" * 3000, "no config that can be read"),
-            ("model: {depths: [1, 1, 2, 1]}", "of another net (model.activation: None -> gelu"),
+            ("model: {depths: [1, 1, 2, 1]}", "of another net (model.activation: relu -> gelu"),
         ):
             (path / "config.yaml").write_text(text)
             self.refused(scoring(config, path), words)
@@ -393,7 +395,7 @@ class TestRefusals:
 @pytest.mark.parametrize(
     ("words", "pieces"),
     [
-        (("mode=evaluate",), ["weights=null", "mode=evaluate"]),
+        (("mode=evaluate",), ["weights=FILE", "mode=evaluate"]),
         (("mode=evaluate", "weights="), ["weights=", "mode=evaluate"]),
         (("weights=some.pth",), ["weights=some.pth", "mode=train"]),
         (("mode=evalute", "weights=some.pth"), ["mode", "evalute", "data_check"]),

@@ -19,21 +19,21 @@ from roadmap.runs.metrics import last_rows
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
-from roadmap.sweep import cluster, plan, queue
+from roadmap.sweep import cluster, launchers, plan, queue
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState, cell_states, classify, process_start
-from roadmap.sweep.cluster import LocalConfig, SlurmConfig, load_cluster
-from roadmap.sweep.local import Slot, cut_slots
+from roadmap.sweep.cluster import load_cluster
+from roadmap.sweep.launchers import local, slurm
+from roadmap.sweep.launchers.local import Slot, cut_slots
+from roadmap.sweep.launchers.slurm import recover_pending
 from roadmap.sweep.reconcile import reason_to_leave
 from roadmap.sweep.requeue import without_progress
-from roadmap.sweep.slurm import recover_pending
 from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Submission
 from roadmap.sweep.train_speed import gpu_images_per_s, train_images_per_s
 from roadmap.text import plain_table
-from roadmap.training.train import train
 from tests.conftest import ROOT, SMALL
 from tests.fabricate import write_run
 from tests.real_slurm import alive, until
@@ -181,7 +181,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "slurm.yaml").write_text(text)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
-    found = load_cluster("slurm", ["cluster.per_cell=1"])
+    found = load_cluster(slurm.Config, "slurm", ["cluster.per_cell=1"])
     assert (found.partition, found.per_cell, found.time_h) == ("ours", 1, 2.0)
 
 
@@ -198,26 +198,73 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
-        load_cluster("slurm", words)
+        load_cluster(slurm.Config, "slurm", words)
 
 
 def test_the_files_in_conf_are_the_defaults():
-    assert load_cluster("slurm") == SlurmConfig() and load_cluster("local") == LocalConfig()
+    assert all(
+        load_cluster(kind, name) == kind() for name in launchers.names() for kind in [launchers.find(name).Config]
+    )
+
+
+LISTING = """
+import shlex
+from roadmap.sweep.cluster import ClusterConfig
+from roadmap.sweep.snapshot import take_snapshot
+from roadmap.sweep.submit import choose_cells
+
+class Config(ClusterConfig):
+    '''Those that every launcher has.'''
+
+def require():
+    pass
+
+def ranks(cells, config):
+    return config.per_cell
+
+def launch(selections, config, echo):
+    for selection in selections:
+        selection.directory.make()
+        code = take_snapshot(selection.directory, selection.study.file)
+        with selection.directory.lock():
+            _, tasks = choose_cells(selection, code)
+        for task in tasks:
+            echo(shlex.join(["python", str(code / "run.py"), *task.args]))
+    return 0
+"""
+
+
+def test_a_launcher_is_a_module_and_its_settings(capsys, monkeypatch, tmp_path):
+    """This one prints the command of every cell, for a scheduler that the project does not know."""
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "listing.yaml").write_text("per_cell: 2\n")
+    (tmp_path / "listing.py").write_text(LISTING)
+    monkeypatch.setattr(cluster, "CONF", tmp_path)
+    monkeypatch.setattr(launchers, "__path__", [*launchers.__path__, str(tmp_path)])
+    words = ("submit", "demo", "--runs", str(tmp_path / "runs"), "--cluster")
+    code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu")
+    assert code == 64 and "cluster.per_cell=2: nano-digits/resnet/seed0: recipe.micro_batch=null" in told
+    code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu", "cluster.per_cell=1")
+    assert code == 0 and [line.split()[0] for line in told.splitlines()] == ["python", "python"]
+    assert "run.py -cd " in told and "+step=gelu device=cpu" in told
+    code, told = call(capsys, *words, "list", "--", "+step=gelu")
+    assert code == 64 and "invalid choice: 'list'" in told and "listing" in told
+    sys.modules.pop("roadmap.sweep.launchers.listing")
 
 
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
-    assert cut_slots(LocalConfig(per_cell=2), gpus, [0, 1], use_gpus=True) == [
+    assert cut_slots(local.Config(per_cell=2), gpus, [0, 1], use_gpus=True) == [
         Slot(gpus=("0", "1")),
         Slot(gpus=("2", "3")),
     ]
-    assert cut_slots(LocalConfig(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
-    assert cut_slots(LocalConfig(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
+    assert cut_slots(local.Config(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
+    assert cut_slots(local.Config(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
     with pytest.raises(ConfigError, match=r"cluster\.per_cell=3: there are 2 CPU cores here"):
-        cut_slots(LocalConfig(per_cell=3), {}, [0, 1], use_gpus=True)
+        cut_slots(local.Config(per_cell=3), {}, [0, 1], use_gpus=True)
     with pytest.raises(ConfigError, match="this machine has A100, H100"):
-        cut_slots(LocalConfig(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
-    assert len(cut_slots(LocalConfig(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
+        cut_slots(local.Config(), {"0": "H100", "1": "A100"}, [], use_gpus=True)
+    assert len(cut_slots(local.Config(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
 
 
 # Commands.
@@ -268,15 +315,11 @@ def test_a_speed_is_measured_on_the_nets_own_steps():
     assert torch.cuda.is_available() or gpu_images_per_s(study.cells[0].config) is None
 
 
-def test_a_plan_knows_the_space_of_checkpoints(tmp_path, small):
-    config = small("gelu")
-    train(config)
-    size = sum(path.stat().st_size for path in (run_path(config) / "checkpoints").glob("*.pt"))
-    kept = len(list((run_path(config) / "checkpoints").glob("*.pt")))
-    expected = (
-        plan.checkpoint_gb(config, cost(config.model, 10, 32).params_m) * 1e9 * kept / (config.checkpoint.keep + 1)
-    )
-    assert expected == pytest.approx(size, rel=0.1)
+def test_a_plan_knows_the_space_of_checkpoints(reference):
+    config = reference()
+    sizes = [path.stat().st_size for path in (run_path(config) / "checkpoints").glob("*.pt")]
+    planned = plan.checkpoint_gb(config, cost(config.model, 10, 32).params_m) * 1e9 / (config.checkpoint.keep + 1)
+    assert planned * len(sizes) == pytest.approx(sum(sizes), rel=0.1)
 
 
 def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(capsys, tmp_path):

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from contextlib import suppress
@@ -197,11 +198,11 @@ def test_checkpoints_without_their_record_are_refused(stopped, name):
         train(config)
 
 
-def test_a_checkpoint_of_another_config_is_refused(stopped):
-    config = stopped()
-    for path in (run_path(config) / "checkpoints").glob("*.json"):
-        path.write_text(path.read_text().replace('"identity": "', '"identity": "x'))
-    with pytest.raises(Refused, match="identity"):
+def test_a_checkpoint_of_another_config_is_refused(stopped, reference):
+    config, other = stopped(), reference("gelu", "recipe.lr=0.001", stopped_at=4)
+    shutil.rmtree(run_path(config) / "checkpoints")
+    shutil.copytree(run_path(other) / "checkpoints", run_path(config) / "checkpoints")
+    with pytest.raises(Refused, match=r"its checkpoint is of another run \(recipe\.lr: 0\.001 -> 0\.002\)"):
         train(config)
 
 

@@ -1,6 +1,7 @@
 """The nets of three rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin."""
 
 from collections.abc import Callable
+from typing import Any
 
 from timm.models import convnext, resnet, swin_transformer
 from torch import nn
@@ -19,7 +20,8 @@ RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the
 
 def timm_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's ResNet."""
-    return resnet.ResNet(resnet.Bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)  # type: ignore[arg-type]
+    bottleneck: Any = resnet.Bottleneck  # annotated as an instance there
+    return resnet.ResNet(bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)
 
 
 def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:

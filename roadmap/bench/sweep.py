@@ -1,7 +1,7 @@
 """`python -m roadmap.bench sweep`: what a study costs besides training: submitting, its status, a cell's start and end.
 
-The scheduler is a stub (`sbatch` and `squeue` that answer at once), so that the time is ours: 108 cells, both tables of
-the paper with three seeds. The cell is one of scale=demo with a single step.
+`sbatch` and `squeue` are shell scripts that answer at once, so that the time is ours: 108 cells, both tables of the
+paper with three seeds. The cell is one of scale=demo with a single step.
 """
 
 import os
@@ -18,7 +18,7 @@ from roadmap.sweep.study_dir import StudyDir
 from roadmap.text import ArgumentParser
 
 STUDIES = ("roadmap_tiny", "roadmap_base")
-STUBS = {
+SCHEDULER = {
     "sbatch": "#!/bin/sh\necho Submitted batch job $$\n",
     "srun": "#!/bin/sh\nexit 1\n",
     "sinfo": "#!/bin/sh\n",
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{machine()}, n = {repeats}")
     for _ in range(repeats):
         with TemporaryDirectory() as folder:
-            env, runs = stub_scheduler(Path(folder)), f"{folder}/runs"
+            env, runs = write_scheduler(Path(folder)), f"{folder}/runs"
             sweep = [sys.executable, "-m", "roadmap.sweep"]
             submit.run([*sweep, "submit", *STUDIES, "--runs", runs], env)
             cells = start_cells(Path(folder))
@@ -53,15 +53,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def stub_scheduler(folder: Path) -> dict[str, str]:
-    """Write Slurm's commands as stubs; return an environment in which they are found."""
-    stubs = folder / "bin"
-    stubs.mkdir()
-    (stubs / "jobs").touch()
-    for name, text in STUBS.items():
-        (stubs / name).write_text(text)
-        (stubs / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", "ROADMAP_DATA": str(folder)}
+def write_scheduler(folder: Path) -> dict[str, str]:
+    """Write Slurm's commands as scripts; return an environment in which they are found."""
+    scripts = folder / "bin"
+    scripts.mkdir()
+    (scripts / "jobs").touch()
+    for name, text in SCHEDULER.items():
+        (scripts / name).write_text(text)
+        (scripts / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "ROADMAP_DATA": str(folder)}
 
 
 def start_cells(folder: Path) -> int:

@@ -145,6 +145,7 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
             one_of = extra.pop("one_of")
             default = field.get_default(call_default_factory=True)
             default = list(default) if isinstance(default, tuple) else default
+            default = str(default) if isinstance(default, StrEnum) else default  # as a record has it
             allowed = f"one of {', '.join(map(shown, one_of))}" if one_of else _allowed(field)
             yield kind.prefix + name, Key(default, **extra, about=field.description or "", allowed=allowed)
 

@@ -17,23 +17,18 @@ from roadmap.config.choices import (
     Decoder,
     Device,
     Init,
-    Interpolation,
     Kernels,
-    LrScaling,
     Mode,
     Norm,
-    Optimizer,
     Pipeline,
-    Precision,
-    RecipeName,
     Reference,
-    Schedule,
     Stem,
     StrideOn,
     WandbMode,
     When,
 )
 from roadmap.config.fields import Affects, Float, Int, Key, Section, Text, key, keys, section, shown
+from roadmap.config.recipe import RecipeConfig
 from roadmap.errors import ConfigError
 
 # Blocks per stage and embedding width of the reference nets (Swin, Table 7): the only shapes they come in.
@@ -144,70 +139,6 @@ class RegimeConfig(Section):
     reference: Reference | None = key(None, about="the net of `+step=swin`; null where the regime has none")
     reference_depths: Depths | None = key(None, about="a list of four numbers of blocks, each from 1 to 200")
     reference_width: Int | None = key(None, ge=1, le=4096)
-
-
-class RecipeConfig(Section):
-    """How a net is trained. Lengths in epochs, rates per optimizer step at `batch_size` images."""
-
-    prefix = "recipe."
-
-    name: RecipeName = RecipeName.original
-    epochs: Int = key(90, ge=1, le=100_000)
-    batch_size: Int = key(256, ge=1, le=1_000_000, about="images per optimizer step, over all devices")
-    micro_batch: Int | None = key(
-        None, ge=1, le=1_000_000, about="images per device and forward pass; null: the whole batch"
-    )
-    optimizer: Optimizer = Optimizer.sgd
-    lr: Float = key(0.1, gt=0, le=1000, about="base learning rate, at `lr_batch_size`")
-    lr_batch_size: Int = key(256, ge=1, le=1_000_000, about="images per optimizer step that `lr` is stated for")
-    lr_scaling: LrScaling = key(LrScaling.none, about="linear: base rate = lr x batch_size / lr_batch_size")
-    min_lr: Float = key(0.0, ge=0, le=1000, about="where the cosine ends")
-    warmup_epochs: Float = key(0.0, ge=0, le=100_000, about="linear from 0")
-    schedule: Schedule = Schedule.step
-    step_epochs: Float = key(30.0, gt=0, le=100_000, about="schedule=step: multiply the rate by step_factor so often")
-    step_factor: Float = key(0.1, gt=0, le=1)
-    momentum: Float = key(0.9, ge=0, le=1, about="sgd")
-    beta1: Float = key(0.9, ge=0, le=1, about="adamw")
-    beta2: Float = key(0.999, ge=0, le=1, about="adamw")
-    eps: Float = key(1e-8, gt=0, le=1, about="adamw")
-    weight_decay: Float = key(1e-4, ge=0, le=100)
-    decay_1d: bool = key(True, about="whether norms, biases and layer scales decay too")
-    label_smoothing: Float = key(0.0, ge=0, le=0.99)
-    mixup: Float = key(0.0, ge=0, le=100, about="alpha of the Beta distribution; 0 turns it off")
-    cutmix: Float = key(0.0, ge=0, le=100, about="alpha of the Beta distribution; 0 turns it off")
-    mix_switch: Float = key(0.5, ge=0, le=1, about="probability of cutmix where both are on")
-    rand_augment: Text | None = key(None, about="timm's notation, e.g. rand-m9-mstd0.5-inc1")
-    random_erasing: Float = key(0.0, ge=0, le=1, about="probability, pixel mode, one box")
-    interpolation: Interpolation = key(Interpolation.bilinear, evaluation=True, about="how images are resized")
-    init: Init = Init.kaiming
-    layer_scale: Float | None = key(None, gt=0, le=10)
-    drop_path: Float = key(0.0, ge=0, le=0.99)
-    ema_decay: Float | None = key(
-        None, gt=0, le=1, about="moving average of weights and buffers; null: none (the roadmap)"
-    )
-    precision: Precision = key(Precision.auto, evaluation=True)
-    sync_batch_norm: bool = key(
-        False, about="BatchNorm's statistics over all GPUs; false: of one GPU's micro-batch, as in the paper"
-    )
-
-    @property
-    def base_lr(self) -> float:
-        """Return the rate that the schedule starts from, at this batch size."""
-        return self.lr * self.batch_size / self.lr_batch_size if self.lr_scaling == LrScaling.linear else self.lr
-
-    @model_validator(mode="after")
-    def _check(self) -> "RecipeConfig":
-        if self.batch_size % (self.micro_batch or 1):
-            raise ConfigError(
-                f"recipe.batch_size={self.batch_size}: must be a multiple of recipe.micro_batch={self.micro_batch}"
-            )
-        if self.warmup_epochs > self.epochs:
-            raise ConfigError(
-                f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most recipe.epochs={self.epochs}"
-            )
-        if self.min_lr > self.base_lr:
-            raise ConfigError(f"recipe.min_lr={self.min_lr:g}: must be at most the base rate {self.base_lr:g}")
-        return self
 
 
 class DataConfig(Section):

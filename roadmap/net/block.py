@@ -1,6 +1,6 @@
 """The one block of every net of the roadmap: three slots `conv -> norm? -> act?`, and a shortcut.
 
-"Reading 1" to "reading 7": what the paper leaves open, in docs/fidelity.md, "Seven readings".
+"Reading 1" to "reading 7": what the paper leaves open, in docs/fidelity.md, "Seven open readings".
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """The layers that the block is made of, and which one a config asks for. Maps are (N, C, H, W).
 
-Readings by number: docs/fidelity.md, "Seven readings".
+Readings by number: docs/fidelity.md, "Seven open readings".
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The net: a stem, four stages of blocks, a head; `build_net` makes it from a `NetConfig`.
 
-Readings by number: docs/fidelity.md, "Seven readings".
+Readings by number: docs/fidelity.md, "Seven open readings".
 """
 
 from collections import OrderedDict

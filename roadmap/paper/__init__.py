@@ -1,7 +1,4 @@
-"""The paper's printed numbers (Tables 10 and 11) and the names of the steps, as data.
-
-Used by the step tree (order, labels), the table of all rows and the report.
-"""
+"""The paper's printed numbers (Tables 10 and 11) and the names of the steps, as data."""
 
 import csv
 from collections.abc import Mapping

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
 from roadmap.files import atomic_write, disk_errors
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = "a folder of runs, a study, one run, or wandb:ENTITY/PROJECT[?group=STUDY]"
     parser.add_argument("runs", nargs="+", metavar="SOURCE", help=source)
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write; made if it is not there")
-    allow = {"nargs": "+", "action": "extend", "default": [], "metavar": "KIND"}
+    allow: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KIND"}
     parser.add_argument("--allow", **allow, help="count suspect runs of these kinds, marked †")
     parser.add_argument("--tables-only", action="store_true", help="tables and findings, without figures and page")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end the report
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figures: bool = True) -> None:
-    """Collect, draw, then write: nothing is written before all is drawn. Raises ConfigError, DataError and DiskError."""
+    """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError."""
     collected = collect(sources, allow)
     if not collected.runs:
         raise DataError(_nothing(sources, collected))

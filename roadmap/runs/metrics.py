@@ -55,7 +55,7 @@ class Metrics:
 def read_metrics(path: Path, *, train: bool = True) -> Metrics:
     """Read a ledger; lines that are not JSON objects are counted, not guessed. Raises OSError.
 
-    Without `train` the many lines of training are checked for their form and order, and not decoded: a fifth of the time.
+    Without `train` the many lines of training are checked for form and order, and not decoded: a fifth of the time.
     """
     data = path.read_bytes()
     lines = data.split(b"\n")

@@ -1,4 +1,4 @@
-"""What a run directory holds: the names of its files, the schema of each, and how its numbers are shown, for all who write or read.
+"""What a run directory holds: the names of its files, the schema of each, and how its numbers are shown.
 
 Older records lack keys, and newer ones have more: what is missing is None, what is not known is kept.
 `MANIFEST_SCHEMA` counts the forms of a manifest: 1 had a hash of the run's identity, 2 has its values, the ledger's

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
+from roadmap.sweep import launchers
 from roadmap.sweep.study_dir import StudyDir, study_names
 from roadmap.text import ArgumentParser
 
 if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
-    from roadmap.sweep.cluster import LocalConfig, SlurmConfig
+    from roadmap.sweep.cluster import ClusterConfig
     from roadmap.sweep.submit import Selection
 
 Args = argparse.Namespace
@@ -47,7 +48,7 @@ def parse_args(argv: Sequence[str]) -> Args:
     parser.add_argument("verb", choices=tuple(VERBS))
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a name in sweeps/, or FOLDER/NAME.yaml")
     parser.add_argument("--runs", default=os.environ.get("ROADMAP_RUNS", "runs"), help="the runs directory")
-    parser.add_argument("--cluster", default="slurm", choices=("slurm", "local"))
+    parser.add_argument("--cluster", default="slurm", choices=launchers.names())
     parser.add_argument("--steps", default="", help="only these steps")
     parser.add_argument("--seeds", default="", help="only these seeds")
     parser.add_argument("--json", action="store_true", help="status for scripts")
@@ -63,12 +64,11 @@ def parse_args(argv: Sequence[str]) -> Args:
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
-    from roadmap.sweep.cluster import load_cluster
     from roadmap.sweep.train_speed import gpu_images_per_s
 
-    config = load_cluster(args.cluster, args.overrides)
+    config, selections = select(args)
     gpu_type = getattr(config, "gpu_type", None)
-    for study, _, cells in select(args, config):
+    for study, _, cells in selections:
         hardware = costs.this_hardware(cells, gpu_type)
         on_cpu = (hardware or "").startswith("CPU")
         measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
@@ -78,47 +78,32 @@ def plan(args: Args) -> int:
 
 def submit(args: Args) -> int:
     """Start what is neither done nor at work. Everything is checked before anything is queued."""
-    from roadmap.sweep import slurm
-    from roadmap.sweep.cluster import LocalConfig, load_cluster
-    from roadmap.sweep.local import run_local
-    from roadmap.sweep.submit import on_gpu
-    from roadmap.sweep.submit import submit as submit_study
-
-    if args.cluster == "slurm":
-        slurm.require_slurm()
-    config = load_cluster(args.cluster, args.overrides)
-    selections = select(args, config)
-    if not isinstance(config, LocalConfig) and any(on_gpu(selection.cells) for selection in selections):
-        slurm.check_gpu_types(config)
+    launcher = launchers.find(args.cluster)
+    launcher.require()
+    config, selections = select(args)
     for study, _, _ in selections:
         for left in study.left_out:
             echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")
-    if isinstance(config, LocalConfig):
-        return run_local(selections, config, echo)
-    for selection in selections:
-        name = selection.study.name
-        echo(f"{name}: {submit_study(selection, config)}")
-        echo(f"  make status STUDY={name}; the runs are in {selection.directory.path}")
-    return DONE
+    return int(launcher.launch(selections, config, echo))
 
 
-def select(args: Args, config: "LocalConfig | SlurmConfig") -> "list[Selection]":
-    """Read every study, and check the cells that are asked for. Raises RoadmapError."""
-    from roadmap.sweep.cluster import is_cluster_key
-    from roadmap.sweep.local import visible_gpus
+def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
+    """Read the launcher's settings and every study, and check the cells that are asked for. Raises RoadmapError."""
+    from roadmap.sweep.cluster import is_cluster_key, load_cluster
     from roadmap.sweep.study import read_study, select_cells
-    from roadmap.sweep.submit import Selection, check_cells, on_gpu
+    from roadmap.sweep.submit import Selection, check_cells
 
+    launcher = launchers.find(args.cluster)
+    config = load_cluster(launcher.Config, args.cluster, args.overrides)
     overrides = [word for word in args.overrides if not is_cluster_key(word)]
     steps, seeds = (text.replace(",", " ").split() for text in (args.steps, args.seeds))
     selections = []
     for name in args.studies:
         study = read_study(name, overrides, args.runs)
         cells = select_cells(study, steps, seeds)
-        many = args.cluster == "slurm" or (on_gpu(cells) and visible_gpus())
-        check_cells(study, cells, ranks=config.per_cell if many else 1, mixed=config.mixed_gpus)
+        check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
-    return selections
+    return config, selections
 
 
 def status(args: Args) -> int:

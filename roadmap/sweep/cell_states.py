@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from roadmap.errors import ConfigError
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import queue
@@ -62,6 +63,16 @@ def cell_states(study: StudyDir) -> tuple[list[CellState], queue.Queue]:
         (str(row["name"]) for rows in submitted for row in rows), (str(rows[-1]["job"]) for rows in submitted)
     )
     return [cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells], answer
+
+
+def known_states(study: StudyDir) -> list[CellState]:
+    """Return every cell's state. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
+    states, answer = cell_states(study)
+    if not answer.answered:
+        raise ConfigError(
+            f"{study.name}: Slurm gives no answer ({answer.error}), so nobody knows what is queued; try again"
+        )
+    return states
 
 
 def slurm_jobs(rows: Sequence[Row]) -> list[Row]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from roadmap.errors import ConfigError, NoProgress, StoppedEarly
 from roadmap.sweep import queue
 from roadmap.sweep.cell_states import CellState, cell_states, slurm_jobs
-from roadmap.sweep.cluster import SlurmConfig
-from roadmap.sweep.slurm import Task, recover_pending, report_name, submit_tasks
+from roadmap.sweep.launchers.slurm import Config, recover_pending, report_name, submit_tasks
 from roadmap.sweep.snapshot import FOLDER
 from roadmap.sweep.study_dir import Row, StudyDir
+from roadmap.sweep.submit import Task
 
 MAX_RESTARTS = 3  # of a cell that makes no step of progress
 
@@ -95,7 +95,7 @@ def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
             f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now"
         )
     tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
-    submit_tasks(study, tasks, code, SlurmConfig(**first["cluster"]), first["on_gpu"], by="reconcile")
+    submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")
 
 
 def cancel(study: StudyDir) -> int:

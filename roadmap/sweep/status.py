@@ -66,7 +66,7 @@ def totals(cells: Iterable[CellState]) -> dict[str, int]:
 
 
 def study_left(cells: Sequence[CellState]) -> float | None:
-    """Return the seconds that a study will still take at this pace, None where nothing runs or no cell's length is known.
+    """Return the seconds that a study will take at this pace, None where nothing runs or no cell's length is known.
 
     A cell that has not begun is taken to last as long as those that can be told, on average.
     """

@@ -16,9 +16,8 @@ from roadmap.files import read_yaml
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.run_dir import differences, identity, run_path
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
-from roadmap.sweep.cluster import SlurmConfig
-from roadmap.sweep.slurm import Task, known_states, recover_pending, submit_tasks
-from roadmap.sweep.snapshot import config_dir, take_snapshot
+from roadmap.sweep.cell_states import known_states
+from roadmap.sweep.snapshot import config_dir
 from roadmap.sweep.study import Cell, Study, quote
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.grad_accumulation import check_micro_batch
@@ -33,6 +32,15 @@ class Selection(NamedTuple):
     study: Study
     directory: StudyDir
     cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to be run: its words of `python run.py`, and the optimizer step that it had reached."""
+
+    key: str
+    args: list[str]
+    global_step: int | None
 
 
 @dataclass
@@ -101,19 +109,6 @@ def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
             f"{study.name}: {cell.key} was begun with other code ({status.code_hash} -> {code_hash()}); go back to "
             f"{str(status.git_commit)[:12]}, or ARGS=allow_drift=true, which the report shows"
         )
-
-
-def submit(selection: Selection, config: SlurmConfig) -> Submission:
-    """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
-    study, directory, _ = selection
-    directory.make()
-    code = take_snapshot(directory, study.file)
-    with directory.lock():
-        recover_pending(directory)
-        submission, tasks = choose_cells(selection, code)
-        if tasks:
-            submission.job = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
-    return submission
 
 
 def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Task]]:

@@ -108,7 +108,7 @@ def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable
 
 
 def _mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
-    """Mark the runs that were computed otherwise than most of their study, and return a line for each such difference."""
+    """Mark the runs that were computed otherwise than most of their study; return a line for each difference."""
     marks: dict[int, list[str]] = defaultdict(list)
     found: dict[tuple[Hashable, str, str], list[Run]] = defaultdict(list)
     for kind, value in _rounding(runs):
@@ -121,7 +121,9 @@ def _mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
     for (study, kind, text), unusual in found.items():
         total = sum(_study(run) == study for run in runs)
         first = unusual[0]
-        lines.append(Problem(f"{first.study} ({first.regime}, {first.data})", f"{len(unusual)} of {total} runs have {text}"))
+        lines.append(
+            Problem(f"{first.study} ({first.regime}, {first.data})", f"{len(unusual)} of {total} runs have {text}")
+        )
         for run in unusual:
             marks[id(run)].append(kind)
     return [replace(run, marks=(*run.marks, *marks[id(run)])) for run in runs], lines
@@ -156,9 +158,11 @@ def _rules(runs: Sequence[Run]) -> Iterable[tuple[str, str, Neighbours, Value]]:
 
 
 def _keys(runs: Sequence[Run], effect: str) -> list[str]:
-    """Return the keys of a config that affect the result, or rounding alone: the schema's, and what it has lost of these."""
+    """Return the keys that affect the result, or rounding alone: the schema's, and what it has lost of these."""
     lost = {key for run in runs for key in run.config if key not in KEYS and key.startswith(SECTIONS)}
-    return sorted({key for key, about in KEYS.items() if about.affects == effect} | (lost if effect == "result" else set()))
+    return sorted(
+        {key for key, about in KEYS.items() if about.affects == effect} | (lost if effect == "result" else set())
+    )
 
 
 def _study(run: Run) -> Hashable:
@@ -190,7 +194,9 @@ def _unusual(runs: Sequence[Run], near: Neighbours, value: Value) -> Iterable[tu
 
 def _difference(key: str, value: Any, usual: Any, near: Neighbours) -> str:
     whose = f"most runs of its {'study' if near is _study else 'recipe'}"
-    return f"{key}={_short(value)}, not {_short(usual)} like {'the other seeds of its cell' if near is _cell else whose}"
+    return (
+        f"{key}={_short(value)}, not {_short(usual)} like {'the other seeds of its cell' if near is _cell else whose}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -45,8 +45,8 @@ def _over_seeds(compared: Compared) -> list[str]:
         parts.append(f"Not told from zero: {_names(unsure)}.")
     if single:
         parts.append(
-            f"One seed of a row is all there is for {len(single)} of {len(compared)} differences, so nothing is known of "
-            "how another training would end, and no interval over seeds is given."
+            f"One seed of a row is all there is for {len(single)} of {len(compared)} differences, so nothing is known "
+            "of how another training would end, and no interval over seeds is given."
         )
     return parts
 
@@ -56,8 +56,8 @@ def _over_images(compared: Compared) -> list[str]:
     if not tested:
         return []
     return [
-        f"On the same validation images, one net against one net, {sum(p < ALPHA for p in tested)} of {len(tested)} pairs "
-        "differ (McNemar's test, adjusted by Holm, 5 %); that holds for these trained nets only."
+        f"On the same validation images, one net against one net, {sum(p < ALPHA for p in tested)} of {len(tested)} "
+        "pairs differ (McNemar's test, adjusted by Holm, 5 %); that holds for these trained nets only."
     ]
 
 

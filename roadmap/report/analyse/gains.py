@@ -1,7 +1,7 @@
 """What each row gains over its parent, and how sure that is. `aggregate` is the report's whole arithmetic.
 
-Over seeds by Welch: seeds of different nets are no pairs. Over images by McNemar and a bootstrap, since both nets saw the same
-images; that says how sure these trained nets' difference is, not what another training would give.
+Over seeds by Welch: seeds of different nets are no pairs. Over images by McNemar and a bootstrap, since both nets saw
+the same images; that says how sure these trained nets' difference is, not what another training would give.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,8 +30,8 @@ def aggregate(runs: Iterable[Run]) -> list[Group]:
 def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, str] | None:
     """Return the row that a cell is compared with, and how it is named.
 
-    A step's parent stands in its own group; a variant's or an override's plain step too, or else in the only other study of
-    the same regime, data and recipe that has it (leave-one-out has no row of the whole net).
+    A step's parent is in its own group; a variant's or an override's plain step too, or else in the only other study
+    of the same regime, data and recipe that has it (leave-one-out has no row of the whole net).
     """
     wanted = cell.parent if cell.plain else cell.step
     for row in group.rows:

@@ -38,11 +38,12 @@ class Ranking:
             verdict = "; so the order here runs against the paper's"
         else:
             verdict = "; so this scale does not show that its order says anything about the paper's"
-        return f"Order of {self.found.n} rows against the paper's ({self.table}): {self.lines[0]}, {self.lines[1]}{verdict}."
+        rows = f"Order of {self.found.n} rows against the paper's ({self.table})"
+        return f"{rows}: {self.lines[0]}, {self.lines[1]}{verdict}."
 
 
 def ranking(group: Group) -> Ranking | None:
-    """Compare a group's order with the paper's (Table 11 for base, else Table 10); None under 5 rows, or on synthetic images."""
+    """Compare a group's order with the paper's (Table 11 for base, else 10); None under 5 rows, or synthetic data."""
     table = group.regime if group.regime in paper.TABLES else "tiny"
     printed = paper.rows(table)
     rows = [row for row in group.rows if row.step in printed and row.adopted != "reference"]

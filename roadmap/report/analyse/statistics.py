@@ -1,7 +1,7 @@
 """The statistics of the report, by scipy and statsmodels: each answers one question about accuracies in percent.
 
-Numbers in, numbers out; nothing here knows of runs. Where a question has no answer (one seed, nothing differs) the answer
-is None, never a guess. `roadmap.report.gains` asks, and says what each answer means.
+Numbers in, numbers out; nothing here knows of runs. Where a question has no answer (one seed, nothing differs) the
+answer is None, never a guess. `roadmap.report.analyse.gains` says what each answer means.
 """
 
 import math
@@ -51,7 +51,7 @@ class McNemar:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Return the t interval of the mean; None for one value, or where all values are equal (nothing is known of the spread)."""
+    """Return the t interval of the mean; None for one value or equal ones: nothing is known of the spread."""
     if len(values) < 2 or stdev(values) == 0:
         return None
     found = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
@@ -72,7 +72,7 @@ def welch(values: Sequence[float], parent: Sequence[float]) -> Difference | None
 def seed_bootstrap(values: Sequence[float], parent: Sequence[float], seed: int = 0) -> Interval | None:
     """Return the bootstrap interval of a difference of means over seeds; None under 8 seeds a side.
 
-    The expanded percentile interval (Hesterberg 2015, Sec. 4.2): as wide as few values need, where the plain one is too narrow.
+    The expanded percentile interval (Hesterberg 2015, Sec. 4.2): as wide as few values need; the plain is too narrow.
     """
     n = min(len(values), len(parent))
     if n < MIN_BOOTSTRAP or stdev(values) + stdev(parent) == 0:
@@ -94,8 +94,8 @@ def seed_bootstrap(values: Sequence[float], parent: Sequence[float], seed: int =
 def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Interval | None:
     """Return the interval of the difference in percent over images drawn anew, the trained nets held fixed.
 
-    `bits (n, N)` and `parent (m, N)` say which of the same N images each net has right. Images with the same difference are
-    interchangeable, so drawing N images with replacement is one multinomial draw over the few differences that occur.
+    `bits (n, N)` and `parent (m, N)` say which of the same N images each net has right. Images with the same difference
+    are interchangeable: drawing N images with replacement is one multinomial draw over the few differences that occur.
     None where no image differs.
     """
     differences = bits.mean(axis=0) - parent.mean(axis=0)
@@ -128,7 +128,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def seeds_needed(values: Sequence[float], parent: Sequence[float]) -> int | None:
-    """Return how many seeds a row would tell this difference from zero (two-sided 5 %, power 80 %), were it and the spread true.
+    """Return how many seeds a row would tell this difference from zero (two-sided 5 %, power 80 %), were it true.
 
     None where the spread is not known or the difference is zero; `MOST_SEEDS` stands for that many or more.
     """
@@ -142,7 +142,7 @@ def seeds_needed(values: Sequence[float], parent: Sequence[float]) -> int | None
 
 
 def sample_size(effect: float) -> int:
-    """Return the size of each of two groups in which a t test finds `effect` (Cohen's d) with power 80 %: 2 to `MOST_SEEDS`."""
+    """Return the size of two groups in which a t test finds `effect` (Cohen's d) with power 80 %: 2 to `MOST_SEEDS`."""
     test = TTestIndPower()
 
     def enough(n: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the roadmap's charts hold, before they are drawn: which there are, their rows and sections, limits, head lines."""
+"""What the roadmap's charts hold, before they are drawn: which there are, their rows, sections, limits and heads."""
 
 import hashlib
 import textwrap
@@ -114,7 +114,7 @@ def _epochs(group: Group) -> str:
 
 
 def charts(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups of each chart by file name: a chart a group, but tiny and base on the same data side by side."""
+    """Return the groups of each chart by file name: one each, but tiny and base on the same data side by side."""
     waiting = [group for group in groups if group.rows]
     parts: list[list[Group]] = []
     while waiting:

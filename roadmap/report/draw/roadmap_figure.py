@@ -41,10 +41,10 @@ NARROW = Look(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.CO
 
 
 def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
-    """Return the chart of one group, or of several side by side with common rows; `narrow` fits one into a paper's column.
+    """Return the chart of one group, or of several side by side with common rows; `narrow` fits a paper's column.
 
-    Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises NothingToDraw
-    where no group has a row.
+    Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises
+    NothingToDraw where no group has a row.
     """
     groups = [groups] if isinstance(groups, Group) else list(groups)
     rows, look = chart_rows(groups), NARROW if narrow else WIDE
@@ -54,9 +54,7 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figu
         heads = [head_lines(group, look.letters if len(groups) == 1 else 70) for group in groups]
         height = look.row * len(rows) + look.line * max(map(len, heads)) + (1.5 if look.wide else 1.25)
         width = 2.6 + 6.5 * len(groups) if look.wide else style.COLUMN
-        figure = style.new_figure(TITLE, height, width, look.font * 1.4)
-        if look.wide:
-            figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)
+        figure = style.new_figure(TITLE, height, width, look.font * 1.4, pad=0.07 if look.wide else 0.05)
         parts = [["bars", "values", *(["paper", "macs"] if look.wide else []), "gmacs"] for _ in groups]
         ratios = {"bars": 3.0, "macs": 1.15}
         widths = [NO_WIDTH, *(ratios.get(name, NO_WIDTH) for part in parts for name in part)]
@@ -78,7 +76,7 @@ def _head(axes: Axes, lines: Sequence[str], group: Group, look: Look, several: b
     spaces = [72 * look.line * (len(lines) - i) + 4 for i in range(len(lines))]
     for i, line in enumerate(lines):
         weight = "bold" if line == group.caution or (i == 0 and several) else "normal"
-        at = {"xytext": (0, spaces[i]), "xycoords": "axes fraction", "textcoords": "offset points"}
+        at: dict[str, Any] = {"xytext": (0, spaces[i]), "xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(line, (0, 1), **at, size=look.font, weight=weight).set_in_layout(False)
     axes.set_title(" ", pad=max(spaces, default=0), size=look.font)
 
@@ -145,11 +143,11 @@ def _bars(axes: Axes, cells: Cells) -> None:
     beside = any(cell.paper for _, cell in cells)
     height, middle = (0.44, -0.16) if beside else (0.68, 0.0)
     spread: dict[str, Any] = {"fmt": "none", "ecolor": INK, "zorder": 4}
-    thick = {"elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
-    thin = {"elinewidth": 0.7, "capsize": 1.2, "capthick": 1.0}
+    thick: dict[str, Any] = {"elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
+    thin: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.2, "capthick": 1.0}
     for row, cell in cells:
         color, hatch, line = looks[cell.adopted]
-        look = {"color": color, "edgecolor": INK, "linewidth": 0.6, "hatch": hatch, "linestyle": line}
+        look: dict[str, Any] = {"color": color, "edgecolor": INK, "linewidth": 0.6, "hatch": hatch, "linestyle": line}
         (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **look)
         std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
         hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}")

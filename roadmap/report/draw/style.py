@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from roadmap.report.analyse.cells import Group
 from roadmap.text import clean, shorten
@@ -38,8 +39,6 @@ STYLE: dict[str, Any] = {
     "legend.handlelength": 1.6,
     "legend.columnspacing": 0.8,
     "legend.labelspacing": 0.2,
-    "figure.constrained_layout.h_pad": 0.05,
-    "figure.constrained_layout.w_pad": 0.05,
     "text.parse_math": False,  # labels are text, never formulas
     "axes.unicode_minus": True,
     "svg.hashsalt": "roadmap",
@@ -68,6 +67,9 @@ def image(figure: Figure, kind: str) -> bytes:
     """Return the figure as the bytes of a `png` (200 dpi), `svg` or `pdf` file: the same bytes for the same data."""
     out = io.BytesIO()
     with styled():
+        if figure.get_layout_engine() is not None:  # computed once for all kinds
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
     if kind != "svg":
         return out.getvalue()
@@ -79,9 +81,9 @@ def hover(artist: Artist, text: str) -> None:
     artist.set_gid(HOVER + clean(text, 300))
 
 
-def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7) -> Figure:
+def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7, pad: float = 0.05) -> Figure:
     """Return a figure that draws without a screen, of a size in inches, with its title in the upper left corner."""
-    figure = Figure((width, height), layout="constrained")
+    figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
     FigureCanvasAgg(figure)
     left = 0.06 / width
     shown = fitted(figure, title, size, width * (1 - 2 * left), "bold")
@@ -93,7 +95,7 @@ def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: A
     """Explain a figure at its foot: `words`, and below them handles with their labels."""
     options = {"loc": "outside lower left", "ncols": 2, **options}
     found = figure.legend(handles=handles, title=words, alignment="left", borderpad=0, **options)
-    found.get_title().set(size=found.get_texts()[0].get_size() if handles else 5.8, color=QUIET)
+    found.get_title().set(size=options.get("fontsize", 5.8), color=QUIET)
 
 
 def fitted(figure: Figure, text: str, size: float, width: float, weight: str = "normal") -> str:
@@ -116,7 +118,7 @@ def text_width(figure: Figure, texts: Sequence[str], size: float, weight: str = 
 
 
 def drawable(label: str, name: str, limit: int = 36) -> str:
-    """Return a label that the font can draw, not longer than there is room for; the name where it can draw too little."""
+    """Return a label that the font can draw, in at most `limit` letters; the name where it can draw too little."""
     font = get_font(findfont("DejaVu Sans"))
     text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
     return shorten(name if 2 * text.count("?") > len(text) else text, limit)

@@ -20,7 +20,7 @@ COLUMNS, KEY_SIZE = 2, 5.5
 
 
 def trade_offs(group: Group) -> Figure:
-    """Draw top-1 against each cost that is known, with the Pareto front and the roadmap's path; numbers name the rows."""
+    """Draw top-1 against each known cost, with the Pareto front and the roadmap's path; numbers name the rows."""
     known = costs(group)
     if not known:
         raise NothingToDraw("there is no cost to draw: fewer than two rows with one")

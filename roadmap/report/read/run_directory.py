@@ -1,4 +1,4 @@
-"""The files of a run directory, each checked for size and form before it is believed: whoever wrote them may mean harm."""
+"""The files of a run directory, each checked for size and form: whoever wrote them may mean harm."""
 
 import io
 import json

@@ -1,6 +1,7 @@
 """Runs at Weights & Biases: `wandb:ENTITY/PROJECT[?group=STUDY]`, read through W&B's own API client.
 
-The whole history is scanned, never sampled; bits and status are the files that the run sent. What cannot be read is listed.
+The whole history is scanned, never sampled; bits and status are the files that the run sent. What cannot be read is
+listed.
 """
 
 import json
@@ -67,7 +68,7 @@ def parse_project(text: str) -> Project:
 
 
 def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
-    """Return a project's runs of this roadmap, how many others it holds, and what could not be listed. Raises ConfigError."""
+    """Return a project's runs of this roadmap, the number of others, and what was not listed. Raises ConfigError."""
     project = parse_project(text)
     filters = {"group": project.group} if project.group else {}
     found: list[WandbRun] = []

@@ -1,4 +1,4 @@
-"""What the tables show of a row: the numbers of `table.csv`, and the columns that people read, of one or several numbers."""
+"""What the tables show of a row: the numbers of `table.csv`, and the columns that people read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

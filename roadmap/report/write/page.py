@@ -112,7 +112,7 @@ def command(run: Run) -> str:
 
 
 def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
-    """Return an SVG file as an element for a page: ids made unique by `prefix`, its own style and metadata taken out."""
+    """Return an SVG file as an element for a page: ids made unique by `prefix`, without style and metadata."""
     for space, uri in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(space, uri)
     root = ElementTree.fromstring(data)

@@ -16,8 +16,10 @@ Value = str | float | int | None
 WHOLE = ("n", "epochs", "image_size", "seeds_needed")
 LISTED = 20  # problems on the terminal; the Markdown file has all
 # Attributes of a cell that are columns as they are, then other columns before the numbers.
-NAMES = ("study", "regime", "data", "cell", "step", "variant", "label", "parent", "adopted", "n", "seeds", "recipe")
-NAMES += ("epochs", "image_size")
+NAMES = (
+    *("study", "regime", "data", "cell", "step", "variant", "label", "parent", "adopted"),
+    *("n", "seeds", "recipe", "epochs", "image_size"),
+)
 OTHERS = ("compared_with", "allowed", "caution")
 
 

@@ -8,39 +8,66 @@ interrupted submission can be completed.
 import contextlib
 import io
 import os
+import re
 import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import submitit
+from pydantic import model_validator
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
-from roadmap.errors import ConfigError, DiskError
+from roadmap.config.fields import Float, Int, Text, key
+from roadmap.errors import DONE, ConfigError, DiskError
 from roadmap.sweep import queue, snapshot
-from roadmap.sweep.cell_states import CellState, cell_states
-from roadmap.sweep.cluster import SlurmConfig
+from roadmap.sweep.cluster import ClusterConfig
+from roadmap.sweep.study import Cell
 from roadmap.sweep.study_dir import Row, StudyDir
+from roadmap.sweep.submit import Selection, Submission, Task, choose_cells, on_gpu
 
 LAST_TASKS_S = 180  # after the first process has ended; one that hangs must not hold its GPUs
 RUNS_FILE = "runs.txt"
+SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 FOLDER = "slurm"  # of submitit's files, below the study's notes
 
 
-@dataclass(frozen=True)
-class Task:
-    """A cell to be run: its words of `python run.py`, and the optimizer step that it had reached."""
+class Config(ClusterConfig):
+    """How Slurm runs a cell: one task a rank, one GPU a task."""
 
-    key: str
-    args: list[str]
-    global_step: int | None
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: whatever the partition has")
+    per_cell: Int = key(8, ge=1, le=65536, about="ranks a cell; on CPUs processes")
+    nodes: Int = key(1, ge=1, le=4096, about="that a cell's ranks are spread over")
+    cpus_per_rank: Int = key(8, ge=1, le=1024)
+    mem_gb: Float | None = key(None, gt=0, le=1e6, about="memory a node; null: the partition's default")
+    time_h: Float = key(24.0, gt=0, le=10_000, about="of a job; a run that needs longer goes on in the next")
+    notice_s: Int = key(120, ge=10, le=3600, about="seconds before the limit at which a run is asked to save")
+    max_running: Int | None = key(None, ge=1, le=1_000_000, about="cells at once; null: as many as Slurm gives")
+    setup: tuple[Text, ...] = key(
+        (), max_length=100, about="a list of shell lines before the run, such as [module load cuda]"
+    )
+    report: bool = key(True, about="draw the chart when the last cell has ended")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if any(SECRET.search(line) for line in self.setup):
+            raise ConfigError(
+                "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; "
+                "set it in your shell"
+            )
+        if self.per_cell % self.nodes:
+            raise ConfigError(f"cluster.per_cell={self.per_cell}: must be a multiple of cluster.nodes={self.nodes}")
+        return self
 
 
-def require_slurm() -> None:
+def require() -> None:
     """Raise ConfigError where there is no Slurm."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
@@ -48,7 +75,7 @@ def require_slurm() -> None:
         )
 
 
-def check_gpu_types(config: SlurmConfig) -> None:
+def check_gpu_types(config: Config) -> None:
     """Raise ConfigError where cells that want GPUs could land on different types of them."""
     if config.gpu_type or config.constraint or config.mixed_gpus:
         return
@@ -60,30 +87,49 @@ def check_gpu_types(config: SlurmConfig) -> None:
         )
 
 
-def known_states(study: StudyDir) -> list[CellState]:
-    """Return every cell's state. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
-    states, answer = cell_states(study)
-    if not answer.answered:
-        raise ConfigError(
-            f"{study.name}: Slurm gives no answer ({answer.error}), so nobody knows what is queued; try again"
-        )
-    return states
+def ranks(cells: Sequence[Cell], config: Config) -> int:
+    """Return the processes of one cell."""
+    return config.per_cell
+
+
+def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
+    """Start every study's cells, one job array a study; return 0. Raises ConfigError, Busy, DiskError."""
+    if any(on_gpu(selection.cells) for selection in selections):
+        check_gpu_types(config)
+    for selection in selections:
+        name = selection.study.name
+        echo(f"{name}: {submit(selection, config)}")
+        echo(f"  make status STUDY={name}; the runs are in {selection.directory.path}")
+    return DONE
+
+
+def submit(selection: Selection, config: Config) -> Submission:
+    """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
+    directory = selection.directory
+    directory.make()
+    code = snapshot.take_snapshot(directory, selection.study.file)
+    with directory.lock():
+        recover_pending(directory)
+        submission, tasks = choose_cells(selection, code)
+        if tasks:
+            submission.job = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
+    return submission
 
 
 def submit_tasks(
-    study: StudyDir, tasks: Sequence[Task], code: Path, config: SlurmConfig, on_gpu: bool, by: str = "roadmap"
+    study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str = "roadmap"
 ) -> str:
     """Submit an array and the report behind it, and record its jobs; return its id. Call it with the study locked.
 
     Raises ConfigError with Slurm's own message, DiskError.
     """
     name = f"{study.name}-{secrets.token_hex(4)}"
-    shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": on_gpu}
+    shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
     shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
     rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
     study.set_pending({"name": name, "rows": rows})
     try:
-        jobs = submit_array(study, name, tasks, code, config, on_gpu)
+        jobs = submit_array(study, name, tasks, code, config, use_gpus)
     except ConfigError:  # Slurm's refusal: nothing is queued
         study.set_pending(None)
         raise
@@ -124,7 +170,7 @@ def recover_pending(study: StudyDir) -> None:
 
 
 def submit_array(
-    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: SlurmConfig, on_gpu: bool
+    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool
 ) -> list[str]:
     """Submit one array; return its job ids, `12_0` and so on, `12` for a single one. Raises ConfigError, DiskError."""
     folder = study.notes / FOLDER
@@ -136,11 +182,11 @@ def submit_array(
     except OSError as error:
         raise DiskError(f"{folder}: cannot be written ({error.strerror})") from None
     executor = SlurmExecutor(folder)
-    executor.update_parameters(**array_parameters(name, code, runs_file, config, on_gpu))
+    executor.update_parameters(**array_parameters(name, code, runs_file, config, use_gpus))
     return submit_commands(executor, [[sys.executable, str(code / "run.py"), *task.args] for task in tasks])
 
 
-def submit_report(study: StudyDir, name: str, code: Path, array: str, config: SlurmConfig) -> None:
+def submit_report(study: StudyDir, name: str, code: Path, array: str, config: Config) -> None:
     """Queue the report behind an array, however its tasks end. Where Slurm refuses it, `make report` draws it."""
     executor = SlurmExecutor(study.notes / FOLDER)
     executor.update_parameters(
@@ -164,10 +210,10 @@ def report_name(name: str) -> str:
     return f"{name}-report"
 
 
-def array_parameters(name: str, code: Path, runs_file: Path, config: SlurmConfig, on_gpu: bool) -> dict[str, object]:
+def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use_gpus: bool) -> dict[str, object]:
     """Return the parameters of submitit's executor."""
     tasks = config.per_cell // config.nodes
-    gpus = {"gres": f"gpu:{config.gpu_type}:{tasks}" if config.gpu_type else f"gpu:{tasks}"} if on_gpu else {}
+    gpus = {"gres": f"gpu:{config.gpu_type}:{tasks}" if config.gpu_type else f"gpu:{tasks}"} if use_gpus else {}
     return {
         **placement(config),
         **gpus,
@@ -202,7 +248,7 @@ def requeue_command(code: Path, runs_file: Path) -> str:
     return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.{module} $code {shlex.quote(str(runs_file))}"
 
 
-def placement(config: SlurmConfig) -> dict[str, object]:
+def placement(config: Config) -> dict[str, object]:
     """Return where Slurm may run a job."""
     return {key: getattr(config, key) for key in ("partition", "account", "qos", "constraint")}
 

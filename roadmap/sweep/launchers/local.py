@@ -16,13 +16,18 @@ from types import FrameType
 
 from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.sweep.cell_states import process_start
-from roadmap.sweep.cluster import LocalConfig
+from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
+from roadmap.sweep.study import Cell
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Selection, choose_cells, on_gpu
 
 POLL_S = 0.2
 LOGS = "logs"
+
+
+class Config(ClusterConfig):
+    """How one machine runs cells beside each other."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,16 @@ class LocalTask:
         return self.directory.notes / LOGS / f"{self.key.replace('/', '__')}.log"
 
 
-def run_local(selections: Sequence[Selection], config: LocalConfig, echo: Callable[[str], None]) -> int:
+def require() -> None:
+    """Every machine can run a study."""
+
+
+def ranks(cells: Sequence[Cell], config: Config) -> int:
+    """Return the processes of one cell: one on CPU cores."""
+    return config.per_cell if on_gpu(cells) and visible_gpus() else 1
+
+
+def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
     """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
     use_gpus = on_gpu(cell for selection in selections for cell in selection.cells)
     slots = cut_slots(config, visible_gpus(), sorted(os.sched_getaffinity(0)), use_gpus=use_gpus)
@@ -71,7 +85,7 @@ def visible_gpus() -> dict[str, str]:
     return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
 
 
-def cut_slots(config: LocalConfig, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
+def cut_slots(config: Config, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
     """Return the shares of the machine that run cells at once. Raises ConfigError where not even one cell fits."""
     size, use_gpus = config.per_cell, use_gpus and bool(gpus)
     kinds = sorted(set(gpus.values()))

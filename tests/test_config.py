@@ -1,0 +1,191 @@
+"""The schema: every key says what it may be and what it affects, in all sections alike, and everything else follows."""
+
+import dataclasses
+from contextlib import suppress
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roadmap.config import KEYS, Affects, Config, defaults
+from roadmap.config.fields import Section
+from roadmap.errors import ConfigError
+from roadmap.runs.run_dir import identity, lost_keys
+from roadmap.steps.compose import compose
+from roadmap.steps.tree import CONF
+from roadmap.text import flatten
+
+SECTIONS = [name for name, field in Config.model_fields.items() if isinstance(field.annotation, type(Section))]
+NUMBERS = [name for name, key in KEYS.items() if type(key.default) in (int, float)]
+WHOLE = [name for name in NUMBERS if type(KEYS[name].default) is int]
+TEXTS = [name for name, key in KEYS.items() if isinstance(key.default, str) and type(key.default) is str]
+
+
+def nested(key, value):
+    """Return the arguments of a config with one key set."""
+    *sections, name = key.split(".")
+    return {sections[0]: {name: value}} if sections else {name: value}
+
+
+def refusal(key, value):
+    """Return the message with which a value is refused."""
+    with pytest.raises(ConfigError) as caught:
+        Config(**nested(key, value))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), True, "fast", "9" * 100_000, [1], {}])
+def test_no_number_is_anything_else(key, value):
+    message = refusal(key, value)
+    assert message.startswith(f"{key}=")
+    assert len(message) < 300 and "\n" not in message
+
+
+@pytest.mark.parametrize("key", WHOLE)
+def test_a_whole_number_has_no_fraction_but_may_be_written_as_text(key):
+    assert "whole number" in refusal(key, 20.5)
+    config = Config(**nested(key, str(KEYS[key].default)))
+    assert flatten(config.values())[key] == KEYS[key].default
+
+
+@pytest.mark.parametrize("key", [name for name in NUMBERS if KEYS[name].allowed])
+@given(value=st.floats(-1e9, 1e9))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_ranges_are_enforced_in_every_section(key, value):
+    value = int(value) if key in WHOLE else value
+    if all(_within(end, value) for end in KEYS[key].allowed.split(" and ")):
+        with suppress(ConfigError):  # values that other keys do not go with
+            assert flatten(Config(**nested(key, value)).values())[key] == value
+    else:
+        assert f"{key}=" in refusal(key, value)
+
+
+def _within(end, value):
+    """Tell whether a value is within an end of a range as the schema words it."""
+    if end.startswith("one of"):
+        return str(value) in end
+    word, number = end.rsplit(" ", 1)
+    return {"at least": value >= float(number), "above": value > float(number), "at most": value <= float(number)}[word]
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_texts_are_bounded(key):
+    assert len(refusal(key, "x" * 100_000)) < 1500
+
+
+@pytest.mark.parametrize("section", ["", *(f"{name}." for name in SECTIONS)])
+def test_an_unknown_key_is_refused_everywhere_with_what_there_is(section):
+    message = refusal(f"{section}no_such_key", 1)
+    assert message.startswith(f"{section}no_such_key: there is no such key; ")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_no_value(section):
+    assert refusal(section, 3) == f"{section}=3: is a section; set the keys below it"
+
+
+def test_every_wrong_key_of_a_command_has_a_line():
+    with pytest.raises(ConfigError) as caught:
+        compose("gelu", overrides=["seed=-1", "model.width=0", "recipe.lr=nan", "checkpoint.keep=0", "data.zoom=2"])
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
+        "seed", "model.width", "recipe.lr", "data.zoom", "checkpoint.keep",
+    ]  # fmt: skip
+
+
+def test_a_config_is_its_values():
+    config = compose("separate_downsampling", "tiny")
+    assert Config(**config.values()) == config
+    assert set(flatten(config.values())) == set(KEYS)
+
+
+def test_an_identity_is_what_a_result_depends_on():
+    values = compose("gelu").values()
+    kinds = {kind: [name for name, key in KEYS.items() if key.affects == kind] for kind in Affects}
+    assert set(identity(values)) == set(kinds[Affects.result])
+    assert set(kinds[Affects.rounding]) == {"compile", "cuda_graph", "kernels"}
+    for key in (
+        "model.width",
+        "recipe.micro_batch",
+        "recipe.precision",
+        "data.image_size",
+        "data.decoder",
+        "seed",
+        "step",
+    ):
+        assert key in kinds[Affects.result]
+    for key in ("data.root", "data.workers", "paths.runs", "wandb.mode", "checkpoint.keep", "device", "comm_timeout_s"):
+        assert key in kinds[Affects.place]
+
+
+def test_what_conf_local_may_set_is_free():
+    assert all(key.affects == Affects.place for key in KEYS.values() if key.local)
+
+
+@given(lost=st.sets(st.sampled_from(sorted(set(KEYS) - {"step"})), max_size=12))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_key_that_a_record_lacks_counts_as_its_default(lost):
+    values = Config(step="gelu").values()
+    whole = identity(values)
+    older = {name: value for name, value in flatten(values).items() if name not in lost}
+    assert identity(older) == whole | {name: KEYS[name].default for name in lost if name in whole} == whole
+    assert not lost_keys(older)
+
+
+def test_a_recorded_key_that_the_schema_has_lost_is_named():
+    values = compose("gelu").values()
+    values["model"]["squeeze"] = 4
+    assert lost_keys(values) == ["model.squeeze=4"]
+    assert identity(values) == identity(compose("gelu").values())
+
+
+def test_defaults_are_plain_values():
+    assert yaml.safe_load(yaml.safe_dump(defaults())) == defaults()
+    assert {name: dataclasses.asdict(key)["default"] for name, key in KEYS.items()} == defaults()
+
+
+def test_conf_sets_no_key_that_there_is_not():
+    body = yaml.safe_load((CONF / "config.yaml").read_text())
+    known = flatten({name: value for name, value in body.items() if name not in ("defaults", "hydra")})
+    assert set(known) <= set(KEYS)
+    for group in ("recipe", "data", "regime"):
+        for path in (CONF / group).glob("*.yaml"):
+            assert {f"{group}.{name}" for name in yaml.safe_load(path.read_text())} <= set(KEYS), path
+
+
+class TestCellNames:
+    """A cell is named by what differs from its plain step."""
+
+    def cell(self, *overrides, step="gelu", regime="nano"):
+        return compose(step, regime, list(overrides)).cell
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["recipe.epochs=20"], ["recipe=enhanced"], ["model.kernel_size=7"], ["recipe.drop_path=0"],
+            ["model.drop_path=0"], ["model={kernel_size: 7, depthwise: true}"], ["scale=demo", "data=digits"],
+            ["kernels=plain", "compile=false", "devices=1"], ["recipe.lr='2e-3'"],
+        ],
+    )  # fmt: skip
+    def test_what_is_the_default_names_no_new_cell(self, overrides):
+        assert self.cell(*overrides) == "gelu"
+
+    def test_what_follows_from_another_key_is_not_repeated(self):
+        assert self.cell("recipe.drop_path=0.1") == "gelu,recipe.drop_path=0.1"
+        assert self.cell("model.drop_path=0.1") == "gelu,model.drop_path=0.1"
+        assert (
+            self.cell("recipe.drop_path=0.1", "model.drop_path=0.1") == "gelu,model.drop_path=0.1,recipe.drop_path=0.1"
+        )
+
+    def test_a_group_is_named_by_its_choice_and_what_it_brings_is_not(self):
+        assert self.cell("recipe=original") == "gelu,recipe=original"
+        assert self.cell("recipe=original", "recipe.lr=0.3") == "gelu,recipe=original,recipe.lr=0.3"
+        assert self.cell("recipe=enhanced", step="resnet") == "resnet,recipe=enhanced"
+        assert self.cell("debug=overfit") == "gelu,debug=overfit"
+
+    def test_a_value_that_refers_to_another_key_is_still_named(self):
+        assert self.cell("model.width=${regime.resnet_width}") == "gelu,model.width=16"
+
+    def test_a_dictionary_is_its_keys(self):
+        assert self.cell("model={kernel_size: 9, width: 8}") == self.cell("model.width=8", "model.kernel_size=9")
