@@ -147,21 +147,21 @@ def _bars(axes: Axes, cells: Cells) -> None:
     thin: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.2, "capthick": 1.0}
     for row, cell in cells:
         color, hatch, line = styles[cell.adopted]
-        bar_style: dict[str, Any] = {
+        box: dict[str, Any] = {
             "color": color,
             "edgecolor": INK,
             "linewidth": 0.6,
             "hatch": hatch,
             "linestyle": line,
         }
-        (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **bar_style)
+        (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **box)
         std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
         hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}")
         if cell.top1_std is not None:
             axes.errorbar(cell.top1, row + middle, xerr=cell.top1_std, **spread, **thick)
         if cell.paper:
-            bar_style = {"fc": "none", "ec": INK, "lw": 0.6, "label": f"paper {cell.step}"}
-            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, **bar_style)
+            box = {"fc": "none", "ec": INK, "lw": 0.6, "label": f"paper {cell.step}"}
+            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, **box)
             hover(bar, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
             if cell.paper.top1_std is not None:
                 axes.errorbar(cell.paper.top1, row + 0.24, xerr=cell.paper.top1_std, **spread, **thin)
