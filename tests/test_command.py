@@ -73,7 +73,7 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("-cd", "nowhere", "+step=gelu"), 64, ["nowhere"]),
         (("-m", "+step=gelu,kernel_5", "study=../evil"), 64, ["study=../evil"]),
         (("-m", "+step=gelu,nope"), 64, ["nope"]),
-        (("--experimental-rerun=x.pkl",), 64, ["pickled"]),
+        (("--experimental-rerun=x.pkl",), 64, ["no such option"]),
         (("+step=gelu", "recipe.batch_size=5000"), 64, ["recipe.batch_size=5000", "1437"]),
         (("+step=gelu", "device=cuda"), 64, ["device=cuda", "no GPU"]),
         (("+step=separate_downsampling", "data.image_size=16"), 64, ["data.image_size=16"]),

@@ -20,8 +20,19 @@ import yaml
 
 from roadmap.config import KEYS, Affects, Config
 from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
-from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml, write_json
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, LOG, METRICS, STATUS, SUMMARY, Status, info_keys, read_record
+from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml
+from roadmap.runs.schema import (
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    METRICS,
+    STATUS,
+    SUMMARY,
+    Status,
+    info_keys,
+    read_record,
+    write_record,
+)
 from roadmap.text import flatten, one_line, shorten
 
 DEATHS = 3  # so often a run may die without a new checkpoint
@@ -237,4 +248,4 @@ class RunDir:
         """Change fields of `status.json`. Raises DiskError."""
         self.status |= {**values, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         with disk_errors(self.path / STATUS):
-            write_json(self.path / STATUS, self.status)
+            write_record(Status, self.path / STATUS, self.status)

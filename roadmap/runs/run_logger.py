@@ -20,13 +20,13 @@ from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, RoadmapError, StoppedEarly
-from roadmap.files import atomic_write, disk_errors, write_json
+from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
 from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import RunDir, newest_place
-from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY
+from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY, Summary, write_record
 from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
 
@@ -211,7 +211,7 @@ class RunLogger:
             "state": "done",
         }
         with disk_errors(self.run.path / SUMMARY):
-            write_json(self.run.path / SUMMARY, self.summary)
+            write_record(Summary, self.run.path / SUMMARY, self.summary)
         return self.summary
 
     def __exit__(

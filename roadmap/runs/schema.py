@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.config import Affects
-from roadmap.files import read_json
+from roadmap.files import finite_or_null, read_json, write_json
 from roadmap.text import shorten
 
 METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
@@ -127,6 +127,12 @@ class Manifest(RunInfo):
     rows: int | None = None  # lines of the ledger up to this checkpoint
     rows_sha256: str | None = None
     checksum: str | None = None  # of all the other keys
+
+
+def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None:
+    """Write a record as a whole; a number that is not finite becomes null. Raises OSError."""
+    kind.model_validate(finite_or_null(values))  # what a run writes, every reader takes
+    write_json(path, values)
 
 
 def read_record(kind: type[Record], path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
 SEED_WORD = re.compile(r"seed=(\d+)")
 SETTING = re.compile(r"\b(?:model|recipe|data|regime)\.\w+")
-NOT_FOR_CELLS = ("study", "mode", "fresh", "weights")  # a study's cells train, each in its own directory
+NOT_FOR_CELLS = ("study", "mode", "fresh", "weights", "dry")  # a study's cells train, each in its own directory
 
 
 @dataclass(frozen=True)
