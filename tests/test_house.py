@@ -202,9 +202,9 @@ def too_large(house: House) -> Iterator[str]:
 
 
 def names_twice(house: House) -> Iterator[str]:
-    """A module of bench is named for what it measures, which is the name of its command too."""
+    """A module of bench is named for what it measures, which is its command's name; a schema is its room's."""
     named = (m.path.stem for m in house.values() if m.room not in ("bench", "run"))
-    stems = Counter(stem for stem in named if not stem.startswith("__"))
+    stems = Counter(stem for stem in named if not stem.startswith("__") and stem != "schema")
     yield from (f"{stem}.py: {count} modules have this name" for stem, count in stems.items() if count > 1)
     checking = [m for m in house.values() for x in m.tree.body if isinstance(x, ast.FunctionDef) and x.name == "check"]
     if len(checking) > 1:

@@ -11,7 +11,7 @@ from torch import nn
 from roadmap.config.choices import Kernels
 from roadmap.errors import ConfigError
 from roadmap.net import build_net, kernels, use_kernels
-from roadmap.net.kernels import launch
+from roadmap.net.kernels import triton_support
 from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
 from roadmap.net.kernels.measured import MEASURED
 from roadmap.net.kernels.pointwise import LinearPointwise
@@ -179,7 +179,7 @@ def test_a_gpu_that_is_too_old_computes_plainly_and_the_log_says_so_once(capabil
 
 def test_without_triton_the_rest_still_works(capability, monkeypatch):
     capability(9, 0)
-    monkeypatch.setattr(launch, "has_triton", lambda: False)
+    monkeypatch.setattr(triton_support, "has_triton", lambda: False)
     forms = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.fast)
     assert "triton" not in forms.values() and "flipped" in forms.values()
     assert "Triton is not installed" in kernels.announcement(forms, GPU, Kernels.fast)

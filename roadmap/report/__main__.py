@@ -60,7 +60,7 @@ def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figur
     if (out / "other_cells.csv").exists():
         files["other_cells.csv"] = to_csv(groups, others=True)  # what an earlier report left there is no longer true
     if figures:
-        files |= pictures(groups, collected)
+        files |= draw_figures(groups, collected)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
@@ -90,7 +90,7 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     return files
 
 
-def pictures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
+def draw_figures(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     """Return the figures in three formats, and the page that shows them, by file name."""
     files: dict[str, bytes] = {}
     shown = []

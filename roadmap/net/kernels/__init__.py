@@ -21,11 +21,11 @@ from roadmap.config.choices import Kernels
 from roadmap.config.schema import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.kernels.depthwise import KERNELS, Depthwise, Forms
-from roadmap.net.kernels.launch import why_no_triton
 from roadmap.net.kernels.measured import MEASURED
 from roadmap.net.kernels.norm import FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.net.kernels.residual import FusedJoin
+from roadmap.net.kernels.triton_support import why_no_triton
 from roadmap.net.layers import ChannelNorm, LayerScale
 from roadmap.net.net import Downsample, build_net
 

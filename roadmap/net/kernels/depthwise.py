@@ -11,7 +11,15 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from roadmap.net.kernels.launch import NHWC, autocast_dtype, ceil_div, interpreted, operation, power_of_2, supported
+from roadmap.net.kernels.triton_support import (
+    NHWC,
+    autocast_dtype,
+    ceil_div,
+    interpreted,
+    operation,
+    power_of_2,
+    supported,
+)
 
 KERNELS = (3, 5, 7, 9, 11)  # that the Triton kernels have tiles for
 PROGRAMS = 4096  # that the map is cut into at least, where it is large enough

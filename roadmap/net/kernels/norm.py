@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 
-from roadmap.net.kernels.launch import NHWC, autocast_dtype, ceil_div, interpreted, operation, power_of_2, supported
+from roadmap.net.kernels.triton_support import (
+    NHWC,
+    autocast_dtype,
+    ceil_div,
+    interpreted,
+    operation,
+    power_of_2,
+    supported,
+)
 from roadmap.net.layers import ChannelNorm
 
 ELEMENTS = 2048  # of a program's block

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from roadmap.net.block import Block
-from roadmap.net.kernels.launch import NHWC, ceil_div, interpreted, operation, power_of_2, supported
+from roadmap.net.kernels.triton_support import NHWC, ceil_div, interpreted, operation, power_of_2, supported
 from roadmap.net.layers import DropPath, LayerScale
 
 CHANNELS, PIXELS = 128, 16  # of a program's block

@@ -24,7 +24,7 @@ Cells = Sequence[tuple[int, Cell]]  # row and cell
 
 
 @dataclass(frozen=True)
-class Look:
+class Sizes:
     """Fonts in points, sizes in inches."""
 
     font: float
@@ -36,8 +36,8 @@ class Look:
     wide: bool  # sections, the paper's values and the panel of multiply-accumulates have room
 
 
-WIDE = Look(font=8.5, small=7.5, row=0.27, line=0.19, letters=95, label=3.0, wide=True)
-NARROW = Look(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.COLUMN * 0.38, wide=False)
+WIDE = Sizes(font=8.5, small=7.5, row=0.27, line=0.19, letters=95, label=3.0, wide=True)
+NARROW = Sizes(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.COLUMN * 0.38, wide=False)
 
 
 def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
@@ -47,41 +47,41 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figu
     NothingToDraw where no group has a row.
     """
     groups = [groups] if isinstance(groups, Group) else list(groups)
-    rows, look = chart_rows(groups), NARROW if narrow else WIDE
+    rows, sizes = chart_rows(groups), NARROW if narrow else WIDE
     if not rows:
         raise style.NothingToDraw("there is no row to draw: no finished run of a plain step")
     with style.styled():
-        heads = [head_lines(group, look.letters if len(groups) == 1 else 70) for group in groups]
-        height = look.row * len(rows) + look.line * max(map(len, heads)) + (1.5 if look.wide else 1.25)
-        width = 2.6 + 6.5 * len(groups) if look.wide else style.COLUMN
-        figure = style.new_figure(TITLE, height, width, look.font * 1.4, pad=0.07 if look.wide else 0.05)
-        parts = [["bars", "values", *(["paper", "macs"] if look.wide else []), "gmacs"] for _ in groups]
+        heads = [head_lines(group, sizes.letters if len(groups) == 1 else 70) for group in groups]
+        height = sizes.row * len(rows) + sizes.line * max(map(len, heads)) + (1.5 if sizes.wide else 1.25)
+        width = 2.6 + 6.5 * len(groups) if sizes.wide else style.COLUMN
+        figure = style.new_figure(TITLE, height, width, sizes.font * 1.4, pad=0.07 if sizes.wide else 0.05)
+        parts = [["bars", "values", *(["paper", "macs"] if sizes.wide else []), "gmacs"] for _ in groups]
         ratios = {"bars": 3.0, "macs": 1.15}
         widths = [NO_WIDTH, *(ratios.get(name, NO_WIDTH) for part in parts for name in part)]
         grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
         sections = figure.add_subplot(grid[0])
-        _bands(sections, rows, look)
+        _bands(sections, rows, sizes)
         column = 1
         for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
             axes = {name: figure.add_subplot(grid[column + i]) for i, name in enumerate(part)}
-            _panel(axes, group, rows, number, limits([group]), look)
-            _head(sections if len(groups) == 1 else axes["bars"], heads[number], group, look, len(groups) > 1)
+            _panel(axes, group, rows, number, limits([group]), sizes)
+            _head(sections if len(groups) == 1 else axes["bars"], heads[number], group, sizes, len(groups) > 1)
             column += len(part)
-        _legend(figure, [cell for row in rows for cell in row.cells if cell], look)
+        _legend(figure, [cell for row in rows for cell in row.cells if cell], sizes)
         return figure
 
 
-def _head(axes: Axes, lines: Sequence[str], group: Group, look: Look, several: bool) -> None:
+def _head(axes: Axes, lines: Sequence[str], group: Group, sizes: Sizes, several: bool) -> None:
     """Write lines above a panel, what it must not be read for in bold; an empty title makes room for them."""
-    spaces = [72 * look.line * (len(lines) - i) + 4 for i in range(len(lines))]
+    spaces = [72 * sizes.line * (len(lines) - i) + 4 for i in range(len(lines))]
     for i, line in enumerate(lines):
         weight = "bold" if line == group.caution or (i == 0 and several) else "normal"
         at: dict[str, Any] = {"xytext": (0, spaces[i]), "xycoords": "axes fraction", "textcoords": "offset points"}
-        axes.annotate(line, (0, 1), **at, size=look.font, weight=weight).set_in_layout(False)
-    axes.set_title(" ", pad=max(spaces, default=0), size=look.font)
+        axes.annotate(line, (0, 1), **at, size=sizes.font, weight=weight).set_in_layout(False)
+    axes.set_title(" ", pad=max(spaces, default=0), size=sizes.font)
 
 
-def _bands(axes: Axes, rows: Sequence[ChartRow], look: Look) -> None:
+def _bands(axes: Axes, rows: Sequence[ChartRow], sizes: Sizes) -> None:
     """Shade every other section of the paper across the figure, and name each where it begins."""
     axes.axis("off")
     axes.set(ylim=(len(rows) - 0.5, -0.5), zorder=-1)
@@ -90,8 +90,8 @@ def _bands(axes: Axes, rows: Sequence[ChartRow], look: Look) -> None:
     for i, row in enumerate(rows):
         if row.section != before:
             shaded, before = not shaded, row.section
-            if look.wide:
-                axes.text(0, i, row.section, size=look.small, style="italic", color=QUIET, va="center_baseline")
+            if sizes.wide:
+                axes.text(0, i, row.section, size=sizes.small, style="italic", color=QUIET, va="center_baseline")
         if shaded:
             band = Rectangle((0.005, i - 0.5), 0.99, 1, transform=across, color=style.BAND, lw=0, clip_on=False)
             band.set_in_layout(False)
@@ -99,63 +99,69 @@ def _bands(axes: Axes, rows: Sequence[ChartRow], look: Look) -> None:
 
 
 def _panel(
-    axes: dict[str, Axes], group: Group, rows: Sequence[ChartRow], number: int, span: tuple[float, float], look: Look
+    axes: dict[str, Axes], group: Group, rows: Sequence[ChartRow], number: int, span: tuple[float, float], sizes: Sizes
 ) -> None:
     """Draw one group: the bars, the panel of multiply-accumulates, and the columns of numbers."""
     cells = [(i, cell) for i, row in enumerate(rows) if (cell := row.cells[number]) is not None]
     bars = axes["bars"]
     _bars(bars, cells)
     bars.set_xlim(span)
-    _reference(bars, group, cells, look.small)
-    labels = [style.fitted(bars.figure, row.label, look.font, look.label) for row in rows]  # type: ignore[arg-type]
-    style.label_rows(bars, labels if number == 0 else [""] * len(rows), look.font)
-    bars.set_xlabel(TOP1.heading + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=look.small)
-    bars.xaxis.set_major_locator(MaxNLocator(6 if look.wide else 3, steps=[1, 2, 5, 10]))
+    _reference(bars, group, cells, sizes.small)
+    labels = [style.fitted(bars.figure, row.label, sizes.font, sizes.label) for row in rows]  # type: ignore[arg-type]
+    style.label_rows(bars, labels if number == 0 else [""] * len(rows), sizes.font)
+    bars.set_xlabel(TOP1.heading + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=sizes.small)
+    bars.xaxis.set_major_locator(MaxNLocator(6 if sizes.wide else 3, steps=[1, 2, 5, 10]))
     unit, scale = macs_unit(group)
     if "macs" in axes:
         _macs(axes["macs"], cells, len(rows), scale)
-        axes["macs"].set_xlabel(f"{GMACS.title} ({unit})", size=look.small)
-        axes["macs"].tick_params(axis="x", labelsize=look.small)
-    bars.tick_params(axis="x", labelsize=look.small)
+        axes["macs"].set_xlabel(f"{GMACS.title} ({unit})", size=sizes.small)
+        axes["macs"].tick_params(axis="x", labelsize=sizes.small)
+    bars.tick_params(axis="x", labelsize=sizes.small)
     texts = {i: value_text(cell, group) for i, cell in cells}
-    _column(axes["values"], TOP1.heading, {i: texts.get(i, "no run") for i in range(len(rows))}, look, texts)
+    _column(axes["values"], TOP1.heading, {i: texts.get(i, "no run") for i in range(len(rows))}, sizes, texts)
     if "paper" in axes:
         papers = {i: f"{cell.paper.top1:.2f}" for i, cell in cells if cell.paper}
-        _column(axes["paper"], "paper" if papers else "", papers, look, ())
+        _column(axes["paper"], "paper" if papers else "", papers, sizes, ())
     macs = {i: GMACS.text(cell.numbers["gmacs"] * scale) for i, cell in cells if "gmacs" in cell.numbers}
-    _column(axes["gmacs"], f"{unit}MACs", macs, look, macs)
+    _column(axes["gmacs"], f"{unit}MACs", macs, sizes, macs)
     for name in axes.keys() - {"bars", "macs"}:
         axes[name].set_ylim(bars.get_ylim())
 
 
-def _column(axes: Axes, heading: str, texts: dict[int, str], look: Look, ours: Any) -> None:
+def _column(axes: Axes, heading: str, texts: dict[int, str], sizes: Sizes, ours: Any) -> None:
     """Write a column of numbers, `ours` in ink, that ends at axes without width."""
     axes.axis("off")
-    axes.text(0, -0.6, heading, ha="right", va="bottom", size=look.small, color=QUIET)
+    axes.text(0, -0.6, heading, ha="right", va="bottom", size=sizes.small, color=QUIET)
     for row, text in texts.items():
         color = INK if row in ours else QUIET
-        axes.text(0, row, text, ha="right", va="center_baseline", color=color, size=look.font)
+        axes.text(0, row, text, ha="right", va="center_baseline", color=color, size=sizes.font)
 
 
 def _bars(axes: Axes, cells: Cells) -> None:
     """Draw a bar a row, hatched where the step was not kept; the paper's below it as an outline; spreads over seeds."""
-    looks = {"yes": (KEPT, "", "-"), "no": (TRIED, "/////", "-"), "reference": (REFERENCE, "", "--")}
+    styles = {"yes": (KEPT, "", "-"), "no": (TRIED, "/////", "-"), "reference": (REFERENCE, "", "--")}
     beside = any(cell.paper for _, cell in cells)
     height, middle = (0.44, -0.16) if beside else (0.68, 0.0)
     spread: dict[str, Any] = {"fmt": "none", "ecolor": INK, "zorder": 4}
     thick: dict[str, Any] = {"elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
     thin: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.2, "capthick": 1.0}
     for row, cell in cells:
-        color, hatch, line = looks[cell.adopted]
-        look: dict[str, Any] = {"color": color, "edgecolor": INK, "linewidth": 0.6, "hatch": hatch, "linestyle": line}
-        (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **look)
+        color, hatch, line = styles[cell.adopted]
+        box: dict[str, Any] = {
+            "color": color,
+            "edgecolor": INK,
+            "linewidth": 0.6,
+            "hatch": hatch,
+            "linestyle": line,
+        }
+        (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **box)
         std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
         hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}")
         if cell.top1_std is not None:
             axes.errorbar(cell.top1, row + middle, xerr=cell.top1_std, **spread, **thick)
         if cell.paper:
-            look = {"fc": "none", "ec": INK, "lw": 0.6, "label": f"paper {cell.step}"}
-            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, **look)
+            box = {"fc": "none", "ec": INK, "lw": 0.6, "label": f"paper {cell.step}"}
+            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, **box)
             hover(bar, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
             if cell.paper.top1_std is not None:
                 axes.errorbar(cell.paper.top1, row + 0.24, xerr=cell.paper.top1_std, **spread, **thin)
@@ -195,7 +201,7 @@ def _macs(axes: Axes, cells: Cells, count: int, scale: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(3))
 
 
-def _legend(figure: Figure, cells: Sequence[Cell], look: Look) -> None:
+def _legend(figure: Figure, cells: Sequence[Cell], sizes: Sizes) -> None:
     """Explain what occurs in this chart, and nothing else."""
     handles: list[Patch | Line2D] = [Patch(fc=KEPT, ec=INK, lw=0.6, label="kept")]
     if any(cell.adopted == "no" for cell in cells):
@@ -206,4 +212,4 @@ def _legend(figure: Figure, cells: Sequence[Cell], look: Look) -> None:
         handles.append(Line2D([], [], color=INK, lw=1.1, marker="|", ms=6, label="± 1 std. dev. over seeds"))
     if any(cell.paper for cell in cells):
         handles.append(Patch(fc="none", ec=INK, lw=0.8, label="paper"))
-    style.legend(figure, handles, ncols=len(handles) if look.wide else 3, fontsize=look.small)
+    style.legend(figure, handles, ncols=len(handles) if sizes.wide else 3, fontsize=sizes.small)
