@@ -129,8 +129,17 @@ def test_a_key_that_a_record_lacks_counts_as_its_default(lost):
     values = Config(step="gelu").values()
     whole = identity(values)
     older = {name: value for name, value in flatten(values).items() if name not in lost}
-    assert identity(older) == whole | {name: KEYS[name].default for name in lost if name in whole} == whole
+    assert identity(older) == whole
     assert not lost_keys(older)
+
+
+def test_what_nothing_reads_is_no_part_of_an_identity():
+    values = compose("gelu").values()  # AdamW, a cosine, no scaling of the rate
+    unread = {"momentum": 0.5, "step_epochs": 7.0, "lr_batch_size": 4096}
+    assert identity(values | {"recipe": values["recipe"] | unread}) == identity(values)
+    assert identity(values | {"recipe": values["recipe"] | unread | {"lr_scaling": "linear"}}) != identity(values)
+    assert compose("gelu", overrides=["recipe.momentum=0.5", "recipe.lr_batch_size=4096"]).cell == "gelu"
+    assert compose("resnet", overrides=["recipe.momentum=0.5"]).cell == "resnet,recipe.momentum=0.5"
 
 
 def test_a_recorded_key_that_the_schema_has_lost_is_named():

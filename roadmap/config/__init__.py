@@ -13,6 +13,7 @@ from roadmap.config.schema import (
     WandbConfig,
     affects,
     defaults,
+    is_read,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "WandbConfig",
     "affects",
     "defaults",
+    "is_read",
 ]

@@ -39,6 +39,7 @@ class Key:
     local: bool  # whether conf/local may set it
     about: str
     allowed: str  # the range or the choices in words; empty where the type says it all
+    needs: tuple[str, str] | None = None  # another key and the value under which alone this one is read
 
 
 def key(
@@ -49,10 +50,14 @@ def key(
     evaluation: bool | None = None,
     local: bool | None = None,
     one_of: tuple[Any, ...] = (),
+    needs: tuple[str, str] | None = None,
     **limits: Any,
 ) -> Any:
-    """Define a key. `limits` are pydantic's (ge, gt, le, min_length, ...); what is left out is its section's."""
-    extra: Any = {"affects": affects, "evaluation": evaluation, "local": local, "one_of": one_of}
+    """Define a key. `limits` are pydantic's (ge, gt, le, min_length, ...); what is left out is its section's.
+
+    `needs=("recipe.optimizer", "sgd")`: nothing reads it elsewhere, so that it is no part of a run's identity there.
+    """
+    extra: Any = {"affects": affects, "evaluation": evaluation, "local": local, "one_of": one_of, "needs": needs}
     return Field(default, description=about, json_schema_extra=extra, **limits)
 
 
@@ -141,8 +146,9 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _keys(inner)
         else:
-            extra = {k: getattr(kind, k) if v is None else v for k, v in _extra(field).items()}
+            extra = dict(_extra(field))
             one_of = extra.pop("one_of")
+            extra |= {k: getattr(kind, k) for k in ("affects", "evaluation", "local") if extra[k] is None}
             default = field.get_default(call_default_factory=True)
             default = list(default) if isinstance(default, tuple) else default
             default = str(default) if isinstance(default, StrEnum) else default  # as a record has it
@@ -152,7 +158,11 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
     extra = field.json_schema_extra
-    return extra if isinstance(extra, dict) else {"affects": None, "evaluation": None, "local": None, "one_of": ()}
+    return (
+        extra
+        if isinstance(extra, dict)
+        else dict.fromkeys(("affects", "evaluation", "local", "needs")) | {"one_of": ()}
+    )
 
 
 def _allowed(field: FieldInfo) -> str:

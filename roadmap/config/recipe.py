@@ -6,6 +6,10 @@ from roadmap.config.choices import Init, Interpolation, LrScaling, Optimizer, Pr
 from roadmap.config.fields import Float, Int, Section, Text, key
 from roadmap.errors import ConfigError
 
+SGD, ADAMW = ("recipe.optimizer", "sgd"), ("recipe.optimizer", "adamw")
+STEP, COSINE = ("recipe.schedule", "step"), ("recipe.schedule", "cosine")
+LINEAR = ("recipe.lr_scaling", "linear")
+
 
 class RecipeConfig(Section):
     """How a net is trained. Lengths in epochs, rates per optimizer step at `batch_size` images."""
@@ -20,17 +24,21 @@ class RecipeConfig(Section):
     )
     optimizer: Optimizer = Optimizer.sgd
     lr: Float = key(0.1, gt=0, le=1000, about="base learning rate, at `lr_batch_size`")
-    lr_batch_size: Int = key(256, ge=1, le=1_000_000, about="images per optimizer step that `lr` is stated for")
+    lr_batch_size: Int = key(
+        256, ge=1, le=1_000_000, about="images per optimizer step that `lr` is stated for", needs=LINEAR
+    )
     lr_scaling: LrScaling = key(LrScaling.none, about="linear: base rate = lr x batch_size / lr_batch_size")
-    min_lr: Float = key(0.0, ge=0, le=1000, about="where the cosine ends")
+    min_lr: Float = key(0.0, ge=0, le=1000, about="where the cosine ends", needs=COSINE)
     warmup_epochs: Float = key(0.0, ge=0, le=100_000, about="linear from 0")
     schedule: Schedule = Schedule.step
-    step_epochs: Float = key(30.0, gt=0, le=100_000, about="schedule=step: multiply the rate by step_factor so often")
-    step_factor: Float = key(0.1, gt=0, le=1)
-    momentum: Float = key(0.9, ge=0, le=1, about="sgd")
-    beta1: Float = key(0.9, ge=0, le=1, about="adamw")
-    beta2: Float = key(0.999, ge=0, le=1, about="adamw")
-    eps: Float = key(1e-8, gt=0, le=1, about="adamw")
+    step_epochs: Float = key(
+        30.0, gt=0, le=100_000, about="schedule=step: multiply the rate by step_factor so often", needs=STEP
+    )
+    step_factor: Float = key(0.1, gt=0, le=1, needs=STEP)
+    momentum: Float = key(0.9, ge=0, le=1, about="sgd", needs=SGD)
+    beta1: Float = key(0.9, ge=0, le=1, about="adamw", needs=ADAMW)
+    beta2: Float = key(0.999, ge=0, le=1, about="adamw", needs=ADAMW)
+    eps: Float = key(1e-8, gt=0, le=1, about="adamw", needs=ADAMW)
     weight_decay: Float = key(1e-4, ge=0, le=100)
     decay_1d: bool = key(True, about="whether norms, biases and layer scales decay too")
     label_smoothing: Float = key(0.0, ge=0, le=0.99)

@@ -4,6 +4,7 @@
 A default is what the code did before the key was there, for ever: what is new is switched on in `conf/`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -166,7 +167,7 @@ class DataConfig(Section):
     std: Colours = key((0.5, 0.5, 0.5), evaluation=True, about="a list of three finite numbers above 0")
     flip: bool = key(False, about="horizontally, with probability 0.5")
     crop: Crop = key(Crop.none, about="how a training image is cut out")
-    padding: Int = key(0, ge=0, le=1024, about="crop=pad: pixels")
+    padding: Int = key(0, ge=0, le=1024, about="pixels", needs=("data.crop", "pad"))
     rotate: Float = key(0.0, ge=0, le=180, about="degrees, up to +-")
     zoom: Float = key(0.0, ge=0, le=0.9, about="scale by 1 +- zoom")
     shift: Float = key(0.0, ge=0, le=0.9, about="share of the image, up to +-")
@@ -295,6 +296,12 @@ KEYS: dict[str, Key] = keys(Config)
 def affects(name: str) -> Affects | None:
     """Return what a dotted key affects; None for a key that there is not (any more)."""
     return KEYS[name].affects if name in KEYS else None
+
+
+def is_read(name: str, values: Mapping[str, Any]) -> bool:
+    """Tell whether anything reads a key, given the others: `values` are a config by dotted key, or its texts."""
+    needs = KEYS[name].needs
+    return needs is None or str(values.get(needs[0], KEYS[needs[0]].default)) == needs[1]
 
 
 def defaults() -> dict[str, Any]:

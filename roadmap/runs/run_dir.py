@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from roadmap.config import KEYS, Affects, Config
+from roadmap.config import KEYS, Affects, Config, is_read
 from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
 from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml
 from roadmap.runs.schema import (
@@ -49,9 +49,10 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return what a result depends on, of a config as it was recorded: dotted key -> value.
 
     `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was
-    made. Raises ValueError for no config.
+    made. So does one that nothing read. Raises ValueError for no config.
     """
-    recorded = flatten_config(values)
+    recorded = {name: value for name, value in flatten_config(values).items() if name in KEYS}
+    recorded = {name: value for name, value in recorded.items() if is_read(name, recorded)}
     return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
 
 

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from roadmap.config import KEYS, Affects, Config
+from roadmap.config import KEYS, Affects, Config, is_read
 from roadmap.errors import ConfigError
 from roadmap.text import flatten
 
@@ -77,7 +77,7 @@ def _differences(config: Config, cfg: DictConfig, plain: DictConfig) -> Iterator
     with suppress(ConfigError):  # of a plain step that cannot be run: its values are compared as they are written
         before |= flatten(Config(**_nested(plain)).values())
     for key in NAMED:
-        if now[key] != before.get(key) and written.get(key) != written_before.get(key):
+        if now[key] != before.get(key) and written.get(key) != written_before.get(key) and is_read(key, now):
             yield key, now[key]
 
 

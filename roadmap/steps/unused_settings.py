@@ -3,19 +3,13 @@
 from collections.abc import Callable, Iterable
 
 from roadmap import catalog
-from roadmap.config import Config
-from roadmap.config.choices import Crop, LrScaling, Mode, Norm, Optimizer, Pipeline, Schedule
+from roadmap.config import KEYS, Config, is_read
+from roadmap.config.choices import Crop, Mode, Norm, Pipeline
+from roadmap.text import flatten
 
-# A key, whether it is read, and what would have to be otherwise.
+# A key whose use hangs on more than one other (`needs` in the schema says it of those that hang on one): whether it is
+# read, and what would have to be otherwise.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
-    "recipe.momentum": (lambda c: c.recipe.optimizer == Optimizer.sgd, "recipe.optimizer=sgd"),
-    "recipe.beta1": (lambda c: c.recipe.optimizer == Optimizer.adamw, "recipe.optimizer=adamw"),
-    "recipe.beta2": (lambda c: c.recipe.optimizer == Optimizer.adamw, "recipe.optimizer=adamw"),
-    "recipe.eps": (lambda c: c.recipe.optimizer == Optimizer.adamw, "recipe.optimizer=adamw"),
-    "recipe.step_epochs": (lambda c: c.recipe.schedule == Schedule.step, "recipe.schedule=step"),
-    "recipe.step_factor": (lambda c: c.recipe.schedule == Schedule.step, "recipe.schedule=step"),
-    "recipe.min_lr": (lambda c: c.recipe.schedule == Schedule.cosine, "recipe.schedule=cosine"),
-    "recipe.lr_batch_size": (lambda c: c.recipe.lr_scaling == LrScaling.linear, "recipe.lr_scaling=linear"),
     "recipe.mix_switch": (
         lambda c: c.recipe.mixup > 0 and c.recipe.cutmix > 0,
         "recipe.mixup and recipe.cutmix above 0",
@@ -27,7 +21,6 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "recipe.sync_batch_norm": (lambda c: c.model.norm == Norm.batch_norm, "a net with BatchNorm"),
     "recipe.init": (lambda c: c.model.reference is None, "a net of ours"),
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
-    "data.padding": (lambda c: c.data.crop == Crop.pad, "data.crop=pad"),
     "data.workers": (lambda c: read_in_workers(c), "data.pipeline=reference or a set of class folders"),
     "data.decoder": (
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
@@ -51,9 +44,10 @@ def read_in_workers(config: Config) -> bool:
 
 def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:
     """Return a line for each override of a command line that changes nothing."""
-    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
-    return [
-        f"{key}: has no effect here, it needs {READ_WITH[key][1]}"
-        for key in keys
-        if key in READ_WITH and not READ_WITH[key][0](config)
-    ]
+    values, lines = flatten(config.values()), []
+    for name in (word.partition("=")[0].lstrip("+") for word in overrides):
+        if name in KEYS and (needs := KEYS[name].needs) and not is_read(name, values):
+            lines.append(f"{name}: has no effect here, it needs {'='.join(needs)}")
+        elif name in READ_WITH and not READ_WITH[name][0](config):
+            lines.append(f"{name}: has no effect here, it needs {READ_WITH[name][1]}")
+    return lines

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roadmap import paper
-from roadmap.config import KEYS, defaults
+from roadmap.config import KEYS, defaults, is_read
 from roadmap.report.read.run import Run, config_text
 from roadmap.report.read.search import Problem
 from roadmap.text import shorten
@@ -33,7 +33,9 @@ Neighbours = Callable[[Run], Hashable | None]  # runs with the same answer are n
 
 
 def config_value(run: Run, key: str) -> str | None:
-    """Return a value of the run's config; a key that its record lacks has the default, None where there is none."""
+    """Return a value of the run's config: the default of a key that it lacks, or that nothing read; None without one."""
+    if key in KEYS and not is_read(key, run.config):
+        return DEFAULTS[key]
     return run.config.get(key, DEFAULTS.get(key))
 
 
