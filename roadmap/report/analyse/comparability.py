@@ -33,7 +33,7 @@ Neighbours = Callable[[Run], Hashable | None]  # runs with the same answer are n
 
 
 def config_value(run: Run, key: str) -> str | None:
-    """Return a value of the run's config: the default of a key that it lacks, or that nothing read; None without one."""
+    """Return a value of the run's config: the default of a key that it lacks or that nothing read; None without one."""
     if key in KEYS and not is_read(key, run.config):
         return DEFAULTS[key]
     return run.config.get(key, DEFAULTS.get(key))
