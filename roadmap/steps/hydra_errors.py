@@ -63,7 +63,13 @@ def _unknown_key(key: str) -> str:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
     keys = [k for k in KEYS if k not in DERIVED]
     if key in keys:
-        return f"{key}: not with this {key.split('.')[0]}=..., which has no such key; others have"
+        section = key.split(".")[0]
+        where = (
+            f"not with this {section}=..., which has no such key; others have"
+            if section == "data"
+            else "conf/ does not set it"
+        )
+        return f"{key}: {where}; +{key}=VALUE sets it"
     section = [k for k in keys if k.startswith(key.split(".")[0] + ".")]
     top = ["+step", "+variant", *dict.fromkeys(k.split(".")[0] for k in keys)]
     return f"{key}: there is no such key; {nearest(key, section or top)}"
