@@ -140,6 +140,7 @@ def test_a_checkpoint_that_holds_code_runs_nothing(stopped, tmp_path):
         torch.save({"net": Evil()}, path)
         manifest = json.loads(path.with_suffix(".json").read_text())
         manifest |= {"bytes": path.stat().st_size, "sha256": checkpoint._sha256(path)}
+        manifest["checksum"] = checkpoint._checksum(manifest)
         path.with_suffix(".json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="refused"):
         train(config)
