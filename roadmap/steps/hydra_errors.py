@@ -61,18 +61,14 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
 def _unknown_key(key: str) -> str:
     if key in {"step", "variant"}:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
-    keys = [k for k in KEYS if k not in DERIVED]
-    if key in keys:
-        section = key.split(".")[0]
-        where = (
-            f"not with this {section}=..., which has no such key; others have"
-            if section == "data"
-            else "conf/ does not set it"
-        )
-        return f"{key}: {where}; +{key}=VALUE sets it"
-    section = [k for k in keys if k.startswith(key.split(".")[0] + ".")]
-    top = ["+step", "+variant", *dict.fromkeys(k.split(".")[0] for k in keys)]
-    return f"{key}: there is no such key; {nearest(key, section or top)}"
+    section, known = key.split(".")[0], [name for name in KEYS if name not in DERIVED]
+    if key in known and section == "data":
+        return f"{key}: not with this data=..., which has no such key; others have; +{key}=VALUE sets it"
+    if key in known:
+        return f"{key}: conf/ does not set it; +{key}=VALUE does"
+    beside = [name for name in known if name.startswith(f"{section}.")]
+    top = ["+step", "+variant", *dict.fromkeys(name.split(".")[0] for name in known)]
+    return f"{key}: there is no such key; {nearest(key, beside or top)}"
 
 
 def _explain_value(error: OmegaConfBaseException) -> str:
