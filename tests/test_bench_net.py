@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from roadmap.bench.__main__ import main
+from roadmap.bench.__main__ import NAMES, main
 from roadmap.bench.bound import Rates, step_work
 from roadmap.bench.forms import FORMS, Setting, training_step
 from roadmap.bench.measure import Candidate
@@ -198,3 +198,14 @@ def test_extrapolation_adds_up_the_rows_of_a_form_and_leaves_out_what_failed():
     eager, compiled = extrapolated(rows, 600, 3)
     assert "ours eager would train 2 rows x 3 seeds, 600 images a row in all, in 6.0 minutes" in eager
     assert compiled == "ours compiled: 1 of 2 rows could not be measured: nothing to extrapolate"
+
+
+def test_a_benchmark_that_there_is_not_is_refused(capsys):
+    assert main(["nte"]) == 64
+    assert "nte: there is no such benchmark; allowed: net, input, train, mini" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_a_benchmark_does_not_know_is_a_wrong_command(name, capsys):
+    assert main([name, "--nonesuch"]) == 64
+    assert "--nonesuch" in capsys.readouterr().err
