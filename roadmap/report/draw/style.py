@@ -70,6 +70,8 @@ def image(figure: Figure, kind: str) -> bytes:
         if figure.get_layout_engine() is not None:  # computed once for all kinds
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
+            for axes in figure.axes:  # the solver's last digits hang on where its variables lie in memory
+                axes.set_position([round(number, 6) for number in axes.get_position().bounds])
         figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
     if kind != "svg":
         return out.getvalue()
