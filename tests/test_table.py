@@ -18,7 +18,7 @@ def out(capsys, *words):
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("regime", ["tiny", "base"])
+@pytest.mark.parametrize("regime", ["tiny", pytest.param("base", marks=pytest.mark.slow)])  # test_macs.py has base
 def test_every_rows_gmacs_is_the_papers_but_for_the_slips_that_are_marked(capsys, regime):
     _, text, _ = out(capsys, "--regime", regime, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
