@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 
 from roadmap.report.analyse.cells import Group
 from roadmap.text import clean, shorten
@@ -71,7 +72,7 @@ def image(figure: Figure, kind: str) -> bytes:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
             for axes in figure.axes:  # the solver's last digits hang on where its variables lie in memory
-                axes.set_position([round(number, 6) for number in axes.get_position().bounds])
+                axes.set_position(Bbox.from_bounds(*(round(number, 6) for number in axes.get_position().bounds)))
         figure.savefig(out, format=kind, dpi=200, metadata=METADATA[kind], facecolor="white")
     if kind != "svg":
         return out.getvalue()
