@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 
 from roadmap import catalog, paper
-from roadmap.report.analyse.statistics import Interval, mean_interval
+from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import QUANTITIES
 
@@ -31,7 +31,8 @@ class Gain:
     p: float | None = None
     p_holm: float | None = None
     bootstrap: Interval | None = None  # over seeds, from 8 on
-    seeds_needed: int | None = None
+    effect: Effect | None = None
+    seeds_needed: Seeds | None = None
     over_images: Interval | None = None  # the trained nets held fixed
     only_this: int | None = None  # images that only this net, or only the parent, has right
     only_parent: int | None = None
@@ -39,6 +40,17 @@ class Gain:
     mcnemar_p_holm: float | None = None
     paper_gain: float | None = None
     paper_interval: Interval | None = None
+
+    @property
+    def told(self) -> bool:
+        """Return whether the adjusted test over seeds tells it from zero."""
+        return self.p_holm is not None and self.p_holm < ALPHA
+
+    @property
+    def contradicted(self) -> bool:
+        """Return whether the pair of nets that was tested on the images points the other way than the means."""
+        only = (self.only_this or 0) - (self.only_parent or 0)
+        return self.gain * only < 0
 
 
 @dataclass(frozen=True, kw_only=True)
