@@ -5,7 +5,7 @@ Older records lack keys, and newer ones have more: what is missing is None, what
 length and hash, and a checksum of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -170,6 +170,8 @@ class Quantity:
     digits: int  # decimals; a number below 1 has as many as three digits need
     better: Literal["higher", "lower"]
     about: str = ""  # one line under a table
+    measured: bool = False  # while a run trained, so that a busy machine shows in it
+    scale: float = 1.0  # of the recorded number, to have it in this unit
 
     @property
     def heading(self) -> str:
@@ -177,9 +179,10 @@ class Quantity:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def text(self, value: float | None) -> str:
-        """Return a value in its digits, without the unit; nothing for nothing."""
+        """Return a recorded value in its unit and digits, without the unit; nothing for nothing."""
         if value is None:
             return ""
+        value *= self.scale
         return f"{value:.{self.digits}f}" if value >= 1 or value == 0 else f"{value:#.3g}"
 
 
@@ -190,8 +193,17 @@ QUANTITIES = {
         Quantity("top5", "top-5", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
         Quantity("gmacs", "MACs", "G", 2, "lower", "multiply-accumulates of one image"),
         Quantity("params_m", "parameters", "M", 2, "lower", "of the net"),
-        Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds"),
-        Quantity("gpu_hours", "GPU-hours", "h", 2, "lower", "of one run, all its GPUs together, mean over seeds"),
-        Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds"),
+        Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds", measured=True),
+        Quantity(
+            "gpu_hours",
+            "GPU-hours",
+            "h",
+            2,
+            "lower",
+            "of all GPUs of a run together, mean over seeds",
+            measured=True,
+        ),
+        Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds", measured=True),
     )
 }
+MEGA_MACS = replace(QUANTITIES["gmacs"], unit="M", scale=1000.0)  # of nets too small for G

@@ -3,14 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from statistics import fmean, stdev
 
 from roadmap import catalog, paper
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
-from roadmap.runs.schema import QUANTITIES
+from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
@@ -18,6 +18,7 @@ NO_RUN = "no usable run of:"  # a row that is missing; charts show it too
 MARK = "†"  # at a row that counts runs which differ from most of the study
 OF_THE_NET = ("gmacs", "params_m")  # the same for every seed
 SMALL_REGIMES = ("nano", "mini")
+SMALL_NET = 0.1  # GMACs under which M is the unit
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ class Group:
     notes: tuple[str, ...]
     missing: tuple[str, ...]  # rows, parents and seeds without a usable run
     made_with: tuple[str, ...]  # hardware and versions
+    macs: Quantity = QUANTITIES["gmacs"]  # in the one unit of the report
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """Return what runs record, in the units of the report."""
+        return QUANTITIES | {"gmacs": self.macs}
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -148,7 +155,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         study, regime, data = key
         return data, regimes.index(regime) if regime in regimes else len(regimes), regime, study
 
-    return [_group(*key, sorted(by_group[key], key=lambda run: run.seed)) for key in sorted(by_group, key=order)]
+    groups = [_group(*key, sorted(by_group[key], key=lambda run: run.seed)) for key in sorted(by_group, key=order)]
+    most = [max((cell.numbers.get("gmacs", 0.0) for cell in group.cells), default=0.0) for group in groups]
+    small = any(0 < gmacs < SMALL_NET for gmacs in most)
+    return [replace(group, macs=MEGA_MACS) for group in groups] if small else groups
 
 
 def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:

@@ -126,8 +126,8 @@ def tables_of(group: Group) -> list[Table]:
     """Return the tables of a group that have a row."""
     compared = [cell for cell, _ in group.compared]
     parts = (
-        ("Rows", group.rows, row_columns()),
-        ("Other cells", group.others, row_columns()),
+        ("Rows", group.rows, row_columns(group)),
+        ("Other cells", group.others, row_columns(group)),
         ("Gains over the step before", compared, gain_columns()),
     )
     found = []
@@ -138,10 +138,10 @@ def tables_of(group: Group) -> list[Table]:
     return found
 
 
-def row_columns() -> list[Column]:
+def row_columns(group: Group) -> list[Column]:
     """Return the columns of a row on its own; every number that runs record has one."""
     known = numbers()
-    top1, *recorded = QUANTITIES.values()
+    top1, *recorded = group.quantities.values()
     return [
         STEP,
         Column("label", lambda cell: shorten(cell.label, 40)),
@@ -160,7 +160,7 @@ def row_columns() -> list[Column]:
         Column(
             "paper top-1", _paper, known["paper_top1"].value, "as printed, ± its standard deviation over three seeds"
         ),
-        _column(known["paper_gmacs"], QUANTITIES["gmacs"].text),
+        _column(known["paper_gmacs"], group.macs.text, heading=f"paper {group.macs.heading}"),
     ]
 
 
@@ -185,9 +185,7 @@ def gain_columns() -> list[Column]:
         Column(
             "bootstrap", _gain(lambda gain: between(gain.bootstrap)), known["boot_low"].value, known["boot_low"].about
         ),
-        Column(
-            "seeds needed", _gain(lambda gain: _seeds(gain.seeds_needed)), known["seeds_needed"].value, ABOUT_SEEDS
-        ),
+        Column("seeds needed", _gain(lambda gain: _seeds(gain.seeds_needed)), known["seeds_needed"].value, ABOUT_SEEDS),
         Column(
             "95 % over images",
             _gain(lambda gain: between(gain.over_images)),
@@ -214,14 +212,13 @@ STEP = Column(
 )
 # Rows, then gains.
 ON_TERMINAL = (
-    *("step", "top-1 (%)", "n", "MACs (G)", "parameters (M)", "epochs", "paper top-1"),
+    *("step", "top-1 (%)", "n", "MACs (G)", "MACs (M)", "parameters (M)", "epochs", "paper top-1"),
     *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
 )
 
 
 def _quantity_column(quantity: Quantity) -> Column:
-    number = _recorded(quantity)
-    return _column(number, quantity.text)
+    return _column(_recorded(quantity), quantity.text)
 
 
 def _column(number: Number, text: Callable[[Any], str], heading: str = "") -> Column:
