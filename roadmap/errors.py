@@ -50,6 +50,12 @@ class PeerLost(RoadmapError):
     code = 75
 
 
+class LoaderError(RoadmapError):
+    """Images did not come: a process that prepares them died or lacks memory, or a read stalls; the run may go on."""
+
+    code = 75
+
+
 class Busy(RoadmapError):
     """Another process is writing the run."""
 

@@ -6,11 +6,12 @@ import json
 import math
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
@@ -33,6 +34,24 @@ def atomic_write(path: Path, data: bytes) -> None:
     fsync_dir(path.parent)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError, also for a pipe or a device: reading from one may never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a file as `open_regular` opens it. Raises OSError."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def fsync_dir(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -50,7 +69,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path))
     except (ValueError, RecursionError) as error:  # the latter for brackets nested without end
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
@@ -70,7 +89,7 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
     try:
         return yaml.load(
-            path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            read_regular(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         )  # the C parser, where there is one
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({one_line(error)})") from None

@@ -105,6 +105,7 @@ def serve() -> None:
     """For each line of stdin, fork a run and answer with its pid, or wait for one and answer with its exit code."""
     before = dict(os.environ)
     import run as run_module
+    from roadmap.distributed.signals import leave_at_once
 
     own = {name: value for name, value in os.environ.items() if name not in before}  # read by torch
     import sklearn.datasets
@@ -128,6 +129,7 @@ def serve() -> None:
             print(child, flush=True)
         else:
             become(order, own)
+            leave_at_once()
             code = run_module.main()
             threading._shutdown()
             atexit._run_exitfuncs()
@@ -251,5 +253,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--forks"]:
         sys.exit(serve())
     import run as run_module
+    from roadmap.distributed.signals import leave_at_once
 
+    leave_at_once()
     sys.exit(run_module.main())

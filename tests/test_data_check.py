@@ -21,7 +21,7 @@ from PIL import Image
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.schema import Config, DataConfig, PathsConfig
 from roadmap.data import cache, datasets, image_folder, verify
-from roadmap.errors import DataError, DiskError, StoppedEarly
+from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly
 
 from .conftest import ROOT
 
@@ -208,7 +208,7 @@ def test_a_damaged_memory_of_what_was_opened_is_not_trusted(root, runs, opened, 
 
 def test_a_process_that_dies_is_told_and_what_was_opened_is_kept(root, runs, monkeypatch):
     monkeypatch.setattr(verify, "open_images", die)
-    with pytest.raises(DataError, match=r"was killed .* between train/ant/0.jpg and val/cat/1.jpg"):
+    with pytest.raises(LoaderError, match=r"was killed .* between train/ant/0.jpg and val/cat/1.jpg"):
         verify.data_check(config(root, runs))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from roadmap.files import atomic_write, read_json, write_json
+from roadmap.files import atomic_write, read_json, read_regular, write_json
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 def read_arrays(path: Path, kinds: dict[str, str]) -> dict[str, np.ndarray] | None:
     """Read arrays of these names and kinds (`i`, `u`, `S`); None for a file that is missing, damaged or another one."""
     try:
-        whole = path.read_bytes()
+        whole = read_regular(path)
         if hashlib.sha256(memoryview(whole)[32:]).digest() != whole[:32]:
             return None
         with np.load(io.BytesIO(whole[32:]), allow_pickle=False) as file:

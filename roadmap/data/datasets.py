@@ -6,6 +6,7 @@ of a subset.
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,10 +86,13 @@ def load(data: DataConfig, runs: str | None = None) -> ImageSet:
 def find(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Arrays | Files:
     """Read a set into memory, or list its files; `lenient` lists broken ones too. Raises DataError, ConfigError."""
     row = catalog.find(data.name, data.kind)
+
+    def read() -> Arrays | Files:
+        return in_memory.load(data, row) if row.in_memory else image_folder.find(data, row, runs, lenient=lenient)
+
     try:
-        if row.in_memory:
-            return in_memory.load(data, row)
-        return image_folder.find(data, row, runs, lenient=lenient)
+        # In a thread of its own: no signal ends a read that a dead mount holds, but one ends the wait for a thread.
+        return ThreadPoolExecutor(1).submit(read).result()
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long
         raise DataError(f"{error.filename or data.root}: cannot be read ({reason(error)})") from error
 

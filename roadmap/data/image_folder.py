@@ -4,15 +4,17 @@ Labels follow the sorted names of the class folders. A missing or stray folder w
 an error, so both splits must have the same classes, and nothing that may be an image is passed over in silence.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,7 @@ from roadmap.catalog import DataSet
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
 from roadmap.errors import DataError
+from roadmap.files import open_regular
 from roadmap.text import printable, reason
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 )
 # By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+MAX_BYTES = 2**30  # a larger file is no image, and would fill the memory
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -182,7 +186,7 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
 def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
     """Ask each image of an open folder for its size and time.
 
-    Raises DataError for one that is empty or gone, unless `lenient`.
+    Raises DataError for one that is empty, gone, or no file of an image's size, unless `lenient`.
     """
     images = Images(names, [], [])
     for name in names:
@@ -193,11 +197,20 @@ def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool)
             if not lenient:
                 raise DataError(f"{folder / os.fsdecode(name)}: cannot be read ({reason(error)})") from error
             size = mtime = 0
-        if size == 0 and not lenient:
-            raise DataError(f"{folder / os.fsdecode(name)}: is empty (0 bytes)")
+        if not lenient and (problem := problem_of(about)):
+            raise DataError(f"{folder / os.fsdecode(name)}: {problem}")
         images.sizes.append(size)
         images.mtimes.append(mtime)
     return images
+
+
+def problem_of(about: os.stat_result) -> str:
+    """Return what forbids reading an image at all: a pipe, say, would never end."""
+    if not stat.S_ISREG(about.st_mode):
+        return "is no regular file"
+    if about.st_size > MAX_BYTES:
+        return f"is no image (larger than {MAX_BYTES / 2**30:g} GiB)"
+    return "" if about.st_size else "is empty (0 bytes)"
 
 
 def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
@@ -254,14 +267,25 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def open_image(path: Path) -> BinaryIO:
+    """Open a file that may be an image. Raises OSError for one that must not be read."""
+    file = open_regular(path)
+    if problem := problem_of(os.fstat(file.fileno())):
+        file.close()
+        raise OSError(errno.EINVAL, problem, str(path))
+    return file
+
+
 def read_image(path: Path) -> Image.Image:
     """Decode an image as RGB.
 
     Raises DataError that names the file if it is truncated, no image, or too large to be one.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as file, Image.open(file, formats=FORMATS) as image:
             return image.convert("RGB")
+    except MemoryError:
+        raise  # no fault of the file
     except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
-        why = reason(error).replace(f"{str(path)!r}", "the file")
+        why = re.sub(r"<_io[^>]*>", "the file", reason(error))
         raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error

@@ -23,6 +23,7 @@ from roadmap.config.schema import DataConfig
 from roadmap.data import download
 from roadmap.data.sampling import Draw, derived_seed
 from roadmap.errors import ConfigError, DataError
+from roadmap.files import open_regular, read_regular
 from roadmap.text import reason
 
 SPLIT_SEED = 0  # of the digits' train and val halves: the same for every run, whatever its seed
@@ -132,11 +133,11 @@ def npz(data: DataConfig, row: DataSet) -> Arrays:
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return images and labels of a file. No Python object is ever unpickled. Raises DataError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             arrays = []
             for name in ("images", "labels"):
-                with archive.open(f"{name}.npy") as file:
-                    arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+                with archive.open(f"{name}.npy") as member:
+                    arrays.append(np.lib.format.read_array(member, allow_pickle=False))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     except Exception as error:  # whatever a damaged archive or header leads to
@@ -203,7 +204,7 @@ def read_idx(folder: Path, split: str, what: str, row: DataSet) -> np.ndarray:
 def read_bytes(path: Path, unpack: bool = False) -> bytes:
     """Read a file, gunzipped on the way if asked. Raises DataError with the reason."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     try:

@@ -1,5 +1,7 @@
 """Where a run computes, in which number format, and how a step is taken there: compiled, or as one CUDA graph."""
 
+import errno
+import re
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +13,11 @@ from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.errors import ConfigError
 
+# What the CPU's allocator, cuBLAS, the driver, oneDNN and C++ say in a plain RuntimeError.
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory|std::bad_alloc"
+    r"|could not create a (primitive|memory( object)?)\s*$"
+)
 SMALL_IMAGE = 64  # pixels: up to these launching takes longest and a step is captured, beyond them compiling pays
 
 
@@ -94,6 +101,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which a net computes in a precision."""
     kind = torch.float16 if precision == Precision.fp16 else torch.bfloat16
     return torch.autocast(device.type, kind, enabled=precision != Precision.fp32)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was too small, the device's or this machine's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    by_text = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    return by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def peak_memory_gb(device: torch.device) -> float:

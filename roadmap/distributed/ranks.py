@@ -106,7 +106,9 @@ class Ranks:
         while True:
             try:
                 if self._store is not None and self._store.check(["error"]):
-                    return error_of(*json.loads(self._store.get("error")))
+                    found = error_of(*json.loads(self._store.get("error")))
+                    found.on_all_ranks = False  # the group is broken
+                    return found
             except (RuntimeError, ValueError):  # the store went with rank 0
                 self._store = None
             ended = self._status_of_rank0()

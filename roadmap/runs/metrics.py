@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, json_object
+from roadmap.files import atomic_write, finite_or_null, json_object, open_regular, read_regular
 from roadmap.runs.schema import METRICS
 
 KINDS = ("train", "val")
@@ -57,7 +57,7 @@ def read_metrics(path: Path, *, train: bool = True) -> Metrics:
 
     Without `train` the many lines of training are checked for form and order, and not decoded: a fifth of the time.
     """
-    data = path.read_bytes()
+    data = read_regular(path)
     lines = data.split(b"\n")
     ledger = Metrics(torn=lines.pop() != b"", lost_loss=any(loss in data for loss in NO_LOSS))
     for number, line in enumerate(lines, 1):
@@ -90,7 +90,7 @@ def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     size, most = TAIL_BYTES
     while True:
         try:
-            with open(path, "rb") as ledger:
+            with open_regular(path) as ledger:
                 end = ledger.seek(0, os.SEEK_END)
                 ledger.seek(max(0, end - size))
                 lines = ledger.read().splitlines()

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from roadmap.config import KEYS, Affects, Config, is_read
-from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
+from roadmap.errors import DiskError, LoaderError, NoProgress, PeerLost, Refused
 from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml
 from roadmap.runs.schema import (
     CHECKPOINTS,
@@ -205,7 +205,8 @@ class RunDir:
         """
         if not self.status:
             return
-        died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
+        of_a_process = (PeerLost.__name__, LoaderError.__name__)
+        died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(of_a_process)
         newest = newest_place(self.path / CHECKPOINTS)
         deaths = self.status.get("deaths", 0) if self.status.get("began_at") == newest else 0
         self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == newest else deaths

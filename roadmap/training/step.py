@@ -25,10 +25,12 @@ def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr:
     losses = []
     for number in numbers:
         images, targets = prepare(ctx, *next(batches), number)
+        state.in_step = True
         losses.append(backward(ctx, state, images, targets, last=number == numbers[-1]))
     loss, grad_norm = optimizer_step(ctx, state, torch.stack(losses).sum())
     if state.ema is not None:
         state.ema.update_parameters(state.net)
+    state.in_step = False
     return loss, grad_norm
 
 

@@ -102,8 +102,9 @@ def fit(ctx: RunContext, state: TrainState) -> Evaluations:
                 save_checkpoint(ctx, state)
             return results or evaluate_nets(ctx, state)
     except StoppedEarly:
-        save_checkpoint(ctx, state)
-        ctx.logger.wait_for_checkpoint()
+        if not state.in_step:
+            save_checkpoint(ctx, state)
+            ctx.logger.wait_for_checkpoint()
         raise
 
 
@@ -119,7 +120,7 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
         ctx.images.train, config.data, config.recipe, micro_batches[ctx.ranks.rank :: ctx.ranks.world_size],
         seed=config.seed, epoch=epoch, device=ctx.device,
     )  # fmt: skip
-    batches = logger.timed(batches)
+    batches = ctx.stop.interruptible(logger.timed(batches))
     state.model.train()
     for _ in index_batches:
         lr = learning_rate(config.recipe, state.global_step, ctx.steps_per_epoch)

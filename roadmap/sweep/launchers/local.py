@@ -1,6 +1,6 @@
 """A study on this machine: as many cells beside each other as its GPUs, or its CPU cores, hold.
 
-Stays in the foreground; asked to stop it passes that on, every cell is saved, and the same command goes on later.
+Stays in the foreground; asked to stop it passes that on, what has begun is saved, and the same command goes on later.
 """
 
 import os
@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import ConfigError, StoppedEarly
+from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.cell_states import process_start
 from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
@@ -130,10 +133,11 @@ class Scheduler:
         self.running: dict[subprocess.Popen[bytes], tuple[LocalTask, Slot]] = {}
         self.stopped = False
         self.codes: list[int] = []
+        self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
 
     def run(self, tasks: Sequence[LocalTask]) -> int:
-        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
+        handlers = {number: signal.signal(number, self._stop) for number in not_ignored()}
         waiting = list(tasks)
         try:
             while self.running or (waiting and not self.stopped):
@@ -148,7 +152,8 @@ class Scheduler:
             for task in waiting:
                 record_end(task, None)
         if self.stopped:
-            raise StoppedEarly("stopped, every cell is saved; the same command goes on")
+            ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
+            raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; the same command goes on")
         return max(self.codes, default=0)
 
     def _start(self, task: LocalTask) -> None:
@@ -175,17 +180,26 @@ class Scheduler:
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         self.codes.append(code)
         record_end(task, code)
+        if self.stopped:
+            self.ends[how_it_ended(task)] += 1
         lines = task.log.read_bytes().decode(errors="replace").strip().splitlines()
         line = f"[{len(self.codes)}/{total}] {lines[-1] if lines else task.key}"
         self.echo(line + (f" (exit code {code}; {task.log})" if code else ""))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if not self.stopped:
-            self.echo("stopping: the cells at work are saved; once more interrupts them at once")
+            self.echo("stopping: the cells at work save first; Ctrl-C once more interrupts them at once")
+        again = self.stopped and number in KEYBOARD
         self.stopped = True
         for process in self.running:
             with suppress(ProcessLookupError):
-                process.send_signal(number)
+                process.send_signal(number if again else signal.SIGTERM)
+
+
+def how_it_ended(task: LocalTask) -> str:
+    """Return what a cell that was asked to stop has left, by its own status."""
+    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
+    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
 
 
 def record_end(task: LocalTask, code: int | None) -> None:
