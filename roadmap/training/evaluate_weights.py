@@ -67,9 +67,9 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     device = choose_device(config.device)
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
-    images = datasets.load(config.data, config.paths.runs)
-    net_cost(config, len(images.classes))
-    net = build_net(config.model, len(images.classes))
+    val, classes = datasets.load_val(config.data, config.paths.runs)
+    net_cost(config, len(classes))
+    net = build_net(config.model, len(classes))
     with errors_of_weights(config):
         load_weights(net, weights.tensors)
     net.to(device).to(memory_format=torch.channels_last)  # as in training
@@ -77,12 +77,12 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     # A run is scored as it was in training; what is published for a file was as a rule measured in fp32.
     published = config.recipe.precision == Precision.auto and not weights.of_run
     precision = choose_precision(Precision.fp32 if published else config.recipe.precision, device)
-    indices = sampling.eval_index_batches(len(images.val), eval_batch_size(config.data.image_size, device))
-    batches = data.eval_batches(images.val, config.data, config.recipe, indices, device=device)
+    indices = sampling.eval_index_batches(len(val), eval_batch_size(config.data.image_size, device))
+    batches = data.eval_batches(val, config.data, config.recipe, indices, device=device)
     progress = Progress(config.cell, len(indices), 0, sweep)
     try:
         with autocast(device, precision):
-            result = evaluate(net, watched(batches, progress, len(images.val)), indices, len(images.val), Ranks())
+            result = evaluate(net, watched(batches, progress, len(val)), indices, len(val), Ranks())
     finally:
         progress.close()
     if not math.isfinite(result.loss):
