@@ -11,7 +11,6 @@ from enum import StrEnum
 from roadmap.errors import ConfigError
 from roadmap.text import check_name, nearest
 
-
 SPLITS = ("train", "val")
 
 

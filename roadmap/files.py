@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from roadmap.errors import Busy, DiskError
-from roadmap.text import one_line
+from roadmap.errors import Busy, ConfigError, DiskError
+from roadmap.text import clean, nearest, one_line
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -40,6 +40,27 @@ def fsync_dir(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with `~` replaced by a home folder. Raises ConfigError where nobody knows whose."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no home folder of that name; write the path in full") from None
+
+
+def nearby(path: Path) -> str:
+    """Return what lies there instead of a path that leads to nothing: `; FOLDER: did you mean X? There are: ...`."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        names = sorted(clean(name, 80) for name in os.listdir(missing.parent) if not name.startswith("."))
+    except OSError:
+        return ""
+    there = nearest(clean(missing.name, 80), names, limit=8) if names else "it is empty"
+    return f"; {clean(missing.parent)}: {there}"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from roadmap.catalog import SPLITS, DataSet
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
 from roadmap.errors import DataError
+from roadmap.files import nearby
 from roadmap.text import printable, reason
 
 log = logging.getLogger(__name__)
@@ -240,7 +241,7 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder}: no such folder; expected train/<class>/ and val/<class>/ under {folder.parent}"
+            f"{folder}: no such folder; expected train/<class>/ and val/<class>/{nearby(folder)}"
         ) from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
