@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the checkout was that it was taken from
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = ("config", "data", "distributed", "net", "runs", "training")  # what a result depends on
-NO_INFLUENCE = ("data/download.py", "data/imagenet.py", "data/verify.py", "runs/progress.py", "runs/wandb_logger.py")
+NO_INFLUENCE = (
+    "data/download.py",
+    "data/imagenet.py",
+    "data/verify.py",
+    "runs/progress.py",
+    "runs/wandb_logger.py",
+    "runs/wandb_client.py",
+)
 
 
 @cache

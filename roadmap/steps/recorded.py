@@ -1,4 +1,4 @@
-"""`mode=evaluate weights=RUN`: the config with which a run of ours was made, and what the command line changes in it."""
+"""`mode=evaluate weights=RUN`: the config that a run of ours was made with, and what the command line changes in it."""
 
 import os
 from collections.abc import Iterable, Mapping

@@ -14,6 +14,7 @@ from roadmap.errors import StoppedEarly
 from roadmap.files import read_json, read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.study_dir import StudyDir
@@ -42,10 +43,9 @@ def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
 
 def connect() -> "Api":
     """Return W&B's interface for reading. Raises StoppedEarly where there is no login or no answer."""
-    import wandb  # half a second that the other verbs need not wait
-
     try:
-        api = wandb.Api(timeout=30)
+        start_service()
+        api = import_wandb().Api(timeout=30)
         api.viewer  # noqa: B018 - asks the server who we are
     except Exception as error:  # the client raises what its layers raise
         raise StoppedEarly(

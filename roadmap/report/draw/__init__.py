@@ -1,5 +1,3 @@
-
-
 import logging
 
 # Before it is imported: where a home cannot be written, it remembers fonts for one process only, and works.
