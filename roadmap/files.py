@@ -17,6 +17,9 @@ import yaml
 from roadmap.errors import Busy, ConfigError, DiskError
 from roadmap.text import clean, nearest, one_line
 
+# What a file system answers that does not know an operation.
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that under its final name it is whole, whatever happens meanwhile. Raises OSError."""
@@ -25,7 +28,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         with open(temporary, "wb") as out:
             out.write(data)
             out.flush()
-            os.fsync(out.fileno())
+            fsync(out.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -33,11 +36,20 @@ def atomic_write(path: Path, data: bytes) -> None:
     fsync_dir(path.parent)
 
 
+def fsync(handle: int) -> None:
+    """Make a file, or the names in a folder, durable; some file systems cannot, and take care of it themselves."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
 def fsync_dir(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        fsync(handle)
     finally:
         os.close(handle)
 
@@ -137,7 +149,10 @@ def _try_lock(lock: TextIO, path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        raise DiskError(f"{path.parent}: cannot be locked ({error.strerror})") from None
+        hint = "; this file system has no locks, take a folder on another, or let it be mounted with flock"
+        raise DiskError(
+            f"{path.parent}: cannot be locked ({error.strerror}){hint if error.errno in NOT_SUPPORTED else ''}"
+        ) from None
     return True
 
 
