@@ -15,8 +15,11 @@ from typing import Any, BinaryIO, TextIO
 
 import yaml
 
-from roadmap.errors import Busy, DiskError
-from roadmap.text import one_line
+from roadmap.errors import Busy, ConfigError, DiskError
+from roadmap.text import clean, nearest, one_line
+
+# What a file system answers that does not know an operation.
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -26,7 +29,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         with open(temporary, "wb") as out:
             out.write(data)
             out.flush()
-            os.fsync(out.fileno())
+            fsync(out.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -52,13 +55,43 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def fsync(handle: int) -> None:
+    """Make a file, or the names in a folder, durable; some file systems cannot, and take care of it themselves."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
 def fsync_dir(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        fsync(handle)
     finally:
         os.close(handle)
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with `~` replaced by a home folder. Raises ConfigError where nobody knows whose."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no home folder of that name; write the path in full") from None
+
+
+def nearby(path: Path) -> str:
+    """Return what lies there instead of a path that leads to nothing: `; FOLDER: did you mean X? There are: ...`."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        names = sorted(clean(name, 80) for name in os.listdir(missing.parent) if not name.startswith("."))
+    except OSError:
+        return ""
+    there = nearest(clean(missing.name, 80), names, limit=8) if names else "it is empty"
+    return f"; {clean(missing.parent)}: {there}"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -135,7 +168,10 @@ def _try_lock(lock: TextIO, path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        raise DiskError(f"{path.parent}: cannot be locked ({error.strerror})") from None
+        hint = "; this file system has no locks, take a folder on another, or let it be mounted with flock"
+        raise DiskError(
+            f"{path.parent}: cannot be locked ({error.strerror}){hint if error.errno in NOT_SUPPORTED else ''}"
+        ) from None
     return True
 
 

@@ -20,12 +20,14 @@ def check_name(key: str, name: str) -> str:
     return name
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean X? there are: ...`, the nearest names first."""
+def nearest(name: str, known: Iterable[str], limit: int | None = None) -> str:
+    """Return `did you mean X? There are: ...`, the nearest names first, at most `limit` of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     close += [n for n in names if name and n not in close and (n in name or name in n)]
-    listed = ", ".join([*close, *(n for n in names if n not in close)])
+    in_order = [*close, *(n for n in names if n not in close)]
+    listed = ", ".join(in_order[:limit])
+    listed += f" and {len(in_order) - limit} more" if limit and len(in_order) > limit else ""
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
 
 
@@ -43,7 +45,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

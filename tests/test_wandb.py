@@ -4,17 +4,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.wandb_logger import wandb_mode
+from roadmap.runs.wandb_client import Budget
+from roadmap.runs.wandb_logger import WandbLogger, wandb_mode, warn_of_environment
+from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
 from .records import ledger, stopped_at
+from .wandb_server import KEY, Server
 
 
 def inspect(folder: Path) -> list[dict]:
@@ -132,6 +138,100 @@ def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, reference,
     for path in run_path(config).rglob("*"):
         if path.is_file():
             assert b"0123456789" * 4 not in path.read_bytes(), path
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Return a server that knows nothing yet, to which this process is logged in."""
+    (tmp_path / "none").mkdir()
+    here = Server(tmp_path / "none")
+    monkeypatch.setenv("WANDB_BASE_URL", here.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield here
+    here.close()
+
+
+def run_online(forks, tmp_path, *words, **env):
+    """Run a small run online, in a process of its own; return how it ended and what lies in its folder."""
+    short = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1")
+    done = forks.run(("+step=gelu", *short, "recipe.warmup_epochs=0", f"paths.runs={tmp_path}", *words), env)
+    (folder,) = tmp_path.glob("single/*/*/seed0")
+    return done, folder
+
+
+def test_an_online_run_sends_its_files_and_nothing_about_the_client(server, forks, tmp_path):
+    done, _ = run_online(forks, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "W&B: http://" in done.stderr
+    assert len(done.stderr.splitlines()) == 2  # that, and that it starts
+    asked = " ".join(server.asked)
+    assert "/uploads/correct.npy" in asked
+    assert not [path for path in server.asked if "otel" in path or "sentry" in path]
+
+
+def test_a_process_of_the_client_that_dies_is_one_line_and_none_after_the_result(server, tmp_path):
+    server.crash = True
+    words = ("+step=gelu", "data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1")
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "run.py", *words, "recipe.warmup_epochs=0", f"paths.runs={tmp_path}"]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == [lines[0].split(":")[0], "W&B"]
+    assert lines[2].startswith("W&B failed and is left out")
+    assert "top-1" in lines[3]
+    assert len(lines) == 4, done.stdout
+    assert list(tmp_path.glob("single/*/*/seed0/wandb/core.log"))  # where it says what has killed it
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 60.0])
+def test_a_slow_server_costs_no_more_than_its_budget(server, small, reference, monkeypatch, capsys, delay_s):
+    quiet = reference("gelu")
+    capsys.readouterr()
+    server.delay_s = delay_s
+    for name, seconds in (("BUDGET_S", 9.0), ("INIT_TIMEOUT_S", 4.0), ("FINISH_TIMEOUT_S", 2.0)):
+        monkeypatch.setattr(f"roadmap.runs.wandb_logger.{name}", seconds)
+    spent = []
+    for name in ("__init__", "finish"):
+        real = getattr(WandbLogger, name)
+
+        def timed(self, *args, real=real):
+            began = time.monotonic()
+            real(self, *args)
+            spent.append(time.monotonic() - began)
+
+        monkeypatch.setattr(WandbLogger, name, timed)
+    config = small("gelu", "wandb.mode=auto")
+    assert train(config)["state"] == "done"
+    assert ledger(config) == ledger(quiet)
+    assert sum(spent) < 9.0 + 5.0  # and the start of its process, twice, on a machine that is busy
+    said = capsys.readouterr().err
+    assert said.count("W&B: not online") <= 1
+    assert "W&B: offline" in said or delay_s < 4
+
+
+def test_a_client_that_hangs_is_left():
+    budget, hangs = Budget(0.2), threading.Event()
+    with pytest.raises(TimeoutError, match="no answer"):
+        budget.call(hangs.wait)
+    assert budget.left_s == pytest.approx(0.2)  # a moment costs nothing
+    hangs.set()
+    assert Budget(5.0).call(max, 1, 2) == 2
+    with pytest.raises(ZeroDivisionError):
+        Budget(5.0).call(lambda: 1 / 0)
+
+
+def test_the_environment_of_the_client_names_the_project(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "them")
+    config = compose("gelu", "nano", ["data.val_images=30"])
+    assert (config.wandb.project, config.wandb.entity) == ("theirs", "them")
+    config = compose("gelu", "nano", ["wandb.project=mine"])
+    warned = []
+    config.wandb.mode = WandbMode.disabled
+    assert (config.wandb.project, config.wandb.entity) == ("mine", "them")
+    config.wandb.mode = WandbMode.offline
+    warn_of_environment(config, warned.append)
+    assert warned == ["W&B: wandb.project=mine counts, not WANDB_PROJECT=theirs"]
 
 
 def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, capsys):

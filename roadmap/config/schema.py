@@ -68,8 +68,10 @@ class NetConfig(Section):
     separate_downsampling: bool = key(False, about="a conv of its own between the stages (Sec. 2.6)")
     # Recipe values that live in the net.
     layer_scale: Float | None = key(None, gt=0, le=10, about="initial value; null leaves it out")
-    drop_path: Float = key(0.0, ge=0, le=0.99, about="stochastic depth of the last block, growing linearly from 0")
-    init: Init = key(Init.kaiming, about="how the weights start")
+    drop_path: Float = key(
+        0.0, ge=0, le=0.99, evaluation=False, about="stochastic depth of the last block, growing linearly from 0"
+    )
+    init: Init = key(Init.kaiming, evaluation=False, about="how the weights start")
     # What the paper leaves open, explained in docs/fidelity.md: our reading is the default, the other one an override.
     stem_norm: bool = key(True, about="reading 1: a norm follows the stem's conv, also after patchify")
     stem_activation: When = key(When.auto, about="reading 1; auto: goes with activations_per_block=1")
@@ -291,6 +293,18 @@ class Config(Section):
 
 DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.validate`, never by a user
 KEYS: dict[str, Key] = keys(Config)
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """Return the config of some values by dotted key: the default for what is missing, keys unknown by now left out.
+
+    Raises ConfigError.
+    """
+    nested: dict[str, Any] = {}
+    for name in values.keys() & KEYS.keys():
+        section, _, inner = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[inner] = values[name]
+    return Config(**nested)
 
 
 def affects(name: str) -> Affects | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from roadmap.files import atomic_write, read_json, read_regular, write_json
+from roadmap.files import atomic_write, expand, read_json, read_regular, write_json
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int]
 
 def cache_dir(runs: Path | str) -> Path:
     """Return the folder of what is remembered; no study can have its name."""
-    return Path(runs).expanduser().absolute() / ".data"
+    return expand(runs).absolute() / ".data"
 
 
 def folder_key(folder: Path) -> str:

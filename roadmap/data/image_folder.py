@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from roadmap.catalog import DataSet
+from roadmap.catalog import SPLITS, DataSet
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
 from roadmap.errors import DataError
-from roadmap.files import open_regular
+from roadmap.files import nearby, open_regular
 from roadmap.text import printable, reason
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass
 class Files:
-    """Both splits as lists of files under `folder`: names as bytes, sizes in bytes, times of change in ns, labels."""
+    """Splits as lists of files under `folder`: names as bytes, sizes in bytes, times of change in ns, labels."""
 
     folder: Path
     names: dict[str, np.ndarray]
@@ -62,20 +62,22 @@ class Files:
             digest.update(b"%s\0%d\0" % (name, size))
 
 
-def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bool = False) -> Files:
+def find(
+    data: DataConfig, row: DataSet, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
+) -> Files:
     """List the images of a set, in `data.root` or the row's subfolder of it; fetch them first if that was asked for.
 
     Raises DataError for anything missing or broken, and unless a published set has its classes and counts.
     """
     root = download.data_root(data)
     folders = [root]
-    if row.subfolder and not (root / "train").is_dir():
+    if row.subfolder and not (root / splits[0]).is_dir():
         folders = sorted(p for p in root.glob(row.subfolder) if p.is_dir())
     if len(folders) > 1:
         raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
     if not folders:
-        folders = [download.fetch(data, root, f"no folder train or {row.subfolder}")]
-    files = list_images(folders[0], runs, lenient=lenient)
+        folders = [download.fetch(data, root, f"no folder {splits[0]} or {row.subfolder}")]
+    files = list_images(folders[0], runs, splits, lenient=lenient)
     if row.classes_sha256:
         check_published(files, row)
     return files
@@ -83,7 +85,7 @@ def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bo
 
 def check_published(files: Files, row: DataSet) -> None:
     """Raise DataError unless a listing has the classes and the counts of a published set."""
-    folder = files.folder / "train"
+    folder = files.folder / next(iter(files.labels))
     if len(files.classes) != row.num_classes:
         raise DataError(
             f"{folder}: {len(files.classes)} class folders, {row.title} has {row.num_classes} "
@@ -95,8 +97,8 @@ def check_published(files: Files, row: DataSet) -> None:
         raise DataError(
             f"{folder}: not the {row.num_classes} classes of {row.title} ({what}; data=imagefolder takes any)"
         )
-    for split, num_images in row.num_images.items():
-        found = len(files.labels[split])
+    for split, labels in files.labels.items():
+        found, num_images = len(labels), row.num_images[split]
         if found != num_images:
             raise DataError(
                 f"{files.folder / split}: {found} images, {row.title} has {num_images} "
@@ -104,38 +106,47 @@ def check_published(files: Files, row: DataSet) -> None:
             )
 
 
-def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
-    """List both splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
+def list_images(
+    folder: Path, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
+) -> Files:
+    """List splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
     What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
     empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
     """
-    train, val = (class_folders(folder / split) for split in ("train", "val"))
-    if train != val:
-        only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
-        differences = (f"only in {split}: {first_few(names)}" for split, names in only.items() if names)
-        raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
-    files = Files(folder, {}, {}, {}, {}, tuple(train))
+    classes = {split: class_folders(folder / split) for split in splits}
+    if len(classes) > 1:
+        check_same_classes(folder, classes["train"], classes["val"])
+    names = classes[splits[0]]
+    files = Files(folder, {}, {}, {}, {}, tuple(names))
     listing = (
         cache.Listing(cache.cache_dir(runs) / f"listing-{cache.folder_key(folder)}.npz") if runs is not None else None
     )
-    for split in ("train", "val"):
+    for split in splits:
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             listed = list(
                 pool.map(
-                    lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in train)
+                    lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in names)
                 )
             )
-        prefixes = (os.fsencode(f"{split}/{name}/") for name in train)
+        prefixes = (os.fsencode(f"{split}/{name}/") for name in names)
         files.names[split] = np.array(
             [prefix + name for prefix, images in zip(prefixes, listed, strict=True) for name in images.names]
         )
         files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
         files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
-        files.labels[split] = np.repeat(np.arange(len(train)), [len(images.names) for images in listed])
-    if listing is not None:
+        files.labels[split] = np.repeat(np.arange(len(names)), [len(images.names) for images in listed])
+    if listing is not None and len(classes) == len(SPLITS):  # of one split, what is known of the other would be lost
         listing.save()
     return files
+
+
+def check_same_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise DataError unless both splits have the same class folders."""
+    only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
+    differences = [f"only in {split}: {first_few(names)}" for split, names in only.items() if names]
+    if differences:
+        raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -242,7 +253,7 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder}: no such folder; expected train/<class>/ and val/<class>/ under {folder.parent}"
+            f"{folder}: no such folder; expected train/<class>/ and val/<class>/{nearby(folder)}"
         ) from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({reason(error)})") from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from roadmap.errors import DataError, DiskError
-from roadmap.files import finite_or_null, fsync_dir, write_json
+from roadmap.files import finite_or_null, fsync, fsync_dir, write_json
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, read_record
 
 
@@ -92,7 +92,7 @@ def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep:
         with open(temporary, "wb") as out:
             torch.save(state, out)
             out.flush()
-            os.fsync(out.fileno())
+            fsync(out.fileno())
         if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
             raise OSError(errno.EIO, f"{damaged} differs from what was written")
         size, digest = temporary.stat().st_size, _sha256(temporary)

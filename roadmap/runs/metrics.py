@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, json_object, open_regular, read_regular
+from roadmap.files import atomic_write, finite_or_null, fsync, json_object, open_regular, read_regular
 from roadmap.runs.schema import METRICS
 
 KINDS = ("train", "val")
@@ -25,7 +25,7 @@ def append_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     with open(path, "a", encoding="utf-8") as out:
         out.writelines(json.dumps(finite_or_null(row), allow_nan=False) + "\n" for row in rows)
         out.flush()
-        os.fsync(out.fileno())
+        fsync(out.fileno())
 
 
 @dataclass

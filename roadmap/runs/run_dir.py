@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from roadmap.config import KEYS, Affects, Config, is_read
-from roadmap.errors import DiskError, LoaderError, NoProgress, PeerLost, Refused
-from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml
+from roadmap.errors import DataError, DiskError, LoaderError, NoProgress, PeerLost, Refused
+from roadmap.files import atomic_write, disk_errors, expand, file_lock, nearby, read_yaml
 from roadmap.runs.schema import (
     CHECKPOINTS,
     CONFIG,
@@ -42,7 +42,7 @@ ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its d
 def run_path(config: Config) -> Path:
     """Return the directory of a run."""
     place = f"{config.regime.name}-{config.data.name}"
-    return Path(config.paths.runs).expanduser().absolute() / config.study / place / config.cell / f"seed{config.seed}"
+    return expand(config.paths.runs).absolute() / config.study / place / config.cell / f"seed{config.seed}"
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +64,24 @@ def identity_hash(values: dict[str, Any]) -> str:
 def lost_keys(values: dict[str, Any]) -> list[str]:
     """Return the recorded keys that the schema does not know any more, as `key=value`."""
     return [f"{name}={shorten(str(value), 40)}" for name, value in flatten_config(values).items() if name not in KEYS]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config that a run directory records. Raises DataError where it is none, or holds none."""
+    try:
+        values = read_yaml(path / CONFIG)
+    except FileNotFoundError:
+        if not path.exists():
+            raise DataError(f"there is no such file or run directory{nearby(path)}") from None
+        there = f"; one ends with seed0 or the like{nearby(path / CONFIG)}"
+        raise DataError(f"is no run directory (it holds no {CONFIG}){there}") from None
+    except OSError as error:
+        raise DataError(f"{CONFIG}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"{CONFIG}: holds no config that can be read ({one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{CONFIG}: holds no config that can be read")
+    return values
 
 
 def flatten_config(values: Any) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class RunLogger:
         self.run.update()
         for note in self.run.notes:
             self.info(note)
+        if problem := provenance.git_problem():
+            self.info_once(problem)
         return self
 
     def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
@@ -94,7 +96,7 @@ class RunLogger:
         values = {**self.config.values(), **self.run_info}
         self.wandb = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.info)
         if self.wandb.location:
-            (self.info if self.sweep.position == 1 else log.info)(self.wandb.location)  # once a sweep is enough
+            self.info_once(self.wandb.location)
         self.run.update(epoch=epochs_evaluated, step=global_step)
         self._earlier_s = time_s
         self._began = self._saved = time.monotonic()
@@ -110,6 +112,10 @@ class RunLogger:
         """Show a line and keep it in `run.log`."""
         log.info(line)
         self.sweep.write(line)
+
+    def info_once(self, line: str) -> None:
+        """Show a line for the first run of a sweep alone, and keep it in every `run.log`."""
+        (self.info if self.sweep.position == 1 else log.info)(line)
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches and measure how long training waits for them."""

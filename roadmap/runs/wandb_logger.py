@@ -10,7 +10,6 @@ import netrc
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,16 @@ from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, METRICS, STATUS
-from roadmap.text import one_line
+from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
+from roadmap.text import clean, one_line
 
 if TYPE_CHECKING:
     from wandb import Run
 
 log = logging.getLogger(__name__)
-INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
+BUDGET_S = 30.0  # all that W&B may cost a run: its start, its end, and whatever it waits for in between
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 12.0, 12.0
+VARIABLES = {"mode": "WANDB_MODE", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}  # conf/ takes the last two
 
 
 def wandb_mode(config: Config) -> str:
@@ -35,6 +37,14 @@ def wandb_mode(config: Config) -> str:
     if mode in {"online", "offline", "disabled", "dryrun"}:
         return mode.replace("dryrun", "offline")  # W&B's older word
     return "online" if _logged_in() else "offline"
+
+
+def warn_of_environment(config: Config, warn: Callable[[str], None]) -> None:
+    """Say which of W&B's own variables count for nothing, since the config says otherwise."""
+    for key, variable in VARIABLES.items():
+        typed, theirs = getattr(config.wandb, key), os.environ.get(variable)
+        if theirs and typed not in (theirs, "auto"):
+            warn(clean(f"W&B: wandb.{key}={typed} counts, not {variable}={theirs}"))
 
 
 def _logged_in() -> bool:
@@ -59,12 +69,14 @@ class WandbLogger:
         self.path, self.warn = path, warn
         self.run: Run | None = None
         self.mode = wandb_mode(config)
+        self.budget = Budget(BUDGET_S)
         if self.mode == "disabled":
             return
+        warn_of_environment(config, warn)
         if self.mode == "online":
             self._go_online(config, run_id, values)
         if self.mode == "offline":
-            self._try(self._start, config, run_id, values)
+            self.run = self._try(self._start, config, run_id, values)
 
     @property
     def location(self) -> str:
@@ -77,18 +89,17 @@ class WandbLogger:
 
     def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         try:
-            self._start(config, run_id, values)
+            self.run = self.budget.call(self._start, config, run_id, values, limit_s=INIT_TIMEOUT_S + 3)
         except Exception as error:
-            self.run, self.mode = None, "offline"
+            self.mode = "offline"
             self.warn(f"W&B: not online ({one_line(error)}), so offline")
-            with suppress(Exception):
-                import wandb
+            end_service(kill=True)  # the client holds on to the run's id
 
-                wandb.teardown()  # the client holds on to the run's id
-
-    def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
-        import wandb  # half a second that a run without W&B need not wait
-
+    def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> Run:
+        wandb = import_wandb()
+        os.environ.setdefault("WANDB_SILENT", "true")  # no run waits for somebody to type a key
+        (self.path / "wandb").mkdir(exist_ok=True)
+        start_service(self.path / "wandb" / "core.log")
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -99,8 +110,8 @@ class WandbLogger:
             finish_timeout_raises=False,
             x_disable_machine_info=True,
         )
-        self.run = wandb.init(
-            mode=self.mode,  # type: ignore[arg-type]
+        run: Run = wandb.init(
+            mode=self.mode,
             entity=config.wandb.entity,
             project=config.wandb.project,
             id=run_id,
@@ -115,9 +126,10 @@ class WandbLogger:
             reinit="create_new",
         )
         for axis in ("epoch", "global_step"):
-            self.run.define_metric(axis)
-        self.run.define_metric("train/*", step_metric="global_step")
-        self.run.define_metric("val/*", step_metric="epoch")
+            run.define_metric(axis)
+        run.define_metric("train/*", step_metric="global_step")
+        run.define_metric("val/*", step_metric="epoch")
+        return run
 
     def log_rows(self, sent: int, upto: int) -> int:
         """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now."""
@@ -150,9 +162,10 @@ class WandbLogger:
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""
         try:
-            return call(*args)
+            return self.budget.call(call, *args)
         except Exception as error:
             self.run = None
+            end_service(kill=True)
             self.warn(f"W&B failed and is left out, the run goes on ({one_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None

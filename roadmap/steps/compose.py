@@ -23,6 +23,7 @@ from roadmap.errors import ConfigError
 from roadmap.steps.cell_name import cell_name, without_hydra
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
 from roadmap.text import check_name, nearest
 
@@ -81,8 +82,8 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     known = [path.stem for folder in folders for path in (folder / "debug").glob("*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
-    name = choices.get("step")
-    if name is None and cfg.get("mode") != Mode.data_check:
+    name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))
+    if name is None and cfg.get("mode") != Mode.data_check and not of_run:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(str(name), tree)}")
@@ -94,6 +95,8 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
         if key in values:
             raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
     config = Config(**{str(key): value for key, value in values.items()})
+    if of_run:
+        return config_of_run(config, hydra)
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config
     step = tree[str(name)]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from roadmap import catalog
 from roadmap.config import KEYS, Config, is_read
 from roadmap.config.choices import Crop, Mode, Norm, Pipeline
+from roadmap.steps.recorded import scores_a_run
 from roadmap.text import flatten
 
 # A key whose use hangs on more than one other (`needs` in the schema says it of those that hang on one): whether it is
@@ -25,6 +26,9 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.decoder": (
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
+    ),
+    **dict.fromkeys(
+        ("scale", "debug"), (lambda c: not scores_a_run(c.mode, c.weights), "weights=FILE: a run has its own config")
     ),
     **dict.fromkeys(
         ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
+from roadmap.runs.provenance import git_problem
 from roadmap.sweep import launchers
 from roadmap.sweep.study_dir import StudyDir, study_names
 from roadmap.text import ArgumentParser
@@ -81,6 +82,8 @@ def submit(args: Args) -> int:
     launcher = launchers.find(args.cluster)
     launcher.require()
     config, selections = select(args)
+    if problem := git_problem():
+        echo(problem)
     for study, _, _ in selections:
         for left in study.left_out:
             echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from roadmap.config.choices import Mode
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
-from roadmap.files import read_yaml
+from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose_primary, hydra_initialized, validate
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
@@ -65,10 +65,10 @@ class Study:
 def study_file(name: str) -> Path:
     """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` the user's own. Raises ConfigError."""
     if name.endswith(".yaml"):
-        path = Path(name).expanduser().absolute()
+        path = expand(name).absolute()
         check_name("STUDY", path.stem)
         if not path.is_file():
-            raise ConfigError(f"STUDY={name}: no such file")
+            raise ConfigError(f"STUDY={name}: no such file{nearby(path)}")
         return path
     path = SWEEPS / f"{check_name('STUDY', name)}.yaml"
     if not path.is_file():
@@ -84,7 +84,7 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
 
     Raises ConfigError for whatever is wrong in the file or the overrides, and where no combination is legal.
     """
-    file, runs = study_file(name), Path(runs).expanduser().absolute()
+    file, runs = study_file(name), expand(runs).absolute()
     folders = [file.parent, CONF]
     check_overrides(overrides)
     check_config_dirs(folders, CONF)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roadmap.errors import ConfigError, DataError, DiskError
-from roadmap.files import disk_errors, file_lock, json_object, read_json, write_json
+from roadmap.files import disk_errors, expand, file_lock, json_object, nearby, read_json, write_json
 from roadmap.runs.metrics import append_metrics
 from roadmap.text import check_name
 
@@ -31,7 +31,7 @@ class StudyDir:
 
     def __init__(self, runs: str | Path, name: str) -> None:
         self.name = check_name("STUDY", name)
-        self.path = Path(runs).expanduser().absolute() / name
+        self.path = expand(runs).absolute() / name
         self.notes = self.path / NOTES
 
     def make(self) -> None:
@@ -53,8 +53,9 @@ class StudyDir:
         try:
             found = read_json(self.notes / CELLS)
         except FileNotFoundError:
+            there = nearby(self.path) if not self.path.exists() else ""
             raise DataError(
-                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap"
+                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap{there}"
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None

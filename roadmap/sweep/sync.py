@@ -6,19 +6,19 @@ that are queued or at work are left to themselves.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from roadmap.config.choices import WandbMode
-from roadmap.config.fields import Section
-from roadmap.config.schema import Config
+from roadmap.config.schema import Config, from_flat
 from roadmap.errors import StoppedEarly
 from roadmap.files import read_json, read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.study_dir import StudyDir
-from roadmap.text import one_line
+from roadmap.text import flatten, one_line
 
 if TYPE_CHECKING:
     from wandb import Api
@@ -43,10 +43,9 @@ def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
 
 def connect() -> "Api":
     """Return W&B's interface for reading. Raises StoppedEarly where there is no login or no answer."""
-    import wandb  # half a second that the other verbs need not wait
-
     try:
-        api = wandb.Api(timeout=30)
+        start_service()
+        api = import_wandb().Api(timeout=30)
         api.viewer  # noqa: B018 - asks the server who we are
     except Exception as error:  # the client raises what its layers raise
         raise StoppedEarly(
@@ -58,7 +57,7 @@ def connect() -> "Api":
 def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
     """Send what W&B lacks of one run; return the number of rows. Raises StoppedEarly where it goes offline."""
     status, values = read_json(run / STATUS), read_yaml(run / CONFIG)
-    config, run_id = Config(**known_keys(Config, values)), str(status["wandb_id"])
+    config, run_id = from_flat(flatten(values)), str(status["wandb_id"])
     there = rows_there(api, config, run_id)
     rows = [
         row for row in read_metrics(run / METRICS).rows if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there
@@ -90,18 +89,6 @@ def rows_there(api: "Api", config: Config, run_id: str) -> set[tuple[str, int]]:
         return set()
     except Exception as error:
         raise StoppedEarly(f"W&B does not answer ({one_line(error)}); try again") from None
-
-
-def known_keys(kind: type[Section], values: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded config without the keys that the schema has lost."""
-    known: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        inner, value = field.annotation, values.get(name)
-        if isinstance(inner, type) and issubclass(inner, Section) and isinstance(value, dict):
-            known[name] = known_keys(inner, value)
-        elif name in values:
-            known[name] = value
-    return known
 
 
 def mark_synced(run: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from roadmap import data
@@ -24,13 +23,14 @@ from roadmap.data import datasets, sampling
 from roadmap.distributed.device import autocast, choose_device, choose_precision
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import DataError
+from roadmap.files import expand, nearby
 from roadmap.net import build_net, load_weights, use_kernels
 from roadmap.net.weights import SIGNS, unwrap
 from roadmap.runs import checkpoint
 from roadmap.runs.progress import Progress, SweepProgress
-from roadmap.runs.run_dir import differences, identity
+from roadmap.runs.run_dir import differences, identity, lost_keys, read_config
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
-from roadmap.text import one_line
+from roadmap.text import clean
 from roadmap.training.evaluation import Evaluation, caution_note, eval_batch_size, evaluate
 from roadmap.training.setup import net_cost
 from roadmap.training.step import Batch
@@ -67,9 +67,9 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     device = choose_device(config.device)
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
-    images = datasets.load(config.data, config.paths.runs)
-    net_cost(config, len(images.classes))
-    net = build_net(config.model, len(images.classes))
+    val, classes = datasets.load_val(config.data, config.paths.runs)
+    net_cost(config, len(classes))
+    net = build_net(config.model, len(classes))
     with errors_of_weights(config):
         load_weights(net, weights.tensors)
     net.to(device).to(memory_format=torch.channels_last)  # as in training
@@ -77,12 +77,12 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     # A run is scored as it was in training; what is published for a file was as a rule measured in fp32.
     published = config.recipe.precision == Precision.auto and not weights.of_run
     precision = choose_precision(Precision.fp32 if published else config.recipe.precision, device)
-    indices = sampling.eval_index_batches(len(images.val), eval_batch_size(config.data.image_size, device))
-    batches = data.eval_batches(images.val, config.data, config.recipe, indices, device=device)
+    indices = sampling.eval_index_batches(len(val), eval_batch_size(config.data.image_size, device))
+    batches = data.eval_batches(val, config.data, config.recipe, indices, device=device)
     progress = Progress(config.cell, len(indices), 0, sweep)
     try:
         with autocast(device, precision):
-            result = evaluate(net, watched(batches, progress, len(images.val)), indices, len(images.val), Ranks())
+            result = evaluate(net, watched(batches, progress, len(val)), indices, len(val), Ranks())
     finally:
         progress.close()
     if not math.isfinite(result.loss):
@@ -101,11 +101,11 @@ def errors_of_weights(config: Config) -> Iterator[None]:
 
 def read_weights(config: Config, sweep: SweepProgress) -> Weights:
     """Read a file of weights, or the newest whole checkpoint of a run directory. Raises DataError."""
-    path = Path(str(config.weights)).expanduser()
+    path = expand(str(config.weights))
     if path.is_dir():
         return read_run(path, config, sweep)
     if not path.exists():
-        raise DataError("there is no such file or run directory")
+        raise DataError(f"there is no such file or run directory{nearby(path)}")
     if not path.is_file():
         raise DataError("is no regular file")
     loaded = read_file(path)
@@ -142,20 +142,17 @@ def read_file(path: Path) -> Mapping[str, Any]:
 
 def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
     """Read the newest whole checkpoint of a run whose net is the config's. Raises DataError."""
-    try:
-        theirs = identity(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise DataError(f"is no run directory (it holds no {CONFIG}); one ends with seed0 or the like") from None
-    except OSError as error:
-        raise DataError(f"{CONFIG}: cannot be read ({error.strerror})") from None
-    except (ValueError, yaml.YAMLError, AttributeError, RecursionError) as error:
-        raise DataError(f"{CONFIG}: holds no config that can be read ({one_line(error)})") from None
+    recorded = read_config(path)
+    if lost := lost_keys(recorded):
+        sweep.write(clean(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}", 500))
+    theirs = identity(recorded)
     changes = differences(theirs, identity(config.values()))
+    changes = [change for change in changes if change.split(":")[0] in READ_IN_EVALUATION]
     if of_net := [change for change in changes if change.startswith("model.")]:
         more = f" and {len(of_net) - 5} more" if len(of_net) > 5 else ""
         raise DataError(f"a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
-    if others := [change for change in changes if change.split(":")[0] in READ_IN_EVALUATION]:
-        sweep.write(f"not evaluated as the run itself was: {'; '.join(others)}")
+    if changes:
+        sweep.write(f"not evaluated as the run itself was: {'; '.join(changes)}")
     found = checkpoint.find_newest(path / CHECKPOINTS)
     if found is None:
         raise DataError("the run holds no checkpoint yet")

@@ -5,9 +5,7 @@ listed.
 """
 
 import json
-import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from roadmap.report.read.run_directory import MAX_BITS, MAX_JSON, Suspect, json_
 from roadmap.report.read.search import Problem
 from roadmap.runs.metrics import Metrics
 from roadmap.runs.schema import CORRECT, STATUS
+from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.text import clean
 
 if TYPE_CHECKING:
@@ -87,15 +86,11 @@ def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
 
 def _client() -> Any:
     """Return W&B's API client, which asks for no login and gives up in time."""
-    import wandb
-
     retries = {
         f"x_{what}_retry_{key}": value for what in ("graphql", "file_transfer") for key, value in RETRIES.items()
     }
-    wandb.setup(wandb.Settings(silent=True, **retries))  # type: ignore[arg-type]
-    if not sys.stdin.isatty() or not sys.stdout.isatty():
-        os.environ.setdefault("WANDB_SILENT", "true")
-    return wandb.Api(timeout=TIMEOUT_S)
+    start_service(settings=retries)
+    return import_wandb().Api(timeout=TIMEOUT_S)
 
 
 @contextmanager
