@@ -14,8 +14,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import yaml
 
@@ -62,7 +63,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(finite_or_null(values), indent=2, allow_nan=False) + "\n").encode())
 
 
-def open_regular(path: Path, limit: int) -> BinaryIO:
+def open_regular(path: Path, limit: int) -> BufferedReader:
     """Open a regular file of at most `limit` bytes: a pipe would wait for ever, a device has no end. Raises OSError."""
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):

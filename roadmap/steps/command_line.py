@@ -50,7 +50,9 @@ class CommandLine:
             return 64
         try:
             self.env = rank_env()
-            self.overrides, folders = check_options(self.argv), config_dirs(self.argv)
+            options, self.overrides = check_options(self.argv)
+            sys.argv[1:] = [*options, *self.overrides]  # argparse takes no option between two overrides
+            folders = config_dirs(self.argv)
             check_overrides(self.overrides, folders)
             check_config_dirs(folders, CONF)
             step_tree(folders)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigSource
 from omegaconf._utils import get_yaml_loader
@@ -47,12 +47,12 @@ SETTABLE = "of Hydra's own settings only hydra.mode and hydra.sweeper.params may
 HYDRA_LOADER = get_yaml_loader()  # what Hydra reads files with: another parser might see another file
 
 
-def check_options(argv: Sequence[str]) -> list[str]:
-    """Return the words that are neither options nor their values.
+def check_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the options with their values, and all other words.
 
     Raises ConfigError for an option that is none of `OPTIONS`, or is abbreviated.
     """
-    words, others = iter(argv), []
+    words, options, others = iter(argv), list[str](), list[str]()
     for word in words:
         option, equals, value = word.partition("=")
         if not word.startswith("-"):
@@ -60,14 +60,16 @@ def check_options(argv: Sequence[str]) -> list[str]:
             continue
         if option not in OPTIONS or (equals and not OPTIONS[option]):
             raise ConfigError(f"{shorten(word, 80)}: there is no such option; {nearest(option[:80], OPTIONS)}")
+        options.append(option)
         if not OPTIONS[option]:
             continue
         value = value if equals else next(words, "")
+        options.append(value)
         if value.startswith("-") or not value:
             raise ConfigError(f"{option}: a value must follow")
         if option in ("--config-name", "-cn") and not all(map(SAFE_NAME.fullmatch, value.split("/"))):
             raise ConfigError(f"{option} {shorten(value, 80)}: is no name of a config; its folder goes with -cd FOLDER")
-    return others
+    return options, others
 
 
 def check_overrides(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
@@ -135,17 +137,17 @@ def _check_choice(key: str, override: Override, given: str) -> None:
     value = override.value()
     if isinstance(value, Glob):
         return
-    several = isinstance(value, ChoiceSweep)
     for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
         name = choice.text if isinstance(choice, QuotedString) else choice
-        is_name = isinstance(name, str) and SAFE_NAME.fullmatch(name)
-        if not is_name and not (name is None and (several or key == "debug")):
+        if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
             raise ConfigError(f"{shorten(key, 80)}={shorten(given, 80)}: takes one name")
 
 
 def _num_values(word: str, value: Any) -> int:
     if isinstance(value, ChoiceSweep):
         return max(1, len(value.list))
+    if isinstance(value, IntervalSweep):
+        raise ConfigError(f"{shorten(word, 80)}: names no values; a list does, or range(FIRST,END,STEP)")
     if not isinstance(value, RangeSweep):
         return 1
     try:
@@ -193,7 +195,7 @@ def config_files(folder: Path) -> list[Path]:
 def _check_file(path: Path, folder: Path) -> None:
     if path.relative_to(folder).parts[0] == "hydra":
         raise ConfigError(f"{path}: is one of Hydra's own settings; {SETTABLE}")
-    package, body = _header(path), _read(path)
+    body, package = _read(path), _header(path)
     if "hydra" in re.split(r"[^\w]+", package):
         raise ConfigError(f"{path}: sets Hydra's own settings (# @package {clean(package, 80)})")
     if "_target_" in _texts(body):
@@ -239,8 +241,9 @@ def _may_be_set(key: str) -> bool:
 
 def _header(path: Path) -> str:
     """Return the package that a file names in its first lines, as Hydra reads them. Raises ConfigError."""
+    text = _text(path)
     try:
-        header: dict[str, str | None] = ConfigSource._get_header_dict(_text(path)[:512])
+        header: dict[str, str | None] = ConfigSource._get_header_dict(text[:512])
     except ValueError as error:
         raise ConfigError(f"{path}: its first lines cannot be read ({clean(error, 120)})") from None
     return header.get("package") or ""

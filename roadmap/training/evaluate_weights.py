@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from roadmap import data
@@ -24,6 +23,7 @@ from roadmap.data import datasets, sampling
 from roadmap.distributed.device import autocast, choose_device, choose_precision
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import DataError
+from roadmap.files import read_yaml
 from roadmap.net import build_net, load_weights, use_kernels
 from roadmap.net.weights import SIGNS, unwrap
 from roadmap.runs import checkpoint
@@ -143,12 +143,12 @@ def read_file(path: Path) -> Mapping[str, Any]:
 def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
     """Read the newest whole checkpoint of a run whose net is the config's. Raises DataError."""
     try:
-        theirs = identity(yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")))
+        theirs = identity(read_yaml(path / CONFIG))
     except FileNotFoundError:
         raise DataError(f"is no run directory (it holds no {CONFIG}); one ends with seed0 or the like") from None
     except OSError as error:
         raise DataError(f"{CONFIG}: cannot be read ({error.strerror})") from None
-    except (ValueError, yaml.YAMLError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{CONFIG}: holds no config that can be read ({one_line(error)})") from None
     changes = differences(theirs, identity(config.values()))
     if of_net := [change for change in changes if change.startswith("model.")]:
