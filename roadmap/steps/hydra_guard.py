@@ -41,6 +41,7 @@ OPTIONS = {
 # reads some ten thousand a second. A list of 1000 seeds fits.
 MAX_WORD, MAX_BRACKETS, MAX_WORDS = 4000, 1000, 8000
 MAX_DEPTH = 10  # of brackets within each other
+MAX_REFERENCES = 4  # `${...}` in one value, and values of a file with several: each may double what it stands for
 MAX_RUNS = 10_000  # of one sweep: Hydra makes them all before the first one starts
 MAX_FOLDERS = 1000  # below a folder of configs
 SETTABLE = "of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set"
@@ -111,6 +112,8 @@ def _check_length(word: str) -> None:
     limit = MAX_BRACKETS if deepest else MAX_WORD
     if len(word) > limit:
         raise ConfigError(f"{shorten(word, 80)}: has {len(word)} characters, at most {limit}")
+    if word.count("${") > MAX_REFERENCES:
+        raise ConfigError(f"{shorten(word, 80)}: refers to more than {MAX_REFERENCES} keys")
     if deepest > MAX_DEPTH:
         raise ConfigError(f"{shorten(word, 80)}: brackets more than {MAX_DEPTH} deep")
 
@@ -200,6 +203,9 @@ def _check_file(path: Path, folder: Path) -> None:
         raise ConfigError(f"{path}: sets Hydra's own settings (# @package {clean(package, 80)})")
     if "_target_" in _texts(body):
         raise ConfigError(f"{path}: holds a _target_; configs name choices, never code")
+    numbers = [text.count("${") for text in _texts(body)]
+    if len([number for number in numbers if number > 1]) > MAX_REFERENCES or max(numbers, default=0) > MAX_REFERENCES:
+        raise ConfigError(f"{path}: values refer to several keys each, more than {MAX_REFERENCES}")
     for entry in _texts(body.get("defaults")):
         if ".." in entry or "hydra" in re.split(r"[\s/@.:]+", entry):
             raise ConfigError(f"{path}: its defaults name {clean(entry, 80)!r}, which is no config of a run")
