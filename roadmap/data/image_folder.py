@@ -13,8 +13,9 @@ import stat
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -218,7 +219,7 @@ def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool)
 def problem_of(about: os.stat_result) -> str:
     """Return what forbids reading an image at all: a pipe, say, would never end."""
     if not stat.S_ISREG(about.st_mode):
-        return "is no regular file"
+        return "not a regular file"
     if about.st_size > MAX_BYTES:
         return f"is no image (larger than {MAX_BYTES / 2**30:g} GiB)"
     return "" if about.st_size else "is empty (0 bytes)"
@@ -278,7 +279,7 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def open_image(path: Path) -> BinaryIO:
+def open_image(path: Path) -> BufferedReader:
     """Open a file that may be an image. Raises OSError for one that must not be read."""
     file = open_regular(path)
     if problem := problem_of(os.fstat(file.fileno())):

@@ -59,6 +59,8 @@ def map_tensors(handle: int, layouts: Sequence[Layout]) -> tuple[Tensor, ...]:
     tensors = []
     for dtype, shape, strides, offset in layouts:
         count = torch.Size(shape).numel()
-        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        flat = (
+            torch.frombuffer(memory, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        )
         tensors.append(flat.as_strided(shape, strides))
     return tuple(tensors)

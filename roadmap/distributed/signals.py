@@ -1,7 +1,7 @@
 """Signals: a run that is asked to stop ends after the step it is in, saves, and may be resumed.
 
-Asked to stop are INT (Ctrl-C), QUIT (Ctrl-backslash), TERM, HUP (the terminal is gone), USR1, USR2 and XCPU (schedulers'
-notices). One that was ignored when the process started, as by `nohup`, stays ignored.
+Asked to stop are INT (Ctrl-C), QUIT (Ctrl-backslash), TERM, HUP (the terminal is gone), USR1, USR2 and XCPU
+(schedulers' notices). One that was ignored when the process started, as by `nohup`, stays ignored.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from roadmap.errors import DataError, DiskError
-from roadmap.files import finite_or_null, fsync, fsync_dir, write_json
+from roadmap.files import finite_or_null, fsync, fsync_dir, open_regular, write_json
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, read_record
+
+MAX_BYTES = 2**40  # of a checkpoint
 
 
 @dataclass
@@ -182,7 +184,7 @@ def _rotate(folder: Path, keep: int, best_step: int | None) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as data:
+    with open_regular(path, MAX_BYTES) as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 

@@ -17,6 +17,7 @@ from roadmap.runs.schema import METRICS
 KINDS = ("train", "val")
 STEP = re.compile(rb'"global_step": ([0-9]{1,12})[,}]')
 NO_LOSS = (b'"train/loss": null', b'"train/loss": NaN')
+MAX_BYTES, MAX_LINE = 2**30, 2**16  # of a ledger (300 epochs of ImageNet take 0.1 GB), of a line
 TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger: an epoch of ImageNet is 0.3 MB
 
 
@@ -57,7 +58,9 @@ def read_metrics(path: Path, *, train: bool = True) -> Metrics:
 
     Without `train` the many lines of training are checked for form and order, and not decoded: a fifth of the time.
     """
-    data = read_regular(path)
+    data = read_regular(path, MAX_BYTES)
+    if len(data) > MAX_LINE and b"\n" not in data[:MAX_LINE]:  # zeros of a file that was never written, or a bomb
+        return Metrics(bad_lines=[1])
     lines = data.split(b"\n")
     ledger = Metrics(torn=lines.pop() != b"", lost_loss=any(loss in data for loss in NO_LOSS))
     for number, line in enumerate(lines, 1):
@@ -81,8 +84,9 @@ def _train_step(line: bytes) -> int | None:
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Return the row that a line of a ledger holds, None where it holds none."""
-    row = json_object(line) or {}
-    return row if isinstance(row.get("global_step"), int) and row.get("kind") in KINDS else None
+    row = (json_object(line) or {}) if len(line) <= MAX_LINE else {}
+    is_row = row.get("kind") in KINDS and isinstance(row.get("global_step"), int)
+    return row if is_row and isinstance(row.get("epoch"), int) else None
 
 
 def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,7 +94,7 @@ def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     size, most = TAIL_BYTES
     while True:
         try:
-            with open_regular(path) as ledger:
+            with open_regular(path, MAX_BYTES) as ledger:
                 end = ledger.seek(0, os.SEEK_END)
                 ledger.seek(max(0, end - size))
                 lines = ledger.read().splitlines()
@@ -136,4 +140,4 @@ def _first_hole(rows: list[dict[str, Any]]) -> str:
 
 def digest_of(path: Path) -> str:
     """Return a hash of a ledger as it is. Raises OSError."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else hashlib.sha256().hexdigest()
+    return hashlib.sha256(read_regular(path, MAX_BYTES)).hexdigest() if path.exists() else hashlib.sha256().hexdigest()

@@ -6,14 +6,15 @@ length and hash, and a checksum of its own.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.config import Affects
 from roadmap.files import finite_or_null, read_json, write_json
-from roadmap.text import shorten
+from roadmap.text import clean
 
 METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "metrics.jsonl",
@@ -34,6 +35,7 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
+Line = Annotated[str, AfterValidator(partial(clean, limit=500))]  # a text that is shown: whoever wrote it may mean harm
 
 
 class RunInfo(Record):
@@ -46,27 +48,27 @@ class RunInfo(Record):
     data_fingerprint: Annotated[str | None, Affects.result] = None
     precision: Annotated[str | None, Affects.result] = None
     world_size: Annotated[int | None, Affects.result] = None  # devices
-    code_hash: Annotated[str | None, Affects.rounding] = None
+    code_hash: Annotated[Line | None, Affects.rounding] = None
     compile: Annotated[bool | None, Affects.rounding] = None
     cuda_graph: Annotated[bool | None, Affects.rounding] = None
     kernels: Annotated[str | None, Affects.rounding] = None
-    hardware: Annotated[str | None, Affects.rounding] = None
+    hardware: Annotated[Line | None, Affects.rounding] = None
     threads: Annotated[int | None, Affects.rounding] = None
     versions: Annotated[dict[str, str] | None, Affects.rounding] = None
-    git_commit: str | None = None
+    git_commit: Line | None = None
     git_dirty: bool | None = None
-    host: str | None = None
+    host: Line | None = None
     job_id: str | None = None
 
 
 class Status(RunInfo):
     """`status.json`: how a run stands."""
 
-    state: str | None = None  # begun | running | stopped | failed | done
+    state: Line | None = None  # begun | running | stopped | failed | done
     epoch: int | None = None  # evaluated, at the newest checkpoint
     step: int | None = None
     exit_code: int | None = None
-    reason: str | None = None
+    reason: Line | None = None
     starts: int | None = None
     started: str | None = None
     updated: str | None = None
@@ -142,7 +144,7 @@ def read_record(kind: type[Record], path: Path) -> dict[str, Any]:
         kind.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        where, value = ".".join(map(str, found["loc"])), shorten(str(found["input"]), 40)
+        where, value = ".".join(map(str, found["loc"])), clean(found["input"], 40)
         raise ValueError(f"{path}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
     return values
 

@@ -37,6 +37,7 @@ class CommandLine:
     def __init__(self, run: Run, argv: Sequence[str]) -> None:
         self.run, self.argv = run, list(argv)
         self.env, self.sweep = RankEnv(), SweepProgress()
+        self.overrides: list[str] = []
         self.codes: list[int] = []  # one a run: Hydra drops what a task returns in a sweep
 
     def main(self) -> int:
@@ -49,10 +50,12 @@ class CommandLine:
             return 64
         try:
             self.env = rank_env()
-            check_options(self.argv)
-            check_overrides(self.argv)
-            check_config_dirs(config_dirs(self.argv), CONF)
-            step_tree(config_dirs(self.argv))
+            options, self.overrides = check_options(self.argv)
+            sys.argv[1:] = [*options, *self.overrides]  # argparse takes no option between two overrides
+            folders = config_dirs(self.argv)
+            check_overrides(self.overrides, folders)
+            check_config_dirs(folders, CONF)
+            step_tree(folders)
             with (
                 TemporaryDirectory() as scratch
             ):  # for what Hydra writes at a sweep's start, before anything is checked
@@ -99,7 +102,7 @@ class CommandLine:
         """Return how many runs a sweep has: the product of its lists, those of the command line replacing the
         file's."""
         overrides = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
-        overrides += [word for word in self.argv if "=" in word and not word.startswith("-")]
+        overrides += [word for word in self.overrides if "=" in word]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         lists = {override.get_key_element(): override for override in parser.parse_overrides(overrides)}
         return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())

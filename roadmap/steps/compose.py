@@ -36,7 +36,7 @@ def compose(
     `config_dir` is a folder with steps, variants or data sets of one's own. Raises ConfigError.
     """
     folders = step_folders(config_dir)
-    check_overrides([f"+step={step}", *overrides])
+    check_overrides([f"+step={step}", *overrides], folders)
     check_config_dirs(folders, CONF)
     known = regimes()
     if regime not in known:

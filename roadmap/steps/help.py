@@ -42,9 +42,9 @@ def config_dirs(words: Sequence[str]) -> list[Path]:
     """Return the config folders that a command line names (`-cd FOLDER`), and ours."""
     folders = [CONF]
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in {"-cd", "--config-dir", "-cp", "--config-path"}:
+        if word in {"-cd", "--config-dir"}:
             folders.insert(0, Path(following))
-        elif word.startswith(("--config-dir=", "--config-path=")):
+        elif word.startswith(("--config-dir=", "-cd=")):
             folders.insert(0, Path(word.partition("=")[2]))
     return [folder for folder in folders if folder.is_dir()]
 

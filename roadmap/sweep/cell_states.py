@@ -185,11 +185,17 @@ def add_progress(cell: CellState, run: Path, status: Status) -> None:
         cell.total_s, cell.left_s = summary.time_s, 0.0
         return
     train, val = last_rows(run / METRICS)
-    cell.top1, cell.images_per_s = val.get("val/top1"), train.get("train/images_per_s")
-    step, time_s = train.get("global_step"), train.get("time_s")
+    cell.top1, cell.images_per_s = _number(val, "val/top1"), _number(train, "train/images_per_s")
+    step, time_s = _number(train, "global_step"), _number(train, "time_s")
     total = (cell.epochs or 0) * (status.steps_per_epoch or 0)
     if step and time_s and total:
-        cell.global_step = max(step, cell.global_step or 0)
+        cell.global_step = max(int(step), cell.global_step or 0)
         cell.epoch = max(val.get("epoch") or 0, cell.epoch or 0)
         cell.total_s = time_s * total / step
         cell.left_s = cell.total_s - time_s
+
+
+def _number(row: dict[str, Any], key: str) -> float | None:
+    """Return a number of a ledger's row; None where it holds another thing."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -86,7 +86,7 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
     """
     file, runs = study_file(name), expand(runs).absolute()
     folders = [file.parent, CONF]
-    check_overrides(overrides)
+    check_overrides(overrides, folders)
     check_config_dirs(folders, CONF)
     if file.parent != SWEEPS and runs.is_relative_to(file.parent):
         raise ConfigError(

@@ -4,21 +4,22 @@ The ledger is the truth, each row goes once: what W&B has is asked of W&B, so th
 that are queued or at work are left to themselves.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config, from_flat
-from roadmap.errors import StoppedEarly
-from roadmap.files import read_json, read_json_or_empty, read_yaml
+from roadmap.errors import DataError, StoppedEarly
+from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
+from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.study_dir import StudyDir
-from roadmap.text import flatten, one_line
+from roadmap.text import clean, flatten, one_line
 
 if TYPE_CHECKING:
     from wandb import Api
@@ -28,16 +29,26 @@ ROW_KEYS = {"train": ["global_step", "train/lr"], "val": ["epoch", "val/top1"]}
 
 
 def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
-    """Send what W&B lacks; return the number of rows. Raises StoppedEarly where W&B does not answer, DataError."""
+    """Send what W&B lacks; return the number of rows.
+
+    Raises StoppedEarly where W&B does not answer, and DataError, at the end, where records could not be read.
+    """
     cells, _ = cell_states(study)
-    api, sent = connect(), 0
+    api, sent, left_out = connect(), 0, 0
     for cell in cells:
         run = study.path / cell.key
         if cell.state in ("queued", "running", "planned") or not (run / METRICS).exists():
             continue
-        number = sync_run(run, api, echo)
+        try:
+            number = sync_run(run, api, echo)
+        except (OSError, ValueError) as error:
+            echo(f"{cell.key}: left out, {clean(error, 300)}")
+            left_out += 1
+            continue
         sent += number
         echo(f"{cell.key}: {number} rows sent" if number else f"{cell.key}: W&B has every row")
+    if left_out:
+        raise DataError(f"{study.name}: {sent} rows sent; {left_out} runs were left out, their records cannot be read")
     return sent
 
 
@@ -55,9 +66,16 @@ def connect() -> "Api":
 
 
 def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
-    """Send what W&B lacks of one run; return the number of rows. Raises StoppedEarly where it goes offline."""
-    status, values = read_json(run / STATUS), read_yaml(run / CONFIG)
-    config, run_id = from_flat(flatten(values)), str(status["wandb_id"])
+    """Send what W&B lacks of one run; return the number of rows.
+
+    Raises StoppedEarly where it goes offline, OSError and ValueError for a record that cannot be read.
+    """
+    status, values = read_record(Status, run / STATUS), read_yaml(run / CONFIG)
+    if not isinstance(values, dict):
+        raise ValueError(f"{CONFIG}: holds no config")
+    config, run_id = from_flat(flatten(values)), str(status.get("wandb_id"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id):
+        raise ValueError(f"{STATUS}: wandb_id={clean(run_id, 40)} is none")
     there = rows_there(api, config, run_id)
     rows = [
         row for row in read_metrics(run / METRICS).rows if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there

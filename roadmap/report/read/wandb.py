@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from roadmap.errors import ConfigError
-from roadmap.report.read.run_directory import MAX_BITS, MAX_JSON, Suspect, json_object, read_bits
+from roadmap.files import MAX_JSON
+from roadmap.report.read.run_directory import MAX_BITS, Suspect, json_object, read_bits
 from roadmap.report.read.search import Problem
 from roadmap.runs.metrics import Metrics
 from roadmap.runs.schema import CORRECT, STATUS
