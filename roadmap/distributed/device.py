@@ -1,7 +1,8 @@
 """Where a run computes, in which number format, and how a step is taken there: compiled, or as one CUDA graph."""
 
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -94,6 +95,17 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which a net computes in a precision."""
     kind = torch.float16 if precision == Precision.fp16 else torch.bfloat16
     return torch.autocast(device.type, kind, enabled=precision != Precision.fp32)
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Let operations on the CPU take so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_gb(device: torch.device) -> float:

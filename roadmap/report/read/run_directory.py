@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from roadmap.runs.metrics import Metrics, read_metrics
+from roadmap.runs.result import changed_files
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, STATUS, SUMMARY
 
 # Bytes; a larger file was not written by a run.
@@ -49,6 +50,11 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """Return `summary.json`; None where there is none."""
         return json_object(self._read(SUMMARY, MAX_JSON), SUMMARY) if (self.folder / SUMMARY).exists() else None
+
+    def changed(self, summary: dict[str, Any]) -> list[str]:
+        """Return the files that are not as they were when the run ended, as far as its summary has their hashes."""
+        limits = {CONFIG: MAX_CONFIG, METRICS: MAX_METRICS, CORRECT: MAX_BITS}
+        return changed_files(summary, lambda name: self._read(name, limits[name]))
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config as dictionaries, lists and strings; nothing in it is ever made into an object."""
