@@ -24,12 +24,14 @@ from roadmap.steps.command_line import CommandLine
 
 def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Train one step, or go on where an earlier start ended."""
-    path = run_path(config)
-    if env.world_size == 1 and not config.fresh and RunDir(path).is_done(config.values()):  # ranks agree on it later
+    run = RunDir(run_path(config))
+    if env.world_size == 1 and not config.fresh and run.is_done(config.values()):  # several ranks agree on it later
         sweep.write(f"{config.cell}: already finished")
-        return result_line(config, load_result(path))
+        return result_line(config, load_result(run.path))
     if env.is_main:
         sweep.write(f"{config.cell}: starting")
+        if not config.fresh:
+            run.count_start(config.values())
     from roadmap.training.train import train
 
     summary = train(config, sweep)

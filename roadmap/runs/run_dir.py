@@ -12,14 +12,14 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from roadmap.config import KEYS, Affects, Config, is_read
-from roadmap.errors import DataError, DiskError, NoProgress, PeerLost, Refused
+from roadmap.errors import DataError, DiskError, NoProgress, PeerLost, Refused, RoadmapError
 from roadmap.files import atomic_write, disk_errors, file_lock, read_json_or_empty, read_yaml, remove_temporaries
 from roadmap.runs.schema import (
     CHECKPOINTS,
@@ -235,6 +235,17 @@ class RunDir:
         """Return what of a run's facts has changed since its status was written; what an older status lacks has not."""
         known = [key for key in keys if key in self.status and key in run_info]
         return differences(*({key: info[key] for key in known} for info in (self.status, run_info)))
+
+    def count_start(self, values: dict[str, Any]) -> None:
+        """Count a start of a run that was begun, before all that may kill it: imports, images, other ranks.
+
+        What is wrong with the directory, or who has it, is told later.
+        """
+        with suppress(RoadmapError):
+            if (self.path / STATUS).exists():
+                with self.lock():
+                    self._read_record(values)
+                    self.update(starts=(self.status.get("starts") or 0) + 1, start_counted=True)
 
     def count_deaths(self) -> None:
         """Count how often the run died since its newest checkpoint was written; a polite stop is no death.

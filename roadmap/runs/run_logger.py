@@ -68,7 +68,7 @@ class RunLogger:
             "state": "running",
             "wandb_id": earlier.get("wandb_id") or secrets.token_hex(8),
             "wandb_rows": earlier.get("wandb_rows", 0),
-            "starts": earlier.get("starts", 0) + 1,
+            "starts": (earlier.get("starts") or 0) + (not earlier.get("start_counted")),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "deaths": earlier.get("deaths", 0),
             "began_at": newest_place(self.run.path / CHECKPOINTS),

@@ -72,6 +72,7 @@ class Status(RunInfo):
     exit_code: int | None = None
     reason: str | None = None
     starts: int | None = None
+    start_counted: bool | None = None  # the newest is among them, and has not begun to train
     started: str | None = None
     updated: str | None = None
     deaths: int | None = None  # in a row, without a new checkpoint
