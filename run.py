@@ -20,6 +20,8 @@ from roadmap.config import Config
 from roadmap.config.choices import Mode
 from roadmap.errors import ConfigError
 from roadmap.runs.progress import SweepProgress
+from roadmap.runs.result import load_result, result_line
+from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.command_line import CommandLine
 
 # The imports below wait for the config: torch takes seconds that a wrong one need not wait for.
@@ -27,9 +29,15 @@ from roadmap.steps.command_line import CommandLine
 
 def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Train one step, or go on where an earlier start ended."""
+    run = RunDir(run_path(config))
+    if env.world_size == 1 and not config.fresh and run.is_done(config.values()):  # several ranks agree on it later
+        sweep.write(f"{config.cell}: already finished")
+        return result_line(config, load_result(run.path))
     if env.is_main:
         sweep.write(f"{config.cell}: starting")
-    from roadmap.training.train import result_line, train
+        if not config.fresh:
+            run.count_start(config.values())
+    from roadmap.training.train import train
 
     summary = train(config, sweep)
     return result_line(config, summary) if env.is_main else ""
@@ -37,9 +45,9 @@ def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 
 def evaluate(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Score the weights of a file or of a run directory in the net of one step."""
-    from roadmap.training.evaluate_weights import evaluate_weights, result_line
+    from roadmap.training import evaluate_weights
 
-    return result_line(config, evaluate_weights(config, sweep))
+    return evaluate_weights.result_line(config, evaluate_weights.evaluate_weights(config, sweep))
 
 
 def check_data(config: Config, sweep: SweepProgress, env: RankEnv) -> str:

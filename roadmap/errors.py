@@ -25,7 +25,7 @@ class DataError(RoadmapError):
 
 
 class NonFiniteError(RoadmapError):
-    """The loss or a gradient was not finite; names the step in which it happened."""
+    """The loss, a gradient, an evaluation or what a checkpoint would hold was not finite; names the step."""
 
     code = 70
     on_all_ranks = True

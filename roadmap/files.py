@@ -37,9 +37,31 @@ PLAIN_TAGS = (None, "!", "tag:yaml.org,2002:str")
 C_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser, where there is one
 
 
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes a file before it is whole."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_temporaries(folder: Path, *names: str) -> list[str]:
+    """Remove what killed writers of files of these names (patterns) left; return a line for each that cannot be.
+
+    Only where nobody else writes.
+    """
+    return [line for name in names for path in folder.glob(f".{name}.*.tmp") if (line := remove(path))]
+
+
+def remove(path: Path) -> str:
+    """Remove a file, if it is there; return in a line why it cannot be, or nothing."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{path}: cannot be removed ({error.strerror})"
+    return ""
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that under its final name it is whole, whatever happens meanwhile. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as out:
             out.write(data)
@@ -47,7 +69,7 @@ def atomic_write(path: Path, data: bytes) -> None:
             fsync(out.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
     fsync_dir(path.parent)
 

@@ -28,10 +28,10 @@ Done = subprocess.CompletedProcess[str]
 def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", to: str = "self", mb: int = 0):
     """Return the environment for an accident: at the `number`th time that `rank` comes to `where`.
 
-    `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed), or watch
-    (in the process that has just started the ranks). `what`: a signal, or nan, error, bug, memory, limit (`mb` more
-    megabytes are all there is). `to`: self, parent (whoever started the ranks, and then all), or group (all processes
-    at once, as a terminal does it).
+    `where`: images (before they are loaded), step (after it), before (a step), loss, evaluate, saving (the file is
+    written, not yet renamed), or watch (in the process that has just started the ranks). `what`: a signal, or nan,
+    error, bug, memory, limit (`mb` more megabytes are all there is). `to`: self, parent (whoever started the ranks, and
+    then all), or group (all processes at once, as a terminal does it).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
@@ -237,6 +237,7 @@ def arrange(plan: dict[str, object]) -> None:
     launch.GRACE_S = 3.0
     around(launch, "wait", "watch", after=False)
     training.train_rank, StopSignal._note = train_rank, note
+    around(training, "load_images", "images", after=False)
     around(training, "train_step", "before", after=False)
     around(training, "train_step", "step", after=True)
     around(updating, "cross_entropy", "loss", after=True)

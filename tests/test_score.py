@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import transforms as T
 
 from roadmap.config.choices import Mode, Precision
-from roadmap.errors import ConfigError, DataError
+from roadmap.errors import ConfigError, DataError, NonFiniteError
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
@@ -372,15 +372,22 @@ class TestRefusals:
             (lambda w: {"model": {**w, "note": "x"}}, "note is no tensor, but of type str"),
             (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
             (lambda w: w | {"head.weight": w["head.weight"][:7]}, "has shape [7,"),
-            (lambda w: w | {"head.bias": torch.full((10,), torch.nan)}, "not finite"),
             (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
             (lambda w: {"other.weight": torch.zeros(3)}, "the format is none that is known"),
         ],
-        ids=["list", "no-tensors", "a-string", "a-key-less", "other-classes", "nan", "other-net", "unknown"],
+        ids=["list", "no-tensors", "a-string", "a-key-less", "other-classes", "other-net", "unknown"],
     )
     def test_that_hold_something_else(self, small, tmp_path, weights, what, words):
         torch.save(what(weights), tmp_path / "w.pt")
         self.refused(small, tmp_path / "w.pt", words)
+
+    def test_that_give_no_finite_outputs(self, small, tmp_path, weights):
+        torch.save(weights | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "w.pt")
+        with pytest.raises(
+            NonFiniteError, match=r"weights=.*w\.pt: the net gives outputs that are not finite"
+        ) as caught:
+            evaluate_weights(scoring(small("separate_downsampling"), tmp_path / "w.pt"))
+        assert caught.value.code == 70
 
     def test_text(self, small, tmp_path):
         (tmp_path / "w.pth").write_text("<html>404</html>\n")

@@ -3,7 +3,8 @@
 import errno
 import re
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -109,6 +110,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     by_text = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
     return by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Let operations on the CPU take so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_gb(device: torch.device) -> float:

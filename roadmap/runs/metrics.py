@@ -115,7 +115,8 @@ def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:
 def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest: str | None = None) -> None:
     """Drop what came after a checkpoint (it will be written again) and any torn or bad line.
 
-    Raises OSError, and DataError where what is left is not what `digest` says was written up to the checkpoint.
+    Raises OSError, and DataError where what is left is not a line for each step and evaluation up to the checkpoint,
+    or not what `digest` says was written.
     """
     rows = [
         row
@@ -123,19 +124,25 @@ def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest
         if (row["global_step"] <= global_step if row["kind"] == "train" else row["epoch"] <= epochs_evaluated)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if digest is not None and hashlib.sha256(text).hexdigest() != digest:
+    holes = find_hole("step", [row["global_step"] for row in rows if row["kind"] == "train"], global_step)
+    holes = holes or find_hole("evaluation", [row["epoch"] for row in rows if row["kind"] == "val"], epochs_evaluated)
+    if holes or (digest is not None and hashlib.sha256(text).hexdigest() != digest):
         raise DataError(
             f"{path}: its lines up to the checkpoint of step {global_step} are not those that were written"
-            f"{_first_hole(rows)}; fresh=true starts over and keeps this aside"
+            f" ({holes or 'a value has changed'}); fresh=true starts over and keeps this aside"
         )
     atomic_write(path, text)
 
 
-def _first_hole(rows: list[dict[str, Any]]) -> str:
-    """Return where a training line is missing or there twice, in words; nothing where all are there."""
-    steps = [row["global_step"] for row in rows if row["kind"] == "train"]
-    hole = next((number for number, step in enumerate(steps, 1) if number != step), None)
-    return "" if hole is None else f" (step {hole} is missing or there twice)"
+def find_hole(what: str, numbers: list[int], last: int) -> str:
+    """Return where the numbers of lines are not 1 to `last`, each once and in order, in words; else nothing."""
+    count = len(numbers)
+    number, found = next(((n, found) for n, found in enumerate(numbers, 1) if n != found), (count + 1, last + 1))
+    if found > number:
+        return f"{what} {number} is missing" if found == number + 1 else f"{what}s {number} to {found - 1} are missing"
+    if number <= count:
+        return f"{what} {found} is there twice or out of order"
+    return f"{what}s go on to {count}, past {last}" if count > last else ""
 
 
 def digest_of(path: Path) -> str:

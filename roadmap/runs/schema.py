@@ -5,6 +5,9 @@ Older records lack keys, and newer ones have more: what is missing is None, what
 length and hash, and a checksum of its own.
 """
 
+import hashlib
+import json
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +28,7 @@ METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "run.log",
 )
 CHECKPOINTS = "checkpoints"
+CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
 
 
@@ -53,7 +57,7 @@ class RunInfo(Record):
     cuda_graph: Annotated[bool | None, Affects.rounding] = None
     kernels: Annotated[str | None, Affects.rounding] = None
     hardware: Annotated[Line | None, Affects.rounding] = None
-    threads: Annotated[int | None, Affects.rounding] = None
+    threads: Annotated[int | None, Field(ge=1, le=4096), Affects.rounding] = None
     versions: Annotated[dict[str, str] | None, Affects.rounding] = None
     git_commit: Line | None = None
     git_dirty: bool | None = None
@@ -64,12 +68,13 @@ class RunInfo(Record):
 class Status(RunInfo):
     """`status.json`: how a run stands."""
 
-    state: Line | None = None  # begun | running | stopped | failed | done
+    state: Literal["begun", "running", "stopped", "failed", "done"] | None = None
     epoch: int | None = None  # evaluated, at the newest checkpoint
     step: int | None = None
     exit_code: int | None = None
     reason: Line | None = None
     starts: int | None = None
+    start_counted: bool | None = None  # the newest is among them, and has not begun to train
     started: str | None = None
     updated: str | None = None
     deaths: int | None = None  # in a row, without a new checkpoint
@@ -112,6 +117,8 @@ class Summary(RunInfo):
     peak_memory_gb: float | None = None
     drift: list[str] | None = None
     rounding: list[str] | None = None
+    sha256: dict[str, str] | None = None  # of the other files of the record
+    checksum: str | None = None  # of all the other keys
 
 
 class Manifest(RunInfo):
@@ -129,6 +136,23 @@ class Manifest(RunInfo):
     rows: int | None = None  # lines of the ledger up to this checkpoint
     rows_sha256: str | None = None
     checksum: str | None = None  # of all the other keys
+
+
+def checkpoint_name(global_step: int, epochs_evaluated: int) -> str:
+    """Return the name of the checkpoint of a step and of the epochs that were evaluated by then."""
+    return f"step-{global_step:010d}-{epochs_evaluated:05d}.pt"
+
+
+def parse_checkpoint(name: str) -> tuple[int, int] | None:
+    """Return global step and epochs evaluated of a checkpoint by its name, None for a name that is none of ours."""
+    found = CHECKPOINT.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the files that have the name of a checkpoint, the newest first."""
+    found = [(counts, path) for path in folder.glob("step-*.pt") if (counts := parse_checkpoint(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None:
@@ -155,6 +179,12 @@ def read_or_empty(kind: type[R], path: Path) -> R:
         return kind.model_validate(read_json(path))
     except (OSError, ValueError):
         return kind()
+
+
+def checksum(record: dict[str, Any]) -> str:
+    """Return a hash of all of a record but its checksum."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def info_keys(kind: Affects) -> list[str]:

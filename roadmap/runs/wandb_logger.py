@@ -152,7 +152,8 @@ class WandbLogger:
 
     def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
         assert self.run is not None
-        self.run.summary.update({key: value for key, value in summary.items() if value is not None})
+        of_files = {"sha256", "checksum"}
+        self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in of_files})
         for name in (STATUS, CORRECT):
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
                 copy = shutil.copy(self.path / name, self.run.dir)

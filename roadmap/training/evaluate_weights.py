@@ -3,7 +3,6 @@
 Of a file only tensors are read, never code, and nothing is written anywhere.
 """
 
-import math
 import re
 import time
 import warnings
@@ -28,10 +27,11 @@ from roadmap.net import build_net, load_weights, use_kernels
 from roadmap.net.weights import SIGNS, unwrap
 from roadmap.runs import checkpoint
 from roadmap.runs.progress import Progress, SweepProgress
+from roadmap.runs.result import caution_note
 from roadmap.runs.run_dir import differences, identity, lost_keys, read_config
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
 from roadmap.text import clean
-from roadmap.training.evaluation import Evaluation, caution_note, eval_batch_size, evaluate
+from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate
 from roadmap.training.setup import net_cost
 from roadmap.training.step import Batch
 
@@ -60,7 +60,7 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     """Evaluate `config.weights` in the config's net on every validation image once.
 
     Raises ConfigError for settings that do not go together, DataError for weights that are missing, broken, unsafe or
-    of another net.
+    of another net, NonFiniteError for those with which the net's outputs are not finite.
     """
     sweep = sweep or SweepProgress()
     data.check_pipeline(config.data, config.recipe)
@@ -85,8 +85,7 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
             result = evaluate(net, watched(batches, progress, len(val)), indices, len(val), Ranks())
     finally:
         progress.close()
-    if not math.isfinite(result.loss):
-        raise DataError(f"weights={config.weights}: the net's outputs are not finite with them")
+    result.require_finite(f"weights={config.weights}: the net")
     return ScoredWeights(result, weights.origin, precision)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from roadmap.files import MAX_JSON, MAX_YAML, parse_json, parse_yaml, read_regular
-from roadmap.runs.metrics import Metrics, read_metrics
+from roadmap.runs.metrics import MAX_BYTES, Metrics, read_metrics
+from roadmap.runs.result import changed_files
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, STATUS, SUMMARY
 from roadmap.text import clean, reason
 
@@ -53,6 +54,11 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """Return `summary.json`; None where there is none."""
         return json_object(self._read(SUMMARY, MAX_JSON), SUMMARY) if os.path.lexists(self.folder / SUMMARY) else None
+
+    def changed(self, summary: dict[str, Any]) -> list[str]:
+        """Return the files that are not as they were when the run ended, as far as its summary has their hashes."""
+        limits = {CONFIG: MAX_YAML, METRICS: MAX_BYTES, CORRECT: MAX_BITS}
+        return changed_files(summary, lambda name: self._read(name, limits[name]))
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config as dictionaries, lists and strings; nothing in it is ever made into an object."""

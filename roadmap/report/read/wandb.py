@@ -169,6 +169,10 @@ class WandbRun:
         with plain_errors():
             return metrics_of(self.run.scan_history())
 
+    def changed(self, _: dict[str, Any]) -> list[str]:
+        """Return nothing: W&B has values, not the files that the summary has hashes of."""
+        return []
+
     def bits(self) -> bytes | None:
         """Return the packed bits that the run sent; None where it sent none."""
         data = self._file(CORRECT, MAX_BITS)
