@@ -1,14 +1,15 @@
 """Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`.
 
-Labels follow the sorted names of the class folders. A missing or stray folder would shift every label after it without
-an error, so both splits must have the same classes, and nothing that may be an image is passed over in silence.
+Labels follow the names of the class folders, sorted as text (or by number: `data.class_order`). A missing or stray
+folder would shift every label after it without an error, so both splits must have the same classes, and nothing that
+may be an image is passed over in silence.
 """
 
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ import numpy as np
 from PIL import Image
 
 from roadmap.catalog import DataSet
+from roadmap.config.choices import ClassOrder
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
+from roadmap.data.rgb import to_rgb
 from roadmap.errors import DataError
 from roadmap.text import printable, reason
 
@@ -58,6 +61,23 @@ class Files:
             digest.update(b"%s\0%d\0" % (name, size))
 
 
+def by_number(name: str) -> tuple[list[Any], str]:
+    """Return what sorts names by the numbers in them: class2 before class10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
+
+
+CLASS_ORDERS: dict[ClassOrder, Callable[[str], Any]] = {ClassOrder.text: str, ClassOrder.numeric: by_number}
+
+
+def label_note(classes: Sequence[str], order: ClassOrder) -> str | None:
+    """Return which label each class has, where its names would have others in another order; else None."""
+    if all(list(classes) == sorted(classes, key=order_key) for order_key in CLASS_ORDERS.values()):
+        return None
+    labels = first_few([f"{printable(name)}={label}" for label, name in enumerate(classes)], 20)
+    others = " or ".join(f"data.class_order={other}" for other in CLASS_ORDERS if other != order)
+    return f"labels of the class folders in {order} order: {labels}; {others} gives others"
+
+
 def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bool = False) -> Files:
     """List the images of a set, in `data.root` or the row's subfolder of it; fetch them first if that was asked for.
 
@@ -71,7 +91,7 @@ def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bo
         raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
     if not folders:
         folders = [download.fetch(data, root, f"no folder train or {row.subfolder}")]
-    files = list_images(folders[0], runs, lenient=lenient)
+    files = list_images(folders[0], runs, lenient=lenient, order=data.class_order)
     if row.classes_sha256:
         check_published(files, row)
     return files
@@ -100,13 +120,15 @@ def check_published(files: Files, row: DataSet) -> None:
             )
 
 
-def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
+def list_images(
+    folder: Path, runs: str | None = None, *, lenient: bool = False, order: ClassOrder = ClassOrder.text
+) -> Files:
     """List both splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
     What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
     empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
     """
-    train, val = (class_folders(folder / split) for split in ("train", "val"))
+    train, val = (class_folders(folder / split, order) for split in ("train", "val"))
     if train != val:
         only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
         differences = (f"only in {split}: {first_few(names)}" for split, names in only.items() if names)
@@ -134,10 +156,11 @@ def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False)
     return files
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
+def class_folders(folder: Path, order: ClassOrder) -> list[str]:
+    """Return the names, in order, of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
     entries = scan(folder)
-    classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    found = (e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    classes = sorted(found, key=CLASS_ORDERS[order])
     images = sorted(e.name for e in entries if not e.is_dir() and not is_hidden(e.name) and is_image(folder, e.name))
     if images:
         raise DataError(
@@ -257,11 +280,11 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
 def read_image(path: Path) -> Image.Image:
     """Decode an image as RGB.
 
-    Raises DataError that names the file if it is truncated, no image, or too large to be one.
+    Raises DataError that names the file if it is truncated, no image, too large to be one, or lost in 8-bit RGB.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
         why = reason(error).replace(f"{str(path)!r}", "the file")
         raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error

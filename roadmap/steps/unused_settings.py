@@ -26,6 +26,8 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
     ),
+    "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
+    "weights_key": (lambda c: c.mode == Mode.evaluate, "mode=evaluate"),
     **dict.fromkeys(
         ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")
     ),
