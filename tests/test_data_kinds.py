@@ -59,7 +59,10 @@ CONVERTED = {  # the file, and the pixels that it must come to
     "16-bit colour": lambda: (png(DEEP, 2), DEEP >> 8),
     "16-bit grey and alpha": lambda: (png(np.stack([RAMP, RAMP.T], 2), 4), grey(RAMP >> 8)),
     "16-bit colour and alpha": lambda: (png(np.dstack([DEEP, RAMP]), 6), DEEP >> 8),
-    "16-bit, all one dark grey": lambda: (encoded(Image.fromarray(np.full_like(RAMP, 300))), grey(np.full_like(RAMP, 1))),
+    "16-bit, all one dark grey": lambda: (
+        encoded(Image.fromarray(np.full_like(RAMP, 300))),
+        grey(np.full_like(RAMP, 1)),
+    ),
     "1 bit": lambda: (encoded(RGB.convert("1")), grey(np.asarray(RGB.convert("1")) * 255)),
     "2 bits": lambda: (png(np.full((1, 1), 0b00011011), 0, 2), grey(np.array([[0, 85, 170, 255]]))),
     "4 bits": lambda: (png(np.full((1, 1), 0x1F), 0, 4), grey(np.array([[17, 255]]))),
