@@ -116,7 +116,7 @@ def torchvisions(name):
             BICUBIC,
             "timm format",
         ),
-        ("swin", lambda: torchvisions("swin_t"), "head", BICUBIC, "torchvision format"),
+        ("swin", lambda: torchvisions("swin_t"), "head", BICUBIC, "torchvision swin format"),
     ],
     ids=["torchvision-resnet50", "torchvision-convnext", "timm-convnext", "torchvision-swin"],
 )
@@ -174,7 +174,10 @@ def test_a_moving_average_beside_the_weights_is_named_and_not_scored(small, tmp_
     )
     alone, both = (evaluate_weights(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
     assert both.result.loss == alone.result.loss
-    assert (alone.origin, both.origin) == ("our own format", "our own format (model_ema not scored)")
+    assert (alone.origin, both.origin) == (
+        "our own format",
+        "our own format (taken of model, not model_ema, weights_key=NAME chooses)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,13 +372,26 @@ class TestRefusals:
         [
             (lambda w: list(w.values()), "but a list"),
             (lambda w: {"epoch": 3}, "hold no tensors"),
-            (lambda w: {"model": {**w, "note": "x"}}, "note is no tensor, but of type str"),
+            (lambda w: {"model": {**w, "head.bias": "x"}}, "head.bias is no tensor, but of type str"),
+            (
+                lambda w: {"model": {**w, "note": "x", "note.bias": w["head.bias"]}},
+                "note.bias has no place in it (1 such",
+            ),
             (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
             (lambda w: w | {"head.weight": w["head.weight"][:7]}, "has shape [7,"),
             (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
             (lambda w: {"other.weight": torch.zeros(3)}, "the format is none that is known"),
         ],
-        ids=["list", "no-tensors", "a-string", "a-key-less", "other-classes", "other-net", "unknown"],
+        ids=[
+            "list",
+            "no-tensors",
+            "a-string",
+            "a-key-more",
+            "a-key-less",
+            "other-classes",
+            "other-net",
+            "unknown",
+        ],
     )
     def test_that_hold_something_else(self, small, tmp_path, weights, what, words):
         torch.save(what(weights), tmp_path / "w.pt")

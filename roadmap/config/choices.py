@@ -114,6 +114,13 @@ class Crop(StrEnum):
     resized = "resized"  # random resized crop: 8 to 100 % of the area, aspect 3/4 to 4/3
 
 
+class ClassOrder(StrEnum):
+    """The order of class folders, from which their labels follow: 1, 10, 2 as text, and 1, 2, 10 by number."""
+
+    text = "text"  # torchvision's ImageFolder
+    numeric = "numeric"
+
+
 class Pipeline(StrEnum):
     """Where images are prepared: one by one as in the official code, or in batches of tensors on the device."""
 

@@ -14,6 +14,7 @@ from roadmap.catalog import DataKind
 from roadmap.config.choices import (
     Activation,
     Capture,
+    ClassOrder,
     Crop,
     Decoder,
     Device,
@@ -161,6 +162,9 @@ class DataConfig(Section):
         False, affects=Affects.place, evaluation=True, local=True, about="fetch a public set into `root`"
     )
     num_classes: Int | None = key(None, ge=2, le=1_000_000, about="null: counted from the class folders")
+    class_order: ClassOrder = key(
+        ClassOrder.text, evaluation=True, about="labels of class folders: 1, 10, 2 as text; 1, 2, 10 by number"
+    )
     image_size: Int = key(32, ge=8, le=4096, evaluation=True, about="pixels, height and width of the net's input")
     resize_size: Int | None = key(
         None, ge=8, le=8192, evaluation=True, about="evaluation: short side before the centre crop; null: no crop"
@@ -252,6 +256,9 @@ class Config(Section):
     mode: Mode = key(Mode.train, evaluation=True)
     weights: Text | None = key(
         None, evaluation=True, about="mode=evaluate: a file of published weights, or one of our run directories"
+    )
+    weights_key: Text | None = key(
+        None, evaluation=True, about="of a file that holds several weights: which, such as model_ema"
     )
     device: Device = key(Device.auto, evaluation=True, local=True)
     devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")

@@ -127,11 +127,13 @@ def write_verdict(runs: Path | str, fingerprint: str, values: dict[str, Any]) ->
     write_json(cache_dir(runs) / f"{fingerprint}.json", {**values, "fingerprint": fingerprint})
 
 
-def checked_on(runs: Path | str, fingerprint: str) -> str | None:
-    """Return when every image of exactly this set was opened and found whole, or None."""
+def checked_on(runs: Path | str, fingerprint: str, rules: int) -> str | None:
+    """Return when every image of exactly this set was opened and found whole by these rules, or None."""
     try:
         verdict = read_json(cache_dir(runs) / f"{fingerprint}.json")
     except (OSError, ValueError):
         return None
-    whole = verdict.get("fingerprint") == fingerprint and verdict.get("state") == "whole"
+    whole = all(
+        verdict.get(key) == value for key, value in (("fingerprint", fingerprint), ("state", "whole"), ("rules", rules))
+    )
     return str(verdict.get("time")) if whole else None

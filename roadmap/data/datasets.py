@@ -24,7 +24,7 @@ from roadmap.data.image_folder import Files
 from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
 from roadmap.errors import ConfigError, DataError
-from roadmap.text import reason
+from roadmap.text import printable, reason
 
 
 @dataclass
@@ -151,9 +151,14 @@ def subset(key: str, num_wanted: int, num_images: int, split: str) -> np.ndarray
 def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
     """Compare the number of classes with the config.
 
-    Folders that differ are a DataError, a wrong number for a fixed set a ConfigError.
+    Folders that differ are a DataError, and so is a single class; a wrong number for a fixed set is a ConfigError.
     """
     num_found = len(found.classes)
+    if num_found < 2:
+        where = found.folder / "train" if isinstance(found, Files) else f"data={data.name}"
+        raise DataError(
+            f"{where}: one class, {printable(found.classes[0])}, on which accuracy cannot be wrong; must be two or more"
+        )
     if data.num_classes in (None, num_found):
         return
     if isinstance(found, Files):

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
+END_OF_JPEG = (0xFF, 0xD9)
 DecodeMany = Callable[
     [list[Tensor]], list[Tensor]
 ]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
@@ -146,7 +147,8 @@ class NvjpegReader:
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return uint8 `(bytes,)` and int64 `(4,)`, or uint8 `(size, size, 3)` and `NO_BOX`. Raises DataError."""
         found = read_jpeg(self.train_crop.split.path(index))
-        if found is None:
+        # nvJPEG makes something of a file that was cut short; whether that is an image, libjpeg decides.
+        if found is None or tuple(found[0][-2:].tolist()) != END_OF_JPEG:
             return self.train_crop(index), torch.tensor(NO_BOX)
         data, height, width = found
         return data, torch.tensor(self.train_crop.box(index, height, width))

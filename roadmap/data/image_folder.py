@@ -1,7 +1,8 @@
 """Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`.
 
-Labels follow the sorted names of the class folders. A missing or stray folder would shift every label after it without
-an error, so both splits must have the same classes, and nothing that may be an image is passed over in silence.
+Labels follow the names of the class folders, sorted as text (or by number: `data.class_order`). A missing or stray
+folder would shift every label after it without an error, so both splits must have the same classes, and nothing that
+may be an image is passed over in silence.
 """
 
 import errno
@@ -10,7 +11,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedReader
@@ -21,8 +22,10 @@ import numpy as np
 from PIL import Image
 
 from roadmap.catalog import SPLITS, DataSet
+from roadmap.config.choices import ClassOrder
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
+from roadmap.data.rgb import to_rgb
 from roadmap.errors import DataError
 from roadmap.files import nearby, open_regular
 from roadmap.text import printable, reason
@@ -63,6 +66,23 @@ class Files:
             digest.update(b"%s\0%d\0" % (name, size))
 
 
+def by_number(name: str) -> tuple[list[Any], str]:
+    """Return what sorts names by the numbers in them: class2 before class10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
+
+
+CLASS_ORDERS: dict[ClassOrder, Callable[[str], Any]] = {ClassOrder.text: str, ClassOrder.numeric: by_number}
+
+
+def label_note(classes: Sequence[str], order: ClassOrder) -> str | None:
+    """Return which label each class has, where its names would have others in another order; else None."""
+    if all(list(classes) == sorted(classes, key=order_key) for order_key in CLASS_ORDERS.values()):
+        return None
+    labels = first_few([f"{printable(name)}={label}" for label, name in enumerate(classes)], 20)
+    others = " or ".join(f"data.class_order={other}" for other in CLASS_ORDERS if other != order)
+    return f"labels of the class folders in {order} order: {labels}; {others} gives others"
+
+
 def find(
     data: DataConfig, row: DataSet, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
 ) -> Files:
@@ -78,7 +98,7 @@ def find(
         raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
     if not folders:
         folders = [download.fetch(data, root, f"no folder {splits[0]} or {row.subfolder}")]
-    files = list_images(folders[0], runs, splits, lenient=lenient)
+    files = list_images(folders[0], runs, splits, lenient=lenient, order=data.class_order)
     if row.classes_sha256:
         check_published(files, row)
     return files
@@ -108,14 +128,19 @@ def check_published(files: Files, row: DataSet) -> None:
 
 
 def list_images(
-    folder: Path, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
+    folder: Path,
+    runs: str | None = None,
+    splits: Sequence[str] = SPLITS,
+    *,
+    lenient: bool = False,
+    order: ClassOrder = ClassOrder.text,
 ) -> Files:
     """List splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
     What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
     empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
     """
-    classes = {split: class_folders(folder / split) for split in splits}
+    classes = {split: class_folders(folder / split, order) for split in splits}
     if len(classes) > 1:
         check_same_classes(folder, classes["train"], classes["val"])
     names = classes[splits[0]]
@@ -150,10 +175,11 @@ def check_same_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -
         raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
+def class_folders(folder: Path, order: ClassOrder) -> list[str]:
+    """Return the names, in order, of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
     entries = scan(folder)
-    classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    found = (e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    classes = sorted(found, key=CLASS_ORDERS[order])
     images = sorted(e.name for e in entries if not e.is_dir() and not is_hidden(e.name) and is_image(folder, e.name))
     if images:
         raise DataError(
@@ -291,11 +317,11 @@ def open_image(path: Path) -> BufferedReader:
 def read_image(path: Path) -> Image.Image:
     """Decode an image as RGB.
 
-    Raises DataError that names the file if it is truncated, no image, or too large to be one.
+    Raises DataError that names the file if it is truncated, no image, too large to be one, or lost in 8-bit RGB.
     """
     try:
         with open_image(path) as file, Image.open(file, formats=FORMATS) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except MemoryError:
         raise  # no fault of the file
     except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file

@@ -25,6 +25,7 @@ import numpy as np
 from roadmap import catalog
 from roadmap.config.schema import Config, DataConfig
 from roadmap.data import cache, datasets, image_folder
+from roadmap.data.rgb import RULES
 from roadmap.data.workers import LESS, STALL_S, num_cores
 from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked
 from roadmap.errors import DataError, LoaderError, StoppedEarly
@@ -54,6 +55,7 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         "classes": len(found.classes),
         **{f"{split}_images": len(labels) for split, labels in found.labels.items()},
         "broken": len(broken),
+        "rules": RULES,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with disk_errors(cache.cache_dir(runs) / f"{fingerprint}.json"):
@@ -97,7 +99,7 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     """
     names = np.concatenate([found.names["train"], found.names["val"]])
     ids = image_ids(found)
-    path = cache.cache_dir(config.paths.runs) / f"opened-{cache.folder_key(found.folder)}.npz"
+    path = cache.cache_dir(config.paths.runs) / f"opened-{RULES}-{cache.folder_key(found.folder)}.npz"
     opened = None if config.fresh else cache.read_arrays(path, {"ids": "u"})
     whole = np.isin(ids, opened["ids"]) if opened is not None else np.zeros(len(ids), dtype=bool)
     before = int(whole.sum())
@@ -244,6 +246,6 @@ def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) ->
     if datasets.is_in_memory(data):
         return f"images {images.fingerprint[:12]}: held in memory, all read"
     for fingerprint, of in ((images.fingerprint, ""), (images.whole, "the whole set ")):
-        if fingerprint and (when := cache.checked_on(runs, fingerprint)):
+        if fingerprint and (when := cache.checked_on(runs, fingerprint, RULES)):
             return f"images {images.fingerprint[:12]}: {of}fully checked on {when}"
     return f"images {images.fingerprint[:12]}: not fully checked; mode=data_check opens every one of them"

@@ -27,6 +27,8 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
     ),
+    "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
+    "weights_key": (lambda c: c.mode == Mode.evaluate, "mode=evaluate"),
     **dict.fromkeys(
         ("scale", "debug"), (lambda c: not scores_a_run(c.mode, c.weights), "weights=FILE: a run has its own config")
     ),

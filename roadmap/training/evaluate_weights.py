@@ -3,28 +3,26 @@
 Of a file only tensors are read, never code, and nothing is written anywhere.
 """
 
-import re
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from roadmap import data
 from roadmap.config import KEYS, Config
 from roadmap.config.choices import Precision
 from roadmap.data import datasets, sampling
+from roadmap.data.image_folder import label_note
 from roadmap.distributed.device import autocast, choose_device, choose_precision
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import DataError
 from roadmap.files import expand, nearby
 from roadmap.net import build_net, load_weights, use_kernels
-from roadmap.net.weights import SIGNS, unwrap
+from roadmap.net.find_weights import find_weights
+from roadmap.net.weights_file import read_weights_file
 from roadmap.runs import checkpoint
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import caution_note
@@ -68,6 +66,8 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
     val, classes = datasets.load_val(config.data, config.paths.runs)
+    if not weights.of_run and val.files is not None and (note := label_note(classes, config.data.class_order)):
+        sweep.write(note)
     net_cost(config, len(classes))
     net = build_net(config.model, len(classes))
     with errors_of_weights(config):
@@ -107,36 +107,8 @@ def read_weights(config: Config, sweep: SweepProgress) -> Weights:
         raise DataError(f"there is no such file or run directory{nearby(path)}")
     if not path.is_file():
         raise DataError("is no regular file")
-    loaded = read_file(path)
-    tensors = unwrap(loaded)
-    own = "our own" if config.model.reference is None else "torchvision"
-    names = next((name for name, sign in SIGNS.items() if sign in tensors), own)
-    averages = [
-        str(key) for key, value in loaded.items() if "ema" in str(key).split("_") and isinstance(value, Mapping)
-    ]
-    aside = f" ({', '.join(averages)} not scored)" if averages else ""
-    return Weights(tensors, f"{names} format{aside}", of_run=False)
-
-
-def read_file(path: Path) -> Mapping[str, Any]:
-    """Read tensors from a file of torch or safetensors, on the CPU. Raises DataError where it holds anything else."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})") from None
-    try:
-        if path.suffix.lower() == ".safetensors":
-            loaded = load_file(path, device="cpu")
-        else:
-            with warnings.catch_warnings(action="ignore"):  # about old and odd pickles: they can be read, or not
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make both readers raise whatever their parsers come upon
-        if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            raise DataError(f"refused: it asks for {asked[1]}, and a file of weights holds tensors only") from None
-        raise DataError("cannot be read as weights: damaged, cut short, or a file of another kind") from None
-    if not isinstance(loaded, Mapping):
-        raise DataError(f"holds no weights by name, but a {type(loaded).__name__}")
-    return loaded
+    found = find_weights(read_weights_file(path), config.weights_key)
+    return Weights(found.tensors, found.origin, of_run=False)
 
 
 def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
@@ -160,9 +132,10 @@ def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
     state = checkpoint.load(found.path)
     if not isinstance(state, Mapping) or not isinstance(state.get("net"), Mapping):
         raise DataError(f"{found.path.name}: holds no net")
-    aside = ", its moving average not scored" if "ema" in state else ""
-    origin = f"our run after {state.get('epochs_evaluated')} of {theirs.get('recipe.epochs')} epochs{aside}"
-    return Weights(state["net"], origin, of_run=True)
+    weights = find_weights({name: state[name] for name in ("net", "ema") if name in state}, config.weights_key)
+    taken = f", {weights.name} and not {', '.join(weights.others)} (weights_key=NAME chooses)" if weights.others else ""
+    origin = f"our run after {state.get('epochs_evaluated')} of {theirs.get('recipe.epochs')} epochs{taken}"
+    return Weights(weights.tensors, origin, of_run=True)
 
 
 def watched(batches: Iterator[Batch], progress: Progress, num_images: int) -> Iterator[Batch]:
