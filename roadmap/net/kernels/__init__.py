@@ -7,7 +7,7 @@ makes the plain net, and a module with another form is of a subclass of what it 
     net = build_net(cfg, 1000).to(device).to(memory_format=torch.channels_last)
     forms = use_kernels(net, device, Kernels.auto)          # what was measured to win on this device
     forms = use_kernels(net, device, Kernels.fast)          # every form that can run on it
-    forms = use_kernels(net, device, {"norm": "triton"})    # these alone
+    forms = use_kernels(net, device, {"norm": "triton"})    # this one alone
     model = torch.compile(net)
 """
 
@@ -42,6 +42,7 @@ FORMS = {
     "pointwise without bias": ("linear",),
 }
 PASSES = tuple(FORMS)[:3]
+CUT = "depthwise kernel"  # `cut` to the taps that its map can meet: on every device, unless all is plain
 Choice = Kernels | Mapping[str, str]
 
 
@@ -88,9 +89,11 @@ def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> dict[
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if is_depthwise(conv):
         forms = Forms(*(choose_form(OpSpec(device, name, kernel, stride), choice) for name in PASSES))
-        if forms != Forms():
+        cut = choice != Kernels.plain if isinstance(choice, Kernels) else choice.get(CUT) == "cut"
+        if cut or forms != Forms():
             cast(Depthwise, set_class(conv, Depthwise)).forms = forms
-        return {form_name(name, kernel, stride): form for name, form in zip(PASSES, forms, strict=True)}
+        chosen = {form_name(name, kernel, stride): form for name, form in zip(PASSES, forms, strict=True)}
+        return chosen | {CUT: "cut" if isinstance(conv, Depthwise) else "plain"}
     if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0):
         name = "pointwise" if conv.bias is not None else "pointwise without bias"
         form = choose_form(OpSpec(device, name, 1, 1), choice)
