@@ -13,8 +13,9 @@ import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -267,7 +268,7 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def open_image(path: Path) -> BinaryIO:
+def open_image(path: Path) -> BufferedReader:
     """Open a file that may be an image. Raises OSError for one that must not be read."""
     file = open_regular(path)
     if problem := problem_of(os.fstat(file.fileno())):

@@ -110,9 +110,7 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     broken: list[str] = []
     saved = time.monotonic()
     try:
-        opening = open_in_processes(
-            found.folder, names, np.flatnonzero(~whole), config.data.workers or num_cores()
-        )
+        opening = open_in_processes(found.folder, names, np.flatnonzero(~whole), config.data.workers or num_cores())
         for chunk, reasons in stop.interruptible(opening):
             whole[chunk] = [reason is None for reason in reasons]
             broken += [reason for reason in reasons if reason is not None]

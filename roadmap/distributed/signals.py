@@ -1,7 +1,7 @@
 """Signals: a run that is asked to stop ends after the step it is in, saves, and may be resumed.
 
-Asked to stop are INT (Ctrl-C), QUIT (Ctrl-backslash), TERM, HUP (the terminal is gone), USR1, USR2 and XCPU (schedulers'
-notices). One that was ignored when the process started, as by `nohup`, stays ignored.
+Asked to stop are INT (Ctrl-C), QUIT (Ctrl-backslash), TERM, HUP (the terminal is gone), USR1, USR2 and XCPU (notices of
+schedulers). One that was ignored when the process started, as by `nohup`, stays ignored.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ def leave_at_once(code: int = StoppedEarly.code, *, silent: bool = False) -> Non
 
     for number in not_ignored():
         signal.signal(number, leave)
+
+
+def ignore_stops() -> None:
+    """Ignore, as the last act of a process: Python, when it is taken apart, gives signals their default back."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def not_ignored() -> list[signal.Signals]:

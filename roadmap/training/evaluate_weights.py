@@ -31,6 +31,7 @@ from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import differences, identity
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
 from roadmap.text import one_line
+from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import Evaluation, caution_note, eval_batch_size, evaluate
 from roadmap.training.setup import net_cost
 from roadmap.training.step import Batch
@@ -56,6 +57,7 @@ class ScoredWeights:
     precision: Precision
 
 
+@memory_errors()
 def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> ScoredWeights:
     """Evaluate `config.weights` in the config's net on every validation image once.
 
