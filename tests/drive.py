@@ -30,8 +30,8 @@ def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", 
 
     `where`: images (before they are loaded), step (after it), before (a step), loss, evaluate, saving (the file is
     written, not yet renamed), or watch (in the process that has just started the ranks). `what`: a signal, or nan,
-    error, bug, memory, limit (`mb` more megabytes are all there is). `to`: self, parent (whoever started the ranks, and
-    then all), or group (all processes at once, as a terminal does it).
+    error, bug, memory, limit (`mb` more megabytes are all there is). `to`: self, worker (the rank's only one), parent
+    (whoever started the ranks, and then all), or group (all processes at once, as a terminal does it).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
@@ -184,7 +184,11 @@ def happen(plan: dict[str, object]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + int(str(plan["mb"])) * 10**6,) * 2)
         return
     number = getattr(signal, f"SIG{what}")
-    if plan["to"] == "group":
+    if plan["to"] == "worker":
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, number)
+        worker.join()
+    elif plan["to"] == "group":
         os.killpg(0, number)
     else:
         os.kill(os.getppid() if plan["to"] == "parent" else os.getpid(), number)

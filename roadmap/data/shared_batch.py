@@ -26,11 +26,11 @@ class SharedBatch:
         for tensor in tensors:
             strides = torch.empty_like(tensor, device="meta").stride()  # dense, in the same order
             self.layouts.append((tensor.dtype, tuple(tensor.shape), strides, size))
-            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+            size += (tensor.nbytes // ALIGNMENT + 1) * ALIGNMENT
         self.handle = os.memfd_create("batch", os.MFD_CLOEXEC)
         try:
             # Memory that runs out later, when it is written to, would be a SIGBUS.
-            os.posix_fallocate(self.handle, 0, max(size, 1))
+            os.posix_fallocate(self.handle, 0, size)
             for shared, tensor in zip(map_tensors(self.handle, self.layouts), tensors, strict=True):
                 shared.copy_(tensor)
         except BaseException:
@@ -59,8 +59,7 @@ def map_tensors(handle: int, layouts: Sequence[Layout]) -> tuple[Tensor, ...]:
     tensors = []
     for dtype, shape, strides, offset in layouts:
         count = torch.Size(shape).numel()
-        flat = (
-            torch.frombuffer(memory, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
-        )
+        # torch takes no buffer of nothing.
+        flat = torch.frombuffer(memory, dtype=dtype, count=max(count, 1), offset=offset)
         tensors.append(flat.as_strided(shape, strides))
     return tuple(tensors)

@@ -23,7 +23,7 @@ from roadmap.distributed.rendezvous import listening_store
 from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked, leave_at_once
 from roadmap.errors import PeerLost, RoadmapError, StoppedEarly, error_of
 
-GRACE_S = 30.0  # how long the other ranks may take to notice that one has died, and to finish writing
+GRACE_S = 15.0  # how long the other ranks may take to notice that one has died, and to finish writing
 POLL_S = 0.2
 
 # Does one rank's work, given which it is and the port of the store; returns how many runs of the sweep are done by now.
@@ -37,6 +37,11 @@ class Child:
     process: SpawnProcess
     pipe: Connection
     result: tuple[str, str] | float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether it ended as it was asked to: the first rank may still be saving then, and has its time."""
+        return isinstance(self.result, tuple) and self.result[0] == StoppedEarly.__name__
 
     def receive(self) -> None:
         """Take the result if it has come."""
@@ -87,8 +92,8 @@ def _wait_for_all(children: list[Child], stop: StopSignal) -> list[str]:
                 if child.process.is_alive():
                     os.kill(child.process.pid or 0, number)
         passed_on = len(wanted)
-        failed = any(not child.process.is_alive() and child.process.exitcode for child in children)
-        if failed and deadline is None:
+        codes = {child.process.exitcode for child in children if not child.process.is_alive() and not child.stopped}
+        if codes - {0} and deadline is None:
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
             break

@@ -47,6 +47,12 @@ def leave_at_once(code: int = StoppedEarly.code, *, silent: bool = False) -> Non
         signal.signal(number, leave)
 
 
+def ignore_stops() -> None:
+    """Ignore, as the last act of a process: Python, when it is taken apart, gives signals their default back."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def not_ignored() -> list[signal.Signals]:
     """Return the signals that stop a run, but those that whoever started the process wants ignored."""
     return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

@@ -34,6 +34,20 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a lack of memory anywhere else into ConfigError: for the net, the images, a checkpoint, an evaluation."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"memory is too small for this run ({one_line(error, 120)}); fewer data.workers need less, "
+            "or recipe.micro_batch= and data.image_size= for all rows of a study"
+        ) from None
+
+
 def is_of_compiler(error: BaseException) -> bool:
     """Tell whether `torch.compile` failed, by where its errors are defined: importing that takes seconds."""
     return any(cls.__module__.startswith(("torch._dynamo", "torch._inductor")) for cls in type(error).__mro__)

@@ -29,6 +29,7 @@ from roadmap.runs.result import caution_note
 from roadmap.runs.run_dir import differences, identity, lost_keys, read_config
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
 from roadmap.text import clean
+from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate
 from roadmap.training.setup import net_cost
 from roadmap.training.step import Batch
@@ -54,6 +55,7 @@ class ScoredWeights:
     precision: Precision
 
 
+@memory_errors()
 def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> ScoredWeights:
     """Evaluate `config.weights` in the config's net on every validation image once.
 

@@ -27,7 +27,7 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir, identity, run_path
 from roadmap.runs.schema import STATUS
-from roadmap.training.device_errors import device_errors
+from roadmap.training.device_errors import device_errors, memory_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches
 from roadmap.training.optim import learning_rate
 from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
@@ -66,6 +66,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
     ranks, run = Ranks(env, choose_device(config.device, env)), RunDir(run_path(config))
     with ranks.process_group(config, port), ExitStack() as stack:
         # Check all that can be wrong before anything is written.
+        stack.enter_context(memory_errors())
         images = ranks.all_or_raise(lambda: load_images(config, sweep.cache))
         run_info = ranks.all_or_raise(lambda: check_run(config, images, ranks))
         ranks.require_equal({key: run_info[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
@@ -79,7 +80,9 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
         stack.callback(lambda: setattr(sweep, "stopped", stop.signal is not None))
         logger = build_logger(run, config, run_info, ranks, sweep)
         stack.enter_context(logger)
+        stack.callback(setattr, stop, "interrupts", False)  # the record is closed, however often Ctrl-C is pressed
         stack.enter_context(ranks.share_errors())
+        stack.enter_context(memory_errors())
 
         # Build the net, load the newest checkpoint, train.
         precision = Precision(run_info["precision"])
