@@ -25,6 +25,7 @@ import numpy as np
 from roadmap import catalog
 from roadmap.config.schema import Config, DataConfig
 from roadmap.data import cache, datasets, image_folder
+from roadmap.distributed.device import num_cores
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors
@@ -197,11 +198,6 @@ def init_worker() -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ImageProgress(Progress):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from roadmap.distributed.device import num_cores
 from roadmap.errors import DataError
 
 
@@ -56,7 +57,7 @@ def load_batches(
     loader = DataLoader(
         PrepareOrError(prepare),
         batch_sampler=[ids.tolist() for ids in index_batches],
-        num_workers=min(workers, os.cpu_count() or 1),
+        num_workers=min(workers, num_cores()),  # more would wait for each other, and torch warns of them
         collate_fn=CollateOrError(collate),
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
