@@ -21,24 +21,13 @@ from roadmap.text import clean, nearest, one_line, unlike
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-# What NAS boxes, macOS, Windows and file systems put among other people's files, in small letters.
+# What NAS boxes, macOS, Windows and file systems put among other people's files.
 SYSTEM_NAMES = frozenset(
-    [
-        "@eadir",
-        "#recycle",
-        "#snapshot",
-        "@recycle",
-        "@recently-snapshot",
-        ".ds_store",
-        "__macosx",
-        "icon\r",
-        "$recycle.bin",
-        "system volume information",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-        "lost+found",
-    ]
+    name.lower()
+    for name in (
+        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", ".DS_Store", "__MACOSX", "Icon\r"),
+        *("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found"),
+    )
 )
 
 
@@ -99,7 +88,8 @@ def nearby(path: Path) -> str:
         return ""
     there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], limit=8) if names else "it is empty"
     alike = next((how for name in names if (how := unlike(missing.name, name))), "")
-    return f"; {clean(missing.parent)}: {there}{alike and f' ({alike})'}"
+    where = "in this folder" if missing.parent == Path() else clean(missing.parent)
+    return f"; {where}: {there}{alike and f' ({alike})'}"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     """
     choices, tree = hydra.runtime.choices, step_tree(folders)
     debug = choices.get("debug")
-    known = [path.stem for folder in folders for path in (folder / "debug").glob("*.yaml")]
+    known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
     name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))

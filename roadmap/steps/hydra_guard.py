@@ -14,6 +14,8 @@ from hydra.errors import HydraException
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
+from roadmap.files import nearby
+from roadmap.steps.hydra_errors import quote
 from roadmap.text import flatten, nearest, shorten
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
@@ -29,17 +31,22 @@ OPTIONS = {
 }  # fmt: skip
 
 
+FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
+
+
 def check_options(argv: Sequence[str]) -> None:
     """Raise ConfigError for an option that is none of `OPTIONS`, or is abbreviated."""
     words = iter(argv)
     for word in words:
-        option, equals, _ = word.partition("=")
+        option, equals, value = word.partition("=")
         if not word.startswith("-"):
             continue
         if option not in OPTIONS or (equals and not OPTIONS[option]):
             raise ConfigError(f"{shorten(word, 80)}: there is no such option; {nearest(option, OPTIONS)}")
-        if OPTIONS[option] and not equals:
-            next(words, None)
+        if OPTIONS[option]:
+            value = value if equals else next(words, "")
+            if option in FOLDERS and not Path(value).is_dir():
+                raise ConfigError(f"{option} {value}: no such folder{nearby(Path(value))}")
 
 
 def check_overrides(words: Iterable[str]) -> None:
@@ -57,6 +64,9 @@ def check_overrides(words: Iterable[str]) -> None:
             raise ConfigError(f"{key}: of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set")
         if "@" in key or key == "local":
             raise ConfigError(f"{key}: a group goes where its file says; write GROUP=NAME")
+        if KEYS.get(key) and KEYS[key].is_text and isinstance(override.value(), list | dict):
+            text = f"{key}={quote(word.partition('=')[2])}"
+            raise ConfigError(f'{word}: brackets and braces are a list or a mapping; as text: "{text}"')
         one_name = override.is_sweep_override() or isinstance(override.value(), str | int | float)
         if key in GROUPS and not one_name and not (key == "debug" and override.value() is None):
             raise ConfigError(f"{key}={word.partition('=')[2]}: takes one name")
