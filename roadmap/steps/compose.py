@@ -21,7 +21,7 @@ from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.steps.cell_name import cell_name, without_hydra
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, key_of_a_file, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
@@ -94,7 +94,13 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
             raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         if key in values:
             raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
-    config = Config(**{str(key): value for key, value in values.items()})
+    named = {str(key): value for key, value in values.items()}
+    try:
+        config = Config(**named)
+    except ConfigError:
+        if line := key_of_a_file(named, hydra.overrides.task, folders):
+            raise ConfigError(line) from None
+        raise
     if of_run:
         return config_of_run(config, hydra)
     if name is None:  # a data check concerns the images only, and leaves no run directory

@@ -2,8 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,8 +15,9 @@ from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, Omega
 from roadmap.config import KEYS
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
+from roadmap.files import read_yaml
 from roadmap.steps.tree import CONF, step_tree
-from roadmap.text import nearest
+from roadmap.text import flatten, nearest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
 
@@ -65,7 +68,8 @@ def _hint(word: str, before: str) -> str:
     except HydraException:
         return ""
     in_shell = f'"{quoted}"' if not set(quoted) & set('"$`\\!') else shlex.quote(quoted)
-    return f"{before} {in_shell}" if equals and value else ""
+    known = KEYS.get(key.lstrip("+"))
+    return f"{before} {in_shell}" if equals and value and known and known.is_text else ""
 
 
 def _cause(text: str) -> str:
@@ -74,11 +78,8 @@ def _cause(text: str) -> str:
 
 def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
     group, _, name = missing.rpartition("/")
-    known = (
-        steps
-        if group == "step"
-        else sorted({p.stem for folder in folders for p in (folder / group).glob("[!.]*.yaml")})
-    )
+    there = {path.stem for folder in folders for path in (folder / group).glob("[!.]*.yaml")}
+    known = steps if group == "step" else sorted(there)
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" if group in {"step", "variant"} else ""
@@ -95,6 +96,21 @@ def _unknown_key(key: str) -> str:
     beside = [name for name in known if name.startswith(f"{section}.")]
     top = ["+step", "+variant", *dict.fromkeys(name.split(".")[0] for name in known)]
     return f"{key}: there is no such key; {nearest(key, beside or top)}"
+
+
+def key_of_a_file(values: dict[str, Any], overrides: Iterable[str], folders: Sequence[Path]) -> str | None:
+    """Return a line for a composed key that the schema lacks and nobody has typed, with the file that sets it."""
+    typed = {word.partition("=")[0].lstrip("+") for word in overrides}
+    for key in flatten(values):
+        if key in KEYS or key in DERIVED or key in typed:
+            continue
+        for path in (path for folder in folders for path in sorted(folder.rglob("[!.]*.yaml"))):
+            with suppress(OSError, ValueError):
+                body = read_yaml(path)
+                names = flatten(body) if isinstance(body, dict) else {}
+                if key in names or key in {f"{path.parent.name}.{name}" for name in names}:
+                    return f"{path}: sets {key}, which the schema does not have; {nearest(key, KEYS, limit=8)}"
+    return None
 
 
 def _explain_value(error: OmegaConfBaseException) -> str:
