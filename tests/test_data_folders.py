@@ -139,7 +139,7 @@ def test_a_folder_that_is_not_there_comes_with_what_is(root):
     (root / "val").rename(root / "valid")
     refuses(root, "val: no such folder", f"{root}: did you mean valid? There are: valid, train")
     refuses(root / "trian", f"{root}: did you mean train?")
-    deep = root / "a" / "b"
+    deep = root / "zzz" / "b"
     refuses(deep, f"{root}: There are: train, valid")
 
 

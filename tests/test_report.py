@@ -391,10 +391,8 @@ def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
     (tmp_path / "file").write_text("")
     collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
     assert len(collected.runs) == 1
-    assert [f.reason for f in collected.suspect] == [
-        f"no such folder; {tmp_path}: There are: file, runs",
-        "is not a folder",
-    ]
+    missing = f"no such folder; {tmp_path}: There are: file, runs"
+    assert [f.reason for f in collected.suspect] == [missing, "is not a folder"]
 
 
 @pytest.mark.parametrize("name", ["#recycle", "$RECYCLE.BIN", "@eaDir", "lost+found"])
