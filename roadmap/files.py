@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import yaml
 
 from roadmap.errors import Busy, ConfigError, DiskError
-from roadmap.text import clean, nearest, one_line
+from roadmap.text import clean, nearest, one_line, unlike
 
 # What a file system answers that does not know an operation.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -57,6 +57,21 @@ def remove(path: Path) -> str:
     except OSError as error:
         return f"{path}: cannot be removed ({error.strerror})"
     return ""
+
+
+# What NAS boxes, macOS, Windows and file systems put among other people's files.
+SYSTEM_NAMES = frozenset(
+    name.lower()
+    for name in (
+        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", ".DS_Store", "__MACOSX", "Icon\r"),
+        *("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found"),
+    )
+)
+
+
+def is_system_name(name: str) -> bool:
+    """Tell whether a name is one of a system's own, such as `@eaDir`, `$RECYCLE.BIN` or `._image.jpg`."""
+    return name.startswith("._") or name.lower() in SYSTEM_NAMES
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -106,11 +121,13 @@ def nearby(path: Path) -> str:
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
     try:
-        names = sorted(clean(name, 80) for name in os.listdir(missing.parent) if not name.startswith("."))
+        names = sorted(n for n in os.listdir(missing.parent) if not n.startswith(".") and not is_system_name(n))
     except OSError:
         return ""
-    there = nearest(clean(missing.name, 80), names, limit=8) if names else "it is empty"
-    return f"; {clean(missing.parent)}: {there}"
+    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], limit=8) if names else "it is empty"
+    alike = next((how for name in names if (how := unlike(missing.name, name))), "")
+    where = "in this folder" if missing.parent == Path() else clean(missing.parent)
+    return f"; {where}: {there}{alike and f' ({alike})'}"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -31,6 +31,15 @@ def nearest(name: str, known: Iterable[str], limit: int | None = None) -> str:
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
 
 
+def unlike(name: str, other: str) -> str:
+    """Return how two names differ that look alike: in their Unicode form, or in case; nothing for other names."""
+    if name != other and unicodedata.normalize("NFKC", name) == unicodedata.normalize("NFKC", other):
+        return f"the same letters in two Unicode forms, {name!a} and {other!a}"
+    if name != other and name.casefold() == other.casefold():
+        return f"{clean(name, 80)} and {clean(other, 80)} differ in case alone"
+    return ""
+
+
 def reason(error: BaseException) -> str:
     """Return what went wrong, on one line and without the path that a message names already."""
     return printable(one_line(error.strerror if isinstance(error, OSError) and error.strerror else error))

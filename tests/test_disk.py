@@ -1,8 +1,11 @@
 """A disk that is full, fails or is not safe ends a run with 74 or 78 and spares what was saved."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -11,6 +14,9 @@ import pytest
 from roadmap.errors import DiskError, Refused
 from roadmap.runs import checkpoint
 from roadmap.runs.run_dir import RunDir, refuse_unsafe, run_path
+from roadmap.sweep.__main__ import main as sweep
+from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.train import train
 
 from .conftest import ROOT
@@ -41,6 +47,44 @@ def little_disk(tmp_path):
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_error(small, monkeypatch):
+    real, asked = os.fsync, []
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            asked.append(handle)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert train(small("gelu"))["state"] == "done"
+    assert asked
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(DiskError, match="Input/output error"):
+        train(small("gelu", "seed=1"))
+
+
+@pytest.mark.parametrize("verb", ["train", "submit", "reconcile", "cancel"])
+def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatch, capsys, verb):
+    runs = tmp_path / "runs"
+    if verb != "train":
+        with (directory := StudyDir(runs, "demo")).lock():
+            directory.write_cells(read_study("demo", runs=runs))
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if verb == "train":
+        with pytest.raises(DiskError, match="no locks"):
+            train(small("gelu"))
+        return
+    assert sweep([verb, "demo", "--runs", str(runs), "--cluster", "local"]) == 74
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "this file system has no locks" in line
 
 
 def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(small, reference, forks, little_disk):

@@ -391,7 +391,26 @@ def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
     (tmp_path / "file").write_text("")
     collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
     assert len(collected.runs) == 1
-    assert [f.reason for f in collected.suspect] == ["no such folder", "is not a folder"]
+    missing = f"no such folder; {tmp_path}: There are: file, runs"
+    assert [f.reason for f in collected.suspect] == [missing, "is not a folder"]
+
+
+@pytest.mark.parametrize("name", ["#recycle", "$RECYCLE.BIN", "@eaDir", "lost+found"])
+def test_what_a_system_keeps_of_deleted_runs_is_not_counted(tmp_path, name):
+    write_run(tmp_path / "runs", "gelu")
+    write_run(tmp_path / "runs" / name, "resnet")
+    collected = collect([tmp_path / "runs"])
+    assert [run.step for run in collected.runs] == ["gelu"]
+
+
+def test_a_home_that_cannot_be_written_says_nothing_and_ends_nothing(tmp_path):
+    write_run(tmp_path / "runs", "gelu")
+    nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
+    command = [sys.executable, "-m", "roadmap.report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "index.html").exists()
 
 
 def test_many_long_ledgers_are_read_in_several_processes_with_the_same_result(tmp_path, monkeypatch):

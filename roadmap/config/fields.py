@@ -39,6 +39,7 @@ class Key:
     local: bool  # whether conf/local may set it
     about: str
     allowed: str  # the range or the choices in words; empty where the type says it all
+    is_text: bool = False  # any text
     needs: tuple[str, str] | None = None  # another key and the value under which alone this one is read
 
 
@@ -153,7 +154,10 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
             default = list(default) if isinstance(default, tuple) else default
             default = str(default) if isinstance(default, StrEnum) else default  # as a record has it
             allowed = f"one of {', '.join(map(shown, one_of))}" if one_of else _allowed(field)
-            yield kind.prefix + name, Key(default, **extra, about=field.description or "", allowed=allowed)
+            kinds = (inner, *get_args(inner))
+            is_text = not allowed and any(getattr(k, "__origin__", k) is str for k in kinds)  # Text, or Text | None
+            about = field.description or ""
+            yield kind.prefix + name, Key(default, **extra, about=about, allowed=allowed, is_text=is_text)
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:

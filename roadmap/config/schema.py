@@ -308,7 +308,7 @@ def from_flat(values: Mapping[str, Any]) -> Config:
     Raises ConfigError.
     """
     nested: dict[str, Any] = {}
-    for name in values.keys() & KEYS.keys():
+    for name in values.keys() & (KEYS.keys() | Config.model_fields.keys()):  # a section that is none is refused
         section, _, inner = name.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[inner] = values[name]
     return Config(**nested)

@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
 from roadmap.data.rgb import to_rgb
 from roadmap.errors import DataError
-from roadmap.files import nearby, open_regular
-from roadmap.text import printable, reason
+from roadmap.files import is_system_name, nearby, open_regular
+from roadmap.text import clean, printable, reason, unlike
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def list_images(
     if len(classes) > 1:
         check_same_classes(folder, classes["train"], classes["val"])
     names = classes[splits[0]]
-    files = Files(folder, {}, {}, {}, {}, tuple(names))
+    files, others = Files(folder, {}, {}, {}, {}, tuple(names)), list[str]()
     listing = (
         cache.Listing(cache.cache_dir(runs) / f"listing-{cache.folder_key(folder)}.npz") if runs is not None else None
     )
@@ -155,6 +155,7 @@ def list_images(
                     lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in names)
                 )
             )
+        others += [f"{split}/{c}/{name}" for c, images in zip(names, listed, strict=True) for name in images.others]
         prefixes = (os.fsencode(f"{split}/{name}/") for name in names)
         files.names[split] = np.array(
             [prefix + name for prefix, images in zip(prefixes, listed, strict=True) for name in images.names]
@@ -162,6 +163,8 @@ def list_images(
         files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
         files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
         files.labels[split] = np.repeat(np.arange(len(names)), [len(images.names) for images in listed])
+    if others:
+        log.warning("%s: %s not taken for an image", folder, clean(first_few(others)))
     if listing is not None and len(classes) == len(SPLITS):  # of one split, what is known of the other would be lost
         listing.save()
     return files
@@ -171,8 +174,10 @@ def check_same_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -
     """Raise DataError unless both splits have the same class folders."""
     only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
     differences = [f"only in {split}: {first_few(names)}" for split, names in only.items() if names]
+    alike = [how for a in only["train"] for b in only["val"] if (how := unlike(a, b))]
     if differences:
-        raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
+        why = "; ".join([*map(clean, differences), *alike[:1]])
+        raise DataError(f"{folder}: train and val must have the same class folders ({why})")
 
 
 def class_folders(folder: Path, order: ClassOrder) -> list[str]:
@@ -187,7 +192,7 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
         )
     if not classes:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
-    skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name))
+    skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name) and not is_system_name(e.name))
     if skipped:
         log.warning("%s: %s hidden, not taken for a class", folder, first_few(skipped))
     return classes
@@ -195,11 +200,12 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
 
 @dataclass
 class Images:
-    """The images of one class folder, sorted by name: sizes in bytes, times of change in ns."""
+    """The images of one class folder, sorted by name: sizes in bytes, times of change in ns; and what is no image."""
 
     names: list[bytes]
     sizes: list[int]
     mtimes: list[int]
+    others: list[str] = field(default_factory=list)
 
 
 def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: bool = False) -> Images:
@@ -210,13 +216,15 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
         raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
     try:
         key, stamp = os.fsencode(f"{folder.parent.name}/{folder.name}"), cache.stamp_of(os.fstat(handle))
-        names = listing.names(key, stamp) if listing is not None else None
+        names, others = listing.names(key, stamp) if listing is not None else None, list[str]()
         if names is None:
             names, others = image_names(folder)
             # What is passed over aloud is passed over aloud each time.
             if listing is not None and not others and cache.stamp_of(os.fstat(handle)) == stamp:
                 listing.add(key, stamp, names)
-        return stat_images(folder, handle, names, lenient=lenient)
+        images = stat_images(folder, handle, names, lenient=lenient)
+        images.others = sorted(others)
+        return images
     finally:
         os.close(handle)
 
@@ -268,8 +276,6 @@ def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
             others.append(entry.name)
     if not images:
         raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    if others:
-        log.warning("%s: %s not taken for an image", folder, first_few(sorted(others)))
     return sorted(images), others
 
 
@@ -287,8 +293,8 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is one of a system's or an editor's own: `.DS_Store`, `._image.jpg`, `__MACOSX`."""
-    return name.startswith(".") or name in ("__MACOSX", "__pycache__")
+    """Whether a name is one of a system's or an editor's own: `@eaDir`, `._image.jpg`, `.ipynb_checkpoints`."""
+    return name.startswith(".") or name == "__pycache__" or is_system_name(name)
 
 
 def is_image(folder: Path, name: str) -> bool:

@@ -26,7 +26,8 @@ from roadmap import catalog
 from roadmap.config.schema import Config, DataConfig
 from roadmap.data import cache, datasets, image_folder
 from roadmap.data.rgb import RULES
-from roadmap.data.workers import LESS, STALL_S, num_cores
+from roadmap.data.workers import LESS, STALL_S
+from roadmap.distributed.device import num_cores
 from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked
 from roadmap.errors import DataError, LoaderError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from roadmap.data import shared_batch
-from roadmap.distributed.device import is_out_of_memory
+from roadmap.distributed.device import is_out_of_memory, num_cores
 from roadmap.distributed.signals import STOP_SIGNALS, blocked
 from roadmap.errors import DataError, LoaderError, RoadmapError
 from roadmap.text import reason
@@ -74,11 +74,6 @@ def no_memory(error: Exception) -> LoaderError:
     raise error
 
 
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def load_batches(
     prepare: Callable[[int], Any],
     collate: Callable[[list[Any]], Any],
@@ -90,7 +85,7 @@ def load_batches(
 
     Raises DataError that names the first image that cannot be read, LoaderError where a batch cannot be delivered.
     """
-    workers = min(workers, num_cores())
+    workers = min(workers, num_cores())  # more would wait for each other, and torch warns of them
     loader = DataLoader(
         PrepareOrError(prepare),
         batch_sampler=[ids.tolist() for ids in index_batches],

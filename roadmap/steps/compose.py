@@ -16,16 +16,16 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from roadmap.config import Config
+from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.steps.cell_name import cell_name, without_hydra
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, key_of_a_file, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
-from roadmap.text import check_name, nearest
+from roadmap.text import check_name, flatten, nearest
 
 
 def compose(
@@ -79,7 +79,7 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     """
     choices, tree = hydra.runtime.choices, step_tree(folders)
     debug = choices.get("debug")
-    known = [path.stem for folder in folders for path in (folder / "debug").glob("*.yaml")]
+    known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
     name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))
@@ -94,9 +94,15 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
             raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         if key in values:
             raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
-    config = Config(**{str(key): value for key, value in values.items()})
-    if of_run:
-        return config_of_run(config, hydra)
+    named = {str(key): value for key, value in values.items()}
+    if of_run and flatten(named).keys() <= KEYS.keys():
+        return config_of_run(flatten(named), hydra)
+    try:
+        config = Config(**named)
+    except ConfigError:
+        if line := key_of_a_file(named, hydra.overrides.task, folders):
+            raise ConfigError(line) from None
+        raise
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config
     step = tree[str(name)]

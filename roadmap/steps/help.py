@@ -65,5 +65,5 @@ def choices(group: str, folders: Sequence[Path]) -> dict[str, str]:
     """Return the files of a group with their first line, in the order of the roadmap for steps, of size for regimes."""
     if group == "step":
         return {name: step.about for name, step in step_tree(folders).items()}
-    found = {path.stem: about(path) for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    found = {path.stem: about(path) for folder in folders for path in sorted((folder / group).glob("[!.]*.yaml"))}
     return {name: found[name] for name in regimes()} if group == "regime" else found

@@ -22,7 +22,8 @@ from omegaconf._utils import get_yaml_loader
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.files import MAX_YAML, check_yaml, read_regular
+from roadmap.files import MAX_YAML, check_yaml, nearby, read_regular
+from roadmap.steps.hydra_errors import quote
 from roadmap.text import SAFE_NAME, clean, flatten, nearest, shorten
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
@@ -70,6 +71,8 @@ def check_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{option}: a value must follow")
         if option in ("--config-name", "-cn") and not all(map(SAFE_NAME.fullmatch, value.split("/"))):
             raise ConfigError(f"{option} {shorten(value, 80)}: is no name of a config; its folder goes with -cd FOLDER")
+        if option in ("--config-dir", "-cd") and not Path(value).is_dir():
+            raise ConfigError(f"{option} {shorten(value, 80)}: no such folder{nearby(Path(value))}")
     return options, others
 
 
@@ -101,6 +104,9 @@ def _check_override(word: str, folders: Sequence[Path]) -> int:
         raise ConfigError(f"{shorten(key, 80)}: a group goes where its file says; write GROUP=NAME")
     elif key in GROUPS or "/" in key or any((folder / key).is_dir() for folder in folders):
         _check_choice(key, override, word.partition("=")[2])
+    elif KEYS.get(key) and KEYS[key].is_text and isinstance(value, list | dict):
+        text = f"{key}={quote(word.partition('=')[2])}"
+        raise ConfigError(f'{word}: brackets and braces are a list or a mapping; as text: "{text}"')
     return _num_values(word, value)
 
 

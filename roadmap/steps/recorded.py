@@ -19,7 +19,8 @@ from roadmap.steps.cell_name import SAFE_CELL
 from roadmap.text import check_name, clean, flatten
 
 # What is this machine's own affair; where the images lie, how many workers read them: as the run had it.
-HERE = [k for k, key in KEYS.items() if key.affects == Affects.place and not k.startswith("data.")]
+HERE = {k for k, key in KEYS.items() if key.affects == Affects.place and not k.startswith("data.")}
+HERE -= {*DERIVED, "study"}
 OF_GROUP = {"step": "step", "variant": "variant", "regime": "regime.name", "recipe": "recipe.name"}
 
 
@@ -28,18 +29,20 @@ def scores_a_run(mode: Any, weights: Any) -> bool:
     return mode == Mode.evaluate and bool(weights) and not expand(str(weights)).is_file()
 
 
-def config_of_run(config: Config, hydra: HydraConf) -> Config:
-    """Return the config of the run in `config.weights`, with what the command line says of an evaluation or a place.
+def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
+    """Return the config of the run in `weights`, with what the command line says of an evaluation or a place.
 
-    `config` is what the command line comes to by itself. Raises DataError for a record that cannot be read, ConfigError
-    for a typed key that would make another net or another run of it.
+    `composed` is what the command line comes to by itself, by dotted key. Raises DataError for a record that cannot be
+    read, ConfigError for a typed key that would make another net or another run of it.
     """
-    path, choices = expand(str(config.weights)), hydra.runtime.choices
+    path, choices = expand(str(composed["weights"])), hydra.runtime.choices
     run = read_run_config(path)
-    now = flatten(config.values()) | {key: choices.get(key) for key in ("step", "variant")}
-    typed = list(typed_keys(hydra.overrides.task, choices, same_data=now["data.name"] == run["data.name"]))
+    now = {**composed, **{key: choices.get(key) for key in ("step", "variant")}}
+    same_data = now["data.name"] == run["data.name"]
+    typed = [key for key in typed_keys(hydra.overrides.task, same_data=same_data) if key in now]
     for key in typed:
-        if run[key] != now[key] and KEYS[key].affects == Affects.result and not may_differ(key):
+        same = run[key] == now[key] or str(run[key]) == str(now[key])  # seed='0' is text
+        if not same and KEYS[key].affects == Affects.result and not may_differ(key):
             sign = "+" * (key in ("step", "variant"))
             raise ConfigError(
                 f"{sign}{key}={shown(now[key])}: the run in weights={path} has {shown(run[key])}, "
@@ -48,8 +51,7 @@ def config_of_run(config: Config, hydra: HydraConf) -> Config:
     root = run["data.root"]
     if root and not expand(root).is_dir():  # the run was made elsewhere
         run["data.root"] = os.environ.get("ROADMAP_DATA") or root
-    here = [key for key in HERE if key not in (*DERIVED, "study")]
-    return from_flat(run | {key: now[key] for key in (*here, *typed)})
+    return from_flat(run | {key: now[key] for key in (*HERE, *typed) if key in now})
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
     return flatten(config.values())
 
 
-def typed_keys(overrides: Iterable[str], choices: Mapping[str, Any], *, same_data: bool) -> Iterable[str]:
+def typed_keys(overrides: Iterable[str], *, same_data: bool) -> Iterable[str]:
     """Yield the keys that a command line sets; `data=NAME` sets its whole section unless the run has the same set."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name = override.get_key_element().lstrip("+~")

@@ -56,7 +56,7 @@ def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
     found: dict[str, Step] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         labels = _labels(folder / "step" / "labels.csv")
-        for path in sorted((folder / "step").glob("*.yaml")):
+        for path in sorted((folder / "step").glob("[!.]*.yaml")):
             if path.stem in found:
                 raise ConfigError(f"{path}: there is another step {path.stem}; give this one a name of its own")
             found[path.stem] = _read_step(path, labels.get(path.stem, {}))

@@ -19,7 +19,7 @@ from roadmap.errors import ConfigError
 from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose_primary, hydra_initialized, validate
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error, quote
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.text import check_name, nearest
@@ -135,11 +135,6 @@ def check_lists(file: Path) -> None:
             raise ConfigError(f"{file}: hydra.sweeper.params.{key} is empty: the grid has no cell")
         if isinstance(value, list | dict):
             raise ConfigError(f"{file}: hydra.sweeper.params.{key}={value}: write its values with commas, 0,1,2")
-
-
-def quote(value: str) -> str:
-    """Return a value as Hydra's grammar takes it."""
-    return value if re.fullmatch(r"[\w/.-]+", value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def compose_cells(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence[Path]) -> Study:

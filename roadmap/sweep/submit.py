@@ -16,9 +16,10 @@ from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.run_dir import differences, identity, run_path
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
+from roadmap.steps.hydra_errors import quote
 from roadmap.sweep.cell_states import known_states
 from roadmap.sweep.snapshot import config_dir
-from roadmap.sweep.study import Cell, Study, quote
+from roadmap.sweep.study import Cell, Study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.grad_accumulation import check_micro_batch
 

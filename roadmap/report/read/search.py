@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from roadmap.files import nearby
+from roadmap.files import is_system_name, nearby
 from roadmap.report.read.run_directory import RunDirectory
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
 from roadmap.text import clean
@@ -68,7 +68,7 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 def _enter(entry: os.DirEntry[str]) -> bool:
     # os.path.isdir is False for a link that leads to itself, where DirEntry.is_dir raises.
-    return not PASSED_OVER.fullmatch(entry.name) and os.path.isdir(entry.path)
+    return not PASSED_OVER.fullmatch(entry.name) and not is_system_name(entry.name) and os.path.isdir(entry.path)
 
 
 def _real(entry: os.DirEntry[str]) -> Path:
