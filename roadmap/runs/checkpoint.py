@@ -20,6 +20,7 @@ import torch
 from roadmap.errors import DataError, DiskError
 from roadmap.files import finite_or_null, fsync_dir, open_regular, write_json
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, read_record
+from roadmap.text import clean
 
 MAX_BYTES = 2**40  # of a checkpoint
 
@@ -195,4 +196,4 @@ def _reason(error: BaseException) -> str:
         if isinstance(seen, OSError):
             return seen.strerror or str(seen)
         seen = seen.__cause__ or seen.__context__
-    return " ".join(str(error).split())[:200]
+    return clean(error)

@@ -10,7 +10,6 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,9 +25,11 @@ from roadmap.runs.deferred_metrics import DeferredMetrics, Row
 from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import RunDir, newest_place
+from roadmap.runs.run_log import log_to
 from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY, Summary, write_record
 from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
+from roadmap.text import redact
 
 log = logging.getLogger("roadmap")
 T = TypeVar("T")
@@ -226,7 +227,7 @@ class RunLogger:
         self._saver.close()
         code = exit_code(error)
         state = {0: "done", StoppedEarly.code: "stopped"}.get(code, "failed")
-        reason = None if error is None else f"{type(error).__name__}: {error}"[:500]
+        reason = None if error is None else redact(f"{type(error).__name__}: {error}")[:500]
         log.info("%s%s", state, f" ({reason})" if reason else "", exc_info=error if code == 1 else None)
         try:
             self.run.update(state=state, exit_code=code, reason=reason)
@@ -289,17 +290,6 @@ class NullLogger:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return what is known here."""
         return result
-
-
-def log_to(path: Path) -> logging.Handler:
-    """Let the package's log go to a file. Raises DiskError."""
-    with disk_errors(path):
-        handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    return handler
 
 
 def exit_code(error: BaseException | None) -> int:

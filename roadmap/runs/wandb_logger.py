@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,6 +50,19 @@ def _logged_in() -> bool:
     return False
 
 
+def import_wandb() -> Any:
+    """Return W&B's package: half a second that a run without it need not wait.
+
+    Its client prints WANDB_BASE_URL and writes it into its own log, in the run directory: a password goes first. The
+    server was never asked with it, but with the key.
+    """
+    if (url := os.environ.get("WANDB_BASE_URL")) and "@" in url:
+        os.environ["WANDB_BASE_URL"] = re.sub(r"(?<=://)[^/@]*@", "", url)
+    import wandb
+
+    return wandb
+
+
 class WandbLogger:
     """One W&B run beside one run directory."""
 
@@ -82,13 +96,10 @@ class WandbLogger:
             self.run, self.mode = None, "offline"
             self.warn(f"W&B: not online ({one_line(error)}), so offline")
             with suppress(Exception):
-                import wandb
-
-                wandb.teardown()  # the client holds on to the run's id
+                import_wandb().teardown()  # the client holds on to the run's id
 
     def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
-        import wandb  # half a second that a run without W&B need not wait
-
+        wandb = import_wandb()
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -99,8 +110,8 @@ class WandbLogger:
             finish_timeout_raises=False,
             x_disable_machine_info=True,
         )
-        self.run = wandb.init(
-            mode=self.mode,  # type: ignore[arg-type]
+        run: Run = wandb.init(
+            mode=self.mode,
             entity=config.wandb.entity,
             project=config.wandb.project,
             id=run_id,
@@ -114,6 +125,7 @@ class WandbLogger:
             settings=settings,
             reinit="create_new",
         )
+        self.run = run
         for axis in ("epoch", "global_step"):
             self.run.define_metric(axis)
         self.run.define_metric("train/*", step_metric="global_step")

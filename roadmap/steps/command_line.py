@@ -26,6 +26,7 @@ from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
+from roadmap.text import printable_lines, redact_output
 
 # Does one run, and returns the line in which it is told what came out.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
@@ -42,6 +43,7 @@ class CommandLine:
 
     def main(self) -> int:
         """Check what was typed, then let Hydra call `task` for every run."""
+        redact_output()
         if {"--help", "-h"} & set(self.argv):
             print(help_text(config_dirs(self.argv)))
             return 0
@@ -78,7 +80,7 @@ class CommandLine:
         try:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
-                print(self.sweep.prefix() + line, flush=True)
+                print(printable_lines(self.sweep.prefix() + line), flush=True)
         except (RoadmapError, *HYDRA_ERRORS) as error:
             self.codes.append(self.report(error))
             self.sweep.stopped |= isinstance(error, StoppedEarly)
@@ -120,4 +122,4 @@ class CommandLine:
     def write(self, line: str) -> None:
         """Write a line to stderr; of several ranks the first speaks for all."""
         if self.env.is_main:
-            print(self.sweep.prefix() + line, file=sys.stderr, flush=True)
+            print(printable_lines(self.sweep.prefix() + line), file=sys.stderr, flush=True)

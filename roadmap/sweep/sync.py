@@ -16,7 +16,7 @@ from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_record
-from roadmap.runs.wandb_logger import WandbLogger
+from roadmap.runs.wandb_logger import WandbLogger, import_wandb
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.text import clean, one_line
@@ -54,10 +54,9 @@ def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
 
 def connect() -> "Api":
     """Return W&B's interface for reading. Raises StoppedEarly where there is no login or no answer."""
-    import wandb  # half a second that the other verbs need not wait
-
+    wandb = import_wandb()
     try:
-        api = wandb.Api(timeout=30)
+        api: Api = wandb.Api(timeout=30)
         api.viewer  # noqa: B018 - asks the server who we are
     except Exception as error:  # the client raises what its layers raise
         raise StoppedEarly(

@@ -23,6 +23,7 @@ from roadmap.report.read.run_directory import MAX_BITS, Suspect, json_object, re
 from roadmap.report.read.search import Problem
 from roadmap.runs.metrics import Metrics
 from roadmap.runs.schema import CORRECT, STATUS
+from roadmap.runs.wandb_logger import import_wandb
 from roadmap.text import clean
 
 if TYPE_CHECKING:
@@ -88,12 +89,11 @@ def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
 
 def _client() -> Any:
     """Return W&B's API client, which asks for no login and gives up in time."""
-    import wandb
-
+    wandb = import_wandb()
     retries = {
         f"x_{what}_retry_{key}": value for what in ("graphql", "file_transfer") for key, value in RETRIES.items()
     }
-    wandb.setup(wandb.Settings(silent=True, **retries))  # type: ignore[arg-type]
+    wandb.setup(wandb.Settings(silent=True, **retries))
     if not sys.stdin.isatty() or not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")
     return wandb.Api(timeout=TIMEOUT_S)
