@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
-from roadmap.files import atomic_write, disk_errors
+from roadmap.files import atomic_write, deny_others, disk_errors
 from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.collect import Collected, collect
 from roadmap.report.analyse.comparability import KINDS
@@ -26,6 +26,7 @@ FORMATS = ("png", "svg", "pdf")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit code: 0, 64, 65 without one usable run, 74 where DIR cannot be written."""
     redact_output()
+    deny_others()
     parser = ArgumentParser(
         prog="python -m roadmap.report",
         description="Charts, tables and a page of the roadmap, from run directories or from W&B.",

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from roadmap.config import Config
 from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.steps.compose import validate
 from roadmap.steps.help import config_dirs, help_text, short_help
@@ -44,6 +45,7 @@ class CommandLine:
     def main(self) -> int:
         """Check what was typed, then let Hydra call `task` for every run."""
         redact_output()
+        deny_others()
         if {"--help", "-h"} & set(self.argv):
             print(help_text(config_dirs(self.argv)))
             return 0

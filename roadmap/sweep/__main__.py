@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
+from roadmap.files import deny_others
 from roadmap.sweep import launchers
 from roadmap.sweep.study_dir import StudyDir, study_names
 from roadmap.text import ArgumentParser, printable_lines, redact_output
@@ -30,6 +31,7 @@ def echo(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     redact_output()
+    deny_others()
     try:
         args = parse_args(sys.argv[1:] if argv is None else argv)
         return VERBS[args.verb](args)

@@ -27,6 +27,7 @@ from roadmap.files import read_yaml
 from roadmap.net import build_net, load_weights, use_kernels
 from roadmap.net.weights import SIGNS, unwrap
 from roadmap.runs import checkpoint
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import differences, identity
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
@@ -141,7 +142,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
 
 
 def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
-    """Read the newest whole checkpoint of a run whose net is the config's. Raises DataError."""
+    """Read the newest whole checkpoint of a run whose net is the config's. Raises DataError, Refused."""
+    refuse_unsafe(path, path, "weights")
     try:
         theirs = identity(read_yaml(path / CONFIG))
     except FileNotFoundError:
