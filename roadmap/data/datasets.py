@@ -21,7 +21,7 @@ from roadmap.data.image_folder import Files
 from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
 from roadmap.errors import ConfigError, DataError
-from roadmap.text import reason
+from roadmap.text import printable, reason
 
 
 @dataclass
@@ -89,6 +89,8 @@ def find(data: DataConfig, runs: str | None = None, *, lenient: bool = False) ->
         if row.in_memory:
             return in_memory.load(data, row)
         return image_folder.find(data, row, runs, lenient=lenient)
+    except DataError as error:
+        raise DataError(printable(str(error))) from error  # names of files may hold line breaks
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long
         raise DataError(f"{error.filename or data.root}: cannot be read ({reason(error)})") from error
 

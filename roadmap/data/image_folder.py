@@ -147,7 +147,7 @@ def class_folders(folder: Path) -> list[str]:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
     skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name))
     if skipped:
-        log.warning("%s: %s hidden, not taken for a class", folder, first_few(skipped))
+        log.warning("%s: %s hidden, not taken for a class", printable(str(folder)), first_few(skipped))
     return classes
 
 
@@ -218,7 +218,7 @@ def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
     if not images:
         raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
     if others:
-        log.warning("%s: %s not taken for an image", folder, first_few(sorted(others)))
+        log.warning("%s: %s not taken for an image", printable(str(folder)), first_few(sorted(others)))
     return sorted(images), others
 
 
@@ -250,7 +250,7 @@ def is_image(folder: Path, name: str) -> bool:
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and how many more there are."""
-    names = list(names)
+    names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
