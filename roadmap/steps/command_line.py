@@ -22,9 +22,10 @@ from roadmap.errors import RoadmapError, StoppedEarly
 from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.steps.compose import validate
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
-from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
 from roadmap.text import printable_lines, redact_output
@@ -46,13 +47,13 @@ class CommandLine:
         """Check what was typed, then let Hydra call `task` for every run."""
         redact_output()
         deny_others()
-        if {"--help", "-h"} & set(self.argv):
-            print(help_text(config_dirs(self.argv)))
-            return 0
         if not self.argv:
             print(short_help(), file=sys.stderr)
             return 64
         try:
+            if {"--help", "-h"} & set(self.argv):
+                print(help_text(config_dirs(self.argv)))
+                return 0
             self.env = rank_env()
             options, self.overrides = check_options(self.argv)
             sys.argv[1:] = [*options, *self.overrides]  # argparse takes no option between two overrides
