@@ -98,6 +98,12 @@ def fsync(handle: int) -> None:
             raise
 
 
+def deny_others() -> None:
+    """Let what this process makes from now on be writable for nobody but its owner and group, whatever the umask: what
+    everybody can write is refused later."""
+    os.umask(os.umask(0o077) | stat.S_IWOTH)
+
+
 def fsync_dir(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -177,6 +177,8 @@ def happen(plan: dict[str, object]) -> None:
         raise DataError("7.jpg: cannot be decoded")
     if what == "bug":
         raise TypeError("nobody thought of this")
+    if what == "key":
+        raise TypeError(f"the server refuses {os.environ['OUR_API_KEY']}")
     if what == "memory":
         torch.empty(10**15)
     if what == "limit":

@@ -359,3 +359,36 @@ def test_a_file_with_a_strange_name_is_told_on_one_line(root):
     index = next(i for i in range(len(found)) if found.path(i) == path)
     with pytest.raises(DataError, match=r"two\?lines.jpg: cannot be decoded as an image"):
         found.read(index)
+
+
+EVIL = "x\x1b[2J\x1b]0;title\x07\nerror: all is well\r"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda root: (root / "train" / "ant" / f"{EVIL}.jpg").write_bytes(b""),
+        lambda root: (root / "train" / "ant" / f"{EVIL}.gif").write_bytes(b"GIF89a"),
+        lambda root: (root / "train" / "ant" / EVIL).mkdir(),
+        lambda root: (root / "train" / EVIL).mkdir(),
+        lambda root: (root / "train" / f"{EVIL}.jpg").write_bytes(b"x"),
+        lambda root: write_image(root / "train" / EVIL / "0.png"),
+    ],
+)
+def test_a_name_that_would_write_on_the_terminal_is_told_on_one_plain_line(root, make):
+    make(root)
+    with pytest.raises(DataError) as raised:
+        load(config(root))
+    assert str(raised.value).isprintable()
+    assert "error: all is well" in str(raised.value)
+
+
+def test_names_that_are_passed_over_are_warned_of_on_plain_lines(root, caplog):
+    for split in ("train", "val"):
+        (root / split / "ant").rename(root / split / EVIL)
+        (root / split / EVIL / f"{EVIL}.txt").write_text("")
+    with caplog.at_level(logging.WARNING):
+        load(config(root))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) >= 2
+    assert all(line.isprintable() for line in lines)

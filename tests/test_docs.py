@@ -21,8 +21,9 @@ import yaml
 
 from roadmap.net import cost
 from roadmap.steps.compose import compose, compose_primary, hydra_initialized, validate
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text
-from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF
 from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster

@@ -138,12 +138,12 @@ def test_so_in_a_study_and_in_local_settings(folder, monkeypatch, tmp_path):
     (folder / "bad.yaml").write_text("defaults: [config, _self_]\n" + BOMB)
     with pytest.raises(ConfigError, match=r"bad\.yaml: .*more than 10000 values"):
         read_study(str(folder / "bad.yaml"), runs=tmp_path / "runs")
-    from roadmap.steps import hydra_guard
+    from roadmap.steps import config_files
 
     (tmp_path / "conf" / "local").mkdir(parents=True)
     (tmp_path / "conf" / "local" / "default.yaml").write_text(HEAD + "x: &a {b: *a}\n")
     with pytest.raises(ConfigError, match=r"local/default\.yaml: \*a stands within itself"):
-        hydra_guard.check_config_dirs([tmp_path / "conf"], tmp_path / "conf")
+        config_files.check_config_dirs([tmp_path / "conf"], tmp_path / "conf")
 
 
 CODE = "x:\n  _target_: os.mkdir\n  path: {marker}\n"
@@ -177,6 +177,21 @@ def test_what_hydra_would_act_on_is_refused_however_it_is_written(folder, tmp_pa
         with pytest.raises(ConfigError, match=name):
             compose("mine", config_dir=folder)
     assert not marker.exists()
+
+
+def test_references_that_double_by_other_ways_end_by_themselves(folder):
+    doubling = "".join(f"k{i}:\n  a: ${{k{i - 1}}}\n  b: ${{k{i - 1}}}\n" for i in range(1, 30))
+    (folder / "step" / "evil.yaml").write_text(HEAD + "defaults: [gelu, _self_]\nk0: x\n" + doubling)
+    took, text = seconds(compose, "evil", config_dir=folder)
+    assert took < 15
+    assert "takes more than 10 s to compose" in text
+
+
+def test_a_help_that_cannot_read_a_folder_is_a_plain_error(monkeypatch, folder):
+    (folder / "step" / "bad.yaml").write_text(HEAD + BOMB)
+    code, _, written = typed(monkeypatch, "-cd", str(folder), "--help")
+    assert code == 64
+    assert "bad.yaml" in written[0]
 
 
 def test_a_folder_behind_a_link_is_read_too(folder, tmp_path):

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from roadmap.errors import ConfigError
-from roadmap.text import nearest, shorten
+from roadmap.text import nearest, secrets_here, shorten
 
 MAX_TEXT = 1000  # characters of a text value
 MAX_DIGITS = 40  # characters of a number that is written as text
@@ -89,6 +89,10 @@ def _as_text(value: Any) -> Any:
     """Return text for what YAML took for a number or a truth value (`study=3`)."""
     if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, str):
+        for secret, where in secrets_here().items():
+            if secret in value:
+                raise PydanticCustomError("secret", "holds the secret of {where}", {"where": where})
     return str(value) if isinstance(value, int | float) and not isinstance(value, StrEnum) else value
 
 
@@ -212,6 +216,8 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     field = kind.model_fields[name]
     position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")
     head = f"{kind.prefix}{name}{position}={shown(value)}"
+    if what == "secret":
+        return f"{kind.prefix}{name}: {found['msg']}; values are recorded and shown, so take it out"
     if value is None:
         return f"{head}: must not be null"
     if what in ("string_too_long", "too_long"):

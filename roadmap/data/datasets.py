@@ -106,6 +106,8 @@ def find(
     try:
         # In a thread of its own: no signal ends a read that a dead mount holds, but one ends the wait for a thread.
         return ThreadPoolExecutor(1).submit(read).result()
+    except DataError as error:
+        raise DataError(printable(str(error))) from error  # names of files may hold line breaks
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long
         raise DataError(f"{error.filename or data.root}: cannot be read ({reason(error)})") from error
 

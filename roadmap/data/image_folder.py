@@ -194,7 +194,7 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
     skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name) and not is_system_name(e.name))
     if skipped:
-        log.warning("%s: %s hidden, not taken for a class", folder, first_few(skipped))
+        log.warning("%s: %s hidden, not taken for a class", printable(str(folder)), first_few(skipped))
     return classes
 
 
@@ -307,7 +307,7 @@ def is_image(folder: Path, name: str) -> bool:
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and how many more there are."""
-    names = list(names)
+    names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 

@@ -22,6 +22,7 @@ from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.distributed.rendezvous import listening_store
 from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked, leave_at_once
 from roadmap.errors import PeerLost, RoadmapError, StoppedEarly, error_of
+from roadmap.text import redact_output
 
 GRACE_S = 15.0  # how long the other ranks may take to notice that one has died, and to finish writing
 POLL_S = 0.2
@@ -130,6 +131,7 @@ def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None
     """Be one rank: do the work, send the result, and leave without waiting for connections to ranks that are gone."""
     leave_at_once(silent=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    redact_output()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.world_size))
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     code = 0

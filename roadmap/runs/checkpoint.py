@@ -261,4 +261,4 @@ def _reason(error: BaseException) -> str:
         if isinstance(seen, OSError):
             return seen.strerror or str(seen)
         seen = seen.__cause__ or seen.__context__
-    return " ".join(str(error).split())[:200]
+    return clean(error)

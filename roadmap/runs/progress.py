@@ -1,18 +1,16 @@
 """Progress for whoever watches: a bar on a terminal, plain lines in a file. Knows nothing of training."""
 
-import logging
 import os
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-log = logging.getLogger("roadmap")
+from roadmap.text import printable_lines
+
 tqdm.set_lock(threading.RLock())  # tqdm's own would be a semaphore between processes, which nobody here shares
 
 
@@ -34,7 +32,7 @@ class SweepProgress:
 
     def write(self, line: str) -> None:
         """Write a line to stderr that stays, above a bar where there is one, with the run's position in the sweep."""
-        tqdm.write(self.prefix() + line, file=sys.stderr)
+        tqdm.write(printable_lines(self.prefix() + line), file=sys.stderr)
         sys.stderr.flush()
 
     def left(self, share_done: float, share_before: float) -> str:
@@ -105,27 +103,3 @@ class Progress:
         """Take the bar away, and count what was done."""
         self.sweep.runs_done += (self.done - self._start) / max(self.total, 1)
         self.bar.close()
-
-
-class LogFile(logging.FileHandler):
-    """Keeps the package's log in a file, until it is closed.
-
-    Lines that the disk does not take are lost: whoever writes what a run needs says that the disk is full.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Open the file. Raises OSError."""
-        super().__init__(path, encoding="utf-8")
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.setLevel(logging.INFO)
-        log.propagate = False
-        log.addHandler(self)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Take no more lines."""
-        log.removeHandler(self)
-        with suppress(OSError):
-            super().close()

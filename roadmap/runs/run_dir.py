@@ -9,7 +9,6 @@ import json
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from roadmap.config import KEYS, Affects, Config, is_read
 from roadmap.errors import DataError, DiskError, LoaderError, NoProgress, PeerLost, Refused, RoadmapError
 from roadmap.files import (
     atomic_write,
+    deny_others,
     disk_errors,
     expand,
     file_lock,
@@ -30,6 +30,7 @@ from roadmap.files import (
     read_yaml,
     remove_temporaries,
 )
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.schema import (
     CHECKPOINTS,
     CONFIG,
@@ -119,25 +120,6 @@ def newest_place(folder: Path) -> list[int]:
     """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
     newest = next((parse_checkpoint(path.name) for path in list_checkpoints(folder)), None)
     return list(newest or (0, 0))
-
-
-def refuse_unsafe(path: Path) -> None:
-    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable
-    for everyone.
-
-    One with the sticky bit (as /tmp) protects what is in it, and a group's directory is the group's own affair.
-    """
-    runs = path.parents[3]
-    for folder in (path, *path.parents):
-        try:
-            mode = folder.stat().st_mode
-        except OSError:
-            continue  # made later, or told then
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            mode_text = f"mode {stat.S_IMODE(mode):o}"
-            raise Refused(f"paths.runs: {folder} is writable for everyone ({mode_text}); chmod o-w it, or take another")
-        if folder == runs or folder in runs.parents:
-            return
 
 
 def alive(holder: str) -> bool:
@@ -299,6 +281,7 @@ class RunDir:
         """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for
         an unsafe place."""
         refuse_unsafe(self.path)
+        deny_others()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

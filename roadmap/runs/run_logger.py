@@ -23,12 +23,14 @@ from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
 from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
-from roadmap.runs.progress import LogFile, Progress, SweepProgress
+from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import config_summary, write_result
 from roadmap.runs.run_dir import RunDir, newest_place
+from roadmap.runs.run_log import LogFile
 from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS
 from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
+from roadmap.text import redact
 
 log = logging.getLogger("roadmap")
 T = TypeVar("T")
@@ -243,7 +245,7 @@ class RunLogger:
         self._saver.close()
         code = exit_code(error)
         state = {0: "done", StoppedEarly.code: "stopped"}.get(code, "failed")
-        reason = None if error is None else f"{type(error).__name__}: {error}"[:500]
+        reason = None if error is None else redact(f"{type(error).__name__}: {error}")[:500]
         log.info("%s%s", state, f" ({reason})" if reason else "", exc_info=error if code == 1 else None)
         try:
             self.run.update(state=state, exit_code=code, reason=reason)

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from roadmap.config import Affects
 from roadmap.files import finite_or_null, read_json, write_json
-from roadmap.text import clean
+from roadmap.text import clean, redact
 
 METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "metrics.jsonl",
@@ -156,9 +156,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None:
-    """Write a record as a whole; a number that is not finite becomes null. Raises OSError."""
+    """Write a record as a whole; a number that is not finite becomes null, a secret `***`. Raises OSError."""
     kind.model_validate(finite_or_null(values))  # what a run writes, every reader takes
-    write_json(path, values)
+    write_json(path, {key: redact(value) if isinstance(value, str) else value for key, value in values.items()})
 
 
 def read_record(kind: type[Record], path: Path) -> dict[str, Any]:

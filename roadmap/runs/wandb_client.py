@@ -3,6 +3,7 @@
 import atexit
 import functools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -54,9 +55,12 @@ class Budget:
 def import_wandb() -> Any:
     """Import W&B, without the reports of its own errors and times that it would send home.
 
-    Half a second that a run without W&B need not wait.
+    Half a second that a run without it need not wait. Its client prints WANDB_BASE_URL and writes it into its own log,
+    in the run directory: a password goes first. The server was never asked with it, but with the key.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if (url := os.environ.get("WANDB_BASE_URL")) and "@" in url:
+        os.environ["WANDB_BASE_URL"] = re.sub(r"(?<=://)[^/@]*@", "", url)
     import wandb
 
     return wandb

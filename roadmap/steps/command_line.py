@@ -19,13 +19,16 @@ from omegaconf import DictConfig
 from roadmap.config import Config
 from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.steps.compose import validate
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
-from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
+from roadmap.text import printable_lines, redact_output
 
 # Does one run, and returns the line in which it is told what came out.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
@@ -42,13 +45,15 @@ class CommandLine:
 
     def main(self) -> int:
         """Check what was typed, then let Hydra call `task` for every run."""
-        if {"--help", "-h"} & set(self.argv):
-            print(help_text(config_dirs(self.argv)))
-            return 0
+        redact_output()
+        deny_others()
         if not self.argv:
             print(short_help(), file=sys.stderr)
             return 64
         try:
+            if {"--help", "-h"} & set(self.argv):
+                print(help_text(config_dirs(self.argv)))
+                return 0
             self.env = rank_env()
             options, self.overrides = check_options(self.argv)
             sys.argv[1:] = [*options, *self.overrides]  # argparse takes no option between two overrides
@@ -78,7 +83,7 @@ class CommandLine:
         try:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
-                print(self.sweep.prefix() + line, flush=True)
+                print(printable_lines(self.sweep.prefix() + line), flush=True)
         except (RoadmapError, *HYDRA_ERRORS) as error:
             self.codes.append(self.report(error))
             self.sweep.stopped |= isinstance(error, StoppedEarly)
@@ -120,4 +125,4 @@ class CommandLine:
     def write(self, line: str) -> None:
         """Write a line to stderr; of several ranks the first speaks for all."""
         if self.env.is_main:
-            print(self.sweep.prefix() + line, file=sys.stderr, flush=True)
+            print(printable_lines(self.sweep.prefix() + line), file=sys.stderr, flush=True)

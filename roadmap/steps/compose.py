@@ -3,9 +3,12 @@
 `compose` is for Python, tests and the table; `run.py` lets Hydra compose and calls `validate` on the result.
 """
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import version
@@ -21,8 +24,9 @@ from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.steps.cell_name import cell_name, without_hydra
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, key_of_a_file, plain_error
-from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
 from roadmap.text import check_name, flatten, nearest
@@ -51,6 +55,33 @@ def compose(
         raise ConfigError(plain_error(error, folders)) from None
 
 
+class _TooLong(BaseException):
+    """Of the timer alone: libraries catch every Exception."""
+
+
+@contextmanager
+def bounded_time(seconds: float = 10.0) -> Iterator[None]:
+    """Raise ConfigError where composing computes longer than that: references within references can double what they
+    stand for without end. In the main thread alone, where Python takes signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise _TooLong
+
+    before, left = signal.signal(signal.SIGVTALRM, stop), signal.setitimer(signal.ITIMER_VIRTUAL, seconds)[0]
+    try:
+        yield
+    except _TooLong:
+        raise ConfigError(
+            f"the config takes more than {seconds:g} s to compose: do its values refer to each other?"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, left)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 @contextmanager
 def hydra_initialized(folder: Path) -> Iterator[None]:
     """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder
@@ -68,7 +99,8 @@ def hydra_initialized(folder: Path) -> Iterator[None]:
 
 def compose_primary(primary: str, overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra makes of a primary file and overrides, its own settings included. Hydra must be initialised."""
-    return hydra_compose(primary, list(overrides), return_hydra_config=True)
+    with bounded_time():
+        return hydra_compose(primary, list(overrides), return_hydra_config=True)
 
 
 def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Config:
@@ -87,7 +119,8 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(str(name), tree)}")
-    values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    with bounded_time():
+        values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     assert isinstance(values, dict)
     for key in DERIVED:
         if isinstance(values.get(key), dict):

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from roadmap.errors import ConfigError, NoProgress, StoppedEarly
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.sweep import queue
-from roadmap.sweep.cell_states import CellState, cell_states, slurm_jobs
+from roadmap.sweep.cell_states import LOCAL, CellState, cell_states, job_state, slurm_jobs
 from roadmap.sweep.launchers.slurm import Config, recover_pending, report_name, submit_tasks
 from roadmap.sweep.snapshot import FOLDER
 from roadmap.sweep.study_dir import Row, StudyDir
@@ -94,6 +95,7 @@ def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
         raise ConfigError(
             f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now"
         )
+    refuse_unsafe(code, study.path.parent, "RUNS")
     tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
     submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")
 
@@ -113,8 +115,8 @@ def cancel(study: StudyDir) -> int:
         queue.scancel([str(row["job"]) for row in last if row["kind"] == "slurm"])
         reports = {report_name(str(row["name"])) for rows in jobs.values() for row in slurm_jobs(rows)}
         queue.scancel([job for job, state in queue.query(reports).states.items() if state in queue.PENDING])
-        here = socket.gethostname()
-        for pid in {row["pid"] for row in last if row["kind"] == "local" and row["host"] == here}:
+        mine = [row for row in last if row["kind"] == "local" and row["host"] == socket.gethostname()]
+        for pid in {int(row["pid"]) for row in mine if job_state(row, answer) == LOCAL}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         study.append_jobs({"cell": key, "kind": "cancelled"} for key in active)

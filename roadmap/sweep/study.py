@@ -19,8 +19,9 @@ from roadmap.errors import ConfigError
 from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose_primary, hydra_initialized, validate
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error, quote
-from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.text import check_name, nearest
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roadmap.errors import ConfigError, DataError, DiskError
-from roadmap.files import disk_errors, expand, file_lock, json_object, nearby, read_json, write_json
+from roadmap.files import deny_others, disk_errors, expand, file_lock, json_object, nearby, read_json, write_json
 from roadmap.runs.metrics import append_metrics
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.text import check_name
 
 if TYPE_CHECKING:  # it needs Hydra
@@ -35,7 +36,9 @@ class StudyDir:
         self.notes = self.path / NOTES
 
     def make(self) -> None:
-        """Make the folder. Raises DiskError where it cannot be written."""
+        """Make the folder. Raises DiskError where it cannot be written, Refused where everybody could."""
+        refuse_unsafe(self.notes, self.path.parent, "RUNS")
+        deny_others()
         try:
             self.notes.mkdir(parents=True, exist_ok=True)
         except OSError as error:

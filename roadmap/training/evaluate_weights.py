@@ -24,6 +24,7 @@ from roadmap.net import build_net, load_weights, use_kernels
 from roadmap.net.find_weights import find_weights
 from roadmap.net.weights_file import read_weights_file
 from roadmap.runs import checkpoint
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import caution_note
 from roadmap.runs.run_dir import differences, identity, lost_keys, read_config
@@ -114,7 +115,8 @@ def read_weights(config: Config, sweep: SweepProgress) -> Weights:
 
 
 def read_run(path: Path, config: Config, sweep: SweepProgress) -> Weights:
-    """Read the newest whole checkpoint of a run whose net is the config's. Raises DataError."""
+    """Read the newest whole checkpoint of a run whose net is the config's. Raises DataError, Refused."""
+    refuse_unsafe(path, path, "weights")
     recorded = read_config(path)
     if lost := lost_keys(recorded):
         sweep.write(clean(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}", 500))
