@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 log = logging.getLogger(__name__)
+LOST = {"HandleAbandonedError", "MailboxClosedError"}  # the client's errors once its own process is gone
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
 
 
@@ -81,10 +82,7 @@ class WandbLogger:
         except Exception as error:
             self.run, self.mode = None, "offline"
             self.warn(f"W&B: not online ({one_line(error)}), so offline")
-            with suppress(Exception):
-                import wandb
-
-                wandb.teardown()  # the client holds on to the run's id
+            tear_down()  # the client holds on to the run's id
 
     def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         import wandb  # half a second that a run without W&B need not wait
@@ -153,6 +151,16 @@ class WandbLogger:
             return call(*args)
         except Exception as error:
             self.run = None
+            if isinstance(error, ConnectionError) or type(error).__name__ in LOST:
+                tear_down()  # its process is gone: at the end of ours the client would show a traceback about that
             self.warn(f"W&B failed and is left out, the run goes on ({one_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None
+
+
+def tear_down() -> None:
+    """Let W&B's client forget its process."""
+    with suppress(Exception):
+        import wandb
+
+        wandb.teardown()
