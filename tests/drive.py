@@ -30,8 +30,8 @@ def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", 
 
     `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed), or watch
     (in the process that has just started the ranks). `what`: a signal, or nan, error, bug, memory, limit (`mb` more
-    megabytes are all there is). `to`: self, worker (the rank's only one), service (W&B's), parent (whoever started the ranks, and then
-    all), or group (all processes at once, as a terminal does it).
+    megabytes are all there is). `to`: self, worker (the rank's only one), service (W&B's), parent (whoever started the
+    ranks, and then all), or group (all processes at once, as a terminal does it).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
