@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,11 @@ SMALL = (
     "recipe.epochs=2",
     "recipe.warmup_epochs=0",
 )
+
+# A shell's background job ignores the keyboard, and so would every run that a test starts.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, default)
 
 
 @pytest.fixture(autouse=True)

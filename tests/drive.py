@@ -30,8 +30,8 @@ def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", 
 
     `where`: images (before they are loaded), step (after it), before (a step), loss, evaluate, saving (the file is
     written, not yet renamed), or watch (in the process that has just started the ranks). `what`: a signal, or nan,
-    error, bug, memory, limit (`mb` more megabytes are all there is). `to`: self, worker (the rank's only one), parent
-    (whoever started the ranks, and then all), or group (all processes at once, as a terminal does it).
+    error, bug, memory, limit (`mb` more megabytes are all there is). `to`: self, worker (the rank's only one), service
+    (W&B's), parent (whoever started the ranks, and then all), or group (all processes at once, as a terminal does it).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
@@ -190,6 +190,12 @@ def happen(plan: dict[str, object]) -> None:
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, number)
         worker.join()
+    elif plan["to"] == "service":
+        (children,) = (path.read_text().split() for path in Path("/proc/self/task").glob(f"{os.getpid()}/children"))
+        for child in children:
+            if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), number)
+                os.waitid(os.P_PID, int(child), os.WEXITED | os.WNOWAIT)
     elif plan["to"] == "group":
         os.killpg(0, number)
     else:

@@ -205,6 +205,14 @@ def test_every_signal_that_ends_jobs_is_polite(forks, tmp_path, name):
     assert (read_json(status)["state"], read_json(status)["step"]) == ("stopped", 2)
 
 
+def test_a_service_of_wandb_that_is_killed_is_one_line(forks, tmp_path):
+    words = (*WORDS, "data.workers=0", "wandb.mode=offline", f"paths.runs={tmp_path}")
+    done = forks.run(words, drive.accident("before", 2, to="service"))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "W&B failed and is left out" in line]) == 1
+
+
 IMPORTS = """
 import builtins, os, runpy, signal, sys
 real = builtins.__import__

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from roadmap.config import Config
 from roadmap.distributed.rank_env import RankEnv, rank_env
-from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.steps.compose import validate
@@ -84,6 +84,8 @@ class CommandLine:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
                 print(printable_lines(self.sweep.prefix() + line), flush=True)
+        except MemoryError:  # while modules are imported
+            self.codes.append(self.report(ConfigError("memory is too small to begin; `ulimit -v` may limit it")))
         except (RoadmapError, *HYDRA_ERRORS) as error:
             self.codes.append(self.report(error))
             self.sweep.stopped |= isinstance(error, StoppedEarly)

@@ -131,7 +131,8 @@ class Scheduler:
     def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None]) -> None:
         self.free, self.echo = list(slots), echo
         self.running: dict[subprocess.Popen[bytes], tuple[LocalTask, Slot]] = {}
-        self.stopped = False
+        self.stopped = self.again = False
+        self.passed_on = 0  # signals that the cells at work have got
         self.codes: list[int] = []
         self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
 
@@ -143,6 +144,7 @@ class Scheduler:
             while self.running or (waiting and not self.stopped):
                 while waiting and self.free and not self.stopped:
                     self._start(waiting.pop(0))
+                self._pass_on()
                 for process in [process for process in self.running if process.poll() is not None]:
                     self._finish(process, len(tasks))
                 time.sleep(POLL_S)
@@ -189,11 +191,17 @@ class Scheduler:
     def _stop(self, number: int, _: FrameType | None) -> None:
         if not self.stopped:
             self.echo("stopping: the cells at work save first; Ctrl-C once more interrupts them at once")
-        again = self.stopped and number in KEYBOARD
+        self.again |= self.stopped and number in KEYBOARD
         self.stopped = True
-        for process in self.running:
-            with suppress(ProcessLookupError):
-                process.send_signal(number if again else signal.SIGTERM)
+
+    def _pass_on(self) -> None:
+        """Pass on what came, also to a cell that was just being started then."""
+        wanted = [signal.SIGTERM] * self.stopped + [signal.SIGINT] * self.again
+        for number in wanted[self.passed_on :]:
+            for process in self.running:
+                with suppress(ProcessLookupError):
+                    process.send_signal(number)
+        self.passed_on = len(wanted)
 
 
 def how_it_ended(task: LocalTask) -> str:
