@@ -3,7 +3,9 @@
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,6 +45,20 @@ def about(path: Path) -> str:
     return ""
 
 
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds, not to be changed: a file that has not changed is parsed once a process.
+
+    Raises OSError, UnicodeDecodeError, yaml.YAMLError.
+    """
+    found = path.stat()
+    return _parse(path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=1000)
+def _parse(path: Path, *_: int) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
     """Read the steps of some config folders, in the roadmap's order. Raises ConfigError for a file that is no step."""
     found: dict[str, Step] = {}
@@ -73,7 +89,7 @@ def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
     try:
         if path.read_text(encoding="utf-8").split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
             raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
-        body = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        body = read_yaml(path) or {}
         parents = [d for d in body.get("defaults", []) if isinstance(d, str) and d != "_self_"]
         reference = "reference" in (body.get("model") or {})
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
@@ -103,7 +119,7 @@ def _labels(path: Path) -> dict[str, dict[str, str]]:
 def regimes() -> dict[str, str]:
     """Return the regimes by name, each with the scale that it belongs to."""
     order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
-    found = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))["scale"] for p in (CONF / "regime").glob("*.yaml")}
+    found = {p.stem: read_yaml(p)["scale"] for p in (CONF / "regime").glob("*.yaml")}
     return dict(
         sorted(found.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0]))
     )
