@@ -33,9 +33,9 @@ __all__ = ["FORMS", "announcement", "format_forms", "forms_of", "use_kernels"]
 
 # Of each operation its forms beside `plain`, from the one that `fast` would rather have.
 FORMS = {
-    "depthwise forward": ("triton",),
-    "depthwise input gradient": ("triton", "flipped"),
-    "depthwise weight gradient": ("triton", "bias_apart"),
+    "depthwise forward": ("triton", "columns"),
+    "depthwise input gradient": ("triton", "columns", "flipped"),
+    "depthwise weight gradient": ("triton", "columns", "bias_apart"),
     "norm": ("triton",),
     "join": ("triton",),  # layer scale, stochastic depth, shortcut
     "pointwise": ("linear",),
@@ -116,8 +116,8 @@ def choose_form(spec: OpSpec, choice: Choice) -> str:
 
 def can_run(form: str, spec: OpSpec) -> bool:
     """Tell whether a form is there for an operation on a device."""
-    if form == "triton":
-        known = spec.kernel is None or (spec.kernel in KERNELS and spec.stride in (1, 2))
+    if form in ("triton", "columns"):
+        known = spec.kernel is None or (spec.kernel in KERNELS and spec.stride in ((1, 2) if form == "triton" else (1,)))
         return known and why_no_triton(spec.device) is None
     return form != "flipped" or spec.stride == 1
 

@@ -11,6 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
+from roadmap.net.kernels.columns import (
+    forward_by_columns,
+    input_gradient_by_columns,
+    weight_gradient_by_columns,
+)
 from roadmap.net.kernels.triton_support import (
     NHWC,
     autocast_dtype,
@@ -84,6 +89,8 @@ class DepthwiseFunction(torch.autograd.Function):
         ctx.stride, ctx.has_bias, ctx.forms = stride, bias is not None, forms
         if forms[0] == "triton" and supported(x, weight, bias):
             return forward_by_triton(x, weight, bias, stride)
+        if forms[0] == "columns" and supported(x, weight, bias):
+            return forward_by_columns(x, weight, bias)
         return conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=x.shape[1])
 
     @staticmethod
@@ -103,6 +110,8 @@ def input_gradient(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, strid
     """Return the gradient of the map (N, C, H, W)."""
     if form == "triton" and supported(g, weight):
         return input_gradient_by_triton(g, weight, stride, x.shape[2], x.shape[3])
+    if form == "columns" and supported(g, weight):
+        return input_gradient_by_columns(g, weight)
     if form == "flipped":
         return conv2d(g, weight.flip(-1, -2), None, 1, weight.shape[-1] // 2, groups=x.shape[1])
     return by_torch(g, x, weight, stride, [True, False, False])[0]
@@ -114,6 +123,9 @@ def weight_gradient(
     """Return the gradients of kernel and bias."""
     if form == "triton" and supported(g, x, weight):
         dw, db = weight_gradient_by_triton(x, g, weight.shape[-1], stride)
+        return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
+    if form == "columns" and supported(g, x, weight):
+        dw, db = weight_gradient_by_columns(x, g, weight.shape[-1])
         return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
     if form == "bias_apart" and has_bias:
         return by_torch(g, x, weight, stride, [False, True, False])[1], g.sum((0, 2, 3))
