@@ -12,15 +12,24 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def add_products(total, values, factors, N: tl.constexpr):
+    """Add the products of N values and N factors, one after the other: a function is cheaper to compile than a loop."""
+    for i in tl.static_range(N):
+        total = total + values[i] * factors[i]
+    return total
+
+
 @triton.jit(do_not_specialize=["batch", "height", "width", "strip", "images"])
 def columns_kernel(
-    x, taps, bias, y, batch, height, width, strip, images,
-    CHANNELS: tl.constexpr, K: tl.constexpr, FLIPPED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, taps, bias, extra, y, batch, height, width, strip, images,
+    CHANNELS: tl.constexpr, K: tl.constexpr, FLIPPED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXTRA: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y (N, H, W, C) from x (N, H, W, C), taps (K * K, C), bias (C,); `strip` rows of `images` images a program.
 
-    FLIPPED turns the kernel around: with x the gradient of the output, y is that of the input.
+    FLIPPED turns the kernel around: with x the gradient of the output, y is that of the input. `extra` (N, H, W, C) is
+    added to y.
     """
     PAD: tl.constexpr = K // 2
     SPAN: tl.constexpr = BLOCK_W + K - 1
@@ -44,7 +53,7 @@ def columns_kernel(
         start += tl.load(bias + c, mask=in_c, other=0.0).to(tl.float32)
     for n in range(tl.program_id(2) * images, tl.minimum(batch, (tl.program_id(2) + 1) * images)):
         of_x = x + n * image + (ow - PAD) * CHANNELS
-        of_y = y + n * image + ow * CHANNELS
+        to = n * image + ow * CHANNELS
         sums = ()  # sums[a * BLOCK_W + p]: row t - PAD + a of the output, column ow + p
         for _ in tl.static_range(K * BLOCK_W):
             sums = sums + (start,)
@@ -65,23 +74,27 @@ def columns_kernel(
             added = ()
             for a in tl.static_range(K):
                 for p in tl.static_range(BLOCK_W):
-                    total = sums[a * BLOCK_W + p]
-                    for d in tl.static_range(K):
-                        total = total + row[p + d] * w[(K - 1 - a) * K + d]
-                    added = added + (total,)
+                    taps_of_row = w[(K - 1 - a) * K : (K - a) * K]
+                    added = added + (add_products(sums[a * BLOCK_W + p], row[p : p + K], taps_of_row, K),)
             for p in tl.static_range(BLOCK_W):
                 inside = in_c & (t - PAD >= first) & (ow + p < width)
-                at = of_y + (t - PAD) * width * CHANNELS + p * CHANNELS + c
-                tl.store(at, added[p].to(y.dtype.element_ty), mask=inside)
+                at = to + (t - PAD) * width * CHANNELS + p * CHANNELS + c
+                done = added[p]
+                if HAS_EXTRA:
+                    done += tl.load(extra + at, mask=inside, other=0.0).to(tl.float32)
+                tl.store(y + at, done.to(y.dtype.element_ty), mask=inside)
             sums = added[BLOCK_W:]
             for _ in tl.static_range(BLOCK_W):
                 sums = sums + (start,)
         for a in tl.static_range(PAD):  # rows that the map's end has left unfinished: below it is nothing to add
-            done = end - PAD + a
+            t = end - PAD + a
             for p in tl.static_range(BLOCK_W):
-                inside = in_c & (done >= first) & (done < last) & (ow + p < width)
-                at = of_y + done * width * CHANNELS + p * CHANNELS + c
-                tl.store(at, sums[a * BLOCK_W + p].to(y.dtype.element_ty), mask=inside)
+                inside = in_c & (t >= first) & (t < last) & (ow + p < width)
+                at = to + t * width * CHANNELS + p * CHANNELS + c
+                done = sums[a * BLOCK_W + p]
+                if HAS_EXTRA:
+                    done += tl.load(extra + at, mask=inside, other=0.0).to(tl.float32)
+                tl.store(y + at, done.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch", "height", "width"])
@@ -146,10 +159,8 @@ def columns_weight_gradient_kernel(
             added = ()
             for k in tl.static_range(K):  # kernel row k meets row t + PAD - k of the gradient
                 for d in tl.static_range(K):
-                    total = dw[k * K + d]
-                    for p in tl.static_range(BLOCK_W):
-                        total = total + row[p + d] * rows[(K - 1 - k) * BLOCK_W + p]
-                    added = added + (total,)
+                    of_row = rows[(K - 1 - k) * BLOCK_W : (K - k) * BLOCK_W]
+                    added = added + (add_products(dw[k * K + d], row[d : d + BLOCK_W], of_row, BLOCK_W),)
             dw = added
             rows = rows[BLOCK_W:]
     to = partial + tl.program_id(1) * (K * K + 1) * CHANNELS + c
