@@ -6,6 +6,7 @@ won are written to the file that `kernels=auto` reads (roadmap/net/kernels/measu
 torch then takes them. Shapes that there is no time for keep what is known of them.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,12 +28,13 @@ from roadmap.bench.options import count, names, on_gpu, parser
 from roadmap.bench.results import Results
 from roadmap.config.choices import Device, Precision
 from roadmap.distributed.device import choose_device, choose_precision
-from roadmap.net.kernels import FORMS
+from roadmap.net.kernels import FORMS, base
 from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name, user_file
 from roadmap.steps.tree import regimes, step_tree
 from roadmap.text import one_line
 
 MOST_WORKERS = 12  # processes that compile tiles ahead
+FEW = 2  # tiles that are tried at an operation's later shapes
 OURS = ("triton", "columns")  # forms that are compiled
 GPU_CALLS, CPU_CALLS = 20, 9  # of a form
 FLUSH_BYTES = 2**28  # more than any cache holds
@@ -87,36 +90,65 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure_all(
-    shapes: Sequence[OpShape], device: torch.device, kind: torch.dtype, batch: int, rates: tuple[Rates, Rates],
-    end: float, results: Results,
-) -> list[Row]:  # fmt: skip
+    shapes: Sequence[OpShape],
+    device: torch.device,
+    kind: torch.dtype,
+    batch: int,
+    rates: tuple[Rates, Rates],
+    end: float,
+    results: Results,
+) -> list[Row]:
     """Measure shape by shape until `end`, a time of `time.monotonic`; return the best form of each."""
     rows: list[Row] = []
-    with compiled_ahead(shapes, device, kind, end):
-        for shape in shapes:
-            if time.monotonic() > end:
-                break
-            found = measure_shape(shape, device, kind, batch)
-            bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
-            if row := best_row(shape, found, bounds):
-                rows.append(row)
-            line = shape._asdict() | {"forms": {form: m._asdict() for form, m in found.items()}, "bounds_ms": bounds}
-            results.rows.append(line)
-            results.note("shapes", len(results.rows), described(shape, found, bounds))
-            free_memory(device)
+    firsts: dict[tuple[object, ...], OpShape] = {}
+    for shape in shapes:
+        firsts.setdefault(shape[:3], shape)
+    fastest: dict[tuple[object, ...], list[str]] = {}  # of an operation's tiles, at its first shape
+    others = [shape for shape in shapes if firsts[shape[:3]] != shape]
+    for part, most in ((list(firsts.values()), None), (others, FEW)):
+        with compiled_ahead(part, device, kind, most, end - time.monotonic(), fastest):
+            for shape in part:
+                if time.monotonic() > end:
+                    break
+                found = measure_shape(shape, device, kind, batch, most, fastest)
+                fastest.setdefault(shape[:3], sorted(found, key=lambda form: found[form].ms or math.inf))
+                bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
+                if row := best_row(shape, found, bounds):
+                    rows.append(row)
+                forms = {form: measured._asdict() for form, measured in found.items()}
+                results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
+                results.note("shapes", len(results.rows), described(shape, found, bounds))
+                free_memory(device)
     return rows
 
 
+def chosen_forms(
+    shape: OpShape, device: torch.device, most: int | None, fastest: Mapping[tuple[object, ...], Sequence[str]]
+) -> list[str]:
+    """Return the forms to try at a shape: every one, or of each kind the `most` that were the fastest before."""
+    forms = list(forms_at(shape, device))
+    if most is None:
+        return forms
+    order = [form for form in fastest.get(shape[:3], forms) if form in forms]
+    kinds = dict.fromkeys(base(form) for form in forms)
+    return [form for kind in kinds for form in [f for f in order if base(f) == kind][:most]]
+
+
 @contextmanager
-def compiled_ahead(shapes: Sequence[OpShape], device: torch.device, kind: torch.dtype, end: float) -> Iterator[None]:
-    """Compile every tile once, side by side, before anything is timed: Triton keeps what it compiled on disk."""
-    firsts = {(s.operation, s.kernel, s.stride): s for s in reversed(shapes)}.values()
-    jobs = [(shape, form) for shape in firsts for form in forms_at(shape, device) if form.startswith(OURS)]
+def compiled_ahead(
+    shapes: Sequence[OpShape], device: torch.device, kind: torch.dtype, most: int | None, seconds: float,
+    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}),
+) -> Iterator[None]:  # fmt: skip
+    """Compile the forms of some shapes side by side, before anything is timed: Triton keeps them on disk."""
+    jobs = {
+        (shape[:4], form): shape
+        for shape in shapes for form in chosen_forms(shape, device, most, fastest) if base(form) in OURS
+    }  # fmt: skip
     if device.type == "cuda" and jobs:
-        workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1))
+        workers = max(1, min(MOST_WORKERS, len(jobs), (os.cpu_count() or 2) - 1))
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            started = [pool.submit(compile_form, shape, form, kind) for shape, form in jobs]
-            wait(started, timeout=max(0.0, end - time.monotonic()) / 2)
+            started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
+            wait(started, timeout=max(0.0, seconds) / 2)
             pool.shutdown(cancel_futures=True)
     yield
 
@@ -127,9 +159,12 @@ def compile_form(shape: OpShape, form: str, kind: torch.dtype) -> None:
         operation_at(shape, CHECKED, kind, torch.device("cuda"))(form)
 
 
-def measure_shape(shape: OpShape, device: torch.device, kind: torch.dtype, batch: int) -> dict[str, Measured]:
+def measure_shape(
+    shape: OpShape, device: torch.device, kind: torch.dtype, batch: int, most: int | None = None,
+    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}),
+) -> dict[str, Measured]:  # fmt: skip
     """Check and time the forms of an operation at a shape."""
-    forms = list(forms_at(shape, device))
+    forms = chosen_forms(shape, device, most, fastest)
     exact = operation_at(shape, CHECKED, kind, device, exact=True)("plain")
     few, many = (operation_at(shape, images, kind, device) for images in (CHECKED, batch))
     found: dict[str, Measured] = {}

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from roadmap.config.schema import Config
 from roadmap.net import build_net
 from roadmap.net.block import Block
-from roadmap.net.kernels import FORMS, PASSES, OpSpec, base, can_run, is_depthwise, is_pointwise
+from roadmap.net.kernels import FORMS, PASSES, OpSpec, applies_gelu, base, can_run, is_depthwise, is_pointwise
 from roadmap.net.kernels.columns import MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.depthwise import input_gradient, output, weight_gradient
+from roadmap.net.kernels.gelu import GeluFunction
 from roadmap.net.kernels.norm import TILES, FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.net.kernels.residual import JoinFunction
@@ -46,7 +48,9 @@ class OpShape(NamedTuple):
     def moved(self, batch: int) -> int:
         """Return the values that it must read and write, once each: maps, and weights of a pointwise convolution."""
         into, out = self.channels * self.height**2, self.c_out * self.out_height**2
-        times = {"norm": 5, "join": 5}.get(self.operation, 3 if self.operation.startswith("pointwise") else 1)
+        times = {"norm": 5, "join": 5, "gelu": 5}.get(
+            self.operation, 3 if self.operation.startswith("pointwise") else 1
+        )
         if times == 5:  # forward reads one map or two and writes one, backward reads two and writes one or two
             return batch * into * times
         return batch * times * (into + out) + times * self.channels * self.c_out * (times == 3)
@@ -83,8 +87,12 @@ def note_shapes(found: dict[OpShape, None], module: nn.Module, args: Tensors, ou
         found[OpShape(name, 1, 1, x.shape[1], x.shape[2], c_out)] = None
     elif isinstance(module, ChannelNorm):
         found[OpShape("norm", None, None, c_out, x.shape[2], c_out)] = None
-    elif isinstance(module, Block) and isinstance(module.scale, LayerScale):
-        found[OpShape("join", None, None, c_out, out.shape[2], c_out)] = None
+    elif isinstance(module, Block):
+        if isinstance(module.scale, LayerScale):
+            found[OpShape("join", None, None, c_out, out.shape[2], c_out)] = None
+        if applies_gelu(module):
+            hidden = module.conv2.out_channels
+            found[OpShape("gelu", None, None, hidden, out.shape[2], hidden)] = None
 
 
 def forms_at(shape: OpShape, device: torch.device) -> Iterator[str]:
@@ -120,6 +128,8 @@ def operation_at(
         return partial(depthwise, shape, x, g, drawn(c, 1, k, k) / k, drawn(c))
     x.requires_grad_()
     wide = torch.float64 if exact else torch.float32
+    if shape.operation == "gelu":
+        return partial(gelu_with_bias, x, g, drawn(c, dtype=wide).requires_grad_())
     if shape.operation == "join":
         shortcut = drawn(*x.shape, dtype=wide)
         return partial(join, x, shortcut, g.to(wide), drawn(c, dtype=wide).requires_grad_())
@@ -145,6 +155,16 @@ def depthwise(shape: OpShape, x: Tensor, g: Tensor, weight: Tensor, bias: Tensor
     dw, db = weight_gradient(g, x, weight, stride, True, form)
     assert db is not None
     return dw, db
+
+
+def gelu_with_bias(x: Tensor, g: Tensor, bias: Tensor, form: str) -> Tensors:
+    """Return GELU of a map that has a bias in it already, and the gradients of map and bias."""
+    if form == "triton":
+        y = GeluFunction.apply(x, bias)
+        return (y.detach(), *torch.autograd.grad(y, [x, bias], g))
+    y = gelu(x)
+    (dx,) = torch.autograd.grad(y, x, g)
+    return y.detach(), dx, dx.sum((0, 2, 3), dtype=bias.dtype)
 
 
 def join(y: Tensor, shortcut: Tensor, g: Tensor, gamma: Tensor, form: str) -> Tensors:
