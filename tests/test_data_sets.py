@@ -15,6 +15,7 @@ import torchvision
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from roadmap.catalog import DATA_SETS
 from roadmap.config.schema import DataConfig
@@ -45,6 +46,9 @@ def test_digits_are_scikit_learns_enlarged_and_split_in_proportion():
         for im, y in zip(s.images, s.labels, strict=True)
     ]
     assert sorted(ours) == sorted(zip(bicubic, bunch.target.tolist(), strict=True))
+    halves = train_test_split(np.arange(1797), test_size=0.2, stratify=bunch.target, random_state=0)
+    for half, ids in zip((ours[:1437], ours[1437:]), halves, strict=True):
+        assert half == [(bicubic[i], bunch.target[i]) for i in np.sort(ids)]
 
 
 def test_an_image_read_one_by_one_is_the_image_in_memory():

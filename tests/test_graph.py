@@ -57,6 +57,7 @@ def job_of():
 
 def batches(job, skip=0):
     ids = sampling.train_index_batches(len(job.images.train), 32, job.config.seed, 0, skip=skip)
+    ids = [part for batch in ids for part in batch.split(job.micro_batch)]
     return data.train_batches(
         job.images.train, job.config.data, job.config.recipe, ids, seed=job.config.seed, epoch=0, device=job.device
     )
@@ -84,6 +85,7 @@ def same(one, other):
         ("gelu", ["recipe.mixup=0.8", "recipe.drop_path=0.3"]),
         ("layer_norm", ["recipe.ema_decay=0.9"]),
         ("resnet", ["recipe.momentum=0"]),
+        ("gelu", ["recipe.micro_batch=8", "recipe.mixup=0.8", "recipe.drop_path=0.3"]),
     ],
 )
 def test_captured_steps_are_the_eager_ones(monkeypatch, job_of, step, overrides):
@@ -163,8 +165,9 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
         ([], CPU, Precision.fp32, 1, False),
         ([], CUDA, Precision.bf16, 2, False),
         ([], CUDA, Precision.fp16, 1, False),
-        (["compile=true"], CUDA, Precision.bf16, 1, False),
-        (["recipe.micro_batch=32"], CUDA, Precision.bf16, 1, False),
+        (["compile=true"], CUDA, Precision.bf16, 1, True),
+        (["recipe.micro_batch=32"], CUDA, Precision.bf16, 1, True),
+        (["data.image_size=224"], CUDA, Precision.bf16, 1, True),
         (["data.image_size=224", "compile=false"], CUDA, Precision.bf16, 1, False),
         (["data.image_size=224", "cuda_graph=always"], CUDA, Precision.bf16, 1, True),
         (
@@ -172,16 +175,10 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
             CPU,
             Precision.fp32,
             1,
-            "cuda_graph=always: a step cannot be one graph without a GPU; cuda_graph=auto or",
+            "cuda_graph=always: a step cannot be captured without a GPU; cuda_graph=auto or",
         ),
         (["cuda_graph=always"], CUDA, Precision.bf16, 2, "with several devices"),
-        (
-            ["cuda_graph=always", "recipe.micro_batch=32"],
-            CUDA,
-            Precision.bf16,
-            1,
-            r"with several passes a step \(recipe.micro_batch=32\)",
-        ),
+        (["cuda_graph=always"], CUDA, Precision.fp16, 1, "with fp16"),
     ],
 )
 def test_which_steps_are_captured(overrides, device, precision, world_size, expected):
@@ -208,7 +205,7 @@ def test_a_real_graph_takes_the_eager_steps(job_of, step):
         (["data.image_size=224"], CUDA, True),
         (["data.image_size=224"], CPU, False),
         (["data.image_size=224", "compile=false"], CUDA, False),
-        (["data.image_size=224", "cuda_graph=always"], CUDA, False),
+        (["data.image_size=224", "cuda_graph=always"], CUDA, True),
         (["data.image_size=32"], CUDA, False),
         (["data.image_size=32", "compile=true"], CPU, True),
     ],

@@ -21,7 +21,7 @@ OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory|std::bad_alloc"
     r"|could not create a (primitive|memory( object)?)\s*$"
 )
-SMALL_IMAGE = 64  # pixels: up to these launching takes longest and a step is captured, beyond them compiling pays
+SMALL_IMAGE = 64  # pixels: up to these launching takes longest, beyond them compiling pays
 
 
 def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
@@ -78,26 +78,31 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 def choose_compile(config: Config, device: torch.device) -> bool:
     """Tell whether the net is compiled: `auto` is on a GPU, for images so large that compiling half a minute pays."""
-    large = config.data.image_size > SMALL_IMAGE and config.cuda_graph != Capture.always
-    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and large)
+    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and has_large_images(config))
 
 
 def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
-    """Tell whether a whole step is one CUDA graph. Raises ConfigError where `cuda_graph=always` cannot be."""
-    recipe = config.recipe
-    several_passes = recipe.micro_batch not in (None, recipe.batch_size)
+    """Tell whether a step is captured. Raises ConfigError where `cuda_graph=always` cannot be.
+
+    `auto` is on one GPU, for small images and for compiled nets: the kernels of the others take longer than launching.
+    """
     found = {
         "without a GPU": device.type != "cuda",
         "with several devices": world_size > 1,
-        f"with several passes a step (recipe.micro_batch={recipe.micro_batch})": several_passes,
         "with fp16, which scales its loss": precision == Precision.fp16,
-        "with a compiled net (compile=false)": choose_compile(config, device),
     }
     reason = next((reason for reason, is_so in found.items() if is_so), None)
-    if config.cuda_graph == Capture.always and reason is not None:
-        raise ConfigError(f"cuda_graph=always: a step cannot be one graph {reason}; cuda_graph=auto or never")
-    is_small = config.data.image_size <= SMALL_IMAGE or config.cuda_graph == Capture.always
-    return reason is None and is_small and config.cuda_graph != Capture.never
+    if config.cuda_graph == Capture.always:
+        if reason is not None:
+            raise ConfigError(f"cuda_graph=always: a step cannot be captured {reason}; cuda_graph=auto or never")
+        return True
+    pays = not has_large_images(config) or choose_compile(config, device)
+    return reason is None and pays and config.cuda_graph == Capture.auto
+
+
+def has_large_images(config: Config) -> bool:
+    """Tell whether launching a step's kernels takes less time than computing them does."""
+    return config.data.image_size > SMALL_IMAGE
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

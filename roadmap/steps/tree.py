@@ -4,7 +4,9 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from roadmap import paper
 from roadmap.errors import ConfigError
@@ -51,6 +53,12 @@ def read_config(path: Path) -> str:
         raise ConfigError(f"{clean(path)}: cannot be read ({reason(error)})") from None
 
 
+@lru_cache(maxsize=1000)
+def _parse(text: str) -> Any:
+    """Return what a file's text holds, not to be changed: the same text is parsed once a process. Raises ValueError."""
+    return parse_yaml(text)
+
+
 def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
     """Read the steps of some config folders, in the roadmap's order. Raises ConfigError for a file that is no step."""
     found: dict[str, Step] = {}
@@ -82,7 +90,7 @@ def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
     if text.split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
         raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
     try:
-        body = parse_yaml(text) or {}
+        body = _parse(text) or {}
         parents = [d for d in body.get("defaults", []) if isinstance(d, str) and d != "_self_"]
         reference = "reference" in (body.get("model") or {})
     except (ValueError, AttributeError, TypeError) as error:
@@ -112,7 +120,7 @@ def _labels(path: Path) -> dict[str, dict[str, str]]:
 def regimes() -> dict[str, str]:
     """Return the regimes by name, each with the scale that it belongs to."""
     order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
-    found = {p.stem: parse_yaml(read_config(p))["scale"] for p in (CONF / "regime").glob("*.yaml")}
+    found = {p.stem: _parse(read_config(p))["scale"] for p in (CONF / "regime").glob("*.yaml")}
     return dict(
         sorted(found.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0]))
     )

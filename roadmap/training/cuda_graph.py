@@ -1,7 +1,8 @@
-"""A whole optimizer step as one CUDA graph: the kernels of a small net take less time than launching them one by one.
+"""A whole optimizer step as CUDA graphs: launching kernels one by one takes longer than a small net's compute.
 
-Captured once for a net and a recipe, then replayed. Runs that follow in the same process and differ in the seed alone
-copy their state into the captured tensors instead of capturing again. The eager form is `train_step`.
+Captured once for a net and a recipe, then replayed: a step of one pass as one graph, one of several as a graph that is
+replayed for each pass and one for the optimizer. Runs that follow in the same process and differ in the seed alone copy
+their state into the captured tensors instead of capturing again. The eager form is `train_step`.
 """
 
 import json
@@ -19,6 +20,7 @@ from roadmap.training.optim import set_lr
 from roadmap.training.state import RunContext, TrainState, build_state
 from roadmap.training.step import Batch, backward, optimizer_step, prepare
 
+Results = tuple[Tensor, ...]
 WARM_UP = 3  # steps before the capture, in which libraries choose their kernels and the optimizer makes its state
 
 
@@ -38,7 +40,7 @@ def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
     return step.load_state(state)
 
 
-def capture(step: Callable[[], Batch]) -> tuple[Graph, Batch]:
+def capture(step: Callable[[], Results]) -> tuple[Graph, Results]:
     """Record a step's kernels on the GPU; return what replays them, and the tensors that then hold its results."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -47,6 +49,7 @@ def capture(step: Callable[[], Batch]) -> tuple[Graph, Batch]:
         for _ in range(WARM_UP):
             step()
     torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.empty_cache()  # a graph has memory of its own, as much again
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = step()
@@ -60,26 +63,42 @@ class CapturedStep:
         self,
         ctx: RunContext,
         state: TrainState,
-        capture: Callable[[Callable[[], Batch]], tuple[Graph, Batch]] = capture,
+        capture: Callable[[Callable[[], Results]], tuple[Graph, Results]] = capture,
     ) -> None:
         """Capture a step with the net and optimizer of `state`; its values are lost: see `load_state`."""
-        size, device, recipe = ctx.config.data.image_size, ctx.device, ctx.config.recipe
+        size, device = ctx.config.data.image_size, ctx.device
         self.key = capture_key(ctx)
         self.state = state
-        images = torch.zeros(recipe.batch_size, 3, size, size, device=device)
+        images = torch.zeros(ctx.micro_batch, 3, size, size, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
-        labels = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
-        self.targets = one_hot(labels, len(ctx.images.classes)).float() if mixup.mixes(recipe) else labels
+        labels = torch.zeros(ctx.micro_batch, dtype=torch.int64, device=device)
+        mixes = mixup.mixes(ctx.config.recipe)
+        self.targets = one_hot(labels, len(ctx.images.classes)).float() if mixes else labels
+        self.losses = torch.zeros(ctx.grad_accumulation, device=device)  # of the passes
         for group in state.optimizer.param_groups:
             group["lr"] = torch.zeros((), device=device)  # read from the device at each replay
             group["capturable"] = True
         state.model.train()
 
-        def step() -> tuple[Tensor, Tensor]:
+        def whole_step() -> Results:
             state.optimizer.zero_grad(set_to_none=True)
             return optimizer_step(ctx, state, backward(ctx, state, self.images, self.targets, last=True))
 
-        self.graph, self.results = capture(step)
+        def one_pass() -> Results:
+            return (backward(ctx, state, self.images, self.targets, last=True),)
+
+        def after_passes() -> Results:
+            results = optimizer_step(ctx, state, self.losses.sum())
+            state.optimizer.zero_grad(set_to_none=False)  # the next passes add to the same tensors
+            return results
+
+        self.of_pass: tuple[Graph, Results] | None = None
+        if ctx.grad_accumulation == 1:
+            self.graph, self.results = capture(whole_step)
+        else:
+            self.of_pass = capture(one_pass)
+            self.graph, self.results = capture(after_passes)
+            state.optimizer.zero_grad(set_to_none=False)
 
     @torch.no_grad()
     def load_state(self, source: TrainState) -> TrainState:
@@ -98,9 +117,14 @@ class CapturedStep:
     ) -> tuple[Tensor, Tensor]:
         """Take one step on the next batch; return the loss and the gradient's norm, left on the device."""
         set_lr(state.optimizer, lr)
-        images, targets = prepare(ctx, *next(batches), state.global_step)
-        self.images.copy_(images)
-        self.targets.copy_(targets)
+        for number in range(ctx.grad_accumulation):
+            images, targets = prepare(ctx, *next(batches), ctx.grad_accumulation * state.global_step + number)
+            self.images.copy_(images)
+            self.targets.copy_(targets)
+            if self.of_pass is not None:
+                graph, (loss,) = self.of_pass
+                graph.replay()
+                self.losses[number] = loss
         self.graph.replay()
         if state.ema is not None:
             state.ema.update_parameters(state.net)

@@ -12,7 +12,7 @@ makes the plain net, and a module with another form is of a subclass of what it 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -21,7 +21,8 @@ from roadmap.config.choices import Kernels
 from roadmap.config.schema import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.kernels.depthwise import KERNELS, Depthwise, Forms
-from roadmap.net.kernels.measured import MEASURED
+from roadmap.net.kernels.gelu import GeluPointwise, PassedGelu
+from roadmap.net.kernels.measured import OpSpec, best_form, notes
 from roadmap.net.kernels.norm import FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.net.kernels.residual import FusedJoin
@@ -33,26 +34,19 @@ __all__ = ["FORMS", "announcement", "format_forms", "forms_of", "use_kernels"]
 
 # Of each operation its forms beside `plain`, from the one that `fast` would rather have.
 FORMS = {
-    "depthwise forward": ("triton",),
-    "depthwise input gradient": ("triton", "flipped"),
-    "depthwise weight gradient": ("triton", "bias_apart"),
+    "depthwise forward": ("triton", "columns"),
+    "depthwise input gradient": ("triton", "columns", "flipped"),
+    "depthwise weight gradient": ("triton", "columns", "bias_apart"),
     "norm": ("triton",),
     "join": ("triton",),  # layer scale, stochastic depth, shortcut
+    "gelu": ("triton",),  # after a pointwise convolution that has a bias
     "pointwise": ("linear",),
     "pointwise without bias": ("linear",),
 }
 PASSES = tuple(FORMS)[:3]
-CUT = "depthwise kernel"  # `cut` to the taps that its map can meet: on every device, unless all is plain
+STRIDES = {"triton": (1, 2), "columns": (1,)}  # that the kernels in Triton are made for
+CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
 Choice = Kernels | Mapping[str, str]
-
-
-class OpSpec(NamedTuple):
-    """An operation of a net on a device; kernel and stride of a depthwise or pointwise convolution."""
-
-    device: torch.device
-    operation: str
-    kernel: int | None = None
-    stride: int | None = None
 
 
 def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[str, str]:
@@ -61,21 +55,47 @@ def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[st
     A choice is one of `Kernels`, or a form by operation, `plain` for those it leaves out; a form that cannot run is not
     taken, and the result says so. Call it before the net is compiled, copied or wrapped.
     """
-    forms: dict[str, str] = {}
+    found: list[tuple[OpSpec, str]] = []
+    gelus: list[Block] = []
     narrow = {id(norm) for module in net.modules() for norm in narrow_norms(module)}
     for module in net.modules():
         reset_to_plain(module)
         if isinstance(module, nn.Conv2d):
-            forms |= use_for_conv(module, device, choice)
+            found += use_for_conv(module, device, choice)
         elif isinstance(module, ChannelNorm):
-            forms["norm"] = form = choose_form(OpSpec(device, "norm"), choice)
+            spec = OpSpec(device, "norm", channels=module.normalized_shape[0])
+            found.append((spec, form := choose_form(spec, choice)))
+            if form != "plain":
+                fused = cast(FusedNorm, set_class(module, FusedNorm))
+                fused.narrow, fused.form = id(module) in narrow, form
+        if isinstance(module, Block) and applies_gelu(module):
+            spec = OpSpec(device, "gelu", channels=module.conv2.out_channels)
+            found.append((spec, form := choose_form(spec, choice)))
             if form == "triton":
-                cast(FusedNorm, set_class(module, FusedNorm)).narrow = id(module) in narrow
-        elif isinstance(module, Block) and isinstance(module.scale, LayerScale):
-            forms["join"] = form = choose_form(OpSpec(device, "join"), choice)
+                gelus.append(module)
+        if isinstance(module, Block) and isinstance(module.scale, LayerScale):
+            spec = OpSpec(device, "join", channels=len(module.scale.gamma))
+            found.append((spec, form := choose_form(spec, choice)))
             if form == "triton":
                 set_class(module, FusedJoin)
-    return dict(sorted(forms.items()))
+    for block in gelus:  # last: their convolutions have had a form of their own
+        set_class(block.conv2, GeluPointwise)
+        set_class(block.act2, PassedGelu)
+    return forms_by_name(found)
+
+
+def forms_by_name(found: list[tuple[OpSpec, str]]) -> dict[str, str]:
+    """Return the form of each operation; one that has several forms in a net has a name for each number of channels."""
+    forms: dict[tuple[object, ...], set[str]] = {}
+    for spec, form in found:
+        forms.setdefault(spec[1:4], set()).add(form)
+    named = {}
+    for spec, form in found:
+        name = spec.operation
+        if name.startswith("depthwise"):
+            name += f" {spec.kernel}x{spec.kernel}/{spec.stride}"
+        named[f"{name} of {spec.channels}" if len(forms[spec[1:4]]) > 1 else name] = form
+    return dict(sorted(named.items()))
 
 
 def forms_of(cfg: NetConfig, device: torch.device, choice: Choice) -> dict[str, str]:
@@ -84,23 +104,25 @@ def forms_of(cfg: NetConfig, device: torch.device, choice: Choice) -> dict[str, 
         return use_kernels(build_net(cfg, 2), device, choice)
 
 
-def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> dict[str, str]:
-    """Give a convolution its forms, if it is a depthwise or a pointwise one; return them by name."""
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
+def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> list[tuple[OpSpec, str]]:
+    """Give a convolution its forms, if it is a depthwise or a pointwise one; return them."""
+    kernel, stride, channels = conv.kernel_size[0], conv.stride[0], conv.in_channels
     if is_depthwise(conv):
-        forms = Forms(*(choose_form(OpSpec(device, name, kernel, stride), choice) for name in PASSES))
+        specs = [OpSpec(device, name, kernel, stride, channels) for name in PASSES]
+        forms = Forms(*(choose_form(spec, choice) for spec in specs))
         cut = choice != Kernels.plain if isinstance(choice, Kernels) else choice.get(CUT) == "cut"
         if cut or forms != Forms():
             cast(Depthwise, set_class(conv, Depthwise)).forms = forms
-        chosen = {form_name(name, kernel, stride): form for name, form in zip(PASSES, forms, strict=True)}
-        return chosen | {CUT: "cut" if isinstance(conv, Depthwise) else "plain"}
-    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0):
+        taken = (OpSpec(device, CUT, channels=channels), "cut" if isinstance(conv, Depthwise) else "plain")
+        return [*zip(specs, forms, strict=True), taken]
+    if is_pointwise(conv):
         name = "pointwise" if conv.bias is not None else "pointwise without bias"
-        form = choose_form(OpSpec(device, name, 1, 1), choice)
+        spec = OpSpec(device, name, 1, 1, channels)
+        form = choose_form(spec, choice)
         if form == "linear":
             set_class(conv, LinearPointwise)
-        return {name: form}
-    return {}
+        return [(spec, form)]
+    return []
 
 
 def choose_form(spec: OpSpec, choice: Choice) -> str:
@@ -111,16 +133,21 @@ def choose_form(spec: OpSpec, choice: Choice) -> str:
     if isinstance(choice, Kernels):
         if choice == Kernels.fast:
             return possible[0] if possible else "plain"
-        wanted = next((m.form for m in MEASURED if m[:4] == (device_name(spec.device), *spec[1:])), "plain")
+        wanted = best_form(spec)
     else:
         wanted = choice.get(spec.operation, "plain")
-    return wanted if wanted in possible else "plain"
+    return wanted if base(wanted) in possible else "plain"
+
+
+def base(form: str) -> str:
+    """Return a form without its tile: `columns` of `columns/4/32/1`."""
+    return form.partition("/")[0]
 
 
 def can_run(form: str, spec: OpSpec) -> bool:
     """Tell whether a form is there for an operation on a device."""
-    if form == "triton":
-        known = spec.kernel is None or (spec.kernel in KERNELS and spec.stride in (1, 2))
+    if form in STRIDES:
+        known = spec.kernel is None or (spec.kernel in KERNELS and spec.stride in STRIDES[form])
         return known and why_no_triton(spec.device) is None
     return form != "flipped" or spec.stride == 1
 
@@ -131,6 +158,17 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
     usual = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and conv.padding == (k // 2, k // 2)
     square = conv.kernel_size == (k, k) and conv.stride == (s, s) and k % 2 == 1
     return conv.groups == conv.in_channels == conv.out_channels > 1 and square and usual
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Tell whether a convolution is a matrix product of each pixel."""
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0)
+
+
+def applies_gelu(block: Block) -> bool:
+    """Tell whether a block's second convolution is a pointwise one, with bias, whose output GELU alone reads."""
+    conv, gelu = block.conv2, isinstance(block.act2, nn.GELU) and block.act2.approximate == "none"
+    return gelu and is_pointwise(conv) and conv.bias is not None and isinstance(block.norm2, nn.Identity)
 
 
 def narrow_norms(module: nn.Module) -> list[nn.Module]:
@@ -148,6 +186,7 @@ def reset_to_plain(module: nn.Module) -> None:
     for changed, plain in (
         (Depthwise, nn.Conv2d),
         (LinearPointwise, nn.Conv2d),
+        (PassedGelu, nn.GELU),
         (FusedNorm, ChannelNorm),
         (FusedJoin, Block),
     ):
@@ -161,18 +200,6 @@ def set_class(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     return module
 
 
-def form_name(operation: str, kernel: int, stride: int) -> str:
-    """Return what an operation of a convolution is called in a record."""
-    return f"{operation} {kernel}x{kernel}/{stride}"
-
-
-def device_name(device: torch.device) -> str:
-    """Return a device as the table of measurements has it."""
-    if device.type != "cuda":
-        return device.type
-    return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
-
-
 def format_forms(forms: Mapping[str, str]) -> str:
     """Return the forms of a net that are not plain, for a record: `norm triton, pointwise linear`, or `plain`."""
     return ", ".join(f"{name} {form}" for name, form in forms.items() if form != "plain") or "plain"
@@ -180,7 +207,9 @@ def format_forms(forms: Mapping[str, str]) -> str:
 
 def announcement(forms: Mapping[str, str], device: torch.device, choice: Kernels) -> str:
     """Return a line for the log: the forms of a net, and why there are none of Triton where one could expect them."""
-    why = (
-        why_no_triton(device) if choice == Kernels.fast or (choice == Kernels.auto and device.type == "cuda") else None
-    )
-    return f"kernels={choice}: {format_forms(forms)}" + (f" ({why}: torch's own there)" if why else "")
+    if choice == Kernels.plain:
+        return f"kernels={choice}: {format_forms(forms)}"
+    of_triton = choice == Kernels.fast or device.type == "cuda"
+    why = [f"{reason}: torch's own there"] if of_triton and (reason := why_no_triton(device)) else []
+    remarks = [*why, *(notes(device) if choice == Kernels.auto else [])]
+    return f"kernels={choice}: {format_forms(forms)}" + (f" ({'; '.join(remarks)})" if remarks else "")

@@ -11,6 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
+from roadmap.net.kernels.columns import (
+    forward_by_columns,
+    input_gradient_by_columns,
+    weight_gradient_by_columns,
+)
 from roadmap.net.kernels.triton_support import (
     NHWC,
     autocast_dtype,
@@ -74,6 +79,20 @@ class Depthwise(nn.Conv2d):
         bias = None if self.bias is None else self.bias.to(kind)
         return DepthwiseFunction.apply(x.to(kind), weight.to(kind), bias, self.stride[0], *self.forms)
 
+    def with_shortcut(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output for a map, and the map again: backward adds the gradients of both as it stores them.
+
+        The map is narrowed in registers, so a residual stream in fp32 needs no copy. For `columns` in every pass.
+        """
+        kind = autocast_dtype(x) or x.dtype
+        bias = None if self.bias is None else self.bias.to(kind)
+        return StreamFunction.apply(x, reachable_taps(self.weight, x).to(kind), bias, *self.forms)
+
+    def adds_shortcut(self, x: torch.Tensor) -> bool:
+        """Tell whether `with_shortcut` is for this convolution and this map."""
+        by_columns = all(form.startswith("columns") for form in self.forms) and max(x.shape[2:]) > 1
+        return by_columns and supported(x, self.weight, self.bias)
+
 
 def reachable_taps(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return of a kernel (C, 1, K, K) the inner 2H - 1 rows and columns: those beyond meet padding alone on a map of H.
@@ -99,9 +118,7 @@ class DepthwiseFunction(torch.autograd.Function):
         x = x.contiguous(memory_format=NHWC)
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.has_bias, ctx.forms = stride, bias is not None, forms
-        if forms[0] == "triton" and supported(x, weight, bias):
-            return forward_by_triton(x, weight, bias, stride)
-        return conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=x.shape[1])
+        return output(x, weight, bias, stride, forms[0])
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -116,10 +133,44 @@ class DepthwiseFunction(torch.autograd.Function):
         return dx, dw, db, None, None, None, None
 
 
+class StreamFunction(torch.autograd.Function):
+    """A depthwise convolution by columns of x (N, C, H, W), of any type, that gives x again for the shortcut."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *forms: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output (N, C, H, W), channels-last, in the kernel's type, and x."""
+        x = x.contiguous(memory_format=NHWC)
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias, ctx.forms = bias is not None, forms
+        return forward_by_columns(x, weight, bias, forms[0]), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor, of_shortcut: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of map, kernel and bias."""
+        x, weight = ctx.saved_tensors
+        g, of_shortcut = g.contiguous(memory_format=NHWC), of_shortcut.contiguous(memory_format=NHWC)
+        dx = input_gradient_by_columns(g, weight, of_shortcut, ctx.forms[1])
+        dw, db = weight_gradient(g, x, weight, 1, ctx.has_bias, ctx.forms[2])
+        return dx, dw, db, None, None, None
+
+
+def output(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, form: str) -> torch.Tensor:
+    """Return the output (N, C, OH, OW)."""
+    if form == "triton" and supported(x, weight, bias):
+        return forward_by_triton(x, weight, bias, stride)
+    if form.startswith("columns") and supported(x, weight, bias):
+        return forward_by_columns(x, weight, bias, form)
+    return conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=x.shape[1])
+
+
 def input_gradient(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: int, form: str) -> torch.Tensor:
     """Return the gradient of the map (N, C, H, W)."""
     if form == "triton" and supported(g, weight):
         return input_gradient_by_triton(g, weight, stride, x.shape[2], x.shape[3])
+    if form.startswith("columns") and supported(g, weight):
+        return input_gradient_by_columns(g, weight, None, form)
     if form == "flipped":
         return conv2d(g, weight.flip(-1, -2), None, 1, weight.shape[-1] // 2, groups=x.shape[1])
     return by_torch(g, x, weight, stride, [True, False, False])[0]
@@ -131,6 +182,9 @@ def weight_gradient(
     """Return the gradients of kernel and bias."""
     if form == "triton" and supported(g, x, weight):
         dw, db = weight_gradient_by_triton(x, g, weight.shape[-1], stride)
+        return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
+    if form.startswith("columns") and supported(g, x, weight):
+        dw, db = weight_gradient_by_columns(x, g, weight.shape[-1], form)
         return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
     if form == "bias_apart" and has_bias:
         return by_torch(g, x, weight, stride, [False, True, False])[1], g.sum((0, 2, 3))

@@ -1,32 +1,205 @@
-"""The forms that were measured to win, by device: what `kernels=auto` takes. A form that is not listed is not taken.
+"""The forms that were measured to win: what `kernels=auto` takes. A form that is not in a table is not taken.
 
-The table is part of the code, not timed when a run starts: a run is a function of its config, its device and the code.
-`python -m roadmap.bench net` measures.
+Tables are JSON, in one format: `measured.json` here has those of the repository, and `python -m roadmap.bench kernels
+--record` writes a user's own, whose path is ROADMAP_KERNELS, else `~/.config/convnext-roadmap/kernels.json`. Nothing is
+timed when a run starts: which form an operation has is a function of the config, the device and these files.
+
+A user's table counts on the GPU and torch that it was recorded with, before all others. A table of the repository
+counts for its compute capability; what won there by LEAST or more is taken on newer and older GPUs, too, unmeasured.
 """
 
-from typing import NamedTuple
+import math
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from roadmap.errors import ConfigError
+from roadmap.files import disk_errors, read_json, write_json
+from roadmap.net.kernels.triton_support import why_no_triton
+from roadmap.text import one_line
+
+FILE = Path(__file__).with_name("measured.json")
+LEAST = 1.5  # times as fast as torch's own, for a form to be taken on a GPU that it was not measured on
+REFERENCE = "cuda 9.0"  # whose table stands in there
+Count = Annotated[int, Ge(1)]
 
 
-class Measured(NamedTuple):
-    """One form that wins somewhere; `kernel` and `stride` are of the convolution, None where there is none."""
+class OpSpec(NamedTuple):
+    """An operation of a net on a device; kernel and stride of a convolution, channels of the map that it works on."""
 
-    device: str  # "cpu", or "cuda" and the compute capability
+    device: torch.device
     operation: str
-    kernel: int | None
-    stride: int | None
+    kernel: int | None = None
+    stride: int | None = None
+    channels: int | None = None
+
+
+class Plain(BaseModel):
+    """A part of a table's file: unknown keys, wrong types and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Row(Plain):
+    """The best form of an operation at a shape, None where the shape does not matter; `gain` times torch's own."""
+
+    operation: str
+    kernel: Count | None = None
+    stride: Count | None = None
+    channels: Count | None = None
+    height: Count | None = None  # of the map
     form: str
+    gain: Annotated[float, Gt(0)]
+    ms: dict[str, float] = {}  # of the forms, and what bounds them
 
 
-MEASURED = (
-    # H100 80GB (capability 9.0), torch 2.11, compiled, bf16, batch 256 at 224, ConvNeXt-T's whole training step, median
-    # of 20: 4,270 images/s with the flipped kernel against 3,917 (timm's net, whose kernels are 7x7).
-    Measured("cuda 9.0", "depthwise input gradient", 7, 1, "flipped"),
-    # The same: 1x1 convolutions were 3 % slower than Linear.
-    Measured("cuda 9.0", "pointwise", 1, 1, "linear"),
-    # x86 with AVX-512, torch 2.14, fp32, one thread, batch 32 at 32, forward and backward of whole nets, median of 15
-    # ratios of processor time: 1.07 to 1.15 times as fast in five rows of nano, 1.12 to 1.17 in mini; in tiny at 224
-    # (batch 4, median of 13) 1.01 and 1.03. The forms of the depthwise convolution gain 15 % on large maps (flipped,
-    # bias_apart), but lose as much on maps of 4x4 and less.
-    Measured("cpu", "pointwise", 1, 1, "linear"),
-    Measured("cpu", "pointwise without bias", 1, 1, "linear"),
-)
+class Table(Plain):
+    """What was measured on one device: `cpu`, or `cuda` and the compute capability."""
+
+    device: str
+    hardware: str
+    torch: str
+    about: str  # how it was measured
+    rows: list[Row]
+
+
+class Tables(Plain):
+    """A file of tables."""
+
+    schema_version: Literal[1]
+    tables: list[Table]
+
+
+class Choice(NamedTuple):
+    """A table that counts on a device, and how many times as fast as torch's own a form of it must be."""
+
+    table: Table
+    least: float
+
+
+def best_form(spec: OpSpec) -> str:
+    """Return the form that was measured to win for an operation, at the shape nearest to it; else `plain`."""
+    for table, least in tables_for(spec.device):
+        rows = [row for row in table.rows if (row.operation, row.kernel, row.stride) == spec[1:4]]
+        if rows:
+            row = min(rows, key=lambda row: distance(row, spec))
+            return row.form if row.gain >= least else "plain"
+    return "plain"
+
+
+def distance(row: Row, spec: OpSpec) -> float:
+    """Return how far a row's number of channels is from that of an operation."""
+    return abs(math.log(row.channels / spec.channels)) if row.channels and spec.channels else 0.0
+
+
+def tables_for(device: torch.device) -> list[Choice]:
+    """Return the tables that count on a device, the first one first."""
+    found = [Choice(table, 0.0) for table in user_tables()[0] if is_of(table, device)]
+    repository = {table.device: table for table in read_tables(FILE)}
+    if device_name(device) in repository:
+        found.append(Choice(repository[device_name(device)], 0.0))
+    elif device.type == "cuda" and why_no_triton(device) is None:
+        found.append(Choice(repository[REFERENCE], LEAST))
+    return found
+
+
+def notes(device: torch.device) -> Iterator[str]:
+    """Yield what to know of the tables on a device: ignored ones, and that nobody has measured there."""
+    own, problem = user_tables()
+    if problem:
+        yield f"{problem}: ignored"
+    elif own and not any(is_of(table, device) for table in own):
+        known = ", ".join(f"{table.hardware} with torch {table.torch}" for table in own)
+        yield f"{user_file()} is of {known}, not of {hardware_name(device)} with torch {torch_name()}: ignored"
+    if any(choice.least for choice in tables_for(device)[:1]):
+        yield "not measured on this GPU; python -m roadmap.bench kernels --record does"
+
+
+def is_of(table: Table, device: torch.device) -> bool:
+    """Tell whether a recorded table is of this device and this torch."""
+    return of_table(table) == (device_name(device), hardware_name(device), torch_name())
+
+
+def user_file() -> Path | None:
+    """Return where a user's own tables are; None where ROADMAP_KERNELS is empty."""
+    given = os.environ.get("ROADMAP_KERNELS")
+    if given is not None:
+        return Path(given) if given else None
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config) / "convnext-roadmap" / "kernels.json"
+
+
+def user_tables() -> tuple[list[Table], str | None]:
+    """Return a user's own tables, and what is wrong with their file."""
+    path = user_file()
+    if path is None or not path.exists():
+        return [], None
+    try:
+        return read_tables(path), None
+    except (OSError, ValueError) as error:
+        return [], one_line(error)
+
+
+def record(table: Table) -> Path:
+    """Write a table into the user's file: its rows take the place of those of the same device, torch and shape.
+
+    Returns the file. Raises ConfigError where there is none, DiskError.
+    """
+    path = user_file()
+    if path is None:
+        raise ConfigError("ROADMAP_KERNELS= is empty: there is no file to record in")
+    tables, _ = user_tables()  # a damaged file is replaced
+    same = [old for old in tables if of_table(old) == of_table(table)]
+    shapes = {row_shape(row) for row in table.rows}
+    kept = [row for old in same for row in old.rows if row_shape(row) not in shapes]
+    merged = table.model_copy(update={"rows": [*table.rows, *kept]})
+    others = [old for old in tables if of_table(old) != of_table(table)]
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, Tables(schema_version=1, tables=[merged, *others]).model_dump(exclude_defaults=True))
+    read_tables.cache_clear()
+    return path
+
+
+def of_table(table: Table) -> tuple[str, str, str]:
+    """Return what a table is of: device, hardware, torch."""
+    return table.device, table.hardware, table.torch
+
+
+def row_shape(row: Row) -> tuple[str, int | None, int | None, int | None, int | None]:
+    """Return what a row is of."""
+    return row.operation, row.kernel, row.stride, row.channels, row.height
+
+
+@cache
+def read_tables(path: Path) -> list[Table]:
+    """Read a file of tables, once. Raises OSError, ValueError with the file's name."""
+    try:
+        return Tables.model_validate(read_json(path)).tables
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: no table of kernels ({place}: {first['msg']})") from None
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device as the tables have it."""
+    if device.type != "cuda":
+        return device.type
+    return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
+
+
+def hardware_name(device: torch.device) -> str:
+    """Return what a table was recorded on: the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def torch_name() -> str:
+    """Return torch's version without its build."""
+    return torch.__version__.split("+")[0]

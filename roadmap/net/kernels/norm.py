@@ -20,12 +20,14 @@ from roadmap.net.layers import ChannelNorm
 
 ELEMENTS = 2048  # of a program's block
 PROGRAMS = 1024  # that share the pixels in the backward pass
+TILES = "1/1/1056 1/1/2112 2/1/2112 2/2/1056 4/2/1056 4/4/528 4/4/1056 8/4/528 8/8/528 16/4/528"  # to try there
 
 
 class FusedNorm(ChannelNorm):
     """A `ChannelNorm` of one kernel forward and one, with a short sum, backward."""
 
     narrow: bool  # only convolutions read the output, which autocast would narrow: written so at once
+    form: str = "triton"  # with the tile of its backward pass, `triton/ROWS/WARPS/PROGRAMS`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W), channels-last; under autocast fp32 as LayerNorm is, or narrow."""
@@ -33,7 +35,7 @@ class FusedNorm(ChannelNorm):
             return super().forward(x)
         kind = autocast_dtype(x)
         out = x.dtype if kind is None else kind if self.narrow else torch.float32
-        return NormFunction.apply(x, self.weight, self.bias, self.eps, out)
+        return NormFunction.apply(x, self.weight, self.bias, self.eps, out, self.form)
 
 
 class NormFunction(torch.autograd.Function):
@@ -41,18 +43,24 @@ class NormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, out: torch.dtype, form: str
     ) -> torch.Tensor:
         """Return the normalised map, channels-last; save it as it came, with its pixels' mean and deviation."""
         x = x.contiguous(memory_format=NHWC)
         y, mean, rstd = norm_by_triton(x, weight, bias, eps, out)
         ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.form = form
         return y
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of map, weight and bias."""
-        return *norm_backward_by_triton(g.contiguous(memory_format=NHWC), *ctx.saved_tensors), None, None
+        return (
+            *norm_backward_by_triton(g.contiguous(memory_format=NHWC), *ctx.saved_tensors, ctx.form),
+            None,
+            None,
+            None,
+        )
 
 
 def fake_norm(
@@ -84,14 +92,14 @@ def norm_by_triton(
 
 @operation(
     "channel_norm_backward",
-    lambda g, x, weight, mean, rstd: (
+    lambda g, x, weight, mean, rstd, form: (
         torch.empty_like(x, memory_format=NHWC),
         torch.empty_like(weight),
         torch.empty_like(weight),
     ),
 )
 def norm_backward_by_triton(
-    g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor
+    g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, form: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of map (N, C, H, W), weight and bias (C,)."""
     from roadmap.net.kernels.triton_channels import norm_backward_kernel
@@ -100,7 +108,10 @@ def norm_backward_by_triton(
     n, c, height, width = x.shape
     pixels = n * height * width
     rows, block, warps = block_of(c, pixels)
-    programs = min(PROGRAMS, ceil_div(pixels, rows))
+    programs = PROGRAMS
+    if "/" in form and not interpreted():
+        rows, warps, programs = map(int, form.split("/")[1:])
+    programs = min(programs, ceil_div(pixels, rows))
     dx = torch.empty_like(x, memory_format=NHWC)
     partial = torch.empty((programs, 2, c), dtype=torch.float32, device=x.device)
     norm_backward_kernel[(programs,)](

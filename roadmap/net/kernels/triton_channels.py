@@ -1,4 +1,4 @@
-"""Triton kernels along the channels of a channels-last map: LayerNorm; layer scale, stochastic depth and shortcut.
+"""Triton kernels along the channels of a channels-last map: LayerNorm; layer scale, stochastic depth, shortcut; GELU.
 
 A map is (R, C), one row a pixel. Sums are kept in fp32; those over pixels come in two stages, a share a program first,
 in a fixed order. Needs Triton; `roadmap.net.kernels.norm` and `roadmap.net.kernels.residual` start them.
@@ -102,3 +102,25 @@ def residual_backward_kernel(
         dgamma += grad * tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(dy + at, (grad * scale[None, :]).to(dy.dtype.element_ty), mask=inside)
     tl.store(partial + tl.program_id(0) * channels + c, tl.sum(dgamma, axis=0), mask=in_c)
+
+
+@triton.jit
+def gelu_backward_kernel(g, hidden, dh, partial, pixels, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """dh (R, C) from g (R, C), both of GELU(hidden (R, C)), and partial (P, C): a program's share of dh's sum."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_c = c < channels
+    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(pixels, BLOCK_R), tl.num_programs(0)):
+        r = block * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
+        inside = (r < pixels)[:, None] & in_c[None, :]
+        at = r[:, None] * channels + c[None, :]
+        h = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
+        normal = 0.5 + 0.5 * tl.math.erf(
+            h * 0.7071067811865476
+        )  # of the normal distribution: its integral, its density
+        density = 0.3989422804014327 * tl.exp(-0.5 * h * h)
+        out = (grad * (normal + h * density)).to(dh.dtype.element_ty)
+        tl.store(dh + at, out, mask=inside)
+        total += out.to(tl.float32)
+    tl.store(partial + tl.program_id(0) * channels + c, tl.sum(total, axis=0), mask=in_c)

@@ -1,0 +1,245 @@
+"""`python -m roadmap.bench kernels`: every form of every operation that the nets of a regime have, one at a time.
+
+An operation is timed at each shape that a row of the regime has it at, beside what moving its maps and its arithmetic
+take at least on this device. Forms that sum otherwise are compared with float64 first. With `--record` the forms that
+won are written to the file that `kernels=auto` reads (roadmap/net/kernels/measured.py): a run on this GPU and this
+torch then takes them. Shapes that there is no time for keep what is known of them.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import get_context
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from roadmap.bench.bound import DTYPES, Rates, measured_rates
+from roadmap.bench.measure import free_memory, seconds
+from roadmap.bench.net import CPU_BATCH, CPU_SIZE, GPU_BATCH, row_configs
+from roadmap.bench.operations import CHECKED, OpShape, forms_at, operation_at, relative_errors, shapes_of
+from roadmap.bench.options import count, names, on_gpu, parser
+from roadmap.bench.results import Results
+from roadmap.config.choices import Device, Precision
+from roadmap.distributed.device import choose_device, choose_precision
+from roadmap.net.kernels import FORMS, base
+from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name, user_file
+from roadmap.steps.tree import regimes, step_tree
+from roadmap.text import one_line
+
+MOST_WORKERS = 12  # processes that compile tiles ahead
+FEW = 2  # tiles that are tried at an operation's later shapes
+OURS = ("triton", "columns")  # forms that are compiled
+GPU_CALLS, CPU_CALLS = 20, 9  # of a form
+FLUSH_BYTES = 2**28  # more than any cache holds
+WORSE = 1.5  # times torch's own error, beyond which a form does not count
+
+
+class Measured(NamedTuple):
+    """What a form came to: milliseconds, median; relative error; or why it failed."""
+
+    ms: float | None
+    error: float | None
+    failed: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the operations that are asked for; print a line for each shape. Returns an exit code."""
+    options = parser("kernels", __doc__, warm_up=3)
+    options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
+    options.add_argument("--rows", type=names(step_tree()), metavar="STEP,STEP", help="default: every row")
+    options.add_argument("--operations", type=names(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
+    options.add_argument("--batch", type=count, help=f"default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
+    options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
+    options.add_argument("--minutes", type=float, default=10.0, help="that it takes at most; default: %(default)s")
+    options.add_argument("--record", action="store_true", help=f"write what won to {user_file() or 'ROADMAP_KERNELS'}")
+    args = options.parse_args(argv)
+    end = time.monotonic() + 60 * args.minutes
+    device = choose_device(Device(args.device))
+    configs = row_configs(args)
+    first = next(iter(configs.values()))
+    size = args.image_size or min(first.data.image_size, first.data.image_size if on_gpu(args) else CPU_SIZE)
+    batch = args.batch or (GPU_BATCH if on_gpu(args) else CPU_BATCH)
+    precision = choose_precision(first.recipe.precision, device)
+    shapes = [s for s in shapes_of(configs.values(), size) if not args.operations or s.operation in args.operations]
+    results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
+    rates = measured_rates(device, precision), measured_rates(device, Precision.fp32)
+    results.note(
+        "rates",
+        [rate._asdict() for rate in rates],
+        f"the device: {rates[0].flop_per_s / 1e12:.3g} TFLOP/s ({precision}), "
+        f"{rates[1].flop_per_s / 1e12:.3g} (fp32), {rates[0].bytes_per_s / 1e9:.4g} GB/s",
+    )
+    rows = measure_all(shapes, device, DTYPES[precision], batch, rates, end, results)
+    left = len(shapes) - len(rows)
+    if left:
+        print(f"no time for {left} of {len(shapes)} shapes; --minutes gives more")
+    if args.record and rows:
+        about = f"batch {batch}, {precision}, channels-last, median of {GPU_CALLS if on_gpu(args) else CPU_CALLS} calls"
+        table = Table(
+            device=device_name(device), hardware=hardware_name(device), torch=torch_name(), about=about, rows=rows
+        )
+        print(f"{len(rows)} shapes recorded in {record(table)}")
+    return 0
+
+
+def measure_all(
+    shapes: Sequence[OpShape],
+    device: torch.device,
+    kind: torch.dtype,
+    batch: int,
+    rates: tuple[Rates, Rates],
+    end: float,
+    results: Results,
+) -> list[Row]:
+    """Measure shape by shape until `end`, a time of `time.monotonic`; return the best form of each."""
+    rows: list[Row] = []
+    firsts: dict[tuple[object, ...], OpShape] = {}
+    for shape in shapes:
+        firsts.setdefault(shape[:3], shape)
+    fastest: dict[tuple[object, ...], list[str]] = {}  # of an operation's tiles, at its first shape
+    others = [shape for shape in shapes if firsts[shape[:3]] != shape]
+    for part, most in ((list(firsts.values()), None), (others, FEW)):
+        with compiled_ahead(part, device, kind, most, end - time.monotonic(), fastest):
+            for shape in part:
+                if time.monotonic() > end:
+                    break
+                found = measure_shape(shape, device, kind, batch, most, fastest)
+                fastest.setdefault(shape[:3], sorted(found, key=lambda form: found[form].ms or math.inf))
+                bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
+                if row := best_row(shape, found, bounds):
+                    rows.append(row)
+                forms = {form: measured._asdict() for form, measured in found.items()}
+                results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
+                results.note("shapes", len(results.rows), described(shape, found, bounds))
+                free_memory(device)
+    return rows
+
+
+def chosen_forms(
+    shape: OpShape, device: torch.device, most: int | None, fastest: Mapping[tuple[object, ...], Sequence[str]]
+) -> list[str]:
+    """Return the forms to try at a shape: every one, or of each kind the `most` that were the fastest before."""
+    forms = list(forms_at(shape, device))
+    if most is None:
+        return forms
+    order = [form for form in fastest.get(shape[:3], forms) if form in forms]
+    kinds = dict.fromkeys(base(form) for form in forms)
+    return [form for kind in kinds for form in [f for f in order if base(f) == kind][:most]]
+
+
+@contextmanager
+def compiled_ahead(
+    shapes: Sequence[OpShape], device: torch.device, kind: torch.dtype, most: int | None, seconds: float,
+    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}),
+) -> Iterator[None]:  # fmt: skip
+    """Compile the forms of some shapes side by side, before anything is timed: Triton keeps them on disk."""
+    jobs = {
+        (shape[:4], form): shape
+        for shape in shapes for form in chosen_forms(shape, device, most, fastest) if base(form) in OURS
+    }  # fmt: skip
+    if device.type == "cuda" and jobs:
+        workers = max(1, min(MOST_WORKERS, len(jobs), (os.cpu_count() or 2) - 1))
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
+            wait(started, timeout=max(0.0, seconds) / 2)
+            pool.shutdown(cancel_futures=True)
+    yield
+
+
+def compile_form(shape: OpShape, form: str, kind: torch.dtype) -> None:
+    """Run a form once, in a process of its own."""
+    with suppress(Exception):  # it fails again, with its reason, where it is measured
+        operation_at(shape, CHECKED, kind, torch.device("cuda"))(form)
+
+
+def measure_shape(
+    shape: OpShape, device: torch.device, kind: torch.dtype, batch: int, most: int | None = None,
+    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}),
+) -> dict[str, Measured]:  # fmt: skip
+    """Check and time the forms of an operation at a shape."""
+    forms = chosen_forms(shape, device, most, fastest)
+    exact = operation_at(shape, CHECKED, kind, device, exact=True)("plain")
+    few, many = (operation_at(shape, images, kind, device) for images in (CHECKED, batch))
+    found: dict[str, Measured] = {}
+    for form in forms:
+        try:
+            error = relative_errors(few(form), exact)
+            found[form] = Measured(median_ms(partial(many, form), device), error)
+        except Exception as problem:  # whatever a compiler raises: the others go on, and the reason is shown
+            found[form] = Measured(None, None, f"{type(problem).__name__}: {one_line(problem)}")
+    return found
+
+
+def median_ms(call: Callable[[], object], device: torch.device) -> float:
+    """Return the milliseconds of a call, median; on a GPU as a graph and with cold caches, as in a long step."""
+    for _ in range(3):
+        call()
+    if device.type != "cuda":
+        return 1e3 * float(np.median([seconds(device, as_call(call)) for _ in range(CPU_CALLS)]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(GPU_CALLS)]
+    for start, stop in events:
+        flush.zero_()
+        start.record()
+        graph.replay()
+        stop.record()
+    torch.cuda.synchronize(device)
+    return float(np.median([start.elapsed_time(stop) for start, stop in events]))
+
+
+def as_call(call: Callable[[], object]) -> Callable[[], None]:
+    """Return a call that gives nothing: `seconds` takes what it gives for its own time."""
+
+    def run() -> None:
+        call()
+
+    return run
+
+
+def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str, float]) -> Row | None:
+    """Return what to record of a shape: the fastest form that is about as exact as torch's own."""
+    plain = found["plain"]
+    if plain.ms is None or plain.error is None:
+        return None
+    allowed = WORSE * plain.error + 1e-6
+    ms = {form: m.ms for form, m in found.items() if m.ms is not None and (m.error or 0.0) <= allowed}
+    best = min(ms, key=lambda form: ms[form])
+    rounded = {
+        name: round(value, 4) for name, value in (ms | {f"{name} bound": b for name, b in bounds.items()}).items()
+    }
+    return Row(
+        operation=shape.operation, kernel=shape.kernel, stride=shape.stride, channels=shape.channels,
+        height=shape.height, form=best, gain=round(plain.ms / ms[best], 3), ms=rounded,
+    )  # fmt: skip
+
+
+def bounds_s(shape: OpShape, kind: torch.dtype, batch: int, rates: tuple[Rates, Rates]) -> dict[str, float]:
+    """Return the seconds that moving an operation's values and its arithmetic take at least."""
+    products, scalars = (
+        rates  # of matrix units, and of the multiply-adds in fp32 that depthwise convolutions are made of
+    )
+    rate = products if shape.operation.startswith("pointwise") else scalars
+    moved = shape.moved(batch) * kind.itemsize
+    return {"memory": moved / products.bytes_per_s, "arithmetic": shape.flop(batch) / rate.flop_per_s}
+
+
+def described(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str, float]) -> str:
+    """Return the line of a shape: the forms from the fastest one, with milliseconds."""
+    size = f" {shape.kernel}x{shape.kernel}/{shape.stride}" if shape.kernel else ""
+    order = sorted(found.items(), key=lambda item: item[1].ms if item[1].ms is not None else float("inf"))
+    forms = [
+        f"{form} {m.ms:.3f}" if m.ms is not None else f"{form} failed ({(m.failed or '')[:80]})" for form, m in order
+    ]
+    least = ", ".join(f"{name} {ms:.3f}" for name, ms in bounds.items() if ms)
+    where = f"{shape.operation}{size}, {shape.channels} channels, {shape.height}x{shape.height}"
+    return f"{where}: {', '.join(forms)} ms; bounds: {least}"

@@ -1,0 +1,174 @@
+"""What only a GPU can show: its kernels, compiled and captured training, its memory, NCCL. `pytest -m gpu`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from roadmap.bench.kernels import compiled_ahead, measure_shape
+from roadmap.bench.operations import shapes_of
+from roadmap.errors import ConfigError, NonFiniteError
+from roadmap.runs.run_dir import run_path
+from roadmap.runs.schema import SUMMARY
+from roadmap.steps.compose import compose
+from roadmap.training import cuda_graph, step
+from roadmap.training.train import train
+
+from .conftest import ROOT, SMALL
+from .records import ledger, newest, stopped_at
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+CUDA = torch.device("cuda")
+STEP = "separate_downsampling"
+EAGER = ("cuda_graph=never", "compile=false")
+FORMS = {
+    "eager": EAGER,
+    "captured": ("cuda_graph=always", "compile=false"),
+    "compiled": ("cuda_graph=never", "compile=true"),
+    "compiled and captured": ("cuda_graph=always", "compile=true"),
+    "captured passes": ("cuda_graph=always", "compile=false", "recipe.micro_batch=16"),
+}
+ROWS = ("depthwise", "kernel_5", "kernel_7", "kernel_9", "kernel_11", STEP)
+
+
+def losses(config):
+    return np.array([row["train/loss"] for row in ledger(config) if row["kind"] == "train"])
+
+
+@pytest.fixture
+def on_gpu(small):
+    """Return a function that composes a small run on the GPU."""
+    return lambda *words: small(STEP, "device=cuda", *words)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """Return every operation of tiny at its largest map and of mini at its smallest; their kernels are compiled."""
+    largest = {shape[:3]: shape for shape in reversed(shapes_of([compose(row, "tiny") for row in ROWS], 224))}
+    smallest = {shape[:3]: shape for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
+    taken = [*largest.values(), *smallest.values()]
+    with compiled_ahead(taken, CUDA, torch.bfloat16, 1, 60.0):
+        return taken
+
+
+@pytest.mark.timeout(200)
+def test_every_form_is_as_exact_as_torchs_own_at_the_shapes_of_tiny_and_mini(shapes):
+    for shape in shapes:
+        found = measure_shape(shape, CUDA, torch.bfloat16, 8, 1)
+        plain = found["plain"].error
+        for form, measured in found.items():
+            assert measured.failed is None, (shape, form, measured.failed)
+            assert measured.error <= 1.5 * plain + 1e-4, (shape, form, measured.error, plain)
+
+
+@pytest.fixture(scope="module")
+def eager(tmp_path_factory):
+    """Return the losses of a run whose steps are eager and plain, by precision."""
+    from .conftest import small_run
+
+    known = {}
+
+    def call(precision, *words):
+        if (precision, *words) not in known:
+            runs = tmp_path_factory.mktemp("eager")
+            given = ("device=cuda", "kernels=plain", f"recipe.precision={precision}")
+            config = small_run(runs, STEP, *given, *EAGER, *words)
+            train(config)
+            known[precision, *words] = losses(config)
+        return known[precision, *words]
+
+    return call
+
+
+@pytest.mark.parametrize("kernels", ["plain", "auto"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_way_to_take_a_step_gives_the_same_losses(on_gpu, eager, form, kernels):
+    if kernels == "plain" and "compile=true" in FORMS[form]:
+        pytest.skip("compiled with the forms that train")
+    config = on_gpu(*FORMS[form], f"kernels={kernels}", "recipe.precision=bf16", "recipe.ema_decay=0.9")
+    summary = train(config)
+    assert summary["cuda_graph"] == ("cuda_graph=always" in FORMS[form])
+    whole = eager("bf16", *[word for word in FORMS[form] if "micro_batch" in word])
+    np.testing.assert_allclose(losses(config), whole, rtol=0.03)
+
+
+@pytest.mark.parametrize("form", ["eager", "captured", "compiled and captured", "captured passes"])
+def test_a_stopped_run_goes_on_to_the_losses_of_the_whole_one(on_gpu, form):
+    whole, config = on_gpu(*FORMS[form], "study=whole"), on_gpu(*FORMS[form])
+    train(whole)
+    with stopped_at(4):
+        train(config)
+    train(config)
+    np.testing.assert_allclose(losses(config), losses(whole), rtol=2e-3)
+    for a, b in zip(newest(config)["net"].values(), newest(whole)["net"].values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_other_precisions_train_with_our_kernels(on_gpu, eager, precision):
+    config = on_gpu(f"recipe.precision={precision}")
+    assert train(config)["precision"] == precision
+    np.testing.assert_allclose(losses(config), eager(precision), rtol=0.02)
+
+
+@pytest.mark.parametrize("form", ["eager", "captured", "captured passes"])
+def test_a_step_that_is_not_finite_ends_the_run(on_gpu, monkeypatch, form):
+    real = step.prepare
+
+    def spoilt(ctx, images, labels, number):
+        return real(ctx, images * (torch.nan if number == 2 * ctx.grad_accumulation else 1), labels, number)
+
+    monkeypatch.setattr(step, "prepare", spoilt)
+    monkeypatch.setattr(cuda_graph, "prepare", spoilt)
+    with pytest.raises(NonFiniteError, match="step 3"):
+        train(on_gpu(*FORMS[form]))
+
+
+@pytest.mark.parametrize("form", ["eager", "captured"])
+def test_memory_that_is_too_small_is_told_with_the_pass_that_fits(on_gpu, form):
+    config = on_gpu(*FORMS[form], "data.image_size=224", "kernels=plain")
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 150 * 2**20
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(ConfigError, match=r"a pass of so many images is too large .*; (\d+ fits|not even 2)"):
+            train(config)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+def test_evaluation_counts_as_on_the_cpu(on_gpu, tmp_path):
+    config = on_gpu("recipe.precision=fp32")
+    train(config)
+    weights = shutil.copy(next((run_path(config) / "checkpoints").glob("*.pt")), tmp_path / "weights.pt")
+    found = {}
+    for device in ("cuda", "cpu"):
+        words = ("mode=evaluate", f"weights={weights}", f"device={device}", "recipe.precision=fp32")
+        done = command(*words, f"+step={STEP}", "regime=nano", *(word for word in SMALL if word.startswith("data.")))
+        assert done.returncode == 0, done.stderr
+        found[device] = done.stdout.splitlines()[-1]
+    assert found["cuda"] == found["cpu"]
+
+
+def test_one_rank_under_torchrun_trains_by_nccl(tmp_path):
+    words = (f"+step={STEP}", "device=cuda", *SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path}")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
+    done = command(*words, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(next(tmp_path.rglob(SUMMARY)).read_text())
+    assert summary["world_size"] == 1 and np.isfinite(summary["top1"])
+
+
+def command(*words, launcher=()):
+    """Run `python run.py WORDS`, with a launcher before it."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    return subprocess.run(
+        [sys.executable, *launcher, "run.py", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=150, check=False, env=env,
+    )  # fmt: skip
