@@ -249,7 +249,9 @@ class Config(Section):
     seed: Int = key(0, ge=0, le=2**31 - 1, affects=Affects.result)
     mode: Mode = key(Mode.train, evaluation=True, cells=False)
     weights: Text | None = key(
-        None, evaluation=True, cells=False,
+        None,
+        evaluation=True,
+        cells=False,
         about="mode=evaluate: a file of published weights, or one of our run directories",
     )
     device: Device = key(Device.auto, evaluation=True, local=True)

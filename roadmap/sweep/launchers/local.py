@@ -1,8 +1,10 @@
 """A study on this machine: as many cells beside each other as its GPUs, or its CPU cores, hold.
 
-Stays in the foreground; asked to stop it passes that on, every cell is saved, and the same command goes on later.
+Stays in the foreground; asked to stop, or its terminal closed, it passes that on, every cell is saved, and the same
+command goes on later. Where it is killed the kernel asks its runs to stop: none trains on unseen.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,17 +14,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from roadmap.errors import ConfigError, StoppedEarly
-from roadmap.sweep.cell_states import process_start
+from roadmap.runs.process import process_start
 from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
 from roadmap.sweep.study import Cell
-from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.sweep.submit import Selection, choose_cells, on_gpu
 
 POLL_S = 0.2
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOGS = "logs"
 
 
@@ -114,12 +116,20 @@ def claim_cells(selection: Selection) -> tuple[str, list[LocalTask]]:
         submission, chosen = choose_cells(selection, code)
         command = [sys.executable, str(code / "run.py")]
         tasks = [LocalTask(directory, task.key, [*command, *task.args]) for task in chosen]
-        row = {"kind": "local", "job": "local", "pid": os.getpid(), "born": process_start(os.getpid())}
-        row |= {"snapshot": code.name, **git_state_of(code)}
-        directory.append_jobs(
-            {"cell": task.key, **row, "log": str(task.log.relative_to(directory.notes))} for task in tasks
-        )
+        directory.append_jobs(job_row(task, code) for task in tasks)
     return str(submission), tasks
+
+
+def job_row(task: LocalTask, code: Path) -> Row:
+    """Return what is recorded of a cell that this process takes."""
+    row: Row = {
+        "cell": task.key,
+        "kind": "local",
+        "job": "local",
+        "log": str(task.log.relative_to(task.directory.notes)),
+    }
+    row |= {"pid": os.getpid(), "born": process_start(os.getpid())}
+    return row | {"snapshot": code.name, **git_state_of(code)}
 
 
 class Scheduler:
@@ -128,27 +138,36 @@ class Scheduler:
     def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None]) -> None:
         self.free, self.echo = list(slots), echo
         self.running: dict[subprocess.Popen[bytes], tuple[LocalTask, Slot]] = {}
+        self.signals: list[int] = []  # that came and were not yet passed on
         self.stopped = False
         self.codes: list[int] = []
 
     def run(self, tasks: Sequence[LocalTask]) -> int:
         """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+            numbers.remove(signal.SIGHUP)
+        handlers = {number: signal.signal(number, lambda number, _: self.signals.append(number)) for number in numbers}
         waiting = list(tasks)
         try:
             while self.running or (waiting and not self.stopped):
+                self._pass_on_signals()
                 while waiting and self.free and not self.stopped:
                     self._start(waiting.pop(0))
                 for process in [process for process in self.running if process.poll() is not None]:
                     self._finish(process, len(tasks))
                 time.sleep(POLL_S)
         finally:
+            for process in self.running:  # an error of ours, such as a full disk, ends no run unsaved
+                process.terminate()
+            for process in self.running:
+                process.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             for task in waiting:
                 record_end(task, None)
         if self.stopped:
-            raise StoppedEarly("stopped, every cell is saved; the same command goes on")
+            raise StoppedEarly("stopped, every cell that had begun is saved; the same command goes on")
         return max(self.codes, default=0)
 
     def _start(self, task: LocalTask) -> None:
@@ -161,13 +180,20 @@ class Scheduler:
         task.log.parent.mkdir(exist_ok=True)
         with open(task.log, "ab") as log:  # a session of its own: a Ctrl-C reaches it through us, once
             process = subprocess.Popen(
-                task.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+                task.command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=env,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
             )
+        self.running[process] = (task, slot)
         if slot.cores:
             with suppress(OSError):  # it has ended already
                 os.sched_setaffinity(process.pid, slot.cores)
-        self.running[process] = (task, slot)
-        self.echo(f"{task.directory.name}: {task.key} begins")
+        record_start(task, process.pid)
+        self._show(f"{task.directory.name}: {task.key} begins")
 
     def _finish(self, process: subprocess.Popen[bytes], total: int) -> None:
         task, slot = self.running.pop(process)
@@ -177,15 +203,43 @@ class Scheduler:
         record_end(task, code)
         lines = task.log.read_bytes().decode(errors="replace").strip().splitlines()
         line = f"[{len(self.codes)}/{total}] {lines[-1] if lines else task.key}"
-        self.echo(line + (f" (exit code {code}; {task.log})" if code else ""))
+        self._show(line + (f" (exit code {code}; {task.log})" if code else ""))
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        if not self.stopped:
-            self.echo("stopping: the cells at work are saved; once more interrupts them at once")
-        self.stopped = True
-        for process in self.running:
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
+    def _pass_on_signals(self) -> None:
+        while self.signals:
+            number = self.signals.pop(0)
+            if not self.stopped:
+                self._show("stopping: the cells at work are saved; once more interrupts them at once")
+            self.stopped = True
+            for process in self.running:
+                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def _show(self, line: str) -> None:
+        with suppress(OSError):  # the terminal is closed
+            self.echo(line)
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """Return what a child does before its program: let the kernel ask it to stop once this process is gone.
+
+    None where the system knows no such thing.
+    """
+    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+
+    def call() -> None:
+        assert prctl is not None
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # gone already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return call if prctl is not None else None
+
+
+def record_start(task: LocalTask, pid: int) -> None:
+    """Record the process that runs a cell."""
+    with task.directory.lock():
+        row = task.directory.jobs()[task.key][-1]
+        task.directory.append_jobs([row | {"run_pid": pid, "run_born": process_start(pid)}])
 
 
 def record_end(task: LocalTask, code: int | None) -> None:
