@@ -71,7 +71,7 @@ def cancel_cell(study: StudyDir, state: CellState, rows: Sequence[Row], done: Ca
     status = read_or_empty(Status, study.path / state.key / STATUS)
     found: list[tuple[Any, Any, int | None]] = []
     if last and last["kind"] == "local":
-        found = [(last["host"], *process) for process in processes(last)]
+        found = [(last["host"], *process) for process in processes(last).values()]
     if status.state in ("begun", "running"):
         found.append((status.host, status.pid, status.pid_start))
     here = [(pid, born) for host, pid, born in found if host == socket.gethostname() and is_alive(pid, born)]

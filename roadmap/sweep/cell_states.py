@@ -129,12 +129,10 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     state = classify(status, last, "CANCELLED" if cancelled and job == queue.GONE else job)
     if ended and newest.get("exit_code") and status.state is None:
         state = State("failed", f"exit code {newest['exit_code']} before the run began")
+    if job == queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):
+        state = State(state.name, "; ".join(filter(None, ["its scheduler was killed", state.reason])), killed=True)
     found = CellState(cell["key"], cell["step"], cell["variant"], cell["seed"], state.name, state.killed)
-    if last is newest and last.get("kind") == "local" and job == queue.GONE and state.name == "planned":
-        found.reason = "what was to run it was killed before it began"
-    else:
-        found.reason = state.reason
-    found.cancelled = cancelled
+    found.reason, found.cancelled = state.reason, cancelled
     found.epochs, found.path = cell["config"]["recipe"]["epochs"], str(run)
     if status.state is not None:
         add_progress(found, run, status)
@@ -170,12 +168,13 @@ def job_state(last: Row | None, answer: queue.Queue) -> str | None:
         return answer.state(str(last["job"]))
     if last["host"] != socket.gethostname():
         return None
-    return LOCAL if any(is_alive(*process) for process in processes(last)) else queue.GONE
+    return next((state for state, process in processes(last).items() if is_alive(*process)), queue.GONE)
 
 
-def processes(row: Row) -> list[tuple[int, int | None]]:
-    """Return the processes that a job of this machine is: its scheduler, and its run once that has begun."""
-    return [(row[pid], row.get(born)) for pid, born in (("pid", "born"), ("run_pid", "run_born")) if row.get(pid)]
+def processes(row: Row) -> dict[str, tuple[int, int | None]]:
+    """Return the processes of a job of this machine, by the state that each alone means: scheduler, then run."""
+    found = {LOCAL: (row["pid"], row.get("born"))}
+    return found | ({"RUNNING": (row["run_pid"], row["run_born"])} if "run_pid" in row else {})
 
 
 def classify(status: Status, last: Row | None, job: str | None) -> State:

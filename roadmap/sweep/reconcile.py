@@ -52,7 +52,7 @@ def reconcile(study: StudyDir) -> Reconciliation:
             if not rows:
                 continue
             if rows[-1]["kind"] == "local":
-                if state.killed or (state.state == "planned" and state.reason):
+                if state.killed:
                     result.left[state.key] = f"{state.reason}; make roadmap STUDY={study.name} CLUSTER=local goes on"
             elif state.state in ("failed", "stopped"):
                 slurm = slurm_jobs(rows)
