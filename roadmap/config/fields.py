@@ -41,6 +41,7 @@ class Key:
     allowed: str  # the range or the choices in words; empty where the type says it all
     is_text: bool = False  # any text
     needs: tuple[str, str] | None = None  # another key and the value under which alone this one is read
+    cells: bool = True  # whether it may be set for the cells of a study
 
 
 def key(
@@ -52,13 +53,16 @@ def key(
     local: bool | None = None,
     one_of: tuple[Any, ...] = (),
     needs: tuple[str, str] | None = None,
+    cells: bool = True,
     **limits: Any,
 ) -> Any:
     """Define a key. `limits` are pydantic's (ge, gt, le, min_length, ...); what is left out is its section's.
 
     `needs=("recipe.optimizer", "sgd")`: nothing reads it elsewhere, so that it is no part of a run's identity there.
+    `cells=False`: it is said to one run, and cannot be set for the cells of a study.
     """
     extra: Any = {"affects": affects, "evaluation": evaluation, "local": local, "one_of": one_of, "needs": needs}
+    extra["cells"] = cells
     return Field(default, description=about, json_schema_extra=extra, **limits)
 
 
@@ -169,7 +173,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return (
         extra
         if isinstance(extra, dict)
-        else dict.fromkeys(("affects", "evaluation", "local", "needs")) | {"one_of": ()}
+        else dict.fromkeys(("affects", "evaluation", "local", "needs")) | {"one_of": (), "cells": True}
     )
 
 

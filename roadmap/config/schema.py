@@ -251,11 +251,14 @@ class Config(Section):
     parent: Text | None = None
     label: Text = ""
     adopted: Text = key("yes", one_of=("yes", "no", "reference"))
-    study: Text = "single"
+    study: Text = key("single", cells=False)
     seed: Int = key(0, ge=0, le=2**31 - 1, affects=Affects.result)
-    mode: Mode = key(Mode.train, evaluation=True)
+    mode: Mode = key(Mode.train, evaluation=True, cells=False)
     weights: Text | None = key(
-        None, evaluation=True, about="mode=evaluate: a file of published weights, or one of our run directories"
+        None,
+        evaluation=True,
+        cells=False,
+        about="mode=evaluate: a file of published weights, or one of our run directories",
     )
     weights_key: Text | None = key(
         None, evaluation=True, about="of a file that holds several weights: which, such as model_ema"
@@ -274,8 +277,8 @@ class Config(Section):
     comm_timeout_s: Float = key(
         120.0, ge=1, le=86_400, local=True, about="from then on: a rank that is silent for so long is lost"
     )
-    dry: bool = key(False, evaluation=True, about="print what the run would be, and do nothing")
-    fresh: bool = key(False, about="start over: an earlier run directory is moved aside, never deleted")
+    dry: bool = key(False, evaluation=True, cells=False, about="print what the run would be, and do nothing")
+    fresh: bool = key(False, cells=False, about="start over: an earlier run directory is moved aside, never deleted")
     allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
     regime: RegimeConfig = section(RegimeConfig)
     model: NetConfig = section(NetConfig)

@@ -23,6 +23,7 @@ from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
 from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
+from roadmap.runs.process import process_start
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import config_summary, write_result
 from roadmap.runs.run_dir import RunDir, newest_place
@@ -79,6 +80,7 @@ class RunLogger:
             **({"identity_hash": earlier["identity_hash"]} if "identity_hash" in earlier else {}),
             **self.run_info,
             "pid": os.getpid(),
+            "pid_start": process_start(os.getpid()),
             "exit_code": None,
             "reason": None,
         }

@@ -83,6 +83,7 @@ class Status(RunInfo):
     rounding: list[str] | None = None  # what had changed that differs in rounding alone
     identity_hash: str | None = None  # of the config as a start before schema 2 wrote it
     pid: int | None = None
+    pid_start: int | None = None  # in the kernel's ticks: a later process may have the same number
     wandb_id: str | None = None
     wandb_rows: int | None = None  # lines of the ledger that W&B has
 

@@ -159,10 +159,10 @@ def reconcile(args: Args) -> int:
 
 def cancel(args: Args) -> int:
     """Cancel what is queued or at work."""
-    from roadmap.sweep.reconcile import cancel as cancel_study
+    from roadmap.sweep.cancel import cancel as cancel_study
 
     for study in directories(args):
-        echo(f"{study.name}: {cancel_study(study)} cancelled; make roadmap goes on")
+        echo(f"{study.name}: {cancel_study(study)}")
     return DONE
 
 

@@ -13,8 +13,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from roadmap.config.choices import Mode
-from roadmap.config.schema import Config
+from roadmap.config.fields import shown
+from roadmap.config.schema import KEYS, Config
 from roadmap.errors import ConfigError
 from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.run_dir import run_path
@@ -28,8 +28,9 @@ from roadmap.text import check_name, nearest
 SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
 SEED_WORD = re.compile(r"seed=(\d+)")
-SETTING = re.compile(r"\b(?:model|recipe|data|regime)\.\w+")
-NOT_FOR_CELLS = ("study", "mode", "fresh", "weights", "dry")  # a study's cells train, each in its own directory
+TOGGLE = re.compile(r"\bmodel\.\w+")
+# A study's cells train, each in its own directory.
+NOT_FOR_CELLS = {name: key.default for name, key in KEYS.items() if not key.cells}
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,9 @@ def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:
     """Raise ConfigError for a cell that is none of this study, or that is the run of another one."""
     if cell.config.study != file.stem:
         raise ConfigError(f"{file}: study={cell.config.study}: a study is named like its file, study: {file.stem}")
-    if cell.config.mode != Mode.train:
-        raise ConfigError(f"{file}: mode={cell.config.mode}: the cells of a study train")
+    for name, default in NOT_FOR_CELLS.items():
+        if name != "study" and getattr(cell.config, name) != default:
+            raise ConfigError(f"{file}: {name}={shown(getattr(cell.config, name))}: cannot be set for a study's cells")
     if same is not None:
         raise ConfigError(
             f"{file}: two cells are the same run: {' '.join(same.overrides)} and {' '.join(cell.overrides)}"
@@ -194,8 +196,11 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
 
 
 def is_combination(reason: str) -> bool:
-    """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong."""
-    return all(len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
+    """Tell whether an error is about toggles that do not go together (it names two), not about a value that is wrong.
+
+    A value that breaks rows, such as an epoch under a warm-up of three, is no combination of the grid.
+    """
+    return all(len(set(TOGGLE.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
 
 
 def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:

@@ -53,6 +53,10 @@ class StudyDir:
 
     def cells(self) -> list[dict[str, Any]]:
         """Return the cells as they were written at submission. Raises DataError where there are none."""
+        return list(self.record()["cells"])
+
+    def record(self) -> dict[str, Any]:
+        """Return what was written at submission: cells, and combinations left out. Raises DataError for nothing."""
         try:
             found = read_json(self.notes / CELLS)
         except FileNotFoundError:
@@ -64,7 +68,7 @@ class StudyDir:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
         if found.get("schema") != SCHEMA:
             raise DataError(f"{self.notes / CELLS}: written in schema {found.get('schema')}, this is {SCHEMA}")
-        return list(found["cells"])
+        return found
 
     def write_cells(self, study: "Study") -> None:
         """Write the study's cells, resolved; submitted cells of other overrides stay. Call it with the study locked."""
