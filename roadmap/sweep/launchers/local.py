@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import ConfigError, StoppedEarly
