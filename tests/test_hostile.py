@@ -179,12 +179,13 @@ def test_what_hydra_would_act_on_is_refused_however_it_is_written(folder, tmp_pa
     assert not marker.exists()
 
 
-def test_references_that_double_by_other_ways_end_by_themselves(folder):
+def test_references_that_double_by_other_ways_end_by_themselves(folder, monkeypatch):
+    monkeypatch.setattr(sys.modules["roadmap.steps.compose"], "COMPOSE_S", 2.0)
     doubling = "".join(f"k{i}:\n  a: ${{k{i - 1}}}\n  b: ${{k{i - 1}}}\n" for i in range(1, 30))
     (folder / "step" / "evil.yaml").write_text(HEAD + "defaults: [gelu, _self_]\nk0: x\n" + doubling)
     took, text = seconds(compose, "evil", config_dir=folder)
-    assert took < 15
-    assert "takes more than 10 s to compose" in text
+    assert took < 5
+    assert "takes more than 2 s to compose" in text
 
 
 def test_a_help_that_cannot_read_a_folder_is_a_plain_error(monkeypatch, folder):

@@ -55,12 +55,15 @@ def compose(
         raise ConfigError(plain_error(error, folders)) from None
 
 
+COMPOSE_S = 10.0  # a config takes a tenth
+
+
 class _TooLong(BaseException):
     """Of the timer alone: libraries catch every Exception."""
 
 
 @contextmanager
-def bounded_time(seconds: float = 10.0) -> Iterator[None]:
+def bounded_time() -> Iterator[None]:
     """Raise ConfigError where composing computes longer than that: references within references can double what they
     stand for without end. In the main thread alone, where Python takes signals."""
     if threading.current_thread() is not threading.main_thread():
@@ -70,12 +73,12 @@ def bounded_time(seconds: float = 10.0) -> Iterator[None]:
     def stop(*_: object) -> NoReturn:
         raise _TooLong
 
-    before, left = signal.signal(signal.SIGVTALRM, stop), signal.setitimer(signal.ITIMER_VIRTUAL, seconds)[0]
+    before, left = signal.signal(signal.SIGVTALRM, stop), signal.setitimer(signal.ITIMER_VIRTUAL, COMPOSE_S)[0]
     try:
         yield
     except _TooLong:
         raise ConfigError(
-            f"the config takes more than {seconds:g} s to compose: do its values refer to each other?"
+            f"the config takes more than {COMPOSE_S:g} s to compose: do its values refer to each other?"
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, left)
