@@ -43,13 +43,21 @@ class SharedBatch:
         return open_batch, (shared, self.layouts, self.is_tensor)
 
 
-def open_batch(shared: Any, layouts: Sequence[Layout], is_tensor: bool) -> Tensor | tuple[Tensor, ...]:
-    """Return the batch that another process has pickled. Raises OSError where that has ended meanwhile."""
-    handle = shared.detach()
+def open_batch(
+    shared: Any, layouts: Sequence[Layout], is_tensor: bool
+) -> Tensor | tuple[Tensor, ...] | OSError | EOFError:
+    """Return the batch that another process has pickled, an error where that has ended meanwhile.
+
+    Raised, the error would end torch's thread that pins batches with a traceback.
+    """
     try:
-        tensors = map_tensors(handle, layouts)
-    finally:
-        os.close(handle)
+        handle = shared.detach()
+        try:
+            tensors = map_tensors(handle, layouts)
+        finally:
+            os.close(handle)
+    except (OSError, EOFError) as error:
+        return error
     return tensors[0] if is_tensor else tensors
 
 

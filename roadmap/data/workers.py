@@ -134,7 +134,10 @@ def next_batch(batches: Iterator[Any], processes: list[BaseProcess], workers: in
     deadline = time.monotonic() + STALL_S
     while True:
         try:
-            return next(batches)
+            batch = next(batches)
+            if isinstance(batch, OSError | EOFError):  # it could not be opened here
+                raise batch
+            return batch
         except (RuntimeError, OSError, EOFError) as error:
             is_late = "DataLoader timed out" in str(error)
             if not is_late:  # a connection can break before its process is seen to be gone

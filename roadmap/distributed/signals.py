@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -40,7 +40,8 @@ def leave_at_once(code: int = StoppedEarly.code, *, silent: bool = False) -> Non
             child.kill()
         if scratch := os.environ.get("ROADMAP_SCRATCH"):
             shutil.rmtree(scratch, ignore_errors=True)
-        sys.stdout.flush()
+        with suppress(Exception):  # the signal may have come while something was printed
+            sys.stdout.flush()
         os._exit(code)
 
     for number in not_ignored():
