@@ -20,6 +20,7 @@ from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
+from roadmap.files import expand
 from roadmap.steps.cell_name import cell_name, without_hydra
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, key_of_a_file, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
@@ -83,6 +84,8 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
     name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))
+    if name is None and cfg.get("mode") == Mode.evaluate and cfg.get("weights"):
+        of_run |= not expand(str(cfg.weights)).exists()  # whose reading will say so
     if name is None and cfg.get("mode") != Mode.data_check and not of_run:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:

@@ -64,7 +64,7 @@ def check_overrides(words: Iterable[str]) -> None:
             raise ConfigError(f"{key}: of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set")
         if "@" in key or key == "local":
             raise ConfigError(f"{key}: a group goes where its file says; write GROUP=NAME")
-        if KEYS.get(key) and KEYS[key].is_text and isinstance(override.value(), list | dict):
+        if key not in GROUPS and key in KEYS and KEYS[key].is_text and isinstance(override.value(), list | dict):
             text = f"{key}={quote(word.partition('=')[2])}"
             raise ConfigError(f'{word}: brackets and braces are a list or a mapping; as text: "{text}"')
         one_name = override.is_sweep_override() or isinstance(override.value(), str | int | float)

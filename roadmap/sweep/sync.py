@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.config.choices import WandbMode
-from roadmap.config.schema import Config, from_flat
+from roadmap.config.schema import Config
 from roadmap.errors import StoppedEarly
 from roadmap.files import read_json, read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
+from roadmap.runs.run_dir import from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger
