@@ -118,7 +118,7 @@ def test_a_key_that_only_a_file_has_comes_with_that_file(command, tmp_path):
     done = command("-cd", str(tmp_path / "mydir"), "+step=mine", *SMALL)
     assert done.returncode == 64
     (line,) = done.stderr.splitlines()
-    assert f"{step}: sets model.kernel_sise, which the schema does not have; did you mean model.kernel_size?" in line
+    assert f"{step}: model.kernel_sise: there is no such key; did you mean model.kernel_size?" in line
 
 
 def test_a_user_without_a_name_or_a_home_can_train(tmp_path):

@@ -22,7 +22,7 @@ from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.steps.cell_name import cell_name, without_hydra
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, key_of_a_file, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
 from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
@@ -102,9 +102,9 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
         return config_of_run(flatten(named), hydra)
     try:
         config = Config(**named)
-    except ConfigError:
-        if line := key_of_a_file(named, hydra.overrides.task, folders):
-            raise ConfigError(line) from None
+    except ConfigError as error:
+        if path := file_of_unknown_key(named, hydra.overrides.task, folders):
+            raise ConfigError(f"{path}: {error}") from None
         raise
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config

@@ -194,7 +194,9 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
 
 def is_combination(reason: str) -> bool:
     """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong."""
-    return all(len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
+    return "there is no such key" not in reason and all(
+        len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines()
+    )
 
 
 def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:
