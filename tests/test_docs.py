@@ -79,6 +79,9 @@ def place(tmp_path, monkeypatch) -> Path:
         if not title.startswith(LINKED):
             (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / title).write_text(text, encoding="utf-8")
+    run = tmp_path / "runs" / "single" / "nano-digits" / "gelu" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(compose("gelu", "nano").values()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -305,18 +305,6 @@ DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written b
 KEYS: dict[str, Key] = keys(Config)
 
 
-def from_flat(values: Mapping[str, Any]) -> Config:
-    """Return the config of some values by dotted key: the default for what is missing, keys unknown by now left out.
-
-    Raises ConfigError.
-    """
-    nested: dict[str, Any] = {}
-    for name in values.keys() & (KEYS.keys() | Config.model_fields.keys()):  # a section that is none is refused
-        section, _, inner = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[inner] = values[name]
-    return Config(**nested)
-
-
 def affects(name: str) -> Affects | None:
     """Return what a dotted key affects; None for a key that there is not (any more)."""
     return KEYS[name].affects if name in KEYS else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from roadmap import catalog
 from roadmap.catalog import DataSet
 from roadmap.config.schema import DataConfig
-from roadmap.errors import DataError
+from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand, nearby
 from roadmap.text import reason
 
@@ -23,7 +23,10 @@ def data_root(data: DataConfig) -> Path:
     """Return the folder that `data.root` names. Raises DataError if there is none, saying what can be done."""
     if not data.root:
         raise DataError(f"data={data.name} needs a folder: set data.root or ROADMAP_DATA{hint(data)}")
-    root = expand(data.root)
+    try:
+        root = expand(data.root)
+    except ConfigError as error:
+        raise DataError(f"data.root={error}") from None
     if not root.is_dir() and not (data.download and can_be_fetched(data)):
         where = f"it comes from data.root or ROADMAP_DATA{nearby(root)}"
         raise DataError(f"data.root={data.root}: no such folder ({where}){hint(data)}")

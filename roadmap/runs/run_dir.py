@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{CONFIG}: holds no config that can be read")
     return values
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """Return the config of some values by dotted key: the default for what is missing, keys unknown by now left out.
+
+    Raises ConfigError.
+    """
+    nested: dict[str, Any] = {}
+    for name in values.keys() & (KEYS.keys() | Config.model_fields.keys()):  # a section that is none is refused
+        section, _, inner = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[inner] = values[name]
+    return Config(**nested)
 
 
 def flatten_config(values: Any) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
+from roadmap.files import expand
 from roadmap.steps.cell_name import cell_name, without_hydra
 from roadmap.steps.config_files import check_config_dirs
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, key_of_a_file, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
@@ -118,6 +119,8 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
     name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))
+    if name is None and cfg.get("mode") == Mode.evaluate and cfg.get("weights"):
+        of_run |= not expand(str(cfg.weights)).exists()  # whose reading will say so
     if name is None and cfg.get("mode") != Mode.data_check and not of_run:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
@@ -135,9 +138,9 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
         return config_of_run(flatten(named), hydra)
     try:
         config = Config(**named)
-    except ConfigError:
-        if line := key_of_a_file(named, hydra.overrides.task, folders):
-            raise ConfigError(line) from None
+    except ConfigError as error:
+        if path := file_of_unknown_key(named, hydra.overrides.task, folders):
+            raise ConfigError(f"{path}: {error}") from None
         raise
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config

@@ -98,8 +98,8 @@ def _unknown_key(key: str) -> str:
     return f"{key}: there is no such key; {nearest(key, beside or top)}"
 
 
-def key_of_a_file(values: dict[str, Any], overrides: Iterable[str], folders: Sequence[Path]) -> str | None:
-    """Return a line for a composed key that the schema lacks and nobody has typed, with the file that sets it."""
+def file_of_unknown_key(values: dict[str, Any], overrides: Iterable[str], folders: Sequence[Path]) -> Path | None:
+    """Return the file that sets a composed key which the schema lacks and nobody has typed."""
     typed = {word.partition("=")[0].lstrip("+") for word in overrides}
     for key in flatten(values):
         if key in KEYS or key in DERIVED or key in typed:
@@ -109,7 +109,7 @@ def key_of_a_file(values: dict[str, Any], overrides: Iterable[str], folders: Seq
                 body = read_yaml(path)
                 names = flatten(body) if isinstance(body, dict) else {}
                 if key in names or key in {f"{path.parent.name}.{name}" for name in names}:
-                    return f"{path}: sets {key}, which the schema does not have; {nearest(key, KEYS, limit=8)}"
+                    return path
     return None
 
 

@@ -11,10 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from roadmap.config import KEYS, Affects, Config
 from roadmap.config.choices import Mode
 from roadmap.config.fields import shown
-from roadmap.config.schema import DERIVED, from_flat
+from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand
-from roadmap.runs.run_dir import flatten_config, read_config
+from roadmap.runs.run_dir import flatten_config, from_flat, read_config
 from roadmap.steps.cell_name import SAFE_CELL
 from roadmap.text import check_name, clean, flatten
 
@@ -25,8 +25,8 @@ OF_GROUP = {"step": "step", "variant": "variant", "regime": "regime.name", "reci
 
 
 def scores_a_run(mode: Any, weights: Any) -> bool:
-    """Tell whether a command scores no file of weights but one of our runs, whose record says everything."""
-    return mode == Mode.evaluate and bool(weights) and not expand(str(weights)).is_file()
+    """Tell whether a command scores one of our run directories, whose record says everything."""
+    return mode == Mode.evaluate and bool(weights) and expand(str(weights)).is_dir()
 
 
 def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:

@@ -200,7 +200,9 @@ def is_combination(reason: str) -> bool:
 
     A value that breaks rows, such as an epoch under a warm-up of three, is no combination of the grid.
     """
-    return all(len(set(TOGGLE.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
+    return "there is no such key" not in reason and all(
+        len(set(TOGGLE.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines()
+    )
 
 
 def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.config.choices import WandbMode
-from roadmap.config.schema import Config, from_flat
+from roadmap.config.schema import Config
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
+from roadmap.runs.run_dir import from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger
