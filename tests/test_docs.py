@@ -267,6 +267,12 @@ def test_fidelity_has_every_value_of_the_recipes(recipe, column):
     assert shown == values
 
 
+def test_fidelity_has_what_swins_recipe_does_otherwise():
+    enhanced, swin = (yaml.safe_load((CONF / "recipe" / f"{name}.yaml").read_text()) for name in ("enhanced", "swin"))
+    shown = {key: yaml.safe_load(row[0]) for key, row in table("fidelity.md", "`recipe=swin`").items()}
+    assert shown == {key: value for key, value in swin.items() if key != "name" and value != enhanced[key]}
+
+
 def test_fidelity_shows_the_gmacs_that_the_code_counts():
     rows = table("fidelity.md", "row | printed | `spatial`")
     assert len(rows) > 5

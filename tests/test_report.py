@@ -117,6 +117,33 @@ def test_own_steps_stand_behind_their_parents_in_the_table(tmp_path):
     assert list(table["label"])[1:3] == ["first", "next"]
 
 
+@pytest.mark.parametrize("own", ["alone", "beside", "without"])
+def test_the_papers_swin_stands_beside_ours_under_its_own_recipe_only(tmp_path, own):
+    write_run(tmp_path, "gelu", regime="tiny", data="imagenet")
+    if own != "alone":
+        write_run(tmp_path, "swin", regime="tiny", data="imagenet")
+    if own != "without":
+        write_run(tmp_path, "swin", regime="tiny", data="imagenet", cell="swin,recipe=swin", recipe="swin")
+    (group,) = aggregate(collect([tmp_path]).runs)
+    printed = {cell.cell: cell.paper.top1 for cell in group.cells if cell.paper and cell.step == "swin"}
+    assert printed == ({} if own == "without" else {"swin,recipe=swin": 81.30})
+    assert [row.cell for row in group.rows] == ["gelu", "swin,recipe=swin" if own == "alone" else "swin"]
+    said = [note for note in group.notes if "Swin-T's printed 81.30 is of Swin's own recipe" in note]
+    assert len(said) == (own != "alone")
+
+
+def test_a_report_says_where_training_departs_from_what_the_paper_printed(tmp_path):
+    write_run(tmp_path, "resnet", regime="base", data="imagenet", precision="fp32")
+    write_run(tmp_path, "gelu", regime="base", data="imagenet", precision="bf16")
+    write_run(tmp_path, "gelu", regime="nano", precision="bf16")
+    write_run(tmp_path, "separate_downsampling", regime="xlarge", data="imagenet", precision="bf16")
+    notes = {group.regime: " ".join(group.notes) for group in aggregate(collect([tmp_path]).runs)}
+    assert "trained in bf16; the authors' commands for ImageNet-1K ran in fp32" in notes["base"]
+    assert "ResNet-200's printed 78.20 has no published recipe" in notes["base"]
+    assert "ConvNeXt-XL from scratch on ImageNet-1K is nobody's recipe" in notes["xlarge"]
+    assert "bf16;" not in notes["nano"] + notes["xlarge"]  # no number of the paper stands there
+
+
 def test_own_steps_that_are_each_others_parents_do_not_hang(tmp_path):
     write_run(tmp_path, "a_step", parent="b_step")
     write_run(tmp_path, "b_step", parent="a_step")

@@ -148,7 +148,7 @@ def test_our_swin_is_a_dashed_line_and_else_the_papers(whole, tmp_path):
     ]
     assert [line.get_xdata()[0] for line in dashed] == [ours]
     write_run(tmp_path, "gelu", regime="base", data="imagenet", top1=82.0)
-    assert "Swin-B (paper) 83.50" in texts_of(roadmap_chart(groups_of(tmp_path)))
+    assert "Swin-B (paper, its own recipe) 83.50" in texts_of(roadmap_chart(groups_of(tmp_path)))
 
 
 def test_the_title_says_regime_data_epochs_and_seeds(whole):

@@ -100,10 +100,11 @@ class Interpolation(StrEnum):
 
 
 class RecipeName(StrEnum):
-    """The two training recipes of the roadmap."""
+    """The two training recipes of the roadmap, and that of its reference."""
 
     original = "original"
     enhanced = "enhanced"
+    swin = "swin"
 
 
 class Crop(StrEnum):

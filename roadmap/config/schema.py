@@ -140,6 +140,9 @@ class RegimeConfig(Section):
     stem_stride: Int = key(4, one_of=(4, 2), about="pixels")
     small_images: Int = key(32, ge=8, le=4096, about="pixels to which the sets of 28 and 32 pixels are brought")
     drop_path: Float = key(0.0, ge=0, le=0.99)
+    # These two reach a run through its recipe, where they are part of its identity.
+    swin_drop_path: Float = key(0.0, ge=0, le=0.99, affects=Affects.place, about="of recipe=swin")
+    micro_batch: Int = key(128, ge=1, le=1_000_000, affects=Affects.place, about="of recipe=enhanced")
     reference: Reference | None = key(None, about="the net of `+step=swin`; null where the regime has none")
     reference_depths: Depths | None = key(None, about="a list of four numbers of blocks, each from 1 to 200")
     reference_width: Int | None = key(None, ge=1, le=4096)

@@ -50,7 +50,7 @@ class RunLogger:
         self.progress: Progress | None = None
         self.wandb: WandbLogger | None = None
         self.summary: dict[str, Any] = {}
-        self._deferred = DeferredMetrics(run_info["precision"])
+        self._deferred = DeferredMetrics(run_info["precision"], config.recipe.clip_grad)
         self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
         self._throughput = Throughput()
         self._rows: list[Row] = []

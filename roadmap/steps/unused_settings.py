@@ -19,6 +19,7 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: read_in_workers(c) or c.data.crop == Crop.resized or c.recipe.rand_augment is not None,
         "data.pipeline=reference, a set of class folders, data.crop=resized or recipe.rand_augment",
     ),
+    "recipe.warmup_lr": (lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs above 0"),
     "recipe.sync_batch_norm": (lambda c: c.model.norm == Norm.batch_norm, "a net with BatchNorm"),
     "recipe.init": (lambda c: c.model.reference is None, "a net of ours"),
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),

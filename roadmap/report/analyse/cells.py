@@ -168,14 +168,15 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     cells = [_cell(same) for same in seeds.values()]
     parents = {cell.step: cell.parent for cell in cells}
     cells.sort(key=lambda cell: (paper.position(cell.step, parents), cell.cell))
-    rows = [cell for cell in cells if cell.plain]
+    plain = {cell.step for cell in cells if cell.plain}
+    rows = [cell for cell in cells if cell.plain or (cell.cell == paper.SWIN_CELL and cell.step not in plain)]
     return Group(
         study=study,
         regime=regime,
         data=data,
         rows=tuple(rows),
-        others=tuple(cell for cell in cells if not cell.plain),
-        notes=tuple(_notes(rows)),
+        others=tuple(cell for cell in cells if cell not in rows),
+        notes=(*_notes(rows), *_departures(cells)),
         missing=tuple(_missing(rows, regime)),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
@@ -184,7 +185,8 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
 def _cell(runs: Sequence[Run]) -> Cell:
     """Collect the seeds of one cell, whose settings are the same."""
     first = runs[0]
-    compares = first.plain and first.data == PAPER_DATA and first.image_size == PAPER_SIZE
+    with_its_recipe = first.cell == paper.SWIN_CELL if first.step == "swin" else first.plain
+    compares = with_its_recipe and _is_papers_data(first)
     values = {key: [run.numbers[key] for run in runs if key in run.numbers] for key in QUANTITIES}
     means = {key: fmean(known) for key, known in values.items() if len(known) == len(runs)}
     return Cell(
@@ -193,6 +195,25 @@ def _cell(runs: Sequence[Run]) -> Cell:
         numbers=means | {key: first.numbers[key] for key in OF_THE_NET if key in first.numbers},
         paper=paper.rows(first.regime).get(first.step) if compares else None,
     )
+
+
+def _is_papers_data(cell: CellInfo) -> bool:
+    return cell.data == PAPER_DATA and cell.image_size == PAPER_SIZE
+
+
+def _departures(cells: Sequence[Cell]) -> list[str]:
+    """Return where cells on the paper's data were trained otherwise than those whose numbers it prints."""
+    there = [cell for cell in cells if _is_papers_data(cell)]
+    notes = [note for cell in there if cell.plain and (note := paper.RECIPES.get((cell.regime, cell.step)))]
+    for cell in there:
+        printed = paper.rows(cell.regime).get(cell.step)
+        if cell.cell == "swin" and printed:
+            own = f"{printed.label}'s printed {printed.top1:.2f} is of Swin's own recipe"
+            notes.append(f"{own}: it stands beside {paper.SWIN_CELL}, and not beside {cell.cell} with {cell.recipe}")
+    precisions = sorted({run.precision for cell in there if cell.paper for run in cell.runs} & {"bf16", "fp16"})
+    if precisions:
+        notes.append(f"trained in {listed(precisions)}; the authors' commands for ImageNet-1K ran in fp32")
+    return notes
 
 
 def _notes(rows: Sequence[Cell]) -> list[str]:

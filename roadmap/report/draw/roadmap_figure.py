@@ -189,7 +189,7 @@ def _reference(axes: Axes, group: Group, cells: Cells, size: float) -> None:
     ]
     theirs = group.paper_reference
     if not lines and theirs:
-        lines = [(theirs.top1, f"{theirs.label} (paper) {theirs.top1:.2f}")]
+        lines = [(theirs.top1, f"{theirs.label} (paper, its own recipe) {theirs.top1:.2f}")]
     for at, _ in lines:
         axes.axvline(at, color=INK, ls=(0, (5, 3)), lw=0.9, zorder=3)
     if lines:

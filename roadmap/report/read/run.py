@@ -57,6 +57,7 @@ class Run(CellInfo):
     drift: str  # what changed between two starts of the run, by an explicit override
     rounding: str  # what changed that differs in rounding alone
     hardware: str
+    precision: str  # of forward and backward
     versions: str
     commit: str  # with a mark where the checkout was changed since
     starts: int | None
@@ -149,6 +150,7 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         drift=_line(summary.get("drift")),
         rounding=_line(summary.get("rounding")),
         hardware=_line(summary.get("hardware")),
+        precision=_line(summary.get("precision")),
         versions=_line(summary.get("versions")),
         commit=_line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
         starts=_whole(status.get("starts")),
