@@ -27,9 +27,10 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path_factory):
     """No test finds a login, a data folder or a runs folder of whoever runs it."""
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "ROADMAP_DATA", "ROADMAP_RUNS"):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DIR", "ROADMAP_DATA", "ROADMAP_RUNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "nobody"))
 
 
 @pytest.fixture(scope="session")
