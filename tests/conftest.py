@@ -36,6 +36,7 @@ def no_account(monkeypatch, tmp_path_factory):
     for name in (
         "WANDB_API_KEY",
         "WANDB_BASE_URL",
+        "WANDB_DIR",
         "WANDB_MODE",
         "WANDB_PROJECT",
         "WANDB_ENTITY",
@@ -44,6 +45,7 @@ def no_account(monkeypatch, tmp_path_factory):
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "nobody"))
 
 
 @pytest.fixture(scope="session")

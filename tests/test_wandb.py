@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from roadmap.config.choices import WandbMode
-from roadmap.config.schema import Config
+from roadmap.config.schema import Config, WandbConfig
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.wandb_client import Budget
-from roadmap.runs.wandb_logger import WandbLogger, wandb_mode, warn_of_environment
+from roadmap.runs.wandb_files import read_rows, recorded_rows
+from roadmap.runs.wandb_logger import WandbLogger, project_of, wandb_mode, warn_of_environment
 from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
+from .conftest import SMALL
+from .drive import accident
 from .records import ledger, stopped_at
 from .wandb_server import KEY, Server
 
@@ -92,6 +95,35 @@ def test_a_resumed_run_logs_no_step_twice(offline):
     assert len({next(r["run"]["run_id"] for r in part if r["type"] == "run") for part in parts}) == 1
 
 
+def test_what_a_killed_client_held_in_memory_is_logged_again_and_nothing_twice(command, tmp_path):
+    """W&B's process writes its record every 15 seconds, and dies with the run's group."""
+    words = ("+step=gelu", "wandb.mode=offline", "device=cpu", "checkpoint.every_min=0", *SMALL, "recipe.epochs=4")
+    for step in (4, 5):
+        assert command(*words, **accident("step", step, what="KILL", to="group")).returncode == -9
+    (path,) = (tmp_path / "runs" / "single").glob("*/*/seed0")
+    before = json.loads((path / "status.json").read_text())["wandb_rows"]
+    rows = read_metrics(path / "metrics.jsonl").rows
+    assert before == recorded_rows(path, rows, before) < len(rows)
+    assert command(*words).returncode == 0
+    rows = read_metrics(path / "metrics.jsonl").rows
+    files = sorted(path.glob("wandb/offline-run-*/*.wandb"))
+    assert [row for file in files for row in read_rows(file)] == [(row["kind"], row["global_step"]) for row in rows]
+    assert json.loads((path / "status.json").read_text())["wandb_rows"] == len(rows)
+
+
+def test_rows_in_a_record_of_many_blocks_are_read_up_to_a_torn_end(offline):
+    config = offline("data.train_images=1400", "recipe.batch_size=8", "recipe.epochs=1")
+    train(config)
+    path = run_path(config)
+    (file,) = path.glob("wandb/offline-run-*/*.wandb")
+    rows = read_metrics(path / "metrics.jsonl").rows
+    assert file.stat().st_size > 2 * 2**15
+    assert list(read_rows(file)) == [(row["kind"], row["global_step"]) for row in rows]
+    file.write_bytes(file.read_bytes()[: 2**15 + 100])
+    torn = recorded_rows(path, rows, len(rows))
+    assert 0 < torn < len(rows) and list(read_rows(file)) == [(r["kind"], r["global_step"]) for r in rows[:torn]]
+
+
 def test_disabled_leaves_no_trace(reference):
     config = reference("gelu")
     assert not (run_path(config) / "wandb").exists()
@@ -111,6 +143,27 @@ def test_online_where_there_is_a_login(monkeypatch, env, mode):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(Config()) == mode
+
+
+def test_a_login_at_a_server_of_ones_own_counts(monkeypatch, tmp_path):
+    """As `wandb login --host=https://wandb.lab.example` leaves it: the server in W&B's settings, the key in netrc."""
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text(f"machine wandb.lab.example login user password {'x' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert wandb_mode(Config()) == "offline"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab.example\n")
+    assert wandb_mode(Config()) == "online"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab.example\nmode = offline\n")
+    assert wandb_mode(Config()) == "offline"
+
+
+def test_a_project_of_wandbs_settings_fills_the_gap_that_nobody_else_did(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert project_of(Config()) == "convnext-roadmap"
+    (tmp_path / "settings").write_text("[default]\nproject = theirs\n")
+    assert project_of(Config()) == "theirs"
+    assert project_of(Config(wandb=WandbConfig(project="mine"))) == "mine"
 
 
 def test_a_netrc_counts_as_a_login(monkeypatch, tmp_path):

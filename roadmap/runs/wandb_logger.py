@@ -12,12 +12,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from roadmap.config import KEYS
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, METRICS, STATUS
 from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
+from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
 from roadmap.text import clean, one_line
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def wandb_mode(config: Config) -> str:
     if config.wandb.mode != WandbMode.auto:
         return str(config.wandb.mode)
     mode = os.environ.get("WANDB_MODE", "")
+    mode = mode or read_settings().get("mode", "")  # `wandb offline` leaves it
     if mode in {"online", "offline", "disabled", "dryrun"}:
         return mode.replace("dryrun", "offline")  # W&B's older word
     return "online" if _logged_in() else "offline"
@@ -48,15 +52,25 @@ def warn_of_environment(config: Config, warn: Callable[[str], None]) -> None:
 
 
 def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
+    settings = read_settings()
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL") or settings.get("api_key"):
         return True
+    host = urlsplit(settings.get("base_url", SERVER)).netloc
     files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     for file in files:
         try:
-            return netrc.netrc(Path(file).expanduser()).authenticators("api.wandb.ai") is not None
+            return netrc.netrc(os.path.expanduser(file)).authenticators(host) is not None
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
     return False
+
+
+def project_of(config: Config) -> str:
+    """Return the project that a run goes to: our default only where neither the config nor W&B's settings name one."""
+    default = str(KEYS["wandb.project"].default)
+    if config.wandb.project != default or os.environ.get("WANDB_PROJECT"):
+        return config.wandb.project
+    return read_settings().get("project", default)
 
 
 class WandbLogger:
@@ -68,6 +82,7 @@ class WandbLogger:
         """Start the W&B run. `values` is its config; `warn` is called with what goes wrong, once."""
         self.path, self.warn = path, warn
         self.run: Run | None = None
+        self._logged: int | None = None  # rows that an offline run's client was given, which may lose them
         self.mode = wandb_mode(config)
         self.budget = Budget(BUDGET_S)
         if self.mode == "disabled":
@@ -113,7 +128,7 @@ class WandbLogger:
         run: Run = wandb.init(
             mode=self.mode,
             entity=config.wandb.entity,
-            project=config.wandb.project,
+            project=project_of(config),
             id=run_id,
             resume="allow" if self.mode == "online" else None,
             group=config.study,
@@ -132,7 +147,10 @@ class WandbLogger:
         return run
 
     def log_rows(self, sent: int, upto: int) -> int:
-        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now."""
+        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now.
+
+        Offline those count that were on disk when this run began: see `recorded`.
+        """
         if self.run is None:
             return sent
         return self._try(self._log_rows, sent, upto) or sent
@@ -140,9 +158,20 @@ class WandbLogger:
     def _log_rows(self, sent: int, upto: int) -> int:
         assert self.run is not None
         rows = read_metrics(self.path / METRICS).rows[:upto]
-        for row in rows[sent:]:
+        if self.mode == "offline" and self._logged is None:
+            self._logged = recorded_rows(self.path, rows, sent)
+        for row in rows[sent if self._logged is None else self._logged :]:
             self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
-        return max(sent, len(rows))
+        if self._logged is None:
+            return max(sent, len(rows))
+        self._logged = max(self._logged, len(rows))
+        return sent
+
+    def recorded(self, sent: int) -> int:
+        """Return how many rows are sent, once an offline run has ended: those in its record on disk."""
+        if self._logged is None:
+            return sent
+        return self._try(recorded_rows, self.path, read_metrics(self.path / METRICS).rows, sent) or sent
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         """End the W&B run with the summary, and send the files that a report needs."""

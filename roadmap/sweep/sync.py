@@ -15,11 +15,12 @@ from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import from_flat
-from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_record
+from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
-from roadmap.runs.wandb_logger import WandbLogger
-from roadmap.sweep.cell_states import cell_states
-from roadmap.sweep.study_dir import StudyDir
+from roadmap.runs.wandb_files import read_settings
+from roadmap.runs.wandb_logger import WandbLogger, project_of
+from roadmap.sweep.cell_states import cell_states, classify
+from roadmap.sweep.study_dir import CELLS, StudyDir
 from roadmap.text import clean, flatten, one_line
 
 if TYPE_CHECKING:
@@ -32,25 +33,42 @@ ROW_KEYS = {"train": ["global_step", "train/lr"], "val": ["epoch", "val/top1"]}
 def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
     """Send what W&B lacks; return the number of rows.
 
-    Raises StoppedEarly where W&B does not answer, and DataError, at the end, where records could not be read.
+    Raises StoppedEarly where W&B does not answer, and DataError where there is no run, or, at the end, where records
+    could not be read.
     """
-    cells, _ = cell_states(study)
+    found = runs_at_rest(study, echo)
     api, sent, left_out = connect(), 0, 0
-    for cell in cells:
-        run = study.path / cell.key
-        if cell.state in ("queued", "running", "planned") or not (run / METRICS).exists():
-            continue
+    for key, run in found.items():
         try:
             number = sync_run(run, api, echo)
         except (OSError, ValueError) as error:
-            echo(f"{cell.key}: left out, {clean(error, 300)}")
+            echo(f"{key}: left out, {clean(error, 300)}")
             left_out += 1
             continue
         sent += number
-        echo(f"{cell.key}: {number} rows sent" if number else f"{cell.key}: W&B has every row")
+        echo(f"{key}: {number} rows sent" if number else f"{key}: W&B has every row")
     if left_out:
         raise DataError(f"{study.name}: {sent} rows sent; {left_out} runs were left out, their records cannot be read")
     return sent
+
+
+def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path]:
+    """Return the runs of a study that are neither queued nor at work, by key; those that nobody submitted, too.
+
+    Raises DataError where there is no run.
+    """
+    submitted = (study.notes / CELLS).exists()
+    states = {cell.key: cell.state for cell in cell_states(study)[0]} if submitted else {}
+    runs = {"/".join(file.parts[-4:-1]): file.parent for file in sorted(study.path.glob(f"*/*/seed*/{METRICS}"))}
+    for key, run in runs.items():
+        states.setdefault(key, classify(read_or_empty(Status, run / STATUS), None, None).name)
+    if not states:
+        study.cells()  # says that nothing is there
+    runs = {key: run for key, run in runs.items() if not run.suffix}  # those set aside have one
+    for key in runs:
+        if states[key] == "unknown":
+            echo(f"{key}: left, it may be at work on another machine")
+    return {key: run for key, run in runs.items() if states[key] not in ("queued", "running", "planned", "unknown")}
 
 
 def connect() -> "Api":
@@ -96,9 +114,9 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
 
 def rows_there(api: "Api", config: Config, run_id: str) -> set[tuple[str, int]]:
     """Return the rows that W&B has of a run, as kind and number; none for a run that it does not know."""
-    entity = config.wandb.entity or api.default_entity
+    entity = config.wandb.entity or read_settings().get("entity") or api.default_entity
     try:
-        found = api.run(f"{entity}/{config.wandb.project}/{run_id}")
+        found = api.run(f"{entity}/{project_of(config)}/{run_id}")
         return {
             (kind, int(row[keys[0]]))
             for kind, keys in ROW_KEYS.items()
