@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,17 +67,31 @@ class FlopCounter(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet, kwargs = func.overloadpacket, kwargs or {}
         if torch.Tag.pointwise in func.tags:
             shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
-            return torch.empty(torch.broadcast_shapes(*shapes), device="meta")
-        if func.overloadpacket == aten.addmm:  # the same product, and a bias
-            func, args = aten.mm.default, args[1:]
-        elif func == aten.mean.dim:
-            func = aten.sum.dim_IntList
-        out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket):
-            self.flop += formula(*args, **(kwargs or {}), out_val=out)
+            return torch.empty(np.broadcast_shapes(*shapes), device="meta")
+        if packet == aten.convolution:
+            out = torch.empty(conv_shape(*args[:2], *args[3:6]), device="meta")
+        elif packet == aten.addmm:  # the same product, and a bias
+            packet, args = aten.mm, args[1:]
+            out = aten.mm(*args)
+        else:
+            out = (aten.sum.dim_IntList if func == aten.mean.dim else func)(*args, **kwargs)
+        if formula := flop_registry.get(packet):
+            self.flop += formula(*args, **kwargs, out_val=out)
         return out
+
+
+def conv_shape(
+    x: torch.Tensor, weight: torch.Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[int, ...]:
+    """Return the shape of a convolution's output. Raises RuntimeError, as torch does, where the map is too small."""
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    if min(out) < 1:
+        raise RuntimeError(f"a kernel {tuple(weight.shape[2:])} does not fit into a map {tuple(x.shape[2:])}")
+    return x.shape[0], weight.shape[0], *out
 
 
 def _macs(net: nn.Module, image_size: int) -> int:

@@ -1,6 +1,7 @@
 """Losses and gradient norms of the last steps, left on the device until they are read together.
 
-Reading them is the one moment in which the host waits for the device.
+Reading them is the one moment in which the host waits for the device. The first step is read at once, so that a run's
+record begins with its training.
 """
 
 import math
@@ -23,15 +24,16 @@ class DeferredMetrics:
         self.may_overflow = precision == Precision.fp16
         self.clip_grad = clip_grad
         self._rows: list[tuple[Row, torch.Tensor, torch.Tensor]] = []
+        self._flush_steps = 1
 
     def add(self, row: Row, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
         """Keep a step's row; tell whether it is time to read."""
         self._rows.append((row, loss, grad_norm))
-        return len(self._rows) >= FLUSH_STEPS
+        return len(self._rows) >= self._flush_steps
 
     def read(self) -> tuple[list[Row], NonFiniteError | None]:
         """Return the rows with their numbers, none after a bad step; and what is wrong with the last one."""
-        pending, self._rows = self._rows, []
+        pending, self._rows, self._flush_steps = self._rows, [], FLUSH_STEPS
         if not pending:
             return [], None
         losses = torch.stack([loss for _, loss, _ in pending]).tolist()
