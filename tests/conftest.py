@@ -30,6 +30,7 @@ def no_account(monkeypatch, tmp_path_factory):
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "ROADMAP_DATA", "ROADMAP_RUNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("ROADMAP_KERNELS", "")
 
 
 @pytest.fixture(scope="session")
