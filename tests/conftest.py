@@ -46,6 +46,7 @@ def no_account(monkeypatch, tmp_path_factory):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "nobody"))
+    monkeypatch.setenv("ROADMAP_KERNELS", "")
 
 
 @pytest.fixture(scope="session")

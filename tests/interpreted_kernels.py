@@ -8,8 +8,10 @@ import torch
 
 from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
+from roadmap.net.kernels import columns as columns_module
 from roadmap.net.kernels import depthwise as depthwise_module
-from roadmap.net.kernels.depthwise import DepthwiseFunction, strips_of
+from roadmap.net.kernels.depthwise import DepthwiseFunction, StreamFunction, strips_of
+from roadmap.net.kernels.gelu import GeluFunction
 from roadmap.net.kernels.norm import NormFunction
 from roadmap.net.kernels.residual import JoinFunction
 
@@ -46,9 +48,14 @@ def by_triton(stride):
     return lambda x, weight, bias=None: DepthwiseFunction.apply(x, weight, bias, stride, "triton", "triton", "triton")
 
 
+def by_columns(form="columns"):
+    return lambda x, weight, bias=None: DepthwiseFunction.apply(x, weight, bias, 1, form, form, form)
+
+
 def check_depthwise(shape, kernel, stride, kind, bias=True):
     inputs = depthwise_inputs(shape, kernel, kind, bias)
-    assert_as_exact(by_triton(stride), plain_depthwise(stride), inputs, factor=ROOM[kind])
+    for form in [by_triton(stride), *([by_columns()] if stride == 1 else [])]:
+        assert_as_exact(form, plain_depthwise(stride), inputs, factor=ROOM[kind])
 
 
 @pytest.mark.parametrize(("kernel", "stride", "shape"), QUICK)
@@ -90,6 +97,59 @@ def test_depthwise_gives_the_same_bits_in_any_number_of_strips_and_tiles(stride,
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(whole[2:], cut[2:], strict=True))
 
 
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ("columns/2/8/1", (2, 6, 12, 3)),
+        pytest.param("columns/1/16/1", (3, 12, 13, 5), marks=pytest.mark.slow),
+        pytest.param("columns/7/32/1/168", (3, 12, 13, 5), marks=pytest.mark.slow),
+    ],
+)
+def test_columns_give_the_same_bits_in_any_tile_and_share(form, shape, monkeypatch):
+    inputs = depthwise_inputs(shape, 3, torch.float32)
+    g = drawn(*inputs[0].shape, seed=3, kind=torch.float32)
+    whole = results(by_columns("columns/5/32/1"), inputs, g)
+    monkeypatch.setattr(columns_module, "of_map", lambda tile, channels, width: tile)
+    for programs in (1, 8192):  # several images a program; one; several programs an image
+        monkeypatch.setattr(columns_module, "PROGRAMS", programs)
+        monkeypatch.setattr(columns_module, "WEIGHT_PROGRAMS", programs)
+        cut = results(by_columns(form), inputs, g)
+        assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(whole[2:], cut[2:], strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_residual_stream_in_fp32_is_read_and_its_gradient_added_in_one_pass(kind):
+    x, weight, bias = depthwise_inputs((2, 10, 6, 5), 3, kind)
+    x = drawn(*x.shape, seed=0, kind=torch.float32)
+    g, of_shortcut = drawn(*x.shape, seed=3, kind=kind), drawn(*x.shape, seed=4, kind=torch.float32)
+
+    def both(function, *leaves):
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        y, shortcut = function(*leaves)
+        grads = torch.autograd.grad([y, shortcut], leaves, [g.to(y.dtype), of_shortcut.to(shortcut.dtype)])
+        return y, shortcut, *grads
+
+    ours = both(lambda *leaves: StreamFunction.apply(*leaves, "columns", "columns", "columns"), x, weight, bias)
+    exact = both(lambda x, w, b: (plain_depthwise(1)(x, w, b), x), *(t.double() for t in (x, weight, bias)))
+    assert [t.dtype for t in ours] == [kind, torch.float32, torch.float32, kind, kind]
+    allowed = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[kind]  # the interpreter cuts down to bf16
+    for mine, other in zip(ours, exact, strict=True):
+        assert ((mine.double() - other).norm() / other.norm()).item() < allowed
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 24, 5, 3), (3, 130, 1, 1)])
+def test_gelu_gives_the_gradient_of_the_bias_before_it(shape, kind):
+    inputs = [drawn(*shape, seed=0, kind=kind) * 2, drawn(shape[1], seed=1, kind=torch.float32)]
+
+    def plain(x, bias):
+        # The bias is in the map already: it changes nothing, and has its gradient.
+        return torch.nn.functional.gelu(x + (bias - bias.detach()).to(x.dtype).view(-1, 1, 1))
+
+    assert_as_exact(GeluFunction.apply, plain, inputs, factor=ROOM[kind])
+
+
 def test_strips_cover_all_rows_once():
     for height in (1, 7, 14, 56, 57, 112):
         for programs in (1, 10, 1000, 100_000):
@@ -105,7 +165,9 @@ def test_norm_is_as_exact_as_torch(shape, kind):
         drawn(shape[1], seed=1, kind=kind),
         drawn(shape[1], seed=2, kind=kind),
     ]
-    assert_as_exact(lambda x, w, b: NormFunction.apply(x, w, b, 1e-6, x.dtype), plain_norm, inputs, factor=ROOM[kind])
+    assert_as_exact(
+        lambda x, w, b: NormFunction.apply(x, w, b, 1e-6, x.dtype, "triton"), plain_norm, inputs, factor=ROOM[kind]
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])

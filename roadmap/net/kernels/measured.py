@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, read_json, write_json
@@ -54,7 +54,7 @@ class Row(Plain):
     stride: Count | None = None
     channels: Count | None = None
     height: Count | None = None  # of the map
-    form: str
+    form: Annotated[str, Field(pattern=r"^[a-z_]+(/[0-9]{1,4}){0,4}$")]
     gain: Annotated[float, Gt(0)]
     ms: dict[str, float] = {}  # of the forms, and what bounds them
 
