@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from roadmap.errors import ConfigError
-from roadmap.files import parse_json, parse_yaml, read_json, read_yaml
+from roadmap.files import read_json, read_yaml
+from roadmap.parsing import parse_json, parse_yaml
 from roadmap.steps import compose
 from roadmap.steps.command_line import CommandLine
 from roadmap.sweep.study import read_study
