@@ -2,11 +2,18 @@
 
 import json
 import re
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from roadmap.bench.__main__ import main
 from roadmap.bench.bound import Rates
+from roadmap.bench.start import seconds_to_first_row
+from roadmap.errors import ConfigError
+
+from .conftest import ROOT
 
 SMALL = ("--regime", "nano", "--batch", "8", "--image-size", "32", "--steps", "2", "--repeats", "2", "--device", "cpu")
 
@@ -15,6 +22,7 @@ SMALL = ("--regime", "nano", "--batch", "8", "--image-size", "32", "--steps", "2
 def rates(monkeypatch):
     """Take the device's rates as given: test_bench_bound measures them."""
     monkeypatch.setattr("roadmap.bench.train.measured_rates", lambda device, precision: Rates(1e11, 1e10))
+    monkeypatch.setattr("roadmap.bench.train.seconds_to_first_row", lambda step, device: None)
 
 
 def measured(file, *words):
@@ -32,6 +40,33 @@ def test_three_loops_train_the_same_epochs(tmp_path, capsys):
     found = [(entry["candidate"], entry["images_a_call"], entry["failed"]) for entry in entries]
     assert found == [(name, 16, None) for name in ("bare loop", "our loop", "timm's loop and net")]
     assert all(len(entry["times_s"]) == 2 for entry in entries)
+
+
+def test_a_run_begins_without_the_compiler_and_other_libraries_of_seconds():
+    """Each of these costs a second or more; a run of the demo has no use for them."""
+    code = """
+import sys
+import run
+assert run.CommandLine(run.run, sys.argv[1:]).main() == 0
+heavy = ("torch._dynamo", "timm", "sklearn", "scipy", "torchvision", "pandas", "matplotlib")
+print([name for name in heavy if name in sys.modules])
+"""
+    words = ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", "data.train_images=64"]
+    with TemporaryDirectory() as runs:
+        command = [sys.executable, "-c", code, *words, f"paths.runs={runs}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_start_of_a_run_is_told_in_processor_seconds(tmp_path, monkeypatch, capsys):
+    assert 0.5 < seconds_to_first_row("gelu", "cpu") < 60
+    with pytest.raises(ConfigError, match=r"ended before its first step: .*there is no such step"):
+        seconds_to_first_row("gellu", "cpu")
+    monkeypatch.setattr("roadmap.bench.train.seconds_to_first_row", lambda step, device: 3.14159)
+    measured(tmp_path / "train.json", "--repeats", "1")
+    assert "python run.py +step=separate_downsampling, from its start" in (out := capsys.readouterr().out)
+    assert "3.14 s of processor time" in out and json.loads((tmp_path / "train.json").read_text())["start_s"] == 3.14159
 
 
 def test_timms_loop_is_compared_with_its_own_optimizer_only(tmp_path):

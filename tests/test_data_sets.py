@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import logging
 import os
 import pickle
 import tarfile
@@ -16,6 +15,7 @@ import torchvision
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from roadmap.catalog import DATA_SETS
 from roadmap.config.schema import DataConfig
@@ -46,6 +46,9 @@ def test_digits_are_scikit_learns_enlarged_and_split_in_proportion():
         for im, y in zip(s.images, s.labels, strict=True)
     ]
     assert sorted(ours) == sorted(zip(bicubic, bunch.target.tolist(), strict=True))
+    halves = train_test_split(np.arange(1797), test_size=0.2, stratify=bunch.target, random_state=0)
+    for half, ids in zip((ours[:1437], ours[1437:]), halves, strict=True):
+        assert half == [(bicubic[i], bunch.target[i]) for i in np.sort(ids)]
 
 
 def test_an_image_read_one_by_one_is_the_image_in_memory():
@@ -301,13 +304,12 @@ def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
     assert sorted(p.name for p in root.rglob("*")) == ["file", "first", "set"]
 
 
-def test_workers_without_effect_warn(caplog):
-    from roadmap.config import RecipeConfig
-    from roadmap.data import check_pipeline
+def test_workers_without_effect_are_told():
+    from roadmap.config import Config
+    from roadmap.steps.unused_settings import unused_settings
 
-    with caplog.at_level(logging.WARNING):
-        check_pipeline(DataConfig(name="digits", workers=3), RecipeConfig())
-    assert "data.workers=3 has no effect" in caplog.text
+    (line,) = unused_settings(Config(), ["data.workers=3"])
+    assert line.startswith("data.workers: has no effect here")
 
 
 # The catalog

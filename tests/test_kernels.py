@@ -148,7 +148,10 @@ def test_autocast_is_followed_as_a_convolution_does():
 def chosen(step, choice=Kernels.auto):
     """Return the forms that a net would have on the GPU, without tiles, and the line for the log."""
     forms = kernels.forms_of(TOY[step], GPU, choice)
-    return {name: kernels.base(form) for name, form in forms.items()}, kernels.announcement(forms, GPU, choice)
+    assert forms[kernels.CUT] == "cut"
+    return {name: kernels.base(form) for name, form in forms.items() if name != kernels.CUT}, kernels.announcement(
+        forms, GPU, choice
+    )
 
 
 def test_auto_takes_on_a_gpu_what_was_measured_there(capability):
@@ -248,6 +251,7 @@ def test_fast_takes_all_that_the_gpu_can_run(capability):
     forms = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.fast)
     strided = {name for name in forms if name.endswith("/2")}
     assert strided and {forms.pop(name) for name in list(forms) if name.startswith("pointwise")} == {"linear"}
+    assert forms.pop("idle taps") == "cut"
     assert set(forms.values()) == {"columns", "triton"}
     assert {name for name, form in forms.items() if form == "columns"} == {f"{name} 7x7/1" for name in kernels.PASSES}
     assert set(kernels.forms_of(TOY["layer_norm"], GPU, Kernels.plain).values()) == {"plain"}
@@ -262,7 +266,8 @@ def test_a_gpu_that_is_too_old_computes_plainly_and_the_log_says_so_once(capabil
     assert line.endswith("(this GPU has compute capability 7.5, the Triton kernels need 8.0: torch's own there)")
     auto = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.auto)
     assert "compute capability 7.5" in kernels.announcement(auto, GPU, Kernels.auto)
-    assert kernels.announcement(auto, GPU, Kernels.plain) == "kernels=plain: plain"
+    plain = kernels.forms_of(TOY["layer_norm"], GPU, Kernels.plain)
+    assert kernels.announcement(plain, GPU, Kernels.plain) == "kernels=plain: plain"
 
 
 def test_without_triton_the_rest_still_works(capability, monkeypatch):
@@ -287,7 +292,8 @@ def test_the_tables_of_the_repository_name_forms_that_there_are(capability):
 def test_a_choice_by_operation_is_taken_alone():
     net = toy("separate_downsampling")
     forms = use_kernels(net, CPU, {"depthwise input gradient": "flipped", "depthwise weight gradient": "no_such_form"})
-    assert {name for name, form in forms.items() if form != "plain"} == {"depthwise input gradient 7x7/1"}
+    taken = {"depthwise input gradient 7x7/1": "flipped", "idle taps": "cut"}  # which any form of ours is
+    assert {name: form for name, form in forms.items() if form != "plain"} == taken
 
 
 def test_swin_stays_as_torchvision_makes_it():
@@ -302,16 +308,18 @@ def test_the_setting_is_checked_and_is_no_part_of_a_runs_name(small):
 
 def test_a_run_records_its_forms_and_says_them_once(small):
     config = small("separate_downsampling", "kernels=auto", "recipe.epochs=1")
-    assert train(config)["kernels"] == "pointwise linear"
-    assert (run_path(config) / "run.log").read_text().count("kernels=auto: pointwise linear\n") == 1
-    assert json.loads((run_path(config) / SUMMARY).read_text())["kernels"] == "pointwise linear"
+    assert train(config)["kernels"] == "idle taps cut, pointwise linear"
+    line = "kernels=auto: idle taps cut, pointwise linear\n"
+    assert (run_path(config) / "run.log").read_text().count(line) == 1
+    assert json.loads((run_path(config) / SUMMARY).read_text())["kernels"] == "idle taps cut, pointwise linear"
 
 
 def test_a_run_goes_on_with_other_forms_and_its_record_keeps_that(trained):
     config = trained("gelu", "kernels=plain", stopped_at=2)
     config.kernels = Kernels.auto
-    assert "kernels: plain -> pointwise without bias linear" in train(config)["rounding"]
-    assert json.loads((run_path(config) / STATUS).read_text())["kernels"] == "pointwise without bias linear"
+    forms = "idle taps cut, pointwise without bias linear"
+    assert f"kernels: plain -> {forms}" in train(config)["rounding"]
+    assert json.loads((run_path(config) / STATUS).read_text())["kernels"] == forms
 
 
 @pytest.mark.parametrize("step", ["kernel_7", "separate_downsampling"])

@@ -2,7 +2,8 @@
 
 All three train the same net on the same synthetic images, mixed by the recipe's mixup and cutmix, with the same
 optimizer and in the same precision; a measurement is an epoch of `--steps` steps. Every net's speed is `bench net`,
-every pipeline's `bench input`, the wait for a pipeline `bench input --train STEP`.
+every pipeline's `bench input`, the wait for a pipeline `bench input --train STEP`. At the end: what a run costs before
+its first step.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from roadmap.bench.net import work_of
 from roadmap.bench.options import chosen_peers, count, parser
 from roadmap.bench.peers import has_net, peer_net
 from roadmap.bench.results import Results
+from roadmap.bench.start import seconds_to_first_row
 from roadmap.config.choices import Device, Optimizer, Precision
 from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
@@ -69,6 +71,10 @@ def main(argv: Sequence[str]) -> int:
         rates = measured_rates(ctx.device, ctx.precision)
         results.add("loops", found, bounds(work_of(ctx.config, setting), rates, args.batch))
     results.require_any()
+    began_s = seconds_to_first_row(args.step, args.device)
+    if began_s is not None:
+        command = f"python run.py +step={args.step}, from its start to the first line of its record"
+        results.note("start_s", began_s, f"{command}: {began_s:.2f} s of processor time (n = 1)")
     return 0
 
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from roadmap.config.choices import Interpolation
@@ -107,6 +106,8 @@ def to_layer(policy: Policy, which: np.ndarray, apply: np.ndarray, strength: np.
     if math.isinf(policy.magnitude_std):
         magnitude *= strength
     elif policy.magnitude_std > 0:
+        from scipy.special import ndtri  # a quarter of a second that a run without RandAugment need not wait
+
         magnitude += policy.magnitude_std * ndtri(strength.clip(2.0**-54))  # 0 would be infinite
     level, signs = magnitude.clip(0, policy.magnitude_max) / STRONGEST, np.where(sign > 0.5, -1.0, 1.0)
     chosen = (which * len(policy.names)).astype(np.int64)

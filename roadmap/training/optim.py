@@ -3,7 +3,10 @@
 Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
 """
 
+import inspect
 import math
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,16 +14,18 @@ from torch import nn
 from roadmap.config.choices import Optimizer, Schedule
 from roadmap.config.schema import RecipeConfig
 
+T = TypeVar("T", bound=type[torch.optim.Optimizer])
+
 
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """Return the rate of optimizer step `step` (0 for the first).
 
-    The warm-up is evenly spaced from 0 to the base rate, both ends included; the cosine then starts at the base rate
-    and would reach `min_lr` one step after the last.
+    The warm-up is evenly spaced from `warmup_lr` to the base rate, both ends included; the cosine then starts at the
+    base rate and would reach `min_lr` one step after the last.
     """
     warmup = int(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return recipe.base_lr * step / max(warmup - 1, 1)
+        return recipe.warmup_lr + (recipe.base_lr - recipe.warmup_lr) * step / max(warmup - 1, 1)
     if recipe.schedule == Schedule.step:
         return recipe.base_lr * recipe.step_factor ** int(step / (recipe.step_epochs * steps_per_epoch))
     progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
@@ -56,9 +61,21 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == Optimizer.sgd:
-        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        optimizer = uncompiled(torch.optim.SGD)(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
         # torch's own would be memory as it was found, if the very first step is skipped, as with fp16 it often is.
         for parameter in net.parameters() if recipe.momentum else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
+    betas = (recipe.beta1, recipe.beta2)
+    return uncompiled(torch.optim.AdamW)(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+
+
+@cache
+def uncompiled(cls: T) -> T:
+    """Return an optimizer's class without the guards that keep it out of a compiled graph.
+
+    In none of ours it is, and the first call of a guarded method imports all of torch's compiler: more than a second.
+    """
+    guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(cls, name)) for name in guarded}
+    return type(cls.__name__, (cls,), methods | {"step": torch.no_grad()(inspect.unwrap(cls.step))})  # type: ignore[return-value]

@@ -7,7 +7,7 @@ makes the plain net, and a module with another form is of a subclass of what it 
     net = build_net(cfg, 1000).to(device).to(memory_format=torch.channels_last)
     forms = use_kernels(net, device, Kernels.auto)          # what was measured to win on this device
     forms = use_kernels(net, device, Kernels.fast)          # every form that can run on it
-    forms = use_kernels(net, device, {"norm": "triton"})    # these alone
+    forms = use_kernels(net, device, {"norm": "triton"})    # this one alone
     model = torch.compile(net)
 """
 
@@ -45,6 +45,7 @@ FORMS = {
 }
 PASSES = tuple(FORMS)[:3]
 STRIDES = {"columns": (1,), "triton": (2,)}  # of a depthwise convolution, that the kernels in Triton are for
+CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
 Choice = Kernels | Mapping[str, str]
 
 
@@ -109,9 +110,11 @@ def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> list[
     if is_depthwise(conv):
         specs = [OpSpec(device, name, kernel, stride, channels) for name in PASSES]
         forms = Forms(*(choose_form(spec, choice) for spec in specs))
-        if forms != Forms():
+        cut = choice != Kernels.plain if isinstance(choice, Kernels) else choice.get(CUT) == "cut"
+        if cut or forms != Forms():
             cast(Depthwise, set_class(conv, Depthwise)).forms = forms
-        return list(zip(specs, forms, strict=True))
+        taken = (OpSpec(device, CUT, channels=channels), "cut" if isinstance(conv, Depthwise) else "plain")
+        return [*zip(specs, forms, strict=True), taken]
     if is_pointwise(conv):
         name = "pointwise" if conv.bias is not None else "pointwise without bias"
         spec = OpSpec(device, name, 1, 1, channels)

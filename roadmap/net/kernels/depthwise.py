@@ -2,7 +2,7 @@
 
 Each of its three passes has a form. `plain` is torch's own. `flipped` (input gradient, stride 1) is a forward
 convolution with the flipped kernel, for which cuDNN and oneDNN have a better algorithm. `bias_apart` (weight gradient)
-sums the bias gradient by itself. `triton` is ours.
+sums the bias gradient by itself. `triton` is ours. Whatever the forms, taps that a small map cannot meet are left out.
 """
 
 from typing import Any, NamedTuple
@@ -71,9 +71,26 @@ class Depthwise(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, OH, OW), channels-last; in autocast's type, as a convolution is."""
+        weight = reachable_taps(self.weight, x)
+        size = weight.shape[-1]
+        if size == 1 or self.forms == Forms():  # of one tap there is nothing to gain
+            return conv2d(x, weight, self.bias, self.stride, size // 2, groups=self.groups)
         kind = autocast_dtype(x) or x.dtype
         bias = None if self.bias is None else self.bias.to(kind)
-        return DepthwiseFunction.apply(x.to(kind), self.weight.to(kind), bias, self.stride[0], *self.forms)
+        return DepthwiseFunction.apply(x.to(kind), weight.to(kind), bias, self.stride[0], *self.forms)
+
+
+def reachable_taps(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return of a kernel (C, 1, K, K) the inner 2H - 1 rows and columns: those beyond meet padding alone on a map of H.
+
+    Exact: what is cut off adds zeros, and its gradient is zero.
+    """
+    reach, middle = max(x.shape[2:]), weight.shape[-1] // 2
+    if reach > middle:
+        return weight
+    taps = slice(middle - reach + 1, middle + reach)
+    # Permuted like the map, so that the gradient lies in memory as a channels-last kernel does.
+    return weight.permute(0, 2, 3, 1)[:, taps, taps].permute(0, 3, 1, 2)
 
 
 class DepthwiseFunction(torch.autograd.Function):
