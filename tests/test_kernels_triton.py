@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from roadmap.bench.compiled import compile_kernel
-from roadmap.net.kernels.columns import MAP_TILES as COLUMN_TILES
-from roadmap.net.kernels.columns import WEIGHT_TILES as COLUMN_WEIGHT_TILES
-from roadmap.net.kernels.columns import tile_of
 from roadmap.net.kernels.depthwise import KERNELS, MAP_TILES, WEIGHT_TILES
+from roadmap.net.kernels.depthwise_columns import MAP_TILES as COLUMN_TILES
+from roadmap.net.kernels.depthwise_columns import WEIGHT_TILES as COLUMN_WEIGHT_TILES
+from roadmap.net.kernels.depthwise_columns import tile_of
 from roadmap.net.kernels.gelu import CHANNELS, PIXELS
 from roadmap.net.kernels.norm import block_of as norm_block
 from roadmap.net.kernels.residual import block_of as join_block
@@ -66,8 +66,8 @@ def depthwise_cases(kernel, stride):
             yield function, {"K": kernel, "S": stride} | block | extra, tile.warps, 0
     if stride == 1:
         for tiles, function, more in (
-            (COLUMN_TILES, columns.columns_kernel, [{"FLIPPED": False, "HAS_BIAS": True, "HAS_EXTRA": False}]),
-            (COLUMN_TILES, columns.columns_kernel, [{"FLIPPED": True, "HAS_BIAS": False, "HAS_EXTRA": True}]),
+            (COLUMN_TILES, columns.columns_kernel, [{"FLIPPED": False, "HAS_BIAS": True}]),
+            (COLUMN_TILES, columns.columns_kernel, [{"FLIPPED": True, "HAS_BIAS": False}]),
             (COLUMN_WEIGHT_TILES, columns.columns_weight_gradient_kernel, [{}]),
         ):
             tile = tile_of("columns", tiles[kernel])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from roadmap.bench.options import names
 from roadmap.errors import ConfigError
-from roadmap.net.kernels.columns import MAP_TILES, WEIGHT_TILES, ColumnTile, tile_of
+from roadmap.net.kernels.depthwise_columns import MAP_TILES, WEIGHT_TILES, ColumnTile, tile_of
 from roadmap.net.kernels.triton_support import has_triton
 from roadmap.text import ArgumentParser
 
@@ -25,7 +25,7 @@ MULTIPLY_ADDS = 256 * 56 * 56 * 96  # of a tap
 ISSUED_PER_S = 4 * 132 * 32 * 1.755e9  # lanes: schedulers of an SM, SMs, lanes of a warp, Hz
 REGISTERS = 65536  # of an SM
 FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")  # pointers that are not of the map's type
-MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "extra", "hidden")
+MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden")
 
 
 class Compiled(NamedTuple):
@@ -81,7 +81,7 @@ def compile_columns(name: str, kernel: int, tile: ColumnTile, capability: int, k
     function = made.columns_weight_gradient_kernel
     if name == "map":
         function = made.columns_kernel
-        constants |= {"FLIPPED": False, "HAS_BIAS": True, "HAS_EXTRA": False}
+        constants |= {"FLIPPED": False, "HAS_BIAS": True}
     return compile_kernel(function, constants, capability, kind=kind, warps=tile.warps, registers=tile.registers)
 
 

@@ -42,8 +42,9 @@ class Results:
         self.write()
         packages = ", ".join(f"{package} {number}" for package, number in self.record["versions"].items())
         print(f"{found['hardware']}, {found['cpu']}, {found['cores']} cores, {found['threads']} threads; {packages}")
-        print(f"n = {args.repeats}, in turn, after {args.warm_up} to warm up; median, 10th and 90th percentile;")
-        print("x baseline: how many times as fast as the row's first, round by round", flush=True)
+        if "repeats" in given:
+            print(f"n = {args.repeats}, in turn, after {args.warm_up} to warm up; median, 10th and 90th percentile;")
+            print("x baseline: how many times as fast as the row's first, round by round", flush=True)
 
     def note(self, key: str, value: Any, line: str) -> None:
         """Put something beside the rows into the record, and print a line about it."""

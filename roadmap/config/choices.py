@@ -40,8 +40,8 @@ class When(StrEnum):
 
 
 class Capture(StrEnum):
-    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels
-    takes long."""
+    """Whether steps are replayed as CUDA graphs; `auto`: on one GPU, for small images and compiled nets, whose kernels
+    take less time than launching them."""
 
     auto = "auto"
     always = "always"

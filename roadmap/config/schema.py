@@ -265,7 +265,7 @@ class Config(Section):
         "auto", affects=Affects.rounding, one_of=("auto", "true", "false"),
         about="auto: torch.compile for large images on a GPU",
     )  # fmt: skip
-    cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="a whole optimizer step as one CUDA graph")
+    cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="optimizer steps as CUDA graphs")
     kernels: Kernels = key(
         Kernels.auto, affects=Affects.rounding, evaluation=True, about="forms of the net's operations"
     )

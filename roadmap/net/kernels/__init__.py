@@ -44,7 +44,7 @@ FORMS = {
     "pointwise without bias": ("linear",),
 }
 PASSES = tuple(FORMS)[:3]
-STRIDES = {"triton": (1, 2), "columns": (1,)}  # that the kernels in Triton are made for
+STRIDES = {"columns": (1,), "triton": (2,)}  # of a depthwise convolution, that the kernels in Triton are for
 CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
 Choice = Kernels | Mapping[str, str]
 
