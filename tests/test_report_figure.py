@@ -110,7 +110,9 @@ def test_macs_are_joined_from_parent_to_child_along_the_kept_steps(whole):
 def test_the_papers_numbers_are_outlines_where_they_compare(whole, tmp_path):
     outlines = bars_of(bar_axes(whole[1])[0], papers=True)
     assert {step: bar.get_width() for step, bar in outlines.items()} == {
-        s: row.top1 for s, row in paper.rows("tiny").items() if s != "swin"  # whose number is of another recipe
+        s: row.top1
+        for s, row in paper.rows("tiny").items()
+        if s != "swin"  # whose number is of another recipe
     }
     assert {bar.get_facecolor()[3] for bar in outlines.values()} == {0}
     write_roadmap(tmp_path, "nano", "digits", seeds=1, epochs=1)
