@@ -366,7 +366,8 @@ def test_an_added_launcher_runs_cells(extended, tmp_path):
     """Its process holds the pipe's other end until the last cell has ended."""
     reading, writing = os.pipe()
     words = ("submit", "demo", "--runs", str(tmp_path), "--cluster", "detached", "--steps", "resnet", "--")
-    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "wandb.mode=disabled", "device=cpu"]
+    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "recipe.warmup_epochs=0"]
+    command += ["wandb.mode=disabled", "device=cpu"]
     env = {**os.environ, "PYTHONPATH": str(extended)}
     done = subprocess.run(
         command, cwd=extended, env=env, pass_fds=[writing], capture_output=True, timeout=120, check=False

@@ -10,7 +10,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError
 from roadmap.report.__main__ import main as report
 from roadmap.runs.run_dir import RunDir
-from roadmap.runs.run_log import log_to
+from roadmap.runs.run_log import LogFile
 from roadmap.runs.schema import Status, write_record
 from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.steps import compose
@@ -81,7 +81,7 @@ def test_a_secret_is_refused_as_a_value_and_not_shown(name):
 
 
 def test_every_writer_of_a_run_takes_it_out(tmp_path, capsys):
-    handler = log_to(tmp_path / "run.log")
+    handler = LogFile(tmp_path / "run.log")
     log = logging.getLogger("roadmap")
     try:
         raise TypeError(f"no {KEY}")
