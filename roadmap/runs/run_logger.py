@@ -27,7 +27,7 @@ from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, trunca
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.run_dir import RunDir, newest_place
 from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY, Summary, write_record
-from roadmap.runs.throughput import Throughput
+from roadmap.runs.throughput import Throughput, waiting_advice
 from roadmap.runs.wandb_logger import WandbLogger
 
 log = logging.getLogger("roadmap")
@@ -50,6 +50,7 @@ class RunLogger:
         self._deferred = DeferredMetrics(run_info["precision"])
         self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
         self._throughput = Throughput()
+        self._advised = False
         self._rows: list[Row] = []
         self._log_file: logging.Handler | None = None
         self._began = self._saved = time.monotonic()
@@ -138,10 +139,18 @@ class RunLogger:
         time_s = {"time_s": round(self.time_s, 3)}
         shared = time_s | self._throughput.read() | {"train/memory_gb": round(peak_memory_gb(self.device), 3)}
         self._append([row | shared for row in rows])
+        self._advise(shared, len(rows))
         top1 = next((f", top-1 {row['val/top1']:.2f} %" for row in reversed(self._rows) if row["kind"] == "val"), "")
         self._latest = f"{top1}, loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
         if error is not None:
             raise error
+
+    def _advise(self, values: dict[str, float], steps: int) -> None:
+        """Say once, of more than the first step, in which the workers start, how long a GPU waits for its images."""
+        advice = waiting_advice(self.config.data.pipeline, self.device.type, values) if steps > 1 else None
+        if advice is not None and not self._advised:
+            self._advised = True
+            self.info(advice)
 
     def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
         """Note an evaluation: `val/loss`, `val/top1` and `val/top5` in percent, ...; and the bytes of `correct.npy`."""
