@@ -5,8 +5,9 @@ import os
 import platform
 import socket
 import subprocess
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,12 @@ def git(*words: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
-    names = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "wandb")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    """Return the versions of what a result depends on, as far as they are known."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "wandb"):
+        with suppress(PackageNotFoundError):  # a copy of a package without its metadata, or no W&B, where it is off
+            found[name] = version(name)
+    return found
 
 
 def hardware(device: "torch.device") -> dict[str, str | int | None]:

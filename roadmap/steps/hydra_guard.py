@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.steps.tree import read_yaml
+from roadmap.steps.tree import cached_yaml
 from roadmap.text import flatten, nearest, shorten
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
@@ -102,7 +102,7 @@ def _may_be_set(key: str) -> bool:
 def _read(path: Path) -> dict[Any, Any]:
     """Return a file's mapping; {} for one that is none, which Hydra or the step tree will tell."""
     try:
-        body = read_yaml(path)
+        body = cached_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return body if isinstance(body, dict) else {}

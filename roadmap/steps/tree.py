@@ -45,7 +45,7 @@ def about(path: Path) -> str:
     return ""
 
 
-def read_yaml(path: Path) -> Any:
+def cached_yaml(path: Path) -> Any:
     """Return what a YAML file holds, not to be changed: a file that has not changed is parsed once a process.
 
     Raises OSError, UnicodeDecodeError, yaml.YAMLError.
@@ -89,7 +89,7 @@ def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
     try:
         if path.read_text(encoding="utf-8").split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
             raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
-        body = read_yaml(path) or {}
+        body = cached_yaml(path) or {}
         parents = [d for d in body.get("defaults", []) if isinstance(d, str) and d != "_self_"]
         reference = "reference" in (body.get("model") or {})
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
@@ -119,7 +119,7 @@ def _labels(path: Path) -> dict[str, dict[str, str]]:
 def regimes() -> dict[str, str]:
     """Return the regimes by name, each with the scale that it belongs to."""
     order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
-    found = {p.stem: read_yaml(p)["scale"] for p in (CONF / "regime").glob("*.yaml")}
+    found = {p.stem: cached_yaml(p)["scale"] for p in (CONF / "regime").glob("*.yaml")}
     return dict(
         sorted(found.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0]))
     )
