@@ -1,18 +1,21 @@
 """`python -m roadmap.bench input`: images a second from JPEGs on disk to batches ready for the net, with other loaders.
 
-Without `--root` the photographs are synthetic (bench/photographs.py). A measurement is an epoch; the clock starts when
-as many batches have come as there are workers, so that their start does not count and no batch is had for nothing.
-Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train STEP` feeds a whole training step
-of that row instead, beside one fed with one batch again and again: what is lost against that is due to the input.
+One pipeline after the other, the most telling first, each with all workers to itself and for `--seconds`; the clock
+starts when as many batches have come as there are workers, so that their start does not count and no batch is had for
+nothing. What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are synthetic
+(bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train STEP`
+feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost against
+that is due to the input.
 """
 
 import argparse
 import os
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, repeat
 from itertools import count as counter
-from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,11 +23,11 @@ import torch
 from torch import Tensor
 
 from roadmap.bench.forms import FORMS, Setting
-from roadmap.bench.measure import BOUND, Call, Candidate, measure, synchronize
-from roadmap.bench.options import chosen_peers, count, on_gpu, parser
+from roadmap.bench.measure import BOUND, Candidate, free_memory, synchronize
+from roadmap.bench.options import chosen_peers, count, parser
 from roadmap.bench.photographs import SIZE, describe_sizes, link_photographs, write_photographs
 from roadmap.bench.pipelines import BOUNDS, PIPELINES, Epoch, Start
-from roadmap.bench.results import Results
+from roadmap.bench.results import Results, rate
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.distributed.device import choose_device, choose_precision
@@ -37,26 +40,33 @@ from roadmap.training import mixup
 FULL_RECIPE = (
     "recipe.rand_augment=rand-m9-mstd0.5-inc1", "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1",
 )  # fmt: skip
+IMAGES_PER_S = 500  # that a core decodes at most
+START_S = 20.0  # that workers may take until each has given a batch
 CLASSES = 1000  # of the net that is fed, however many the folders have
 Use = Callable[[Tensor, Tensor], object]  # what is done with a batch
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure every pipeline; print a line for each. Returns an exit code."""
+    """Measure every pipeline; print a line for each as it comes, and the table. Returns an exit code."""
+    began = time.monotonic()
     args = parse(argv)
     device = choose_device(Device(args.device))
+    how = f"one after the other, each for {args.seconds:g} s in {args.repeats} parts; median, 10th and 90th percentile;"
     with TemporaryDirectory(prefix="roadmap-bench-") as folder:
-        results = Results("input", argv, device, args)
+        results = Results("input", argv, device, args, how=how)
         config = config_of(args, folder)
         gather_images(results, args, Path(folder))
+        found = [(*pipeline, lambda images, labels: None) for pipeline in pipelines(args)]
+        bound = [(name, BOUND, start, lambda images, labels: None) for name, start in BOUNDS.items()]
+        measured = [measure(*candidate, args, config, device, began) for candidate in [*found, *bound]]
+        decode = next(c for c in measured if c.name == next(iter(BOUNDS)))
+        results.add("input", measured, {} if decode.failed else {"decode": decode.images_per_s})
         if args.train:
-            repeated = {"one batch again and again": partial(same_batch, args.images // args.batch)}
-            found = candidates(args, config, device, repeated, train_on(config, device))
-        else:
-            found = candidates(args, config, device, BOUNDS, lambda images, labels: None)
-        measure(found, device, repeats=args.repeats, warm_up=args.warm_up)
-        limits = {"synthetic" if args.train else "decode": found[0].images_per_s} if not found[0].failed else {}
-        results.add(args.train or "input", found, limits)
+            use = train_on(config, device)
+            fed = [("one batch again and again", BOUND, same_batch, use), *((*p, use) for p in pipelines(args))]
+            measured = [measure(*candidate, args, config, device, began) for candidate in fed]
+            limits = {} if measured[0].failed else {"synthetic": measured[0].images_per_s}
+            results.add(args.train, measured, limits)
         results.require_any()
     return 0
 
@@ -65,8 +75,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises ConfigError."""
     cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
     options = parser("input", __doc__, warm_up=1)
+    options.set_defaults(repeats=5)
+    options.add_argument("--seconds", type=seconds, default=6.0, help="of each candidate; default: %(default)s")
+    options.add_argument("--limit", type=seconds, default=95.0, help="seconds, for all; default: %(default)s")
     options.add_argument("--root", type=Path, help="real photographs: a folder with train/<class>/*.jpg")
-    options.add_argument("--images", type=count, help="of an epoch; default: 4 batches a worker on a GPU, 8 on a CPU")
+    options.add_argument("--images", type=count, help="of an epoch; default: as many as can be decoded in time")
     options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images; default here: %(default)s")
     options.add_argument("--image-size", type=count, default=224, help="pixels; default: %(default)s")
     options.add_argument("--workers", type=int, default=cores, help="of each pipeline; default: the cores, %(default)s")
@@ -78,7 +91,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"--workers={args.workers}: must be from 0 to the {cores} cores of this machine")
     if args.root is not None and not args.root.is_dir():
         raise ConfigError(f"--root={args.root}: is no folder")
-    args.images = args.images or args.batch * max(1, args.workers) * (4 if on_gpu(args) else 8)
+    least = 2 * args.batch * max(1, args.workers)
+    args.images = args.images or max(least, int(args.seconds * IMAGES_PER_S * max(1, args.workers)))
     if args.images // args.batch < 2 * max(1, args.workers):
         few = f"{args.images // args.batch} batches of {args.batch} are too few for {args.workers} workers"
         raise ConfigError(f"--images={args.images}: {few}; at least twice as many batches as workers")
@@ -106,26 +120,87 @@ def gather_images(results: Results, args: argparse.Namespace, root: Path) -> Non
     print(f"{how}, the paper's full recipe", flush=True)
 
 
-def candidates(
-    args: argparse.Namespace, config: Config, device: torch.device, bounds: Mapping[str, Start], use: Use
-) -> list[Candidate]:
-    """Return the bounds and every pipeline, each giving its batches to `use`."""
-    skipped = max(1, args.workers)  # batches before the clock starts: one of each worker
-    images = (args.images // args.batch - skipped) * args.batch
-
-    def candidate(name: str, library: str | None, start: Start) -> Candidate:
-        return Candidate(name, images, lambda: timed_epochs(start(config, device), device, skipped, use), library)
-
-    pipelines = [pipeline for pipeline in PIPELINES if pipeline[1] in (None, *args.peers)]
-    return [candidate(name, BOUND, start) for name, start in bounds.items()] + [candidate(*p) for p in pipelines]
+def seconds(text: str) -> float:
+    """Read a time above 0."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
 
 
-def same_batch(batches: int, config: Config, device: torch.device) -> Epoch:
+def pipelines(args: argparse.Namespace) -> list[tuple[str, str | None, Start]]:
+    """Return ours, and those of the libraries that were asked for."""
+    return [pipeline for pipeline in PIPELINES if pipeline[1] in (None, *args.peers)]
+
+
+def measure(
+    name: str, library: str | None, start: Start, use: Use, args: argparse.Namespace, config: Config,
+    device: torch.device, began: float,
+) -> Candidate:  # fmt: skip
+    """Measure one pipeline, end its workers, and print what came out."""
+    candidate = Candidate(name, args.batch, lambda: lambda: None, library)
+    left = began + args.limit - time.monotonic()
+    if left < args.seconds:
+        candidate.failed = f"left out: of --limit={args.limit:g} {max(left, 0):.0f} s are left"
+
+    def run() -> None:
+        with time_limit(min(left, START_S + 2 * args.seconds)):
+            parts = (args.seconds, args.repeats)
+            candidate.times_s = seconds_a_batch(start(config, device), device, max(1, args.workers), use, *parts)
+
+    candidate.attempt(run, device)
+    free_memory(device)
+    print(f"{name}: {candidate.failed or f'{rate(candidate.images_per_s)} images/s'}", flush=True)
+    return candidate
+
+
+def seconds_a_batch(
+    epoch: Epoch, device: torch.device, skipped: int, use: Use, total_s: float, parts: int
+) -> list[float]:
+    """Give batches to `use` for so many seconds; return the seconds a batch in each of so many parts of that time."""
+    batches = chain.from_iterable(epoch(number) for number in counter())
+    for _ in range(skipped):
+        use(*next(batches))
+    synchronize(device)
+    times: list[float] = []
+    began = since = time.perf_counter()
+    number = 0
+    for images, labels in batches:
+        use(images, labels)
+        number += 1
+        if time.perf_counter() - began < total_s * (len(times) + 1) / parts:
+            continue
+        synchronize(device)
+        now = time.perf_counter()
+        times.append((now - since) / number)
+        since, number = now, 0
+        if len(times) == parts:
+            break
+    return times
+
+
+@contextmanager
+def time_limit(limit_s: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, whatever it waits for."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"took longer than {limit_s:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def same_batch(config: Config, device: torch.device) -> Epoch:
     """Return a pipeline that yields one random batch again and again."""
     batch, size = config.recipe.batch_size, config.data.image_size
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    return lambda number: repeat((images, labels), batches)
+    return lambda number: repeat((images, labels))
 
 
 def train_on(config: Config, device: torch.device) -> Use:
@@ -136,20 +211,3 @@ def train_on(config: Config, device: torch.device) -> Use:
     form = FORMS["compiled" if device.type == "cuda" else "eager"]
     step = form(lambda: build_net(config.model, CLASSES), config, setting)
     return lambda images, labels: step(*mixup.mixup_batch(images, labels, recipe, CLASSES, 0, next(numbers)))
-
-
-def timed_epochs(epoch: Epoch, device: torch.device, skipped: int, use: Use) -> Call:
-    """Return a call that takes an epoch and returns its seconds, from the batch after the first `skipped` on."""
-    numbers = counter()
-
-    def call() -> float:
-        began = 0.0
-        for number, (images, labels) in enumerate(epoch(next(numbers)), 1):
-            use(images, labels)
-            if number == skipped:
-                synchronize(device)
-                began = time.perf_counter()
-        synchronize(device)
-        return time.perf_counter() - began
-
-    return call

@@ -7,6 +7,7 @@ the recipe's optimizer, bf16 on a GPU that has it. Beside the speed is what the 
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def measure_rows(name: str, argv: Sequence[str], args: argparse.Namespace) -> di
     setting = setting_of(args, next(iter(configs.values())))
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, str(setting.precision)
     works = {step: work_of(config, setting) for step, config in configs.items()}
-    taken = {"forms": forms, "peers": libraries, "rows": list(configs)}
+    taken: dict[str, Any] = {"forms": forms, "peers": libraries, "rows": list(configs)}
     results = Results(name, argv, device, args, **taken, batch=batch, image_size=size, precision=precision)
     print(f"regime {args.regime}, {batch} images of {size}x{size} a step, {precision}", flush=True)
     rates = measured_rates(device, setting.precision)

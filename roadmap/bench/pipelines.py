@@ -116,11 +116,12 @@ def read_tensor(path: str) -> Tensor:
     return decode_image(read_file(path), mode=ImageReadMode.RGB)
 
 
-PIPELINES: tuple[tuple[str, str | None, Start], ...] = (  # name, library where it is not ours, what starts it
-    ("ours, reference", None, partial(ours, Pipeline.reference)),
+# Name, library where it is not ours, what starts it; the most telling first.
+PIPELINES: tuple[tuple[str, str | None, Start], ...] = (
     ("ours, fast", None, partial(ours, Pipeline.fast)),
     ("timm, full recipe", "timm", timm_loader),
-    ("torchvision v2, PIL", "torchvision", partial(torchvision_loader, read_pil)),
     ("torchvision v2, tensors", "torchvision", partial(torchvision_loader, read_tensor)),
+    ("ours, reference", None, partial(ours, Pipeline.reference)),
+    ("torchvision v2, PIL", "torchvision", partial(torchvision_loader, read_pil)),
 )
 BOUNDS: dict[str, Start] = {"decode alone": decoded, "decode and crop": cropped}

@@ -23,8 +23,10 @@ HEAD = ("row", "candidate", "images/s", "ms", "10th to 90th", "x baseline", "GiB
 class Results:
     """A benchmark's table and record. The file is written anew after each row: if interrupted, it has what there is."""
 
-    def __init__(self, name: str, argv: Sequence[str], device: torch.device, args: Namespace, **settings: Any) -> None:
-        """Print what and where. Raises DiskError where `--json` cannot be written, before anything is measured."""
+    def __init__(
+        self, name: str, argv: Sequence[str], device: torch.device, args: Namespace, how: str = "", **settings: Any
+    ) -> None:
+        """Print what and where, and how. Raises DiskError where `--json` cannot be written, before it is measured."""
         self.file: Path | None = args.json
         self.rows: list[dict[str, Any]] = []
         self.head: tuple[str, ...] = ()  # of the table that is being printed
@@ -42,8 +44,9 @@ class Results:
         self.write()
         packages = ", ".join(f"{package} {number}" for package, number in self.record["versions"].items())
         print(f"{found['hardware']}, {found['cpu']}, {found['cores']} cores, {found['threads']} threads; {packages}")
-        if "repeats" in given:
-            print(f"n = {args.repeats}, in turn, after {args.warm_up} to warm up; median, 10th and 90th percentile;")
+        if how or "repeats" in given:
+            in_turn = f"n = {args.repeats}, in turn, after {args.warm_up} to warm up; median, 10th and 90th percentile;"
+            print(how or in_turn)
             print("x baseline: how many times as fast as the row's first, round by round", flush=True)
 
     def note(self, key: str, value: Any, line: str) -> None:

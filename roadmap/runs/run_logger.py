@@ -154,6 +154,8 @@ class RunLogger:
         time_s = {"time_s": round(self.time_s, 3)}
         shared = time_s | self._throughput.read() | {"train/memory_gb": round(peak_memory_gb(self.device), 3)}
         self._append([row | shared for row in rows])
+        if advice := self._throughput.advice(self.config.data.pipeline, self.device.type, shared, len(rows)):
+            self.info(advice)
         self._speed = f", loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
         if error is not None:
             raise error

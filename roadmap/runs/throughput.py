@@ -4,7 +4,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from roadmap.config.choices import Pipeline
+
 T = TypeVar("T")
+WAITS = 0.1  # share of the time beyond which waiting for images is worth a word
 
 
 class Throughput:
@@ -12,6 +15,7 @@ class Throughput:
 
     def __init__(self) -> None:
         self.images = 0
+        self._advised = False
         self.restart()
 
     def restart(self) -> None:
@@ -38,3 +42,21 @@ class Throughput:
         }
         self.restart()
         return values
+
+    def advice(self, pipeline: Pipeline, device_type: str, values: dict[str, float], steps: int) -> str | None:
+        """Return once, of more than the first step, in which the workers start, how long a GPU waits for its images."""
+        found = waiting_advice(pipeline, device_type, values) if steps > 1 and not self._advised else None
+        self._advised |= found is not None
+        return found
+
+
+def waiting_advice(pipeline: Pipeline, device_type: str, values: dict[str, float]) -> str | None:
+    """Return a line for a run on a GPU that waits long for its images, which another pipeline may shorten."""
+    waits, speed = values["train/data_wait"], values["train/images_per_s"]
+    if device_type != "cuda" or pipeline == Pipeline.fast or waits <= WAITS:
+        return None
+    without = f"{speed / (1 - waits):,.0f}" if waits < 1 else "many more"
+    return (
+        f"training waits for images {100 * waits:.0f} % of its time: {speed:,.0f} images/s, and {without} without; "
+        "data.pipeline=fast prepares them on the GPU (in a new run)"
+    )

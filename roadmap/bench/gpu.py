@@ -1,0 +1,184 @@
+"""`python -m roadmap.bench gpu --minutes 8 --out DIR`: what a GPU that is lent for minutes can tell, in one command.
+
+The GPU tests, single operations, whole rows beside other libraries, input, a row of regime mini for its extrapolation,
+then runs of `make mini` for as long as there is time. Each part is a process of its own with a bound on its time, and
+writes what it has found by then into DIR; `report.json` there says how each ended. What there is no time for is left
+out, and said. Nothing is fetched: wheels in DIR of `--wheels` are unpacked and come before what is installed.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from roadmap.errors import ConfigError, DataError
+from roadmap.files import disk_errors, write_json
+from roadmap.text import ArgumentParser
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+STOP_S = 15.0  # that a part may take to end when it is told to
+SPARE_S = 5.0  # of all the time, left over at the end
+ROWS = "separate_downsampling,resnet,kernel_11,swin"  # with a net in timm or torchvision, and the largest kernel
+MINI_ROW = "separate_downsampling"
+
+
+class Part(NamedTuple):
+    """A process, with how many seconds it takes at most and below how many it is not worth starting."""
+
+    name: str
+    words: tuple[str, ...]  # for Python
+    most_s: float
+    least_s: float
+
+
+def parts(args: argparse.Namespace) -> list[Part]:
+    """Return what there is to do, the most telling first."""
+
+    def bench(name: str, *words: str, at_most: float, least: float) -> Part:
+        file = ("--json", str(args.out / f"{name}.json"))
+        return Part(name, ("-m", "roadmap.bench", name, *words, *file), at_most, least)
+
+    def runs(seed: int) -> Part:
+        words = ("run.py", "-cd", "sweeps", "-cn", "mini", f"seed={seed}", f"paths.runs={args.out / 'runs'}")
+        root = () if args.root is None else (f"data.root={args.root}",)
+        return Part(f"runs of seed {seed}", (*words, "wandb.mode=disabled", "device=cuda", *root), 3600, 40)
+
+    return [
+        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 20, 5),
+        Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"), 100, 30),
+        bench("kernels", "--record", "--minutes", "0.75", at_most=60, least=40),
+        bench("net", "--rows", ROWS, "--forms", "compiled,kernels", "--repeats", "15", at_most=90, least=60),
+        bench("input", "--limit", "65", at_most=80, least=40),
+        bench("mini", "--rows", MINI_ROW, "--peer", "none", "--repeats", "10", at_most=40, least=25),
+        *map(runs, range(3)),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do one part after the other until the time is up. Returns an exit code: 1 where a part has failed."""
+    began = time.monotonic()
+    options = ArgumentParser(prog="python -m roadmap.bench gpu", description=__doc__)
+    options.formatter_class = argparse.RawTextHelpFormatter
+    options.add_argument(
+        "--minutes", type=float, default=8.0, help="that all of it takes at most; default: %(default)s"
+    )
+    options.add_argument("--out", type=Path, help="a folder for what is found")
+    options.add_argument("--root", type=Path, help="Fashion-MNIST for the runs of `make mini`")
+    options.add_argument("--wheels", type=Path, default=CHECKOUT / "wheels", help="default: %(default)s, if there")
+    options.add_argument("--plan", action="store_true", help="print what would be done, and do nothing")
+    args = options.parse_args(argv)
+    if not 0 < args.minutes < 1e4:
+        raise ConfigError(f"--minutes={args.minutes:g}: must be above 0")
+    if args.out is None and not args.plan:
+        raise ConfigError("--out=DIR: say where what is found is to lie; --plan prints what would be done")
+    time_s = 60 * args.minutes - SPARE_S
+    if args.plan:
+        args.out = args.out or Path("DIR")
+        print("\n".join(plan(parts(args), time_s)))
+        return 0
+    args.out = args.out.absolute()
+    with disk_errors(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+    unpack(args.wheels, args.out / "packages")
+    found = run_parts(parts(args), began + time_s, args.out, environment(args.out / "packages"))
+    return int(any(part["state"] == "failed" for part in found.values()))
+
+
+def plan(todo: Sequence[Part], time_s: float) -> list[str]:
+    """Return a line for each part: when it begins at the latest, how long it takes at most, its command."""
+    lines, at = [], 0.0
+    for part in todo:
+        bound = min(part.most_s, time_s - STOP_S - at)
+        if bound < part.least_s:
+            lines.append(f"left out        {part.name}: needs {part.least_s:.0f} s")
+            continue
+        lines.append(f"{at:4.0f} s, {bound:4.0f} s  {part.name}: {command(part)}")
+        at += bound
+    return [*lines, f"{at:4.0f} s at most; a part that ends earlier leaves its time to those after it"]
+
+
+def command(part: Part) -> str:
+    """Return a part as one would type it."""
+    return shlex.join(["python", *part.words])
+
+
+def run_parts(todo: Sequence[Part], end: float, out: Path, env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Do parts until `end`, of the monotonic clock; return, and write after each, how each one ended.
+
+    Without a first part, the device, there are no others.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for part in todo:
+        left = end - STOP_S - time.monotonic()  # told to end, a part may take so long
+        if left < part.least_s:
+            found[part.name] = {"state": "left out", "reason": f"{max(0, left):.0f} s were left"}
+        elif found.get(todo[0].name, {}).get("state", "done") != "done":
+            found[part.name] = {"state": "left out", "reason": f"{todo[0].name} {found[todo[0].name]['state']}"}
+        else:
+            print(f"{part.name}: {command(part)}", flush=True)
+            found[part.name] = run_part(part, min(part.most_s, left), out, env)
+        about = found[part.name]
+        with disk_errors(out):
+            write_json(out / "report.json", {"parts": found})
+        print(f"{part.name}: {about['state']}, " + about.get("reason", f"{about.get('time_s')} s"), flush=True)
+    return found
+
+
+def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    """Run one part into a log of its own; told to end when its time is up, it may save what it has."""
+    log = out / f"{part.name.replace(' ', '_')}.log"
+    began, state = time.monotonic(), "done"
+    with disk_errors(log), log.open("w") as lines:
+        process = subprocess.Popen(
+            [sys.executable, *part.words], cwd=CHECKOUT, env=dict(env), stdout=lines, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(bound_s)
+        except subprocess.TimeoutExpired:
+            state = "out of time"
+        finally:
+            end_group(process)
+    if state == "done" and process.returncode:
+        state = "failed"
+    about = {"state": state, "exit_code": process.returncode, "time_s": round(time.monotonic() - began, 1)}
+    about |= {"command": command(part), "log": log.name}
+    if state == "failed":
+        told = log.read_text(errors="replace").strip().splitlines()
+        about["reason"] = f"exit code {process.returncode}: {told[-1][:200] if told else 'no word'}"
+    return about
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still there, with time to save, then all that it has started."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def unpack(wheels: Path, target: Path) -> None:
+    """Unpack the wheels of a folder, if there are any: they are archives of packages. Raises DataError."""
+    for wheel in sorted(wheels.glob("*.whl")):
+        try:
+            with disk_errors(target), zipfile.ZipFile(wheel) as archive:
+                archive.extractall(target)
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{wheel}: is no wheel ({error})") from None
+
+
+def environment(packages: Path) -> dict[str, str]:
+    """Return the environment of the parts: this checkout, then unpacked wheels, then what is installed."""
+    path = [str(CHECKOUT), str(packages), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "WANDB_MODE": "disabled"}

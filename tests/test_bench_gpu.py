@@ -1,0 +1,145 @@
+"""`python -m roadmap.bench gpu`: parts that are bounded in time, what it says of those left out, and bare machines."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from roadmap.bench import gpu
+from roadmap.bench.__main__ import main
+from roadmap.bench.gpu import Part, end_group, environment, run_parts, unpack
+
+from .conftest import ROOT
+
+DEVICE = Part("device", ("-c", "print('a GPU')"), 60, 0)
+FOREVER = "import signal; print('begun', flush=True); signal.pause()"
+
+
+@pytest.fixture
+def env(tmp_path):
+    return environment(tmp_path / "packages")
+
+
+def report(out):
+    return json.loads((out / "report.json").read_text())["parts"]
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
+    assert main(["gpu", "--plan", "--minutes", "8"]) == 0
+    whole = capsys.readouterr().out
+    assert "left out        runs of seed 2" in whole and "DIR/kernels.json" in whole
+    for name in ("device", "tests", "kernels", "net", "input", "mini", "runs of seed 0"):
+        assert f"s  {name}: python " in whole
+    assert float(whole.splitlines()[-1].split()[0]) <= 8 * 60 - gpu.STOP_S
+    assert main(["gpu", "--plan", "--minutes", "2"]) == 0
+    short = capsys.readouterr().out
+    assert "s  tests: " in short and "left out        input: needs 40 s" in short
+    assert float(short.splitlines()[-1].split()[0]) <= 2 * 60 - gpu.STOP_S
+
+
+@pytest.mark.parametrize(("words", "told"), [([], "--out=DIR"), (["--minutes", "0", "--plan"], "--minutes=0: must be")])
+def test_a_wrong_command_is_refused(capsys, words, told):
+    assert main(["gpu", *words]) == 64
+    assert told in capsys.readouterr().err
+
+
+def test_each_part_is_reported_when_it_has_ended_and_a_failure_ends_no_other(tmp_path, env, capsys):
+    fails = Part("fails", ("-c", "print('first'); raise SystemExit('no luck')"), 60, 0)
+    reads = Part("reads", ("-c", f"import json; print(json.load(open({str(tmp_path / 'report.json')!r})))"), 60, 0)
+    found = run_parts([DEVICE, fails, reads], time.monotonic() + 120, tmp_path, env)
+    assert found == report(tmp_path)
+    assert [part["state"] for part in found.values()] == ["done", "failed", "done"]
+    assert found["fails"]["reason"] == "exit code 1: no luck"
+    assert "'fails'" in (tmp_path / "reads.log").read_text() and (tmp_path / "device.log").read_text() == "a GPU\n"
+    assert "fails: failed, exit code 1: no luck" in capsys.readouterr().out
+
+
+def test_a_part_that_goes_on_is_told_to_end_and_may_save(tmp_path, env):
+    saves = "import signal, sys; signal.signal(15, lambda *_: (print('saved'), sys.exit(75))); " + FOREVER
+    part = Part("runs", ("-c", saves), 3.0, 0)
+    found = run_parts([DEVICE, part], time.monotonic() + 120, tmp_path, env)
+    assert found["runs"]["state"] == "out of time" and found["runs"]["exit_code"] == 75
+    assert (tmp_path / "runs.log").read_text() == "begun\nsaved\n"
+
+
+def test_what_a_part_has_started_ends_with_it():
+    code = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {FOREVER!r}]); print(child.pid)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    child = int(process.stdout.readline())
+    process.wait()
+    end_group(process)
+    while runs(child):  # until its new parent has taken note
+        pass
+    process.stdout.close()
+
+
+def test_what_there_is_no_time_for_or_no_device_is_left_out(tmp_path, env):
+    later = Part("later", DEVICE.words, 60, 50)
+    found = run_parts([DEVICE, later], time.monotonic() + gpu.STOP_S + 30, tmp_path, env)
+    assert found["later"]["state"] == "left out" and found["later"]["reason"].endswith(" s were left")
+    broken = Part("device", ("-c", "raise SystemExit('no GPU')"), 60, 0)
+    found = run_parts([broken, later._replace(least_s=0)], time.monotonic() + 120, tmp_path, env)
+    assert found["later"] == {"state": "left out", "reason": "device failed"}
+
+
+def test_a_command_that_is_interrupted_leaves_no_part_behind(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from roadmap.bench.gpu import Part, environment, run_parts
+out = Path({str(tmp_path)!r})
+run_parts([Part("device", ("-c", {FOREVER!r}), 60, 0)], time.monotonic() + 120, out, environment(out / "none"))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    log = tmp_path / "device.log"
+    while not (log.exists() and log.read_text() == "begun\n"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+
+
+def test_wheels_beside_the_checkout_come_before_what_is_installed(tmp_path, env):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "tqdm-99-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tqdm/__init__.py", "unpacked = True")
+        wheel.writestr("tqdm-99.dist-info/METADATA", "Name: tqdm\nVersion: 99\n")
+    unpack(wheels, tmp_path / "packages")
+    code = "import tqdm, importlib.metadata as m, roadmap; print(tqdm.unpacked, m.version('tqdm'), roadmap.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "99", str(ROOT / "roadmap" / "__init__.py")], done.stderr
+    (wheels / "broken.whl").write_text("no archive")
+    assert main(["gpu", "--out", str(tmp_path / "out"), "--wheels", str(wheels)]) == 65
+
+
+def test_a_run_without_wandb_and_without_any_packages_metadata(tmp_path):
+    code = """
+import sys
+import importlib.metadata as metadata
+
+def none(name):
+    raise metadata.PackageNotFoundError(name)
+
+metadata.version = none
+sys.modules["wandb"] = None
+import run
+sys.exit(run.CommandLine(run.run, sys.argv[1:]).main())
+"""
+    words = ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "data.train_images=64", "wandb.mode=disabled"]
+    command = [sys.executable, "-c", code, *words, f"paths.runs={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (summary,) = tmp_path.rglob("summary.json")
+    assert list(json.loads(summary.read_text())["versions"]) == ["python"]
