@@ -78,3 +78,12 @@ def error_of(kind: str, text: str) -> RoadmapError:
     """Return the error of a class by its name: how one rank raises what another one told it."""
     known = {cls.__name__: cls for cls in RoadmapError.__subclasses__()}
     return known.get(kind, RoadmapError)(text)
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Return the exit code of a run that an error ended."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedEarly.code
+    return error.code if isinstance(error, RoadmapError) else 1

@@ -45,8 +45,8 @@ def no_account(monkeypatch, tmp_path_factory):
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
-    monkeypatch.setenv("ROADMAP_KERNELS", "")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "nobody"))
+    monkeypatch.setenv("ROADMAP_KERNELS", "")
 
 
 @pytest.fixture(scope="session")

@@ -221,7 +221,7 @@ def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs,
     def trip(path, formats):
         raise ZeroDivisionError("in a decoder")
 
-    monkeypatch.setattr(image_folder.Image, "open", trip)
+    monkeypatch.setattr(Image, "open", trip)
     with pytest.raises(DataError, match="18 of 18"):
         verify.data_check(config(root, runs))
 

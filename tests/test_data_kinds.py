@@ -13,7 +13,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from roadmap.config.choices import Interpolation
 from roadmap.config.schema import Config, DataConfig, RecipeConfig
 from roadmap.data import cache, decoding, eval_batches, load, train_batches, verify
-from roadmap.data.image_folder import label_note, read_image
+from roadmap.data.image_file import read_image
+from roadmap.data.image_folder import label_note
 from roadmap.errors import DataError
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from roadmap.errors import ConfigError
-from roadmap.files import parse_json, parse_yaml, read_json, read_yaml
+from roadmap.files import read_json, read_yaml
+from roadmap.parsing import parse_json, parse_yaml
 from roadmap.steps import compose
 from roadmap.steps.command_line import CommandLine
 from roadmap.sweep.study import read_study
@@ -271,7 +272,12 @@ def test_our_own_commands_take_no_abbreviations():
 def typed(monkeypatch, *words):
     """Return exit code, seconds of computing, and what a command line writes that would do nothing."""
     written = []
-    line = CommandLine(lambda config, sweep, env: "done", words)
+
+    def run(config, sweep, env):
+        written.append("done")
+        return ""
+
+    line = CommandLine(run, words)
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as run.py has it
     monkeypatch.setattr(CommandLine, "write", lambda _, line: written.append(line))
@@ -334,7 +340,7 @@ def test_no_command_line_ends_otherwise_than_with_a_plain_word(command):
     with pytest.MonkeyPatch.context() as monkeypatch:
         code, took, written = typed(monkeypatch, *command)
     assert code in (0, 64), written
-    assert took < 2 or len(written) > 5 or code == 0, written  # a tenth of a second a run of a sweep
+    assert took < 2 + 0.5 * written.count("done"), written
     assert code == 0 or written, command
     assert all(len(line) < 3000 for line in written)
 

@@ -148,10 +148,8 @@ def test_autocast_is_followed_as_a_convolution_does():
 def chosen(step, choice=Kernels.auto):
     """Return the forms that a net would have on the GPU, without tiles, and the line for the log."""
     forms = kernels.forms_of(TOY[step], GPU, choice)
-    assert forms[kernels.CUT] == "cut"
-    return {name: kernels.base(form) for name, form in forms.items() if name != kernels.CUT}, kernels.announcement(
-        forms, GPU, choice
-    )
+    assert forms.pop("idle taps") == "cut"
+    return {name: kernels.base(form) for name, form in forms.items()}, kernels.announcement(forms, GPU, choice)
 
 
 def test_auto_takes_on_a_gpu_what_was_measured_there(capability):

@@ -133,7 +133,8 @@ def test_macs_are_joined_from_parent_to_child_along_the_kept_steps(whole):
 
 def test_the_papers_numbers_are_diamonds_where_they_compare(whole, tmp_path):
     diamonds = dots_of(main_axes(whole[1])[0], papers=True)
-    assert {step: at(dot)[0] for step, dot in diamonds.items()} == {s: r.top1 for s, r in paper.rows("tiny").items()}
+    printed = {s: row.top1 for s, row in paper.rows("tiny").items() if s != "swin"}  # Swin's is of another recipe
+    assert {step: at(dot)[0] for step, dot in diamonds.items()} == printed
     write_roadmap(tmp_path, "nano", "digits", seeds=1, epochs=1)
     assert not dots_of(main_axes(roadmap_chart(groups_of(tmp_path)))[0], papers=True)
 

@@ -257,15 +257,8 @@ class Config(Section):
     study: Text = key("single", cells=False)
     seed: Int = key(0, ge=0, le=2**31 - 1, affects=Affects.result)
     mode: Mode = key(Mode.train, evaluation=True, cells=False)
-    weights: Text | None = key(
-        None,
-        evaluation=True,
-        cells=False,
-        about="mode=evaluate: a file of published weights, or one of our run directories",
-    )
-    weights_key: Text | None = key(
-        None, evaluation=True, about="of a file that holds several weights: which, such as model_ema"
-    )
+    weights: Text | None = key(None, evaluation=True, cells=False, about="of mode=evaluate: a file, or a run directory")
+    weights_key: Text | None = key(None, evaluation=True, about="of several weights in a file: which (model_ema, ...)")
     device: Device = key(Device.auto, evaluation=True, local=True)
     devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")
     compile: Annotated[Text, BeforeValidator(_as_switch)] = key(

@@ -20,6 +20,7 @@ from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.schema import DataConfig
 from roadmap.data import image_folder, in_memory
+from roadmap.data.image_file import read_image
 from roadmap.data.image_folder import Files
 from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
@@ -47,7 +48,7 @@ class Split:
         """Return one image as RGB. Raises DataError that names the file if it cannot be decoded."""
         if self.images is not None:
             return Image.fromarray(self.images[index].permute(1, 2, 0).contiguous().numpy())
-        return image_folder.read_image(self.path(index))
+        return read_image(self.path(index))
 
     def path(self, index: int) -> Path:
         """Return the file of an image in a class folder."""

@@ -23,7 +23,7 @@ from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import transforms
 from roadmap.data.datasets import Split
-from roadmap.data.image_folder import open_image, read_image
+from roadmap.data.image_file import open_image, read_image
 from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError

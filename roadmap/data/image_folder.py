@@ -5,29 +5,25 @@ folder would shift every label after it without an error, so both splits must ha
 may be an image is passed over in silence.
 """
 
-import errno
 import hashlib
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from roadmap.catalog import SPLITS, DataSet
 from roadmap.config.choices import ClassOrder
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
-from roadmap.data.rgb import to_rgb
+from roadmap.data.image_file import problem_of
 from roadmap.errors import DataError
-from roadmap.files import is_system_name, nearby, open_regular
+from roadmap.files import is_system_name, nearby
 from roadmap.text import clean, printable, reason, unlike
 
 log = logging.getLogger(__name__)
@@ -37,9 +33,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset(
     [".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"]
 )
-# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-MAX_BYTES = 2**30  # a larger file is no image, and would fill the memory
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -250,15 +243,6 @@ def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool)
     return images
 
 
-def problem_of(about: os.stat_result) -> str:
-    """Return what forbids reading an image at all: a pipe, say, would never end."""
-    if not stat.S_ISREG(about.st_mode):
-        return "not a regular file"
-    if about.st_size > MAX_BYTES:
-        return f"is no image (larger than {MAX_BYTES / 2**30:g} GiB)"
-    return "" if about.st_size else "is empty (0 bytes)"
-
-
 def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
     """Return the sorted names of a class folder's images, and of what is none.
 
@@ -309,27 +293,3 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and how many more there are."""
     names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def open_image(path: Path) -> BufferedReader:
-    """Open a file that may be an image. Raises OSError for one that must not be read."""
-    file = open_regular(path)
-    if problem := problem_of(os.fstat(file.fileno())):
-        file.close()
-        raise OSError(errno.EINVAL, problem, str(path))
-    return file
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image as RGB.
-
-    Raises DataError that names the file if it is truncated, no image, too large to be one, or lost in 8-bit RGB.
-    """
-    try:
-        with open_image(path) as file, Image.open(file, formats=FORMATS) as image:
-            return to_rgb(image)
-    except MemoryError:
-        raise  # no fault of the file
-    except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
-        why = re.sub(r"<_io[^>]*>", "the file", reason(error))
-        raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error

@@ -25,6 +25,7 @@ import numpy as np
 from roadmap import catalog
 from roadmap.config.schema import Config, DataConfig
 from roadmap.data import cache, datasets, image_folder
+from roadmap.data.image_file import read_image
 from roadmap.data.rgb import RULES
 from roadmap.data.workers import LESS, STALL_S
 from roadmap.distributed.device import num_cores
@@ -186,7 +187,7 @@ def open_images(folder: str, names: list[bytes]) -> list[str | None]:
 def open_image(path: Path) -> str | None:
     """Decode one image in full; return what is wrong with it, if anything is."""
     try:
-        image_folder.read_image(path)
+        read_image(path)
     except DataError as error:
         return str(error)
     return None

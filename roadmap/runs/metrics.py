@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, fsync, json_object, open_regular, read_regular
+from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular
+from roadmap.parsing import json_object
 from roadmap.runs.schema import METRICS
 
 KINDS = ("train", "val")

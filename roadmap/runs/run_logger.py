@@ -18,7 +18,7 @@ import torch
 from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
-from roadmap.errors import DiskError, RoadmapError, StoppedEarly
+from roadmap.errors import DiskError, StoppedEarly, exit_code
 from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
@@ -315,12 +315,3 @@ class NullLogger:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return what is known here."""
         return result
-
-
-def exit_code(error: BaseException | None) -> int:
-    """Return the exit code of a run that an error ended."""
-    if error is None:
-        return 0
-    if isinstance(error, KeyboardInterrupt):
-        return StoppedEarly.code
-    return error.code if isinstance(error, RoadmapError) else 1

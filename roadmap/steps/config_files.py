@@ -16,7 +16,8 @@ from omegaconf._utils import get_yaml_loader
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.files import MAX_YAML, check_yaml, read_regular
+from roadmap.files import MAX_YAML, read_regular
+from roadmap.parsing import check_yaml
 from roadmap.steps.hydra_guard import MAX_REFERENCES, SETTABLE, check_params, may_be_set
 from roadmap.text import clean, flatten
 

@@ -14,7 +14,7 @@ from roadmap.config.fields import shown
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand
-from roadmap.runs.run_dir import flatten_config, from_flat, read_config
+from roadmap.runs.recorded_config import flatten_config, from_flat, read_config
 from roadmap.steps.cell_name import SAFE_CELL
 from roadmap.text import check_name, clean, flatten
 

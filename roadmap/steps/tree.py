@@ -10,7 +10,8 @@ from typing import Any
 
 from roadmap import paper
 from roadmap.errors import ConfigError
-from roadmap.files import MAX_YAML, parse_yaml, read_regular
+from roadmap.files import MAX_YAML, read_regular
+from roadmap.parsing import parse_yaml
 from roadmap.text import clean, nearest, one_line, reason
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"

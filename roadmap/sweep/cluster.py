@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from roadmap.config import Affects
 from roadmap.config.fields import Int, Section, key
 from roadmap.errors import ConfigError
-from roadmap.files import parse_yaml, read_yaml
+from roadmap.files import read_yaml
+from roadmap.parsing import parse_yaml
 from roadmap.steps.tree import CONF
 from roadmap.text import one_line
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roadmap.errors import ConfigError, DataError, DiskError
-from roadmap.files import deny_others, disk_errors, expand, file_lock, json_object, nearby, read_json, write_json
+from roadmap.files import deny_others, disk_errors, expand, file_lock, nearby, read_json, write_json
+from roadmap.parsing import json_object
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.text import check_name

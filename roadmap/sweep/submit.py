@@ -14,7 +14,8 @@ from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.provenance import code_hash
-from roadmap.runs.run_dir import differences, identity, run_path
+from roadmap.runs.recorded_config import differences, identity
+from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
 from roadmap.steps.hydra_errors import quote
 from roadmap.sweep.cell_states import known_states

@@ -14,7 +14,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.run_dir import from_flat
+from roadmap.runs.recorded_config import from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_files import read_settings

@@ -26,8 +26,8 @@ from roadmap.net.weights_file import read_weights_file
 from roadmap.runs import checkpoint
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import Progress, SweepProgress
+from roadmap.runs.recorded_config import differences, identity, lost_keys, read_config
 from roadmap.runs.result import caution_note
-from roadmap.runs.run_dir import differences, identity, lost_keys, read_config
 from roadmap.runs.schema import CHECKPOINTS, CONFIG
 from roadmap.text import clean
 from roadmap.training.device_errors import memory_errors

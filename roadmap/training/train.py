@@ -24,8 +24,9 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
 from roadmap.runs.progress import SweepProgress
+from roadmap.runs.recorded_config import identity
 from roadmap.runs.result import load_result
-from roadmap.runs.run_dir import RunDir, identity, run_path
+from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import STATUS
 from roadmap.training.device_errors import device_errors, memory_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches

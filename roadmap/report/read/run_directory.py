@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from roadmap.files import MAX_JSON, MAX_YAML, parse_json, parse_yaml, read_regular
+from roadmap.files import MAX_JSON, MAX_YAML, read_regular
+from roadmap.parsing import parse_json, parse_yaml
 from roadmap.runs.metrics import MAX_BYTES, Metrics, read_metrics
 from roadmap.runs.result import changed_files
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, STATUS, SUMMARY
