@@ -72,7 +72,7 @@ def test_recorded_on_a_cpu_it_is_what_auto_reads(tmp_path, monkeypatch, capsys):
     ("words", "said"),
     [
         (["--record"], "ROADMAP_KERNELS= is empty"),
-        (["--image-size", "2", "--rows", "resnet"], "--image-size=2: too small"),
+        (["--image-size", "2", "--rows", "separate_downsampling"], "--image-size=2: too small"),
         (["--minutes", "0"], "0: must be above 0"),
         (["--operations", "gelus"], "gelus: unknown"),
     ],

@@ -56,14 +56,6 @@ def depthwise_cases(kernel, stride):
     from roadmap.net.kernels import triton_columns as columns
     from roadmap.net.kernels import triton_depthwise as made
 
-    for tile, function, more in (
-        (MAP_TILES[kernel], made.forward_kernel, [{"HAS_BIAS": False}, {"HAS_BIAS": True}]),
-        (MAP_TILES[kernel], made.input_gradient_kernel, [{"Q": q} for q in range(stride)]),
-        (WEIGHT_TILES[kernel], made.weight_gradient_kernel, [{}]),
-    ):
-        for extra in more:
-            block = {"BLOCK_W": tile.width, "BLOCK_C": tile.channels, "VEC": tile.vec}
-            yield function, {"K": kernel, "S": stride} | block | extra, tile.warps, 0
     if stride == 1:
         for tiles, function, more in (
             (COLUMN_TILES, columns.columns_kernel, [{"FLIPPED": False, "HAS_BIAS": True}]),
@@ -74,6 +66,15 @@ def depthwise_cases(kernel, stride):
             for extra in more:
                 block = {"BLOCK_W": tile.width, "BLOCK_C": tile.channels}
                 yield function, {"CHANNELS": 96, "K": kernel} | block | extra, tile.warps, tile.registers
+        return
+    for tile, function, more in (
+        (MAP_TILES[kernel], made.forward_kernel, [{"HAS_BIAS": False}, {"HAS_BIAS": True}]),
+        (MAP_TILES[kernel], made.input_gradient_kernel, [{"Q": q} for q in range(stride)]),
+        (WEIGHT_TILES[kernel], made.weight_gradient_kernel, [{}]),
+    ):
+        for extra in more:
+            block = {"BLOCK_W": tile.width, "BLOCK_C": tile.channels, "VEC": tile.vec}
+            yield function, {"K": kernel, "S": stride} | block | extra, tile.warps, 0
 
 
 def channel_cases(channels):
