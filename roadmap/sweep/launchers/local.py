@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.runs.process import process_start
+from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
 from roadmap.sweep.study import Cell
@@ -141,12 +143,12 @@ class Scheduler:
         self.signals: list[int] = []  # that came and were not yet passed on
         self.stopped = False
         self.codes: list[int] = []
+        self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
 
     def run(self, tasks: Sequence[LocalTask]) -> int:
-        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
-            numbers.remove(signal.SIGHUP)
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [number for number in stops if signal.getsignal(number) != signal.SIG_IGN]  # as nohup wants it
         handlers = {number: signal.signal(number, lambda number, _: self.signals.append(number)) for number in numbers}
         waiting = list(tasks)
         try:
@@ -167,7 +169,8 @@ class Scheduler:
             for task in waiting:
                 record_end(task, None)
         if self.stopped:
-            raise StoppedEarly("stopped, every cell that had begun is saved; the same command goes on")
+            told = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
+            raise StoppedEarly(f"stopped{f' ({told})' if told else ''}; the same command goes on")
         return max(self.codes, default=0)
 
     def _start(self, task: LocalTask) -> None:
@@ -201,18 +204,20 @@ class Scheduler:
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         self.codes.append(code)
         record_end(task, code)
+        if self.stopped:
+            self.ends[how_it_ended(task)] += 1
         lines = task.log.read_bytes().decode(errors="replace").strip().splitlines()
         line = f"[{len(self.codes)}/{total}] {lines[-1] if lines else task.key}"
         self._show(line + (f" (exit code {code}; {task.log})" if code else ""))
 
     def _pass_on_signals(self) -> None:
         while self.signals:
-            number = self.signals.pop(0)
+            again = self.signals.pop(0) == signal.SIGINT and self.stopped
             if not self.stopped:
-                self._show("stopping: the cells at work are saved; once more interrupts them at once")
+                self._show("stopping: the cells at work save first; Ctrl-C once more interrupts them at once")
             self.stopped = True
             for process in self.running:
-                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                process.send_signal(signal.SIGINT if again else signal.SIGTERM)
 
     def _show(self, line: str) -> None:
         with suppress(OSError):  # the terminal is closed
@@ -235,11 +240,17 @@ def end_with_parent() -> Callable[[], None] | None:
     return call if prctl is not None else None
 
 
+def how_it_ended(task: LocalTask) -> str:
+    """Return what a cell that was asked to stop has left, by its own status."""
+    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
+    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
+
+
 def record_start(task: LocalTask, pid: int) -> None:
     """Record the process that runs a cell."""
     with task.directory.lock():
-        row = task.directory.jobs()[task.key][-1]
-        task.directory.append_jobs([row | {"run_pid": pid, "run_born": process_start(pid)}])
+        if rows := task.directory.jobs().get(task.key):
+            task.directory.append_jobs([rows[-1] | {"run_pid": pid, "run_born": process_start(pid)}])
 
 
 def record_end(task: LocalTask, code: int | None) -> None:
