@@ -252,11 +252,17 @@ def end_with_parent() -> Callable[[], None] | None:
     return call if prctl is not None else None
 
 
+def how_it_ended(task: LocalTask) -> str:
+    """Return what a cell that was asked to stop has left, by its own status."""
+    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
+    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
+
+
 def record_start(task: LocalTask, pid: int) -> None:
     """Record the process that runs a cell."""
     with task.directory.lock():
-        row = task.directory.jobs()[task.key][-1]
-        task.directory.append_jobs([row | {"run_pid": pid, "run_born": process_start(pid)}])
+        if rows := task.directory.jobs().get(task.key):
+            task.directory.append_jobs([rows[-1] | {"run_pid": pid, "run_born": process_start(pid)}])
 
 
 def record_end(task: LocalTask, code: int | None) -> None:
