@@ -1,9 +1,17 @@
 """One run of the roadmap: compose the config, check it, do what its `mode` says.  python run.py
 +step=inverted_bottleneck"""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
+
+from roadmap.distributed.rank_env import RankEnv, is_first
+from roadmap.distributed.signals import ignore_stops, leave_at_once
+
+if __name__ == "__main__":  # the imports below take seconds: whoever stops the run meanwhile is answered
+    leave_at_once(silent=not is_first())
+    atexit.register(ignore_stops)
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; ours are in plain words
 # Two runs on one CPU: OpenMP's threads, waiting busily, starve each other (on 2 cores 570 ms a step instead of 66).
@@ -12,9 +20,10 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d's warnings say in 
 
 from roadmap.config import Config
 from roadmap.config.choices import Mode
-from roadmap.distributed.rank_env import RankEnv
 from roadmap.errors import ConfigError
 from roadmap.runs.progress import SweepProgress
+from roadmap.runs.result import load_result, result_line
+from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.command_line import CommandLine
 
 # The imports below wait for the config: torch takes seconds that a wrong one need not wait for.
@@ -22,9 +31,15 @@ from roadmap.steps.command_line import CommandLine
 
 def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Train one step, or go on where an earlier start ended."""
+    run = RunDir(run_path(config))
+    if env.world_size == 1 and not config.fresh and run.is_done(config.values()):  # several ranks agree on it later
+        sweep.write(f"{config.cell}: already finished")
+        return result_line(config, load_result(run.path))
     if env.is_main:
         sweep.write(f"{config.cell}: starting")
-    from roadmap.training.train import result_line, train
+        if not config.fresh:
+            run.count_start(config.values())
+    from roadmap.training.train import train
 
     summary = train(config, sweep)
     return result_line(config, summary) if env.is_main else ""
@@ -32,9 +47,9 @@ def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 
 def evaluate(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Score the weights of a file or of a run directory in the net of one step."""
-    from roadmap.training.evaluate_weights import evaluate_weights, result_line
+    from roadmap.training import evaluate_weights
 
-    return result_line(config, evaluate_weights(config, sweep))
+    return evaluate_weights.result_line(config, evaluate_weights.evaluate_weights(config, sweep))
 
 
 def check_data(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
@@ -71,7 +86,9 @@ def run(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 
 def main() -> int:
     """Run the command line; return the exit code."""
-    return CommandLine(run, sys.argv[1:]).main()
+    code = CommandLine(run, sys.argv[1:]).main()
+    leave_at_once(code, silent=True)  # all is done: a late signal changes no code
+    return code
 
 
 if __name__ == "__main__":

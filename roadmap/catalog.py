@@ -11,6 +11,8 @@ from enum import StrEnum
 from roadmap.errors import ConfigError
 from roadmap.text import check_name, nearest
 
+SPLITS = ("train", "val")
+
 
 class DataKind(StrEnum):
     """How the images of a set are kept."""

@@ -25,7 +25,7 @@ class DataError(RoadmapError):
 
 
 class NonFiniteError(RoadmapError):
-    """The loss or a gradient was not finite; names the step in which it happened."""
+    """The loss, a gradient, an evaluation or what a checkpoint would hold was not finite; names the step."""
 
     code = 70
     on_all_ranks = True
@@ -46,6 +46,12 @@ class StoppedEarly(RoadmapError):
 
 class PeerLost(RoadmapError):
     """Another rank of the run has died, is silent or never came: the same command goes on from the last checkpoint."""
+
+    code = 75
+
+
+class LoaderError(RoadmapError):
+    """Images did not come: a process that prepares them died or lacks memory, or a read stalls; the run may go on."""
 
     code = 75
 
@@ -72,3 +78,12 @@ def error_of(kind: str, text: str) -> RoadmapError:
     """Return the error of a class by its name: how one rank raises what another one told it."""
     known = {cls.__name__: cls for cls in RoadmapError.__subclasses__()}
     return known.get(kind, RoadmapError)(text)
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Return the exit code of a run that an error ended."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedEarly.code
+    return error.code if isinstance(error, RoadmapError) else 1

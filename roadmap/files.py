@@ -1,4 +1,7 @@
-"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, the system's errors."""
+"""Files that are whole under their name whatever happens: atomic writes, JSON, YAML, locks, the system's errors.
+
+What is read may have been made to do harm: only regular files, of a size, depth and length that ours may have.
+"""
 
 import errno
 import fcntl
@@ -6,40 +9,121 @@ import json
 import math
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
+from roadmap.errors import Busy, ConfigError, DiskError
+from roadmap.parsing import parse_json, parse_yaml
+from roadmap.text import clean, nearest, one_line, unlike
 
-from roadmap.errors import Busy, DiskError
-from roadmap.text import one_line
+# What a file system answers that does not know an operation.
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+MAX_JSON, MAX_YAML = 2**22, 2**18  # bytes of a record, of a config
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes a file before it is whole."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_temporaries(folder: Path, *names: str) -> list[str]:
+    """Remove what killed writers of files of these names (patterns) left; return a line for each that cannot be.
+
+    Only where nobody else writes.
+    """
+    return [line for name in names for path in folder.glob(f".{name}.*.tmp") if (line := remove(path))]
+
+
+def remove(path: Path) -> str:
+    """Remove a file, if it is there; return in a line why it cannot be, or nothing."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"{path}: cannot be removed ({error.strerror})"
+    return ""
+
+
+# What NAS boxes, macOS, Windows and file systems put among other people's files.
+SYSTEM_NAMES = frozenset(
+    name.lower()
+    for name in (
+        *("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", ".DS_Store", "__MACOSX", "Icon\r"),
+        *("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found"),
+    )
+)
+
+
+def is_system_name(name: str) -> bool:
+    """Tell whether a name is one of a system's own, such as `@eaDir`, `$RECYCLE.BIN` or `._image.jpg`."""
+    return name.startswith("._") or name.lower() in SYSTEM_NAMES
 
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that under its final name it is whole, whatever happens meanwhile. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as out:
             out.write(data)
             out.flush()
-            os.fsync(out.fileno())
+            fsync(out.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise
     fsync_dir(path.parent)
+
+
+def fsync(handle: int) -> None:
+    """Make a file, or the names in a folder, durable; some file systems cannot, and take care of it themselves."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
+def deny_others() -> None:
+    """Let what this process makes from now on be writable for nobody but its owner and group, whatever the umask: what
+    everybody can write is refused later."""
+    os.umask(os.umask(0o077) | stat.S_IWOTH)
 
 
 def fsync_dir(folder: Path) -> None:
     """Make the names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        fsync(handle)
     finally:
         os.close(handle)
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with `~` replaced by a home folder. Raises ConfigError where nobody knows whose."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no home folder of that name; write the path in full") from None
+
+
+def nearby(path: Path) -> str:
+    """Return what lies there instead of a path that leads to nothing: `; FOLDER: did you mean X? There are: ...`."""
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    try:
+        names = sorted(n for n in os.listdir(missing.parent) if not n.startswith(".") and not is_system_name(n))
+    except OSError:
+        return ""
+    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], limit=8) if names else "it is empty"
+    alike = next((how for name in names if (how := unlike(missing.name, name))), "")
+    where = "in this folder" if missing.parent == Path() else clean(missing.parent)
+    return f"; {where}: {there}{alike and f' ({alike})'}"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -47,12 +131,32 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(finite_or_null(values), indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def open_regular(path: Path, limit: int | None = None) -> BufferedReader:
+    """Open a regular file of at most `limit` bytes: reading from a pipe or a device may never end. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    about = os.fstat(handle)
+    if stat.S_ISREG(about.st_mode) and (limit is None or about.st_size <= limit):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EFBIG, f"too large, {about.st_size} bytes, at most {limit}", str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """Return the bytes of a file as `open_regular` opens it. Raises OSError."""
+    with open_regular(path, limit) as file:
+        return file.read()
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # the latter for brackets nested without end
-        raise ValueError(f"{path}: not JSON ({error})") from None
+        values = parse_json(read_regular(path, limit))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a JSON object")
     return values
@@ -66,23 +170,12 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, limit: int = MAX_YAML) -> Any:
     """Read a YAML file. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
     try:
-        return yaml.load(
-            path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )  # the C parser, where there is one
-    except (yaml.YAMLError, RecursionError) as error:
+        return parse_yaml(read_regular(path, limit).decode())
+    except ValueError as error:
         raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
-
-
-def json_object(line: bytes) -> dict[str, Any] | None:
-    """Return the object that a line of JSON holds, None where it holds none: its writer died in it."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 @contextmanager
@@ -116,7 +209,10 @@ def _try_lock(lock: TextIO, path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        raise DiskError(f"{path.parent}: cannot be locked ({error.strerror})") from None
+        hint = "; this file system has no locks, take a folder on another, or let it be mounted with flock"
+        raise DiskError(
+            f"{path.parent}: cannot be locked ({error.strerror}){hint if error.errno in NOT_SUPPORTED else ''}"
+        ) from None
     return True
 
 

@@ -1,16 +1,90 @@
-"""Text for people: errors on one line, the nearest of several names, dotted keys, plain tables, command lines."""
+"""Text for people: errors on one line, the nearest of several names, dotted keys, plain tables, command lines; and
+what no text may hold, the values of secrets."""
 
 import argparse
 import difflib
+import json
+import netrc
+import os
 import re
+import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+from urllib.parse import quote
 
 from roadmap.errors import ConfigError
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|passphrase|credential")  # of a variable of the environment
+SECRET_WORD = re.compile(r"[a-z]{,11}|\S{,7}")  # a value that is none: `disabled`, `1`
+URL_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:([^\s/@]+)(?=@)")
 MAX_READ = 10_000  # characters of a text that are read; what is longer is no name and no message
+
+
+def secrets_here() -> dict[str, str]:
+    """Return the secrets that this process knows of, value -> where it is from: variables of the environment that are
+    named like one, passwords in addresses, and the keys of a .netrc."""
+    found = {}
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and not SECRET_WORD.fullmatch(value) and not os.path.exists(value):
+            found[value] = name
+        if "://" in value and (password := URL_PASSWORD.search(value)):
+            found[password[1]] = name
+    for file in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
+        path = os.path.expanduser(file)
+        try:
+            keys = netrc_keys(path, os.stat(path).st_mtime_ns)
+        except OSError:
+            continue
+        found |= dict.fromkeys(keys, file)
+    return found
+
+
+@lru_cache(8)
+def netrc_keys(path: str, _: int) -> tuple[str, ...]:
+    """Return the passwords in a .netrc as it was at a time; none where it cannot be read."""
+    try:
+        hosts = netrc.netrc(path).hosts.values() if Path(path).is_file() else ()
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return ()
+    return tuple(key for _, _, key in hosts if key and not SECRET_WORD.fullmatch(key))
+
+
+def redact(text: str) -> str:
+    """Return the text with `***` for every secret, also where it is quoted, escaped, or broken into lines."""
+    for value in sorted(secrets_here(), key=len, reverse=True):
+        for form in _forms(value):
+            text = text.replace(form, "***")
+    return URL_PASSWORD.sub("***", text) if "://" in text else text
+
+
+def _forms(value: str) -> Iterator[str]:
+    yield from (value, quote(value, safe=""), json.dumps(value)[1:-1], repr(value)[1:-1], " ".join(value.split()))
+    yield from (line for line in value.splitlines() if len(line) >= 16)
+
+
+class RedactedStream:
+    """A stream of text that no secret passes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text without its secrets."""
+        return self._stream.write(redact(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def redact_output() -> None:
+    """Let no secret pass stdout and stderr of this process from now on: prints, tracebacks, what libraries write."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), RedactedStream):
+            setattr(sys, name, RedactedStream(stream))
 
 
 def check_name(key: str, name: str) -> str:
@@ -20,13 +94,24 @@ def check_name(key: str, name: str) -> str:
     return name
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean X? there are: ...`, the nearest names first."""
+def nearest(name: str, known: Iterable[str], limit: int | None = None) -> str:
+    """Return `did you mean X? There are: ...`, the nearest names first, at most `limit` of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     close += [n for n in names if name and n not in close and (n in name or name in n)]
-    listed = ", ".join([*close, *(n for n in names if n not in close)])
+    in_order = [*close, *(n for n in names if n not in close)]
+    listed = ", ".join(in_order[:limit])
+    listed += f" and {len(in_order) - limit} more" if limit and len(in_order) > limit else ""
     return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
+
+
+def unlike(name: str, other: str) -> str:
+    """Return how two names differ that look alike: in their Unicode form, or in case; nothing for other names."""
+    if name != other and unicodedata.normalize("NFKC", name) == unicodedata.normalize("NFKC", other):
+        return f"the same letters in two Unicode forms, {name!a} and {other!a}"
+    if name != other and name.casefold() == other.casefold():
+        return f"{clean(name, 80)} and {clean(other, 80)} differ in case alone"
+    return ""
 
 
 def reason(error: BaseException) -> str:
@@ -39,11 +124,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return lines as they may be shown: no secret, and no control character, whoever thought of a name in them."""
+    return "\n".join(map(printable, redact(text).split("\n")))
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -78,6 +168,7 @@ def shorten(text: str, limit: int) -> str:
     """Return the text, its middle left out where it is longer than `limit`: names often differ at the end."""
     if len(text) <= limit:
         return text
+    text = redact(text)  # a part of a secret could not be told any more
     tail = max(1, limit // 4)
     return f"{text[: limit - tail - 1].rstrip()}…{text[-tail:].lstrip()}"
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,13 +24,29 @@ SMALL = (
     "recipe.warmup_epochs=0",
 )
 
+# A shell's background job ignores the keyboard, and so would every run that a test starts.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, default)
+
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path_factory):
     """No test finds a login, a data folder or a runs folder of whoever runs it."""
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "ROADMAP_DATA", "ROADMAP_RUNS"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_BASE_URL",
+        "WANDB_DIR",
+        "WANDB_MODE",
+        "WANDB_PROJECT",
+        "WANDB_ENTITY",
+        "ROADMAP_DATA",
+        "ROADMAP_RUNS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "nobody"))
+    monkeypatch.setenv("ROADMAP_KERNELS", "")
 
 
 @pytest.fixture(scope="session")

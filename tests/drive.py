@@ -28,10 +28,10 @@ Done = subprocess.CompletedProcess[str]
 def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", to: str = "self", mb: int = 0):
     """Return the environment for an accident: at the `number`th time that `rank` comes to `where`.
 
-    `where`: step (after it), before (a step), loss, evaluate, saving (the file is written, not yet renamed), or watch
-    (in the process that has just started the ranks). `what`: a signal, or nan, error, bug, memory, limit (`mb` more
-    megabytes are all there is). `to`: self, parent (whoever started the ranks, and then all), or group (all processes
-    at once, as a terminal does it).
+    `where`: images (before they are loaded), step (after it), before (a step), loss, evaluate, saving (the file is
+    written, not yet renamed), or watch (in the process that has just started the ranks). `what`: a signal, or nan,
+    error, bug, memory, limit (`mb` more megabytes are all there is). `to`: self, worker (the rank's only one), service
+    (W&B's), parent (whoever started the ranks, and then all), or group (all processes at once, as a terminal does it).
     """
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
@@ -105,6 +105,7 @@ def serve() -> None:
     """For each line of stdin, fork a run and answer with its pid, or wait for one and answer with its exit code."""
     before = dict(os.environ)
     import run as run_module
+    from roadmap.distributed.signals import leave_at_once
 
     own = {name: value for name, value in os.environ.items() if name not in before}  # read by torch
     import sklearn.datasets
@@ -128,6 +129,7 @@ def serve() -> None:
             print(child, flush=True)
         else:
             become(order, own)
+            leave_at_once()
             code = run_module.main()
             threading._shutdown()
             atexit._run_exitfuncs()
@@ -175,6 +177,8 @@ def happen(plan: dict[str, object]) -> None:
         raise DataError("7.jpg: cannot be decoded")
     if what == "bug":
         raise TypeError("nobody thought of this")
+    if what == "key":
+        raise TypeError(f"the server refuses {os.environ['OUR_API_KEY']}")
     if what == "memory":
         torch.empty(10**15)
     if what == "limit":
@@ -182,7 +186,17 @@ def happen(plan: dict[str, object]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + int(str(plan["mb"])) * 10**6,) * 2)
         return
     number = getattr(signal, f"SIG{what}")
-    if plan["to"] == "group":
+    if plan["to"] == "worker":
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, number)
+        worker.join()
+    elif plan["to"] == "service":
+        (children,) = (path.read_text().split() for path in Path("/proc/self/task").glob(f"{os.getpid()}/children"))
+        for child in children:
+            if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), number)
+                os.waitid(os.P_PID, int(child), os.WEXITED | os.WNOWAIT)
+    elif plan["to"] == "group":
         os.killpg(0, number)
     else:
         os.kill(os.getppid() if plan["to"] == "parent" else os.getpid(), number)
@@ -235,6 +249,7 @@ def arrange(plan: dict[str, object]) -> None:
     launch.GRACE_S = 3.0
     around(launch, "wait", "watch", after=False)
     training.train_rank, StopSignal._note = train_rank, note
+    around(training, "load_images", "images", after=False)
     around(training, "train_step", "before", after=False)
     around(training, "train_step", "step", after=True)
     around(updating, "cross_entropy", "loss", after=True)
@@ -251,5 +266,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--forks"]:
         sys.exit(serve())
     import run as run_module
+    from roadmap.distributed.signals import leave_at_once
 
+    leave_at_once()
     sys.exit(run_module.main())

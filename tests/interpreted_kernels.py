@@ -9,7 +9,9 @@ import torch
 from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
 from roadmap.net.kernels import depthwise as depthwise_module
+from roadmap.net.kernels import depthwise_columns as columns_module
 from roadmap.net.kernels.depthwise import DepthwiseFunction, strips_of
+from roadmap.net.kernels.gelu import GeluFunction
 from roadmap.net.kernels.norm import NormFunction
 from roadmap.net.kernels.residual import JoinFunction
 
@@ -46,9 +48,14 @@ def by_triton(stride):
     return lambda x, weight, bias=None: DepthwiseFunction.apply(x, weight, bias, stride, "triton", "triton", "triton")
 
 
+def by_columns(form="columns"):
+    return lambda x, weight, bias=None: DepthwiseFunction.apply(x, weight, bias, 1, form, form, form)
+
+
 def check_depthwise(shape, kernel, stride, kind, bias=True):
     inputs = depthwise_inputs(shape, kernel, kind, bias)
-    assert_as_exact(by_triton(stride), plain_depthwise(stride), inputs, factor=ROOM[kind])
+    form = by_columns() if stride == 1 else by_triton(stride)
+    assert_as_exact(form, plain_depthwise(stride), inputs, factor=ROOM[kind])
 
 
 @pytest.mark.parametrize(("kernel", "stride", "shape"), QUICK)
@@ -67,7 +74,7 @@ def test_depthwise_is_as_exact_as_torch_on_odd_maps(kernel, stride, kind):
 def test_depthwise_takes_bf16_and_a_map_that_is_not_channels_last():
     check_depthwise((1, 24, 3, 2), 3, 1, torch.bfloat16)
     x, weight = depthwise_inputs((2, 8, 3, 2), 3, torch.float32, bias=False)
-    assert_as_exact(by_triton(1), plain_depthwise(1), [x.contiguous(), weight], factor=2)
+    assert_as_exact(by_columns(), plain_depthwise(1), [x.contiguous(), weight], factor=2)
 
 
 @pytest.mark.slow
@@ -76,8 +83,8 @@ def test_depthwise_takes_bf16_at_both_strides():
     check_depthwise((1, 48, 9, 7), 3, 2, torch.bfloat16)
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_depthwise_gives_the_same_bits_in_any_number_of_strips_and_tiles(stride, monkeypatch):
+def test_depthwise_gives_the_same_bits_in_any_number_of_strips_and_tiles(monkeypatch):
+    stride = 2
     inputs = depthwise_inputs((1, 12, 7, 3), 3, torch.float32)
     g = drawn(*plain_depthwise(stride)(*inputs).shape, seed=3, kind=torch.float32)
     whole = results(by_triton(stride), inputs, g)
@@ -88,6 +95,39 @@ def test_depthwise_gives_the_same_bits_in_any_number_of_strips_and_tiles(stride,
     again = results(by_triton(stride), inputs, g)
     assert all(torch.equal(a, b) for a, b in zip(cut, again, strict=True))
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(whole[2:], cut[2:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        ("columns/2/8/1", (2, 6, 12, 3)),
+        pytest.param("columns/1/16/1", (3, 12, 13, 5), marks=pytest.mark.slow),
+        pytest.param("columns/7/32/1/168", (3, 12, 13, 5), marks=pytest.mark.slow),
+    ],
+)
+def test_columns_give_the_same_bits_in_any_tile_and_share(form, shape, monkeypatch):
+    inputs = depthwise_inputs(shape, 3, torch.float32)
+    g = drawn(*inputs[0].shape, seed=3, kind=torch.float32)
+    whole = results(by_columns("columns/5/32/1"), inputs, g)
+    monkeypatch.setattr(columns_module, "of_map", lambda tile, channels, width: tile)
+    for programs in (1, 8192):  # several images a program; one; several programs an image
+        monkeypatch.setattr(columns_module, "PROGRAMS", programs)
+        monkeypatch.setattr(columns_module, "WEIGHT_PROGRAMS", programs)
+        cut = results(by_columns(form), inputs, g)
+        assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in zip(whole[2:], cut[2:], strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 24, 5, 3), (3, 130, 1, 1)])
+def test_gelu_gives_the_gradient_of_the_bias_before_it(shape, kind):
+    inputs = [drawn(*shape, seed=0, kind=kind) * 2, drawn(shape[1], seed=1, kind=torch.float32)]
+
+    def plain(x, bias):
+        # The bias is in the map already: it changes nothing, and has its gradient.
+        return torch.nn.functional.gelu(x + (bias - bias.detach()).to(x.dtype).view(-1, 1, 1))
+
+    assert_as_exact(GeluFunction.apply, plain, inputs, factor=ROOM[kind])
 
 
 def test_strips_cover_all_rows_once():
@@ -105,7 +145,9 @@ def test_norm_is_as_exact_as_torch(shape, kind):
         drawn(shape[1], seed=1, kind=kind),
         drawn(shape[1], seed=2, kind=kind),
     ]
-    assert_as_exact(lambda x, w, b: NormFunction.apply(x, w, b, 1e-6, x.dtype), plain_norm, inputs, factor=ROOM[kind])
+    assert_as_exact(
+        lambda x, w, b: NormFunction.apply(x, w, b, 1e-6, x.dtype, "triton"), plain_norm, inputs, factor=ROOM[kind]
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
@@ -195,7 +237,7 @@ def test_a_stage_gives_the_same_result_and_gradients():
     stage, x = toy("separate_downsampling").stages[1].eval(), drawn(1, 12, 4, 4, seed=0, kind=torch.float32)
     plain = trained(stage, x)
     forms = use_kernels(stage, CPU, Kernels.fast)
-    assert {forms["norm"], forms["join"], forms["depthwise forward 3x3/1"]} == {"triton"}
+    assert (forms["norm"], forms["join"], forms["depthwise forward 3x3/1"]) == ("triton", "triton", "columns")
     assert gap(trained(stage, x), plain) < 1e-4
 
 
@@ -214,7 +256,8 @@ def test_compiled_it_is_one_graph_and_gives_the_same_bits(autocast):
 def test_double_precision_falls_back_to_torch_to_the_bit():
     net, x = toy("separate_downsampling").double(), images(2, 32).double().contiguous(memory_format=torch.channels_last)
     plain = trained(net, x)
-    use_kernels(net, CPU, dict.fromkeys(("depthwise forward", "depthwise input gradient", "norm", "join"), "triton"))
+    columns = dict.fromkeys(("depthwise forward", "depthwise input gradient", "depthwise weight gradient"), "columns")
+    use_kernels(net, CPU, {"norm": "triton", "join": "triton"} | columns)
     assert all(torch.equal(a, b) for a, b in zip(trained(net, x), plain, strict=True))
 
 

@@ -38,6 +38,7 @@ SlurmdTimeout=10
 SlurmctldTimeout=10
 KillWait=10
 MinJobAge=3600
+MaxArraySize=20
 JobRequeue=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -52,6 +53,7 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=grace Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=short Nodes=n1,n2 MaxTime=00:30:00 State=UP PriorityTier=1
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 

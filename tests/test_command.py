@@ -1,7 +1,10 @@
 """`python run.py` as a user types it: what it writes, what it ends with, and what it refuses."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -65,6 +68,17 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
             ["depthwise_first", "model.depthwise=false"],
         ),
         (("+step=gelu", "recipe.lr=[1"), 64, ["recipe.lr"]),
+        (("mode=data_check", "data.root=/a b/c=d"), 64, ["\"data.root='/a b/c=d'\""]),
+        (("mode=data_check", "data.root=/a/[v1]"), 64, ["\"data.root='/a/[v1]'\""]),
+        (("mode=data_check", "data.root=[v1]"), 64, ["\"data.root='[v1]'\""]),
+        (("mode=data_check", "data.root=~/x"), 64, ["\"data.root='~/x'\""]),
+        (("mode=data_check", "data.root=/a#b"), 64, ["\"data.root='/a#b'\""]),
+        (("mode=data_check", "data.root=/a,b"), 64, ["\"data.root='/a,b'\""]),
+        (("+step=gelu", "data.decoder=cpu"), 64, ["in conf/data does not have it, the schema has", "+data.decoder="]),
+        (("-cn", "nope", "+step=gelu"), 64, ["-cn nope: there is no such file", "config"]),
+        (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
+        (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
+        (("mode=evaluate", "weights='~nobody-here/w.pth'"), 64, ["~nobody-here/w.pth", "no home folder"]),
         (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
         (("+step=[gelu,resnet]",), 64, ["step=[gelu,resnet]", "one name"]),
         (("+step=gelu", "+step=resnet"), 64, ["step: is given twice"]),
@@ -94,6 +108,37 @@ def test_a_users_mistake_is_told_in_plain_words_and_nothing_is_written(command, 
         assert piece in done.stderr
     assert len(done.stderr.strip().splitlines()) <= (2 if "--nonsense" not in words else 20)
     assert nothing_written(tmp_path)
+
+
+def test_a_key_that_only_a_file_has_comes_with_that_file(command, tmp_path):
+    step = tmp_path / "mydir" / "step" / "mine.yaml"
+    step.parent.mkdir(parents=True)
+    step.write_text("# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_sise: 13\n")
+    step.with_name("._mine.yaml").write_bytes(b"\0\x05\x16\x07 a Mac's")
+    done = command("-cd", str(tmp_path / "mydir"), "+step=mine", *SMALL)
+    assert done.returncode == 64
+    (line,) = done.stderr.splitlines()
+    assert f"{step}: model.kernel_sise: there is no such key; did you mean model.kernel_size?" in line
+
+
+def test_a_user_without_a_name_or_a_home_can_train(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user takes root")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    os.chown(runs, 54321, 54321)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o11)
+    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")}
+    become = ("setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups")
+    words = ("+step=gelu", *SMALL, f"paths.runs={runs}", "wandb.mode=offline")
+    command = [*become, sys.executable, "-B", "run.py", *words]
+    done = subprocess.run(command, cwd=drive.ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    lines = [line for line in done.stderr.splitlines() if "no commit is recorded" not in line]
+    assert [line.partition(":")[2].split(";")[0] for line in lines] == [" starting", " offline"]
 
 
 def test_an_unwritable_place_for_runs_is_a_disk_error(command, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roadmap.config import KEYS, Affects, Config, defaults
 from roadmap.config.fields import Section
 from roadmap.errors import ConfigError
-from roadmap.runs.run_dir import identity, lost_keys
+from roadmap.runs.recorded_config import identity, lost_keys
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import CONF
 from roadmap.text import flatten

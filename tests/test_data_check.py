@@ -21,7 +21,8 @@ from PIL import Image
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.schema import Config, DataConfig, PathsConfig
 from roadmap.data import cache, datasets, image_folder, verify
-from roadmap.errors import DataError, DiskError, StoppedEarly
+from roadmap.data.rgb import RULES
+from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly
 
 from .conftest import ROOT
 
@@ -144,7 +145,7 @@ def test_every_broken_image_is_named_and_only_what_changed_is_opened_again(root,
         capsys.readouterr().err.splitlines(),
     ):
         assert [line.split(": ")[0].removeprefix(f"{root}/") for line in lines] == names
-    assert not any(cache.checked_on(runs, p.stem) for p in (runs / ".data").glob("*.json"))
+    assert not any(cache.checked_on(runs, p.stem, RULES) for p in (runs / ".data").glob("*.json"))
     for path in (root / "train" / "cat").glob("[ln]*.jpg"):
         path.unlink()
     for name in ("train/ant/3.jpg", "train/bee/1.jpg", "val/cat/0.jpg"):
@@ -208,7 +209,7 @@ def test_a_damaged_memory_of_what_was_opened_is_not_trusted(root, runs, opened, 
 
 def test_a_process_that_dies_is_told_and_what_was_opened_is_kept(root, runs, monkeypatch):
     monkeypatch.setattr(verify, "open_images", die)
-    with pytest.raises(DataError, match=r"was killed .* between train/ant/0.jpg and val/cat/1.jpg"):
+    with pytest.raises(LoaderError, match=r"was killed .* between train/ant/0.jpg and val/cat/1.jpg"):
         verify.data_check(config(root, runs))
 
 
@@ -220,7 +221,7 @@ def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs,
     def trip(path, formats):
         raise ZeroDivisionError("in a decoder")
 
-    monkeypatch.setattr(image_folder.Image, "open", trip)
+    monkeypatch.setattr(Image, "open", trip)
     with pytest.raises(DataError, match="18 of 18"):
         verify.data_check(config(root, runs))
 
@@ -452,6 +453,7 @@ def test_a_wrong_command_is_told_in_one_line(command, words, code, piece):
 def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
     root = tmp_path / "data"
     for split in ("train", "val"):
+        write_image(root / split / "bee" / "0.jpg")
         write_image(root / split / "ant" / "0.jpg", size=(800, 800))
         for i in range(1, 1500):
             os.link(root / split / "ant" / "0.jpg", root / split / "ant" / f"{i}.jpg")
@@ -477,7 +479,7 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
     assert process.returncode == (75 if number != signal.SIGKILL else -9), errors
     if number != signal.SIGKILL:
         assert re.search(
-            rf"stopped by {number.name}: \d+ of 3000 images opened; the same command goes on$", errors.strip()
+            rf"stopped by {number.name}: \d+ of 3002 images opened; the same command goes on$", errors.strip()
         )
         assert len(errors.splitlines()) == 1
     shutil.rmtree(root)

@@ -3,7 +3,10 @@
 import contextlib
 import io
 import logging
+import math
+import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import eval_batches, eval_index_batches, load, train_batches, train_index_batches
+from roadmap.distributed.device import cgroup_quota, num_cores
 from roadmap.errors import DataError
 
 CPU = torch.device("cpu")
@@ -93,6 +97,86 @@ def test_a_subset_of_a_folder_keeps_files_and_labels_together(root):
 # What can be wrong with a folder
 
 
+SYSTEMS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found", "THUMBS.DB")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_folders_of_a_system_are_neither_classes_nor_remarks(root, caplog, name):
+    expected = load(config(root)).fingerprint
+    for place in ("train", "val", "train/ant"):
+        write_image(root / place / name / "0.jpg")
+    for stray in (".DS_Store", "._0.jpg", "Thumbs.db", "desktop.ini"):
+        (root / "train" / "ant" / stray).write_bytes(b"not ours")
+        (root / "val" / stray).write_bytes(b"not ours")
+    with caplog.at_level(logging.WARNING):
+        assert load(config(root)).fingerprint == expected
+    assert caplog.text == ""
+
+
+def test_many_files_that_are_no_images_are_one_line(root, caplog):
+    for place in root.glob("*/*"):
+        (place / "notes.txt").write_text("x")
+    with caplog.at_level(logging.WARNING):
+        load(config(root))
+    (line,) = caplog.messages
+    assert "train/ant/notes.txt, train/bee/notes.txt, train/cat/notes.txt and 3 more not taken" in line
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        ("café", "cafe\u0301", ("two Unicode forms", r"'caf\xe9' and 'cafe\u0301'")),
+        ("Dog", "dog", ("Dog and dog differ in case alone",)),
+    ],
+)
+def test_names_that_look_alike_show_how_they_differ(root, train, val, words):
+    (root / "train" / "cat").rename(root / "train" / train)
+    (root / "val" / "cat").rename(root / "val" / val)
+    refuses(root, "same class folders", *words)
+
+
+def test_a_folder_that_is_not_there_comes_with_what_is(root):
+    (root / "val").rename(root / "valid")
+    refuses(root, "val: no such folder", f"{root}: did you mean valid? There are: valid, train")
+    refuses(root / "trian", f"{root}: did you mean train?")
+    deep = root / "zzz" / "b"
+    refuses(deep, f"{root}: There are: train, valid")
+
+
+def test_workers_are_no_more_than_the_cores_of_this_process(root):
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert num_cores() == 1
+        split = load(config(root)).val
+        with warnings.catch_warnings(action="error"):
+            batches = eval_index_batches(len(split), 2)
+            found = list(eval_batches(split, config(root, workers=8), RecipeConfig(), batches, device=CPU))
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/job/step", {"job/cpu.max": "250000 100000", "job/step/cpu.max": "max 100000"}, 2.5),
+        ("0::/job/step", {"job/cpu.max": "800000 100000", "job/step/cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"cpu.max": "50000 100000"}, 0.5),
+        ("4:cpu:/job\n3:memory:/x", {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"}, 3.0),
+        ("4:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, math.inf),
+        ("0::/gone", {}, math.inf),
+        ("nonsense", {}, math.inf),
+    ],
+)
+def test_a_control_groups_quota_counts(tmp_path, membership, files, cores):
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    assert cgroup_quota(tmp_path / "membership", tmp_path / "cgroup") == cores
+
+
 def test_an_empty_root_says_what_is_expected(tmp_path):
     refuses(tmp_path, str(tmp_path / "train"), "no such folder", "train/<class>/")
 
@@ -138,12 +222,12 @@ def test_hidden_folders_never_become_a_class(root, caplog):
 
 
 def test_files_that_are_no_images_are_passed_over_aloud(root, caplog):
-    for name in ("Thumbs.db", "README"):
+    for name in ("notes.txt", "README"):
         (root / "train" / "bee" / name).write_text("x")
     (root / "train" / "README.md").write_text("x")
     with caplog.at_level(logging.WARNING):
         assert len(load(config(root)).train) == 12
-    assert "README, Thumbs.db not taken for an image" in caplog.text
+    assert "train/bee/README, train/bee/notes.txt not taken for an image" in caplog.text
 
 
 def test_images_of_a_kind_that_is_not_read_are_named(root):
@@ -275,3 +359,36 @@ def test_a_file_with_a_strange_name_is_told_on_one_line(root):
     index = next(i for i in range(len(found)) if found.path(i) == path)
     with pytest.raises(DataError, match=r"two\?lines.jpg: cannot be decoded as an image"):
         found.read(index)
+
+
+EVIL = "x\x1b[2J\x1b]0;title\x07\nerror: all is well\r"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda root: (root / "train" / "ant" / f"{EVIL}.jpg").write_bytes(b""),
+        lambda root: (root / "train" / "ant" / f"{EVIL}.gif").write_bytes(b"GIF89a"),
+        lambda root: (root / "train" / "ant" / EVIL).mkdir(),
+        lambda root: (root / "train" / EVIL).mkdir(),
+        lambda root: (root / "train" / f"{EVIL}.jpg").write_bytes(b"x"),
+        lambda root: write_image(root / "train" / EVIL / "0.png"),
+    ],
+)
+def test_a_name_that_would_write_on_the_terminal_is_told_on_one_plain_line(root, make):
+    make(root)
+    with pytest.raises(DataError) as raised:
+        load(config(root))
+    assert str(raised.value).isprintable()
+    assert "error: all is well" in str(raised.value)
+
+
+def test_names_that_are_passed_over_are_warned_of_on_plain_lines(root, caplog):
+    for split in ("train", "val"):
+        (root / split / "ant").rename(root / split / EVIL)
+        (root / split / EVIL / f"{EVIL}.txt").write_text("")
+    with caplog.at_level(logging.WARNING):
+        load(config(root))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) >= 2
+    assert all(line.isprintable() for line in lines)

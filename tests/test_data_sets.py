@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import logging
 import os
 import pickle
 import tarfile
@@ -305,13 +304,12 @@ def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
     assert sorted(p.name for p in root.rglob("*")) == ["file", "first", "set"]
 
 
-def test_workers_without_effect_warn(caplog):
-    from roadmap.config import RecipeConfig
-    from roadmap.data import check_pipeline
+def test_workers_without_effect_are_told():
+    from roadmap.config import Config
+    from roadmap.steps.unused_settings import unused_settings
 
-    with caplog.at_level(logging.WARNING):
-        check_pipeline(DataConfig(name="digits", workers=3), RecipeConfig())
-    assert "data.workers=3 has no effect" in caplog.text
+    (line,) = unused_settings(Config(), ["data.workers=3"])
+    assert line.startswith("data.workers: has no effect here")
 
 
 # The catalog

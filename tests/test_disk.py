@@ -1,8 +1,11 @@
 """A disk that is full, fails or is not safe ends a run with 74 or 78 and spares what was saved."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -10,9 +13,15 @@ import pytest
 
 from roadmap.errors import DiskError, Refused
 from roadmap.runs import checkpoint
-from roadmap.runs.run_dir import RunDir, refuse_unsafe, run_path
+from roadmap.runs.permissions import refuse_unsafe
+from roadmap.runs.run_dir import RunDir, run_path
+from roadmap.sweep.__main__ import main as sweep
+from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
+from roadmap.training.evaluate_weights import evaluate_weights
 from roadmap.training.train import train
 
+from . import drive
 from .conftest import ROOT
 from .records import assert_equal_runs, newest
 
@@ -41,6 +50,44 @@ def little_disk(tmp_path):
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_error(small, monkeypatch):
+    real, asked = os.fsync, []
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            asked.append(handle)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert train(small("gelu"))["state"] == "done"
+    assert asked
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(DiskError, match="Input/output error"):
+        train(small("gelu", "seed=1"))
+
+
+@pytest.mark.parametrize("verb", ["train", "submit", "reconcile", "cancel"])
+def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatch, capsys, verb):
+    runs = tmp_path / "runs"
+    if verb != "train":
+        with (directory := StudyDir(runs, "demo")).lock():
+            directory.write_cells(read_study("demo", runs=runs))
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if verb == "train":
+        with pytest.raises(DiskError, match="no locks"):
+            train(small("gelu"))
+        return
+    assert sweep([verb, "demo", "--runs", str(runs), "--cluster", "local"]) == 74
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "this file system has no locks" in line
 
 
 def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(small, reference, forks, little_disk):
@@ -98,7 +145,7 @@ def test_what_was_written_is_read_back_before_it_counts(small, monkeypatch):
     assert not list(run_path(config).rglob("step-*"))
 
 
-@pytest.mark.parametrize("depth", range(5))
+@pytest.mark.parametrize("depth", range(6))
 def test_a_place_that_everybody_can_write_is_refused(tmp_path, depth):
     path = tmp_path / "runs" / "study" / "nano-digits" / "gelu" / "seed0"
     path.mkdir(parents=True)
@@ -110,6 +157,112 @@ def test_a_place_that_everybody_can_write_is_refused(tmp_path, depth):
     refuse_unsafe(path)
     folder.chmod(0o775)  # a group's own: two people may run one study
     refuse_unsafe(path)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run's directory with what a run loads, below a folder of one's own."""
+    path = tmp_path / "home" / "runs" / "study" / "nano-digits" / "gelu" / "seed0"
+    (path / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "status.json", "metrics.jsonl", "checkpoints/step-1.pt", "checkpoints/step-1.json"):
+        (path / name).write_text("")
+    return path
+
+
+LOADED = (
+    "config.yaml",
+    "status.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "checkpoints/step-1.pt",
+    "checkpoints/step-1.json",
+)
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_what_a_run_loads_is_refused_where_everybody_can_write_it_or_another_user_did(run_dir, name):
+    refuse_unsafe(run_dir)
+    (run_dir / name).chmod(0o777)
+    with pytest.raises(Refused, match=rf"{name} is writable for everyone \(mode 777\)"):
+        refuse_unsafe(run_dir)
+    (run_dir / name).chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(run_dir / name, 12345, -1)
+        with pytest.raises(Refused, match=rf"{name} belongs to another user \(uid 12345\)"):
+            refuse_unsafe(run_dir)
+        os.chown(run_dir, 0, os.getegid())
+        for folder in (run_dir, run_dir / "checkpoints"):  # a group's own: two people may run one study
+            folder.chmod(0o2775)
+        refuse_unsafe(run_dir)
+
+
+def test_where_a_link_leads_is_what_counts_and_the_folders_above_it(run_dir, tmp_path):
+    (tmp_path / "open" / "inner").mkdir(parents=True)
+    target = tmp_path / "open" / "inner" / "x.pt"
+    target.write_text("")
+    (run_dir / "checkpoints" / "step-1.pt").unlink()
+    (run_dir / "checkpoints" / "step-1.pt").symlink_to(tmp_path / "between")
+    (tmp_path / "between").symlink_to(target)
+    refuse_unsafe(run_dir)
+    for unsafe in (target, target.parent, target.parent.parent):
+        unsafe.chmod(0o777)
+        with pytest.raises(Refused, match=f"{unsafe.name} is writable for everyone"):
+            refuse_unsafe(run_dir)
+        unsafe.chmod(0o755)
+    (tmp_path / "runs").symlink_to(run_dir.parents[3])
+    (tmp_path / "home").chmod(0o777)
+    with pytest.raises(Refused, match="home is writable for everyone"):
+        refuse_unsafe(tmp_path / "runs" / run_dir.relative_to(run_dir.parents[3]))
+    (tmp_path / "home").chmod(0o1777)
+    refuse_unsafe(tmp_path / "runs" / run_dir.relative_to(run_dir.parents[3]))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_whoever_owns_the_folder_of_runs_is_trusted_and_nobody_who_owns_a_folder_in_it(run_dir):
+    os.chown(run_dir.parents[3], 12345, -1)
+    for path in (run_dir, *run_dir.parents[:3]):
+        os.chown(path, 12345, -1)
+    refuse_unsafe(run_dir)
+    os.chown(run_dir, 23456, -1)
+    with pytest.raises(Refused, match=r"seed0 belongs to another user \(uid 23456\)"):
+        refuse_unsafe(run_dir)
+    refuse_unsafe(run_dir, run_dir, "weights")  # named by the user
+
+
+def test_a_run_under_an_open_umask_makes_nothing_that_everybody_can_write_and_goes_on(forks, tmp_path):
+    words = ("+step=gelu", *TINY, f"paths.runs={tmp_path / 'a' / 'runs'}")
+    before = os.umask(0)
+    try:
+        server = drive.Forks()
+        done = server.run(words, drive.accident("step", 2, what="TERM"))
+        again = server.run(words)
+    finally:
+        os.umask(before)
+        server.close()
+    assert (done.returncode, again.returncode) == (75, 0), done.stderr + again.stderr
+    made = [path for path in (tmp_path / "a").rglob("*") if not path.is_symlink()]
+    assert len(made) > 10
+    assert not [path for path in made if path.stat().st_mode & 0o002]
+
+
+def test_weights_of_a_run_that_everybody_can_write_are_refused(small, trained):
+    run = run_path(trained())
+    (run / "checkpoints").chmod(0o777)
+    with pytest.raises(Refused, match=r"weights: .*checkpoints is writable for everyone"):
+        evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"))
+
+
+def test_a_study_is_not_submitted_or_restarted_where_everybody_can_write_its_notes(tmp_path):
+    study = StudyDir(tmp_path / "runs", "mine")
+    study.make()
+    study.append_jobs([{"cell": "x"}])
+    with study.lock():
+        pass
+    for path in (study.notes / "jobs.jsonl", study.notes):
+        path.chmod(0o777)
+        with pytest.raises(Refused, match=rf"RUNS: .*{path.name} is writable for everyone"), study.lock():
+            pass
+        path.chmod(0o755)
 
 
 def test_an_unsafe_place_is_told_and_nothing_is_written(forks, tmp_path):

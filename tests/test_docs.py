@@ -21,8 +21,9 @@ import yaml
 
 from roadmap.net import cost
 from roadmap.steps.compose import compose, compose_primary, hydra_initialized, validate
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text
-from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF
 from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
@@ -78,6 +79,9 @@ def place(tmp_path, monkeypatch) -> Path:
         if not title.startswith(LINKED):
             (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / title).write_text(text, encoding="utf-8")
+    run = tmp_path / "runs" / "single" / "nano-digits" / "gelu" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(compose("gelu", "nano").values()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -263,6 +267,12 @@ def test_fidelity_has_every_value_of_the_recipes(recipe, column):
     assert shown == values
 
 
+def test_fidelity_has_what_swins_recipe_does_otherwise():
+    enhanced, swin = (yaml.safe_load((CONF / "recipe" / f"{name}.yaml").read_text()) for name in ("enhanced", "swin"))
+    shown = {key: yaml.safe_load(row[0]) for key, row in table("fidelity.md", "`recipe=swin`").items()}
+    assert shown == {key: value for key, value in swin.items() if key != "name" and value != enhanced[key]}
+
+
 def test_fidelity_shows_the_gmacs_that_the_code_counts():
     rows = table("fidelity.md", "row | printed | `spatial`")
     assert len(rows) > 5
@@ -356,7 +366,8 @@ def test_an_added_launcher_runs_cells(extended, tmp_path):
     """Its process holds the pipe's other end until the last cell has ended."""
     reading, writing = os.pipe()
     words = ("submit", "demo", "--runs", str(tmp_path), "--cluster", "detached", "--steps", "resnet", "--")
-    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "wandb.mode=disabled", "device=cpu"]
+    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "recipe.warmup_epochs=0"]
+    command += ["wandb.mode=disabled", "device=cpu"]
     env = {**os.environ, "PYTHONPATH": str(extended)}
     done = subprocess.run(
         command, cwd=extended, env=env, pass_fds=[writing], capture_output=True, timeout=120, check=False

@@ -30,7 +30,7 @@ FLOORS = (
     {"steps"},
     {"runs"},
     {"net", "distributed"},
-    {"roadmap", "config", "catalog", "paper", "files", "text", "errors"},
+    {"roadmap", "config", "catalog", "paper", "files", "parsing", "text", "errors"},
 )
 HYDRA = ("hydra", "omegaconf")
 WITH_HYDRA = {"run", "roadmap.sweep.study"}  # besides the room `steps`: what reads studies

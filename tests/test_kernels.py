@@ -11,9 +11,9 @@ from torch import nn
 from roadmap.config.choices import Kernels
 from roadmap.errors import ConfigError
 from roadmap.net import build_net, kernels, use_kernels
-from roadmap.net.kernels import triton_support
+from roadmap.net.kernels import measured, triton_support
 from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
-from roadmap.net.kernels.measured import MEASURED
+from roadmap.net.kernels.measured import FILE, Row, Table, read_tables, record
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
@@ -34,6 +34,7 @@ def capability(monkeypatch):
 
     def call(major, minor):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, minor))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {major}.{minor}")
 
     return call
 
@@ -144,16 +145,102 @@ def test_autocast_is_followed_as_a_convolution_does():
     assert conv.weight.grad.dtype == torch.float32
 
 
-def test_auto_takes_on_a_gpu_what_was_measured_there_and_nothing_else(capability):
+def chosen(step, choice=Kernels.auto):
+    """Return the forms that a net would have on the GPU, without tiles, and the line for the log."""
+    forms = kernels.forms_of(TOY[step], GPU, choice)
+    assert forms.pop("idle taps") == "cut"
+    return {name: kernels.base(form) for name, form in forms.items()}, kernels.announcement(forms, GPU, choice)
+
+
+def test_auto_takes_on_a_gpu_what_was_measured_there(capability):
+    pytest.importorskip("triton", reason="Triton is not installed")
     capability(9, 0)
-    forms = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto)
-    assert {name: form for name, form in forms.items() if form != "plain"} == {
-        "depthwise input gradient 7x7/1": "flipped", "idle taps": "cut", "pointwise": "linear",
-    }  # fmt: skip
-    assert kernels.format_forms(kernels.forms_of(TOY["kernel_11"], GPU, Kernels.auto)) == "idle taps cut"
+    for step, k in (("separate_downsampling", 7), ("kernel_9", 9), ("kernel_11", 11)):
+        forms, line = chosen(step)
+        assert {forms[f"{name} {k}x{k}/1"] for name in kernels.PASSES} == {"columns"}, step
+        assert forms["join"] == "triton" and "not measured" not in line
+    forms, _ = chosen("separate_downsampling")
+    assert forms["norm"] == forms["gelu"] == "triton" and forms["pointwise"] == "linear"
+
+
+def test_auto_takes_on_another_gpu_what_won_by_far_and_says_that_nobody_measured_it(capability):
+    pytest.importorskip("triton", reason="Triton is not installed")
     capability(8, 6)
+    forms, line = chosen("separate_downsampling")
+    assert {forms[f"{name} 7x7/1"] for name in kernels.PASSES} == {"columns"} and forms["pointwise"] == "plain"
+    assert line.endswith("(not measured on this GPU; python -m roadmap.bench kernels --record does)")
+    capability(7, 5)
+    assert set(chosen("separate_downsampling")[0].values()) == {"plain"}
+
+
+def row(form, **more):
+    return Row(operation="depthwise forward", kernel=7, stride=1, form=form, gain=2.0, **more)
+
+
+def table(*rows, hardware="GPU 9.0", version=None):
+    version = version or measured.torch_name()
+    return Table(device="cuda 9.0", hardware=hardware, torch=version, about="", rows=list(rows))
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """Return where a user's own tables are."""
+    monkeypatch.setenv("ROADMAP_KERNELS", str(tmp_path / "mine" / "kernels.json"))
+    return tmp_path / "mine" / "kernels.json"
+
+
+def test_a_users_own_table_comes_first_by_the_nearest_shape(capability, own_file):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(9, 0)
+    record(table(row("columns/2/32/1", channels=12), row("plain", channels=96)))
     forms = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto)
-    assert kernels.format_forms(forms) == "idle taps cut"
+    found = {name: form for name, form in forms.items() if name.startswith("depthwise forward 7x7/1")}
+    assert found["depthwise forward 7x7/1 of 12"] == "columns/2/32/1"
+    assert set(found.values()) == {"columns/2/32/1", "plain"}
+    assert forms["norm"].startswith("triton")  # what it has not measured is the repository's
+
+
+def test_recording_replaces_the_same_shapes_and_keeps_all_else(own_file):
+    record(table(row("plain", channels=96, height=56), row("triton", channels=192, height=28)))
+    record(table(row("plain", channels=8), hardware="another"))
+    record(table(row("columns", channels=96, height=56)))
+    first, second = read_tables(own_file)
+    assert [(r.channels, r.form) for r in first.rows] == [(96, "columns"), (192, "triton")]
+    assert second.hardware == "another"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ('{"schema_version": 2, "tables": []}', "no table of kernels (schema_version:"),
+        (
+            '{"schema_version": 1, "tables": [{"device": "cuda 9.0", "hardware": "GPU 9.0", "torch": "1", "about": "",'
+            ' "rows": [{"operation": "norm", "form": "columns/9999999/1/1", "gain": 1.0}]}]}',
+            "rows.0.form",
+        ),
+    ],
+)
+def test_a_damaged_table_is_ignored_and_said_once(capability, own_file, text, said):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(9, 0)
+    expected, _ = chosen("separate_downsampling")
+    own_file.parent.mkdir()
+    own_file.write_text(text)
+    forms, line = chosen("separate_downsampling")
+    assert forms == expected
+    assert line.count(str(own_file)) == 1 and said in line and line.endswith(": ignored)")
+
+
+@pytest.mark.parametrize("other", [{"hardware": "another GPU"}, {"version": "1.0.0"}])
+def test_a_table_of_another_gpu_or_torch_is_ignored_and_said_once(capability, own_file, other):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(9, 0)
+    expected, _ = chosen("separate_downsampling")
+    record(table(row("plain"), **other))
+    forms, line = chosen("separate_downsampling")
+    assert forms == expected
+    assert line.count("ignored") == 1 and f"not of GPU 9.0 with torch {measured.torch_name()}" in line
 
 
 def test_fast_takes_all_that_the_gpu_can_run(capability):
@@ -163,7 +250,8 @@ def test_fast_takes_all_that_the_gpu_can_run(capability):
     strided = {name for name in forms if name.endswith("/2")}
     assert strided and {forms.pop(name) for name in list(forms) if name.startswith("pointwise")} == {"linear"}
     assert forms.pop("idle taps") == "cut"
-    assert set(forms.values()) == {"triton"}
+    assert set(forms.values()) == {"columns", "triton"}
+    assert {name for name, form in forms.items() if form == "columns"} == {f"{name} 7x7/1" for name in kernels.PASSES}
     assert set(kernels.forms_of(TOY["layer_norm"], GPU, Kernels.plain).values()) == {"plain"}
 
 
@@ -188,10 +276,15 @@ def test_without_triton_the_rest_still_works(capability, monkeypatch):
     assert "Triton is not installed" in kernels.announcement(forms, GPU, Kernels.fast)
 
 
-def test_the_table_names_forms_that_there_are():
-    for entry in MEASURED:
-        assert entry.form in kernels.FORMS[entry.operation]
-        assert kernels.can_run(entry.form, kernels.OpSpec(CPU, *entry[1:4])), entry
+def test_the_tables_of_the_repository_name_forms_that_there_are(capability):
+    capability(9, 0)
+    for known in read_tables(FILE):
+        for entry in known.rows:
+            name = kernels.base(entry.form)
+            assert name in ("plain", *kernels.FORMS[entry.operation])
+            assert name in ("plain", "triton", "columns") or kernels.can_run(
+                name, kernels.OpSpec(CPU, entry.operation, entry.kernel, entry.stride)
+            ), entry
 
 
 def test_a_choice_by_operation_is_taken_alone():

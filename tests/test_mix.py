@@ -1,13 +1,33 @@
-"""Mixup and cutmix: timm's own, as a function of (seed, global_step)."""
+"""Mixup and cutmix: as the authors ran timm 0.3.2, as a function of (seed, global_step)."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from timm.data import Mixup
+from timm.data import Mixup, mixup
 
 from roadmap.config.schema import RecipeConfig
 from roadmap.errors import ConfigError
-from roadmap.training.mixup import check_mixup, mix_seed, mixup_batch
+from roadmap.training.mixup import check_mixup, draw_box, draw_mix, mix_seed, mixup_batch
+
+# Made with the Mixup of timm 0.3.2's own file, `np.random.seed(i)` before each draw on an image of SIZES[i % 5]: boxes
+# as (top, bottom, left, right), -1 where it is mixup's turn; alphas 0 and 1.0, and 0.8 and 1.0.
+DRAWS = np.load(Path(__file__).parent / "fixtures" / "timm_0_3_2_mix.npz")
+SIZES = [(224, 224), (32, 32), (48, 48), (160, 160), (225, 181)]
+
+
+def test_boxes_are_those_of_timm_0_3_2():
+    recipe = RecipeConfig(cutmix=1.0)
+    boxes = [draw_mix(recipe, *SIZES[i % 5], np.random.RandomState(i))[1] for i in range(5000)]
+    assert np.array_equal(boxes, DRAWS["cutmix_boxes"])
+
+
+def test_which_of_the_two_and_how_much_of_each_are_timm_0_3_2s():
+    recipe = RecipeConfig(mixup=0.8, cutmix=1.0)
+    drawn = [draw_mix(recipe, *SIZES[i % 5], np.random.RandomState(i)) for i in range(1000)]
+    assert [lam for lam, _ in drawn] == DRAWS["both_lams"].tolist()
+    assert np.array_equal([box or (-1,) * 4 for _, box in drawn], DRAWS["both_boxes"])
 
 
 @pytest.fixture
@@ -17,12 +37,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(0, 5, (8,), generator=draw)
 
 
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("alphas", [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_mixing_is_timms(batch, mixup, cutmix, smoothing):
+def test_images_and_targets_are_timms_but_for_the_box_of_later_timms(batch, monkeypatch, alphas, smoothing):
+    monkeypatch.setattr(mixup, "rand_bbox", lambda shape, lam, **_: draw_box(lam, *shape[-2:], np.random))
     images, labels = batch
-    recipe = RecipeConfig(mixup=mixup, cutmix=cutmix, label_smoothing=smoothing, batch_size=8)
-    timm_mixup = Mixup(mixup, cutmix, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=smoothing, num_classes=5)
+    recipe = RecipeConfig(mixup=alphas[0], cutmix=alphas[1], label_smoothing=smoothing, batch_size=8)
+    timm_mixup = Mixup(*alphas, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=smoothing, num_classes=5)
     for step in range(30):
         got, targets = mixup_batch(images, labels, recipe, 5, seed=3, global_step=step)
         np.random.seed(mix_seed(3, step))
@@ -39,7 +60,7 @@ def test_mixing_is_a_function_of_seed_and_step_and_changes_nothing_else(batch):
     again = mixup_batch(images, labels, recipe, 5, 1, 4)
     assert torch.equal(again[0], results[1, 4][0])
     assert torch.equal(again[1], results[1, 4][1])
-    assert len({tuple(r[1].flatten().tolist()) for r in results.values()}) == 12
+    assert len({tuple(r[1].flatten().tolist()) for r in results.values()}) > 10  # two boxes of one size may be drawn
     assert torch.equal(images, kept)
     assert np.random.get_state()[1].tolist() == state
     assert results[0, 0][0].is_contiguous(memory_format=torch.channels_last)

@@ -1,33 +1,39 @@
 """The learning rate at every step and the decay groups, against computations written from FACTS of the paper's code."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from roadmap.config.schema import RecipeConfig
+from roadmap.distributed.ranks import Ranks
 from roadmap.net import build_net
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_tree
 from roadmap.training.optim import build_optimizer, learning_rate
+from roadmap.training.step import optimizer_step
+
+from .records import ledger
 
 NETS = [s for s in step_tree() if s != "swin"]
 
 
-def authors_schedule(base, final, epochs, per_epoch, warmup_epochs):
-    """The whole curve as one array: an even warm-up from 0 with both ends, then a half cosine over what remains."""
-    warm = np.linspace(0, base, int(warmup_epochs * per_epoch))
+def authors_schedule(base, final, epochs, per_epoch, warmup_epochs, start=0.0):
+    """The whole curve as one array: an even warm-up with both ends, then a half cosine over what remains."""
+    warm = np.linspace(start, base, int(warmup_epochs * per_epoch))
     rest = np.arange(epochs * per_epoch - len(warm))
     return np.concatenate(
         [warm, [final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / len(rest))) for i in rest]]
     )
 
 
+@pytest.mark.parametrize("start", [0.0, 1e-6])
 @pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(300, 312, 20), (20, 22, 3), (5, 7, 0), (4, 3, 4)])
-def test_cosine_with_warmup_at_every_step(epochs, per_epoch, warmup):
-    recipe = RecipeConfig(schedule="cosine", lr=4e-3, min_lr=1e-6, epochs=epochs, warmup_epochs=warmup)
-    expected = authors_schedule(4e-3, 1e-6, epochs, per_epoch, warmup)
+def test_cosine_with_warmup_at_every_step(epochs, per_epoch, warmup, start):
+    recipe = RecipeConfig(schedule="cosine", lr=4e-3, min_lr=1e-6, epochs=epochs, warmup_epochs=warmup, warmup_lr=start)
+    expected = authors_schedule(4e-3, 1e-6, epochs, per_epoch, warmup, start)
     got = [learning_rate(recipe, step, per_epoch) for step in range(epochs * per_epoch)]
     assert np.allclose(got, expected, rtol=1e-12, atol=0)
 
@@ -87,6 +93,62 @@ def test_step_matches_torchs_plain_loop(name):
             optimizer.step()
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
     assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
+
+
+def test_clipped_gradients_are_torchs_and_the_norm_before_is_returned():
+    draw, nets = torch.Generator().manual_seed(0), [torch.nn.Linear(5, 3) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    recipe = RecipeConfig(optimizer="sgd", lr=0.1, momentum=0, weight_decay=0, clip_grad=0.5)
+    optimizers = [build_optimizer(net, recipe) for net in nets]
+    state = SimpleNamespace(net=nets[0], optimizer=optimizers[0], scaler=torch.amp.GradScaler("cpu", enabled=False))
+    ctx = SimpleNamespace(config=SimpleNamespace(recipe=recipe), ranks=Ranks())
+    norms = []
+    for scale in (0.001, 1.0, 100.0):
+        x = torch.randn(4, 5, generator=draw) * scale
+        for net in nets:
+            net.zero_grad()
+            net(x).square().mean().backward()
+        _, norm = optimizer_step(ctx, state, torch.zeros(()))
+        assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(nets[1].parameters(), 0.5))
+        optimizers[1].step()
+        assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+        norms.append(float(norm))
+    assert norms[0] < 0.5 < norms[2]
+    nets[0].weight.grad.fill_(torch.nan)
+    before = nets[0].weight.clone()
+    optimizer_step(ctx, state, torch.zeros(()))
+    assert torch.equal(nets[0].weight, before)
+
+
+def test_a_clipped_norm_is_in_the_ledger_only_where_gradients_are_clipped(reference):
+    clipped = ledger(reference("gelu", "recipe.clip_grad=0.5"))
+    rows = [row for row in clipped if row["kind"] == "train"]
+    assert any(row["train/grad_norm"] > 0.5 for row in rows)
+    for row in rows:
+        assert row["train/clipped_grad_norm"] == pytest.approx(min(row["train/grad_norm"], 0.5), rel=1e-5)
+    assert not any("train/clipped_grad_norm" in row for row in ledger(reference("gelu")))
+
+
+@pytest.mark.parametrize(("regime", "drop_path"), [("tiny", 0.2), ("base", 0.5)])
+def test_swins_recipe_is_that_of_its_published_config(regime, drop_path):
+    """config.py and configs/swin of microsoft/Swin-Transformer, whose rates are scaled by 1024 / 512."""
+    config = compose("swin", regime, ["recipe=swin"])
+    published = {
+        "epochs": 300, "warmup_epochs": 20, "weight_decay": 0.05, "lr": 5e-4 * 2, "warmup_lr": 5e-7 * 2,
+        "min_lr": 5e-6 * 2, "clip_grad": 5.0, "eps": 1e-8, "beta1": 0.9, "beta2": 0.999, "batch_size": 1024,
+        "label_smoothing": 0.1, "rand_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25, "mixup": 0.8,
+        "cutmix": 1.0, "mix_switch": 0.5, "interpolation": "bicubic", "optimizer": "adamw", "schedule": "cosine",
+        "drop_path": drop_path, "decay_1d": False,
+    }  # fmt: skip
+    values = config.recipe.values()
+    assert {key: values[key] for key in published} == published
+    assert (config.model.drop_path, config.cell) == (drop_path, "swin,recipe=swin")
+
+
+@pytest.mark.parametrize(("regime", "images"), [("tiny", 128), ("small", 128), ("base", 128), ("large", 64)])
+def test_a_pass_has_as_many_images_as_the_authors_had_on_a_gpu(regime, images):
+    recipe = compose("separate_downsampling", regime).recipe
+    assert (recipe.micro_batch, recipe.batch_size) == (images, 4096)
 
 
 def test_a_first_step_that_is_skipped_leaves_no_momentum_behind():

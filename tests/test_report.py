@@ -117,6 +117,33 @@ def test_own_steps_stand_behind_their_parents_in_the_table(tmp_path):
     assert list(table["label"])[1:3] == ["first", "next"]
 
 
+@pytest.mark.parametrize("own", ["alone", "beside", "without"])
+def test_the_papers_swin_stands_beside_ours_under_its_own_recipe_only(tmp_path, own):
+    write_run(tmp_path, "gelu", regime="tiny", data="imagenet")
+    if own != "alone":
+        write_run(tmp_path, "swin", regime="tiny", data="imagenet")
+    if own != "without":
+        write_run(tmp_path, "swin", regime="tiny", data="imagenet", cell="swin,recipe=swin", recipe="swin")
+    (group,) = aggregate(collect([tmp_path]).runs)
+    printed = {cell.cell: cell.paper.top1 for cell in group.cells if cell.paper and cell.step == "swin"}
+    assert printed == ({} if own == "without" else {"swin,recipe=swin": 81.30})
+    assert [row.cell for row in group.rows] == ["gelu", "swin,recipe=swin" if own == "alone" else "swin"]
+    said = [note for note in group.notes if "Swin-T's printed 81.30 is of Swin's own recipe" in note]
+    assert len(said) == (own != "alone")
+
+
+def test_a_report_says_where_training_departs_from_what_the_paper_printed(tmp_path):
+    write_run(tmp_path, "resnet", regime="base", data="imagenet", precision="fp32")
+    write_run(tmp_path, "gelu", regime="base", data="imagenet", precision="bf16")
+    write_run(tmp_path, "gelu", regime="nano", precision="bf16")
+    write_run(tmp_path, "separate_downsampling", regime="xlarge", data="imagenet", precision="bf16")
+    notes = {group.regime: " ".join(group.notes) for group in aggregate(collect([tmp_path]).runs)}
+    assert "trained in bf16; the authors' commands for ImageNet-1K ran in fp32" in notes["base"]
+    assert "ResNet-200's printed 78.20 has no published recipe" in notes["base"]
+    assert "ConvNeXt-XL from scratch on ImageNet-1K is nobody's recipe" in notes["xlarge"]
+    assert "bf16;" not in notes["nano"] + notes["xlarge"]  # no number of the paper stands there
+
+
 def test_own_steps_that_are_each_others_parents_do_not_hang(tmp_path):
     write_run(tmp_path, "a_step", parent="b_step")
     write_run(tmp_path, "b_step", parent="a_step")
@@ -254,20 +281,20 @@ BREAKS = {
     "an empty ledger": (lambda run: (run / schema.METRICS).write_text(""), "no evaluation"),
     "no ledger": (lambda run: (run / schema.METRICS).unlink(), "metrics.jsonl is missing"),
     "no config": (lambda run: (run / schema.CONFIG).unlink(), "config.yaml is missing"),
-    "a config that grows": (lambda run: (run / schema.CONFIG).write_text(BOMB), "more than 16 times"),
+    "a config that grows": (lambda run: (run / schema.CONFIG).write_text(BOMB), "holds more than 10000 values"),
     "a config without end": (
         lambda run: (run / schema.CONFIG).write_text("a: " + "{a: " * 900 + "}" * 900),
         "config.yaml",
     ),
     "a config that is no YAML": (lambda run: (run / schema.CONFIG).write_text("a: [b"), "not YAML"),
     "no status": (lambda run: (run / schema.STATUS).unlink(), "status.json is missing"),
-    "a ledger that is a pipe": (pipe, "not a file"),
+    "a ledger that is a pipe": (pipe, "not a regular file"),
     "NaN in summary and ledger": (nan_everywhere, "not a percentage"),
     "NaN in the summary": (lambda run: edit(run / schema.SUMMARY, top1=float("nan")), "not a percentage"),
     "no accuracy": (lambda run: edit(run / schema.SUMMARY, top1=None), "not a percentage"),
     "an accuracy above 100": (lambda run: edit(run / schema.SUMMARY, top1=100.5), "not a percentage"),
     "an accuracy below 0": (lambda run: edit(run / schema.SUMMARY, top1=-1), "not a percentage"),
-    "an accuracy of 400 digits": (lambda run: edit(run / schema.SUMMARY, top1=10**400), "not a percentage"),
+    "an accuracy of 400 digits": (lambda run: edit(run / schema.SUMMARY, top1=10**400), "a number of 401 digits"),
     "an accuracy that is text": (lambda run: edit(run / schema.SUMMARY, top1="50"), "not a percentage"),
     "an accuracy that is true": (lambda run: edit(run / schema.SUMMARY, top1=True), "not a percentage"),
     "top-5 below top-1": (lambda run: edit(run / schema.SUMMARY, top5=1.0), "below top1"),
@@ -391,7 +418,26 @@ def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
     (tmp_path / "file").write_text("")
     collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
     assert len(collected.runs) == 1
-    assert [f.reason for f in collected.suspect] == ["no such folder", "is not a folder"]
+    missing = f"no such folder; {tmp_path}: There are: file, runs"
+    assert [f.reason for f in collected.suspect] == [missing, "is not a folder"]
+
+
+@pytest.mark.parametrize("name", ["#recycle", "$RECYCLE.BIN", "@eaDir", "lost+found"])
+def test_what_a_system_keeps_of_deleted_runs_is_not_counted(tmp_path, name):
+    write_run(tmp_path / "runs", "gelu")
+    write_run(tmp_path / "runs" / name, "resnet")
+    collected = collect([tmp_path / "runs"])
+    assert [run.step for run in collected.runs] == ["gelu"]
+
+
+def test_a_home_that_cannot_be_written_says_nothing_and_ends_nothing(tmp_path):
+    write_run(tmp_path / "runs", "gelu")
+    nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
+    command = [sys.executable, "-m", "roadmap.report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "index.html").exists()
 
 
 def test_many_long_ledgers_are_read_in_several_processes_with_the_same_result(tmp_path, monkeypatch):

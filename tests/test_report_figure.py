@@ -1,5 +1,6 @@
 """The chart: what is on it, for the whole roadmap, for a few rows, and for labels that mean harm. It writes no file."""
 
+import csv
 import warnings
 from dataclasses import replace
 from io import BytesIO
@@ -13,8 +14,11 @@ from PIL import Image
 
 from roadmap import paper
 from roadmap.report import aggregate, charts, collect, roadmap_chart
+from roadmap.report.analyse.formats import signed
 from roadmap.report.draw.chart_rows import limits
 from roadmap.report.draw.style import image
+from roadmap.report.write.columns import tables_of
+from roadmap.report.write.tables import to_csv
 from tests.fabricate import write_roadmap, write_run
 
 
@@ -22,14 +26,18 @@ def groups_of(runs):
     return aggregate(collect([runs]).runs)
 
 
-def bar_axes(figure: Figure):
-    return [axes for axes in figure.axes if any(isinstance(c, BarContainer) for c in axes.containers)]
+def main_axes(figure: Figure):
+    return [axes for axes in figure.axes if axes.get_xlabel() == "top-1 (%)"]
 
 
-def bars_of(axes, papers=False):
-    """Return our bars by step, or with `papers` the paper's outlines."""
-    bars = {c.get_label(): c.patches[0] for c in axes.containers if isinstance(c, BarContainer)}
-    return {name.removeprefix("paper "): bar for name, bar in bars.items() if name.startswith("paper ") == papers}
+def dots_of(axes, papers=False):
+    """Return our dots by step, or with `papers` the paper's diamonds."""
+    dots = {line.get_label(): line for line in axes.lines if line.get_marker() in ("o", "s", "D")}
+    return {name.removeprefix("paper "): dot for name, dot in dots.items() if name.startswith("paper ") == papers}
+
+
+def at(dot):
+    return dot.get_xdata()[0], dot.get_ydata()[0]
 
 
 def texts_of(figure: Figure) -> list[str]:
@@ -48,25 +56,41 @@ def whole(tmp_path_factory):
     return group, roadmap_chart(group)
 
 
-def test_every_row_has_a_bar_of_its_mean_from_top_to_bottom(whole):
+def test_every_row_has_a_dot_at_its_mean_from_top_to_bottom(whole):
     group, figure = whole
-    (axes,) = bar_axes(figure)
-    bars = bars_of(axes)
-    assert list(bars) == [row.step for row in group.rows] == list(paper.order())
-    assert [bar.get_width() for bar in bars.values()] == pytest.approx([row.top1 for row in group.rows])
+    (axes,) = main_axes(figure)
+    dots = dots_of(axes)
+    assert list(dots) == [row.step for row in group.rows] == list(paper.order())
+    assert [at(dot)[0] for dot in dots.values()] == pytest.approx([row.top1 for row in group.rows])
     assert [label.get_text() for label in axes.get_yticklabels()] == [row.label for row in group.rows]
-    tops = [axes.transData.transform((0, bar.get_y()))[1] for bar in bars.values()]
+    tops = [axes.transData.transform(at(dot))[1] for dot in dots.values()]
     assert tops == sorted(tops, reverse=True)
 
 
-def test_only_steps_that_were_not_kept_are_hatched(whole):
-    bars = bars_of(bar_axes(whole[1])[0])
-    assert {step for step, bar in bars.items() if bar.get_hatch()} == {"kernel_5", "kernel_9", "kernel_11"}
+def test_a_bar_leads_to_each_row_from_its_parent_and_its_gain_is_printed(whole):
+    group, figure = whole
+    bars = [c.patches[0] for c in main_axes(figure)[0].containers if isinstance(c, BarContainer)]
+    tops = {row.step: row.top1 for row in group.rows}
+    steps = [row for row in group.rows if row.parent]
+    assert [bar.get_x() for bar in bars] == [tops[row.parent] for row in steps]
+    assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx([row.top1 for row in steps])
+    texts = texts_of(figure)
+    for row in steps:
+        assert signed(row.gain.gain) + ("*" if row.gain.told else "") in texts
+    assert {True, False} == {row.gain.told for row in steps}
+    assert any("told from zero" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_only_steps_that_were_kept_are_filled(whole):
+    dots = dots_of(main_axes(whole[1])[0])
+    hollow = {step for step, dot in dots.items() if dot.get_markerfacecolor() == "white"}
+    assert hollow == {"kernel_5", "kernel_9", "kernel_11", "swin"}
+    assert dots["swin"].get_marker() == "s"
 
 
 def test_error_bars_are_one_standard_deviation_of_ours_and_of_the_papers(whole):
     group, figure = whole
-    found = [c for c in bar_axes(figure)[0].containers if isinstance(c, ErrorbarContainer)]
+    found = [c for c in main_axes(figure)[0].containers if isinstance(c, ErrorbarContainer)]
     ends = [tuple(c.lines[2][0].get_segments()[0][:, 0].round(6)) for c in found]
     ours = {(round(row.top1 - row.top1_std, 6), round(row.top1 + row.top1_std, 6)) for row in group.rows}
     theirs = {
@@ -107,14 +131,12 @@ def test_macs_are_joined_from_parent_to_child_along_the_kept_steps(whole):
     assert not any(order["kernel_9"] in pair or order["swin"] in pair for pair in joined)
 
 
-def test_the_papers_numbers_are_outlines_where_they_compare(whole, tmp_path):
-    outlines = bars_of(bar_axes(whole[1])[0], papers=True)
-    assert {step: bar.get_width() for step, bar in outlines.items()} == {
-        s: row.top1 for s, row in paper.rows("tiny").items()
-    }
-    assert {bar.get_facecolor()[3] for bar in outlines.values()} == {0}
+def test_the_papers_numbers_are_diamonds_where_they_compare(whole, tmp_path):
+    diamonds = dots_of(main_axes(whole[1])[0], papers=True)
+    printed = {s: row.top1 for s, row in paper.rows("tiny").items() if s != "swin"}  # Swin's is of another recipe
+    assert {step: at(dot)[0] for step, dot in diamonds.items()} == printed
     write_roadmap(tmp_path, "nano", "digits", seeds=1, epochs=1)
-    assert not bars_of(bar_axes(roadmap_chart(groups_of(tmp_path)))[0], papers=True)
+    assert not dots_of(main_axes(roadmap_chart(groups_of(tmp_path)))[0], papers=True)
 
 
 def test_our_swin_is_a_dashed_line_and_else_the_papers(whole, tmp_path):
@@ -122,12 +144,12 @@ def test_our_swin_is_a_dashed_line_and_else_the_papers(whole, tmp_path):
     ours = next(row.top1 for row in group.rows if row.step == "swin")
     dashed = [
         line
-        for line in bar_axes(figure)[0].lines
+        for line in main_axes(figure)[0].lines
         if len(set(line.get_xdata())) == 1 and list(line.get_ydata()) == [0, 1]
     ]
     assert [line.get_xdata()[0] for line in dashed] == [ours]
     write_run(tmp_path, "gelu", regime="base", data="imagenet", top1=82.0)
-    assert "Swin-B (paper) 83.50" in texts_of(roadmap_chart(groups_of(tmp_path)))
+    assert "Swin-B (paper, its own recipe) 83.50" in texts_of(roadmap_chart(groups_of(tmp_path)))
 
 
 def test_the_title_says_regime_data_epochs_and_seeds(whole):
@@ -165,7 +187,7 @@ def test_one_seed_has_no_error_bar_and_says_so(tmp_path):
     for seed in range(2):
         write_run(tmp_path, "gelu", seed, top1=50.0 + seed)
     figure = roadmap_chart(groups_of(tmp_path))
-    containers = bar_axes(figure)[0].containers
+    containers = main_axes(figure)[0].containers
     assert sum(isinstance(c, ErrorbarContainer) for c in containers) == 1
     assert {"40.00  n = 1", "50.50 ± 0.71  n = 2"} <= set(texts_of(figure))
     assert any("n = 1 to 2 seeds" in text for text in texts_of(figure))
@@ -178,39 +200,45 @@ def test_recipes_of_different_lengths_are_both_named(tmp_path):
     assert "original recipe 2 epochs, enhanced recipe 4 epochs" in said
 
 
-def test_an_axis_that_does_not_start_at_zero_says_so(whole, tmp_path):
-    axes = bar_axes(whole[1])[0]
-    start = axes.get_xlim()[0]
-    assert start > 0
-    assert f"starts at {start:g}" in axes.get_xlabel()
-    write_run(tmp_path, "resnet", top1=1.0)
-    write_run(tmp_path, "gelu", top1=60.0)
-    axes = bar_axes(roadmap_chart(groups_of(tmp_path)))[0]
-    assert axes.get_xlim()[0] == 0
-    assert "starts" not in axes.get_xlabel()
-
-
 @pytest.mark.parametrize("tops", [(0.0, 0.0), (100.0, 100.0), (78.8, 78.8), (78.8, 78.81), (0.0, 100.0), (99.9, 100.0)])
-def test_the_axis_shows_every_bar_and_has_a_width(tmp_path, tops):
+def test_the_axis_shows_every_dot_and_has_a_width(tmp_path, tops):
     for step, top1 in zip(("resnet", "gelu"), tops, strict=True):
         write_run(tmp_path, step, top1=top1)
     low, high = limits(groups_of(tmp_path))
-    assert 0 <= low <= min(tops)
-    assert max(tops) <= high <= 106
-    assert high <= 100 or max(tops) > 99
-    assert high - low >= 0.05
-    assert max(tops) > 99 or high - low >= 0.5
-    assert low < min(tops) or min(tops) == 0
+    assert -6 <= low < min(tops)
+    assert max(tops) < high <= 106
+    assert high - low >= 0.1
 
 
 def test_own_steps_are_in_the_figure_behind_their_parent(tmp_path):
     for step in ("kernel_7", "gelu"):
         write_run(tmp_path, step)
     write_run(tmp_path, "mine", parent="kernel_7", label="my own idea", adopted="no")
-    (axes,) = bar_axes(roadmap_chart(groups_of(tmp_path)))
-    assert list(bars_of(axes)) == ["kernel_7", "mine", "gelu"]
+    (axes,) = main_axes(roadmap_chart(groups_of(tmp_path)))
+    assert list(dots_of(axes)) == ["kernel_7", "mine", "gelu"]
     assert [label.get_text() for label in axes.get_yticklabels()][1] == "my own idea"
-    assert bars_of(axes)["mine"].get_hatch()
+    assert dots_of(axes)["mine"].get_markerfacecolor() == "white"
+
+
+def test_a_long_label_is_wrapped_and_keeps_every_letter(tmp_path):
+    write_run(tmp_path, "separate_downsampling", label="separate d.s. conv (ConvNeXt-T)")
+    for narrow in (False, True):
+        (axes,) = main_axes(roadmap_chart(groups_of(tmp_path), narrow=narrow))
+        (label,) = [label.get_text() for label in axes.get_yticklabels()]
+        assert label.replace("\n", " ") == "separate d.s. conv (ConvNeXt-T)"
+    assert "\n" in label
+
+
+def test_one_unit_of_macs_holds_for_the_whole_report(tmp_path):
+    write_run(tmp_path, "resnet", gmacs=0.0018)
+    write_run(tmp_path, "resnet", regime="tiny", data="imagenet", gmacs=4.089)
+    groups = groups_of(tmp_path)
+    assert [group.macs.unit for group in groups] == ["M", "M"]
+    for group, text in zip(groups, ("1.80", "4089.00"), strict=True):
+        (table,) = tables_of(group)
+        assert table.texts[0][table.headings.index("MACs (M)")] == text
+        assert text in texts_of(roadmap_chart(group))
+    assert [row["gmacs"] for row in csv.DictReader(to_csv(groups).decode().splitlines())] == ["0.0018", "4.089"]
 
 
 def test_both_regimes_stand_side_by_side_and_a_missing_run_is_said(tmp_path):
@@ -226,12 +254,12 @@ def test_both_regimes_stand_side_by_side_and_a_missing_run_is_said(tmp_path):
             )
     (together,) = charts(groups_of(tmp_path)).values()
     figure = roadmap_chart(together)
-    left, right = bar_axes(figure)
-    assert list(bars_of(left)) == ["resnet", "gelu", "swin"]
-    assert list(bars_of(right)) == ["resnet", "kernel_7", "swin"]
+    left, right = main_axes(figure)
+    assert list(dots_of(left)) == ["resnet", "gelu", "swin"]
+    assert list(dots_of(right)) == ["resnet", "kernel_7", "swin"]
     assert [label.get_text() for label in left.get_yticklabels()] == ["ResNet", "kernel size 7", "ReLU to GELU", "Swin"]
     assert texts_of(figure).count("no run") == 2
-    assert bars_of(right)["kernel_7"].get_y() == pytest.approx(bars_of(left)["resnet"].get_y() + 1)
+    assert at(dots_of(right)["kernel_7"])[1] == pytest.approx(at(dots_of(left)["resnet"])[1] + 1)
 
 
 HOSTILE = [
@@ -256,10 +284,10 @@ def test_hostile_labels_are_drawn_as_plain_text_and_nothing_overlaps(tmp_path):
         figure = roadmap_chart(groups_of(tmp_path))
         for kind in ("png", "svg", "pdf"):
             assert image(figure, kind)
-    labels = {label.get_text() for label in bar_axes(figure)[0].get_yticklabels()}
+    labels = {label.get_text() for label in main_axes(figure)[0].get_yticklabels()}
     assert "$\\frac{1}{$" in labels
     assert "own3" in labels  # the font has none of its letters
-    assert max(map(len, labels)) <= 36
+    assert max(map(len, labels)) <= 37  # of 36 letters, and a line's end
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])

@@ -75,7 +75,7 @@ def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
     text = to_markdown(groups, collected, findings(groups)).decode()
     assert "none: one seed" in text
     assert "One seed of a row is all there is for 1 of 1 differences" in text
-    assert "told from zero" not in text.replace("to tell this gain from zero", "")
+    assert "told from zero" not in text.replace("test to tell this gain from zero", "")
 
 
 def test_equal_seeds_have_no_spread_and_say_so(tmp_path):
@@ -113,6 +113,36 @@ def test_gains_over_images_pair_the_same_images_and_need_every_net_of_both_rows(
     (tmp_path / "roadmap" / "nano-digits" / "resnet" / "seed2" / "correct.npy").unlink()
     gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
     assert (gain.over_images, gain.mcnemar_p) == (None, None)
+
+
+def test_a_pair_that_points_the_other_way_than_the_means_says_so(tmp_path):
+    for step, levels in (("resnet", (0.72, 0.60, 0.60)), ("enhanced_recipe", (0.68, 0.70, 0.70))):
+        for seed, level in enumerate(levels):  # the lowest common seed is the one that is compared
+            (correct,) = nets(1, level, seed)
+            write_run(tmp_path, step, seed, correct=correct)
+    collected = collect([tmp_path])
+    groups = aggregate(collected.runs)
+    gain = cell_of(groups, "enhanced_recipe").gain
+    assert gain.gain > 0 and gain.only_this < gain.only_parent
+    (text,) = findings(groups)
+    assert "The pair points the other way than the means over seeds in enhanced_recipe." in text
+    assert f"{gain.only_this} / {gain.only_parent}, against the gain" in to_markdown(groups, collected).decode()
+
+
+def test_seeds_needed_are_a_range_for_the_test_of_the_whole_study(tmp_path):
+    for step, tops in zip(CHAIN, ((50, 50.5, 50.2), (51, 51.3, 51.4), (51, 51.3, 51.1)), strict=False):
+        seeds(tmp_path, step, tops)
+    collected = collect([tmp_path])
+    groups = aggregate(collected.runs)
+    gain = cell_of(groups, "enhanced_recipe").gain
+    effect = statistics.effect((51, 51.3, 51.4), (50, 50.5, 50.2))
+    assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.told)  # two steps, two tests
+    needed = gain.seeds_needed
+    assert f"| {needed.likely} ({needed.low} to {needed.high}) |" in to_markdown(groups, collected).decode()
+    unsure = cell_of(groups, "stage_ratio").gain
+    assert (unsure.told, unsure.seeds_needed.high) == (False, None)
+    row = list(csv.DictReader(to_csv(groups).decode().splitlines()))[2]
+    assert (row["seeds_needed"], row["seeds_needed_high"]) == (str(unsure.seeds_needed.likely), "")
 
 
 def test_nets_that_agree_on_every_image_have_no_interval(tmp_path):

@@ -267,3 +267,30 @@ def test_it_prints(opened):
     pdf = base64.b64decode(opened.print_page())
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 3
+
+
+@pytest.mark.browser
+def test_the_charts_are_dark_where_the_page_is(opened):
+    back = "getComputedStyle(document.querySelector('figure[data-name=roadmap] svg path')).fill"
+    seen = []
+    for scheme in ("light", "dark"):
+        opened.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        seen.append(sum(map(int, re.findall(r"\d+", opened.execute_script(f"return {back}")))))
+    assert seen[0] > 700 > 200 > seen[1]
+
+
+@pytest.mark.browser
+def test_a_table_wider_than_its_place_says_that_it_scrolls(opened):
+    wide = "[...document.querySelectorAll('#tables > section > .scroll')].map(s => s.scrollWidth > s.clientWidth)"
+    said = "[...document.querySelectorAll('#tables > section > .scroll')].map(s => s.classList.contains('more'))"
+    for size in (1280, 500):
+        opened.set_window_size(size, 1000)
+        assert (
+            opened.execute_async_script(
+                f"const done = arguments[0]; requestAnimationFrame(() => setTimeout(() => done([{wide}, {said}]), 0))"
+            )
+            == [opened.execute_script(f"return {wide}")] * 2
+        )
+    assert any(opened.execute_script(f"return {wide}"))

@@ -138,6 +138,46 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
     assert len([axes for axes in trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
 
 
+def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_on_one_kind_of_gpu(tmp_path):
+    for folder, hardware in (
+        ("cpu", ["CPU (x86_64)"] * 2),
+        ("gpu", ["1 x H100"] * 2),
+        ("two", ["1 x H100", "1 x A100"]),
+    ):
+        for i, step in enumerate(("resnet", "gelu")):
+            write_run(tmp_path / folder, step, top1=50.0 + i, hardware=hardware[i], gmacs=4.0 + i)
+        figure = trade_offs(groups_of(tmp_path / folder)[0])
+        fronts = {axes.get_xlabel(): bool(markers(axes, "s")) for axes in figure.axes if axes.get_xlabel()}
+        assert fronts.pop("MACs (G)") and fronts.pop("parameters (M)")
+        assert set(fronts.values()) == {folder == "gpu"}
+        assert ("no front" in figure.legends[0].get_title().get_text()) == (folder != "gpu")
+
+
+def test_numbers_of_a_trade_off_meet_no_other_and_no_point(whole):
+    figure = trade_offs(whole)
+    figure.draw_without_rendering()
+    for axes in (axes for axes in figure.axes if axes.get_xlabel()):
+        dots = {
+            line.get_label(): axes.transData.transform(line.get_xydata()[0]) for m in "so" for line in markers(axes, m)
+        }
+        boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        assert len(boxes) >= 3
+        for name, box in boxes.items():
+            assert not any(box.contains(*dot) for dot in dots.values())
+            assert not any(box.overlaps(other) for key, other in boxes.items() if key != name), name
+            middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+            nearest = min(dots, key=lambda key: np.hypot(*(dots[key] - middle)))
+            assert np.hypot(*(dots[name] - middle)) <= np.hypot(*(dots[nearest] - middle)) + 3
+
+
+def test_the_caption_names_only_what_is_drawn(whole, tmp_path):
+    captions = {drawing.name: drawing.caption for drawing in gallery([whole])}
+    assert "diamonds: the paper's numbers" in captions["roadmap"] and "tried, not kept" in captions["roadmap"]
+    write_run(tmp_path, "gelu")
+    captions = {drawing.name: drawing.caption for drawing in gallery(groups_of(tmp_path))}
+    assert captions["roadmap"] == "Top-1 after the last epoch."
+
+
 def test_training_curves_have_a_panel_a_row_and_a_line_a_seed(whole):
     panels = training_curves(whole).axes
     assert len(panels) == len(whole.rows)

@@ -168,6 +168,10 @@ def bits(right: int, n: int = 40) -> np.ndarray:
     return np.arange(n) < right
 
 
+def shorten_file(path, less: int) -> None:
+    path.write_bytes(path.read_bytes()[:-less])
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -175,11 +179,12 @@ def bits(right: int, n: int = 40) -> np.ndarray:
         (lambda run: np.save(run / schema.CORRECT, np.packbits(bits(10, 80))), "80 bits for 40 images"),
         (
             lambda run: np.save(run / schema.CORRECT, np.array([object()]), allow_pickle=True),
-            "cannot be read (ValueError)",
+            "holds no packed bits",
         ),
         (lambda run: np.save(run / schema.CORRECT, np.zeros(5)), "holds no packed bits"),
-        (lambda run: (run / schema.CORRECT).write_bytes(b"\x93NUMPY"), "cannot be read"),
-        (lambda run: (run / schema.CORRECT).write_bytes(b""), "cannot be read"),
+        (lambda run: (run / schema.CORRECT).write_bytes(b"\x93NUMPY"), "holds no packed bits"),
+        (lambda run: (run / schema.CORRECT).write_bytes(b""), "holds no packed bits"),
+        (lambda run: shorten_file(run / schema.CORRECT, 2), "cannot be read (3 bytes instead of 5)"),
         (lambda run: edit(run / schema.SUMMARY, val_images=400), "40 bits for 400 images"),
     ],
 )

@@ -1,7 +1,9 @@
 """Scoring weights: the counts of other code's own nets, a run's own result, and nothing but tensors out of a file."""
 
+import copy
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,16 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from torchvision import transforms as T
 
 from roadmap.config.choices import Mode, Precision
-from roadmap.errors import ConfigError, DataError
+from roadmap.config.schema import DataConfig
+from roadmap.data import datasets
+from roadmap.errors import ConfigError, DataError, NonFiniteError
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
@@ -25,6 +30,7 @@ from roadmap.training.evaluate_weights import evaluate_weights, result_line
 from roadmap.training.train import train
 
 from .net_rows import blank, drawn, one_thread  # noqa: F401
+from .test_data_sets import write_idx
 
 CLASSES, EACH = 7, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,7 +122,7 @@ def torchvisions(name):
             BICUBIC,
             "timm format",
         ),
-        ("swin", lambda: torchvisions("swin_t"), "head", BICUBIC, "torchvision format"),
+        ("swin", lambda: torchvisions("swin_t"), "head", BICUBIC, "torchvision swin format"),
     ],
     ids=["torchvision-resnet50", "torchvision-convnext", "timm-convnext", "torchvision-swin"],
 )
@@ -174,7 +180,10 @@ def test_a_moving_average_beside_the_weights_is_named_and_not_scored(small, tmp_
     )
     alone, both = (evaluate_weights(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
     assert both.result.loss == alone.result.loss
-    assert (alone.origin, both.origin) == ("our own format", "our own format (model_ema not scored)")
+    assert (alone.origin, both.origin) == (
+        "our own format",
+        "our own format (taken of model, not model_ema, weights_key=NAME chooses)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,6 +284,83 @@ class TestRuns:
             capsys.readouterr().err.splitlines()[-1] == "not evaluated as the run itself was: data.val_images: 40 -> 30"
         )
 
+    def test_need_nothing_typed_again(self, small, command, tmp_path):
+        config = small("kernel_9", "data.image_size=40", "recipe.drop_path=0.1", "model.stem_stride=2")
+        summary = train(config)
+        path = run_path(config)
+        words = ("mode=evaluate", f"weights='{path}'")
+        done = command(*words, runs=tmp_path / "elsewhere")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"top-1 {summary['top1']:.2f} %" in done.stdout
+        assert done.stdout.startswith(f"{config.cell}: ")
+        # What was typed before may be typed again, and what an evaluation reads may differ.
+        again = ("+step=kernel_9", "regime=nano", "model.stem_stride=2", "recipe.epochs=2", "device=cpu")
+        other = command(*words, *again, "data.val_images=30", runs=None)
+        assert other.returncode == 0, other.stderr
+        assert other.stderr == "not evaluated as the run itself was: data.val_images: 40 -> 30\n"
+        assert "/30 images right" in other.stdout
+        for wrong, has in (
+            ("+step=gelu", "kernel_9"),
+            ("regime=mini", "nano"),
+            ("recipe=enhanced", "original" if config.recipe.name == "original" else "enhanced"),
+            ("model.kernel_size=7", "9"),
+            ("recipe.lr=0.5", f"{config.recipe.lr:g}"),
+            ("seed=4", "0"),
+        ):
+            if wrong == "recipe=enhanced" and has == "enhanced":
+                continue
+            refused = command(*words, wrong, runs=None)
+            assert refused.returncode == 64, refused.stdout
+            (line,) = refused.stderr.splitlines()
+            assert f"has {has}, " in line, line
+
+    def test_of_older_versions_are_scored_and_hostile_records_are_one_line(self, small, command):
+        config = small("gelu")
+        summary = train(config)
+        path = run_path(config)
+        whole = yaml.safe_load((path / "config.yaml").read_text())
+        older = copy.deepcopy(whole) | {"gone": {"key": 3}}
+        del older["model"]["batch_norm_eps"], older["kernels"], older["recipe"]["init"]
+        older["model"]["of_old"] = True
+
+        def score(values):
+            (path / "config.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+            return command("mode=evaluate", f"weights='{path}'", runs=None)
+
+        done = score(older)
+        assert done.returncode == 0, done.stderr
+        assert f"top-1 {summary['top1']:.2f} %" in done.stdout
+        assert "does not know, and passes over: " in done.stderr
+        for wrong in (
+            whole | {"step": "../../evil"},
+            whole | {"cell": "a\x1b[31mred"},
+            whole | {"model": 3},
+            whole | {"seed": "x" * 10_000},
+            whole | {"model": whole["model"] | {"kernel_size": 8}},
+            whole | {"regime": whole["regime"] | {"name": "\x1b[2J"}},
+            {1: 2},
+            "!!python/object/apply:os.system ['touch marker']",
+        ):
+            refused = score(wrong)
+            assert refused.returncode == 65, refused.stderr
+            assert refused.stderr.startswith("error: weights=")
+            assert len(refused.stderr.splitlines()) == 1
+            assert "\x1b" not in refused.stderr
+            assert len(refused.stderr) < 800
+        assert not Path("marker").exists()
+
+    def test_that_are_not_there_come_with_what_is(self, small, command):
+        config = small("gelu")
+        train(config)
+        seed0 = run_path(config)
+        for weights, words in (
+            (seed0.parent / "seed1", "did you mean seed0?"),
+            (seed0.parent, "did you mean"),
+        ):
+            done = command("mode=evaluate", f"weights='{weights}'", runs=None)
+            assert done.returncode == 65
+            assert words in done.stderr or "There are: seed0" in done.stderr
+
     def test_settings_of_training_alone_are_told(self, small, tmp_path):
         config = scoring(small("gelu"), tmp_path)
         for key in ("fresh", "allow_drift", "devices", "compile", "cuda_graph"):
@@ -304,6 +390,33 @@ class TestRuns:
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
         assert caught.value.code == 65
+
+
+def npz_set(root, split):
+    images = np.random.default_rng(1).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    np.savez(root / f"{split}.npz", images=images, labels=np.arange(20) % 5)
+
+
+def test_the_validation_images_are_enough(tmp_path, folder):
+    """Neither the folder `train` nor its files are looked for."""
+    alone = tmp_path / "folders"
+    shutil.copytree(folder / "val", alone / "val")
+    both, classes = datasets.load_val(of_folder(folder, "resnet").data)
+    val, of_alone = datasets.load_val(of_folder(alone, "resnet").data)
+    assert (val.labels.tolist(), of_alone) == (both.labels.tolist(), classes)
+    npz_set(tmp_path, "val")
+    val, classes = datasets.load_val(DataConfig(name="mine", kind="npz", root=str(tmp_path), image_size=32))
+    assert (len(val), len(classes)) == (20, 5)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    write_idx(raw / "t10k-images-idx3-ubyte", np.zeros((10, 28, 28), np.uint8), packed=False)
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(10, dtype=np.uint8), packed=False)
+    val, classes = datasets.load_val(DataConfig(name="fashion_mnist", root=str(tmp_path), image_size=32))
+    assert (len(val), len(classes)) == (10, 10)
+    for name in ("digits", "synthetic"):
+        data = DataConfig(name=name, image_size=32, val_images=20)
+        assert len(datasets.load_val(data)[0]) == 20
+    with pytest.raises(DataError, match=r"train\.npz"):
+        datasets.load(DataConfig(name="mine", kind="npz", root=str(tmp_path), image_size=32))
 
 
 def nano(small, file):
@@ -369,18 +482,38 @@ class TestRefusals:
         [
             (lambda w: list(w.values()), "but a list"),
             (lambda w: {"epoch": 3}, "hold no tensors"),
-            (lambda w: {"model": {**w, "note": "x"}}, "note is no tensor, but of type str"),
+            (lambda w: {"model": {**w, "head.bias": "x"}}, "head.bias is no tensor, but of type str"),
+            (
+                lambda w: {"model": {**w, "note": "x", "note.bias": w["head.bias"]}},
+                "note.bias has no place in it (1 such",
+            ),
             (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
             (lambda w: w | {"head.weight": w["head.weight"][:7]}, "has shape [7,"),
-            (lambda w: w | {"head.bias": torch.full((10,), torch.nan)}, "not finite"),
             (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
             (lambda w: {"other.weight": torch.zeros(3)}, "the format is none that is known"),
         ],
-        ids=["list", "no-tensors", "a-string", "a-key-less", "other-classes", "nan", "other-net", "unknown"],
+        ids=[
+            "list",
+            "no-tensors",
+            "a-string",
+            "a-key-more",
+            "a-key-less",
+            "other-classes",
+            "other-net",
+            "unknown",
+        ],
     )
     def test_that_hold_something_else(self, small, tmp_path, weights, what, words):
         torch.save(what(weights), tmp_path / "w.pt")
         self.refused(small, tmp_path / "w.pt", words)
+
+    def test_that_give_no_finite_outputs(self, small, tmp_path, weights):
+        torch.save(weights | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "w.pt")
+        with pytest.raises(
+            NonFiniteError, match=r"weights=.*w\.pt: the net gives outputs that are not finite"
+        ) as caught:
+            evaluate_weights(scoring(small("separate_downsampling"), tmp_path / "w.pt"))
+        assert caught.value.code == 70
 
     def test_text(self, small, tmp_path):
         (tmp_path / "w.pth").write_text("<html>404</html>\n")

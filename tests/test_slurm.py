@@ -305,7 +305,8 @@ def test_two_people_who_type_at_once_make_no_job_twice(lab):
 
 def test_slurms_refusal_is_shown_and_nothing_is_left_behind(lab):
     told = lab.call("submit", lab.write(epochs=2), "cluster.partition=nowhere", code=64)
-    assert "Slurm refuses the study: " in told and "partition" in told
+    assert "Slurm refuses the study: invalid partition specified: nowhere" in told
+    assert "(cluster.partition=nowhere)" in told
     assert "Traceback" not in told
     assert lab.cells()["gelu/seed0"]["state"] == "planned"
     assert "1 cells begin" in lab.call("submit", lab.write(epochs=2))
@@ -320,12 +321,27 @@ def test_an_interrupted_submission_is_completed_by_typing_again(lab, tmp_path):
     path = {"PATH": f"{wrapper.parent}:{lab.slurm.env['PATH']}"}
     file = lab.write(steps="gelu,depthwise", epochs=2)
     lab.call("submit", file, code=-9, env=path)
-    orphans = {job for job, state in lab.slurm.states().items() if state in ("PENDING", "RUNNING")}
-    assert len(orphans) == 2
-    lab.call("submit", file)
-    until(lambda: all(lab.slurm.states()[job] == "CANCELLED" for job in orphans), 120, lab.told)
+    found = {job for job, state in lab.slurm.states().items() if state in ("PENDING", "RUNNING")}
+    assert len(found) == 2
+    assert "its submission got no answer" in lab.call("status", "trial")
+    assert "0 cells begin, 0 go on; left alone: " in lab.call("submit", file)
     lab.until_states("done")
+    assert {cell["job"] for cell in lab.cells().values()} == found
     assert all(cell["restarts"] == 0 for cell in lab.cells().values())
+
+
+def test_what_can_never_start_says_so_and_says_so_when_it_is_cancelled(lab):
+    seeds = ",".join(map(str, range(21)))  # more than an array of this Slurm's holds
+    told = lab.call("submit", lab.write(seeds=seeds), "cluster.partition=short", "cluster.report=true")
+    assert "21 cells begin" in told and re.search(r"job \d+, \d+", told)
+    until(lambda: "21 of them can never start as submitted" in lab.call("status", "trial"), 60, lab.told)
+    found = json.loads(lab.call("status", "trial", "--json"))
+    assert {cell["slurm_reason"] for cell in found["cells"]} == {"PartitionTimeLimit"}
+    assert lab.slurm.run("squeue", "-h", "-o", "%j").count("-report") == 1
+    assert "21 cancelled" in lab.call("cancel", "trial")
+    lab.until_states("stopped", seconds=60)
+    assert {(cell["reason"], cell["log"]) for cell in lab.cells().values()} == {("cancelled before it began", None)}
+    assert "-report" not in lab.slurm.run("squeue", "-h", "-o", "%j")
 
 
 def test_one_failing_cell_neither_stops_nor_hides_the_others(lab):

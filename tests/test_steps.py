@@ -312,7 +312,7 @@ BAD = {  # override: what the message must hold
     "model.norm=group": ["model.norm", "batch_norm, layer_norm"],
     "model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
     "+model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
-    "data.decoder=cpu": ["data.decoder: not with this data=...", "which has no such key; others have"],
+    "data.decoder=cpu": ["the file of this data= in conf/data does not have it", "+data.decoder=VALUE sets it"],
     "+model._target_=os.system": ["model._target_", "no such key"],
     "+stp=gelu": ["stp", "did you mean +step"],
     "~recipe.lr": ["~recipe.lr"],

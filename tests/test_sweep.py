@@ -16,12 +16,13 @@ from roadmap.errors import ConfigError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
 from roadmap.runs.metrics import last_rows
+from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
 from roadmap.sweep import cluster, launchers, plan, queue
 from roadmap.sweep.__main__ import main
-from roadmap.sweep.cell_states import CellState, cell_states, classify, process_start
+from roadmap.sweep.cell_states import CellState, cell_states, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local, slurm
 from roadmap.sweep.launchers.local import Slot, cut_slots

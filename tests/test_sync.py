@@ -6,7 +6,7 @@ import pytest
 import wandb
 from wandb.apis.public.runs import RunNotFoundError
 
-from roadmap.errors import StoppedEarly
+from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json
 from roadmap.runs.metrics import read_metrics
 from roadmap.sweep.study import read_study
@@ -113,6 +113,20 @@ def test_an_offline_run_is_sent_whole_and_once(server, study):
     assert server.rows[run_id] == as_logged(run)
     assert server.summaries[run_id][0]["top1"] == read_json(run / "summary.json")["top1"]
     assert list(run.glob("wandb/offline-run-*/*.wandb.synced")), "wandb sync would send it again"
+
+
+def test_runs_that_nobody_submitted_are_sent_too(server, study, monkeypatch, capsys):
+    """`make sync STUDY=single`: each run was typed by hand."""
+    directory, run = study
+    shutil.rmtree(directory.notes)
+    shutil.copytree(run, run.with_name("seed0.old1"))  # set aside
+    monkeypatch.setattr(wandb, "init", server.init)
+    assert sync(directory, print) == len(as_logged(run)) > 0
+    assert sync(directory, print) == 0
+    assert "seed0: W&B has every row" in capsys.readouterr().out
+    assert list(server.rows) == [read_json(run / "status.json")["wandb_id"]]
+    with pytest.raises(DataError, match="no study was submitted there"):
+        sync(StudyDir(directory.path.parent, "other"), print)
 
 
 def test_rows_that_the_network_swallowed_are_sent_and_no_other(server, study, monkeypatch):

@@ -1,13 +1,9 @@
 """How fast training goes and how long it waits, by a played clock; and what the log advises."""
 
 import pytest
-import torch
 
 from roadmap.config.choices import Pipeline
 from roadmap.runs import throughput
-from roadmap.runs.progress import SweepProgress
-from roadmap.runs.run_dir import RunDir
-from roadmap.runs.run_logger import RunLogger
 from roadmap.runs.throughput import Throughput, waiting_advice
 
 
@@ -49,12 +45,8 @@ def test_a_tenth_of_the_time_is_no_matter(monkeypatch, wait_s, advised):
     assert (waiting_advice(Pipeline.reference, "cuda", values) is not None) == advised
 
 
-def test_the_advice_is_given_once_and_not_of_the_first_step(small, tmp_path, monkeypatch):
-    lines = []
-    config = small("gelu", "data.pipeline=reference")
-    logger = RunLogger(RunDir(tmp_path), config, {"precision": "fp32"}, torch.device("cuda"), SweepProgress())
-    monkeypatch.setattr(logger, "info", lines.append)
-    values = {"train/images_per_s": 100.0, "train/data_wait": 0.5}
-    for steps in (1, 50, 50):
-        logger._advise(values, steps)
-    assert len(lines) == 1 and "50 % of its time: 100 images/s, and 200 without" in lines[0]
+def test_the_advice_is_given_once_and_not_of_the_first_step():
+    values, throughput = {"train/images_per_s": 100.0, "train/data_wait": 0.5}, Throughput()
+    first, second, third = (throughput.advice(Pipeline.reference, "cuda", values, steps) for steps in (1, 50, 50))
+    assert (first, third) == (None, None)
+    assert "50 % of its time: 100 images/s, and 200 without" in second

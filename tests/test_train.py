@@ -17,7 +17,7 @@ from roadmap.data import datasets
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import read_json
 from roadmap.net import build_net
-from roadmap.runs import checkpoint, provenance, run_dir, run_logger
+from roadmap.runs import checkpoint, provenance, run_dir, run_logger, schema
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training import step as updating
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_holds_code_runs_nothing(stopped, tmp_path):
         torch.save({"net": Evil()}, path)
         manifest = json.loads(path.with_suffix(".json").read_text())
         manifest |= {"bytes": path.stat().st_size, "sha256": checkpoint._sha256(path)}
-        manifest["checksum"] = checkpoint._checksum(manifest)
+        manifest["checksum"] = schema.checksum(manifest)
         path.with_suffix(".json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="refused"):
         train(config)

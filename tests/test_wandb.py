@@ -4,17 +4,26 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from roadmap.config.schema import Config
+from roadmap.config.choices import WandbMode
+from roadmap.config.schema import Config, WandbConfig
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.wandb_logger import wandb_mode
+from roadmap.runs.wandb_client import Budget
+from roadmap.runs.wandb_files import read_rows, recorded_rows
+from roadmap.runs.wandb_logger import WandbLogger, project_of, wandb_mode, warn_of_environment
+from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
+from .conftest import SMALL
+from .drive import accident
 from .records import ledger, stopped_at
+from .wandb_server import KEY, Server
 
 
 def inspect(folder: Path) -> list[dict]:
@@ -86,6 +95,35 @@ def test_a_resumed_run_logs_no_step_twice(offline):
     assert len({next(r["run"]["run_id"] for r in part if r["type"] == "run") for part in parts}) == 1
 
 
+def test_what_a_killed_client_held_in_memory_is_logged_again_and_nothing_twice(command, tmp_path):
+    """W&B's process writes its record every 15 seconds, and dies with the run's group."""
+    words = ("+step=gelu", "wandb.mode=offline", "device=cpu", "checkpoint.every_min=0", *SMALL, "recipe.epochs=4")
+    for step in (4, 5):
+        assert command(*words, **accident("step", step, what="KILL", to="group")).returncode == -9
+    (path,) = (tmp_path / "runs" / "single").glob("*/*/seed0")
+    before = json.loads((path / "status.json").read_text())["wandb_rows"]
+    rows = read_metrics(path / "metrics.jsonl").rows
+    assert before == recorded_rows(path, rows, before) < len(rows)
+    assert command(*words).returncode == 0
+    rows = read_metrics(path / "metrics.jsonl").rows
+    files = sorted(path.glob("wandb/offline-run-*/*.wandb"))
+    assert [row for file in files for row in read_rows(file)] == [(row["kind"], row["global_step"]) for row in rows]
+    assert json.loads((path / "status.json").read_text())["wandb_rows"] == len(rows)
+
+
+def test_rows_in_a_record_of_many_blocks_are_read_up_to_a_torn_end(offline):
+    config = offline("data.train_images=1400", "recipe.batch_size=8", "recipe.epochs=1")
+    train(config)
+    path = run_path(config)
+    (file,) = path.glob("wandb/offline-run-*/*.wandb")
+    rows = read_metrics(path / "metrics.jsonl").rows
+    assert file.stat().st_size > 2 * 2**15
+    assert list(read_rows(file)) == [(row["kind"], row["global_step"]) for row in rows]
+    file.write_bytes(file.read_bytes()[: 2**15 + 100])
+    torn = recorded_rows(path, rows, len(rows))
+    assert 0 < torn < len(rows) and list(read_rows(file)) == [(r["kind"], r["global_step"]) for r in rows[:torn]]
+
+
 def test_disabled_leaves_no_trace(reference):
     config = reference("gelu")
     assert not (run_path(config) / "wandb").exists()
@@ -105,6 +143,27 @@ def test_online_where_there_is_a_login(monkeypatch, env, mode):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(Config()) == mode
+
+
+def test_a_login_at_a_server_of_ones_own_counts(monkeypatch, tmp_path):
+    """As `wandb login --host=https://wandb.lab.example` leaves it: the server in W&B's settings, the key in netrc."""
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text(f"machine wandb.lab.example login user password {'x' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert wandb_mode(Config()) == "offline"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab.example\n")
+    assert wandb_mode(Config()) == "online"
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.lab.example\nmode = offline\n")
+    assert wandb_mode(Config()) == "offline"
+
+
+def test_a_project_of_wandbs_settings_fills_the_gap_that_nobody_else_did(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert project_of(Config()) == "convnext-roadmap"
+    (tmp_path / "settings").write_text("[default]\nproject = theirs\n")
+    assert project_of(Config()) == "theirs"
+    assert project_of(Config(wandb=WandbConfig(project="mine"))) == "mine"
 
 
 def test_a_netrc_counts_as_a_login(monkeypatch, tmp_path):
@@ -132,6 +191,100 @@ def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, reference,
     for path in run_path(config).rglob("*"):
         if path.is_file():
             assert b"0123456789" * 4 not in path.read_bytes(), path
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Return a server that knows nothing yet, to which this process is logged in."""
+    (tmp_path / "none").mkdir()
+    here = Server(tmp_path / "none")
+    monkeypatch.setenv("WANDB_BASE_URL", here.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield here
+    here.close()
+
+
+def run_online(forks, tmp_path, *words, **env):
+    """Run a small run online, in a process of its own; return how it ended and what lies in its folder."""
+    short = ("data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1")
+    done = forks.run(("+step=gelu", *short, "recipe.warmup_epochs=0", f"paths.runs={tmp_path}", *words), env)
+    (folder,) = tmp_path.glob("single/*/*/seed0")
+    return done, folder
+
+
+def test_an_online_run_sends_its_files_and_nothing_about_the_client(server, forks, tmp_path):
+    done, _ = run_online(forks, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "W&B: http://" in done.stderr
+    assert len(done.stderr.splitlines()) == 2  # that, and that it starts
+    asked = " ".join(server.asked)
+    assert "/uploads/correct.npy" in asked
+    assert not [path for path in server.asked if "otel" in path or "sentry" in path]
+
+
+def test_a_process_of_the_client_that_dies_is_one_line_and_none_after_the_result(server, tmp_path):
+    server.crash = True
+    words = ("+step=gelu", "data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1")
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "run.py", *words, "recipe.warmup_epochs=0", f"paths.runs={tmp_path}"]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == [lines[0].split(":")[0], "W&B"]
+    assert lines[2].startswith("W&B failed and is left out")
+    assert "top-1" in lines[3]
+    assert len(lines) == 4, done.stdout
+    assert list(tmp_path.glob("single/*/*/seed0/wandb/core.log"))  # where it says what has killed it
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 60.0])
+def test_a_slow_server_costs_no_more_than_its_budget(server, small, reference, monkeypatch, capsys, delay_s):
+    quiet = reference("gelu")
+    capsys.readouterr()
+    server.delay_s = delay_s
+    for name, seconds in (("BUDGET_S", 9.0), ("INIT_TIMEOUT_S", 4.0), ("FINISH_TIMEOUT_S", 2.0)):
+        monkeypatch.setattr(f"roadmap.runs.wandb_logger.{name}", seconds)
+    spent = []
+    for name in ("__init__", "finish"):
+        real = getattr(WandbLogger, name)
+
+        def timed(self, *args, real=real):
+            began = time.monotonic()
+            real(self, *args)
+            spent.append(time.monotonic() - began)
+
+        monkeypatch.setattr(WandbLogger, name, timed)
+    config = small("gelu", "wandb.mode=auto")
+    assert train(config)["state"] == "done"
+    assert ledger(config) == ledger(quiet)
+    assert sum(spent) < 9.0 + 5.0  # and the start of its process, twice, on a machine that is busy
+    said = capsys.readouterr().err
+    assert said.count("W&B: not online") <= 1
+    assert "W&B: offline" in said or delay_s < 4
+
+
+def test_a_client_that_hangs_is_left():
+    budget, hangs = Budget(0.2), threading.Event()
+    with pytest.raises(TimeoutError, match="no answer"):
+        budget.call(hangs.wait)
+    assert budget.left_s == pytest.approx(0.2)  # a moment costs nothing
+    hangs.set()
+    assert Budget(5.0).call(max, 1, 2) == 2
+    with pytest.raises(ZeroDivisionError):
+        Budget(5.0).call(lambda: 1 / 0)
+
+
+def test_the_environment_of_the_client_names_the_project(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "them")
+    config = compose("gelu", "nano", ["data.val_images=30"])
+    assert (config.wandb.project, config.wandb.entity) == ("theirs", "them")
+    config = compose("gelu", "nano", ["wandb.project=mine"])
+    warned = []
+    config.wandb.mode = WandbMode.disabled
+    assert (config.wandb.project, config.wandb.entity) == ("mine", "them")
+    config.wandb.mode = WandbMode.offline
+    warn_of_environment(config, warned.append)
+    assert warned == ["W&B: wandb.project=mine counts, not WANDB_PROJECT=theirs"]
 
 
 def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, capsys):

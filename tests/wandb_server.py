@@ -30,6 +30,9 @@ class Server:
         ] = {}  # a word of the query -> answers before the true one
         self.always: dict[str, int] = {}  # a word of the query -> status of every answer
         self.asked: list[str] = []
+        self.delay_s = 0.0  # before every answer
+        self.closed = threading.Event()
+        self.crash = False  # the client's process dies of an answer that has nothing in it
         self.project: str | None = "roadmap"
         handler = type("Handler", (Handler,), {"server_of_test": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -44,11 +47,22 @@ class Server:
 
     def close(self) -> None:
         """Stop serving: from now on the connection is dead."""
+        self.closed.set()
         self.http.shutdown()
         self.http.server_close()
 
     def answer(self, query: str, values: dict[str, Any]) -> dict[str, Any] | None:
         """Return the `data` of a GraphQL answer."""
+        if "upsertBucket" in query:
+            entity = {"id": "e", "name": "team"}
+            run = {"id": "r", "name": values["name"], "displayName": values["displayName"], "config": "{}"}
+            run |= {"description": "", "sweepName": None, "project": {"id": "p", "name": "roadmap", "entity": entity}}
+            return {"upsertBucket": {"bucket": run | {"historyLineCount": 0}, "inserted": True}}
+        if "createRunFiles" in query:
+            if self.crash:
+                return {}
+            files = [{"name": name, "uploadUrl": f"{self.url}/uploads/{name}"} for name in values["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}}
         if values.get("entity") != "team" or values.get("project") != self.project:
@@ -176,12 +190,25 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
+    def parse_request(self) -> bool:
+        """Let a slow server be slow, whatever it is asked."""
+        read = super().parse_request()
+        self.server_of_test.closed.wait(self.server_of_test.delay_s)
+        return read
+
+    def do_PUT(self) -> None:
+        """Take a file."""
+        self.server_of_test.asked.append(self.path)
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.reply(200, b"{}")
+
     def do_POST(self) -> None:
         """Answer a query, or fail as the test wishes."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         if not self.path.startswith("/graphql"):
+            self.server_of_test.asked.append(self.path)
             return self.reply(200, b"{}")
         asked = json.loads(body)
         self.server_of_test.asked.append(asked["query"])

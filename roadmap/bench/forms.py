@@ -95,9 +95,10 @@ FORMS: dict[str, Callable[..., Step]] = {  # of ours
     "graph": partial(training_step, capture=cuda_graph.capture),
     "kernels": partial(training_step, kernels=Kernels.auto),
     "fast": partial(training_step, kernels=Kernels.fast),
+    "captured": partial(training_step, kernels=Kernels.auto, capture=cuda_graph.capture),  # as a run trains at 224
 }
 # A graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there.
-GPU_FORMS = ("compiled", "graph", "fast")
+GPU_FORMS = ("compiled", "graph", "fast", "captured")
 PEER_FORMS = ("eager", "compiled")
 
 

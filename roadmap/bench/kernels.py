@@ -6,10 +6,11 @@ won are written to the file that `kernels=auto` reads (roadmap/net/kernels/measu
 torch then takes them. Shapes that there is no time for keep what is known of them.
 """
 
+import argparse
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -24,10 +25,12 @@ from roadmap.bench.bound import DTYPES, Rates, measured_rates
 from roadmap.bench.measure import free_memory, seconds
 from roadmap.bench.net import CPU_BATCH, CPU_SIZE, GPU_BATCH, row_configs
 from roadmap.bench.operations import CHECKED, OpShape, forms_at, operation_at, relative_errors, shapes_of
-from roadmap.bench.options import count, names, on_gpu, parser
+from roadmap.bench.options import count, names, on_gpu, plain_parser
 from roadmap.bench.results import Results
 from roadmap.config.choices import Device, Precision
+from roadmap.config.schema import Config
 from roadmap.distributed.device import choose_device, choose_precision
+from roadmap.errors import ConfigError
 from roadmap.net.kernels import FORMS, base
 from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name, user_file
 from roadmap.steps.tree import regimes, step_tree
@@ -51,23 +54,25 @@ class Measured(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Measure the operations that are asked for; print a line for each shape. Returns an exit code."""
-    options = parser("kernels", __doc__, warm_up=3)
+    options = plain_parser("kernels", __doc__)
     options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
     options.add_argument("--rows", type=names(step_tree()), metavar="STEP,STEP", help="default: every row")
     options.add_argument("--operations", type=names(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
     options.add_argument("--batch", type=count, help=f"default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
     options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
-    options.add_argument("--minutes", type=float, default=10.0, help="that it takes at most; default: %(default)s")
+    options.add_argument("--minutes", type=above_zero, default=10.0, help="that it takes at most; default: %(default)s")
     options.add_argument("--record", action="store_true", help=f"write what won to {user_file() or 'ROADMAP_KERNELS'}")
     args = options.parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
+    if args.record and user_file() is None:
+        raise ConfigError("--record: ROADMAP_KERNELS= is empty, so there is no file to record in")
     device = choose_device(Device(args.device))
     configs = row_configs(args)
     first = next(iter(configs.values()))
     size = args.image_size or min(first.data.image_size, first.data.image_size if on_gpu(args) else CPU_SIZE)
     batch = args.batch or (GPU_BATCH if on_gpu(args) else CPU_BATCH)
     precision = choose_precision(first.recipe.precision, device)
-    shapes = [s for s in shapes_of(configs.values(), size) if not args.operations or s.operation in args.operations]
+    shapes = [s for s in found_shapes(configs.values(), size) if s.operation in (args.operations or FORMS)]
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
     rates = measured_rates(device, precision), measured_rates(device, Precision.fp32)
     results.note(
@@ -87,6 +92,22 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"{len(rows)} shapes recorded in {record(table)}")
     return 0
+
+
+def above_zero(text: str) -> float:
+    """Read a number above zero."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
+
+
+def found_shapes(configs: Iterable[Config], image_size: int) -> list[OpShape]:
+    """Return the shapes of the rows' operations. Raises ConfigError where the images are too small for a net."""
+    try:
+        return shapes_of(configs, image_size)
+    except RuntimeError:
+        raise ConfigError(f"--image-size={image_size}: too small for a net of these rows") from None
 
 
 def measure_all(

@@ -12,8 +12,8 @@ from roadmap.config.schema import Config
 from roadmap.net import build_net
 from roadmap.net.block import Block
 from roadmap.net.kernels import FORMS, PASSES, OpSpec, applies_gelu, base, can_run, is_depthwise, is_pointwise
-from roadmap.net.kernels.columns import MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.depthwise import input_gradient, output, weight_gradient
+from roadmap.net.kernels.depthwise_columns import MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.gelu import GeluFunction
 from roadmap.net.kernels.norm import TILES, FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise

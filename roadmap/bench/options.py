@@ -13,14 +13,20 @@ from roadmap.text import ArgumentParser, nearest
 
 def parser(name: str, about: str | None, *, warm_up: int) -> ArgumentParser:
     """Return a parser with what every benchmark of speed takes: device, peers, number of measurements, JSON."""
-    made = ArgumentParser(
-        prog=f"python -m roadmap.bench {name}", description=about, formatter_class=argparse.RawTextHelpFormatter
-    )
+    made = plain_parser(name, about)
     peers = f"beside whom: {', '.join(LIBRARIES)} or none; may be given several times; default: all"
-    made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     made.add_argument("--peer", action="extend", type=names((*LIBRARIES, "none")), metavar="LIBRARY", help=peers)
     made.add_argument("--repeats", type=count, default=20, help="of each candidate; default: %(default)s")
     made.add_argument("--warm-up", type=count, default=warm_up, help="calls before the first; default: %(default)s")
+    return made
+
+
+def plain_parser(name: str, about: str | None) -> ArgumentParser:
+    """Return a parser with what every benchmark takes: device, JSON."""
+    made = ArgumentParser(
+        prog=f"python -m roadmap.bench {name}", description=about, formatter_class=argparse.RawTextHelpFormatter
+    )
+    made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     made.add_argument("--json", type=Path, metavar="FILE", help="write every single time and all about it")
     return made
 

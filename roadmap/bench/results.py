@@ -44,9 +44,10 @@ class Results:
         self.write()
         packages = ", ".join(f"{package} {number}" for package, number in self.record["versions"].items())
         print(f"{found['hardware']}, {found['cpu']}, {found['cores']} cores, {found['threads']} threads; {packages}")
-        in_turn = f"n = {args.repeats}, in turn, after {args.warm_up} to warm up; median, 10th and 90th percentile;"
-        print(how or in_turn)
-        print("x baseline: how many times as fast as the row's first, round by round", flush=True)
+        if how or "repeats" in given:
+            in_turn = f"n = {args.repeats}, in turn, after {args.warm_up} to warm up; median, 10th and 90th percentile;"
+            print(how or in_turn)
+            print("x baseline: how many times as fast as the row's first, round by round", flush=True)
 
     def note(self, key: str, value: Any, line: str) -> None:
         """Put something beside the rows into the record, and print a line about it."""

@@ -40,8 +40,8 @@ class When(StrEnum):
 
 
 class Capture(StrEnum):
-    """Whether a whole optimizer step is one CUDA graph; `auto`: for small images on one GPU, where launching kernels
-    takes long."""
+    """Whether steps are replayed as CUDA graphs; `auto`: on one GPU, for small images and compiled nets, whose kernels
+    take less time than launching them."""
 
     auto = "auto"
     always = "always"
@@ -100,10 +100,11 @@ class Interpolation(StrEnum):
 
 
 class RecipeName(StrEnum):
-    """The two training recipes of the roadmap."""
+    """The two training recipes of the roadmap, and that of its reference."""
 
     original = "original"
     enhanced = "enhanced"
+    swin = "swin"
 
 
 class Crop(StrEnum):
@@ -112,6 +113,13 @@ class Crop(StrEnum):
     none = "none"  # the whole image
     pad = "pad"  # zero padding of `data.padding` pixels, then a random window
     resized = "resized"  # random resized crop: 8 to 100 % of the area, aspect 3/4 to 4/3
+
+
+class ClassOrder(StrEnum):
+    """The order of class folders, from which their labels follow: 1, 10, 2 as text, and 1, 2, 10 by number."""
+
+    text = "text"  # torchvision's ImageFolder
+    numeric = "numeric"
 
 
 class Pipeline(StrEnum):

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from roadmap.errors import ConfigError
-from roadmap.text import nearest, shorten
+from roadmap.text import nearest, secrets_here, shorten
 
 MAX_TEXT = 1000  # characters of a text value
 MAX_DIGITS = 40  # characters of a number that is written as text
@@ -39,7 +39,9 @@ class Key:
     local: bool  # whether conf/local may set it
     about: str
     allowed: str  # the range or the choices in words; empty where the type says it all
+    is_text: bool = False  # any text
     needs: tuple[str, str] | None = None  # another key and the value under which alone this one is read
+    cells: bool = True  # whether it may be set for the cells of a study
 
 
 def key(
@@ -51,13 +53,16 @@ def key(
     local: bool | None = None,
     one_of: tuple[Any, ...] = (),
     needs: tuple[str, str] | None = None,
+    cells: bool = True,
     **limits: Any,
 ) -> Any:
     """Define a key. `limits` are pydantic's (ge, gt, le, min_length, ...); what is left out is its section's.
 
     `needs=("recipe.optimizer", "sgd")`: nothing reads it elsewhere, so that it is no part of a run's identity there.
+    `cells=False`: it is said to one run, and cannot be set for the cells of a study.
     """
     extra: Any = {"affects": affects, "evaluation": evaluation, "local": local, "one_of": one_of, "needs": needs}
+    extra["cells"] = cells
     return Field(default, description=about, json_schema_extra=extra, **limits)
 
 
@@ -88,6 +93,10 @@ def _as_text(value: Any) -> Any:
     """Return text for what YAML took for a number or a truth value (`study=3`)."""
     if isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, str):
+        for secret, where in secrets_here().items():
+            if secret in value:
+                raise PydanticCustomError("secret", "holds the secret of {where}", {"where": where})
     return str(value) if isinstance(value, int | float) and not isinstance(value, StrEnum) else value
 
 
@@ -153,7 +162,10 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
             default = list(default) if isinstance(default, tuple) else default
             default = str(default) if isinstance(default, StrEnum) else default  # as a record has it
             allowed = f"one of {', '.join(map(shown, one_of))}" if one_of else _allowed(field)
-            yield kind.prefix + name, Key(default, **extra, about=field.description or "", allowed=allowed)
+            kinds = (inner, *get_args(inner))
+            is_text = not allowed and any(getattr(k, "__origin__", k) is str for k in kinds)  # Text, or Text | None
+            about = field.description or ""
+            yield kind.prefix + name, Key(default, **extra, about=about, allowed=allowed, is_text=is_text)
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return (
         extra
         if isinstance(extra, dict)
-        else dict.fromkeys(("affects", "evaluation", "local", "needs")) | {"one_of": ()}
+        else dict.fromkeys(("affects", "evaluation", "local", "needs")) | {"one_of": (), "cells": True}
     )
 
 
@@ -208,6 +220,8 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     field = kind.model_fields[name]
     position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")
     head = f"{kind.prefix}{name}{position}={shown(value)}"
+    if what == "secret":
+        return f"{kind.prefix}{name}: {found['msg']}; values are recorded and shown, so take it out"
     if value is None:
         return f"{head}: must not be null"
     if what in ("string_too_long", "too_long"):

@@ -29,7 +29,8 @@ class RecipeConfig(Section):
     )
     lr_scaling: LrScaling = key(LrScaling.none, about="linear: base rate = lr x batch_size / lr_batch_size")
     min_lr: Float = key(0.0, ge=0, le=1000, about="where the cosine ends", needs=COSINE)
-    warmup_epochs: Float = key(0.0, ge=0, le=100_000, about="linear from 0")
+    warmup_epochs: Float = key(0.0, ge=0, le=100_000, about="linear from warmup_lr")
+    warmup_lr: Float = key(0.0, ge=0, le=1000, about="where the warm-up begins")
     schedule: Schedule = Schedule.step
     step_epochs: Float = key(
         30.0, gt=0, le=100_000, about="schedule=step: multiply the rate by step_factor so often", needs=STEP
@@ -51,6 +52,7 @@ class RecipeConfig(Section):
     init: Init = Init.kaiming
     layer_scale: Float | None = key(None, gt=0, le=10)
     drop_path: Float = key(0.0, ge=0, le=0.99)
+    clip_grad: Float | None = key(None, gt=0, le=1_000_000, about="norm to which gradients are clipped; null: none")
     ema_decay: Float | None = key(
         None, gt=0, le=1, about="moving average of weights and buffers; null: none (the roadmap)"
     )
@@ -74,6 +76,8 @@ class RecipeConfig(Section):
             raise ConfigError(
                 f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most recipe.epochs={self.epochs}"
             )
-        if self.min_lr > self.base_lr:
-            raise ConfigError(f"recipe.min_lr={self.min_lr:g}: must be at most the base rate {self.base_lr:g}")
+        for name in ("min_lr", "warmup_lr"):
+            if getattr(self, name) > self.base_lr:
+                value = f"{getattr(self, name):g}"
+                raise ConfigError(f"recipe.{name}={value}: must be at most the base rate {self.base_lr:g}")
         return self

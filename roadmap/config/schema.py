@@ -14,6 +14,7 @@ from roadmap.catalog import DataKind
 from roadmap.config.choices import (
     Activation,
     Capture,
+    ClassOrder,
     Crop,
     Decoder,
     Device,
@@ -68,8 +69,10 @@ class NetConfig(Section):
     separate_downsampling: bool = key(False, about="a conv of its own between the stages (Sec. 2.6)")
     # Recipe values that live in the net.
     layer_scale: Float | None = key(None, gt=0, le=10, about="initial value; null leaves it out")
-    drop_path: Float = key(0.0, ge=0, le=0.99, about="stochastic depth of the last block, growing linearly from 0")
-    init: Init = key(Init.kaiming, about="how the weights start")
+    drop_path: Float = key(
+        0.0, ge=0, le=0.99, evaluation=False, about="stochastic depth of the last block, growing linearly from 0"
+    )
+    init: Init = key(Init.kaiming, evaluation=False, about="how the weights start")
     # What the paper leaves open, explained in docs/fidelity.md: our reading is the default, the other one an override.
     stem_norm: bool = key(True, about="reading 1: a norm follows the stem's conv, also after patchify")
     stem_activation: When = key(When.auto, about="reading 1; auto: goes with activations_per_block=1")
@@ -137,6 +140,9 @@ class RegimeConfig(Section):
     stem_stride: Int = key(4, one_of=(4, 2), about="pixels")
     small_images: Int = key(32, ge=8, le=4096, about="pixels to which the sets of 28 and 32 pixels are brought")
     drop_path: Float = key(0.0, ge=0, le=0.99)
+    # These two reach a run through its recipe, where they are part of its identity.
+    swin_drop_path: Float = key(0.0, ge=0, le=0.99, affects=Affects.place, about="of recipe=swin")
+    micro_batch: Int = key(128, ge=1, le=1_000_000, affects=Affects.place, about="of recipe=enhanced")
     reference: Reference | None = key(None, about="the net of `+step=swin`; null where the regime has none")
     reference_depths: Depths | None = key(None, about="a list of four numbers of blocks, each from 1 to 200")
     reference_width: Int | None = key(None, ge=1, le=4096)
@@ -159,6 +165,9 @@ class DataConfig(Section):
         False, affects=Affects.place, evaluation=True, local=True, about="fetch a public set into `root`"
     )
     num_classes: Int | None = key(None, ge=2, le=1_000_000, about="null: counted from the class folders")
+    class_order: ClassOrder = key(
+        ClassOrder.text, evaluation=True, about="labels of class folders: 1, 10, 2 as text; 1, 2, 10 by number"
+    )
     image_size: Int = key(32, ge=8, le=4096, evaluation=True, about="pixels, height and width of the net's input")
     resize_size: Int | None = key(
         None, ge=8, le=8192, evaluation=True, about="evaluation: short side before the centre crop; null: no crop"
@@ -245,19 +254,18 @@ class Config(Section):
     parent: Text | None = None
     label: Text = ""
     adopted: Text = key("yes", one_of=("yes", "no", "reference"))
-    study: Text = "single"
+    study: Text = key("single", cells=False)
     seed: Int = key(0, ge=0, le=2**31 - 1, affects=Affects.result)
-    mode: Mode = key(Mode.train, evaluation=True)
-    weights: Text | None = key(
-        None, evaluation=True, about="mode=evaluate: a file of published weights, or one of our run directories"
-    )
+    mode: Mode = key(Mode.train, evaluation=True, cells=False)
+    weights: Text | None = key(None, evaluation=True, cells=False, about="of mode=evaluate: a file, or a run directory")
+    weights_key: Text | None = key(None, evaluation=True, about="of several weights in a file: which (model_ema, ...)")
     device: Device = key(Device.auto, evaluation=True, local=True)
     devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")
     compile: Annotated[Text, BeforeValidator(_as_switch)] = key(
         "auto", affects=Affects.rounding, one_of=("auto", "true", "false"),
         about="auto: torch.compile for large images on a GPU",
     )  # fmt: skip
-    cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="a whole optimizer step as one CUDA graph")
+    cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="optimizer steps as CUDA graphs")
     kernels: Kernels = key(
         Kernels.auto, affects=Affects.rounding, evaluation=True, about="forms of the net's operations"
     )
@@ -265,8 +273,8 @@ class Config(Section):
     comm_timeout_s: Float = key(
         120.0, ge=1, le=86_400, local=True, about="from then on: a rank that is silent for so long is lost"
     )
-    dry: bool = key(False, evaluation=True, about="print what the run would be, and do nothing")
-    fresh: bool = key(False, about="start over: an earlier run directory is moved aside, never deleted")
+    dry: bool = key(False, evaluation=True, cells=False, about="print what the run would be, and do nothing")
+    fresh: bool = key(False, cells=False, about="start over: an earlier run directory is moved aside, never deleted")
     allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
     regime: RegimeConfig = section(RegimeConfig)
     model: NetConfig = section(NetConfig)

@@ -3,7 +3,6 @@
 `sampling` says which ids are in a batch; which pipeline prepares the images is the config's choice.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,8 +14,6 @@ from roadmap.data import decoding, gpu_transforms, transforms
 from roadmap.data.datasets import ImageSet, Split, is_in_memory, load
 from roadmap.data.rand_augment import parse_policy
 from roadmap.data.sampling import epoch_order, eval_index_batches, sample_seed, train_index_batches
-
-log = logging.getLogger(__name__)
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -31,8 +28,6 @@ def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device 
     """
     if data.pipeline == Pipeline.fast:
         parse_policy(data, recipe)
-        if data.workers and is_in_memory(data) and data.resize_size is None:
-            log.warning("data.workers=%d has no effect with data.pipeline=fast and a set in memory", data.workers)
     elif recipe.rand_augment is not None:
         transforms.rand_augment(data, recipe)
     if device is not None and not is_in_memory(data):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from roadmap.files import atomic_write, read_json, write_json
+from roadmap.files import atomic_write, expand, read_json, read_regular, write_json
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int]
 
 def cache_dir(runs: Path | str) -> Path:
     """Return the folder of what is remembered; no study can have its name."""
-    return Path(runs).expanduser().absolute() / ".data"
+    return expand(runs).absolute() / ".data"
 
 
 def folder_key(folder: Path) -> str:
@@ -45,7 +45,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 def read_arrays(path: Path, kinds: dict[str, str]) -> dict[str, np.ndarray] | None:
     """Read arrays of these names and kinds (`i`, `u`, `S`); None for a file that is missing, damaged or another one."""
     try:
-        whole = path.read_bytes()
+        whole = read_regular(path)
         if hashlib.sha256(memoryview(whole)[32:]).digest() != whole[:32]:
             return None
         with np.load(io.BytesIO(whole[32:]), allow_pickle=False) as file:
@@ -127,11 +127,13 @@ def write_verdict(runs: Path | str, fingerprint: str, values: dict[str, Any]) ->
     write_json(cache_dir(runs) / f"{fingerprint}.json", {**values, "fingerprint": fingerprint})
 
 
-def checked_on(runs: Path | str, fingerprint: str) -> str | None:
-    """Return when every image of exactly this set was opened and found whole, or None."""
+def checked_on(runs: Path | str, fingerprint: str, rules: int) -> str | None:
+    """Return when every image of exactly this set was opened and found whole by these rules, or None."""
     try:
         verdict = read_json(cache_dir(runs) / f"{fingerprint}.json")
     except (OSError, ValueError):
         return None
-    whole = verdict.get("fingerprint") == fingerprint and verdict.get("state") == "whole"
+    whole = all(
+        verdict.get(key) == value for key, value in (("fingerprint", fingerprint), ("state", "whole"), ("rules", rules))
+    )
     return str(verdict.get("time")) if whole else None

@@ -6,6 +6,8 @@ of a subset.
 
 import hashlib
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap import catalog
+from roadmap.catalog import SPLITS
 from roadmap.config.schema import DataConfig
 from roadmap.data import image_folder, in_memory
+from roadmap.data.image_file import read_image
 from roadmap.data.image_folder import Files
 from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
 from roadmap.errors import ConfigError, DataError
-from roadmap.text import reason
+from roadmap.text import printable, reason
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Split:
         """Return one image as RGB. Raises DataError that names the file if it cannot be decoded."""
         if self.images is not None:
             return Image.fromarray(self.images[index].permute(1, 2, 0).contiguous().numpy())
-        return image_folder.read_image(self.path(index))
+        return read_image(self.path(index))
 
     def path(self, index: int) -> Path:
         """Return the file of an image in a class folder."""
@@ -78,17 +82,33 @@ def load(data: DataConfig, runs: str | None = None) -> ImageSet:
     """
     found = find(data, runs)
     whole, fingerprint = take_subset(data, found)
-    train, val = (to_split(found, split, data.image_size) for split in ("train", "val"))
+    train, val = (to_split(found, split, data.image_size) for split in SPLITS)
     return ImageSet(train, val, found.classes, fingerprint, whole)
 
 
-def find(data: DataConfig, runs: str | None = None, *, lenient: bool = False) -> Arrays | Files:
+def load_val(data: DataConfig, runs: str | None = None) -> tuple[Split, tuple[str, ...]]:
+    """Load the validation images alone, as `load` does, and the names of the classes; nothing of `train` is needed."""
+    found = find(data, runs, ("val",))
+    take_subset(data, found)
+    return to_split(found, "val", data.image_size), found.classes
+
+
+def find(
+    data: DataConfig, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
+) -> Arrays | Files:
     """Read a set into memory, or list its files; `lenient` lists broken ones too. Raises DataError, ConfigError."""
     row = catalog.find(data.name, data.kind)
-    try:
+
+    def read() -> Arrays | Files:
         if row.in_memory:
-            return in_memory.load(data, row)
-        return image_folder.find(data, row, runs, lenient=lenient)
+            return in_memory.load(data, row, splits)
+        return image_folder.find(data, row, runs, splits, lenient=lenient)
+
+    try:
+        # In a thread of its own: no signal ends a read that a dead mount holds, but one ends the wait for a thread.
+        return ThreadPoolExecutor(1).submit(read).result()
+    except DataError as error:
+        raise DataError(printable(str(error))) from error  # names of files may hold line breaks
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long
         raise DataError(f"{error.filename or data.root}: cannot be read ({reason(error)})") from error
 
@@ -98,7 +118,7 @@ def take_subset(data: DataConfig, found: Arrays | Files) -> tuple[str, str]:
     check_num_classes(data, found)
     is_subset = data.train_images is not None or data.val_images is not None
     whole = fingerprint_of(data.name, found) if is_subset and isinstance(found, Files) else ""
-    for split in ("train", "val"):
+    for split in found.labels:
         num_images = getattr(data, f"{split}_images")
         if num_images is not None:
             found.select(split, subset(f"data.{split}_images", num_images, len(found.labels[split]), split))
@@ -107,9 +127,9 @@ def take_subset(data: DataConfig, found: Arrays | Files) -> tuple[str, str]:
 
 
 def fingerprint_of(name: str, found: Arrays | Files) -> str:
-    """Return a hash of a set's name, its classes and both splits."""
+    """Return a hash of a set's name, its classes and the splits that were read."""
     digest = hashlib.sha256("\0".join((name, *found.classes)).encode(errors="surrogateescape"))
-    for split in ("train", "val"):
+    for split in found.labels:
         found.update_hash(split, digest)
     return digest.hexdigest()
 
@@ -134,11 +154,17 @@ def subset(key: str, num_wanted: int, num_images: int, split: str) -> np.ndarray
 def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
     """Compare the number of classes with the config.
 
-    Folders that differ are a DataError, a wrong number for a fixed set a ConfigError.
+    Folders that differ are a DataError, and so is a single class; a wrong number for a fixed set is a ConfigError.
     """
     num_found = len(found.classes)
+    if num_found < 2:
+        where = found.folder / "train" if isinstance(found, Files) else f"data={data.name}"
+        raise DataError(
+            f"{where}: one class, {printable(found.classes[0])}, on which accuracy cannot be wrong; must be two or more"
+        )
     if data.num_classes in (None, num_found):
         return
     if isinstance(found, Files):
-        raise DataError(f"{found.folder / 'train'}: has {num_found} class folders, data.num_classes={data.num_classes}")
+        folder = found.folder / next(iter(found.labels))
+        raise DataError(f"{folder}: has {num_found} class folders, data.num_classes={data.num_classes}")
     raise ConfigError(f"data.num_classes={data.num_classes}: data={data.name} has {num_found} classes")

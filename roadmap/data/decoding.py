@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
 from roadmap.config.schema import DataConfig, RecipeConfig
 from roadmap.data import transforms
 from roadmap.data.datasets import Split
-from roadmap.data.image_folder import read_image
+from roadmap.data.image_file import open_image, read_image
 from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
@@ -33,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
+END_OF_JPEG = (0xFF, 0xD9)
 DecodeMany = Callable[
     [list[Tensor]], list[Tensor]
 ]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
@@ -70,7 +70,7 @@ def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
     asked for the image itself, it says why.
     """
     try:
-        with path.open("rb") as file:
+        with open_image(path) as file:
             with Image.open(file, formats=("JPEG",)) as image:
                 usual, height, width = image.format == "JPEG" and image.mode in ("RGB", "L"), image.height, image.width
             if not usual:
@@ -78,6 +78,8 @@ def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
             file.seek(0)
             data = bytearray(os.fstat(file.fileno()).st_size)
             file.readinto(data)
+    except MemoryError:
+        raise
     except Exception:
         return None
     return torch.frombuffer(data, dtype=torch.uint8), height, width
@@ -145,7 +147,8 @@ class NvjpegReader:
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return uint8 `(bytes,)` and int64 `(4,)`, or uint8 `(size, size, 3)` and `NO_BOX`. Raises DataError."""
         found = read_jpeg(self.train_crop.split.path(index))
-        if found is None:
+        # nvJPEG makes something of a file that was cut short; whether that is an image, libjpeg decides.
+        if found is None or tuple(found[0][-2:].tolist()) != END_OF_JPEG:
             return self.train_crop(index), torch.tensor(NO_BOX)
         data, height, width = found
         return data, torch.tensor(self.train_crop.box(index, height, width))
@@ -251,7 +254,7 @@ def train_crops(
     """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; random boxes with `data.crop=resized`."""
     train_crop = TrainCrop(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
     if resolve_decoder(data) == Decoder.cpu:
-        for crops in load_batches(train_crop, default_collate, index_batches, data.workers, device):
+        for crops in load_batches(train_crop, torch.stack, index_batches, data.workers, device):
             yield crops.to(device, non_blocking=True)
         return
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -296,5 +299,5 @@ def eval_crops(
 ) -> Iterator[Tensor]:
     """Yield images resized and cropped at the centre by Pillow, uint8 `(B, size, size, 3)`, on the device."""
     reader: Callable[[int], Any] = EvalReader(split, transforms.eval_crop(data, recipe))
-    for crops in load_batches(reader, default_collate, index_batches, data.workers, device):
+    for crops in load_batches(reader, torch.stack, index_batches, data.workers, device):
         yield crops.to(device, non_blocking=True)

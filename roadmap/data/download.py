@@ -12,7 +12,8 @@ from pathlib import Path
 from roadmap import catalog
 from roadmap.catalog import DataSet
 from roadmap.config.schema import DataConfig
-from roadmap.errors import DataError
+from roadmap.errors import ConfigError, DataError
+from roadmap.files import expand, nearby
 from roadmap.text import reason
 
 TIMEOUT_S = 30.0  # a server that says nothing for so long is not there
@@ -23,11 +24,12 @@ def data_root(data: DataConfig) -> Path:
     if not data.root:
         raise DataError(f"data={data.name} needs a folder: set data.root or ROADMAP_DATA{hint(data)}")
     try:
-        root = Path(data.root).expanduser()
-    except RuntimeError as error:  # ~somebody, who is not known here
-        raise DataError(f"data.root={data.root}: {error}") from None
+        root = expand(data.root)
+    except ConfigError as error:
+        raise DataError(f"data.root={error}") from None
     if not root.is_dir() and not (data.download and can_be_fetched(data)):
-        raise DataError(f"data.root={data.root}: no such folder (it comes from data.root or ROADMAP_DATA){hint(data)}")
+        where = f"it comes from data.root or ROADMAP_DATA{nearby(root)}"
+        raise DataError(f"data.root={data.root}: no such folder ({where}){hint(data)}")
     return root
 
 

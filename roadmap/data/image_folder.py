@@ -1,27 +1,30 @@
 """Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`.
 
-Labels follow the sorted names of the class folders. A missing or stray folder would shift every label after it without
-an error, so both splits must have the same classes, and nothing that may be an image is passed over in silence.
+Labels follow the names of the class folders, sorted as text (or by number: `data.class_order`). A missing or stray
+folder would shift every label after it without an error, so both splits must have the same classes, and nothing that
+may be an image is passed over in silence.
 """
 
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from roadmap.catalog import DataSet
+from roadmap.catalog import SPLITS, DataSet
+from roadmap.config.choices import ClassOrder
 from roadmap.config.schema import DataConfig
 from roadmap.data import cache, download
+from roadmap.data.image_file import problem_of
 from roadmap.errors import DataError
-from roadmap.text import printable, reason
+from roadmap.files import is_system_name, nearby
+from roadmap.text import clean, printable, reason, unlike
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +33,13 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 OTHER_IMAGE_SUFFIXES = frozenset(
     [".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"]
 )
-# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass
 class Files:
-    """Both splits as lists of files under `folder`: names as bytes, sizes in bytes, times of change in ns, labels."""
+    """Splits as lists of files under `folder`: names as bytes, sizes in bytes, times of change in ns, labels."""
 
     folder: Path
     names: dict[str, np.ndarray]
@@ -58,20 +59,39 @@ class Files:
             digest.update(b"%s\0%d\0" % (name, size))
 
 
-def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bool = False) -> Files:
+def by_number(name: str) -> tuple[list[Any], str]:
+    """Return what sorts names by the numbers in them: class2 before class10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
+
+
+CLASS_ORDERS: dict[ClassOrder, Callable[[str], Any]] = {ClassOrder.text: str, ClassOrder.numeric: by_number}
+
+
+def label_note(classes: Sequence[str], order: ClassOrder) -> str | None:
+    """Return which label each class has, where its names would have others in another order; else None."""
+    if all(list(classes) == sorted(classes, key=order_key) for order_key in CLASS_ORDERS.values()):
+        return None
+    labels = first_few([f"{printable(name)}={label}" for label, name in enumerate(classes)], 20)
+    others = " or ".join(f"data.class_order={other}" for other in CLASS_ORDERS if other != order)
+    return f"labels of the class folders in {order} order: {labels}; {others} gives others"
+
+
+def find(
+    data: DataConfig, row: DataSet, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
+) -> Files:
     """List the images of a set, in `data.root` or the row's subfolder of it; fetch them first if that was asked for.
 
     Raises DataError for anything missing or broken, and unless a published set has its classes and counts.
     """
     root = download.data_root(data)
     folders = [root]
-    if row.subfolder and not (root / "train").is_dir():
+    if row.subfolder and not (root / splits[0]).is_dir():
         folders = sorted(p for p in root.glob(row.subfolder) if p.is_dir())
     if len(folders) > 1:
         raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
     if not folders:
-        folders = [download.fetch(data, root, f"no folder train or {row.subfolder}")]
-    files = list_images(folders[0], runs, lenient=lenient)
+        folders = [download.fetch(data, root, f"no folder {splits[0]} or {row.subfolder}")]
+    files = list_images(folders[0], runs, splits, lenient=lenient, order=data.class_order)
     if row.classes_sha256:
         check_published(files, row)
     return files
@@ -79,7 +99,7 @@ def find(data: DataConfig, row: DataSet, runs: str | None = None, *, lenient: bo
 
 def check_published(files: Files, row: DataSet) -> None:
     """Raise DataError unless a listing has the classes and the counts of a published set."""
-    folder = files.folder / "train"
+    folder = files.folder / next(iter(files.labels))
     if len(files.classes) != row.num_classes:
         raise DataError(
             f"{folder}: {len(files.classes)} class folders, {row.title} has {row.num_classes} "
@@ -91,8 +111,8 @@ def check_published(files: Files, row: DataSet) -> None:
         raise DataError(
             f"{folder}: not the {row.num_classes} classes of {row.title} ({what}; data=imagefolder takes any)"
         )
-    for split, num_images in row.num_images.items():
-        found = len(files.labels[split])
+    for split, labels in files.labels.items():
+        found, num_images = len(labels), row.num_images[split]
         if found != num_images:
             raise DataError(
                 f"{files.folder / split}: {found} images, {row.title} has {num_images} "
@@ -100,44 +120,64 @@ def check_published(files: Files, row: DataSet) -> None:
             )
 
 
-def list_images(folder: Path, runs: str | None = None, *, lenient: bool = False) -> Files:
-    """List both splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
+def list_images(
+    folder: Path,
+    runs: str | None = None,
+    splits: Sequence[str] = SPLITS,
+    *,
+    lenient: bool = False,
+    order: ClassOrder = ClassOrder.text,
+) -> Files:
+    """List splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
     What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
     empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
     """
-    train, val = (class_folders(folder / split) for split in ("train", "val"))
-    if train != val:
-        only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
-        differences = (f"only in {split}: {first_few(names)}" for split, names in only.items() if names)
-        raise DataError(f"{folder}: train and val must have the same class folders ({'; '.join(differences)})")
-    files = Files(folder, {}, {}, {}, {}, tuple(train))
+    classes = {split: class_folders(folder / split, order) for split in splits}
+    if len(classes) > 1:
+        check_same_classes(folder, classes["train"], classes["val"])
+    names = classes[splits[0]]
+    files, others = Files(folder, {}, {}, {}, {}, tuple(names)), list[str]()
     listing = (
         cache.Listing(cache.cache_dir(runs) / f"listing-{cache.folder_key(folder)}.npz") if runs is not None else None
     )
-    for split in ("train", "val"):
+    for split in splits:
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             listed = list(
                 pool.map(
-                    lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in train)
+                    lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in names)
                 )
             )
-        prefixes = (os.fsencode(f"{split}/{name}/") for name in train)
+        others += [f"{split}/{c}/{name}" for c, images in zip(names, listed, strict=True) for name in images.others]
+        prefixes = (os.fsencode(f"{split}/{name}/") for name in names)
         files.names[split] = np.array(
             [prefix + name for prefix, images in zip(prefixes, listed, strict=True) for name in images.names]
         )
         files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
         files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
-        files.labels[split] = np.repeat(np.arange(len(train)), [len(images.names) for images in listed])
-    if listing is not None:
+        files.labels[split] = np.repeat(np.arange(len(names)), [len(images.names) for images in listed])
+    if others:
+        log.warning("%s: %s not taken for an image", folder, clean(first_few(others)))
+    if listing is not None and len(classes) == len(SPLITS):  # of one split, what is known of the other would be lost
         listing.save()
     return files
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
+def check_same_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise DataError unless both splits have the same class folders."""
+    only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
+    differences = [f"only in {split}: {first_few(names)}" for split, names in only.items() if names]
+    alike = [how for a in only["train"] for b in only["val"] if (how := unlike(a, b))]
+    if differences:
+        why = "; ".join([*map(clean, differences), *alike[:1]])
+        raise DataError(f"{folder}: train and val must have the same class folders ({why})")
+
+
+def class_folders(folder: Path, order: ClassOrder) -> list[str]:
+    """Return the names, in order, of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
     entries = scan(folder)
-    classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    found = (e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    classes = sorted(found, key=CLASS_ORDERS[order])
     images = sorted(e.name for e in entries if not e.is_dir() and not is_hidden(e.name) and is_image(folder, e.name))
     if images:
         raise DataError(
@@ -145,19 +185,20 @@ def class_folders(folder: Path) -> list[str]:
         )
     if not classes:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
-    skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name))
+    skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name) and not is_system_name(e.name))
     if skipped:
-        log.warning("%s: %s hidden, not taken for a class", folder, first_few(skipped))
+        log.warning("%s: %s hidden, not taken for a class", printable(str(folder)), first_few(skipped))
     return classes
 
 
 @dataclass
 class Images:
-    """The images of one class folder, sorted by name: sizes in bytes, times of change in ns."""
+    """The images of one class folder, sorted by name: sizes in bytes, times of change in ns; and what is no image."""
 
     names: list[bytes]
     sizes: list[int]
     mtimes: list[int]
+    others: list[str] = field(default_factory=list)
 
 
 def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: bool = False) -> Images:
@@ -168,13 +209,15 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
         raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
     try:
         key, stamp = os.fsencode(f"{folder.parent.name}/{folder.name}"), cache.stamp_of(os.fstat(handle))
-        names = listing.names(key, stamp) if listing is not None else None
+        names, others = listing.names(key, stamp) if listing is not None else None, list[str]()
         if names is None:
             names, others = image_names(folder)
             # What is passed over aloud is passed over aloud each time.
             if listing is not None and not others and cache.stamp_of(os.fstat(handle)) == stamp:
                 listing.add(key, stamp, names)
-        return stat_images(folder, handle, names, lenient=lenient)
+        images = stat_images(folder, handle, names, lenient=lenient)
+        images.others = sorted(others)
+        return images
     finally:
         os.close(handle)
 
@@ -182,7 +225,7 @@ def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: b
 def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
     """Ask each image of an open folder for its size and time.
 
-    Raises DataError for one that is empty or gone, unless `lenient`.
+    Raises DataError for one that is empty, gone, or no file of an image's size, unless `lenient`.
     """
     images = Images(names, [], [])
     for name in names:
@@ -193,8 +236,8 @@ def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool)
             if not lenient:
                 raise DataError(f"{folder / os.fsdecode(name)}: cannot be read ({reason(error)})") from error
             size = mtime = 0
-        if size == 0 and not lenient:
-            raise DataError(f"{folder / os.fsdecode(name)}: is empty (0 bytes)")
+        if not lenient and (problem := problem_of(about)):
+            raise DataError(f"{folder / os.fsdecode(name)}: {problem}")
         images.sizes.append(size)
         images.mtimes.append(mtime)
     return images
@@ -217,8 +260,6 @@ def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
             others.append(entry.name)
     if not images:
         raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    if others:
-        log.warning("%s: %s not taken for an image", folder, first_few(sorted(others)))
     return sorted(images), others
 
 
@@ -229,15 +270,15 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder}: no such folder; expected train/<class>/ and val/<class>/ under {folder.parent}"
+            f"{folder}: no such folder; expected train/<class>/ and val/<class>/{nearby(folder)}"
         ) from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is one of a system's or an editor's own: `.DS_Store`, `._image.jpg`, `__MACOSX`."""
-    return name.startswith(".") or name in ("__MACOSX", "__pycache__")
+    """Whether a name is one of a system's or an editor's own: `@eaDir`, `._image.jpg`, `.ipynb_checkpoints`."""
+    return name.startswith(".") or name == "__pycache__" or is_system_name(name)
 
 
 def is_image(folder: Path, name: str) -> bool:
@@ -250,18 +291,5 @@ def is_image(folder: Path, name: str) -> bool:
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and how many more there are."""
-    names = list(names)
+    names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image as RGB.
-
-    Raises DataError that names the file if it is truncated, no image, or too large to be one.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.convert("RGB")
-    except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
-        why = reason(error).replace(f"{str(path)!r}", "the file")
-        raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error

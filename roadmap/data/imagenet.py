@@ -26,7 +26,7 @@ from roadmap.distributed.signals import StopSignal
 from roadmap.errors import ConfigError, DataError, RoadmapError, StoppedEarly
 from roadmap.files import disk_errors
 from roadmap.runs.progress import SweepProgress
-from roadmap.text import ArgumentParser, printable, reason
+from roadmap.text import ArgumentParser, printable, reason, redact
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 TRAIN_IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
@@ -271,7 +271,7 @@ def main(words: list[str]) -> int:
         print(f"{error}; the same command goes on", file=sys.stderr)
         return error.code
     except RoadmapError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(redact(f"error: {error}")), file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

@@ -8,7 +8,7 @@ import hashlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from roadmap.catalog import DataKind, DataSet
+from roadmap.catalog import SPLITS, DataKind, DataSet
 from roadmap.config.schema import DataConfig
 from roadmap.data import download
 from roadmap.data.sampling import Draw, derived_seed
 from roadmap.errors import ConfigError, DataError
+from roadmap.files import open_regular, read_regular
 from roadmap.text import reason
 
 # The digits that validate, a bit each: those that train_test_split(test_size=0.2, stratify=labels, random_state=0)
@@ -42,7 +43,7 @@ IDX_PREFIX = {"train": "train", "val": "t10k"}
 
 @dataclass
 class Arrays:
-    """Both splits as they were read, before any resizing: pixels uint8 `(N, H, H)` or `(N, H, H, 3)`, labels `(N,)`."""
+    """Splits as they were read, before any resizing: pixels uint8 `(N, H, H)` or `(N, H, H, 3)`, labels `(N,)`."""
 
     pixels: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
@@ -61,15 +62,19 @@ class Arrays:
         digest.update(np.ascontiguousarray(self.labels[split], dtype="<i8").data)
 
 
-def load(data: DataConfig, row: DataSet) -> Arrays:
-    """Load a set by the loader that its row names, or its kind.
+def load(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+    """Load splits of a set by the loader that its row names, or its kind; a loader may have read all of them.
 
     Raises DataError for files that are missing, broken or others.
     """
     loader = LOADERS.get(row.loader) if row.kind == DataKind.memory else npz
     if loader is None:
         raise ConfigError(f"data.kind=memory: there is no loader {row.loader}, only {', '.join(LOADERS)}")
-    return loader(data, row)
+    arrays = loader(data, row, splits)
+    for read in (arrays.pixels, arrays.labels):
+        for split in read.keys() - set(splits):
+            del read[split]
+    return arrays
 
 
 def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) -> Tensor:
@@ -88,7 +93,7 @@ def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) 
     return images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
-def digits(data: DataConfig, row: DataSet) -> Arrays:
+def digits(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels: 1,437 to train, 360 to validate, each class in proportion.
 
     Its file, without the library: importing that takes more than a second.
@@ -113,13 +118,13 @@ def digits(data: DataConfig, row: DataSet) -> Arrays:
     )
 
 
-def synthetic(data: DataConfig, row: DataSet) -> Arrays:
+def synthetic(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Draw random images and labels, always the same: as many, of as many classes, as asked for or as the row says."""
     num_classes = data.num_classes or row.num_classes or 0
     shape = (data.image_size, data.image_size, 3)
     arrays = Arrays({}, {}, class_numbers(num_classes))
-    for split, asked in (("train", data.train_images), ("val", data.val_images)):
-        num_images = asked or row.num_images[split]
+    for split in splits:
+        num_images = getattr(data, f"{split}_images") or row.num_images[split]
         draw = np.random.Generator(np.random.PCG64(derived_seed(Draw.synthetic, split == "val")))
         arrays.labels[split] = draw.integers(0, num_classes, num_images)
         arrays.pixels[split] = draw.integers(0, 256, (num_images, *shape), dtype=np.uint8)
@@ -131,14 +136,14 @@ def class_numbers(num_classes: int) -> tuple[str, ...]:
     return tuple(str(c) for c in range(num_classes))
 
 
-def npz(data: DataConfig, row: DataSet) -> Arrays:
+def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load `root/train.npz` and `root/val.npz`.
 
     Each holds `images`, uint8 `(N, H, H)` or `(N, H, H, 3)`, and `labels`, integers `(N,)` from 0 up.
     """
     root = download.data_root(data)
     arrays = Arrays({}, {}, ())
-    for split in ("train", "val"):
+    for split in splits:
         arrays.pixels[split], arrays.labels[split] = read_npz(root / f"{split}.npz")
     num_classes = data.num_classes or 1 + max(int(labels.max()) for labels in arrays.labels.values())
     for split, labels in arrays.labels.items():
@@ -150,11 +155,11 @@ def npz(data: DataConfig, row: DataSet) -> Arrays:
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return images and labels of a file. No Python object is ever unpickled. Raises DataError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             arrays = []
             for name in ("images", "labels"):
-                with archive.open(f"{name}.npy") as file:
-                    arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+                with archive.open(f"{name}.npy") as member:
+                    arrays.append(np.lib.format.read_array(member, allow_pickle=False))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     except Exception as error:  # whatever a damaged archive or header leads to
@@ -172,18 +177,18 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def idx(data: DataConfig, row: DataSet) -> Arrays:
+def idx(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load a set in MNIST's format: in `root/FashionMNIST/raw` as for torchvision, in `root`, or as Debian has it."""
     root = download.data_root(data)
     folders = [root / row.torchvision / "raw", root, root / data.name.replace("_", "-")]
-    folder = next((p for p in folders if idx_file(p, "train", "images") is not None), None)
+    folder = next((p for p in folders if idx_file(p, splits[0], "images") is not None), None)
     if folder is None:
-        folder = download.fetch(data, root, f"no train-images-idx3-ubyte(.gz) in {folders[0]} or {root}")
+        folder = download.fetch(data, root, f"no {idx_name(splits[0], 'images')}(.gz) in {folders[0]} or {root}")
     arrays = Arrays({}, {}, row.classes or class_numbers(row.num_classes or 0), black_border=True)
-    for split, prefix in IDX_PREFIX.items():
+    for split in splits:
         pixels, labels = (read_idx(folder, split, what, row) for what in ("images", "labels"))
         if len(pixels) != len(labels) or len(labels) == 0:
-            raise DataError(f"{folder}: {len(pixels)} images but {len(labels)} labels of {prefix}")
+            raise DataError(f"{folder}: {len(pixels)} images but {len(labels)} labels of {IDX_PREFIX[split]}")
         check_labels(folder, labels, len(arrays.classes))
         arrays.pixels[split], arrays.labels[split] = pixels, labels
     return arrays
@@ -221,7 +226,7 @@ def read_idx(folder: Path, split: str, what: str, row: DataSet) -> np.ndarray:
 def read_bytes(path: Path, unpack: bool = False) -> bytes:
     """Read a file, gunzipped on the way if asked. Raises DataError with the reason."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     try:
@@ -236,7 +241,7 @@ def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
         raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
 
 
-def cifar(data: DataConfig, row: DataSet) -> Arrays:
+def cifar(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Read CIFAR's pickled batches, in torchvision's layout (`root/cifar-10-batches-py`).
 
     torchvision's class says which files there are and which MD5 sum each has.
@@ -250,8 +255,9 @@ def cifar(data: DataConfig, row: DataSet) -> Arrays:
         folder = download.fetch(data, root, f"no folder {folder}")
     meta = read_pickle(folder / published.meta["filename"], published.meta["md5"])
     arrays = Arrays({}, {}, tuple(meta[published.meta["key"]]))
-    for split, files in (("train", published.train_list), ("val", published.test_list)):
-        batches = [read_pickle(folder / name, md5) for name, md5 in files]
+    files = {"train": published.train_list, "val": published.test_list}
+    for split in splits:
+        batches = [read_pickle(folder / name, md5) for name, md5 in files[split]]
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, CIFAR_SIZE, CIFAR_SIZE)
         arrays.pixels[split] = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
         labels = [batch["labels"] if "labels" in batch else batch["fine_labels"] for batch in batches]
@@ -274,6 +280,6 @@ def read_pickle(path: Path, md5: str) -> Any:
 
 
 # Of `DataSet.loader`; a set without a row in the catalog has the loader of its own name.
-LOADERS: dict[str, Callable[[DataConfig, DataSet], Arrays]] = {
+LOADERS: dict[str, Callable[[DataConfig, DataSet, Sequence[str]], Arrays]] = {
     loader.__name__: loader for loader in (digits, idx, cifar, synthetic)
 }

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,12 @@ import numpy as np
 from roadmap import catalog
 from roadmap.config.schema import Config, DataConfig
 from roadmap.data import cache, datasets, image_folder
-from roadmap.distributed.signals import StopSignal
-from roadmap.errors import DataError, StoppedEarly
+from roadmap.data.image_file import read_image
+from roadmap.data.rgb import RULES
+from roadmap.data.workers import LESS, STALL_S
+from roadmap.distributed.device import num_cores
+from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked
+from roadmap.errors import DataError, LoaderError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.text import printable
@@ -37,15 +41,14 @@ SHOWN = 20  # broken images named on the screen; a file names them all
 
 
 def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
-    """Check a set in full; return the line that says so. Raises DataError, StoppedEarly, DiskError."""
+    """Check a set in full; return the line that says so. Raises DataError, StoppedEarly, LoaderError, DiskError."""
     if datasets.is_in_memory(config.data):
         return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
+    found = datasets.find(config.data, runs, lenient=True)
+    assert isinstance(found, image_folder.Files)
+    _, fingerprint = datasets.take_subset(config.data, found)
     with StopSignal() as stop:
-        found = datasets.find(config.data, runs, lenient=True)
-        assert isinstance(found, image_folder.Files)
-        _, fingerprint = datasets.take_subset(config.data, found)
-        stop.raise_if_set()
         broken = open_all(config, found, stop, sweep)
     verdict = {
         "state": "broken" if broken else "whole",
@@ -54,6 +57,7 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         "classes": len(found.classes),
         **{f"{split}_images": len(labels) for split, labels in found.labels.items()},
         "broken": len(broken),
+        "rules": RULES,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with disk_errors(cache.cache_dir(runs) / f"{fingerprint}.json"):
@@ -97,7 +101,7 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     """
     names = np.concatenate([found.names["train"], found.names["val"]])
     ids = image_ids(found)
-    path = cache.cache_dir(config.paths.runs) / f"opened-{cache.folder_key(found.folder)}.npz"
+    path = cache.cache_dir(config.paths.runs) / f"opened-{RULES}-{cache.folder_key(found.folder)}.npz"
     opened = None if config.fresh else cache.read_arrays(path, {"ids": "u"})
     whole = np.isin(ids, opened["ids"]) if opened is not None else np.zeros(len(ids), dtype=bool)
     before = int(whole.sum())
@@ -110,9 +114,8 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
     broken: list[str] = []
     saved = time.monotonic()
     try:
-        for chunk, reasons in open_in_processes(
-            found.folder, names, np.flatnonzero(~whole), config.data.workers or num_cores()
-        ):
+        opening = open_in_processes(found.folder, names, np.flatnonzero(~whole), config.data.workers or num_cores())
+        for chunk, reasons in stop.interruptible(opening):
             whole[chunk] = [reason is None for reason in reasons]
             broken += [reason for reason in reasons if reason is not None]
             progress.count(len(chunk), len(broken))
@@ -148,25 +151,31 @@ def image_ids(found: image_folder.Files) -> np.ndarray:
 def open_in_processes(
     folder: Path, names: np.ndarray, todo: np.ndarray, processes: int
 ) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-    """Yield chunks of `todo` in order, each with None for an image that is whole and the reason for one that is not."""
+    """Yield chunks of `todo` in order, each with None for an image that is whole and the reason for one that is not.
+
+    Raises LoaderError where a process died, or a read does not end.
+    """
     waiting: deque[tuple[np.ndarray, Future[list[str | None]]]] = deque()
     chunks = (todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK))
-    pool = ProcessPoolExecutor(processes, get_context("fork"), initializer=init_worker)
+    pool, before = ProcessPoolExecutor(processes, get_context("fork"), initializer=init_worker), active_children()
     try:
         while True:
             while len(waiting) < 4 * processes and (chunk := next(chunks, None)) is not None:
-                waiting.append((chunk, pool.submit(open_images, str(folder), names[chunk].tolist())))
+                with blocked():  # the first one starts the processes
+                    waiting.append((chunk, pool.submit(open_images, str(folder), names[chunk].tolist())))
             if not waiting:
                 return
-            yield waiting[0][0], waiting[0][1].result()
+            yield waiting[0][0], waiting[0][1].result(timeout=STALL_S)
             waiting.popleft()
-    except BrokenProcessPool:
-        first, last = (os.fsdecode(names[i]) for i in (waiting[0][0][0], waiting[-1][0][-1]))
-        raise DataError(
-            f"{folder}: a process that opened images was killed (out of memory?) "
-            f"between {printable(first)} and {printable(last)}; data.workers=1 needs the least memory"
-        ) from None
+    except (BrokenProcessPool, TimeoutError) as error:
+        first, last = (printable(os.fsdecode(names[i])) for i in (waiting[0][0][0], waiting[-1][0][-1]))
+        what = f"no image was read for {STALL_S:g} s, the folder does not answer;"
+        if isinstance(error, BrokenProcessPool):
+            what = f"a process that opened images was killed (out of memory?) between {first} and {last};"
+        raise LoaderError(f"{folder}: {what} {LESS}") from None
     finally:
+        for process in set(active_children()) - set(before):  # none of them writes, and a read may never end
+            process.kill()
         pool.shutdown(cancel_futures=True)
 
 
@@ -178,7 +187,7 @@ def open_images(folder: str, names: list[bytes]) -> list[str | None]:
 def open_image(path: Path) -> str | None:
     """Decode one image in full; return what is wrong with it, if anything is."""
     try:
-        image_folder.read_image(path)
+        read_image(path)
     except DataError as error:
         return str(error)
     return None
@@ -186,7 +195,7 @@ def open_image(path: Path) -> str | None:
 
 def init_worker() -> None:
     """Leave signals to the parent, say nothing of what Pillow only warns about, and end when the parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     parent = parent_process()
@@ -197,11 +206,6 @@ def init_worker() -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ImageProgress(Progress):
@@ -244,6 +248,6 @@ def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) ->
     if datasets.is_in_memory(data):
         return f"images {images.fingerprint[:12]}: held in memory, all read"
     for fingerprint, of in ((images.fingerprint, ""), (images.whole, "the whole set ")):
-        if fingerprint and (when := cache.checked_on(runs, fingerprint)):
+        if fingerprint and (when := cache.checked_on(runs, fingerprint, RULES)):
             return f"images {images.fingerprint[:12]}: {of}fully checked on {when}"
     return f"images {images.fingerprint[:12]}: not fully checked; mode=data_check opens every one of them"

@@ -1,20 +1,36 @@
 """Worker processes that prepare images: in the order asked for, with errors as values, deaf to a job's signals."""
 
+import errno
+import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from roadmap.errors import DataError
+from roadmap.data import shared_batch
+from roadmap.distributed.device import is_out_of_memory, num_cores
+from roadmap.distributed.signals import STOP_SIGNALS, blocked
+from roadmap.errors import DataError, LoaderError, RoadmapError
+from roadmap.text import reason
+
+POLL_S = 2  # how often the workers are looked after while a batch is waited for
+STALL_S = 600.0  # a batch that takes longer does not come
+EXIT_S = 2.0  # in which a worker that was killed is seen to be gone
+LESS = "fewer data.workers, or data.workers=0, need less memory; the same command goes on"
 
 
 class PrepareOrError(Dataset[Any]):
-    """What `prepare` makes of an id, or the DataError of an image that cannot be read.
+    """What `prepare` makes of an id, or the DataError of an image that cannot be read, or LoaderError without memory.
 
     An error is returned, not raised: a DataLoader would raise it again with the worker's traceback in its message.
     """
@@ -27,19 +43,35 @@ class PrepareOrError(Dataset[Any]):
             return self.prepare(index)
         except DataError as error:
             return error
+        except (MemoryError, RuntimeError, OSError) as error:
+            return no_memory(error)
 
 
 class CollateOrError:
-    """Put a batch together, or return the first error in it."""
+    """Put a batch together, in a worker for handing it over, or return the first error in it."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
     def __call__(self, items: list[Any]) -> Any:
         for item in items:
-            if isinstance(item, DataError):
+            if isinstance(item, RoadmapError):
                 return item
-        return self.collate(items)
+        try:
+            batch = self.collate(items)
+            in_worker = get_worker_info() is not None
+            return shared_batch.SharedBatch(batch) if in_worker and shared_batch.AVAILABLE else batch
+        except (MemoryError, RuntimeError, OSError) as error:
+            return no_memory(error)
+
+
+def no_memory(error: Exception) -> LoaderError:
+    """Return what to do about memory or file handles that ran out while images were prepared; else raise the error."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return LoaderError(f"images: {reason(error)}; `ulimit -n` gives more, or fewer data.workers need less")
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        return LoaderError(f"images: memory ran out while they were prepared ({reason(error)}); {LESS}")
+    raise error
 
 
 def load_batches(
@@ -51,33 +83,109 @@ def load_batches(
 ) -> Iterator[Any]:
     """Yield what `collate` makes of each batch, in the order asked for, pinned for a GPU; workers=0 works here.
 
-    Raises DataError that names the first image that cannot be read.
+    Raises DataError that names the first image that cannot be read, LoaderError where a batch cannot be delivered.
     """
+    workers = min(workers, num_cores())  # more would wait for each other, and torch warns of them
     loader = DataLoader(
         PrepareOrError(prepare),
         batch_sampler=[ids.tolist() for ids in index_batches],
-        num_workers=min(workers, os.cpu_count() or 1),
+        num_workers=workers,
         collate_fn=CollateOrError(collate),
         pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=start_worker,
+        timeout=POLL_S if workers else 0,
+        # A fork has everything imported; a rank's own default is to start anew, which takes each worker 7 s of CPU.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # it draws a number at each start: not from the run's own state
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    batches, processes = start(loader)
+    try:
+        for number in range(len(index_batches)):
+            batch = next_batch(batches, processes, workers)
+            if isinstance(batch, RoadmapError):
+                raise batch
+            if number == len(index_batches) - 1:
+                next(batches, None)  # nobody asks for more: now the workers end
+            yield batch
+    except GeneratorExit:  # an epoch that is left early: torch asks its workers to end
+        del batches
+        raise
+    finally:  # else asking those that do not answer would take 10 s for each
+        for process in processes:
+            process.kill()
+            process.join(EXIT_S)
 
 
-def leave_signals_to_parent(worker_id: int) -> None:
+def start(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
+    """Start the worker processes of a loader; return its iterator and them. Raises LoaderError where none can be."""
+    before, on_child = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    try:
+        with blocked():
+            batches = iter(loader)
+    except (OSError, MemoryError, RuntimeError) as error:  # no memory for a process, or no more of them allowed
+        raise LoaderError(f"data.workers={loader.num_workers}: cannot be started ({reason(error)}); {LESS}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, on_child)  # torch's would raise in the middle of whatever is done just then
+    return batches, [process for process in multiprocessing.active_children() if process not in before]
+
+
+def next_batch(batches: Iterator[Any], processes: list[BaseProcess], workers: int) -> Any:
+    """Return the next batch. Raises LoaderError where it does not come."""
+    deadline = time.monotonic() + STALL_S
+    while True:
+        try:
+            batch = next(batches)
+            if isinstance(batch, OSError | EOFError):  # it could not be opened here
+                raise batch
+            return batch
+        except (RuntimeError, OSError, EOFError) as error:
+            is_late = "DataLoader timed out" in str(error)
+            if not is_late:  # a connection can break before its process is seen to be gone
+                connection.wait([process.sentinel for process in processes], EXIT_S)
+            ended = [process.exitcode for process in processes if process.exitcode]
+            if ended:
+                raise LoaderError(f"data.workers={workers}: {how_it_ended(ended[0])}; {LESS}") from None
+            if not is_late:
+                raise no_memory(error) from None
+        if time.monotonic() > deadline:
+            raise LoaderError(
+                f"data.workers={workers}: no images came for {STALL_S:g} s, their folder does not answer; "
+                "the same command goes on"
+            )
+
+
+def how_it_ended(code: int) -> str:
+    """Return what an exit code says of a worker process: a signal, or the number of the system's error."""
+    if code == -signal.SIGBUS:
+        return "a process that prepares images found no shared memory (SIGBUS); `docker run --shm-size=8g` gives more"
+    if code < 0:
+        why = "; out of memory?" if code == -signal.SIGKILL else ""
+        return f"a process that prepares images was killed ({signal.Signals(-code).name}{why})"
+    return f"a process that prepares images cannot hand them over ({os.strerror(code)})"
+
+
+def start_worker(worker_id: int) -> None:
+    """Set a worker's signals, and let it end where a batch cannot be sent: it would be lost, and waited for."""
+    leave_signals_to_parent()
+
+    def end(error: Exception, _: Any) -> None:
+        os._exit(error.errno if isinstance(error, OSError) and error.errno else errno.ENOMEM)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+
+def leave_signals_to_parent() -> None:
     """Ignore, in a worker, the signals by which a run is asked to stop: it still needs its batches until it has saved.
 
     Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from
-    the parent only.
+    the parent only. They are blocked when a worker starts.
     """
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+    others = set(STOP_SIGNALS) - {signal.SIGTERM}
+    for number in others:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
 
     def end_with_parent() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:

@@ -1,7 +1,12 @@
 """Where a run computes, in which number format, and how a step is taken there: compiled, or as one CUDA graph."""
 
+import errno
+import math
+import os
+import re
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +16,11 @@ from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.errors import ConfigError
 
+# What the CPU's allocator, cuBLAS, the driver, oneDNN and C++ say in a plain RuntimeError.
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory|std::bad_alloc"
+    r"|could not create a (primitive|memory( object)?)\s*$"
+)
 SMALL_IMAGE = 64  # pixels: up to these launching takes longest, beyond them compiling pays
 
 
@@ -101,6 +111,25 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, kind, enabled=precision != Precision.fp32)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was too small, the device's or this machine's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    by_text = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    return by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Let operations on the CPU take so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """Return the peak memory in GiB: of the GPU, or of this process on the CPU."""
     if device.type == "cuda":
@@ -117,3 +146,35 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # Linux only; elsewhere the peak is the process's
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use: by its affinity, and by the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
+
+
+def cgroup_quota(membership: Path, root: Path) -> float:
+    """Return the cores that control groups (version 2, or 1) grant this process; infinity where none has a limit."""
+    quotas = [math.inf]
+    with suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers not in ("", "cpu", "cpu,cpuacct"):
+                continue
+            here = root / controllers / group.lstrip("/")
+            for folder in (here, *here.parents):  # a group has no more than those above it
+                with suppress(OSError, ValueError):
+                    quotas.append(_quota(folder))
+                if folder == root:
+                    break
+    return min(quotas)
+
+
+def _quota(folder: Path) -> float:
+    """Return the cores of one control group. Raises OSError, ValueError where it names none (`max`, -1)."""
+    if (folder / "cpu.max").exists():
+        quota, period = (folder / "cpu.max").read_text().split()
+    else:
+        quota, period = ((folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+    return int(quota) / int(period) if int(quota) > 0 else math.inf

@@ -20,10 +20,11 @@ import torch
 
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.distributed.rendezvous import listening_store
-from roadmap.distributed.signals import STOP_SIGNALS, StopSignal
+from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked, leave_at_once
 from roadmap.errors import PeerLost, RoadmapError, StoppedEarly, error_of
+from roadmap.text import redact_output
 
-GRACE_S = 30.0  # how long the other ranks may take to notice that one has died, and to finish writing
+GRACE_S = 15.0  # how long the other ranks may take to notice that one has died, and to finish writing
 POLL_S = 0.2
 
 # Does one rank's work, given which it is and the port of the store; returns how many runs of the sweep are done by now.
@@ -37,6 +38,11 @@ class Child:
     process: SpawnProcess
     pipe: Connection
     result: tuple[str, str] | float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether it ended as it was asked to: the first rank may still be saving then, and has its time."""
+        return isinstance(self.result, tuple) and self.result[0] == StoppedEarly.__name__
 
     def receive(self) -> None:
         """Take the result if it has come."""
@@ -55,22 +61,19 @@ def launch(target: Target, num_ranks: int) -> float:
     store = listening_store()
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # the first rank would start it, which unblocks what is blocked for the ranks
-    with StopSignal() as stop:
+    with StopSignal(interrupts=False) as stop:
         children: list[Child] = []
         try:
-            # Inherited: a rank takes signals once it can handle them.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-            for rank in range(num_ranks):
-                receiver, sender = context.Pipe(duplex=False)
-                env = RankEnv(rank, num_ranks, rank, Launcher.launch)
-                process = context.Process(target=_run_rank, args=(target, env, store.port, sender), name=f"rank {rank}")
-                process.start()
-                sender.close()
-                children.append(Child(process, receiver))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            with blocked():  # a rank takes signals once it can handle them
+                for rank in range(num_ranks):
+                    receiver, sender = context.Pipe(duplex=False)
+                    args = (target, RankEnv(rank, num_ranks, rank, Launcher.launch), store.port, sender)
+                    process = context.Process(target=_run_rank, args=args, name=f"rank {rank}")
+                    process.start()
+                    sender.close()
+                    children.append(Child(process, receiver))
             silent = _wait_for_all(children, stop)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             for child in children:
                 child.process.kill()
                 child.process.join()
@@ -78,19 +81,20 @@ def launch(target: Target, num_ranks: int) -> float:
 
 
 def _wait_for_all(children: list[Child], stop: StopSignal) -> list[str]:
-    """Wait for all ranks, and pass a signal on once. Return those that are still there a while after one has failed."""
-    passed_on, deadline = False, None
+    """Wait for all ranks, and pass signals on. Return those that are still there a while after one has failed."""
+    passed_on, deadline = 0, None
     while any(child.process.is_alive() for child in children):
         wait([child.process.sentinel for child in children if child.process.is_alive()], timeout=POLL_S)
         for child in children:
             child.receive()
-        if stop.signal is not None and not passed_on:
-            passed_on = True
+        wanted = [signal.SIGTERM] * (stop.signal is not None) + [signal.SIGINT] * stop.again
+        for number in wanted[passed_on:]:
             for child in children:
                 if child.process.is_alive():
-                    os.kill(child.process.pid or 0, signal.SIGTERM)
-        failed = any(not child.process.is_alive() and child.process.exitcode for child in children)
-        if failed and deadline is None:
+                    os.kill(child.process.pid or 0, number)
+        passed_on = len(wanted)
+        codes = {child.process.exitcode for child in children if not child.process.is_alive() and not child.stopped}
+        if codes - {0} and deadline is None:
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:
             break
@@ -109,6 +113,8 @@ def _result(children: list[Child], silent: list[str], stop: StopSignal) -> float
         if kind == StoppedEarly.__name__:
             raise StoppedEarly(f"stopped by {stop.signal.name}" if stop.signal else text)
     codes = {child.process.name: child.process.exitcode or 0 for child in children}
+    if StoppedEarly.code in codes.values() and not errors:  # before it had begun, or at once
+        raise StoppedEarly(f"stopped by {stop.signal.name}" if stop.signal else "a rank was asked to stop")
     killed = {name: signal.Signals(-code).name for name, code in codes.items() if code < 0 and name not in silent}
     lost = [f"{name} was killed ({by})" for name, by in killed.items()]
     if lost := lost or [f"{name} did not answer" for name in silent]:
@@ -123,6 +129,9 @@ def _result(children: list[Child], silent: list[str], stop: StopSignal) -> float
 
 def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None:
     """Be one rank: do the work, send the result, and leave without waiting for connections to ranks that are gone."""
+    leave_at_once(silent=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    redact_output()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.world_size))
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     code = 0
@@ -131,6 +140,8 @@ def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None
     except RoadmapError as error:
         code = error.code
         pipe.send((type(error).__name__, str(error)))
+    except KeyboardInterrupt:
+        code = StoppedEarly.code
     except BaseException:
         code = 1
         traceback.print_exc()

@@ -49,3 +49,11 @@ def rank_env(env: Mapping[str, str] = os.environ) -> RankEnv:
     except ValueError as error:
         raise ConfigError(f"RANK, WORLD_SIZE, LOCAL_RANK or Slurm's SLURM_*: not a whole number ({error})") from None
     return RankEnv()
+
+
+def is_first() -> bool:
+    """Tell whether this process speaks for the run: no other rank does."""
+    try:
+        return rank_env().is_main
+    except ConfigError:
+        return True

@@ -24,7 +24,7 @@ from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.rendezvous import remove_address, rendezvous
 from roadmap.errors import PeerLost, Refused, RoadmapError, error_of
-from roadmap.files import read_json
+from roadmap.files import expand, read_json
 
 PRIMING_PASSES = 2  # DDP orders its buckets anew after the first pass, and sums in that order from the second on
 CAUSE_TIMEOUT_S = 5.0  # how long a rank looks for the reason why another one left
@@ -54,7 +54,7 @@ class Ranks:
             return
         if not self.is_main:
             logging.getLogger("roadmap").addHandler(logging.NullHandler())  # the log of rank 0 is enough
-        runs = Path(config.paths.runs).expanduser().absolute()
+        runs = expand(config.paths.runs).absolute()
         store = rendezvous(self.env, port, runs, config.start_timeout_s)
         try:
             self._init_process_groups(store, config.start_timeout_s, config.comm_timeout_s)
@@ -106,7 +106,9 @@ class Ranks:
         while True:
             try:
                 if self._store is not None and self._store.check(["error"]):
-                    return error_of(*json.loads(self._store.get("error")))
+                    found = error_of(*json.loads(self._store.get("error")))
+                    found.on_all_ranks = False  # the group is broken
+                    return found
             except (RuntimeError, ValueError):  # the store went with rank 0
                 self._store = None
             ended = self._status_of_rank0()

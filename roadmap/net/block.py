@@ -73,13 +73,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, c_in, H, W) -> (N, c_out, H', W')."""
-        y, shortcut = self.split(x)
-        y = self.act2(self.norm2(self.conv2(self.act1(self.norm1(y)))))
-        return self.act3(self.join(self.norm3(self.conv3(y)), shortcut))
-
-    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the branch after its first convolution, and the shortcut (N, c_out, H', W')."""
-        return self.conv1(x), self.shortcut(x)
+        y = self.act1(self.norm1(self.conv1(x)))
+        y = self.act2(self.norm2(self.conv2(y)))
+        return self.act3(self.join(self.norm3(self.conv3(y)), self.shortcut(x)))
 
     def join(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Add the shortcut to the branch, both (N, c_out, H', W')."""

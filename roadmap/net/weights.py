@@ -1,7 +1,7 @@
 """Weights of other code in and out: torchvision's ResNets and ConvNeXts, timm's ConvNeXts, the ConvNeXt authors' files.
 
-One table says what each part is called where; a format is found by its keys. Only tensors are handled here: reading a
-file safely (`torch.load(..., weights_only=True)`) is the caller's part.
+One table says what each part is called where; a format is found by its keys. Only tensors are handled here:
+`weights_file` reads them from files.
 """
 
 import re
@@ -14,6 +14,7 @@ from torch import nn
 from roadmap.config.choices import Activation, Norm, Stem, StrideOn, When
 from roadmap.config.schema import NetConfig
 from roadmap.errors import DataError
+from roadmap.net.find_weights import find_weights
 from roadmap.net.net import Net
 
 FORMATS = ("torchvision resnet", "torchvision convnext", "timm", "official")
@@ -42,14 +43,6 @@ TABLE = [
     ("head", "fc", "classifier.2", "head.fc", "head"),
 ]
 
-# A key that only this format has, where the names of another would be ambiguous.
-SIGNS = {
-    "torchvision resnet": "layer1.0.conv1.weight",
-    "torchvision convnext": "classifier.2.weight",
-    "timm": "stages.0.blocks.0.conv_dw.weight",
-    "official": "downsample_layers.0.0.weight",
-}
-
 # What the nets of the formats are, at the two ends of the roadmap; where two values make the same net, both stand here.
 # Names and shapes alone would let through a net that computes something else: an activation, an eps or a stride has
 # neither.
@@ -74,19 +67,19 @@ FREE |= {"projection_norm", "stride_on", "batch_norm_eps", "layer_norm_eps"}
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Load weights of any known format, found by their keys; {"model": ...} and the like are unwrapped.
+    """Load weights of any known format, found by their keys, wherever training code has put them (`find_weights`).
 
     Raises DataError, naming the first key or shape that does not fit; then the net is as before.
     """
-    given = unwrap(state_dict)
-    fmt = next((name for name, sign in SIGNS.items() if sign in given), None)
+    found = find_weights(state_dict)
+    given, fmt = found.tensors, found.fmt
     own = net.state_dict()
-    if fmt is not None and isinstance(net, Net):
+    if fmt in FORMATS and isinstance(net, Net):
         check_toggles(net, fmt)
         names = {foreign: key for key, foreign in renamed(own, fmt).items()}
     else:
         names = {key: key for key in own}
-    what = f"weights in {fmt} format" if fmt else "weights"
+    what = f"weights in {fmt} format"
     loaded = {}
     for foreign, key in names.items():
         if foreign in given:
@@ -94,10 +87,10 @@ def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
         elif key.endswith("num_batches_tracked"):  # files from before torch kept it
             loaded[key] = own[key]
         else:
-            raise DataError(f"{what} do not fit this net: no {foreign}; {hint(net, fmt)}")
-    if extra := [key for key in given if key not in names]:
+            raise DataError(f"{what} do not fit this net: no {foreign}; {hint(net)}")
+    if extra := [key for key, value in given.items() if key not in names and isinstance(value, torch.Tensor)]:
         raise DataError(
-            f"{what} do not fit this net: {extra[0]} has no place in it ({len(extra)} such keys); {hint(net, fmt)}"
+            f"{what} do not fit this net: {extra[0]} has no place in it ({len(extra)} such keys); {hint(net)}"
         )
     net.load_state_dict(loaded)
 
@@ -118,21 +111,6 @@ def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
         fmt = "torchvision resnet" if net.cfg.stem == Stem.resnet else "torchvision convnext"
     check_toggles(net, fmt)
     return {foreign: shaped_for(fmt, key, own[key]) for key, foreign in renamed(own, fmt).items()}
-
-
-def unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors by key, without the wrappings of training code. Raises DataError for anything but tensors."""
-    for wrapping in ("model", "state_dict", "net"):
-        inner = state_dict.get(wrapping)
-        if isinstance(inner, Mapping):
-            state_dict = inner
-    if not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise DataError("weights: hold no tensors")
-    if other := [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]:
-        raise DataError(f"weights: {other[0]} is no tensor, but of type {type(state_dict[other[0]]).__name__}")
-    # Only where every key has it: else two keys could become one.
-    prefix = "module." if all(str(key).startswith("module.") for key in state_dict) else ""
-    return {str(key).removeprefix(prefix): value for key, value in state_dict.items()}
 
 
 def renamed(keys: Mapping[str, Any], fmt: str) -> dict[str, str]:
@@ -156,8 +134,10 @@ def foreign_name(key: str, fmt: str) -> str:
     raise DataError(f"format {fmt}: has no place for {key}")
 
 
-def reshaped(tensor: torch.Tensor, like: torch.Tensor, what: str) -> torch.Tensor:
+def reshaped(tensor: Any, like: torch.Tensor, what: str) -> torch.Tensor:
     """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied so."""
+    if not isinstance(tensor, torch.Tensor):
+        raise DataError(f"{what} is no tensor, but of type {type(tensor).__name__}")
     if tensor.is_meta or tensor.layout != torch.strided:
         raise DataError(f"{what} is no plain tensor with values: device {tensor.device.type}, layout {tensor.layout}")
     if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
@@ -192,10 +172,8 @@ def check_toggles(net: Net, fmt: str) -> None:
         raise DataError(f"weights in {fmt} format belong to nets with layer scale, this one has model.layer_scale=null")
 
 
-def hint(net: nn.Module, fmt: str | None) -> str:
-    """Say what the net is, so that the right one can be chosen; and whether the keys say whose the weights are."""
+def hint(net: nn.Module) -> str:
+    """Say what the net is, so that the right one can be chosen."""
     if not isinstance(net, Net):
         return f"this net is torchvision's {type(net).__name__}"
-    return f"this net has model.depths={list(net.cfg.depths)} and model.width={net.cfg.width}" + (
-        "" if fmt else "; the format is none that is known"
-    )
+    return f"this net has model.depths={list(net.cfg.depths)} and model.width={net.cfg.width}"

@@ -15,6 +15,16 @@ SLIPS = {
     ("tiny", "swin"): "torchvision's Swin-T counts 4.49",
 }
 
+# The one cell of ours beside which the printed Swins may stand: under Swin's own recipe.
+SWIN_CELL = "swin,recipe=swin"
+
+# Rows whose printed number, or whose net, has no published recipe; by regime and step.
+RECIPES = {
+    ("base", "resnet"): "ResNet-200's printed 78.20 has no published recipe; here it is trained as ResNet-50 is",
+    ("xlarge", "separate_downsampling"): "ConvNeXt-XL from scratch on ImageNet-1K is nobody's recipe: the paper "
+    "trained it on ImageNet-22K first",
+}
+
 
 @dataclass(frozen=True)
 class PaperRow:

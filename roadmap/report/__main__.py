@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
-from roadmap.files import atomic_write, disk_errors
+from roadmap.files import atomic_write, deny_others, disk_errors
 from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.collect import Collected, collect
 from roadmap.report.analyse.comparability import KINDS
@@ -18,13 +18,15 @@ from roadmap.report.draw.style import image
 from roadmap.report.write.page import Picture, page
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text
-from roadmap.text import ArgumentParser, clean
+from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
 
 FORMATS = ("png", "svg", "pdf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit code: 0, 64, 65 without one usable run, 74 where DIR cannot be written."""
+    redact_output()
+    deny_others()
     parser = ArgumentParser(
         prog="python -m roadmap.report",
         description="Charts, tables and a page of the roadmap, from run directories or from W&B.",
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--allow {clean(wrong[0])}: there is no such kind; allowed: {', '.join(KINDS)}")
         report(args.runs, Path(args.out), args.allow, figures=not args.tables_only)
     except RoadmapError as error:
-        print(clean(error, 400) if isinstance(error, ConfigError) else error, file=sys.stderr)
+        print(clean(error, 400) if isinstance(error, ConfigError) else printable_lines(str(error)), file=sys.stderr)
         return error.code
     except BrokenPipeError:  # `| head` has read enough; the files are written by then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,7 +89,7 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     }
     if any(group.others for group in groups):
         files["other_cells.csv"] = to_csv(groups, others=True)
-    return files
+    return {name: redact(data.decode()).encode() for name, data in files.items()}
 
 
 def figures_and_page(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
@@ -97,7 +99,8 @@ def figures_and_page(groups: Sequence[Group], collected: Collected) -> dict[str,
     for drawing in gallery(groups):
         files |= {f"{drawing.name}.{kind}": image(drawing.figure, kind) for kind in FORMATS}
         shown.append(Picture(drawing.name, drawing.caption, files[f"{drawing.name}.svg"]))
-    return files | {"index.html": page(groups, collected, findings(groups), shown)}
+    html = page(groups, collected, findings(groups), shown)
+    return files | {"index.html": redact(html.decode()).encode()}
 
 
 def _nothing(sources: Sequence[str], collected: Collected) -> str:

@@ -2,24 +2,46 @@
 manifest.
 
 A checkpoint is `step-<global step>-<epochs evaluated>.pt` with a `.json` of that name beside it, which is there first.
+Every number in it is finite.
 """
 
 import errno
 import hashlib
-import json
+import math
 import os
-import socket
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import get_total_norm
 
-from roadmap.errors import DataError, DiskError
-from roadmap.files import finite_or_null, fsync_dir, write_json
-from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, read_record
+from roadmap.errors import DataError, DiskError, NonFiniteError
+from roadmap.files import (
+    finite_or_null,
+    fsync,
+    fsync_dir,
+    open_regular,
+    remove,
+    remove_temporaries,
+    temporary_name,
+    write_json,
+)
+from roadmap.runs.schema import (
+    MANIFEST_SCHEMA,
+    Manifest,
+    checkpoint_name,
+    checksum,
+    list_checkpoints,
+    parse_checkpoint,
+    read_record,
+)
+from roadmap.text import clean
+
+MAX_BYTES = 2**40  # of a checkpoint
 
 
 @dataclass
@@ -31,32 +53,46 @@ class Found:
     skipped: list[str]
 
 
+@dataclass
+class Saved:
+    """A checkpoint that is whole: where it stands (`epoch`, `step`, `rows`), and what could not be removed for it."""
+
+    where: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
 class Saver:
     """Writes one checkpoint at a time beside training, which waits for the copy to the host's memory alone."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[dict[str, int]] | None = None
+        self._writing: Future[Saved] | None = None
 
     def start(
         self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None, where: dict[str, int]
     ) -> None:
-        """Begin to write a checkpoint; `finished` or `wait` gives `where` back once it is whole."""
+        """Begin to write a checkpoint; `finished` or `wait` gives `where` back once it is whole.
+
+        Raises NonFiniteError where a number in it is not finite: then none is written.
+        """
         assert self._writing is None
+        if name := first_non_finite(state):
+            error = NonFiniteError(f"step {state['global_step']}: {name} is not finite; no checkpoint is taken of it")
+            error.on_all_ranks = False  # running statistics are each rank's own
+            raise error
         self._writing = self._writer.submit(self._save, on_host(state), manifest, best_step, where)
 
     def _save(
         self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None, where: dict[str, int]
-    ) -> dict[str, int]:
-        save(self.folder, state, manifest, keep=self.keep, best_step=best_step)
-        return where
+    ) -> Saved:
+        return Saved(where, save(self.folder, state, manifest, keep=self.keep, best_step=best_step))
 
-    def finished(self) -> dict[str, int] | None:
-        """Return, once, where the last checkpoint stands if it is whole by now. Raises DiskError."""
+    def finished(self) -> Saved | None:
+        """Return the last checkpoint, once, if it is whole by now. Raises DiskError."""
         return self.wait() if self._writing is not None and self._writing.done() else None
 
-    def wait(self) -> dict[str, int] | None:
+    def wait(self) -> Saved | None:
         """Wait for the checkpoint that is being written, if any. Raises DiskError."""
         if self._writing is None:
             return None
@@ -77,44 +113,66 @@ def on_host(state: Any) -> Any:
     return [on_host(value) for value in state] if isinstance(state, list) else state
 
 
-def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int, best_step: int | None) -> None:
+def first_non_finite(state: Any) -> str:
+    """Return the dotted name of the first tensor with a number that is not finite; nothing where all are.
+
+    The host waits for the device once, as it does for the copy that follows.
+    """
+    tensors = {name: tensor for name, tensor in _named_tensors(state) if tensor.is_floating_point() and tensor.numel()}
+    if math.isfinite(get_total_norm(tensors.values(), math.inf)):
+        return ""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), "")
+
+
+def _named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(state, torch.Tensor):
+        yield name, state.detach()
+    elif isinstance(state, dict | list):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _named_tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def save(
+    folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int, best_step: int | None
+) -> list[str]:
     """Write a checkpoint, then drop all but the newest `keep` and those of the best step.
 
-    One of the same step and evaluation is the same to the bit, and left alone. Raises DiskError; then every earlier
-    checkpoint is still there.
+    One of the same step and evaluation is the same to the bit, and left alone. Returns a line for each file that
+    could not be dropped. Raises DiskError; then every earlier checkpoint is still there.
     """
-    path = folder / f"step-{state['global_step']:010d}-{state['epochs_evaluated']:05d}.pt"
+    path = folder / checkpoint_name(state["global_step"], state["epochs_evaluated"])
     if _is_whole(path):
-        return
-    temporary = folder / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+        return []
+    temporary = temporary_name(path)
     try:
         folder.mkdir(exist_ok=True)
         with open(temporary, "wb") as out:
             torch.save(state, out)
             out.flush()
-            os.fsync(out.fileno())
+            fsync(out.fileno())
         if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
             raise OSError(errno.EIO, f"{damaged} differs from what was written")
         size, digest = temporary.stat().st_size, _sha256(temporary)
         manifest = {"schema": MANIFEST_SCHEMA, "bytes": size, "sha256": digest, **finite_or_null(manifest)}
-        manifest["checksum"] = _checksum(manifest)
+        manifest["checksum"] = checksum(manifest)
         path.unlink(missing_ok=True)  # only one that is not whole
         write_json(path.with_suffix(".json"), manifest)
         os.replace(temporary, path)
         fsync_dir(folder)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
-    _rotate(folder, keep, best_step)
+    return _rotate(folder, keep, best_step)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a killed writer left: unfinished files, and manifests without their checkpoint."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    for path in folder.glob("step-*.json"):
-        if not path.with_suffix(".pt").exists():
-            path.unlink(missing_ok=True)
+def tidy(folder: Path) -> list[str]:
+    """Remove what a killed writer left, unfinished files and manifests without their checkpoint.
+
+    Returns a line for each file that cannot be removed.
+    """
+    notes = remove_temporaries(folder, "step-*")
+    orphans = [path for path in folder.glob("step-*.json") if not path.with_suffix(".pt").exists()]
+    return notes + [note for path in orphans if parse_checkpoint(path.name) and (note := remove(path))]
 
 
 def find_newest(folder: Path) -> Found | None:
@@ -123,23 +181,28 @@ def find_newest(folder: Path) -> Found | None:
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """
-    skipped: list[str] = []
-    paths = sorted(folder.glob("step-*.pt"), reverse=True)
-    for path in paths:
+    skipped = _foreign(folder)
+    for path in list_checkpoints(folder):
         try:
             manifest = read_record(Manifest, path.with_suffix(".json"))
             _verify(path, manifest)
-            load(path)
+            _verify_state(path, load(path))
             return Found(path, manifest, skipped)
         except (OSError, ValueError, RuntimeError, EOFError) as error:
             skipped.append(f"{path.name}: {_reason(error)}")
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
-    if paths:
+    if any(folder.glob("*.pt")):
         raise DataError(
             f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and keeps this aside"
         )
     return None
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return a line for each file that no run writes there; hidden ones are the system's."""
+    names = sorted(path.name for path in folder.glob("[!.]*"))
+    return [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -158,31 +221,36 @@ def _is_whole(path: Path) -> bool:
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
     if manifest["schema"] not in range(1, MANIFEST_SCHEMA + 1):
         raise ValueError(f"written in schema {manifest['schema']}, this is {MANIFEST_SCHEMA}")
-    if manifest["schema"] > 1 and manifest.get("checksum") != _checksum(manifest):
+    if manifest["schema"] > 1 and manifest.get("checksum") != checksum(manifest):
         raise ValueError("its manifest has changed")
+    _verify_name(path, manifest)
     if path.stat().st_size != manifest.get("bytes"):
         raise ValueError(f"{path.stat().st_size} bytes instead of {manifest.get('bytes')}")
     if _sha256(path) != manifest.get("sha256"):
         raise ValueError("its bytes have changed")
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
-    """Return a hash of all of a manifest but its checksum."""
-    rest = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def _verify_state(path: Path, state: dict[str, Any]) -> None:
+    _verify_name(path, state)
+    if name := first_non_finite(state):
+        raise ValueError(f"{name} is not finite")
 
 
-def _rotate(folder: Path, keep: int, best_step: int | None) -> None:
-    whole = sorted((p for p in folder.glob("step-*.pt") if p.with_suffix(".json").exists()), reverse=True)
-    best = f"step-{best_step:010d}-" if best_step is not None else "none"
-    for path in whole[keep:]:
-        if not path.name.startswith(best):
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
+def _verify_name(path: Path, values: dict[str, Any]) -> None:
+    step, epochs = values["global_step"], values["epochs_evaluated"]
+    if parse_checkpoint(path.name) != (step, epochs):
+        raise ValueError(f"is of step {step} after {epochs} epochs, and not what it is named")
+
+
+def _rotate(folder: Path, keep: int, best_step: int | None) -> list[str]:
+    whole = [path for path in list_checkpoints(folder) if path.with_suffix(".json").exists()]
+    old = [path for path in whole[keep:] if (parse_checkpoint(path.name) or (None,))[0] != best_step]
+    # The manifest last: what it stands beside still counts.
+    return [note for path in old if (note := remove(path) or remove(path.with_suffix(".json")))]
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as data:
+    with open_regular(path, MAX_BYTES) as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
@@ -193,4 +261,4 @@ def _reason(error: BaseException) -> str:
         if isinstance(seen, OSError):
             return seen.strerror or str(seen)
         seen = seen.__cause__ or seen.__context__
-    return " ".join(str(error).split())[:200]
+    return clean(error)

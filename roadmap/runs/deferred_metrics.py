@@ -19,9 +19,10 @@ Row = dict[str, Any]
 class DeferredMetrics:
     """Rows of `metrics.jsonl` that wait for their numbers."""
 
-    def __init__(self, precision: Precision) -> None:
+    def __init__(self, precision: Precision, clip_grad: float | None = None) -> None:
         """In fp16 a gradient that is not finite is a step that the loss scaling skips, and no error."""
         self.may_overflow = precision == Precision.fp16
+        self.clip_grad = clip_grad
         self._rows: list[tuple[Row, torch.Tensor, torch.Tensor]] = []
         self._flush_steps = 1
 
@@ -40,6 +41,8 @@ class DeferredMetrics:
         rows: list[Row] = []
         for (row, _, _), loss, norm in zip(pending, losses, norms, strict=True):
             rows.append({**row, "train/loss": loss, "train/grad_norm": norm})
+            if self.clip_grad is not None:  # what torch's clipping leaves of it
+                rows[-1]["train/clipped_grad_norm"] = norm * min(1.0, self.clip_grad / (norm + 1e-6))
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.may_overflow):
                 what = "gradient" if math.isfinite(loss) else "loss"
                 step = row["global_step"]

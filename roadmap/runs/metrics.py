@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, json_object
+from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular
+from roadmap.parsing import json_object
 from roadmap.runs.schema import METRICS
 
 KINDS = ("train", "val")
 STEP = re.compile(rb'"global_step": ([0-9]{1,12})[,}]')
 NO_LOSS = (b'"train/loss": null', b'"train/loss": NaN')
+MAX_BYTES, MAX_LINE = 2**30, 2**16  # of a ledger (300 epochs of ImageNet take 0.1 GB), of a line
 TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger: an epoch of ImageNet is 0.3 MB
 
 
@@ -25,7 +27,7 @@ def append_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     with open(path, "a", encoding="utf-8") as out:
         out.writelines(json.dumps(finite_or_null(row), allow_nan=False) + "\n" for row in rows)
         out.flush()
-        os.fsync(out.fileno())
+        fsync(out.fileno())
 
 
 @dataclass
@@ -57,7 +59,9 @@ def read_metrics(path: Path, *, train: bool = True) -> Metrics:
 
     Without `train` the many lines of training are checked for form and order, and not decoded: a fifth of the time.
     """
-    data = path.read_bytes()
+    data = read_regular(path, MAX_BYTES)
+    if len(data) > MAX_LINE and b"\n" not in data[:MAX_LINE]:  # zeros of a file that was never written, or a bomb
+        return Metrics(bad_lines=[1])
     lines = data.split(b"\n")
     ledger = Metrics(torn=lines.pop() != b"", lost_loss=any(loss in data for loss in NO_LOSS))
     for number, line in enumerate(lines, 1):
@@ -81,8 +85,9 @@ def _train_step(line: bytes) -> int | None:
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Return the row that a line of a ledger holds, None where it holds none."""
-    row = json_object(line) or {}
-    return row if isinstance(row.get("global_step"), int) and row.get("kind") in KINDS else None
+    row = (json_object(line) or {}) if len(line) <= MAX_LINE else {}
+    is_row = row.get("kind") in KINDS and isinstance(row.get("global_step"), int)
+    return row if is_row and isinstance(row.get("epoch"), int) else None
 
 
 def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,7 +95,7 @@ def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     size, most = TAIL_BYTES
     while True:
         try:
-            with open(path, "rb") as ledger:
+            with open_regular(path, MAX_BYTES) as ledger:
                 end = ledger.seek(0, os.SEEK_END)
                 ledger.seek(max(0, end - size))
                 lines = ledger.read().splitlines()
@@ -111,7 +116,8 @@ def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:
 def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest: str | None = None) -> None:
     """Drop what came after a checkpoint (it will be written again) and any torn or bad line.
 
-    Raises OSError, and DataError where what is left is not what `digest` says was written up to the checkpoint.
+    Raises OSError, and DataError where what is left is not a line for each step and evaluation up to the checkpoint,
+    or not what `digest` says was written.
     """
     rows = [
         row
@@ -119,21 +125,27 @@ def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest
         if (row["global_step"] <= global_step if row["kind"] == "train" else row["epoch"] <= epochs_evaluated)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if digest is not None and hashlib.sha256(text).hexdigest() != digest:
+    holes = find_hole("step", [row["global_step"] for row in rows if row["kind"] == "train"], global_step)
+    holes = holes or find_hole("evaluation", [row["epoch"] for row in rows if row["kind"] == "val"], epochs_evaluated)
+    if holes or (digest is not None and hashlib.sha256(text).hexdigest() != digest):
         raise DataError(
             f"{path}: its lines up to the checkpoint of step {global_step} are not those that were written"
-            f"{_first_hole(rows)}; fresh=true starts over and keeps this aside"
+            f" ({holes or 'a value has changed'}); fresh=true starts over and keeps this aside"
         )
     atomic_write(path, text)
 
 
-def _first_hole(rows: list[dict[str, Any]]) -> str:
-    """Return where a training line is missing or there twice, in words; nothing where all are there."""
-    steps = [row["global_step"] for row in rows if row["kind"] == "train"]
-    hole = next((number for number, step in enumerate(steps, 1) if number != step), None)
-    return "" if hole is None else f" (step {hole} is missing or there twice)"
+def find_hole(what: str, numbers: list[int], last: int) -> str:
+    """Return where the numbers of lines are not 1 to `last`, each once and in order, in words; else nothing."""
+    count = len(numbers)
+    number, found = next(((n, found) for n, found in enumerate(numbers, 1) if n != found), (count + 1, last + 1))
+    if found > number:
+        return f"{what} {number} is missing" if found == number + 1 else f"{what}s {number} to {found - 1} are missing"
+    if number <= count:
+        return f"{what} {found} is there twice or out of order"
+    return f"{what}s go on to {count}, past {last}" if count > last else ""
 
 
 def digest_of(path: Path) -> str:
     """Return a hash of a ledger as it is. Raises OSError."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else hashlib.sha256().hexdigest()
+    return hashlib.sha256(read_regular(path, MAX_BYTES)).hexdigest() if path.exists() else hashlib.sha256().hexdigest()

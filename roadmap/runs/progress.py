@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from roadmap.text import printable_lines
+
 tqdm.set_lock(threading.RLock())  # tqdm's own would be a semaphore between processes, which nobody here shares
 
 
@@ -30,7 +32,7 @@ class SweepProgress:
 
     def write(self, line: str) -> None:
         """Write a line to stderr that stays, above a bar where there is one, with the run's position in the sweep."""
-        tqdm.write(self.prefix() + line, file=sys.stderr)
+        tqdm.write(printable_lines(self.prefix() + line), file=sys.stderr)
         sys.stderr.flush()
 
     def left(self, share_done: float, share_before: float) -> str:

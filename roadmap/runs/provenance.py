@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.files import read_json
+from roadmap.text import clean, reason
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
 SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the checkout was that it was taken from
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = ("config", "data", "distributed", "net", "runs", "training")  # what a result depends on
-NO_INFLUENCE = ("data/download.py", "data/imagenet.py", "data/verify.py", "runs/progress.py", "runs/wandb_logger.py")
+NO_INFLUENCE = (
+    "data/download.py",
+    "data/imagenet.py",
+    "data/verify.py",
+    "runs/progress.py",
+    "runs/wandb_logger.py",
+    "runs/wandb_client.py",
+)
 
 
 @cache
@@ -48,19 +57,39 @@ def git_state(*paths: str) -> dict[str, str | bool | None]:
 
 def git(*words: str) -> str | None:
     """Return what git prints in the checkout, None where it fails or there is none."""
+    printed, _ = _git(*words)
+    return printed
+
+
+@cache
+def git_problem() -> str | None:
+    """Return a line that says why no commit of a checkout is recorded; None where one is, and outside of a checkout."""
+    if not (PACKAGE.parent / ".git").exists() or (PACKAGE.parent / SNAPSHOT).exists():
+        return None
+    commit, error = _git("rev-parse", "HEAD")
+    if commit is not None:
+        return None
+    way_out = re.search(r"git config --global --add safe\.directory \S+", error)  # another user owns the checkout
+    first = error.strip().partition("\n")[0].removeprefix("fatal: ")
+    return clean(f"no commit is recorded: {first}" + (f"; {way_out[0]} lets git read it" if way_out else ""), 400)
+
+
+def _git(*words: str) -> tuple[str | None, str]:
+    """Return what git prints in the checkout, or None, and what it complains of."""
     command = ["git", "-C", str(PACKAGE.parent), *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, f"git cannot be run ({reason(error)})"
+    return (done.stdout if done.returncode == 0 else None), done.stderr
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on, as far as they are known."""
+    """Return the versions of what a result depends on."""
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "wandb")
     found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "timm", "numpy", "pillow", "hydra-core", "omegaconf", "wandb"):
-        with suppress(PackageNotFoundError):  # a copy of a package without its metadata, or no W&B, where it is off
+    for name in names:
+        with suppress(PackageNotFoundError):  # installed by other means, or not wanted: a run without W&B needs none
             found[name] = version(name)
     return found
 

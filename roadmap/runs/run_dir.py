@@ -4,37 +4,49 @@
 """
 
 import glob
-import hashlib
-import json
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from roadmap.config import KEYS, Affects, Config, is_read
-from roadmap.errors import DiskError, NoProgress, PeerLost, Refused
-from roadmap.files import atomic_write, disk_errors, file_lock, read_yaml
+from roadmap.config import Affects, Config
+from roadmap.errors import DataError, DiskError, LoaderError, NoProgress, PeerLost, Refused, RoadmapError
+from roadmap.files import (
+    atomic_write,
+    deny_others,
+    disk_errors,
+    expand,
+    file_lock,
+    read_json_or_empty,
+    read_yaml,
+    remove_temporaries,
+)
+from roadmap.runs.permissions import refuse_unsafe
+from roadmap.runs.recorded_config import differences, hash_before_schema_2, identity, lost_keys
 from roadmap.runs.schema import (
     CHECKPOINTS,
     CONFIG,
+    CORRECT,
     LOG,
     METRICS,
     STATUS,
     SUMMARY,
     Status,
     info_keys,
+    list_checkpoints,
+    parse_checkpoint,
     read_record,
     write_record,
 )
-from roadmap.text import flatten, one_line, shorten
+from roadmap.text import one_line
 
+RESULT_FILES = (CONFIG, STATUS, SUMMARY, METRICS, CORRECT)  # what a run that is done has
 DEATHS = 3  # so often a run may die without a new checkpoint
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
 
@@ -42,71 +54,13 @@ ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its d
 def run_path(config: Config) -> Path:
     """Return the directory of a run."""
     place = f"{config.regime.name}-{config.data.name}"
-    return Path(config.paths.runs).expanduser().absolute() / config.study / place / config.cell / f"seed{config.seed}"
-
-
-def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what a result depends on, of a config as it was recorded: dotted key -> value.
-
-    `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was
-    made. So does one that nothing read. Raises ValueError for no config.
-    """
-    recorded = {name: value for name, value in flatten_config(values).items() if name in KEYS}
-    recorded = {name: value for name, value in recorded.items() if is_read(name, recorded)}
-    return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
-
-
-def identity_hash(values: dict[str, Any]) -> str:
-    """Return a short hash of a recorded config's identity, for people."""
-    return hashlib.sha256(json.dumps(identity(values), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def lost_keys(values: dict[str, Any]) -> list[str]:
-    """Return the recorded keys that the schema does not know any more, as `key=value`."""
-    return [f"{name}={shorten(str(value), 40)}" for name, value in flatten_config(values).items() if name not in KEYS]
-
-
-def flatten_config(values: Any) -> dict[str, Any]:
-    """Return a recorded config by dotted key. Raises ValueError where it is none."""
-    if not isinstance(values, dict):
-        raise ValueError("holds no config")
-    return flatten(values)
-
-
-def hash_before_schema_2(values: dict[str, Any]) -> str:
-    """Return the hash that a manifest of schema 1 has of a config, from the `config.yaml` of its time."""
-    flat: dict[str, Any] = {}
-    for key in ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data"):
-        value = values.get(key)
-        inner = value.items() if isinstance(value, dict) else ()
-        flat |= {f"{key}.{k}": v for k, v in inner if not (key == "data" and k in ("root", "download", "workers"))}
-        flat |= {} if isinstance(value, dict) else {key: value}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+    return expand(config.paths.runs).absolute() / config.study / place / config.cell / f"seed{config.seed}"
 
 
 def newest_place(folder: Path) -> list[int]:
     """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
-    names = sorted(path.stem for path in folder.glob("step-*.pt"))
-    return [int(number) for number in names[-1].split("-")[1:]] if names else [0, 0]
-
-
-def refuse_unsafe(path: Path) -> None:
-    """Raise Refused where anybody on the machine could put files in place of a run's: a directory that is writable
-    for everyone.
-
-    One with the sticky bit (as /tmp) protects what is in it, and a group's directory is the group's own affair.
-    """
-    runs = path.parents[3]
-    for folder in (path, *path.parents):
-        try:
-            mode = folder.stat().st_mode
-        except OSError:
-            continue  # made later, or told then
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            mode_text = f"mode {stat.S_IMODE(mode):o}"
-            raise Refused(f"paths.runs: {folder} is writable for everyone ({mode_text}); chmod o-w it, or take another")
-        if folder == runs or folder in runs.parents:
-            return
+    newest = next((parse_checkpoint(path.name) for path in list_checkpoints(folder)), None)
+    return list(newest or (0, 0))
 
 
 def alive(holder: str) -> bool:
@@ -115,12 +69,6 @@ def alive(holder: str) -> bool:
     if found is None or found[2] != socket.gethostname():
         return True
     return Path("/proc", found[1]).exists()
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return `field: old -> new` for every field in which two flat records differ."""
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return [f"{key}: {str(before.get(key))[:80]} -> {str(now.get(key))[:80]}" for key in keys]
 
 
 def same_run_elsewhere(path: Path, values: dict[str, Any]) -> Path | None:
@@ -147,21 +95,61 @@ class RunDir:
         self.notes: list[str] = []  # for the log of this start
 
     def load_status(self, values: dict[str, Any], run_info: dict[str, Any], *, allow_drift: bool) -> None:
-        """Take up the status that an earlier start left, if there was one.
+        """Take up the status that an earlier start left, if there was one, and put into `run_info` what is kept of it.
 
-        Raises Refused where it was a run of another config, or of other code or data (unless drift is allowed).
+        Raises Refused where it was a run of another config, or of other code or data (unless drift is allowed), and
+        DataError where it is done and files are missing.
         """
+        if (before := self._read_record(values)) is None:
+            if other := same_run_elsewhere(self.path, values):
+                self.notes.append(f"the same run is done already, under another name: {other}; a report counts it once")
+            return
+        if self.status.get("state") == "done":
+            return
+        if lost := lost_keys(before):
+            self.notes.append(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}")
+        self.status["state"] = "begun"
+        newest, recorded = newest_place(self.path / CHECKPOINTS)[0], self.status.get("step") or 0
+        if newest < recorded:
+            gone = f"the checkpoint of step {recorded}, which its {STATUS} names, is gone"
+            if not newest:
+                raise DataError(f"{self.path}: {gone}, and there is no other; fresh=true starts over")
+            self.notes.append(gone)
+        if not list_checkpoints(self.path / CHECKPOINTS):
+            return  # nothing was trained yet that other code or data could spoil
+        self.status.setdefault("identity_hash", hash_before_schema_2(before))
+        drift = self._changes(run_info, [*info_keys(Affects.result), "code_hash"])
+        if drift and not allow_drift:
+            raise Refused(
+                f"{self.path}: was begun with other code, data, precision or devices ({'; '.join(drift)}); "
+                "fresh=true starts over, allow_drift=true goes on"
+            )
+        self._keep_threads(run_info)
+        rounding = self._changes(run_info, [key for key in info_keys(Affects.rounding) if key != "code_hash"])
+        self.notes += [f"goes on with other {change} (differs in rounding)" for change in rounding]
+        self.status["drift"] = [*(self.status.get("drift") or []), *drift]
+        self.status["rounding"] = [*(self.status.get("rounding") or []), *rounding]
+
+    def _read_record(self, values: dict[str, Any]) -> dict[str, Any] | None:
+        """Read the status; return the config that an earlier start recorded, None where there was none.
+
+        Raises Refused, DataError and DiskError as `load_status`.
+        """
+        done = any(read_json_or_empty(self.path / name).get("state") == "done" for name in (STATUS, SUMMARY))
+        if done and (missing := [name for name in RESULT_FILES if not (self.path / name).exists()]):
+            lacks = f"the run is done, but its {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+            raise DataError(f"{self.path}: {lacks}; fresh=true starts over and keeps this aside")
         try:
             before = read_yaml(self.path / CONFIG)
             self.status = read_record(Status, self.path / STATUS)
             changes = differences(identity(before), identity(values))
         except FileNotFoundError as error:
-            if other := same_run_elsewhere(self.path, values):
-                self.notes.append(f"the same run is done already, under another name: {other}; a report counts it once")
-            if any((self.path / CHECKPOINTS).glob("step-*.pt")):
-                missing = Path(error.filename).name
-                raise Refused(f"{self.path}: holds checkpoints, but no {missing}; fresh=true sets it aside") from None
-            return
+            begun = [name for name in (METRICS, SUMMARY) if (self.path / name).exists()]
+            begun += [CHECKPOINTS] if any((self.path / CHECKPOINTS).glob("*.pt")) else []
+            if begun:
+                lacks = Path(error.filename).name
+                raise Refused(f"{self.path}: holds {begun[-1]}, but no {lacks}; fresh=true sets it aside") from None
+            return None
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
@@ -173,29 +161,35 @@ class RunDir:
             raise Refused(
                 f"{self.path}: holds a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
             )
-        if self.status.get("state") == "done" and (self.path / SUMMARY).exists():
-            return
-        if lost := lost_keys(before):
-            self.notes.append(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}")
-        self.status["state"] = "begun"
-        if not any((self.path / CHECKPOINTS).glob("step-*.pt")):
-            return  # nothing was trained yet that other code or data could spoil
-        self.status.setdefault("identity_hash", hash_before_schema_2(before))
-        drift = self._changes(run_info, [*info_keys(Affects.result), "code_hash"])
-        if drift and not allow_drift:
-            raise Refused(
-                f"{self.path}: was begun with other code, data, precision or devices ({'; '.join(drift)}); "
-                "fresh=true starts over, allow_drift=true goes on"
-            )
-        rounding = self._changes(run_info, [key for key in info_keys(Affects.rounding) if key != "code_hash"])
-        self.notes += [f"goes on with other {change} (differs in rounding)" for change in rounding]
-        self.status["drift"] = [*(self.status.get("drift") or []), *drift]
-        self.status["rounding"] = [*(self.status.get("rounding") or []), *rounding]
+        return before
+
+    def is_done(self, values: dict[str, Any]) -> bool:
+        """Tell whether the run is done by its record, which is read and left as it is. Raises as `load_status`."""
+        refuse_unsafe(self.path)
+        return self._read_record(values) is not None and self.status.get("state") == "done"
+
+    def _keep_threads(self, run_info: dict[str, Any]) -> None:
+        """Let the run compute with as many threads as it began with, where that is known: their number moves bits."""
+        threads, here = self.status.get("threads"), run_info.get("threads")
+        if threads and here and threads != here:
+            run_info["threads"] = threads
+            self.notes.append(f"computes with {threads} threads, as it began; this machine would give {here}")
 
     def _changes(self, run_info: dict[str, Any], keys: list[str]) -> list[str]:
         """Return what of a run's facts has changed since its status was written; what an older status lacks has not."""
         known = [key for key in keys if key in self.status and key in run_info]
         return differences(*({key: info[key] for key in known} for info in (self.status, run_info)))
+
+    def count_start(self, values: dict[str, Any]) -> None:
+        """Count a start of a run that was begun, before all that may kill it: imports, images, other ranks.
+
+        What is wrong with the directory, or who has it, is told later.
+        """
+        with suppress(RoadmapError):
+            if (self.path / STATUS).exists():
+                with self.lock():
+                    self._read_record(values)
+                    self.update(starts=(self.status.get("starts") or 0) + 1, start_counted=True)
 
     def count_deaths(self) -> None:
         """Count how often the run died since its newest checkpoint was written; a polite stop is no death.
@@ -205,7 +199,8 @@ class RunDir:
         """
         if not self.status:
             return
-        died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(PeerLost.__name__)
+        of_a_process = (PeerLost.__name__, LoaderError.__name__)
+        died = self.status.get("exit_code") is None or str(self.status.get("reason")).startswith(of_a_process)
         newest = newest_place(self.path / CHECKPOINTS)
         deaths = self.status.get("deaths", 0) if self.status.get("began_at") == newest else 0
         self.status["deaths"] = deaths + 1 if died and self.status.get("began_at") == newest else deaths
@@ -221,6 +216,7 @@ class RunDir:
         """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for
         an unsafe place."""
         refuse_unsafe(self.path)
+        deny_others()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -232,13 +228,17 @@ class RunDir:
 
     def set_aside(self) -> Path | None:
         """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""
-        if not any((self.path / name).exists() for name in (CONFIG, STATUS, METRICS, CHECKPOINTS)):
+        if not any((self.path / name).exists() for name in (*RESULT_FILES, CHECKPOINTS)):
             return None
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
         os.rename(self.path, aside)
         return aside
+
+    def remove_temporaries(self) -> list[str]:
+        """Remove what killed writers of this run left; return a line for each file that cannot be removed."""
+        return remove_temporaries(self.path, *RESULT_FILES)
 
     def write_config(self, values: dict[str, Any]) -> None:
         """Write the resolved config. Raises DiskError."""

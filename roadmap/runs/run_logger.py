@@ -10,7 +10,6 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,16 +18,20 @@ import torch
 from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
-from roadmap.errors import DiskError, RoadmapError, StoppedEarly
+from roadmap.errors import DiskError, StoppedEarly, exit_code
 from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
 from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
+from roadmap.runs.process import process_start
 from roadmap.runs.progress import Progress, SweepProgress
+from roadmap.runs.result import config_summary, write_result
 from roadmap.runs.run_dir import RunDir, newest_place
-from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS, SUMMARY, Summary, write_record
-from roadmap.runs.throughput import Throughput, waiting_advice
+from roadmap.runs.run_log import LogFile
+from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS
+from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
+from roadmap.text import redact
 
 log = logging.getLogger("roadmap")
 T = TypeVar("T")
@@ -47,25 +50,28 @@ class RunLogger:
         self.progress: Progress | None = None
         self.wandb: WandbLogger | None = None
         self.summary: dict[str, Any] = {}
-        self._deferred = DeferredMetrics(run_info["precision"])
+        self._deferred = DeferredMetrics(run_info["precision"], config.recipe.clip_grad)
         self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
         self._throughput = Throughput()
-        self._advised = False
         self._rows: list[Row] = []
         self._log_file: logging.Handler | None = None
         self._began = self._saved = time.monotonic()
         self._earlier_s = 0.0  # of earlier starts
-        self._latest, self._save_requested = "", False
+        self._save_requested = False
+        self._speed = self._top1 = ""  # as the bar shows them: of the last flush, of the last evaluation
+        self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._log_file = log_to(self.run.path / LOG)
+        with disk_errors(self.run.path / LOG):
+            self._log_file = LogFile(self.run.path / LOG)
+        self.run.notes += self.run.remove_temporaries()
         self.run.write_config(self.config.values())
         earlier = self.run.status
         self.run.status = {
             "state": "running",
             "wandb_id": earlier.get("wandb_id") or secrets.token_hex(8),
             "wandb_rows": earlier.get("wandb_rows", 0),
-            "starts": earlier.get("starts", 0) + 1,
+            "starts": (earlier.get("starts") or 0) + (not earlier.get("start_counted")),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "deaths": earlier.get("deaths", 0),
             "began_at": newest_place(self.run.path / CHECKPOINTS),
@@ -74,12 +80,15 @@ class RunLogger:
             **({"identity_hash": earlier["identity_hash"]} if "identity_hash" in earlier else {}),
             **self.run_info,
             "pid": os.getpid(),
+            "pid_start": process_start(os.getpid()),
             "exit_code": None,
             "reason": None,
         }
         self.run.update()
         for note in self.run.notes:
             self.info(note)
+        if problem := provenance.git_problem():
+            self.info_once(problem)
         return self
 
     def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
@@ -90,12 +99,14 @@ class RunLogger:
         with disk_errors(self.metrics):
             truncate_metrics(self.metrics, global_step, epochs_evaluated, digest)
             self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
+        if evaluated := [row for row in self._rows if row["kind"] == "val"]:
+            self._show_top1(evaluated[-1])
         total_steps = self.config.recipe.epochs * self.run_info["steps_per_epoch"]
         self.progress = Progress(self.config.cell, total_steps, global_step, self.sweep)
         values = {**self.config.values(), **self.run_info}
         self.wandb = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.info)
         if self.wandb.location:
-            (self.info if self.sweep.position == 1 else log.info)(self.wandb.location)  # once a sweep is enough
+            self.info_once(self.wandb.location)
         self.run.update(epoch=epochs_evaluated, step=global_step)
         self._earlier_s = time_s
         self._began = self._saved = time.monotonic()
@@ -112,6 +123,10 @@ class RunLogger:
         log.info(line)
         self.sweep.write(line)
 
+    def info_once(self, line: str) -> None:
+        """Show a line for the first run of a sweep alone, and keep it in every `run.log`."""
+        (self.info if self.sweep.position == 1 else log.info)(line)
+
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches and measure how long training waits for them."""
         return self._throughput.timed(batches)
@@ -125,7 +140,7 @@ class RunLogger:
         if self._deferred.add(row, loss, grad_norm):
             self.flush()
         if self.progress is not None:
-            self.progress.advance(f"epoch {epoch}/{self.config.recipe.epochs}{self._latest}")
+            self.progress.advance(f"epoch {epoch}/{self.config.recipe.epochs}{self._speed}{self._top1}")
         self._checkpoint_written(self._saver.finished())
 
     def flush(self) -> None:
@@ -139,27 +154,28 @@ class RunLogger:
         time_s = {"time_s": round(self.time_s, 3)}
         shared = time_s | self._throughput.read() | {"train/memory_gb": round(peak_memory_gb(self.device), 3)}
         self._append([row | shared for row in rows])
-        self._advise(shared, len(rows))
-        top1 = next((f", top-1 {row['val/top1']:.2f} %" for row in reversed(self._rows) if row["kind"] == "val"), "")
-        self._latest = f"{top1}, loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
+        if advice := self._throughput.advice(self.config.data.pipeline, self.device.type, shared, len(rows)):
+            self.info(advice)
+        self._speed = f", loss {rows[-1]['train/loss']:.3f}, {shared['train/images_per_s']:,.0f} images/s"
         if error is not None:
             raise error
-
-    def _advise(self, values: dict[str, float], steps: int) -> None:
-        """Say once, of more than the first step, in which the workers start, how long a GPU waits for its images."""
-        advice = waiting_advice(self.config.data.pipeline, self.device.type, values) if steps > 1 else None
-        if advice is not None and not self._advised:
-            self._advised = True
-            self.info(advice)
 
     def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
         """Note an evaluation: `val/loss`, `val/top1` and `val/top5` in percent, ...; and the bytes of `correct.npy`."""
         row = {"kind": "val", "epoch": epoch, "global_step": global_step, "time_s": round(self.time_s, 3), **values}
         self._append([row])
-        log.info("epoch %d/%d%s", epoch, self.config.recipe.epochs, self._latest)
+        self._show_top1(row)
+        log.info("epoch %d/%d, top-1 %.2f %%%s", epoch, self.config.recipe.epochs, values["val/top1"], self._speed)
+        self.write_correct(correct)
+        self._throughput.restart()
+
+    def _show_top1(self, row: Row) -> None:
+        self._top1 = f", top-1 {row['val/top1']:.2f} % after epoch {row['epoch']}"
+
+    def write_correct(self, correct: bytes) -> None:
+        """Write `correct.npy`. Raises DiskError."""
         with disk_errors(self.run.path / CORRECT):
             atomic_write(self.run.path / CORRECT, correct)
-        self._throughput.restart()
 
     def _append(self, rows: list[Row]) -> None:
         with disk_errors(self.metrics):
@@ -177,7 +193,8 @@ class RunLogger:
         self.flush()
         self.wait_for_checkpoint()
         where = {"epoch": manifest["epochs_evaluated"], "step": manifest["global_step"], "rows": len(self._rows)}
-        ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
+        with disk_errors(self.metrics):
+            ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
         manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
         self._saver.start({**state, "time_s": self.time_s}, manifest, best_step, where)
         self._saved, self._save_requested = time.monotonic(), False
@@ -187,10 +204,15 @@ class RunLogger:
         """Wait until the checkpoint that is being written, if any, is whole. Raises DiskError."""
         self._checkpoint_written(self._saver.wait())
 
-    def _checkpoint_written(self, where: dict[str, int] | None) -> None:
-        """Send to W&B what lies behind a checkpoint that is whole by now, if one is."""
-        if where is None:
+    def _checkpoint_written(self, saved: checkpoint.Saved | None) -> None:
+        """Send to W&B what lies behind a checkpoint that is whole by now, if one is; note what stays in its way."""
+        if saved is None:
             return
+        where = saved.where
+        for note in saved.notes:
+            if note not in self._noted:
+                self.info(f"warning: {note}")
+        self._noted.update(saved.notes)
         if self.wandb is not None:
             self.run.status["wandb_rows"] = self.wandb.log_rows(self.run.status["wandb_rows"], where["rows"])
         self.run.update(epoch=where["epoch"], step=where["step"])
@@ -198,17 +220,10 @@ class RunLogger:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""
         self.wait_for_checkpoint()
-        config, seconds = self.config, self.time_s
+        seconds = self.time_s
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
-        names = ("study", "cell", "step", "variant", "parent", "label", "adopted", "seed")
         self.summary = {
-            **{name: getattr(config, name) for name in names},
-            "regime": config.regime.name,
-            "data": str(config.data.name),
-            "recipe": str(config.recipe.name),
-            "epochs": config.recipe.epochs,
-            "batch_size": config.recipe.batch_size,
-            "image_size": config.data.image_size,
+            **config_summary(self.config),
             **result,
             **self.run_info,
             "train_images_per_s": statistics.median(speeds),
@@ -219,8 +234,7 @@ class RunLogger:
             "rounding": self.run.status["rounding"],
             "state": "done",
         }
-        with disk_errors(self.run.path / SUMMARY):
-            write_record(Summary, self.run.path / SUMMARY, self.summary)
+        self.summary = write_result(self.run.path, self.summary)
         return self.summary
 
     def __exit__(
@@ -235,15 +249,17 @@ class RunLogger:
         self._saver.close()
         code = exit_code(error)
         state = {0: "done", StoppedEarly.code: "stopped"}.get(code, "failed")
-        reason = None if error is None else f"{type(error).__name__}: {error}"[:500]
+        reason = None if error is None else redact(f"{type(error).__name__}: {error}")[:500]
         log.info("%s%s", state, f" ({reason})" if reason else "", exc_info=error if code == 1 else None)
         try:
             self.run.update(state=state, exit_code=code, reason=reason)
         finally:
             if self.wandb is not None:
                 self.wandb.finish(self.summary, code)
+                sent = self.wandb.recorded(self.run.status["wandb_rows"])
+                if sent != self.run.status["wandb_rows"]:
+                    self.run.update(wandb_rows=sent)
             if self._log_file is not None:
-                log.removeHandler(self._log_file)
                 self._log_file.close()
 
 
@@ -284,6 +300,9 @@ class NullLogger:
     def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
         """Do nothing."""
 
+    def write_correct(self, correct: bytes) -> None:
+        """Do nothing."""
+
     def checkpoint_due(self) -> bool:
         """Leave it to rank 0."""
         return False
@@ -298,23 +317,3 @@ class NullLogger:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return what is known here."""
         return result
-
-
-def log_to(path: Path) -> logging.Handler:
-    """Let the package's log go to a file. Raises DiskError."""
-    with disk_errors(path):
-        handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    return handler
-
-
-def exit_code(error: BaseException | None) -> int:
-    """Return the exit code of a run that an error ended."""
-    if error is None:
-        return 0
-    if isinstance(error, KeyboardInterrupt):
-        return StoppedEarly.code
-    return error.code if isinstance(error, RoadmapError) else 1

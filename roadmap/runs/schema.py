@@ -5,15 +5,19 @@ Older records lack keys, and newer ones have more: what is missing is None, what
 length and hash, and a checksum of its own.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.config import Affects
 from roadmap.files import finite_or_null, read_json, write_json
-from roadmap.text import shorten
+from roadmap.text import clean, redact
 
 METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "metrics.jsonl",
@@ -24,6 +28,7 @@ METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
     "run.log",
 )
 CHECKPOINTS = "checkpoints"
+CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
 
 
@@ -34,6 +39,7 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
+Line = Annotated[str, AfterValidator(partial(clean, limit=500))]  # a text that is shown: whoever wrote it may mean harm
 
 
 class RunInfo(Record):
@@ -46,28 +52,29 @@ class RunInfo(Record):
     data_fingerprint: Annotated[str | None, Affects.result] = None
     precision: Annotated[str | None, Affects.result] = None
     world_size: Annotated[int | None, Affects.result] = None  # devices
-    code_hash: Annotated[str | None, Affects.rounding] = None
+    code_hash: Annotated[Line | None, Affects.rounding] = None
     compile: Annotated[bool | None, Affects.rounding] = None
     cuda_graph: Annotated[bool | None, Affects.rounding] = None
     kernels: Annotated[str | None, Affects.rounding] = None
-    hardware: Annotated[str | None, Affects.rounding] = None
-    threads: Annotated[int | None, Affects.rounding] = None
+    hardware: Annotated[Line | None, Affects.rounding] = None
+    threads: Annotated[int | None, Field(ge=1, le=4096), Affects.rounding] = None
     versions: Annotated[dict[str, str] | None, Affects.rounding] = None
-    git_commit: str | None = None
+    git_commit: Line | None = None
     git_dirty: bool | None = None
-    host: str | None = None
+    host: Line | None = None
     job_id: str | None = None
 
 
 class Status(RunInfo):
     """`status.json`: how a run stands."""
 
-    state: str | None = None  # begun | running | stopped | failed | done
+    state: Literal["begun", "running", "stopped", "failed", "done"] | None = None
     epoch: int | None = None  # evaluated, at the newest checkpoint
     step: int | None = None
     exit_code: int | None = None
-    reason: str | None = None
+    reason: Line | None = None
     starts: int | None = None
+    start_counted: bool | None = None  # the newest is among them, and has not begun to train
     started: str | None = None
     updated: str | None = None
     deaths: int | None = None  # in a row, without a new checkpoint
@@ -76,6 +83,7 @@ class Status(RunInfo):
     rounding: list[str] | None = None  # what had changed that differs in rounding alone
     identity_hash: str | None = None  # of the config as a start before schema 2 wrote it
     pid: int | None = None
+    pid_start: int | None = None  # in the kernel's ticks: a later process may have the same number
     wandb_id: str | None = None
     wandb_rows: int | None = None  # lines of the ledger that W&B has
 
@@ -110,6 +118,8 @@ class Summary(RunInfo):
     peak_memory_gb: float | None = None
     drift: list[str] | None = None
     rounding: list[str] | None = None
+    sha256: dict[str, str] | None = None  # of the other files of the record
+    checksum: str | None = None  # of all the other keys
 
 
 class Manifest(RunInfo):
@@ -129,10 +139,27 @@ class Manifest(RunInfo):
     checksum: str | None = None  # of all the other keys
 
 
+def checkpoint_name(global_step: int, epochs_evaluated: int) -> str:
+    """Return the name of the checkpoint of a step and of the epochs that were evaluated by then."""
+    return f"step-{global_step:010d}-{epochs_evaluated:05d}.pt"
+
+
+def parse_checkpoint(name: str) -> tuple[int, int] | None:
+    """Return global step and epochs evaluated of a checkpoint by its name, None for a name that is none of ours."""
+    found = CHECKPOINT.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the files that have the name of a checkpoint, the newest first."""
+    found = [(counts, path) for path in folder.glob("step-*.pt") if (counts := parse_checkpoint(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
 def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None:
-    """Write a record as a whole; a number that is not finite becomes null. Raises OSError."""
+    """Write a record as a whole; a number that is not finite becomes null, a secret `***`. Raises OSError."""
     kind.model_validate(finite_or_null(values))  # what a run writes, every reader takes
-    write_json(path, values)
+    write_json(path, {key: redact(value) if isinstance(value, str) else value for key, value in values.items()})
 
 
 def read_record(kind: type[Record], path: Path) -> dict[str, Any]:
@@ -142,7 +169,7 @@ def read_record(kind: type[Record], path: Path) -> dict[str, Any]:
         kind.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        where, value = ".".join(map(str, found["loc"])), shorten(str(found["input"]), 40)
+        where, value = ".".join(map(str, found["loc"])), clean(found["input"], 40)
         raise ValueError(f"{path}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
     return values
 
@@ -153,6 +180,12 @@ def read_or_empty(kind: type[R], path: Path) -> R:
         return kind.model_validate(read_json(path))
     except (OSError, ValueError):
         return kind()
+
+
+def checksum(record: dict[str, Any]) -> str:
+    """Return a hash of all of a record but its checksum."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def info_keys(kind: Affects) -> list[str]:
@@ -170,6 +203,8 @@ class Quantity:
     digits: int  # decimals; a number below 1 has as many as three digits need
     better: Literal["higher", "lower"]
     about: str = ""  # one line under a table
+    measured: bool = False  # while a run trained, so that a busy machine shows in it
+    scale: float = 1.0  # of the recorded number, to have it in this unit
 
     @property
     def heading(self) -> str:
@@ -177,9 +212,10 @@ class Quantity:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def text(self, value: float | None) -> str:
-        """Return a value in its digits, without the unit; nothing for nothing."""
+        """Return a recorded value in its unit and digits, without the unit; nothing for nothing."""
         if value is None:
             return ""
+        value *= self.scale
         return f"{value:.{self.digits}f}" if value >= 1 or value == 0 else f"{value:#.3g}"
 
 
@@ -190,8 +226,17 @@ QUANTITIES = {
         Quantity("top5", "top-5", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
         Quantity("gmacs", "MACs", "G", 2, "lower", "multiply-accumulates of one image"),
         Quantity("params_m", "parameters", "M", 2, "lower", "of the net"),
-        Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds"),
-        Quantity("gpu_hours", "GPU-hours", "h", 2, "lower", "of one run, all its GPUs together, mean over seeds"),
-        Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds"),
+        Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds", measured=True),
+        Quantity(
+            "gpu_hours",
+            "GPU-hours",
+            "h",
+            2,
+            "lower",
+            "of all GPUs of a run together, mean over seeds",
+            measured=True,
+        ),
+        Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds", measured=True),
     )
 }
+MEGA_MACS = replace(QUANTITIES["gmacs"], unit="M", scale=1000.0)  # of nets too small for G

@@ -15,6 +15,7 @@ class Throughput:
 
     def __init__(self) -> None:
         self.images = 0
+        self._advised = False
         self.restart()
 
     def restart(self) -> None:
@@ -41,6 +42,12 @@ class Throughput:
         }
         self.restart()
         return values
+
+    def advice(self, pipeline: Pipeline, device_type: str, values: dict[str, float], steps: int) -> str | None:
+        """Return once, of more than the first step, in which the workers start, how long a GPU waits for its images."""
+        found = waiting_advice(pipeline, device_type, values) if steps > 1 and not self._advised else None
+        self._advised |= found is not None
+        return found
 
 
 def waiting_advice(pipeline: Pipeline, device_type: str, values: dict[str, float]) -> str | None:

@@ -10,21 +10,26 @@ import netrc
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from roadmap.config import KEYS
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, METRICS, STATUS
-from roadmap.text import one_line
+from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
+from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
+from roadmap.text import clean, one_line
 
 if TYPE_CHECKING:
     from wandb import Run
 
 log = logging.getLogger(__name__)
-INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 120.0
+BUDGET_S = 30.0  # all that W&B may cost a run: its start, its end, and whatever it waits for in between
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 12.0, 12.0
+VARIABLES = {"mode": "WANDB_MODE", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}  # conf/ takes the last two
 
 
 def wandb_mode(config: Config) -> str:
@@ -32,21 +37,40 @@ def wandb_mode(config: Config) -> str:
     if config.wandb.mode != WandbMode.auto:
         return str(config.wandb.mode)
     mode = os.environ.get("WANDB_MODE", "")
+    mode = mode or read_settings().get("mode", "")  # `wandb offline` leaves it
     if mode in {"online", "offline", "disabled", "dryrun"}:
         return mode.replace("dryrun", "offline")  # W&B's older word
     return "online" if _logged_in() else "offline"
 
 
+def warn_of_environment(config: Config, warn: Callable[[str], None]) -> None:
+    """Say which of W&B's own variables count for nothing, since the config says otherwise."""
+    for key, variable in VARIABLES.items():
+        typed, theirs = getattr(config.wandb, key), os.environ.get(variable)
+        if theirs and typed not in (theirs, "auto"):
+            warn(clean(f"W&B: wandb.{key}={typed} counts, not {variable}={theirs}"))
+
+
 def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL"):
+    settings = read_settings()
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL") or settings.get("api_key"):
         return True
+    host = urlsplit(settings.get("base_url", SERVER)).netloc
     files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     for file in files:
         try:
-            return netrc.netrc(Path(file).expanduser()).authenticators("api.wandb.ai") is not None
+            return netrc.netrc(os.path.expanduser(file)).authenticators(host) is not None
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
     return False
+
+
+def project_of(config: Config) -> str:
+    """Return the project that a run goes to: our default only where neither the config nor W&B's settings name one."""
+    default = str(KEYS["wandb.project"].default)
+    if config.wandb.project != default or os.environ.get("WANDB_PROJECT"):
+        return config.wandb.project
+    return read_settings().get("project", default)
 
 
 class WandbLogger:
@@ -58,13 +82,16 @@ class WandbLogger:
         """Start the W&B run. `values` is its config; `warn` is called with what goes wrong, once."""
         self.path, self.warn = path, warn
         self.run: Run | None = None
+        self._logged: int | None = None  # rows that an offline run's client was given, which may lose them
         self.mode = wandb_mode(config)
+        self.budget = Budget(BUDGET_S)
         if self.mode == "disabled":
             return
+        warn_of_environment(config, warn)
         if self.mode == "online":
             self._go_online(config, run_id, values)
         if self.mode == "offline":
-            self._try(self._start, config, run_id, values)
+            self.run = self._try(self._start, config, run_id, values)
 
     @property
     def location(self) -> str:
@@ -77,18 +104,17 @@ class WandbLogger:
 
     def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         try:
-            self._start(config, run_id, values)
+            self.run = self.budget.call(self._start, config, run_id, values, limit_s=INIT_TIMEOUT_S + 3)
         except Exception as error:
-            self.run, self.mode = None, "offline"
+            self.mode = "offline"
             self.warn(f"W&B: not online ({one_line(error)}), so offline")
-            with suppress(Exception):
-                import wandb
+            end_service(kill=True)  # the client holds on to the run's id
 
-                wandb.teardown()  # the client holds on to the run's id
-
-    def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
-        import wandb  # half a second that a run without W&B need not wait
-
+    def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> Run:
+        wandb = import_wandb()
+        os.environ.setdefault("WANDB_SILENT", "true")  # no run waits for somebody to type a key
+        (self.path / "wandb").mkdir(exist_ok=True)
+        start_service(self.path / "wandb" / "core.log")
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -99,10 +125,10 @@ class WandbLogger:
             finish_timeout_raises=False,
             x_disable_machine_info=True,
         )
-        self.run = wandb.init(
-            mode=self.mode,  # type: ignore[arg-type]
+        run: Run = wandb.init(
+            mode=self.mode,
             entity=config.wandb.entity,
-            project=config.wandb.project,
+            project=project_of(config),
             id=run_id,
             resume="allow" if self.mode == "online" else None,
             group=config.study,
@@ -115,12 +141,16 @@ class WandbLogger:
             reinit="create_new",
         )
         for axis in ("epoch", "global_step"):
-            self.run.define_metric(axis)
-        self.run.define_metric("train/*", step_metric="global_step")
-        self.run.define_metric("val/*", step_metric="epoch")
+            run.define_metric(axis)
+        run.define_metric("train/*", step_metric="global_step")
+        run.define_metric("val/*", step_metric="epoch")
+        return run
 
     def log_rows(self, sent: int, upto: int) -> int:
-        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now."""
+        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now.
+
+        Offline those count that were on disk when this run began: see `recorded`.
+        """
         if self.run is None:
             return sent
         return self._try(self._log_rows, sent, upto) or sent
@@ -128,9 +158,20 @@ class WandbLogger:
     def _log_rows(self, sent: int, upto: int) -> int:
         assert self.run is not None
         rows = read_metrics(self.path / METRICS).rows[:upto]
-        for row in rows[sent:]:
+        if self.mode == "offline" and self._logged is None:
+            self._logged = recorded_rows(self.path, rows, sent)
+        for row in rows[sent if self._logged is None else self._logged :]:
             self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
-        return max(sent, len(rows))
+        if self._logged is None:
+            return max(sent, len(rows))
+        self._logged = max(self._logged, len(rows))
+        return sent
+
+    def recorded(self, sent: int) -> int:
+        """Return how many rows are sent, once an offline run has ended: those in its record on disk."""
+        if self._logged is None:
+            return sent
+        return self._try(recorded_rows, self.path, read_metrics(self.path / METRICS).rows, sent) or sent
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         """End the W&B run with the summary, and send the files that a report needs."""
@@ -140,7 +181,8 @@ class WandbLogger:
 
     def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
         assert self.run is not None
-        self.run.summary.update({key: value for key, value in summary.items() if value is not None})
+        of_files = {"sha256", "checksum"}
+        self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in of_files})
         for name in (STATUS, CORRECT):
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
                 copy = shutil.copy(self.path / name, self.run.dir)
@@ -150,9 +192,10 @@ class WandbLogger:
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""
         try:
-            return call(*args)
+            return self.budget.call(call, *args)
         except Exception as error:
             self.run = None
+            end_service(kill=True)
             self.warn(f"W&B failed and is left out, the run goes on ({one_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None

@@ -18,14 +18,17 @@ from omegaconf import DictConfig
 
 from roadmap.config import Config
 from roadmap.distributed.rank_env import RankEnv, rank_env
-from roadmap.errors import RoadmapError, StoppedEarly
+from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
+from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.steps.compose import validate
+from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
-from roadmap.steps.hydra_guard import check_config_dirs, check_options, check_overrides
+from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
+from roadmap.text import printable_lines, redact_output
 
 # Does one run, and returns the line in which it is told what came out.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
@@ -37,22 +40,27 @@ class CommandLine:
     def __init__(self, run: Run, argv: Sequence[str]) -> None:
         self.run, self.argv = run, list(argv)
         self.env, self.sweep = RankEnv(), SweepProgress()
+        self.overrides: list[str] = []
         self.codes: list[int] = []  # one a run: Hydra drops what a task returns in a sweep
 
     def main(self) -> int:
         """Check what was typed, then let Hydra call `task` for every run."""
-        if {"--help", "-h"} & set(self.argv):
-            print(help_text(config_dirs(self.argv)))
-            return 0
+        redact_output()
+        deny_others()
         if not self.argv:
             print(short_help(), file=sys.stderr)
             return 64
         try:
+            if {"--help", "-h"} & set(self.argv):
+                print(help_text(config_dirs(self.argv)))
+                return 0
             self.env = rank_env()
-            check_options(self.argv)
-            check_overrides(self.argv)
-            check_config_dirs(config_dirs(self.argv), CONF)
-            step_tree(config_dirs(self.argv))
+            options, self.overrides = check_options(self.argv)
+            sys.argv[1:] = [*options, *self.overrides]  # argparse takes no option between two overrides
+            folders = config_dirs(self.argv)
+            check_overrides(self.overrides, folders)
+            check_config_dirs(folders, CONF)
+            step_tree(folders)
             with (
                 TemporaryDirectory() as scratch
             ):  # for what Hydra writes at a sweep's start, before anything is checked
@@ -75,7 +83,9 @@ class CommandLine:
         try:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
-                print(self.sweep.prefix() + line, flush=True)
+                print(printable_lines(self.sweep.prefix() + line), flush=True)
+        except MemoryError:  # while modules are imported
+            self.codes.append(self.report(ConfigError("memory is too small to begin; `ulimit -v` may limit it")))
         except (RoadmapError, *HYDRA_ERRORS) as error:
             self.codes.append(self.report(error))
             self.sweep.stopped |= isinstance(error, StoppedEarly)
@@ -99,7 +109,7 @@ class CommandLine:
         """Return how many runs a sweep has: the product of its lists, those of the command line replacing the
         file's."""
         overrides = [f"{key}={value}" for key, value in (hydra_config.sweeper.params or {}).items()]
-        overrides += [word for word in self.argv if "=" in word and not word.startswith("-")]
+        overrides += [word for word in self.overrides if "=" in word]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         lists = {override.get_key_element(): override for override in parser.parse_overrides(overrides)}
         return math.prod(sum(1 for _ in o.sweep_iterator()) for o in lists.values() if o.is_sweep_override())
@@ -117,4 +127,4 @@ class CommandLine:
     def write(self, line: str) -> None:
         """Write a line to stderr; of several ranks the first speaks for all."""
         if self.env.is_main:
-            print(self.sweep.prefix() + line, file=sys.stderr, flush=True)
+            print(printable_lines(self.sweep.prefix() + line), file=sys.stderr, flush=True)

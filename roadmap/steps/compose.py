@@ -3,9 +3,12 @@
 `compose` is for Python, tests and the table; `run.py` lets Hydra compose and calls `validate` on the result.
 """
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import version
@@ -16,15 +19,18 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from roadmap.config import Config
+from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
+from roadmap.files import expand
 from roadmap.steps.cell_name import cell_name, without_hydra
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
-from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.config_files import check_config_dirs
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
+from roadmap.steps.hydra_guard import check_overrides
+from roadmap.steps.recorded import config_of_run, scores_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
-from roadmap.text import check_name, nearest
+from roadmap.text import check_name, flatten, nearest
 
 
 def compose(
@@ -35,7 +41,7 @@ def compose(
     `config_dir` is a folder with steps, variants or data sets of one's own. Raises ConfigError.
     """
     folders = step_folders(config_dir)
-    check_overrides([f"+step={step}", *overrides])
+    check_overrides([f"+step={step}", *overrides], folders)
     check_config_dirs(folders, CONF)
     known = regimes()
     if regime not in known:
@@ -48,6 +54,36 @@ def compose(
             return validate(cfg, cfg.hydra, folders)
     except HYDRA_ERRORS as error:
         raise ConfigError(plain_error(error, folders)) from None
+
+
+COMPOSE_S = 10.0  # a config takes a tenth
+
+
+class _TooLong(BaseException):
+    """Of the timer alone: libraries catch every Exception."""
+
+
+@contextmanager
+def bounded_time() -> Iterator[None]:
+    """Raise ConfigError where composing computes longer than that: references within references can double what they
+    stand for without end. In the main thread alone, where Python takes signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise _TooLong
+
+    before, left = signal.signal(signal.SIGVTALRM, stop), signal.setitimer(signal.ITIMER_VIRTUAL, COMPOSE_S)[0]
+    try:
+        yield
+    except _TooLong:
+        raise ConfigError(
+            f"the config takes more than {COMPOSE_S:g} s to compose: do its values refer to each other?"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, left)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextmanager
@@ -67,7 +103,8 @@ def hydra_initialized(folder: Path) -> Iterator[None]:
 
 def compose_primary(primary: str, overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra makes of a primary file and overrides, its own settings included. Hydra must be initialised."""
-    return hydra_compose(primary, list(overrides), return_hydra_config=True)
+    with bounded_time():
+        return hydra_compose(primary, list(overrides), return_hydra_config=True)
 
 
 def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Config:
@@ -78,22 +115,33 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     """
     choices, tree = hydra.runtime.choices, step_tree(folders)
     debug = choices.get("debug")
-    known = [path.stem for folder in folders for path in (folder / "debug").glob("*.yaml")]
+    known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
-    name = choices.get("step")
-    if name is None and cfg.get("mode") != Mode.data_check:
+    name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))
+    if name is None and cfg.get("mode") == Mode.evaluate and cfg.get("weights"):
+        of_run |= not expand(str(cfg.weights)).exists()  # whose reading will say so
+    if name is None and cfg.get("mode") != Mode.data_check and not of_run:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(str(name), tree)}")
-    values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    with bounded_time():
+        values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     assert isinstance(values, dict)
     for key in DERIVED:
         if isinstance(values.get(key), dict):
             raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         if key in values:
             raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
-    config = Config(**{str(key): value for key, value in values.items()})
+    named = {str(key): value for key, value in values.items()}
+    if of_run and flatten(named).keys() <= KEYS.keys():
+        return config_of_run(flatten(named), hydra)
+    try:
+        config = Config(**named)
+    except ConfigError as error:
+        if path := file_of_unknown_key(named, hydra.overrides.task, folders):
+            raise ConfigError(f"{path}: {error}") from None
+        raise
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config
     step = tree[str(name)]

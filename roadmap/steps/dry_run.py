@@ -5,7 +5,8 @@ import yaml
 from roadmap import catalog
 from roadmap.config import Config
 from roadmap.net import cost
-from roadmap.runs.run_dir import identity_hash, run_path
+from roadmap.runs.recorded_config import identity_hash
+from roadmap.runs.run_dir import run_path
 
 
 def describe(config: Config) -> str:

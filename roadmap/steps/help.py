@@ -42,9 +42,9 @@ def config_dirs(words: Sequence[str]) -> list[Path]:
     """Return the config folders that a command line names (`-cd FOLDER`), and ours."""
     folders = [CONF]
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in {"-cd", "--config-dir", "-cp", "--config-path"}:
+        if word in {"-cd", "--config-dir"}:
             folders.insert(0, Path(following))
-        elif word.startswith(("--config-dir=", "--config-path=")):
+        elif word.startswith(("--config-dir=", "-cd=")):
             folders.insert(0, Path(word.partition("=")[2]))
     return [folder for folder in folders if folder.is_dir()]
 
@@ -65,5 +65,5 @@ def choices(group: str, folders: Sequence[Path]) -> dict[str, str]:
     """Return the files of a group with their first line, in the order of the roadmap for steps, of size for regimes."""
     if group == "step":
         return {name: step.about for name, step in step_tree(folders).items()}
-    found = {path.stem: about(path) for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    found = {path.stem: about(path) for folder in folders for path in sorted((folder / group).glob("[!.]*.yaml"))}
     return {name: found[name] for name in regimes()} if group == "regime" else found

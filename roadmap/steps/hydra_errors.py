@@ -1,18 +1,23 @@
 """Hydra's and OmegaConf's errors in plain words: the key, its value, what is allowed, the nearest name first."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from roadmap.config import KEYS
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
-from roadmap.steps.tree import step_tree
-from roadmap.text import nearest
+from roadmap.files import read_yaml
+from roadmap.steps.tree import CONF, step_tree
+from roadmap.text import flatten, nearest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
 
@@ -29,12 +34,18 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
     if isinstance(error, OmegaConfBaseException):
         return _explain_value(error)
     text = str(error)
+    if found := re.search(r"Ambiguous value for argument '(.*)'", text):
+        return f"{found[1]}: takes one value; several need --multirun{_hint(found[1], ', and text with a comma is')}"
+    if found := re.search(r"Cannot find primary config '([^']+)'", text):
+        known = sorted({path.stem for folder in folders for path in folder.glob("[!.]*.yaml")})
+        return f"-cn {found[1]}: there is no such file; {nearest(found[1], known)}"
     if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
         return _explain_choice(found[1], steps, folders)
     if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
         return _unknown_key(found[1].split("@")[0])
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE ({_first_line(text)})"
+        word = str(error.override)
+        return f"{word}: cannot be read as KEY=VALUE{_hint(word, ' as it stands; quoted it is') or _cause(text)}"
     if found := re.search(r"Multiple values for (\w+)", text):
         return f"{found[1]}: is given twice"
     cause = error.__cause__ or error.__context__
@@ -43,15 +54,32 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
     return " ".join(text.split())
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+def quote(value: str) -> str:
+    """Return a value as Hydra's grammar takes it."""
+    return value if re.fullmatch(r"[\w/.-]+", value, re.ASCII) else "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
+
+
+def _hint(word: str, before: str) -> str:
+    """Return how to type a word whose value is text, for Hydra and for a shell; nothing where that is not its fault."""
+    key, equals, value = word.partition("=")
+    quoted = f"{key}={quote(value)}"
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return ""
+    in_shell = f'"{quoted}"' if not set(quoted) & set('"$`\\!') else shlex.quote(quoted)
+    known = KEYS.get(key.lstrip("+"))
+    return f"{before} {in_shell}" if equals and value and known and known.is_text else ""
+
+
+def _cause(text: str) -> str:
+    return next((f" ({line.strip()})" for line in text.splitlines() if line.strip()), "")
 
 
 def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
     group, _, name = missing.rpartition("/")
-    known = (
-        steps if group == "step" else sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
-    )
+    there = {path.stem for folder in folders for path in (folder / group).glob("[!.]*.yaml")}
+    known = steps if group == "step" else sorted(there)
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" if group in {"step", "variant"} else ""
@@ -62,13 +90,27 @@ def _unknown_key(key: str) -> str:
     if key in {"step", "variant"}:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
     section, known = key.split(".")[0], [name for name in KEYS if name not in DERIVED]
-    if key in known and section == "data":
-        return f"{key}: not with this data=..., which has no such key; others have; +{key}=VALUE sets it"
     if key in known:
-        return f"{key}: conf/ does not set it; +{key}=VALUE does"
+        file = f"the file of this {section}= in conf/{section}" if (CONF / section).is_dir() else "conf/config.yaml"
+        return f"{key}: {file} does not have it, the schema has; +{key}=VALUE sets it"
     beside = [name for name in known if name.startswith(f"{section}.")]
     top = ["+step", "+variant", *dict.fromkeys(name.split(".")[0] for name in known)]
     return f"{key}: there is no such key; {nearest(key, beside or top)}"
+
+
+def file_of_unknown_key(values: dict[str, Any], overrides: Iterable[str], folders: Sequence[Path]) -> Path | None:
+    """Return the file that sets a composed key which the schema lacks and nobody has typed."""
+    typed = {word.partition("=")[0].lstrip("+") for word in overrides}
+    for key in flatten(values):
+        if key in KEYS or key in DERIVED or key in typed:
+            continue
+        for path in (path for folder in folders for path in sorted(folder.rglob("[!.]*.yaml"))):
+            with suppress(OSError, ValueError):
+                body = read_yaml(path)
+                names = flatten(body) if isinstance(body, dict) else {}
+                if key in names or key in {f"{path.parent.name}.{name}" for name in names}:
+                    return path
+    return None
 
 
 def _explain_value(error: OmegaConfBaseException) -> str:

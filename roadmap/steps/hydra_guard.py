@@ -1,122 +1,161 @@
-"""What a command line or a folder of configs may not say: Hydra would act on it before our schema sees it.
+"""What a command line may not say: Hydra would act on it before our schema sees it.
 
-Hydra makes its launcher, sweeper and callbacks from whatever `hydra.*` names; only its mode and a sweep's lists may
-be set.
+Hydra makes its launcher, sweeper, logging and callbacks from whatever `hydra.*` names; only its mode and a sweep's
+lists may be set. It reads words without any bound; so what is too long, too deep or endless is refused first.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import re
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.steps.tree import cached_yaml
-from roadmap.text import flatten, nearest, shorten
+from roadmap.files import nearby
+from roadmap.steps.hydra_errors import quote
+from roadmap.text import SAFE_NAME, clean, nearest, shorten
 
 GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
-LOCAL = frozenset(name for name, key in KEYS.items() if key.local)
-
 
 # Hydra's own options that may be typed, spelled in full, and whether a value follows. argparse would take
-# abbreviations of all of them: one unpickles a file (--experimental-rerun).
+# abbreviations of all of them: one unpickles a file (--experimental-rerun). Not --config-path: what it names takes the
+# place of conf/.
 OPTIONS = {
     "--help": False, "-h": False, "--version": False, "--multirun": False, "-m": False, "--resolve": False,
-    "--config-dir": True, "-cd": True, "--config-name": True, "-cn": True, "--config-path": True, "-cp": True,
+    "--config-dir": True, "-cd": True, "--config-name": True, "-cn": True,
     "--cfg": True, "-c": True, "--package": True, "-p": True, "--info": True, "-i": True,
 }  # fmt: skip
 
+# Characters of a word, of one with brackets (whose parsing takes quadratic time), and of all words: Hydra's parser
+# reads some ten thousand a second. A list of 1000 seeds fits.
+MAX_WORD, MAX_BRACKETS, MAX_WORDS = 4000, 1000, 8000
+MAX_DEPTH = 10  # of brackets within each other
+MAX_REFERENCES = 4  # `${...}` in one value, and values of a file with several: each may double what it stands for
+MAX_RUNS = 10_000  # of one sweep: Hydra makes them all before the first one starts
+SETTABLE = "of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set"
 
-def check_options(argv: Sequence[str]) -> None:
-    """Raise ConfigError for an option that is none of `OPTIONS`, or is abbreviated."""
-    words = iter(argv)
+
+def check_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the options with their values, and all other words.
+
+    Raises ConfigError for an option that is none of `OPTIONS`, or is abbreviated.
+    """
+    words, options, others = iter(argv), list[str](), list[str]()
     for word in words:
-        option, equals, _ = word.partition("=")
+        option, equals, value = word.partition("=")
         if not word.startswith("-"):
+            others.append(word)
             continue
         if option not in OPTIONS or (equals and not OPTIONS[option]):
-            raise ConfigError(f"{shorten(word, 80)}: there is no such option; {nearest(option, OPTIONS)}")
-        if OPTIONS[option] and not equals:
-            next(words, None)
+            raise ConfigError(f"{shorten(word, 80)}: there is no such option; {nearest(option[:80], OPTIONS)}")
+        options.append(option)
+        if not OPTIONS[option]:
+            continue
+        value = value if equals else next(words, "")
+        options.append(value)
+        if value.startswith("-") or not value:
+            raise ConfigError(f"{option}: a value must follow")
+        if option in ("--config-name", "-cn") and not all(map(SAFE_NAME.fullmatch, value.split("/"))):
+            raise ConfigError(f"{option} {shorten(value, 80)}: is no name of a config; its folder goes with -cd FOLDER")
+        if option in ("--config-dir", "-cd") and not Path(value).is_dir():
+            raise ConfigError(f"{option} {shorten(value, 80)}: no such folder{nearby(Path(value))}")
+    return options, others
 
 
-def check_overrides(words: Iterable[str]) -> None:
+def check_overrides(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
     """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to
-    it."""
-    for word in words:
-        if word.startswith("-") or "=" not in word:
-            continue
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:
-            continue
-        key = override.get_key_element().lstrip("+~")
-        if key.split(".")[0].split("/")[0].split("@")[0] == "hydra" and not _may_be_set(key):
-            raise ConfigError(f"{key}: of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set")
-        if "@" in key or key == "local":
-            raise ConfigError(f"{key}: a group goes where its file says; write GROUP=NAME")
-        one_name = override.is_sweep_override() or isinstance(override.value(), str | int | float)
-        if key in GROUPS and not one_name and not (key == "debug" and override.value() is None):
-            raise ConfigError(f"{key}={word.partition('=')[2]}: takes one name")
+    it. The names of subfolders of `folders` are names of groups too."""
+    if (length := sum(map(len, words))) > MAX_WORDS:
+        raise ConfigError(f"{shorten(max(words, key=len), 80)}: {length} characters in all, at most {MAX_WORDS}")
+    numbers = [_check_override(word, folders) for word in words if not word.startswith("-")]
+    if math.prod(numbers) > MAX_RUNS:
+        raise ConfigError(f"{shorten(' '.join(words), 120)}: more than {MAX_RUNS} runs at once")
 
 
-def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
-    """Raise ConfigError for a config file that could run code, or a local file that changes results."""
-    for folder in folders:
-        where = folder if folder.resolve() != ours else folder / "local"
-        for path in sorted(where.rglob("*.yaml")):
-            _check_file(path)
-    for path in (ours / "local").glob("*.yaml"):
-        body = {key: value for key, value in _read(path).items() if key != "defaults"}
-        if wrong := sorted(key for key in map(str, flatten(body)) if key not in LOCAL):
-            raise ConfigError(f"{path}: sets {wrong[0]}; a local file may set {', '.join(sorted(LOCAL))}")
-
-
-def _check_file(path: Path) -> None:
-    head = [
-        line
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.startswith("# @package")
-    ]
-    if any("hydra" in line for line in head):
-        raise ConfigError(f"{path}: sets Hydra's own settings ({head[0]})")
-    body = _read(path)
-    if "_target_" in _keys(body):
-        raise ConfigError(f"{path}: holds a _target_; configs name choices, never code")
-    for key, value in body.items():
-        name = str(key)
-        inner = _dotted(value, name) if isinstance(value, dict) else [name]
-        if name.split(".")[0] == "hydra" and (wrong := [k for k in inner if not _may_be_set(k)]):
-            raise ConfigError(
-                f"{path}: sets {wrong[0]}; of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set"
-            )
-
-
-def _may_be_set(key: str) -> bool:
-    return key == "hydra.mode" or key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params.")
-
-
-def _read(path: Path) -> dict[Any, Any]:
-    """Return a file's mapping; {} for one that is none, which Hydra or the step tree will tell."""
+def _check_override(word: str, folders: Sequence[Path]) -> int:
+    """Check `KEY=VALUE`; return how many values it lists. Raises ConfigError."""
+    _check_length(word)
+    if "=" not in word:
+        return 1
     try:
-        body = cached_yaml(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return body if isinstance(body, dict) else {}
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return 1
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise ConfigError(f"{shorten(word, 80)}: cannot be read as KEY=VALUE ({clean(error, 80)})") from None
+    key, value = override.get_key_element().lstrip("+~"), override.value()
+    if re.split("[./@]", key)[0] == "hydra":
+        _check_setting(key, value, folders)
+    elif "@" in key or key == "local":
+        raise ConfigError(f"{shorten(key, 80)}: a group goes where its file says; write GROUP=NAME")
+    elif key in GROUPS or "/" in key or any((folder / key).is_dir() for folder in folders):
+        _check_choice(key, override, word.partition("=")[2])
+    elif KEYS.get(key) and KEYS[key].is_text and isinstance(value, list | dict):
+        text = f"{key}={quote(word.partition('=')[2])}"
+        raise ConfigError(f'{word}: brackets and braces are a list or a mapping; as text: "{text}"')
+    return _num_values(word, value)
 
 
-def _keys(body: Any) -> Iterator[str]:
-    for item in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
-        yield from _keys(item)
-    if isinstance(body, dict):
-        yield from map(str, body)
+def _check_length(word: str) -> None:
+    depth = deepest = 0
+    for char in word[:MAX_WORD]:
+        depth += (char in "[{(") - (char in ")}]")
+        deepest = max(deepest, depth)
+    limit = MAX_BRACKETS if deepest else MAX_WORD
+    if len(word) > limit:
+        raise ConfigError(f"{shorten(word, 80)}: has {len(word)} characters, at most {limit}")
+    if word.count("${") > MAX_REFERENCES:
+        raise ConfigError(f"{shorten(word, 80)}: refers to more than {MAX_REFERENCES} keys")
+    if deepest > MAX_DEPTH:
+        raise ConfigError(f"{shorten(word, 80)}: brackets more than {MAX_DEPTH} deep")
 
 
-def _dotted(body: dict[Any, Any], prefix: str) -> list[str]:
-    keys: list[str] = []
-    for key, value in body.items():
-        keys += _dotted(value, f"{prefix}.{key}") if isinstance(value, dict) else [f"{prefix}.{key}"]
-    return keys
+def _check_setting(key: str, value: Any, folders: Sequence[Path]) -> None:
+    if not may_be_set(key):
+        raise ConfigError(f"{shorten(key, 80)}: {SETTABLE}")
+    if key.startswith("hydra.sweeper.params"):
+        inner = key.removeprefix("hydra.sweeper.params").lstrip(".")
+        check_params(value if isinstance(value, dict) else {inner: value}, folders)
+
+
+def check_params(params: dict[Any, Any], folders: Sequence[Path]) -> None:
+    """Raise ConfigError for a list of a sweep that is no override as a command line may have it."""
+    for key in params:
+        if not re.fullmatch(r"\+{0,2}[\w.]+", str(key)):
+            raise ConfigError(f"hydra.sweeper.params.{shorten(str(key), 80)}: is no key of a run")
+    # Other kinds of values are told by whoever reads the file.
+    check_overrides([f"{key}={value}" for key, value in params.items() if isinstance(value, str)], folders)
+
+
+def _check_choice(key: str, override: Override, given: str) -> None:
+    """Raise ConfigError for a choice of a group that is none: Hydra would open whatever file a path leads to."""
+    value = override.value()
+    if isinstance(value, Glob):
+        return
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        name = choice.text if isinstance(choice, QuotedString) else choice
+        if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
+            raise ConfigError(f"{shorten(key, 80)}={shorten(given, 80)}: takes one name")
+
+
+def _num_values(word: str, value: Any) -> int:
+    if isinstance(value, ChoiceSweep):
+        return max(1, len(value.list))
+    if isinstance(value, IntervalSweep):
+        raise ConfigError(f"{shorten(word, 80)}: names no values; a list does, or range(FIRST,END,STEP)")
+    if not isinstance(value, RangeSweep):
+        return 1
+    try:
+        return max(1, sum(1 for _ in islice(value.range(), MAX_RUNS + 1)))
+    except (HydraException, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"{shorten(word, 80)}: cannot be counted ({clean(error, 80)})") from None
+
+
+def may_be_set(key: str) -> bool:
+    return key == "hydra.mode" or key == "hydra.sweeper.params" or key.startswith("hydra.sweeper.params.")

@@ -1,17 +1,18 @@
 """The steps of the roadmap as a tree: each file names its parent, and holds its change alone."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from roadmap import paper
 from roadmap.errors import ConfigError
-from roadmap.text import nearest
+from roadmap.files import MAX_YAML, read_regular
+from roadmap.parsing import parse_yaml
+from roadmap.text import clean, nearest, one_line, reason
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
@@ -39,24 +40,24 @@ class Step:
 
 def about(path: Path) -> str:
     """Return the first comment of a config file that is not a package header, without the command."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_config(path).splitlines():
         if line.startswith("#") and not line.startswith("# @package"):
-            return line.lstrip("# ").split("  ")[0].strip()
+            return clean(line.lstrip("# ").split("  ")[0])
     return ""
 
 
-def cached_yaml(path: Path) -> Any:
-    """Return what a YAML file holds, not to be changed: a file that has not changed is parsed once a process.
-
-    Raises OSError, UnicodeDecodeError, yaml.YAMLError.
-    """
-    found = path.stat()
-    return _parse(path, found.st_mtime_ns, found.st_size, found.st_ino)
+def read_config(path: Path) -> str:
+    """Return a config file's text. Raises ConfigError where it is no regular file of UTF-8, or too large."""
+    try:
+        return read_regular(path, MAX_YAML).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{clean(path)}: cannot be read ({reason(error)})") from None
 
 
 @lru_cache(maxsize=1000)
-def _parse(path: Path, *_: int) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def _parse(text: str) -> Any:
+    """Return what a file's text holds, not to be changed: the same text is parsed once a process. Raises ValueError."""
+    return parse_yaml(text)
 
 
 def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
@@ -64,7 +65,7 @@ def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
     found: dict[str, Step] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         labels = _labels(folder / "step" / "labels.csv")
-        for path in sorted((folder / "step").glob("*.yaml")):
+        for path in sorted((folder / "step").glob("[!.]*.yaml")):
             if path.stem in found:
                 raise ConfigError(f"{path}: there is another step {path.stem}; give this one a name of its own")
             found[path.stem] = _read_step(path, labels.get(path.stem, {}))
@@ -86,14 +87,15 @@ def _check_ancestors(name: str, parents: Mapping[str, str | None]) -> None:
 
 
 def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
+    text = read_config(path)
+    if text.split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
+        raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
     try:
-        if path.read_text(encoding="utf-8").split("\n", 1)[0].split() != ["#", "@package", "_global_"]:
-            raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
-        body = cached_yaml(path) or {}
+        body = _parse(text) or {}
         parents = [d for d in body.get("defaults", []) if isinstance(d, str) and d != "_self_"]
         reference = "reference" in (body.get("model") or {})
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a step file ({' '.join(str(error).split())})") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{clean(path)}: not a step file ({one_line(error)})") from None
     if len(parents) > 1:
         raise ConfigError(f"{path}: a step has one parent in its defaults list, this one has {', '.join(parents)}")
     parent = parents[0].removeprefix("/step/").removeprefix("step/") if parents else None
@@ -104,10 +106,10 @@ def _labels(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        text = read_regular(path, MAX_YAML).decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
+        raise ConfigError(f"{path}: cannot be read as CSV in UTF-8 ({reason(error)})") from None
     for row in rows:
         if not row.get("step") or (row.get("adopted") or "yes") not in {"yes", "no", "reference"}:
             raise ConfigError(
@@ -119,7 +121,7 @@ def _labels(path: Path) -> dict[str, dict[str, str]]:
 def regimes() -> dict[str, str]:
     """Return the regimes by name, each with the scale that it belongs to."""
     order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
-    found = {p.stem: cached_yaml(p)["scale"] for p in (CONF / "regime").glob("*.yaml")}
+    found = {p.stem: _parse(read_config(p))["scale"] for p in (CONF / "regime").glob("*.yaml")}
     return dict(
         sorted(found.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0]))
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from roadmap import catalog
 from roadmap.config import KEYS, Config, is_read
 from roadmap.config.choices import Crop, Mode, Norm, Pipeline
+from roadmap.steps.recorded import scores_a_run
 from roadmap.text import flatten
 
 # A key whose use hangs on more than one other (`needs` in the schema says it of those that hang on one): whether it is
@@ -18,6 +19,7 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: read_in_workers(c) or c.data.crop == Crop.resized or c.recipe.rand_augment is not None,
         "data.pipeline=reference, a set of class folders, data.crop=resized or recipe.rand_augment",
     ),
+    "recipe.warmup_lr": (lambda c: c.recipe.warmup_epochs > 0, "recipe.warmup_epochs above 0"),
     "recipe.sync_batch_norm": (lambda c: c.model.norm == Norm.batch_norm, "a net with BatchNorm"),
     "recipe.init": (lambda c: c.model.reference is None, "a net of ours"),
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
@@ -25,6 +27,11 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.decoder": (
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
+    ),
+    "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
+    "weights_key": (lambda c: c.mode == Mode.evaluate, "mode=evaluate"),
+    **dict.fromkeys(
+        ("scale", "debug"), (lambda c: not scores_a_run(c.mode, c.weights), "weights=FILE: a run has its own config")
     ),
     **dict.fromkeys(
         ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")

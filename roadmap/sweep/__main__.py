@@ -7,30 +7,37 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
+from roadmap.files import deny_others
+from roadmap.runs.provenance import git_problem
 from roadmap.sweep import launchers
 from roadmap.sweep.study_dir import StudyDir, study_names
-from roadmap.text import ArgumentParser
+from roadmap.text import ArgumentParser, printable_lines, redact_output
 
 if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
     from roadmap.sweep.cluster import ClusterConfig
     from roadmap.sweep.submit import Selection
 
 Args = argparse.Namespace
-echo = partial(print, flush=True)
+
+
+def echo(line: str) -> None:
+    """Print a line, or a table."""
+    print(printable_lines(line), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    redact_output()
+    deny_others()
     try:
         args = parse_args(sys.argv[1:] if argv is None else argv)
         return VERBS[args.verb](args)
     except RoadmapError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(printable_lines(f"error: {error}"), file=sys.stderr, flush=True)
         return error.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +88,8 @@ def submit(args: Args) -> int:
     launcher = launchers.find(args.cluster)
     launcher.require()
     config, selections = select(args)
+    if problem := git_problem():
+        echo(problem)
     for study, _, _ in selections:
         for left in study.left_out:
             echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")
@@ -150,10 +159,10 @@ def reconcile(args: Args) -> int:
 
 def cancel(args: Args) -> int:
     """Cancel what is queued or at work."""
-    from roadmap.sweep.reconcile import cancel as cancel_study
+    from roadmap.sweep.cancel import cancel as cancel_study
 
     for study in directories(args):
-        echo(f"{study.name}: {cancel_study(study)} cancelled; make roadmap goes on")
+        echo(f"{study.name}: {cancel_study(study)}")
     return DONE
 
 

@@ -4,13 +4,15 @@ Reads what was written at submission and what the runs write; composes nothing a
 """
 
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.errors import ConfigError
 from roadmap.runs.metrics import last_rows
+from roadmap.runs.process import is_alive
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import queue
 from roadmap.sweep.study_dir import Row, StudyDir
@@ -29,7 +31,7 @@ class State(NamedTuple):
 
 @dataclass
 class CellState:
-    """One cell as it stands. Times in seconds, accuracies in percent."""
+    """One cell as it stands. Lengths of time in seconds, dates in UTC, accuracies in percent."""
 
     key: str
     step: str
@@ -48,8 +50,18 @@ class CellState:
     restarts: int = 0
     exit_code: int | None = None
     reason: str = ""
+    path: str = ""  # of the run
     job: str | None = None
+    slurm_state: str | None = None
+    slurm_reason: str | None = None
+    never_starts: bool = False  # as Slurm has it, the job waits for what cannot be
+    node: str | None = None
+    submitted: str | None = None
+    starts: str | None = None  # what Slurm expects of a job that waits
+    started: str | None = None
+    updated: str | None = None
     log: str | None = None
+    wandb_id: str | None = None
     hardware: str | None = None
     git_commit: str | None = None
     git_dirty: bool | None = None
@@ -62,7 +74,32 @@ def cell_states(study: StudyDir) -> tuple[list[CellState], queue.Queue]:
     answer = queue.query(
         (str(row["name"]) for rows in submitted for row in rows), (str(rows[-1]["job"]) for rows in submitted)
     )
-    return [cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells], answer
+    states = {cell["key"]: cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells}
+    if pending := study.pending():
+        add_pending(states, pending, queue.query([pending["name"]]))
+    return list(states.values()), answer
+
+
+def add_pending(states: dict[str, CellState], pending: Row, answer: queue.Queue) -> None:
+    """Note of each cell whose submission got no answer what Slurm has of it."""
+    found = {row["cell"]: job for row, job in pending_jobs(pending, answer)}
+    for row in pending["rows"]:
+        cell, job = states.get(row["cell"]), found.get(row["cell"])
+        if cell is None or cell.state in ("done", "queued", "running"):
+            continue
+        if job in answer.in_state(*queue.PENDING, *queue.RUNNING):
+            cell.state, cell.job, cell.reason = "queued", job, "its submission got no answer; make roadmap completes it"
+            add_job(cell, answer.jobs[str(job)])
+        elif answer.answered:
+            cell.reason = "its submission got no answer, and Slurm has no such job by now; make roadmap tries again"
+        else:
+            cell.state, cell.reason = "unknown", "its submission got no answer"
+
+
+def pending_jobs(pending: Row, answer: queue.Queue) -> Iterator[tuple[Row, str]]:
+    """Yield the cells of a submission that was not recorded, each with the job that Slurm has of it."""
+    by_index = {int(job.partition("_")[2] or 0): job for job in answer.jobs}
+    yield from ((row, by_index[index]) for index, row in enumerate(pending["rows"]) if index in by_index)
 
 
 def known_states(study: StudyDir) -> list[CellState]:
@@ -87,18 +124,40 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     last = next((row for row in reversed(rows) if row.get("job")), None)
     newest = rows[-1] if rows else {}
     ended = newest.get("kind") == "ended"  # so this machine's scheduler wrote
-    state = classify(status, last, queue.GONE if ended else job_state(last, answer))
+    cancelled = newest.get("kind") == "cancelled"
+    job = queue.GONE if ended else job_state(last, answer)
+    state = classify(status, last, "CANCELLED" if cancelled and job == queue.GONE else job)
     if ended and newest.get("exit_code") and status.state is None:
-        state = State("failed", f"exit code {newest['exit_code']} before the run began; see its log")
+        state = State("failed", f"exit code {newest['exit_code']} before the run began")
+    if job == queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):
+        state = State(state.name, "; ".join(filter(None, ["its scheduler was killed", state.reason])), killed=True)
     found = CellState(cell["key"], cell["step"], cell["variant"], cell["seed"], state.name, state.killed)
-    found.reason, found.cancelled = state.reason, newest.get("kind") == "cancelled"
-    found.epochs = cell["config"]["recipe"]["epochs"]
-    if last is not None:
-        found.job, found.log = str(last["job"]), str(study.notes / last["log"])
-        found.git_commit, found.git_dirty = last.get("git_commit"), last.get("git_dirty")
+    found.reason, found.cancelled = state.reason, cancelled
+    found.epochs, found.path = cell["config"]["recipe"]["epochs"], str(run)
     if status.state is not None:
         add_progress(found, run, status)
+    if last is not None:
+        log = study.notes / last["log"]
+        found.job, found.log, found.submitted = str(last["job"]), str(log) if log.exists() else None, last.get("time")
+        found.git_commit, found.git_dirty = last.get("git_commit"), last.get("git_dirty")
+        if known := answer.job(found.job):
+            add_job(found, known)
     return found
+
+
+def add_job(cell: CellState, job: queue.Job) -> None:
+    """Note what Slurm says of a cell's job, and why one that waits does."""
+    cell.slurm_state, cell.slurm_reason, cell.node = job.state, job.reason or None, job.node or cell.node
+    if job.state in queue.PENDING:
+        cell.starts, cell.never_starts = utc(job.started), bool(job.never_starts)
+        cell.reason = "; ".join(filter(None, [job.waits_for and f"Slurm: {job.waits_for}", cell.reason]))
+    else:
+        cell.started = cell.started or utc(job.started)
+
+
+def utc(seconds: float | None) -> str | None:
+    """Return a time as records have it."""
+    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def job_state(last: Row | None, answer: queue.Queue) -> str | None:
@@ -109,8 +168,13 @@ def job_state(last: Row | None, answer: queue.Queue) -> str | None:
         return answer.state(str(last["job"]))
     if last["host"] != socket.gethostname():
         return None
-    began = process_start(last["pid"])
-    return LOCAL if began is not None and last.get("born") in (None, began) else queue.GONE
+    return next((state for state, process in processes(last).items() if is_alive(*process)), queue.GONE)
+
+
+def processes(row: Row) -> dict[str, tuple[int, int | None]]:
+    """Return the processes of a job of this machine, by the state that each alone means: scheduler, then run."""
+    found = {LOCAL: (row["pid"], row.get("born"))}
+    return found | ({"RUNNING": (row["run_pid"], row["run_born"])} if "run_pid" in row else {})
 
 
 def classify(status: Status, last: Row | None, job: str | None) -> State:
@@ -155,41 +219,40 @@ def _job_ended(own: str | None, last: Row, job: str) -> State:
         return State("stopped", "cancelled before it began")
     how = "" if job == queue.GONE else f" ({job})"
     if own is None:
-        return State("failed", f"its job ended before the run began{how}; see its log", killed=True)
+        return State("failed", f"its job ended before the run began{how}", killed=True)
     return State("failed", f"ended without a word{how}: killed, out of memory, or its node was lost", killed=True)
 
 
 def process_alive(status: Status) -> bool | None:
     """Tell whether the process that writes a run still lives; None on another host."""
-    return process_start(status.pid) is not None if status.host == socket.gethostname() else None
-
-
-def process_start(pid: Any) -> int | None:
-    """Return when a process of this host began, in the kernel's ticks; None where there is none."""
-    try:
-        text = Path("/proc", str(int(pid)), "stat").read_text()
-    except (OSError, ValueError, TypeError):
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
+    return is_alive(status.pid, status.pid_start) if status.host == socket.gethostname() else None
 
 
 def add_progress(cell: CellState, run: Path, status: Status) -> None:
     """Fill in how far a cell's run is, and how long it will still take."""
     cell.epoch, cell.global_step = status.epoch, status.step
     cell.restarts = max((status.starts or 1) - 1, 0)
-    cell.exit_code, cell.hardware = status.exit_code, status.hardware
+    cell.exit_code, cell.hardware, cell.node, cell.wandb_id = (
+        status.exit_code, status.hardware, status.host, status.wandb_id
+    )  # fmt: skip
+    cell.started, cell.updated = status.started, status.updated
     if cell.state == "done":
         summary = read_or_empty(Summary, run / SUMMARY)
         cell.top1, cell.images_per_s = summary.top1, summary.train_images_per_s
         cell.total_s, cell.left_s = summary.time_s, 0.0
         return
     train, val = last_rows(run / METRICS)
-    cell.top1, cell.images_per_s = val.get("val/top1"), train.get("train/images_per_s")
-    step, time_s = train.get("global_step"), train.get("time_s")
+    cell.top1, cell.images_per_s = _number(val, "val/top1"), _number(train, "train/images_per_s")
+    step, time_s = _number(train, "global_step"), _number(train, "time_s")
     total = (cell.epochs or 0) * (status.steps_per_epoch or 0)
     if step and time_s and total:
-        cell.global_step = max(step, cell.global_step or 0)
+        cell.global_step = max(int(step), cell.global_step or 0)
         cell.epoch = max(val.get("epoch") or 0, cell.epoch or 0)
         cell.total_s = time_s * total / step
         cell.left_s = cell.total_s - time_s
+
+
+def _number(row: dict[str, Any], key: str) -> float | None:
+    """Return a number of a ledger's row; None where it holds another thing."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

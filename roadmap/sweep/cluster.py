@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from roadmap.config import Affects
 from roadmap.config.fields import Int, Section, key
 from roadmap.errors import ConfigError
 from roadmap.files import read_yaml
+from roadmap.parsing import parse_yaml
 from roadmap.steps.tree import CONF
 from roadmap.text import one_line
 
@@ -46,8 +45,8 @@ def load_cluster(kind: type[C], name: str, overrides: Sequence[str] = ()) -> C:
     for override in filter(is_cluster_key, overrides):
         key, equals, text = override.removeprefix("cluster.").partition("=")
         try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key] = parse_yaml(text)
+        except ValueError:
             equals = ""
         if not equals:
             raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")

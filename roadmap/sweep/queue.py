@@ -1,8 +1,9 @@
 """What Slurm knows of our jobs: `squeue` first, `sacct` for those that have left the queue, if it is there.
 
-No answer is no knowledge: it never makes a job look dead.
+No answer is no knowledge: it never makes a job look dead. Every call has a bound.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,13 +16,51 @@ TIMEOUT_S = 30.0
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 GONE = "GONE"  # Slurm answers, and has forgotten the job
+# Why a job can never start, by Slurm's reason, and what is asked of whoever submitted it.
+NEVER = {
+    r"PartitionTimeLimit|\w+MaxWallDurationPerJobLimit": "cluster.time_h is above the limit there",
+    r"PartitionNodeLimit|\w+MaxNodePerJobLimit": "cluster.nodes is outside the limits there",
+    r"BadConstraints": "no node has what cluster.constraint, gpu_type, per_cell and mem_gb ask for",
+    r"InvalidAccount|AccountNotAllowed": "cluster.account may not run there",
+    r"InvalidQOS|QOSNotAllowed": "cluster.qos may not be used there",
+    r"(Assoc|QOS)\w+PerJob\w*": "it asks for more than one job may have",
+    r"QOSMin\w+": "it asks for less than a job must have",
+    r"DependencyNeverSatisfied": "what it waits for cannot happen any more",
+}
+HELD = {"JobHeldUser": "scontrol release lets it go", "JobHeldAdmin": "an administrator holds it"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job. Times in seconds since 1970; the start of one that waits is what Slurm expects."""
+
+    state: str
+    reason: str = ""
+    node: str = ""
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def never_starts(self) -> str:
+        """Return why a job that waits can never start; nothing where it may."""
+        if self.state not in PENDING:
+            return ""
+        return next((why for reasons, why in NEVER.items() if re.fullmatch(reasons, self.reason)), "")
+
+    @property
+    def waits_for(self) -> str:
+        """Return why a job waits, Slurm's word first; nothing where Slurm does not say."""
+        if why := self.never_starts:
+            return f"{self.reason}: can never start, {why}"
+        return ": ".join(filter(None, [self.reason, HELD.get(self.reason, "")]))
 
 
 @dataclass
 class Queue:
-    """An answer of Slurm: the state of each job by its id (`12` or `12_3`), or why there is no answer."""
+    """An answer of Slurm: each job by its id (`12` or `12_3`), or why there is no answer."""
 
-    states: dict[str, str] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
     error: str = ""
 
     @property
@@ -29,35 +68,60 @@ class Queue:
         """Tell whether Slurm gave an answer."""
         return not self.error
 
+    def job(self, job: str) -> Job | None:
+        """Return what Slurm says of a job. Tasks that were cancelled before they began are one line, their array's."""
+        return self.jobs.get(job) or self.jobs.get(job.partition("_")[0])
+
     def state(self, job: str) -> str | None:
         """Return Slurm's state of a job, GONE for one it has forgotten, None where it does not answer."""
-        return self.states.get(job, GONE if self.answered else None)
+        found = self.job(job)
+        return found.state if found else GONE if self.answered else None
+
+    def in_state(self, *states: str) -> list[str]:
+        """Return the ids of the jobs in some states."""
+        return sorted(job for job, found in self.jobs.items() if found.state in states)
 
 
 def query(names: Iterable[str], jobs: Iterable[str] = ()) -> Queue:
     """Ask Slurm for the jobs with some names, and for the ids `jobs` that have left the queue. Never raises."""
     wanted = sorted(set(names))
     queue = squeue(wanted) if wanted else Queue()
-    gone = sorted(set(jobs) - queue.states.keys())
+    gone = sorted(set(jobs) - queue.jobs.keys())
     if wanted and queue.answered and gone:
-        queue.states |= sacct(gone)
+        queue.jobs |= sacct(gone)
     return queue
 
 
 def squeue(names: list[str]) -> Queue:
     """Return the jobs with some names that are in the queue, or have just left it."""
     out, error = run("squeue", "--noheader", "--array", "--all", "--states=all", f"--name={','.join(names)}",
-                     "--format=%i|%T")  # fmt: skip
-    rows = (line.split("|") for line in (out or "").splitlines() if "|" in line)
-    return Queue({row[0].strip(): row[1].strip() for row in rows}, error)
+                     "--format=%i|%T|%r|%N|%V|%S|%e", SLURM_TIME_FORMAT="%s")  # fmt: skip
+    return Queue(read_jobs(out), error)
 
 
-def sacct(jobs: list[str]) -> dict[str, str]:
+def sacct(jobs: list[str]) -> dict[str, Job]:
     """Return what accounting knows of jobs that have left the queue; nothing where there is none."""
     out, _ = run("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
-                 "--format=JobID,State")  # fmt: skip
-    rows = (line.partition("|") for line in (out or "").splitlines())
-    return {job: state.split()[0] for job, _, state in rows if state}  # "CANCELLED by 1000"
+                 "--format=JobID,State,Reason,NodeList,Submit,Start,End", SLURM_TIME_FORMAT="%s")  # fmt: skip
+    return read_jobs(out)
+
+
+def read_jobs(out: str | None) -> dict[str, Job]:
+    """Return the jobs in lines of id, state, reason, nodes, and the times of submission, start and end."""
+    found = {}
+    for line in (out or "").splitlines():
+        job, state, reason, node, *times = [*(part.strip() for part in line.split("|")), *[""] * 6][:7]
+        if job and state:
+            reason = "" if reason in ("None", "(null)") else reason
+            found[job.partition("_[")[0]] = Job(
+                state.split()[0], reason, node, *map(seconds, times)
+            )  # "CANCELLED by 1000"
+    return found
+
+
+def seconds(text: str) -> float | None:
+    """Return a time of Slurm's, None for one that is not known."""
+    return float(text) if text.isdigit() else None
 
 
 def scancel(jobs: list[str]) -> None:
@@ -74,21 +138,35 @@ def gpu_types(partition: str | None) -> list[str]:
     return sorted(set(re.findall(r"gpu:([A-Za-z][\w.-]*)(?::\d+)", out or "")))
 
 
-def run(*command: str) -> tuple[str | None, str]:
+def max_array_size() -> int | None:
+    """Return how many tasks an array may have; None where Slurm does not say."""
+    out, _ = run("scontrol", "show", "config")
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", out or "", re.MULTILINE)
+    return max(1, int(found[1])) if found else None
+
+
+def run(*command: str, timeout_s: float = TIMEOUT_S, **env: str) -> tuple[str | None, str]:
     """Return what a command of Slurm's prints, or None and why there is nothing."""
     if shutil.which(command[0]) is None:
         return None, f"there is no {command[0]} here"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+            env={**os.environ, **env},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return None, f"{command[0]} does not answer"
+        return None, f"{command[0]} does not answer within {timeout_s:.0f} s"
+    except OSError as error:
+        return None, f"{command[0]}: {error.strerror}"
+    if done.returncode < 0:
+        return None, f"{command[0]} was killed by signal {-done.returncode}"
     if done.returncode:
         return None, error_line(done.stderr) or f"{command[0]} failed"
     return done.stdout, ""
 
 
 def error_line(text: str) -> str:
-    """Return the line of a message of Slurm's that says why."""
+    """Return what a message of Slurm's says: its first error, which names what is wrong, and its last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [re.sub(r"^\w+: (error: )?", "", line) for line in lines if "error:" in line]
-    return (errors[-1:] or lines[:1] or [""])[0][:300]
+    errors = [re.sub(r"^\w+: (error: )?", "", line) for line in lines if "error:" in line] or lines[:1]
+    return "; ".join(dict.fromkeys([*errors[:1], *errors[-1:]]))[:300]

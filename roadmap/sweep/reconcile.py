@@ -1,17 +1,14 @@
-"""Restart what died without being asked to, and cancel what is queued or at work. Both may run from cron."""
+"""Restart what died without being asked to. It may run from cron."""
 
-import os
 import re
-import signal
-import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from roadmap.errors import ConfigError, NoProgress, StoppedEarly
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.sweep import queue
 from roadmap.sweep.cell_states import CellState, cell_states, slurm_jobs
-from roadmap.sweep.launchers.slurm import Config, recover_pending, report_name, submit_tasks
+from roadmap.sweep.launchers.slurm import Config, recover_pending, submit_tasks
 from roadmap.sweep.snapshot import FOLDER
 from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.sweep.submit import Task
@@ -36,7 +33,8 @@ class Reconciliation:
 def reconcile(study: StudyDir) -> Reconciliation:
     """Submit the cells again that were killed or stopped by Slurm, each with the code and the words that it had.
 
-    Cells that a person cancelled, or that failed by their own word, wait for `make roadmap`.
+    Cells that a person cancelled, or that failed by their own word, wait for `make roadmap`, and so do the dead of this
+    machine, which are named.
 
     Raises ConfigError, DataError.
     """
@@ -44,22 +42,27 @@ def reconcile(study: StudyDir) -> Reconciliation:
     study.cells()  # raises where nothing was submitted
     with study.lock():
         recover_pending(study)
-        jobs = {key: slurm_jobs(rows) for key, rows in study.jobs().items()}
+        jobs = study.jobs()
         states, answer = cell_states(study)
         if not answer.answered:
             result.error = f"Slurm gives no answer ({answer.error}): nothing is restarted"
             return result
         groups: dict[str, list[CellState]] = {}  # by the submission that they were part of
         for state in states:
-            rows = jobs.get(state.key)
-            if state.state not in ("failed", "stopped") or not rows:
+            rows = [row for row in jobs.get(state.key, []) if row.get("job")]
+            if not rows:
                 continue
-            if reason := reason_to_leave(state, rows, answer.state(str(rows[-1]["job"]))):
-                result.left[state.key] = reason
-            else:
-                groups.setdefault(str(rows[-1]["name"]), []).append(state)
+            if rows[-1]["kind"] == "local":
+                if state.killed:
+                    result.left[state.key] = f"{state.reason}; make roadmap STUDY={study.name} CLUSTER=local goes on"
+            elif state.state in ("failed", "stopped"):
+                slurm = slurm_jobs(rows)
+                if reason := reason_to_leave(state, slurm, answer.state(str(slurm[-1]["job"]))):
+                    result.left[state.key] = reason
+                else:
+                    groups.setdefault(str(slurm[-1]["name"]), []).append(state)
         for group in groups.values():
-            resubmit(study, [(state, jobs[state.key][-1]) for state in group])
+            resubmit(study, [(state, slurm_jobs(jobs[state.key])[-1]) for state in group])
             result.restarted += [state.key for state in group]
     return result
 
@@ -94,28 +97,6 @@ def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
         raise ConfigError(
             f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now"
         )
+    refuse_unsafe(code, study.path.parent, "RUNS")
     tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
     submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")
-
-
-def cancel(study: StudyDir) -> int:
-    """Cancel the cells that are queued or at work, which save themselves; return how many. Raises ConfigError."""
-    study.cells()  # raises where nothing was submitted
-    with study.lock():
-        recover_pending(study)
-        jobs = study.jobs()
-        states, answer = cell_states(study)
-        if not answer.answered:
-            raise ConfigError(f"{study.name}: Slurm gives no answer ({answer.error}): nothing is cancelled")
-        active = [state.key for state in states if state.state in ("queued", "running")]
-        submitted = [[row for row in jobs.get(key, []) if row.get("job")] for key in active]
-        last = [rows[-1] for rows in submitted if rows]
-        queue.scancel([str(row["job"]) for row in last if row["kind"] == "slurm"])
-        reports = {report_name(str(row["name"])) for rows in jobs.values() for row in slurm_jobs(rows)}
-        queue.scancel([job for job, state in queue.query(reports).states.items() if state in queue.PENDING])
-        here = socket.gethostname()
-        for pid in {row["pid"] for row in last if row["kind"] == "local" and row["host"] == here}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        study.append_jobs({"cell": key, "kind": "cancelled"} for key in active)
-    return len(active)

@@ -6,13 +6,13 @@ Slurm requeues what it preempts at once and what a lost node held; killed runs w
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from roadmap.errors import StoppedEarly
 from roadmap.files import read_json_or_empty, write_json
 from roadmap.runs.schema import STATUS, Status, read_or_empty
+from roadmap.sweep import queue
 
 MAX_WITHOUT_PROGRESS = 3
 
@@ -30,7 +30,9 @@ def main(args: list[str]) -> int:
         print(f"not queued again: {times} jobs in a row ended without a step of progress", flush=True)
         return 0
     print(f"saved at step {status.step}, queued again", flush=True)
-    subprocess.run(["scontrol", "requeue", job], check=False)
+    _, error = queue.run("scontrol", "requeue", job)
+    if error:
+        print(f"not queued again: {error}; make reconcile does it", flush=True)
     return 0
 
 
@@ -38,8 +40,10 @@ def time_was_up(reason: str, job: str) -> bool:
     """Tell whether the notice before the time limit (USR2) stopped the run, or a preemption with a time of grace."""
     if "SIGUSR2" in reason:
         return True
-    done = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False)
-    return "SIGTERM" in reason and re.search(r"\bPreemptTime=\d", done.stdout) is not None
+    if "SIGTERM" not in reason:
+        return False
+    out, _ = queue.run("scontrol", "show", "job", job)
+    return re.search(r"\bPreemptTime=\d", out or "") is not None
 
 
 def without_progress(path: Path, step: object) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from roadmap.errors import DiskError
 from roadmap.files import read_json, write_json
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.hydra_guard import GROUPS
 from roadmap.steps.tree import CONF
@@ -32,6 +33,7 @@ def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
     snapshots = directory.notes / FOLDER
     snapshot = snapshots / digest.hexdigest()[:16]
     if (snapshot / SNAPSHOT).exists():
+        refuse_unsafe(snapshot, directory.path.parent, "RUNS")  # it is run as it lies there
         return snapshot
     try:
         snapshots.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ def as_json(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> dict[s
         "queue_answers": queue.answered,
         "totals": totals(cells),
         "left_s": study_left(cells),
+        "never_start": sum(cell.never_starts for cell in cells),
+        "left_out": study.record().get("left_out", []),
         "cells": [asdict(cell) for cell in cells],
     }
 
@@ -37,6 +39,10 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
         plain_table([COLUMNS, *map(table_row, cells)]),
         f"{study.name}: {len(cells)} cells: {counts}" + (f"; about {clock(left)} left at this pace" if left else ""),
     ]
+    if stuck := sum(cell.never_starts for cell in cells):
+        lines.append(
+            f"{stuck} of them can never start as submitted: make cancel, then make roadmap with other settings."
+        )
     if not queue.answered:
         lines.append(f"The queue gives no answer ({queue.error}); what it alone could tell is unknown.")
     return "\n".join(lines)

@@ -13,22 +13,24 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from roadmap.config.choices import Mode
-from roadmap.config.schema import Config
+from roadmap.config.fields import shown
+from roadmap.config.schema import KEYS, Config
 from roadmap.errors import ConfigError
-from roadmap.files import read_yaml
+from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose_primary, hydra_initialized, validate
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
-from roadmap.steps.hydra_guard import check_config_dirs, check_overrides
+from roadmap.steps.config_files import check_config_dirs
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error, quote
+from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.text import check_name, nearest
 
 SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
 SEED_WORD = re.compile(r"seed=(\d+)")
-SETTING = re.compile(r"\b(?:model|recipe|data|regime)\.\w+")
-NOT_FOR_CELLS = ("study", "mode", "fresh", "weights", "dry")  # a study's cells train, each in its own directory
+TOGGLE = re.compile(r"\bmodel\.\w+")
+# A study's cells train, each in its own directory.
+NOT_FOR_CELLS = {name: key.default for name, key in KEYS.items() if not key.cells}
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class Study:
 def study_file(name: str) -> Path:
     """Return the file of a study: `NAME` is one of `sweeps/`, `FOLDER/NAME.yaml` the user's own. Raises ConfigError."""
     if name.endswith(".yaml"):
-        path = Path(name).expanduser().absolute()
+        path = expand(name).absolute()
         check_name("STUDY", path.stem)
         if not path.is_file():
-            raise ConfigError(f"STUDY={name}: no such file")
+            raise ConfigError(f"STUDY={name}: no such file{nearby(path)}")
         return path
     path = SWEEPS / f"{check_name('STUDY', name)}.yaml"
     if not path.is_file():
@@ -84,9 +86,9 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
 
     Raises ConfigError for whatever is wrong in the file or the overrides, and where no combination is legal.
     """
-    file, runs = study_file(name), Path(runs).expanduser().absolute()
+    file, runs = study_file(name), expand(runs).absolute()
     folders = [file.parent, CONF]
-    check_overrides(overrides)
+    check_overrides(overrides, folders)
     check_config_dirs(folders, CONF)
     if file.parent != SWEEPS and runs.is_relative_to(file.parent):
         raise ConfigError(
@@ -137,11 +139,6 @@ def check_lists(file: Path) -> None:
             raise ConfigError(f"{file}: hydra.sweeper.params.{key}={value}: write its values with commas, 0,1,2")
 
 
-def quote(value: str) -> str:
-    """Return a value as Hydra's grammar takes it."""
-    return value if re.fullmatch(r"[\w/.-]+", value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def compose_cells(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence[Path]) -> Study:
     """Compose and check the cells of a grid. Raises ConfigError."""
     compose = composer(file.stem, folders)
@@ -167,8 +164,9 @@ def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:
     """Raise ConfigError for a cell that is none of this study, or that is the run of another one."""
     if cell.config.study != file.stem:
         raise ConfigError(f"{file}: study={cell.config.study}: a study is named like its file, study: {file.stem}")
-    if cell.config.mode != Mode.train:
-        raise ConfigError(f"{file}: mode={cell.config.mode}: the cells of a study train")
+    for name, default in NOT_FOR_CELLS.items():
+        if name != "study" and getattr(cell.config, name) != default:
+            raise ConfigError(f"{file}: {name}={shown(getattr(cell.config, name))}: cannot be set for a study's cells")
     if same is not None:
         raise ConfigError(
             f"{file}: two cells are the same run: {' '.join(same.overrides)} and {' '.join(cell.overrides)}"
@@ -198,8 +196,13 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
 
 
 def is_combination(reason: str) -> bool:
-    """Tell whether an error is about settings that do not go together (it names two), not about one that is wrong."""
-    return all(len(set(SETTING.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines())
+    """Tell whether an error is about toggles that do not go together (it names two), not about a value that is wrong.
+
+    A value that breaks rows, such as an epoch under a warm-up of three, is no combination of the grid.
+    """
+    return "there is no such key" not in reason and all(
+        len(set(TOGGLE.findall(line))) > 1 or "this regime has no" in line for line in reason.splitlines()
+    )
 
 
 def select_cells(study: Study, steps: Sequence[str], seeds: Sequence[str]) -> tuple[Cell, ...]:

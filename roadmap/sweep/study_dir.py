@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roadmap.errors import ConfigError, DataError, DiskError
-from roadmap.files import disk_errors, file_lock, json_object, read_json, write_json
+from roadmap.files import deny_others, disk_errors, expand, file_lock, nearby, read_json, write_json
+from roadmap.parsing import json_object
 from roadmap.runs.metrics import append_metrics
+from roadmap.runs.permissions import refuse_unsafe
 from roadmap.text import check_name
 
 if TYPE_CHECKING:  # it needs Hydra
@@ -31,11 +33,13 @@ class StudyDir:
 
     def __init__(self, runs: str | Path, name: str) -> None:
         self.name = check_name("STUDY", name)
-        self.path = Path(runs).expanduser().absolute() / name
+        self.path = expand(runs).absolute() / name
         self.notes = self.path / NOTES
 
     def make(self) -> None:
-        """Make the folder. Raises DiskError where it cannot be written."""
+        """Make the folder. Raises DiskError where it cannot be written, Refused where everybody could."""
+        refuse_unsafe(self.notes, self.path.parent, "RUNS")
+        deny_others()
         try:
             self.notes.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -50,17 +54,22 @@ class StudyDir:
 
     def cells(self) -> list[dict[str, Any]]:
         """Return the cells as they were written at submission. Raises DataError where there are none."""
+        return list(self.record()["cells"])
+
+    def record(self) -> dict[str, Any]:
+        """Return what was written at submission: cells, and combinations left out. Raises DataError for nothing."""
         try:
             found = read_json(self.notes / CELLS)
         except FileNotFoundError:
+            there = nearby(self.path) if not self.path.exists() else ""
             raise DataError(
-                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap"
+                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap{there}"
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
         if found.get("schema") != SCHEMA:
             raise DataError(f"{self.notes / CELLS}: written in schema {found.get('schema')}, this is {SCHEMA}")
-        return list(found["cells"])
+        return found
 
     def write_cells(self, study: "Study") -> None:
         """Write the study's cells, resolved; submitted cells of other overrides stay. Call it with the study locked."""

@@ -12,13 +12,15 @@ from roadmap import catalog
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, Refused
-from roadmap.files import read_yaml
+from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.provenance import code_hash
-from roadmap.runs.run_dir import differences, identity, run_path
+from roadmap.runs.recorded_config import differences, identity
+from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
+from roadmap.steps.hydra_errors import quote
 from roadmap.sweep.cell_states import known_states
 from roadmap.sweep.snapshot import config_dir
-from roadmap.sweep.study import Cell, Study, quote
+from roadmap.sweep.study import Cell, Study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.grad_accumulation import check_micro_batch
 
@@ -87,8 +89,8 @@ def check_images_folder(config: Config) -> None:
     data = config.data
     if catalog.find(data.name, data.kind).needs_root and not data.root:
         raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
-    if data.root and not data.download and not Path(data.root).expanduser().is_dir():
-        raise DataError(f"data.root={data.root}: no such folder")
+    if data.root and not data.download and not expand(data.root).is_dir():
+        raise DataError(f"data.root={data.root}: no such folder{nearby(expand(data.root))}")
 
 
 def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
@@ -132,7 +134,7 @@ def run_args(study: Study, cell: Cell, code: Path) -> list[str]:
     config = cell.config
     own = [word for word in cell.overrides if word.lstrip("+").split("=")[0] not in PATHS]
     paths = {"paths.runs": config.paths.runs, "data.root": config.data.root}
-    absolute = [f"{key}={quote(str(Path(path).expanduser().absolute()))}" for key, path in paths.items() if path]
+    absolute = [f"{key}={quote(str(expand(path).absolute()))}" for key, path in paths.items() if path]
     return ["-cd", str(config_dir(code, study.file)), "-cn", study.name, "hydra.mode=RUN", *own, *absolute]
 
 

@@ -4,21 +4,24 @@ The ledger is the truth, each row goes once: what W&B has is asked of W&B, so th
 that are queued or at work are left to themselves.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from roadmap.config.choices import WandbMode
-from roadmap.config.fields import Section
 from roadmap.config.schema import Config
-from roadmap.errors import StoppedEarly
-from roadmap.files import read_json, read_json_or_empty, read_yaml
+from roadmap.errors import DataError, StoppedEarly
+from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
-from roadmap.runs.wandb_logger import WandbLogger
-from roadmap.sweep.cell_states import cell_states
-from roadmap.sweep.study_dir import StudyDir
-from roadmap.text import one_line
+from roadmap.runs.recorded_config import from_flat
+from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
+from roadmap.runs.wandb_client import import_wandb, start_service
+from roadmap.runs.wandb_files import read_settings
+from roadmap.runs.wandb_logger import WandbLogger, project_of
+from roadmap.sweep.cell_states import cell_states, classify
+from roadmap.sweep.study_dir import CELLS, StudyDir
+from roadmap.text import clean, flatten, one_line
 
 if TYPE_CHECKING:
     from wandb import Api
@@ -28,25 +31,51 @@ ROW_KEYS = {"train": ["global_step", "train/lr"], "val": ["epoch", "val/top1"]}
 
 
 def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
-    """Send what W&B lacks; return the number of rows. Raises StoppedEarly where W&B does not answer, DataError."""
-    cells, _ = cell_states(study)
-    api, sent = connect(), 0
-    for cell in cells:
-        run = study.path / cell.key
-        if cell.state in ("queued", "running", "planned") or not (run / METRICS).exists():
+    """Send what W&B lacks; return the number of rows.
+
+    Raises StoppedEarly where W&B does not answer, and DataError where there is no run, or, at the end, where records
+    could not be read.
+    """
+    found = runs_at_rest(study, echo)
+    api, sent, left_out = connect(), 0, 0
+    for key, run in found.items():
+        try:
+            number = sync_run(run, api, echo)
+        except (OSError, ValueError) as error:
+            echo(f"{key}: left out, {clean(error, 300)}")
+            left_out += 1
             continue
-        number = sync_run(run, api, echo)
         sent += number
-        echo(f"{cell.key}: {number} rows sent" if number else f"{cell.key}: W&B has every row")
+        echo(f"{key}: {number} rows sent" if number else f"{key}: W&B has every row")
+    if left_out:
+        raise DataError(f"{study.name}: {sent} rows sent; {left_out} runs were left out, their records cannot be read")
     return sent
+
+
+def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path]:
+    """Return the runs of a study that are neither queued nor at work, by key; those that nobody submitted, too.
+
+    Raises DataError where there is no run.
+    """
+    submitted = (study.notes / CELLS).exists()
+    states = {cell.key: cell.state for cell in cell_states(study)[0]} if submitted else {}
+    runs = {"/".join(file.parts[-4:-1]): file.parent for file in sorted(study.path.glob(f"*/*/seed*/{METRICS}"))}
+    for key, run in runs.items():
+        states.setdefault(key, classify(read_or_empty(Status, run / STATUS), None, None).name)
+    if not states:
+        study.cells()  # says that nothing is there
+    runs = {key: run for key, run in runs.items() if not run.suffix}  # those set aside have one
+    for key in runs:
+        if states[key] == "unknown":
+            echo(f"{key}: left, it may be at work on another machine")
+    return {key: run for key, run in runs.items() if states[key] not in ("queued", "running", "planned", "unknown")}
 
 
 def connect() -> "Api":
     """Return W&B's interface for reading. Raises StoppedEarly where there is no login or no answer."""
-    import wandb  # half a second that the other verbs need not wait
-
     try:
-        api = wandb.Api(timeout=30)
+        start_service()
+        api = import_wandb().Api(timeout=30)
         api.viewer  # noqa: B018 - asks the server who we are
     except Exception as error:  # the client raises what its layers raise
         raise StoppedEarly(
@@ -56,9 +85,16 @@ def connect() -> "Api":
 
 
 def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
-    """Send what W&B lacks of one run; return the number of rows. Raises StoppedEarly where it goes offline."""
-    status, values = read_json(run / STATUS), read_yaml(run / CONFIG)
-    config, run_id = Config(**known_keys(Config, values)), str(status["wandb_id"])
+    """Send what W&B lacks of one run; return the number of rows.
+
+    Raises StoppedEarly where it goes offline, OSError and ValueError for a record that cannot be read.
+    """
+    status, values = read_record(Status, run / STATUS), read_yaml(run / CONFIG)
+    if not isinstance(values, dict):
+        raise ValueError(f"{CONFIG}: holds no config")
+    config, run_id = from_flat(flatten(values)), str(status.get("wandb_id"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id):
+        raise ValueError(f"{STATUS}: wandb_id={clean(run_id, 40)} is none")
     there = rows_there(api, config, run_id)
     rows = [
         row for row in read_metrics(run / METRICS).rows if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there
@@ -78,9 +114,9 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
 
 def rows_there(api: "Api", config: Config, run_id: str) -> set[tuple[str, int]]:
     """Return the rows that W&B has of a run, as kind and number; none for a run that it does not know."""
-    entity = config.wandb.entity or api.default_entity
+    entity = config.wandb.entity or read_settings().get("entity") or api.default_entity
     try:
-        found = api.run(f"{entity}/{config.wandb.project}/{run_id}")
+        found = api.run(f"{entity}/{project_of(config)}/{run_id}")
         return {
             (kind, int(row[keys[0]]))
             for kind, keys in ROW_KEYS.items()
@@ -90,18 +126,6 @@ def rows_there(api: "Api", config: Config, run_id: str) -> set[tuple[str, int]]:
         return set()
     except Exception as error:
         raise StoppedEarly(f"W&B does not answer ({one_line(error)}); try again") from None
-
-
-def known_keys(kind: type[Section], values: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded config without the keys that the schema has lost."""
-    known: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        inner, value = field.annotation, values.get(name)
-        if isinstance(inner, type) and issubclass(inner, Section) and isinstance(value, dict):
-            known[name] = known_keys(inner, value)
-        elif name in values:
-            known[name] = value
-    return known
 
 
 def mark_synced(run: Path) -> None:

@@ -7,13 +7,10 @@ from traceback import clear_frames
 import torch
 from torch.nn.functional import cross_entropy
 
-from roadmap.distributed.device import autocast
+from roadmap.distributed.device import autocast, is_out_of_memory
 from roadmap.errors import ConfigError
 from roadmap.text import one_line
 from roadmap.training.state import RunContext, TrainState
-
-# What the CPU's allocator, cuBLAS and the driver say in a plain RuntimeError.
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 @contextmanager
@@ -21,7 +18,7 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
     """Turn errors of memory and of `torch.compile` into ConfigError; after the former the state is spoilt."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             clear_frames(error.__traceback__)  # which hold the tensors of the pass that failed
             smaller = largest_micro_batch(ctx, state)
@@ -37,10 +34,18 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
         raise
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether the device's memory was too small."""
-    by_text = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
-    return by_text or isinstance(error, torch.OutOfMemoryError)
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a lack of memory anywhere else into ConfigError: for the net, the images, a checkpoint, an evaluation."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"memory is too small for this run ({one_line(error, 120)}); fewer data.workers need less, "
+            "or recipe.micro_batch= and data.image_size= for all rows of a study"
+        ) from None
 
 
 def is_of_compiler(error: BaseException) -> bool:
@@ -61,7 +66,7 @@ def largest_micro_batch(ctx: RunContext, state: TrainState) -> int | None:
         try:
             take_two_passes(ctx, state, micro_batch)
             return micro_batch
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             clear_frames(error.__traceback__)

@@ -1,16 +1,17 @@
 """Exact top-1 and top-5 of a net, over any number of ranks, and which images it got right, in the data set's order."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from roadmap import catalog
-from roadmap.config.schema import Config
 from roadmap.distributed.ranks import Ranks
+from roadmap.errors import NonFiniteError
 
 
 @dataclass
@@ -25,6 +26,12 @@ class Evaluation:
     def packed(self) -> np.ndarray:
         """Return the bits as in `correct.npy`: eight images a byte, the first image in the highest bit."""
         return np.packbits(self.correct)
+
+    def require_finite(self, whose: str) -> Self:
+        """Return the evaluation. Raises NonFiniteError, on all ranks alike, where an image's loss is not finite."""
+        if not math.isfinite(self.loss):
+            raise NonFiniteError(f"{whose} gives outputs that are not finite for the validation images")
+        return self
 
 
 def eval_batch_size(image_size: int, device: torch.device) -> int:
@@ -77,9 +84,3 @@ def score(logits: Tensor, labels: Tensor) -> Tensor:
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     losses = cross_entropy(logits.float(), labels, reduction="none")
     return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()
-
-
-def caution_note(config: Config) -> str:
-    """Return what has to follow an accuracy on this data set, in brackets; mostly nothing."""
-    caution = catalog.find(config.data.name, config.data.kind).caution
-    return f" ({caution})" if caution else ""

@@ -1,11 +1,12 @@
-"""Mixup and cutmix as in the official code, through timm's `Mixup`.
+"""Mixup and cutmix as in the official code, which had timm 0.3.2: the same draws, boxes and targets to the bit.
 
 One of the two on every batch, chosen with probability `recipe.mix_switch`; an image's partner is that of the batch in
 reverse; lambda is corrected for the part of the box that was cut off; label smoothing is inside the soft targets
-(Table 5).
+(Table 5). Written out here because later timms draw another box.
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from roadmap.config.schema import RecipeConfig
@@ -13,6 +14,8 @@ from roadmap.errors import ConfigError
 
 # Apart from the purposes of roadmap.data.sampling.Draw, so that no two streams of random numbers are the same.
 PURPOSE = 100
+
+Box = tuple[int, int, int, int]  # first row, last row + 1, first column, last column + 1
 
 
 def mixes(recipe: RecipeConfig) -> bool:
@@ -51,20 +54,42 @@ def mixup_batch(
     if not mixes(recipe):
         return images, labels
     check_even_batch(len(images))
-    from timm.data.mixup import Mixup  # seconds of imports that a run without mixing need not pay for
+    height, width = images.shape[-2:]
+    lam, box = draw_mix(recipe, height, width, np.random.RandomState(mix_seed(seed, global_step)))
+    if box is not None:
+        mixed = images.clone()
+        mixed[:, :, box[0] : box[1], box[2] : box[3]] = images.flip(0)[:, :, box[0] : box[1], box[2] : box[3]]
+    else:
+        mixed = images.mul(lam).add_(images.flip(0).mul_(1 - lam)) if lam != 1 else images.clone()
+    return mixed, soft_targets(labels, lam, recipe.label_smoothing, num_classes)
 
-    timm_mixup = Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        prob=1.0,
-        switch_prob=recipe.mix_switch,
-        mode="batch",
-        label_smoothing=recipe.label_smoothing,
-        num_classes=num_classes,
-    )
-    before = np.random.get_state()
-    np.random.seed(mix_seed(seed, global_step))  # timm draws from NumPy's global generator
-    try:
-        return timm_mixup(images.clone(), labels)  # timm mixes in place
-    finally:
-        np.random.set_state(before)
+
+def draw_mix(recipe: RecipeConfig, height: int, width: int, draw: np.random.RandomState) -> tuple[float, Box | None]:
+    """Draw one batch's lambda, and its box where it is cutmix's turn: as timm does from NumPy's global generator."""
+    draw.rand()  # whether to mix at all: always
+    cut = draw.rand() < recipe.mix_switch if recipe.mixup > 0 and recipe.cutmix > 0 else recipe.cutmix > 0
+    alpha = recipe.cutmix if cut else recipe.mixup
+    lam = float(draw.beta(alpha, alpha))
+    if not cut or lam == 1:
+        return lam, None
+    box = draw_box(lam, height, width, draw)
+    return float(1 - (box[1] - box[0]) * (box[3] - box[2]) / (height * width)), box
+
+
+def draw_box(lam: float, height: int, width: int, draw: np.random.RandomState) -> Box:
+    """Draw cutmix's box around a point of the image, cut off at its border.
+
+    As timm 0.3.2 had it: one of an odd size is a pixel smaller than it was asked to be. timm 1.0 makes it whole.
+    """
+    ratio = np.sqrt(1 - lam)
+    half_y, half_x = int(height * ratio) // 2, int(width * ratio) // 2
+    y, x = draw.randint(0, height), draw.randint(0, width)
+    return max(y - half_y, 0), min(y + half_y, height), max(x - half_x, 0), min(x + half_x, width)
+
+
+def soft_targets(labels: Tensor, lam: float, smoothing: float, num_classes: int) -> Tensor:
+    """Return lambda of each image's smoothed label and the rest of its partner's, `(B, num_classes)`."""
+    off = smoothing / num_classes
+    targets = torch.full((len(labels), num_classes), off, device=labels.device)
+    targets.scatter_(1, labels[:, None], 1.0 - smoothing + off)
+    return targets * lam + targets.flip(0) * (1.0 - lam)

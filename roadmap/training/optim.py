@@ -20,12 +20,12 @@ T = TypeVar("T", bound=type[torch.optim.Optimizer])
 def learning_rate(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """Return the rate of optimizer step `step` (0 for the first).
 
-    The warm-up is evenly spaced from 0 to the base rate, both ends included; the cosine then starts at the base rate
-    and would reach `min_lr` one step after the last.
+    The warm-up is evenly spaced from `warmup_lr` to the base rate, both ends included; the cosine then starts at the
+    base rate and would reach `min_lr` one step after the last.
     """
     warmup = int(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return recipe.base_lr * step / max(warmup - 1, 1)
+        return recipe.warmup_lr + (recipe.base_lr - recipe.warmup_lr) * step / max(warmup - 1, 1)
     if recipe.schedule == Schedule.step:
         return recipe.base_lr * recipe.step_factor ** int(step / (recipe.step_epochs * steps_per_epoch))
     progress = (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)

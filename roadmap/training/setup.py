@@ -12,15 +12,15 @@ from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
-from roadmap.errors import ConfigError, DataError, Refused
-from roadmap.files import read_json
+from roadmap.errors import ConfigError, Refused
 from roadmap.net import Cost, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.progress import SweepProgress
-from roadmap.runs.run_dir import RunDir, differences, identity
+from roadmap.runs.recorded_config import differences, identity
+from roadmap.runs.run_dir import RunDir
 from roadmap.runs.run_logger import NullLogger, RunLogger
-from roadmap.runs.schema import CHECKPOINTS, SUMMARY
+from roadmap.runs.schema import CHECKPOINTS
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
 from roadmap.training.device_errors import device_errors
@@ -134,7 +134,8 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
 def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics. Raises DataError, Refused."""
     folder = run.path / CHECKPOINTS
-    checkpoint.tidy(folder)
+    for note in checkpoint.tidy(folder):
+        ctx.logger.info(f"warning: {note}")
     found = checkpoint.find_newest(folder)
     if found is None:
         return None
@@ -155,16 +156,6 @@ def log_setup(ctx: RunContext) -> None:
     log.info(verification_note(ctx.images, config.data, config.paths.runs))
     if note := data.pipeline_note(config.data, ctx.device):
         log.info(note)
-
-
-def load_summary(run: RunDir) -> dict[str, Any]:
-    """Return the summary of a run that is done. Raises DataError where it cannot be read."""
-    path = run.path / SUMMARY
-    try:
-        summary = read_json(path)
-        return summary | {key: float(summary[key]) for key in ("top1", "gmacs", "params_m")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fresh=true starts over and keeps this aside") from None
 
 
 def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, steps_per_epoch: int) -> None:

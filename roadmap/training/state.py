@@ -70,6 +70,7 @@ class TrainState:
     epochs_evaluated: int = 0
     best_top1: float = -1.0
     best_step: int | None = None
+    in_step: bool = False  # a pass has changed BatchNorm's statistics, the optimizer not yet the weights
     step_fn: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None  # a captured step; None: the eager one
 
     def counters(self) -> dict[str, Any]:

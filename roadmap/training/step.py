@@ -25,10 +25,12 @@ def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr:
     losses = []
     for number in numbers:
         images, targets = prepare(ctx, *next(batches), number)
+        state.in_step = True
         losses.append(backward(ctx, state, images, targets, last=number == numbers[-1]))
     loss, grad_norm = optimizer_step(ctx, state, torch.stack(losses).sum())
     if state.ema is not None:
         state.ema.update_parameters(state.net)
+    state.in_step = False
     return loss, grad_norm
 
 
@@ -55,13 +57,15 @@ def backward(ctx: RunContext, state: TrainState, images: Tensor, targets: Tensor
 
 
 def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Let the optimizer take the gradients; return the loss over all ranks and the gradient's norm.
+    """Let the optimizer take the gradients, clipped where asked; return the loss over all ranks, the norm unclipped.
 
     A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
     """
     loss = ctx.ranks.all_reduce_mean(loss)
     state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None])
+    if ctx.config.recipe.clip_grad is not None:
+        nn.utils.clip_grads_with_norm_(state.net.parameters(), ctx.config.recipe.clip_grad, grad_norm)
     state.optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()  # type: ignore[attr-defined]
     state.scaler.step(state.optimizer)
     state.scaler.update()

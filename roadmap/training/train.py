@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,21 @@ from roadmap import data
 from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.data import sampling
-from roadmap.distributed.device import autocast, choose_count, choose_device
+from roadmap.distributed.device import autocast, choose_count, choose_device, num_threads
 from roadmap.distributed.launch import launch
 from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
 from roadmap.runs.progress import SweepProgress
-from roadmap.runs.run_dir import RunDir, identity, run_path
+from roadmap.runs.recorded_config import identity
+from roadmap.runs.result import load_result
+from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import STATUS
-from roadmap.training.device_errors import device_errors
-from roadmap.training.evaluation import Evaluation, caution_note, eval_batch_size, evaluate, shard_batches
+from roadmap.training.device_errors import device_errors, memory_errors
+from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches
 from roadmap.training.optim import learning_rate
-from roadmap.training.setup import build_logger, check_run, load_images, load_summary, open_run, restore
+from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import train_step
 
@@ -52,7 +53,7 @@ def train(config: Config, sweep: SweepProgress | None = None) -> dict[str, Any]:
     except StoppedEarly:
         sweep.stopped = True
         raise
-    return load_summary(RunDir(run_path(config)))
+    return load_result(run_path(config))
 
 
 def train_spawned_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int) -> float:
@@ -66,19 +67,23 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
     ranks, run = Ranks(env, choose_device(config.device, env)), RunDir(run_path(config))
     with ranks.process_group(config, port), ExitStack() as stack:
         # Check all that can be wrong before anything is written.
+        stack.enter_context(memory_errors())
         images = ranks.all_or_raise(lambda: load_images(config, sweep.cache))
         run_info = ranks.all_or_raise(lambda: check_run(config, images, ranks))
         ranks.require_equal({key: run_info[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
 
         # Lock the run directory. From here on a signal, an error or the end leaves a status there.
         if ranks.broadcast_from_rank0(lambda: open_run(run, config, run_info, stack)):
-            return load_summary(run)
+            return load_result(run.path)
+        stack.enter_context(num_threads(ranks.broadcast_from_rank0(lambda: run_info["threads"])))
         ranks.status = run.path / STATUS
         stop = stack.enter_context(StopSignal(ranks))
         stack.callback(lambda: setattr(sweep, "stopped", stop.signal is not None))
         logger = build_logger(run, config, run_info, ranks, sweep)
         stack.enter_context(logger)
+        stack.callback(setattr, stop, "interrupts", False)  # the record is closed, however often Ctrl-C is pressed
         stack.enter_context(ranks.share_errors())
+        stack.enter_context(memory_errors())
 
         # Build the net, load the newest checkpoint, train.
         precision = Precision(run_info["precision"])
@@ -100,10 +105,11 @@ def fit(ctx: RunContext, state: TrainState) -> Evaluations:
                 train_one_epoch(ctx, state, epoch)
                 results = evaluate_epoch(ctx, state)
                 save_checkpoint(ctx, state)
-            return results or evaluate_nets(ctx, state)
+            return results or evaluate_again(ctx, state)
     except StoppedEarly:
-        save_checkpoint(ctx, state)
-        ctx.logger.wait_for_checkpoint()
+        if not state.in_step:
+            save_checkpoint(ctx, state)
+            ctx.logger.wait_for_checkpoint()
         raise
 
 
@@ -119,7 +125,7 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
         ctx.images.train, config.data, config.recipe, micro_batches[ctx.ranks.rank :: ctx.ranks.world_size],
         seed=config.seed, epoch=epoch, device=ctx.device,
     )  # fmt: skip
-    batches = logger.timed(batches)
+    batches = ctx.stop.interruptible(logger.timed(batches))
     state.model.train()
     for _ in index_batches:
         lr = learning_rate(config.recipe, state.global_step, ctx.steps_per_epoch)
@@ -139,15 +145,31 @@ def evaluate_epoch(ctx: RunContext, state: TrainState) -> Evaluations:
         state.best_top1, state.best_step = result.top1, state.global_step
     values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
     values |= {"val/ema_top1": of_ema.top1, "val/ema_top5": of_ema.top5} if of_ema else {}
-    bits = BytesIO()
-    np.save(bits, result.packed())
-    ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, bits.getvalue())
+    ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, correct_file(result))
     return result, of_ema
 
 
+def evaluate_again(ctx: RunContext, state: TrainState) -> Evaluations:
+    """Evaluate a run that was stopped between its last checkpoint and its result."""
+    results = evaluate_nets(ctx, state)
+    ctx.logger.write_correct(correct_file(results[0]))
+    return results
+
+
+def correct_file(result: Evaluation) -> bytes:
+    """Return the bytes of `correct.npy`."""
+    bits = BytesIO()
+    np.save(bits, result.packed())
+    return bits.getvalue()
+
+
 def evaluate_nets(ctx: RunContext, state: TrainState) -> Evaluations:
-    """Evaluate the net, and its moving average where there is one."""
-    return evaluate_net(ctx, state.net), evaluate_net(ctx, state.ema.module) if state.ema is not None else None
+    """Evaluate the net, and its moving average where there is one. Raises NonFiniteError for either."""
+    where = f"step {state.global_step}"
+    result = evaluate_net(ctx, state.net).require_finite(f"{where}: the net")
+    if state.ema is None:
+        return result, None
+    return result, evaluate_net(ctx, state.ema.module).require_finite(f"{where}: the moving average")
 
 
 def evaluate_net(ctx: RunContext, net: nn.Module) -> Evaluation:
@@ -165,13 +187,3 @@ def save_checkpoint(ctx: RunContext, state: TrainState) -> None:
     """Let a checkpoint be written beside training. Raises NonFiniteError, and DiskError for this or an earlier one."""
     manifest = {"identity": identity(ctx.config.values()), **state.counters()}
     ctx.logger.save_checkpoint(state.state_dict(), manifest, state.best_step)
-
-
-def result_line(config: Config, summary: dict[str, Any]) -> str:
-    """Return the line that a run ends with: step, top-1, GMACs, parameters, where the run is."""
-    path, cwd = run_path(config), Path.cwd()
-    shown = path.relative_to(cwd) if path.is_relative_to(cwd) else path
-    return (
-        f"{config.cell}: top-1 {summary['top1']:.2f} %{caution_note(config)}, {summary['gmacs']:.4g} GMACs, "
-        f"{summary['params_m']:.4g} M parameters, {shown}"
-    )

@@ -34,9 +34,9 @@ __all__ = ["FORMS", "announcement", "format_forms", "forms_of", "use_kernels"]
 
 # Of each operation its forms beside `plain`, from the one that `fast` would rather have.
 FORMS = {
-    "depthwise forward": ("triton", "columns"),
-    "depthwise input gradient": ("triton", "columns", "flipped"),
-    "depthwise weight gradient": ("triton", "columns", "bias_apart"),
+    "depthwise forward": ("columns", "triton"),
+    "depthwise input gradient": ("columns", "triton", "flipped"),
+    "depthwise weight gradient": ("columns", "triton", "bias_apart"),
     "norm": ("triton",),
     "join": ("triton",),  # layer scale, stochastic depth, shortcut
     "gelu": ("triton",),  # after a pointwise convolution that has a bias
@@ -44,7 +44,7 @@ FORMS = {
     "pointwise without bias": ("linear",),
 }
 PASSES = tuple(FORMS)[:3]
-STRIDES = {"triton": (1, 2), "columns": (1,)}  # that the kernels in Triton are made for
+STRIDES = {"columns": (1,), "triton": (2,)}  # of a depthwise convolution, that the kernels in Triton are for
 CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
 Choice = Kernels | Mapping[str, str]
 

@@ -17,9 +17,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, read_json, write_json
 from roadmap.net.kernels.triton_support import why_no_triton
 from roadmap.text import one_line
@@ -54,7 +53,7 @@ class Row(Plain):
     stride: Count | None = None
     channels: Count | None = None
     height: Count | None = None  # of the map
-    form: str
+    form: Annotated[str, Field(pattern=r"^[a-z_]+(/[0-9]{1,4}){0,4}$")]
     gain: Annotated[float, Gt(0)]
     ms: dict[str, float] = {}  # of the forms, and what bounds them
 
@@ -149,11 +148,10 @@ def user_tables() -> tuple[list[Table], str | None]:
 def record(table: Table) -> Path:
     """Write a table into the user's file: its rows take the place of those of the same device, torch and shape.
 
-    Returns the file. Raises ConfigError where there is none, DiskError.
+    Returns the file, which there must be. Raises DiskError.
     """
     path = user_file()
-    if path is None:
-        raise ConfigError("ROADMAP_KERNELS= is empty: there is no file to record in")
+    assert path is not None
     tables, _ = user_tables()  # a damaged file is replaced
     same = [old for old in tables if of_table(old) == of_table(table)]
     shapes = {row_shape(row) for row in table.rows}

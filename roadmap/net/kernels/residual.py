@@ -7,10 +7,8 @@ As torch does it: with a `gamma` in fp32 the sum, and with it the residual strea
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from roadmap.net.block import Block
-from roadmap.net.kernels.depthwise import Depthwise
 from roadmap.net.kernels.triton_support import NHWC, ceil_div, interpreted, operation, power_of_2, supported
 from roadmap.net.layers import DropPath, LayerScale
 
@@ -20,13 +18,6 @@ PROGRAMS = 1024  # that share the pixels in the backward pass
 
 class FusedJoin(Block):
     """A `Block` with layer scale that joins branch and shortcut in one kernel."""
-
-    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the branch after its first convolution, and the shortcut, whose gradients are added in one kernel."""
-        first = self.conv1
-        if isinstance(first, Depthwise) and isinstance(self.shortcut, nn.Identity) and first.adds_shortcut(x):
-            return first.with_shortcut(x)
-        return super().split(x)
 
     def join(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Return scale * branch + shortcut, (N, C, H, W), channels-last, with the same draws as `DropPath`."""

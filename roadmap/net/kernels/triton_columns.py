@@ -22,14 +22,13 @@ def add_products(total, values, factors, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["batch", "height", "width", "strip", "images"])
 def columns_kernel(
-    x, taps, bias, extra, y, batch, height, width, strip, images,
-    CHANNELS: tl.constexpr, K: tl.constexpr, FLIPPED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXTRA: tl.constexpr,
+    x, taps, bias, y, batch, height, width, strip, images,
+    CHANNELS: tl.constexpr, K: tl.constexpr, FLIPPED: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y (N, H, W, C) from x (N, H, W, C), taps (K * K, C), bias (C,); `strip` rows of `images` images a program.
 
-    FLIPPED turns the kernel around: with x the gradient of the output, y is that of the input. `extra` (N, H, W, C) is
-    added to y.
+    FLIPPED turns the kernel around: with x the gradient of the output, y is that of the input.
     """
     PAD: tl.constexpr = K // 2
     SPAN: tl.constexpr = BLOCK_W + K - 1
@@ -79,10 +78,7 @@ def columns_kernel(
             for p in tl.static_range(BLOCK_W):
                 inside = in_c & (t - PAD >= first) & (ow + p < width)
                 at = to + (t - PAD) * width * CHANNELS + p * CHANNELS + c
-                done = added[p]
-                if HAS_EXTRA:
-                    done += tl.load(extra + at, mask=inside, other=0.0).to(tl.float32)
-                tl.store(y + at, done.to(y.dtype.element_ty), mask=inside)
+                tl.store(y + at, added[p].to(y.dtype.element_ty), mask=inside)
             sums = added[BLOCK_W:]
             for _ in tl.static_range(BLOCK_W):
                 sums = sums + (start,)
@@ -91,10 +87,7 @@ def columns_kernel(
             for p in tl.static_range(BLOCK_W):
                 inside = in_c & (t >= first) & (t < last) & (ow + p < width)
                 at = to + t * width * CHANNELS + p * CHANNELS + c
-                done = sums[a * BLOCK_W + p]
-                if HAS_EXTRA:
-                    done += tl.load(extra + at, mask=inside, other=0.0).to(tl.float32)
-                tl.store(y + at, done.to(y.dtype.element_ty), mask=inside)
+                tl.store(y + at, sums[a * BLOCK_W + p].to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch", "height", "width"])

@@ -3,14 +3,14 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from statistics import fmean, stdev
 
 from roadmap import catalog, paper
-from roadmap.report.analyse.statistics import Interval, mean_interval
+from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
-from roadmap.runs.schema import QUANTITIES
+from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
@@ -18,6 +18,7 @@ NO_RUN = "no usable run of:"  # a row that is missing; charts show it too
 MARK = "†"  # at a row that counts runs which differ from most of the study
 OF_THE_NET = ("gmacs", "params_m")  # the same for every seed
 SMALL_REGIMES = ("nano", "mini")
+SMALL_NET = 0.1  # GMACs under which M is the unit
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Gain:
     p: float | None = None
     p_holm: float | None = None
     bootstrap: Interval | None = None  # over seeds, from 8 on
-    seeds_needed: int | None = None
+    effect: Effect | None = None
+    seeds_needed: Seeds | None = None
     over_images: Interval | None = None  # the trained nets held fixed
     only_this: int | None = None  # images that only this net, or only the parent, has right
     only_parent: int | None = None
@@ -39,6 +41,17 @@ class Gain:
     mcnemar_p_holm: float | None = None
     paper_gain: float | None = None
     paper_interval: Interval | None = None
+
+    @property
+    def told(self) -> bool:
+        """Return whether the adjusted test over seeds tells it from zero."""
+        return self.p_holm is not None and self.p_holm < ALPHA
+
+    @property
+    def contradicted(self) -> bool:
+        """Return whether the pair of nets that was tested on the images points the other way than the means."""
+        only = (self.only_this or 0) - (self.only_parent or 0)
+        return self.gain * only < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +111,12 @@ class Group:
     notes: tuple[str, ...]
     missing: tuple[str, ...]  # rows, parents and seeds without a usable run
     made_with: tuple[str, ...]  # hardware and versions
+    macs: Quantity = QUANTITIES["gmacs"]  # in the one unit of the report
+
+    @property
+    def quantities(self) -> dict[str, Quantity]:
+        """Return what runs record, in the units of the report."""
+        return QUANTITIES | {"gmacs": self.macs}
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -136,7 +155,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         study, regime, data = key
         return data, regimes.index(regime) if regime in regimes else len(regimes), regime, study
 
-    return [_group(*key, sorted(by_group[key], key=lambda run: run.seed)) for key in sorted(by_group, key=order)]
+    groups = [_group(*key, sorted(by_group[key], key=lambda run: run.seed)) for key in sorted(by_group, key=order)]
+    most = [max((cell.numbers.get("gmacs", 0.0) for cell in group.cells), default=0.0) for group in groups]
+    small = any(0 < gmacs < SMALL_NET for gmacs in most)
+    return [replace(group, macs=MEGA_MACS) for group in groups] if small else groups
 
 
 def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
@@ -146,14 +168,15 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     cells = [_cell(same) for same in seeds.values()]
     parents = {cell.step: cell.parent for cell in cells}
     cells.sort(key=lambda cell: (paper.position(cell.step, parents), cell.cell))
-    rows = [cell for cell in cells if cell.plain]
+    plain = {cell.step for cell in cells if cell.plain}
+    rows = [cell for cell in cells if cell.plain or (cell.cell == paper.SWIN_CELL and cell.step not in plain)]
     return Group(
         study=study,
         regime=regime,
         data=data,
         rows=tuple(rows),
-        others=tuple(cell for cell in cells if not cell.plain),
-        notes=tuple(_notes(rows)),
+        others=tuple(cell for cell in cells if cell not in rows),
+        notes=(*_notes(rows), *_departures(cells)),
         missing=tuple(_missing(rows, regime)),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
@@ -162,7 +185,8 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
 def _cell(runs: Sequence[Run]) -> Cell:
     """Collect the seeds of one cell, whose settings are the same."""
     first = runs[0]
-    compares = first.plain and first.data == PAPER_DATA and first.image_size == PAPER_SIZE
+    with_its_recipe = first.cell == paper.SWIN_CELL if first.step == "swin" else first.plain
+    compares = with_its_recipe and _is_papers_data(first)
     values = {key: [run.numbers[key] for run in runs if key in run.numbers] for key in QUANTITIES}
     means = {key: fmean(known) for key, known in values.items() if len(known) == len(runs)}
     return Cell(
@@ -171,6 +195,25 @@ def _cell(runs: Sequence[Run]) -> Cell:
         numbers=means | {key: first.numbers[key] for key in OF_THE_NET if key in first.numbers},
         paper=paper.rows(first.regime).get(first.step) if compares else None,
     )
+
+
+def _is_papers_data(cell: CellInfo) -> bool:
+    return cell.data == PAPER_DATA and cell.image_size == PAPER_SIZE
+
+
+def _departures(cells: Sequence[Cell]) -> list[str]:
+    """Return where cells on the paper's data were trained otherwise than those whose numbers it prints."""
+    there = [cell for cell in cells if _is_papers_data(cell)]
+    notes = [note for cell in there if cell.plain and (note := paper.RECIPES.get((cell.regime, cell.step)))]
+    for cell in there:
+        printed = paper.rows(cell.regime).get(cell.step)
+        if cell.cell == "swin" and printed:
+            own = f"{printed.label}'s printed {printed.top1:.2f} is of Swin's own recipe"
+            notes.append(f"{own}: it stands beside {paper.SWIN_CELL}, and not beside {cell.cell} with {cell.recipe}")
+    precisions = sorted({run.precision for cell in there if cell.paper for run in cell.runs} & {"bf16", "fp16"})
+    if precisions:
+        notes.append(f"trained in {listed(precisions)}; the authors' commands for ImageNet-1K ran in fp32")
+    return notes
 
 
 def _notes(rows: Sequence[Cell]) -> list[str]:

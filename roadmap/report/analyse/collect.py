@@ -15,6 +15,7 @@ from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
 from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.report.read.search import Problem, find_run_directories
+from roadmap.text import clean, reason
 
 LONG = 2**28  # bytes of ledgers, from which on more processes are worth their start of a second
 MOST_PROCESSES = 8
@@ -85,9 +86,11 @@ def _read(source: Source) -> Run | tuple[str, bool]:
     """Read one source: a run that counts, or why it gives no number, and whether that is suspect."""
     try:
         return read_run(source)
-    except Unfinished as reason:
-        return str(reason), False
-    except Suspect as reason:
-        return str(reason), True
+    except Unfinished as why:
+        return str(why), False
+    except Suspect as why:
+        return str(why), True
     except OSError as error:
-        return f"cannot be read ({error.strerror or type(error).__name__})", True
+        return f"cannot be read ({reason(error)})", True
+    except Exception as error:  # made by someone who thought of what we did not: it alone is left out
+        return f"its record cannot be read ({type(error).__name__}: {clean(error, 120)})", True

@@ -32,8 +32,8 @@ def _paragraph(group: Group) -> str:
 
 def _over_seeds(compared: Compared) -> list[str]:
     tested = [(cell, gain) for cell, gain in compared if gain.p_holm is not None]
-    sure = [(cell, gain) for cell, gain in tested if (gain.p_holm or 0) < ALPHA]
-    unsure = [cell for cell, gain in tested if (gain.p_holm or 0) >= ALPHA]
+    sure = [(cell, gain) for cell, gain in tested if gain.told]
+    unsure = [cell for cell, gain in tested if not gain.told]
     single = [cell for cell, gain in compared if min(cell.n, gain.parent_n) < 2]
     parts = []
     if tested:
@@ -55,10 +55,13 @@ def _over_images(compared: Compared) -> list[str]:
     tested = [gain.mcnemar_p_holm for _, gain in compared if gain.mcnemar_p_holm is not None]
     if not tested:
         return []
-    return [
+    parts = [
         f"On the same validation images, one net against one net, {sum(p < ALPHA for p in tested)} of {len(tested)} "
         "pairs differ (McNemar's test, adjusted by Holm, 5 %); that holds for these trained nets only."
     ]
+    if against := [cell for cell, gain in compared if gain.contradicted]:
+        parts.append(f"The pair points the other way than the means over seeds in {_names(against)}.")
+    return parts
 
 
 def _against_paper(compared: Compared) -> list[str]:

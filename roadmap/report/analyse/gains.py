@@ -69,7 +69,7 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
         over_seeds=welch.interval if welch else None,
         p=welch.p if welch else None,
         bootstrap=statistics.seed_bootstrap(cell.top1s, parent.top1s),
-        seeds_needed=statistics.seeds_needed(cell.top1s, parent.top1s),
+        effect=statistics.effect(cell.top1s, parent.top1s),
     )
     return replace(cell, gain=_over_images(_beside_paper(gain, cell, parent), cell, parent))
 
@@ -109,10 +109,15 @@ def _three(row: paper.PaperRow) -> tuple[float, ...]:
 def _adjust(parts: Sequence[list[Cell]]) -> None:
     """Adjust the p values of a study, all its regimes and data together, by Holm; changes the lists in place."""
     gains = [cell.gain for cells in parts for cell in cells]
+    tests = sum(gain is not None and gain.p is not None for gain in gains)
     seeds = iter(statistics.holm([gain.p if gain else None for gain in gains]))
     images = iter(statistics.holm([gain.mcnemar_p if gain else None for gain in gains]))
     for cells in parts:
         for i, cell in enumerate(cells):
             p, mcnemar = next(seeds), next(images)
             if cell.gain is not None:
-                cells[i] = replace(cell, gain=replace(cell.gain, p_holm=p, mcnemar_p_holm=mcnemar))
+                gain = replace(cell.gain, p_holm=p, mcnemar_p_holm=mcnemar)
+                if gain.effect:
+                    n = min(cell.n, gain.parent_n)
+                    gain = replace(gain, seeds_needed=statistics.seeds_needed(gain.effect, tests, n, gain.told))
+                cells[i] = replace(cell, gain=gain)

@@ -4,24 +4,25 @@ Numbers in, numbers out; nothing here knows of runs. Where a question has no ans
 answer is None, never a guess. `roadmap.report.analyse.gains` says what each answer means.
 """
 
+import functools
 import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import stdev
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower
 
 LEVEL = 0.95
 ALPHA, POWER = 0.05, 0.8
 MIN_BOOTSTRAP = 8  # seeds: over 3 a bootstrap interval covers 75 %, where Welch's covers 96 %
 RESAMPLES = 9_999
 MOST_SEEDS = 1_000  # more than anybody will train
+MIDDLES = (np.arange(64) + 0.5) / 64  # of as many equal parts of a distribution: averages over it are taken there
 EXACT_BELOW = 25  # discordant images, under which McNemar's test is taken from the binomial distribution
 
 
@@ -127,30 +128,86 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else float(next(adjusted)) for p in p_values]
 
 
-def seeds_needed(values: Sequence[float], parent: Sequence[float]) -> int | None:
-    """Return how many seeds a row would tell this difference from zero (two-sided 5 %, power 80 %), were it true.
+@dataclass(frozen=True)
+class Effect:
+    """Cohen's d of two groups of seeds, the difference of their means over their spread; its 95 % interval."""
 
-    None where the spread is not known or the difference is zero; `MOST_SEEDS` stands for that many or more.
+    size: float
+    low: float
+    high: float
+
+
+def effect(values: Sequence[float], parent: Sequence[float]) -> Effect | None:
+    """Return the size of a difference over seeds; None where a spread is not known or the difference is zero.
+
+    Its interval is that of the noncentral t distribution with Welch's degrees of freedom.
     """
-    if min(len(values), len(parent)) < 2:
+    if min(len(values), len(parent)) < 2 or stdev(values) + stdev(parent) == 0:
         return None
-    spread = math.sqrt((stdev(values) ** 2 + stdev(parent) ** 2) / 2)
-    gain = abs(fmean(values) - fmean(parent))
-    if spread == 0 or gain == 0:
-        return None
-    return sample_size(gain / spread)
-
-
-def sample_size(effect: float) -> int:
-    """Return the size of two groups in which a t test finds `effect` (Cohen's d) with power 80 %: 2 to `MOST_SEEDS`."""
-    test = TTestIndPower()
-
-    def enough(n: int) -> bool:
-        return not test.power(effect, n, ALPHA) < POWER  # of a huge effect scipy gives no power: NaN, and 2 are enough
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return bisect_left(range(MOST_SEEDS), True, lo=2, key=enough)
+        found = stats.ttest_ind(values, parent, equal_var=False)
+    scale = math.sqrt(1 / len(values) + 1 / len(parent))
+    t, df = float(found.statistic), float(found.df)
+    if t == 0:
+        return None
+    low, high = (_noncentrality(t, df, share) * scale for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
+    return Effect(t * scale, low, high)
+
+
+def _noncentrality(t: float, df: float, share: float) -> float:
+    """Return the noncentrality under which a t of at most `t` is seen in `share` of all cases."""
+    spreads = np.sqrt(stats.chi2.ppf(MIDDLES, df) / df)
+    reach = 10 + 10 * abs(t)
+    return float(optimize.brentq(lambda shift: special.ndtr(t * spreads - shift).mean() - share, -reach, reach))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """How many seeds a row a difference needs: were it as measured, and over the interval of its size."""
+
+    likely: int
+    low: int
+    high: int | None  # None: the interval holds zero, or more than `MOST_SEEDS`
+
+
+def seeds_needed(found: Effect, tests: int, n: int, told: bool) -> Seeds:
+    """Return how many seeds a row the report's test needs to tell a difference from zero with power 80 %.
+
+    The test is Welch's at 5 % divided by the `tests` of the study: Holm finds it then, whatever the others show. Where
+    `n` seeds have not told it, fewer are no answer.
+    """
+    level = ALPHA / tests
+    sizes = sorted((abs(found.low), abs(found.high)))
+    least = sample_size(sizes[1], level)
+    most = sample_size(sizes[0], level) if found.low * found.high > 0 else MOST_SEEDS
+    likely = sample_size(abs(found.size), level)
+    least = least if told else max(least, n + 1)
+    return Seeds(max(likely, least), least, most if most < MOST_SEEDS else None)
+
+
+def sample_size(size: float, level: float = ALPHA) -> int:
+    """Return how large two groups Welch's test needs to find an effect with power 80 %: 2 to `MOST_SEEDS`."""
+    return bisect_left(range(MOST_SEEDS), True, lo=2, key=lambda n: welch_power(size, n, level) >= POWER)
+
+
+def welch_power(size: float, n: int, level: float = ALPHA) -> float:
+    """Return how often Welch's two-sided test finds an effect (Cohen's d), two groups of `n`, both of one spread.
+
+    Exact up to the quadrature: the share of the first variance in their sum is Beta distributed and independent of t,
+    which has 2 n - 2 degrees of freedom; the test takes Welch's, a function of that share.
+    """
+    needed = _needed(n, level)
+    shift = size * math.sqrt(n / 2)
+    return float((special.ndtr(shift - needed) + special.ndtr(-shift - needed)).mean())
+
+
+@functools.cache
+def _needed(n: int, level: float) -> np.ndarray:
+    """Return what the means must differ by, in standard errors, over the shares and the spreads that may be seen."""
+    shares = stats.beta.ppf(MIDDLES, (n - 1) / 2, (n - 1) / 2)
+    critical = stats.t.isf(level / 2, (n - 1) / (shares**2 + (1 - shares) ** 2))
+    return critical[:, None] * np.sqrt(stats.chi2.ppf(MIDDLES, 2 * n - 2) / (2 * n - 2))
 
 
 @dataclass(frozen=True)

@@ -60,31 +60,19 @@ def _section(step: str, parents: dict[str, str | None]) -> str:
 
 
 def limits(groups: Sequence[Group]) -> tuple[float, float]:
-    """Return where the axis of the accuracies begins and ends, in percent, so that the differences can be seen."""
+    """Return where the axis of the accuracies begins and ends, in percent: around all that is drawn."""
     results = [result for group in groups for row in group.rows for result in (row, row.paper) if result]
     ends = [result.top1 + sign * (result.top1_std or 0) for result in results for sign in (-1, 1)]
     ends += [group.paper_reference.top1 for group in groups if group.paper_reference]
     low, high = min(ends), max(ends)
-    span = max(high - low, 1.0)
-    unit = 1 if span < 20 else 5
-    left = (low - 0.35 * span) // unit * unit
-    if left < 0.35 * high:
-        left = 0.0
-    # The end of an error bar needs some room; nothing is better than 100 %, but a bar at 100 % must end inside.
-    right = max(high + 0.06 * (high - left), left + 1.0)
-    return left, right if high > 99 else min(right, 100.0)
+    room = 0.06 * max(high - low, 1.0)
+    return max(low - room, min(low, 0.0) - 1.0), high + room
 
 
-def macs_unit(group: Group) -> tuple[str, float]:
-    """Return the unit of a panel's multiply-accumulates, G or (for very small nets) M, and how many of it are one G."""
-    most = max((row.numbers.get("gmacs", 0.0) for row in group.rows), default=0.0)
-    return ("M", 1000.0) if 0 < most < 0.1 else ("G", 1.0)
-
-
-def value_text(cell: Cell, group: Group) -> str:
+def value_text(cell: Cell, group: Group, spread: bool = True) -> str:
     """Return the accuracy of a row as text, with n where the rows of the group differ in it."""
     alike = len({row.n for row in group.rows}) == 1
-    return accuracy(cell.top1, cell.top1_std) + ("" if alike else f"  n = {cell.n}")
+    return accuracy(cell.top1, cell.top1_std if spread else None) + ("" if alike else f"  n = {cell.n}")
 
 
 def head_lines(group: Group, limit: int) -> list[str]:

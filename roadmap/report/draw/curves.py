@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw import style
-from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, fitted, hover, where
+from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, where, wrapped
 from roadmap.runs.schema import QUANTITIES
 
 TOP1 = QUANTITIES["top1"].heading
@@ -34,7 +34,7 @@ def training_curves(group: Group) -> Figure:
             for run in cell.runs:
                 (line,) = axes.plot(*zip(*run.curve, strict=True), color=INK, lw=0.6, alpha=0.75)
                 hover(line, f"{cell.label}, seed {run.seed}: {run.top1:.2f} % after epoch {run.curve[-1][0]}")
-            axes.set_title(fitted(figure, drawable(cell.label, cell.step, 40), 5.5, 0.92), size=5.5, pad=2)
+            axes.set_title(wrapped(figure, drawable(cell.label, cell.step, 40), 5.5, 0.98), size=5.5, pad=2)
             axes.tick_params(labelsize=5.5)
         for i, axes in enumerate(panels.flat):
             if i >= len(cells):

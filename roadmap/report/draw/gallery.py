@@ -14,11 +14,10 @@ from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_ga
 from roadmap.report.draw.style import NothingToDraw
 from roadmap.report.draw.trade_offs import trade_offs
 
-WIDE = "Top-1 after the last epoch, mean over seeds; bars hatched: tried, not kept; outlines: the paper's numbers."
 NARROW = "The same at the width of one column."
 # The figures of one group. A function raises NothingToDraw where the group has no data for it.
 FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
-    ("gains", step_gains, "What each step gains over its parent, with 95 % intervals, ours and the paper's."),
+    ("gains", step_gains, "What each step gains over its parent."),
     ("tradeoffs", trade_offs, "Accuracy against what it costs."),
     ("curves", training_curves, "Top-1 over the epochs, a line a seed."),
     ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),
@@ -40,7 +39,7 @@ class Drawing:
 def gallery(groups: Sequence[Group]) -> Iterator[Drawing]:
     """Draw every figure that the groups have data for: the roadmap's charts first, then those of each group."""
     for name, shown in charts(groups).items():
-        yield Drawing(name, roadmap_chart(shown), WIDE)
+        yield Drawing(name, roadmap_chart(shown), _caption(shown))
         for group in shown:
             narrow = name.replace("roadmap", "roadmap-column", 1) + (f"-{group.regime}" if len(shown) > 1 else "")
             yield Drawing(narrow, roadmap_chart(group, narrow=True), NARROW)
@@ -48,6 +47,16 @@ def gallery(groups: Sequence[Group]) -> Iterator[Drawing]:
         for name, draw, caption in FIGURES:
             with suppress(NothingToDraw):
                 yield Drawing(name + suffix, draw(group), caption)
+
+
+def _caption(groups: Sequence[Group]) -> str:
+    """Return the roadmap's caption: it names what is drawn, and no more."""
+    rows = [row for group in groups for row in group.rows]
+    parts = ["Top-1 after the last epoch" + (", mean over seeds" if any(row.n > 1 for row in rows) else "")]
+    parts += ["a bar leads from the step before"] if any(row.gain for row in rows) else []
+    parts += ["hollow: tried, not kept"] if any(row.adopted == "no" for row in rows) else []
+    parts += ["diamonds: the paper's numbers"] if any(row.paper for row in rows) else []
+    return "; ".join(parts) + "."
 
 
 def suffixes(groups: Sequence[Group]) -> list[str]:

@@ -12,12 +12,15 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.formats import signed
 from roadmap.report.draw import style
-from roadmap.report.draw.chart_rows import ChartRow, chart_rows, head_lines, limits, macs_unit, value_text
-from roadmap.report.draw.style import INK, KEPT, QUIET, REFERENCE, TRIED, drawable, hover
+from roadmap.report.draw.chart_rows import ChartRow, chart_rows, head_lines, limits, value_text
+from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, drawable, hover
 from roadmap.runs.schema import QUANTITIES
 
-TOP1, GMACS = QUANTITIES["top1"], QUANTITIES["gmacs"]
+TOP1 = QUANTITIES["top1"]
+SYMBOLS = {"yes": ("o", INK), "no": ("o", "white"), "reference": ("s", "white")}  # by adopted: marker, fill
+TOLD = "* told from zero (Welch, Holm)"
 NO_WIDTH = 0.01  # of axes that only hold text: the layout leaves room for it
 TITLE = "From ResNet to ConvNeXt, step by step"
 Cells = Sequence[tuple[int, Cell]]  # row and cell
@@ -43,8 +46,8 @@ NARROW = Sizes(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.C
 def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
     """Return the chart of one group, or of several side by side with common rows; `narrow` fits a paper's column.
 
-    Bars are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds. Raises
-    NothingToDraw where no group has a row.
+    Dots are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds; a bar leads to
+    each from the step before. Raises NothingToDraw where no group has a row.
     """
     groups = [groups] if isinstance(groups, Group) else list(groups)
     rows, sizes = chart_rows(groups), NARROW if narrow else WIDE
@@ -55,8 +58,8 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figu
         height = sizes.row * len(rows) + sizes.line * max(map(len, heads)) + (1.5 if sizes.wide else 1.25)
         width = 2.6 + 6.5 * len(groups) if sizes.wide else style.COLUMN
         figure = style.new_figure(TITLE, height, width, sizes.font * 1.4, pad=0.07 if sizes.wide else 0.05)
-        parts = [["bars", "values", *(["paper", "macs"] if sizes.wide else []), "gmacs"] for _ in groups]
-        ratios = {"bars": 3.0, "macs": 1.15}
+        parts = [["steps", "values", "gain", *(["paper", "macs"] if sizes.wide else []), "gmacs"] for _ in groups]
+        ratios = {"steps": 3.0, "macs": 1.15}
         widths = [NO_WIDTH, *(ratios.get(name, NO_WIDTH) for part in parts for name in part)]
         grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
         sections = figure.add_subplot(grid[0])
@@ -65,7 +68,7 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figu
         for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
             axes = {name: figure.add_subplot(grid[column + i]) for i, name in enumerate(part)}
             _panel(axes, group, rows, number, limits([group]), sizes)
-            _head(sections if len(groups) == 1 else axes["bars"], heads[number], group, sizes, len(groups) > 1)
+            _head(sections if len(groups) == 1 else axes["steps"], heads[number], group, sizes, len(groups) > 1)
             column += len(part)
         _legend(figure, [cell for row in rows for cell in row.cells if cell], sizes)
         return figure
@@ -101,31 +104,33 @@ def _bands(axes: Axes, rows: Sequence[ChartRow], sizes: Sizes) -> None:
 def _panel(
     axes: dict[str, Axes], group: Group, rows: Sequence[ChartRow], number: int, span: tuple[float, float], sizes: Sizes
 ) -> None:
-    """Draw one group: the bars, the panel of multiply-accumulates, and the columns of numbers."""
+    """Draw one group: the dots, the panel of multiply-accumulates, and the columns of numbers."""
     cells = [(i, cell) for i, row in enumerate(rows) if (cell := row.cells[number]) is not None]
-    bars = axes["bars"]
-    _bars(bars, cells)
-    bars.set_xlim(span)
-    _reference(bars, group, cells, sizes.small)
-    labels = [style.fitted(bars.figure, row.label, sizes.font, sizes.label) for row in rows]  # type: ignore[arg-type]
-    style.label_rows(bars, labels if number == 0 else [""] * len(rows), sizes.font)
-    bars.set_xlabel(TOP1.heading + (f"; the axis starts at {span[0]:g}" if span[0] else ""), size=sizes.small)
-    bars.xaxis.set_major_locator(MaxNLocator(6 if sizes.wide else 3, steps=[1, 2, 5, 10]))
-    unit, scale = macs_unit(group)
+    steps = axes["steps"]
+    _steps(steps, cells, sizes)
+    steps.set_xlim(span)
+    _reference(steps, group, cells, sizes.small)
+    labels = [style.wrapped(steps.figure, row.label, sizes.font, sizes.label) for row in rows]  # type: ignore[arg-type]
+    style.label_rows(steps, labels if number == 0 else [""] * len(rows), sizes.font)
+    steps.set_xlabel(TOP1.heading, size=sizes.small)
+    steps.xaxis.set_major_locator(MaxNLocator(6 if sizes.wide else 3, steps=[1, 2, 5, 10]))
+    steps.grid(axis="x", color=QUIET, alpha=0.25, lw=0.4)
     if "macs" in axes:
-        _macs(axes["macs"], cells, len(rows), scale)
-        axes["macs"].set_xlabel(f"{GMACS.title} ({unit})", size=sizes.small)
+        _macs(axes["macs"], cells, len(rows), group.macs.scale)
+        axes["macs"].set_xlabel(group.macs.heading, size=sizes.small)
         axes["macs"].tick_params(axis="x", labelsize=sizes.small)
-    bars.tick_params(axis="x", labelsize=sizes.small)
-    texts = {i: value_text(cell, group) for i, cell in cells}
+    steps.tick_params(axis="x", labelsize=sizes.small)
+    texts = {i: value_text(cell, group, sizes.wide) for i, cell in cells}
     _column(axes["values"], TOP1.heading, {i: texts.get(i, "no run") for i in range(len(rows))}, sizes, texts)
+    gains = {i: signed(cell.gain.gain) + "*" * cell.gain.told for i, cell in cells if cell.gain}
+    _column(axes["gain"], "gain" if gains else "", gains, sizes, gains)
     if "paper" in axes:
         papers = {i: f"{cell.paper.top1:.2f}" for i, cell in cells if cell.paper}
         _column(axes["paper"], "paper" if papers else "", papers, sizes, ())
-    macs = {i: GMACS.text(cell.numbers["gmacs"] * scale) for i, cell in cells if "gmacs" in cell.numbers}
-    _column(axes["gmacs"], f"{unit}MACs", macs, sizes, macs)
-    for name in axes.keys() - {"bars", "macs"}:
-        axes[name].set_ylim(bars.get_ylim())
+    macs = {i: group.macs.text(cell.numbers["gmacs"]) for i, cell in cells if "gmacs" in cell.numbers}
+    _column(axes["gmacs"], f"{group.macs.unit}MACs", macs, sizes, macs)
+    for name in axes.keys() - {"steps", "macs"}:
+        axes[name].set_ylim(steps.get_ylim())
 
 
 def _column(axes: Axes, heading: str, texts: dict[int, str], sizes: Sizes, ours: Any) -> None:
@@ -137,34 +142,42 @@ def _column(axes: Axes, heading: str, texts: dict[int, str], sizes: Sizes, ours:
         axes.text(0, row, text, ha="right", va="center_baseline", color=color, size=sizes.font)
 
 
-def _bars(axes: Axes, cells: Cells) -> None:
-    """Draw a bar a row, hatched where the step was not kept; the paper's below it as an outline; spreads over seeds."""
-    styles = {"yes": (KEPT, "", "-"), "no": (TRIED, "/////", "-"), "reference": (REFERENCE, "", "--")}
+def _steps(axes: Axes, cells: Cells, sizes: Sizes) -> None:
+    """Draw each row as a dot with its spread over seeds, and a bar that leads there from the step before.
+
+    The paper's numbers stand below ours as diamonds.
+    """
     beside = any(cell.paper for _, cell in cells)
-    height, middle = (0.44, -0.16) if beside else (0.68, 0.0)
-    spread: dict[str, Any] = {"fmt": "none", "ecolor": INK, "zorder": 4}
-    thick: dict[str, Any] = {"elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
-    thin: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.2, "capthick": 1.0}
+    middle = -0.16 if beside else 0.0
+    there = {cell.step: cell.top1 for _, cell in cells}
     for row, cell in cells:
-        color, hatch, line = styles[cell.adopted]
-        box: dict[str, Any] = {
-            "color": color,
-            "edgecolor": INK,
-            "linewidth": 0.6,
-            "hatch": hatch,
-            "linestyle": line,
-        }
-        (bar,) = axes.barh(row + middle, cell.top1, height=height, label=cell.step, **box)
-        std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
-        hover(bar, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}")
-        if cell.top1_std is not None:
-            axes.errorbar(cell.top1, row + middle, xerr=cell.top1_std, **spread, **thick)
+        if (before := there.get(cell.parent or "")) is not None:
+            width = cell.top1 - before
+            color, edge = (KEPT, KEPT) if width >= 0 else (TRIED, QUIET)
+            box: dict[str, Any] = {"color": color, "edgecolor": edge, "linewidth": 0.4, "label": f"from {cell.parent}"}
+            axes.barh(row + middle, width, left=before, height=0.3 if beside else 0.42, zorder=2, **box)
+        _dot(axes, row + middle, cell, sizes)
         if cell.paper:
-            box = {"fc": "none", "ec": INK, "lw": 0.6, "label": f"paper {cell.step}"}
-            (bar,) = axes.barh(row + 0.24, cell.paper.top1, height=0.26, **box)
-            hover(bar, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
+            point: dict[str, Any] = {"ms": 0.36 * sizes.font, "mfc": "white", "mec": QUIET, "mew": 0.7, "zorder": 5}
+            (dot,) = axes.plot(cell.paper.top1, row + 0.26, "D", label=f"paper {cell.step}", **point)
+            hover(dot, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
             if cell.paper.top1_std is not None:
-                axes.errorbar(cell.paper.top1, row + 0.24, xerr=cell.paper.top1_std, **spread, **thin)
+                axes.errorbar(
+                    cell.paper.top1, row + 0.26, xerr=cell.paper.top1_std, fmt="none", ecolor=QUIET, elinewidth=0.7
+                )
+
+
+def _dot(axes: Axes, y: float, cell: Cell, sizes: Sizes) -> None:
+    """Draw the mean of a row, and one standard deviation over its seeds."""
+    if cell.top1_std is not None:
+        axes.errorbar(cell.top1, y, xerr=cell.top1_std, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.0, zorder=4)
+    symbol, fill = SYMBOLS[cell.adopted]
+    (dot,) = axes.plot(
+        cell.top1, y, symbol, label=cell.step, ms=0.55 * sizes.font, mfc=fill, mec=INK, mew=0.9, zorder=5
+    )
+    std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
+    gain = f", {signed(cell.gain.gain)} over {cell.gain.parent}" if cell.gain else ""
+    hover(dot, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}{gain}")
 
 
 def _reference(axes: Axes, group: Group, cells: Cells, size: float) -> None:
@@ -176,7 +189,7 @@ def _reference(axes: Axes, group: Group, cells: Cells, size: float) -> None:
     ]
     theirs = group.paper_reference
     if not lines and theirs:
-        lines = [(theirs.top1, f"{theirs.label} (paper) {theirs.top1:.2f}")]
+        lines = [(theirs.top1, f"{theirs.label} (paper, its own recipe) {theirs.top1:.2f}")]
     for at, _ in lines:
         axes.axvline(at, color=INK, ls=(0, (5, 3)), lw=0.9, zorder=3)
     if lines:
@@ -203,13 +216,24 @@ def _macs(axes: Axes, cells: Cells, count: int, scale: float) -> None:
 
 def _legend(figure: Figure, cells: Sequence[Cell], sizes: Sizes) -> None:
     """Explain what occurs in this chart, and nothing else."""
-    handles: list[Patch | Line2D] = [Patch(fc=KEPT, ec=INK, lw=0.6, label="kept")]
-    if any(cell.adopted == "no" for cell in cells):
-        handles.append(Patch(fc=TRIED, ec=INK, lw=0.6, hatch="/////", label="tried, not kept"))
-    if any(cell.adopted == "reference" for cell in cells):
-        handles.append(Patch(fc=REFERENCE, ec=INK, lw=0.8, ls="--", label="reference"))
+    there = {cell.step for cell in cells}
+    gains = [cell.gain for cell in cells if cell.gain and cell.parent in there]
+    size: dict[str, Any] = {"ls": "", "mec": INK, "ms": 0.55 * sizes.font}
+    texts = {"yes": "kept", "no": "tried, not kept", "reference": "reference"}
+    found = {cell.adopted for cell in cells}
+    handles: list[Patch | Line2D] = [
+        Line2D([], [], marker=symbol, mfc=fill, label=texts[kind], **size)
+        for kind, (symbol, fill) in SYMBOLS.items()
+        if kind in found
+    ]
+    if any(gain.gain >= 0 for gain in gains):
+        handles.append(Patch(fc=KEPT, ec=KEPT, lw=0.4, label="gain over the step before"))
+    if any(gain.gain < 0 for gain in gains):
+        handles.append(Patch(fc=TRIED, ec=QUIET, lw=0.4, label="loss"))
     if any(cell.top1_std is not None for cell in cells):
         handles.append(Line2D([], [], color=INK, lw=1.1, marker="|", ms=6, label="± 1 std. dev. over seeds"))
     if any(cell.paper for cell in cells):
-        handles.append(Patch(fc="none", ec=INK, lw=0.8, label="paper"))
-    style.legend(figure, handles, ncols=len(handles) if sizes.wide else 3, fontsize=sizes.small)
+        handles.append(Line2D([], [], marker="D", **{**size, "mec": QUIET, "mfc": "white"}, label="paper"))
+    if any(gain.told for gain in gains):
+        handles.append(Line2D([], [], ls="", label=TOLD))
+    style.legend(figure, handles, ncols=len(handles) if sizes.wide else 2, fontsize=sizes.small)

@@ -14,6 +14,7 @@ from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, dr
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 NO_INTERVAL = "one seed a row: no interval is known"
+TOLD = "* told from zero by Welch's test, adjusted by Holm for the study"
 
 
 def step_gains(group: Group) -> Figure:
@@ -22,7 +23,7 @@ def step_gains(group: Group) -> Figure:
     if not compared:
         raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
     with style.styled():
-        labels = [drawable(cell.label, cell.step) for cell, _ in compared]
+        labels = [drawable(cell.label, cell.step) + " *" * gain.told for cell, gain in compared]
         figure, axes = _rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
         axes.axvline(0, color=QUIET, lw=0.7)
         beside = any(gain.paper_gain is not None for _, gain in compared)
@@ -30,7 +31,8 @@ def step_gains(group: Group) -> Figure:
         for row, (cell, gain) in enumerate(compared):
             drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
             drawn |= _paper_gain(axes, row + 0.22, cell, gain)
-        style.legend(figure, _handles(drawn, compared), "" if {SEEDS, IMAGES} & drawn else NO_INTERVAL)
+        words = [NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [TOLD] * any(gain.told for _, gain in compared)
+        style.legend(figure, _handles(drawn, compared), "\n".join(words))
         return figure
 
 
@@ -110,7 +112,7 @@ def _rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]
     """Return a figure of rows from top to bottom, labelled on the left, and its axes."""
     figure = style.new_figure(title, 0.95 + 0.17 * len(labels))
     axes = figure.subplots()
-    style.label_rows(axes, [style.fitted(figure, label, 6.5, style.COLUMN * 0.45) for label in labels])
+    style.label_rows(axes, [style.wrapped(figure, label, 6.5, style.COLUMN * 0.45) for label in labels])
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     for row in range(1, len(labels), 2):

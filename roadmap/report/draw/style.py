@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -89,7 +90,7 @@ def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7
     figure = Figure((width, height), layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
     FigureCanvasAgg(figure)
     left = 0.06 / width
-    shown = fitted(figure, title, size, width * (1 - 2 * left), "bold")
+    shown = wrapped(figure, title, size, width * (1 - 2 * left), "bold", lines=3)
     figure.suptitle(shown, x=left, ha="left", size=size, weight="bold")
     return figure
 
@@ -101,12 +102,15 @@ def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: A
     found.get_title().set(size=options.get("fontsize", 5.8), color=QUIET)
 
 
-def fitted(figure: Figure, text: str, size: float, width: float, weight: str = "normal") -> str:
-    """Return the text, its middle left out where it is wider than `width` inches."""
+def wrapped(figure: Figure, text: str, size: float, width: float, weight: str = "normal", lines: int = 2) -> str:
+    """Return the text in as many lines of at most `width` inches as it needs; past `lines` of them it is cut short."""
     limit = len(text)
-    while limit > 4 and text_width(figure, [shorten(text, limit)], size, weight) > width:
+    while limit > 4 and text_width(figure, [text[:limit]], size, weight) > width:
         limit -= max(1, limit // 12)
-    return shorten(text, limit)
+    parts = textwrap.wrap(text, limit) or [text]
+    if len(parts) > lines:
+        parts = [*parts[: lines - 1], shorten(" ".join(parts[lines - 1 :]), limit)]
+    return "\n".join(parts)
 
 
 def text_width(figure: Figure, texts: Sequence[str], size: float, weight: str = "normal") -> float:
@@ -125,6 +129,14 @@ def drawable(label: str, name: str, limit: int = 36) -> str:
     font = get_font(findfont("DejaVu Sans"))
     text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
     return shorten(name if 2 * text.count("?") > len(text) else text, limit)
+
+
+def beside(axes: Axes, text: str, point: Any, offset: tuple[float, float], **options: Any) -> None:
+    """Write a text at an offset in points from a point, on the side where the offset leads."""
+    right, up = offset
+    side, rest = "left" if right > 0 else "right" if right < 0 else "center", "top" if up < 0 else "bottom"
+    text_at = axes.annotate(text, point, offset, textcoords="offset points", ha=side, va=rest, **options)
+    text_at.set_in_layout(False)
 
 
 def label_rows(axes: Axes, labels: Sequence[str], size: float | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.report.read.wandb import WandbRun
-from roadmap.runs.metrics import Metrics
+from roadmap.runs.metrics import Metrics, find_hole
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY
 from roadmap.text import clean, flatten
 
@@ -57,6 +57,7 @@ class Run(CellInfo):
     drift: str  # what changed between two starts of the run, by an explicit override
     rounding: str  # what changed that differs in rounding alone
     hardware: str
+    precision: str  # of forward and backward
     versions: str
     commit: str  # with a mark where the checkout was changed since
     starts: int | None
@@ -105,7 +106,10 @@ def read_run(source: RunDirectory | WandbRun) -> Run:
         if found != right:
             raise Suspect(f"{SUMMARY} belongs to {right}, the folder is named {found} (moved aside or copied?)")
     _check_metrics(metrics, summary, run)
+    _check_steps(metrics, _whole(summary.get("steps_per_epoch") or status.get("steps_per_epoch")), run)
     _check_bits(run)
+    if changed := source.changed(summary):
+        raise Suspect(f"{', '.join(changed)} changed after the run had ended")
     return run
 
 
@@ -146,6 +150,7 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         drift=_line(summary.get("drift")),
         rounding=_line(summary.get("rounding")),
         hardware=_line(summary.get("hardware")),
+        precision=_line(summary.get("precision")),
         versions=_line(summary.get("versions")),
         commit=_line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
         starts=_whole(status.get("starts")),
@@ -178,7 +183,10 @@ def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
     if not metrics.rows:
         raise Suspect(f"{METRICS}: holds no evaluation")
     for row in metrics.rows:
-        _percent(row, "val/top1", f"{METRICS}, epoch {clean(row.get('epoch'), 20)}")
+        where = f"{METRICS}, epoch {clean(row.get('epoch'), 20)}"
+        _percent(row, "val/top1", where)
+        if number(row.get("val/loss")) is None or number(row.get("val/ema_top1", 0)) is None:
+            raise Suspect(f"{where}: an evaluation that is not finite")
     last = metrics.rows[-1]
     for key in ("top1", "top5"):
         ours, theirs = run.numbers.get(key), number(last.get(f"val/{key}"))
@@ -190,6 +198,16 @@ def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
         raise Suspect(f"{SUMMARY}: epoch={told}, the last evaluation in {METRICS} is of epoch {epoch}")
     if run.epochs is not None and last.get("epoch") != run.epochs:
         raise Suspect(f"done, but its last evaluation is of epoch {epoch} of {run.epochs}")
+
+
+def _check_steps(metrics: Metrics, steps_per_epoch: int | None, run: Run) -> None:
+    """Raise Suspect where the ledger lacks the line of an evaluation or, if it has any of training, of a step."""
+    epochs = run.epochs or len(metrics.rows)
+    hole = find_hole("evaluation", [_whole(row.get("epoch")) or 0 for row in metrics.rows], epochs)
+    if not hole and steps_per_epoch and metrics.steps["train"]:
+        hole = find_hole("step", metrics.steps["train"], epochs * steps_per_epoch)
+    if hole:
+        raise Suspect(f"{METRICS}: {hole}")
 
 
 def _check_bits(run: Run) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from roadmap.files import is_system_name, nearby
 from roadmap.report.read.run_directory import RunDirectory
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
 from roadmap.text import clean
@@ -47,7 +48,7 @@ def find_run_directories(roots: Iterable[str]) -> tuple[list[RunDirectory], list
                 with os.scandir(folder) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
             except OSError as error:
-                problems.append(Problem(shown, _reason(error)))
+                problems.append(Problem(shown, _reason(error, folder)))
                 continue
             if len(seen) > MAX_FOLDERS:
                 problems.append(Problem(root, f"holds more than {MAX_FOLDERS} folders: the rest was not searched"))
@@ -67,16 +68,16 @@ def _is_run(folder: Path, names: set[str]) -> bool:
 
 def _enter(entry: os.DirEntry[str]) -> bool:
     # os.path.isdir is False for a link that leads to itself, where DirEntry.is_dir raises.
-    return not PASSED_OVER.fullmatch(entry.name) and os.path.isdir(entry.path)
+    return not PASSED_OVER.fullmatch(entry.name) and not is_system_name(entry.name) and os.path.isdir(entry.path)
 
 
 def _real(entry: os.DirEntry[str]) -> Path:
     return Path(os.path.realpath(entry.path) if entry.is_symlink() else entry.path)
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, folder: Path) -> str:
     if isinstance(error, FileNotFoundError):
-        return "no such folder"
+        return f"no such folder{nearby(folder)}"
     if isinstance(error, NotADirectoryError):
         return "is not a folder"
     return f"cannot be read ({error.strerror or type(error).__name__})"

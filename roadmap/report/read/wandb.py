@@ -5,9 +5,7 @@ listed.
 """
 
 import json
-import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from roadmap.errors import ConfigError
-from roadmap.report.read.run_directory import MAX_BITS, MAX_JSON, Suspect, json_object, read_bits
+from roadmap.files import MAX_JSON
+from roadmap.report.read.run_directory import MAX_BITS, Suspect, json_object, read_bits
 from roadmap.report.read.search import Problem
 from roadmap.runs.metrics import Metrics
 from roadmap.runs.schema import CORRECT, STATUS
+from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.text import clean
 
 if TYPE_CHECKING:
@@ -87,15 +87,11 @@ def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
 
 def _client() -> Any:
     """Return W&B's API client, which asks for no login and gives up in time."""
-    import wandb
-
     retries = {
         f"x_{what}_retry_{key}": value for what in ("graphql", "file_transfer") for key, value in RETRIES.items()
     }
-    wandb.setup(wandb.Settings(silent=True, **retries))  # type: ignore[arg-type]
-    if not sys.stdin.isatty() or not sys.stdout.isatty():
-        os.environ.setdefault("WANDB_SILENT", "true")
-    return wandb.Api(timeout=TIMEOUT_S)
+    start_service(settings=retries)
+    return import_wandb().Api(timeout=TIMEOUT_S)
 
 
 @contextmanager
@@ -172,6 +168,10 @@ class WandbRun:
         """Return the evaluations of the whole history."""
         with plain_errors():
             return metrics_of(self.run.scan_history())
+
+    def changed(self, _: dict[str, Any]) -> list[str]:
+        """Return nothing: W&B has values, not the files that the summary has hashes of."""
+        return []
 
     def bits(self) -> bytes | None:
         """Return the packed bits that the run sent; None where it sent none."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from roadmap.report.analyse.cells import MARK, Cell, Gain, Group
 from roadmap.report.analyse.formats import accuracy, between, p_text, signed
-from roadmap.report.analyse.statistics import MOST_SEEDS
+from roadmap.report.analyse.statistics import MOST_SEEDS, Seeds
 from roadmap.runs.schema import QUANTITIES, Quantity
 from roadmap.text import shorten
 
@@ -56,6 +56,10 @@ def _ends(key: str, name: str, unit: str, path: str, about: str) -> tuple[Number
     return low, Number(f"{key}_high", f"{name} to", unit, at(f"{path}.high"), about)
 
 
+ABOUT_SEEDS = (
+    "a row, for Welch's test to tell this gain from zero at 5 % over all steps of the study with power 80 %, were gain "
+    "and spread as measured; in brackets over the 95 % interval of their ratio"
+)
 SPREAD = (
     Number("top1_std", "std. dev.", "points", at("top1_std"), "over seeds, with n - 1; none for one seed"),
     *_ends("top1", "95 %", "%", "interval", "t interval of the mean over seeds"),
@@ -66,13 +70,9 @@ COMPARED = (
     Number("p", "p", "", at("gain.p"), "Welch's test over seeds, two-sided, of this step alone"),
     Number("p_holm", "p (Holm)", "", at("gain.p_holm"), "the same, adjusted by Holm for all steps of the study"),
     *_ends("boot", "bootstrap", "points", "gain.bootstrap", "expanded percentile bootstrap over 8 seeds or more"),
-    Number(
-        "seeds_needed",
-        "seeds needed",
-        "",
-        at("gain.seeds_needed"),
-        "a row, to tell this gain from zero (5 %, power 80 %)",
-    ),
+    Number("seeds_needed", "seeds needed", "", at("gain.seeds_needed.likely"), ABOUT_SEEDS),
+    Number("seeds_needed_low", "seeds needed from", "", at("gain.seeds_needed.low"), ABOUT_SEEDS),
+    Number("seeds_needed_high", "seeds needed to", "", at("gain.seeds_needed.high"), ABOUT_SEEDS),
     *_ends("images", "images", "points", "gain.over_images", "bootstrap over images, these trained nets held fixed"),
     Number(
         "mcnemar_p",
@@ -126,8 +126,8 @@ def tables_of(group: Group) -> list[Table]:
     """Return the tables of a group that have a row."""
     compared = [cell for cell, _ in group.compared]
     parts = (
-        ("Rows", group.rows, row_columns()),
-        ("Other cells", group.others, row_columns()),
+        ("Rows", group.rows, row_columns(group)),
+        ("Other cells", group.others, row_columns(group)),
         ("Gains over the step before", compared, gain_columns()),
     )
     found = []
@@ -138,10 +138,10 @@ def tables_of(group: Group) -> list[Table]:
     return found
 
 
-def row_columns() -> list[Column]:
+def row_columns(group: Group) -> list[Column]:
     """Return the columns of a row on its own; every number that runs record has one."""
     known = numbers()
-    top1, *recorded = QUANTITIES.values()
+    top1, *recorded = group.quantities.values()
     return [
         STEP,
         Column("label", lambda cell: shorten(cell.label, 40)),
@@ -160,14 +160,17 @@ def row_columns() -> list[Column]:
         Column(
             "paper top-1", _paper, known["paper_top1"].value, "as printed, ± its standard deviation over three seeds"
         ),
-        _column(known["paper_gmacs"], QUANTITIES["gmacs"].text),
+        _column(known["paper_gmacs"], group.macs.text, heading=f"paper {group.macs.heading}"),
     ]
 
 
 def gain_columns() -> list[Column]:
     """Return the columns of a row beside its parent."""
     known = numbers()
-    only = "images that only this net or only its parent has right, one net of each (the lowest common seed)"
+    only = (
+        "images that only this net or only its parent has right, one net of each (the lowest common seed); against the "
+        "gain: this pair points the other way than the means over seeds"
+    )
     return [
         STEP,
         Column("compared with", _gain(lambda gain: gain.parent)),
@@ -182,7 +185,7 @@ def gain_columns() -> list[Column]:
         Column(
             "bootstrap", _gain(lambda gain: between(gain.bootstrap)), known["boot_low"].value, known["boot_low"].about
         ),
-        _column(known["seeds_needed"], _seeds_needed),
+        Column("seeds needed", _gain(lambda gain: _seeds(gain.seeds_needed)), known["seeds_needed"].value, ABOUT_SEEDS),
         Column(
             "95 % over images",
             _gain(lambda gain: between(gain.over_images)),
@@ -209,14 +212,13 @@ STEP = Column(
 )
 # Rows, then gains.
 ON_TERMINAL = (
-    *("step", "top-1 (%)", "n", "MACs (G)", "parameters (M)", "epochs", "paper top-1"),
+    *("step", "top-1 (%)", "n", "MACs (G)", "MACs (M)", "parameters (M)", "epochs", "paper top-1"),
     *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
 )
 
 
 def _quantity_column(quantity: Quantity) -> Column:
-    number = _recorded(quantity)
-    return _column(number, quantity.text)
+    return _column(_recorded(quantity), quantity.text)
 
 
 def _column(number: Number, text: Callable[[Any], str], heading: str = "") -> Column:
@@ -243,9 +245,16 @@ def _over_seeds(cell: Cell) -> str:
     return "none: one seed" if min(cell.n, cell.gain.parent_n) < 2 else "none: all seeds equal"
 
 
-def _seeds_needed(seeds: int | None) -> str:
-    return "" if seeds is None else f"{seeds} or more" if seeds >= MOST_SEEDS else str(seeds)
+def _seeds(needed: Seeds | None) -> str:
+    if needed is None:
+        return ""
+    if needed.likely >= MOST_SEEDS:
+        return f"{needed.low} or more"
+    if needed.low == needed.high:
+        return str(needed.likely)
+    return f"{needed.likely} ({needed.low} {f'to {needed.high}' if needed.high else 'or more'})"
 
 
 def _only_right(gain: Gain) -> str:
-    return "" if gain.only_this is None else f"{gain.only_this} / {gain.only_parent}"
+    against = ", against the gain" if gain.contradicted else ""
+    return "" if gain.only_this is None else f"{gain.only_this} / {gain.only_parent}{against}"

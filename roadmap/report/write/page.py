@@ -18,12 +18,24 @@ from markupsafe import Markup
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.gains import parent_of
+from roadmap.report.draw import style
 from roadmap.report.read.run import Run
 from roadmap.report.write.columns import tables_of
 from roadmap.report.write.tables import heading, listed_problems, slips
 from roadmap.text import clean
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+# The figures' colours are the page's variables, so that they are dark where it is; black is an axis or a text.
+COLORS = {
+    style.INK: "ink",
+    "#000000": "ink",
+    style.QUIET: "quiet",
+    style.BAND: "band",
+    style.KEPT: "gain",
+    style.TRIED: "loss",
+    "#ffffff": "back",
+}
+COLOR = re.compile("|".join(COLORS))
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 HASHED = re.compile(r".*,[0-9a-f]{12}")  # a cell whose overrides were too long for a name
 COMPARED = ("model.", "recipe.", "data.")
@@ -127,7 +139,8 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
             elif key in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
                 element.set(key, f"#{prefix}{value[1:]}")
             else:
-                element.set(key, REFERENCE.sub(rf"url(#{prefix}\1)", value))
+                value = REFERENCE.sub(rf"url(#{prefix}\1)", value)
+                element.set(key, COLOR.sub(lambda found: f"var(--{COLORS[found[0]]})", value))
     width = root.attrib.pop("width", "")
     root.attrib.pop("height", None)
     root.set("style", f"width:{width}" if re.fullmatch(r"[0-9.]+pt", width) else "")

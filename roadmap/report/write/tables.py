@@ -13,7 +13,7 @@ from roadmap.report.write.escape import for_csv, for_markdown, for_tex
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
 Value = str | float | int | None
-WHOLE = ("n", "epochs", "image_size", "seeds_needed")
+WHOLE = ("n", "epochs", "image_size", "seeds_needed", "seeds_needed_low", "seeds_needed_high")
 LISTED = 20  # problems on the terminal; the Markdown file has all
 # Attributes of a cell that are columns as they are, then other columns before the numbers.
 NAMES = (

@@ -1,28 +1,34 @@
 """A study on this machine: as many cells beside each other as its GPUs, or its CPU cores, hold.
 
-Stays in the foreground; asked to stop it passes that on, every cell is saved, and the same command goes on later.
+Stays in the foreground; asked to stop, or its terminal closed, it passes that on, what has begun is saved, and the same
+command goes on later. Where it is killed the kernel asks its runs to stop: none trains on unseen.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import ConfigError, StoppedEarly
-from roadmap.sweep.cell_states import process_start
+from roadmap.runs.process import process_start
+from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
 from roadmap.sweep.study import Cell
-from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.sweep.submit import Selection, choose_cells, on_gpu
 
 POLL_S = 0.2
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOGS = "logs"
 
 
@@ -114,12 +120,20 @@ def claim_cells(selection: Selection) -> tuple[str, list[LocalTask]]:
         submission, chosen = choose_cells(selection, code)
         command = [sys.executable, str(code / "run.py")]
         tasks = [LocalTask(directory, task.key, [*command, *task.args]) for task in chosen]
-        row = {"kind": "local", "job": "local", "pid": os.getpid(), "born": process_start(os.getpid())}
-        row |= {"snapshot": code.name, **git_state_of(code)}
-        directory.append_jobs(
-            {"cell": task.key, **row, "log": str(task.log.relative_to(directory.notes))} for task in tasks
-        )
+        directory.append_jobs(job_row(task, code) for task in tasks)
     return str(submission), tasks
+
+
+def job_row(task: LocalTask, code: Path) -> Row:
+    """Return what is recorded of a cell that this process takes."""
+    row: Row = {
+        "cell": task.key,
+        "kind": "local",
+        "job": "local",
+        "log": str(task.log.relative_to(task.directory.notes)),
+    }
+    row |= {"pid": os.getpid(), "born": process_start(os.getpid())}
+    return row | {"snapshot": code.name, **git_state_of(code)}
 
 
 class Scheduler:
@@ -128,27 +142,35 @@ class Scheduler:
     def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None]) -> None:
         self.free, self.echo = list(slots), echo
         self.running: dict[subprocess.Popen[bytes], tuple[LocalTask, Slot]] = {}
-        self.stopped = False
+        self.stopped = self.again = False
+        self.passed_on = 0  # signals that the cells at work have got
         self.codes: list[int] = []
+        self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
 
     def run(self, tasks: Sequence[LocalTask]) -> int:
-        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal, all saved."""
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
+        handlers = {number: signal.signal(number, self._stop) for number in not_ignored()}
         waiting = list(tasks)
         try:
             while self.running or (waiting and not self.stopped):
                 while waiting and self.free and not self.stopped:
                     self._start(waiting.pop(0))
+                self._pass_on()
                 for process in [process for process in self.running if process.poll() is not None]:
                     self._finish(process, len(tasks))
                 time.sleep(POLL_S)
         finally:
+            for process in self.running:  # an error of ours, such as a full disk, ends no run unsaved
+                process.terminate()
+            for process in self.running:
+                process.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             for task in waiting:
                 record_end(task, None)
         if self.stopped:
-            raise StoppedEarly("stopped, every cell is saved; the same command goes on")
+            ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
+            raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; the same command goes on")
         return max(self.codes, default=0)
 
     def _start(self, task: LocalTask) -> None:
@@ -161,13 +183,20 @@ class Scheduler:
         task.log.parent.mkdir(exist_ok=True)
         with open(task.log, "ab") as log:  # a session of its own: a Ctrl-C reaches it through us, once
             process = subprocess.Popen(
-                task.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+                task.command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=env,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
             )
+        self.running[process] = (task, slot)
         if slot.cores:
             with suppress(OSError):  # it has ended already
                 os.sched_setaffinity(process.pid, slot.cores)
-        self.running[process] = (task, slot)
-        self.echo(f"{task.directory.name}: {task.key} begins")
+        record_start(task, process.pid)
+        self._show(f"{task.directory.name}: {task.key} begins")
 
     def _finish(self, process: subprocess.Popen[bytes], total: int) -> None:
         task, slot = self.running.pop(process)
@@ -175,17 +204,59 @@ class Scheduler:
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         self.codes.append(code)
         record_end(task, code)
+        if self.stopped:
+            self.ends[how_it_ended(task)] += 1
         lines = task.log.read_bytes().decode(errors="replace").strip().splitlines()
         line = f"[{len(self.codes)}/{total}] {lines[-1] if lines else task.key}"
-        self.echo(line + (f" (exit code {code}; {task.log})" if code else ""))
+        self._show(line + (f" (exit code {code}; {task.log})" if code else ""))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        if not self.stopped:
-            self.echo("stopping: the cells at work are saved; once more interrupts them at once")
+        self.again |= self.stopped and number in KEYBOARD
         self.stopped = True
-        for process in self.running:
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
+
+    def _pass_on(self) -> None:
+        """Pass on what came, also to a cell that was just being started then."""
+        wanted = [signal.SIGTERM] * self.stopped + [signal.SIGINT] * self.again
+        if wanted and not self.passed_on:
+            self._show("stopping: the cells at work save first; Ctrl-C once more interrupts them at once")
+        for number in wanted[self.passed_on :]:
+            for process in self.running:
+                with suppress(ProcessLookupError):
+                    process.send_signal(number)
+        self.passed_on = len(wanted)
+
+    def _show(self, line: str) -> None:
+        with suppress(OSError):  # the terminal is closed
+            self.echo(line)
+
+
+def how_it_ended(task: LocalTask) -> str:
+    """Return what a cell that was asked to stop has left, by its own status."""
+    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
+    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """Return what a child does before its program: let the kernel ask it to stop once this process is gone.
+
+    None where the system knows no such thing.
+    """
+    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+
+    def call() -> None:
+        assert prctl is not None
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # gone already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return call if prctl is not None else None
+
+
+def record_start(task: LocalTask, pid: int) -> None:
+    """Record the process that runs a cell."""
+    with task.directory.lock():
+        row = task.directory.jobs()[task.key][-1]
+        task.directory.append_jobs([row | {"run_pid": pid, "run_born": process_start(pid)}])
 
 
 def record_end(task: LocalTask, code: int | None) -> None:

@@ -1,30 +1,29 @@
 """A study's cells as one job array, through submitit. A task of the array is a cell, its processes `python run.py ...`.
 
 submitit's process becomes the run (`exec`): no handler of submitit's is left, and the run's signals and exit code are
-its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that an
-interrupted submission can be completed.
+its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that a
+submission that was interrupted, or whose answer was lost, is found again by its name.
 """
 
 import contextlib
-import io
-import os
 import re
 import secrets
 import shlex
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import submitit
 from pydantic import model_validator
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import SlurmExecutor
 
 from roadmap.config.fields import Float, Int, Text, key
-from roadmap.errors import DONE, ConfigError, DiskError
+from roadmap.errors import DONE, ConfigError, StoppedEarly
+from roadmap.files import disk_errors
 from roadmap.sweep import queue, snapshot
+from roadmap.sweep.cell_states import pending_jobs, slurm_jobs
 from roadmap.sweep.cluster import ClusterConfig
+from roadmap.sweep.sbatch import give_work, has_work, submit_commands
 from roadmap.sweep.study import Cell
 from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.sweep.submit import Selection, Submission, Task, choose_cells, on_gpu
@@ -104,7 +103,10 @@ def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str]
 
 
 def submit(selection: Selection, config: Config) -> Submission:
-    """Start the cells that are neither done nor at work, as a job array. Raises ConfigError, Busy, DiskError."""
+    """Start the cells that are neither done nor at work, as a job array.
+
+    Raises ConfigError, StoppedEarly (no answer), Busy, DiskError.
+    """
     directory = selection.directory
     directory.make()
     code = snapshot.take_snapshot(directory, selection.study.file)
@@ -112,32 +114,70 @@ def submit(selection: Selection, config: Config) -> Submission:
         recover_pending(directory)
         submission, tasks = choose_cells(selection, code)
         if tasks:
-            submission.job = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
+            submission.job = ", ".join(submit_tasks(directory, tasks, code, config, on_gpu(selection.cells)))
     return submission
 
 
 def submit_tasks(
     study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str = "roadmap"
-) -> str:
-    """Submit an array and the report behind it, and record its jobs; return its id. Call it with the study locked.
+) -> list[str]:
+    """Submit tasks as arrays of the size that Slurm allows, and the report behind them; return the arrays' ids.
 
-    Raises ConfigError with Slurm's own message, DiskError.
+    Call it with the study locked. Raises ConfigError with Slurm's own message, StoppedEarly (no answer), DiskError.
+    """
+    size = (queue.max_array_size() if len(tasks) > 1 else None) or len(tasks)
+    arrays: list[str] = []
+    try:
+        for start in range(0, len(tasks), size):
+            after = arrays[-1:] if config.max_running else []  # which Slurm counts within one array
+            arrays.append(submit_array(study, tasks[start : start + size], code, config, use_gpus, by, after))
+    finally:
+        if arrays and config.report:
+            submit_report(study, code, config)
+    return arrays
+
+
+def submit_array(
+    study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str, after: Sequence[str]
+) -> str:
+    """Submit one array, which waits for those in `after`, and record its jobs; return its id.
+
+    Raises ConfigError, DiskError; StoppedEarly for a lost answer: the submission stays pending.
     """
     name = f"{study.name}-{secrets.token_hex(4)}"
+    folder = study.notes / FOLDER
+    runs_file = folder / name / RUNS_FILE
+    with disk_errors(folder):
+        for each in (folder, runs_file.parent):
+            each.mkdir(mode=folder_mode(study), exist_ok=True)
+        runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
     shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
     shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
     rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
     study.set_pending({"name": name, "rows": rows})
+    parameters = array_parameters(name, code, runs_file, config, use_gpus)
+    parameters |= {"dependency": f"afterany:{':'.join(after)}"} if after else {}
     try:
-        jobs = submit_array(study, name, tasks, code, config, use_gpus)
+        jobs = submit_commands(folder, parameters, [run_command(code, row) for row in rows])
     except ConfigError:  # Slurm's refusal: nothing is queued
         study.set_pending(None)
         raise
+    except StoppedEarly as error:
+        raise StoppedEarly(
+            f"{study.name}: {error}; make status shows what there is, make roadmap completes it"
+        ) from None
     record_jobs(study, rows, jobs)
-    array = jobs[0].split("_")[0]
-    if config.report:
-        submit_report(study, name, code, array, config)
-    return array
+    return jobs[0].split("_")[0]
+
+
+def folder_mode(study: StudyDir) -> int:
+    """Return the mode of submitit's folder: closed to the world, and open to a group that may write the study."""
+    return 0o770 if study.notes.stat().st_mode & stat.S_IWGRP else 0o700
+
+
+def run_command(code: Path, row: Row) -> list[str]:
+    """Return the command that a recorded job runs."""
+    return [sys.executable, str(code / "run.py"), *row["line"]]
 
 
 def record_jobs(study: StudyDir, rows: Iterable[Row], jobs: Iterable[str]) -> None:
@@ -148,7 +188,8 @@ def record_jobs(study: StudyDir, rows: Iterable[Row], jobs: Iterable[str]) -> No
 
 
 def recover_pending(study: StudyDir) -> None:
-    """Complete what an interrupted submission left: record the jobs that Slurm has of it, cancel those that cannot run.
+    """Complete what an interrupted submission left, or one without an answer: give the jobs that Slurm has of it their
+    work, and record them.
 
     Raises ConfigError where Slurm does not answer: nobody knows then what is queued.
     """
@@ -161,53 +202,52 @@ def recover_pending(study: StudyDir) -> None:
             f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); "
             "try again"
         )
-    active = {job for job, state in answer.states.items() if state in queue.PENDING + queue.RUNNING}
-    whole = {job for job in answer.states if (study.notes / FOLDER / f"{job}_submitted.pkl").exists()}
-    queue.scancel(sorted(active - whole))  # submitit had not yet given them their work
-    by_index = {int(job.partition("_")[2] or 0): job for job in whole}
-    found = [index for index in range(len(pending["rows"])) if index in by_index]
-    record_jobs(study, [pending["rows"][index] for index in found], [by_index[index] for index in found])
+    folder, found = study.notes / FOLDER, []
+    for row, job in pending_jobs(pending, answer):
+        if not has_work(folder, job) and job in answer.in_state(*queue.PENDING, *queue.RUNNING):
+            give_work(folder, job, run_command(study.notes / snapshot.FOLDER / row["snapshot"], row))
+        if has_work(folder, job):
+            found.append((row, job))
+    record_jobs(study, [row for row, _ in found], [job for _, job in found])
 
 
-def submit_array(
-    study: StudyDir, name: str, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool
-) -> list[str]:
-    """Submit one array; return its job ids, `12_0` and so on, `12` for a single one. Raises ConfigError, DiskError."""
-    folder = study.notes / FOLDER
-    runs_file = folder / name / RUNS_FILE
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)  # submitit writes files that anyone may read
-        runs_file.parent.mkdir(mode=0o700, exist_ok=True)
-        runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"{folder}: cannot be written ({error.strerror})") from None
-    executor = SlurmExecutor(folder)
-    executor.update_parameters(**array_parameters(name, code, runs_file, config, use_gpus))
-    return submit_commands(executor, [[sys.executable, str(code / "run.py"), *task.args] for task in tasks])
+def submit_report(study: StudyDir, code: Path, config: Config) -> None:
+    """Queue the report behind all of a study's jobs, however they end: one that waits already waits for these too.
 
-
-def submit_report(study: StudyDir, name: str, code: Path, array: str, config: Config) -> None:
-    """Queue the report behind an array, however its tasks end. Where Slurm refuses it, `make report` draws it."""
-    executor = SlurmExecutor(study.notes / FOLDER)
-    executor.update_parameters(
-        **placement(config) | {"constraint": None},
-        job_name=report_name(name),
-        wckey=None,
-        time=60,
-        nodes=1,
-        ntasks_per_node=1,
-        dependency=f"afterany:{array}",
-        setup=[f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
-        stderr_to_stdout=True,
-    )
+    Where Slurm refuses it, `make report` draws it.
+    """
+    names = array_names(study)
+    active = queue.query(names).in_state(*queue.PENDING, *queue.RUNNING)
+    arrays = sorted({job.split("_")[0] for job in active}, key=int)
+    behind = f"afterany:{':'.join(arrays)}" if arrays else None
+    for job in waiting_reports(study)[:1]:
+        if behind is None or queue.run("scontrol", "update", f"JobId={job}", f"Dependency={behind}")[0] is not None:
+            return
     command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
-    with contextlib.suppress(ConfigError):
-        submit_commands(executor, [command])
+    parameters = placement(config) | {
+        "constraint": None,
+        "job_name": f"{names[-1]}-report",
+        "wckey": None,
+        "time": 60,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "dependency": behind,
+        "setup": [f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
+        "stderr_to_stdout": True,
+    }
+    with contextlib.suppress(ConfigError, StoppedEarly):
+        submit_commands(study.notes / FOLDER, parameters, [command])
 
 
-def report_name(name: str) -> str:
-    """Return the name of the job that draws the report behind an array."""
-    return f"{name}-report"
+def waiting_reports(study: StudyDir) -> list[str]:
+    """Return the jobs that wait to draw a study's report."""
+    return queue.query(f"{name}-report" for name in array_names(study)).in_state(*queue.PENDING)
+
+
+def array_names(study: StudyDir) -> list[str]:
+    """Return the names of a study's arrays in the order of their submission; Slurm knows them by these."""
+    rows = (row for rows in study.jobs().values() for row in slurm_jobs(rows))
+    return list(dict.fromkeys(str(row["name"]) for row in sorted(rows, key=lambda row: str(row.get("time")))))
 
 
 def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use_gpus: bool) -> dict[str, object]:
@@ -251,17 +291,3 @@ def requeue_command(code: Path, runs_file: Path) -> str:
 def placement(config: Config) -> dict[str, object]:
     """Return where Slurm may run a job."""
     return {key: getattr(config, key) for key in ("partition", "account", "qos", "constraint")}
-
-
-def submit_commands(executor: SlurmExecutor, commands: Sequence[Sequence[str]]) -> list[str]:
-    """Let submitit submit `exec COMMAND` jobs; return their ids. Raises ConfigError with what Slurm says."""
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):  # submitit echoes Slurm's words
-            jobs: list[submitit.Job[None]] = executor.map_array(
-                os.execv, [command[0] for command in commands], list(commands)
-            )
-    except (FailedJobError, FailedSubmissionError) as error:
-        reason = queue.error_line(str(error)) or queue.error_line(output.getvalue())
-        raise ConfigError(f"Slurm refuses the study: {reason}") from None
-    return [str(job.job_id) for job in jobs]

@@ -20,43 +20,40 @@ class ColumnTile(NamedTuple):
 
 # Tiles to try on a GPU, those of `columns` by itself first: of the maps, and of the kernel's gradient.
 MAP_TILES = {
-    3: "7/64/1 4/64/1 7/32/1 14/32/1 14/64/1 7/128/1 4/128/1 2/128/1",
-    5: "7/32/1 4/32/1 7/64/1 4/64/1 14/32/1 7/32/1/128 7/64/1/168",
-    7: "7/32/1/168 7/32/1 4/32/1/128 4/32/1 4/64/1 8/32/1/168 14/32/1 14/32/1/224 2/32/1",
-    9: "7/32/1 4/32/1/168 4/32/1 7/32/1/200 8/32/1 14/32/1",
-    11: "4/32/1 2/32/1 7/32/1 4/32/1/224 2/32/1/200",
+    3: "7/64/1 14/64/1 14/32/1 4/64/1 7/32/1 7/128/1",
+    5: "7/32/1/128 7/32/1 7/64/1/168 7/64/1 14/32/1 4/32/1 4/64/1",
+    7: "7/32/1/168 7/32/1 14/32/1 14/32/1/224 8/32/1/168 4/32/1/128 4/64/1",
+    9: "7/32/1 8/32/1 14/32/1 4/32/1/168 4/32/1",
+    11: "4/32/1 7/32/1 4/32/1/224 2/32/1",
 }
 WEIGHT_TILES = {
-    3: "7/32/1 7/64/1 4/64/1 4/32/1 14/32/1 2/64/1 7/32/1/64",
-    5: "7/32/1 4/32/1 2/32/1 4/64/1 2/64/1 4/32/1/96",
-    7: "4/32/1/128 7/32/1 7/32/1/168 4/32/1 8/32/1 2/32/1 14/32/1",
-    9: "7/32/1 4/32/1 4/32/1/168 2/32/1 7/32/1/200",
-    11: "4/32/1 2/32/1 4/32/1/224 7/32/1 2/32/1/200",
+    3: "7/32/1/64 2/64/1 4/32/1 7/32/1 4/64/1 7/64/1",
+    5: "7/32/1 4/32/1/96 4/32/1 4/64/1",
+    7: "7/32/1/168 4/32/1/128 7/32/1 14/32/1 2/32/1",
+    9: "7/32/1 4/32/1 7/32/1/200 2/32/1",
+    11: "4/32/1 7/32/1 2/32/1",
 }
 
 
 def convolve(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tile: ColumnTile, *,
-    flipped: bool = False, extra: torch.Tensor | None = None, out: torch.dtype | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """Return x (N, C, H, W) convolved with a kernel (C, 1, K, K), or with it turned around, plus `extra`, in a type."""
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tile: ColumnTile, *, flipped: bool = False
+) -> torch.Tensor:
+    """Return x (N, C, H, W) convolved with a kernel (C, 1, K, K), or with it turned around, channels-last."""
     from roadmap.net.kernels.triton_columns import columns_kernel
 
     x = x.contiguous(memory_format=NHWC)
     n, c, height, width = x.shape
     kernel = weight.shape[-1]
     tile = of_map(tile, c, width)
-    y = torch.empty_like(x, dtype=out or x.dtype, memory_format=NHWC)
+    y = torch.empty_like(x, memory_format=NHWC)
     blocks, tiles = ceil_div(c, tile.channels), ceil_div(width, tile.width)
     strips = max(1, min(PROGRAMS // (2 * blocks * tiles * n), height // (2 * kernel)))
     strip = ceil_div(height, strips)
     strips = ceil_div(height, strip)
     images = max(1, blocks * tiles * strips * n // PROGRAMS)
     columns_kernel[(blocks, tiles * strips, ceil_div(n, images))](
-        x, weight.flatten(1).t().contiguous(), x if bias is None else bias, x if extra is None else extra, y,
-        n, height, width, strip, images,
-        CHANNELS=c, K=kernel, FLIPPED=flipped, HAS_BIAS=bias is not None, HAS_EXTRA=extra is not None,
-        BLOCK_W=tile.width, BLOCK_C=tile.channels,
+        x, weight.flatten(1).t().contiguous(), x if bias is None else bias, y, n, height, width, strip, images,
+        CHANNELS=c, K=kernel, FLIPPED=flipped, HAS_BIAS=bias is not None, BLOCK_W=tile.width, BLOCK_C=tile.channels,
         num_warps=tile.warps, **({"maxnreg": tile.registers} if tile.registers else {}),
     )  # fmt: skip
     return y
@@ -90,27 +87,16 @@ def of_map(tile: ColumnTile, channels: int, width: int) -> ColumnTile:
     return tile._replace(channels=power_of_2(min(channels, 512))) if interpreted() else tile
 
 
-@operation(
-    "depthwise_columns",
-    lambda x, weight, bias, form: torch.empty_like(x, dtype=weight.dtype, memory_format=NHWC),
-)
+@operation("depthwise_columns", lambda x, weight, bias, form: torch.empty_like(x, memory_format=NHWC))
 def forward_by_columns(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, form: str) -> torch.Tensor:
-    """Return the output (N, C, H, W), in the kernel's type."""
-    return convolve(x, weight, bias, tile_of(form, MAP_TILES[weight.shape[-1]]), out=weight.dtype)
+    """Return the output (N, C, H, W)."""
+    return convolve(x, weight, bias, tile_of(form, MAP_TILES[weight.shape[-1]]))
 
 
-@operation(
-    "depthwise_columns_input_gradient",
-    lambda g, weight, extra, form: torch.empty_like(
-        g, dtype=g.dtype if extra is None else extra.dtype, memory_format=NHWC
-    ),
-)
-def input_gradient_by_columns(
-    g: torch.Tensor, weight: torch.Tensor, extra: torch.Tensor | None, form: str
-) -> torch.Tensor:
-    """Return the gradient of the map (N, C, H, W) from that of the output, plus `extra`, in its type."""
-    tile, kind = tile_of(form, MAP_TILES[weight.shape[-1]]), g.dtype if extra is None else extra.dtype
-    return convolve(g, weight, None, tile, flipped=True, extra=extra, out=kind)
+@operation("depthwise_columns_input_gradient", lambda g, weight, form: torch.empty_like(g, memory_format=NHWC))
+def input_gradient_by_columns(g: torch.Tensor, weight: torch.Tensor, form: str) -> torch.Tensor:
+    """Return the gradient of the map (N, C, H, W) from that of the output."""
+    return convolve(g, weight, None, tile_of(form, MAP_TILES[weight.shape[-1]]), flipped=True)
 
 
 @operation(

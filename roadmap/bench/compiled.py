@@ -1,0 +1,140 @@
+"""`python -m roadmap.bench compiled`: the depthwise kernels compiled for a GPU that need not be here, and counted.
+
+For every tile: registers and spilled bytes of a thread, instructions a multiply-add in the inner loop, warps that an SM
+holds, and the least milliseconds that issuing these instructions takes on an H100 for 256 maps of 96 channels, 56x56.
+A kernel that never waits takes that long; those in docs/speed.md take 1.2 to 1.5 times as long.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from roadmap.bench.options import names
+from roadmap.errors import ConfigError
+from roadmap.net.kernels.depthwise_columns import MAP_TILES, WEIGHT_TILES, ColumnTile, tile_of
+from roadmap.net.kernels.triton_support import has_triton
+from roadmap.text import ArgumentParser
+
+CAPABILITIES = ("90", "80")
+MULTIPLY_ADDS = 256 * 56 * 56 * 96  # of a tap
+ISSUED_PER_S = 4 * 132 * 32 * 1.755e9  # lanes: schedulers of an SM, SMs, lanes of a warp, Hz
+REGISTERS = 65536  # of an SM
+FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")  # pointers that are not of the map's type
+MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden")
+
+
+class Compiled(NamedTuple):
+    """What a kernel came to: of a thread registers and spilled bytes; instructions by operation in its inner loop."""
+
+    registers: int
+    stack: int
+    inner: Counter[str]
+
+    @property
+    def warps(self) -> int:
+        """Return how many warps the registers of an SM are enough for."""
+        return REGISTERS // (-(-self.registers // 8) * 8 * 32)
+
+    @property
+    def per_multiply_add(self) -> float:
+        """Return the instructions of the inner loop for each multiply-add."""
+        return self.inner.total() / max(1, self.inner["FFMA"])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compile the tiles of the depthwise kernels and print a line for each. Raises ConfigError without Triton."""
+    options = ArgumentParser(
+        prog="python -m roadmap.bench compiled", description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )  # fmt: skip
+    sizes = [str(kernel) for kernel in MAP_TILES]
+    options.add_argument("--kernels", type=names(sizes), default=sizes, metavar="K,K", help=f"of {', '.join(sizes)}")
+    options.add_argument("--capability", default="90", choices=CAPABILITIES)
+    options.add_argument("--all-tiles", action="store_true", help="not the first of each alone")
+    args = options.parse_args(argv)
+    if not has_triton():
+        raise ConfigError("python -m roadmap.bench compiled: Triton is not installed")
+    print(
+        "| pass | kernel | tile | registers | spilled bytes | instructions a multiply-add | warps an SM | bound, ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, tiles in (("map", MAP_TILES), ("weight gradient", WEIGHT_TILES)):
+        for kernel in map(int, args.kernels):
+            for tile in tiles[kernel].split()[: None if args.all_tiles else 1]:
+                made = compile_columns(name, kernel, tile_of(f"columns/{tile}", tile), int(args.capability))
+                ms = 1e3 * MULTIPLY_ADDS * kernel**2 * made.per_multiply_add / ISSUED_PER_S
+                cells = (name, kernel, tile, made.registers, made.stack, f"{made.per_multiply_add:.2f}", made.warps)
+                print("| " + " | ".join(map(str, cells)) + f" | {ms:.3f} |", flush=True)
+    return 0
+
+
+def compile_columns(name: str, kernel: int, tile: ColumnTile, capability: int, kind: str = "bf16") -> Compiled:
+    """Compile a depthwise kernel for 96 channels: of `map` (forward and input gradient) or of `weight gradient`."""
+    from roadmap.net.kernels import triton_columns as made
+
+    constants: dict[str, Any] = {"CHANNELS": 96, "K": kernel, "BLOCK_W": tile.width, "BLOCK_C": tile.channels}
+    function = made.columns_weight_gradient_kernel
+    if name == "map":
+        function = made.columns_kernel
+        constants |= {"FLIPPED": False, "HAS_BIAS": True}
+    return compile_kernel(function, constants, capability, kind=kind, warps=tile.warps, registers=tile.registers)
+
+
+def compile_kernel(
+    function: Any, constants: Mapping[str, Any], capability: int, *, kind: str = "bf16", warps: int = 4,
+    registers: int = 0,
+) -> Compiled:  # fmt: skip
+    """Compile a kernel of Triton without a GPU, its maps of a type, and count what came out."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes = {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in MAPS or name in FP32:
+            signature[name] = f"*{kind if name in MAPS else 'fp32'}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+            if name == "channels":  # a multiple of 16 in nearly every net
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, dict(constants), attributes)
+    options = {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tools = Path(triton.knobs.nvidia.cuobjdump.path).parent
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(made.asm["cubin"])
+        used = output_of(tools / "cuobjdump", "-res-usage", file.name)
+        code = output_of(tools / "nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", used)
+    assert found, used
+    return Compiled(int(found[1]), int(found[2]), inner_loop(code))
+
+
+def output_of(*command: str | Path) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def inner_loop(assembly: str) -> Counter[str]:
+    """Count the operations of the shortest loop with multiply-adds in a disassembly; of all of it without a loop."""
+    labels: dict[str, int] = {}
+    code: list[tuple[str, str]] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        if found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\S+\s+)?([A-Z][A-Z0-9_.]*)", line):
+            code.append((found[1].split(".")[0], line))
+    loops = [Counter(operation for operation, _ in code)]
+    for index, (operation, line) in enumerate(code):
+        target = re.search(r"(\.L_x_\d+)", line)
+        if operation == "BRA" and target and labels.get(target[1], index) < index:
+            loops.append(Counter(name for name, _ in code[labels[target[1]] : index + 1]))
+    return min((loop for loop in loops if loop["FFMA"]), key=Counter.total, default=loops[0])

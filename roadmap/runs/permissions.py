@@ -1,0 +1,75 @@
+"""Whether others could put files of their own in place of a run's: modes and owners of its folders and files."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from roadmap.errors import Refused
+
+NOT_LOADED = {
+    "wandb",
+    "snapshots",
+    "logs",
+    "slurm",
+}  # folders in a run's or a study's directory; a snapshot has its own
+
+
+def refuse_unsafe(path: Path, runs: Path | None = None, key: str = "paths.runs") -> None:
+    """Raise Refused where anybody on the machine could put files in place of those in a directory, or has done so.
+
+    What counts is each folder on the way, through every link, and each file inside: none is writable for everyone, but
+    for folders with the sticky bit (as /tmp), which protect what is in them. What lies below `runs`, the folder that
+    the user has chosen, belongs to him, to root, or to an owner of that folder or of one above; a folder that a group
+    of his may write is the group's own affair. `key` is what named the directory.
+    """
+    runs = runs or path.parents[3]
+    above = dict.fromkeys(on_the_way(runs))
+    trusted = {0, os.geteuid(), *(about.st_uid for folder in above if (about := _stat(folder)))}
+    seen: set[Path] = set()
+    for inside in (path, *files_inside(path)):
+        for part in on_the_way(inside):
+            if part in seen or not (about := _stat(part)):  # made later, or told then
+                continue
+            seen.add(part)
+            shown, mode = part.resolve(), f"mode {stat.S_IMODE(about.st_mode):o}"
+            sticky = stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_ISVTX
+            if about.st_mode & stat.S_IWOTH and not sticky:
+                raise Refused(f"{key}: {shown} is writable for everyone ({mode}); chmod o-w it, or take another")
+            strangers = {about.st_uid, part.lstat().st_uid} - trusted  # the latter of a link
+            if part not in above and strangers and not _is_of_our_group(part.parent):
+                raise Refused(f"{key}: {shown} belongs to another user (uid {strangers.pop()}); take another folder")
+
+
+def on_the_way(path: Path) -> Iterator[Path]:
+    """Yield a path and all folders above it, and of every link among them where it leads to, and the folders above."""
+    waiting, seen = [path.absolute()], set[Path]()
+    while waiting:
+        here = waiting.pop()
+        for part in (here, *here.parents):
+            if part in seen:
+                continue
+            seen.add(part)
+            yield part
+            if part.is_symlink():
+                waiting.append(part.parent / os.readlink(part))
+
+
+def files_inside(path: Path) -> Iterator[Path]:
+    """Yield files and folders at any depth below a directory, but for those that nothing is loaded from."""
+    for root, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if Path(root) != path or name not in NOT_LOADED]
+        yield from (Path(root, name) for name in (*folders, *files))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _is_of_our_group(folder: Path) -> bool:
+    about = _stat(folder)
+    groups = {os.getegid(), *os.getgroups()}
+    return about is not None and bool(about.st_mode & stat.S_IWGRP) and about.st_gid in groups

@@ -1,0 +1,152 @@
+"""What a folder of configs may not hold: Hydra would act on it, or read it without end, before our schema sees it.
+
+Files are read as Hydra reads them: with its parser, its header, through links.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.plugins.config_source import ConfigSource
+from omegaconf._utils import get_yaml_loader
+
+from roadmap.config import KEYS
+from roadmap.errors import ConfigError
+from roadmap.files import MAX_YAML, read_regular
+from roadmap.parsing import check_yaml
+from roadmap.steps.hydra_guard import MAX_REFERENCES, SETTABLE, check_params, may_be_set
+from roadmap.text import clean, flatten
+
+LOCAL = frozenset(name for name, key in KEYS.items() if key.local)
+MAX_FOLDERS = 1000  # below a folder of configs
+HYDRA_LOADER = get_yaml_loader()  # what Hydra reads files with: another parser might see another file
+
+
+def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
+    """Raise ConfigError for a config file that could run code or takes more than its share, or a local file that
+    changes results."""
+    for folder in folders:
+        if folder.resolve() != ours:
+            for path in config_files(folder):
+                _check_file(path, folder)
+    for path in config_files(ours):
+        if not path.is_relative_to(ours / "local"):
+            _read(path)
+            continue
+        _check_file(path, ours)
+        body = {key: value for key, value in _read(path).items() if key != "defaults"}
+        wrong = sorted(key for key in map(str, flatten(body)) if key not in LOCAL)
+        if path.parent == ours / "local" and wrong:
+            raise ConfigError(f"{path}: sets {wrong[0]}; a local file may set {', '.join(sorted(LOCAL))}")
+
+
+def config_files(folder: Path) -> list[Path]:
+    """Return the YAML files at any depth below a folder, as Hydra finds them: links are followed."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for root, names, files in os.walk(folder, followlinks=True):
+        about = os.stat(root)
+        if (about.st_dev, about.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        if len(seen) > MAX_FOLDERS:
+            raise ConfigError(
+                f"{folder}: holds more than {MAX_FOLDERS} folders; a folder of configs holds configs only"
+            )
+        found += [Path(root, name) for name in files if name.endswith(".yaml")]
+    return sorted(found)
+
+
+def _check_file(path: Path, folder: Path) -> None:
+    if path.relative_to(folder).parts[0] == "hydra":
+        raise ConfigError(f"{path}: is one of Hydra's own settings; {SETTABLE}")
+    body, package = _read(path), _header(path)
+    if "hydra" in re.split(r"[^\w]+", package):
+        raise ConfigError(f"{path}: sets Hydra's own settings (# @package {clean(package, 80)})")
+    if "_target_" in _texts(body):
+        raise ConfigError(f"{path}: holds a _target_; configs name choices, never code")
+    numbers = [text.count("${") for text in _texts(body)]
+    if len([number for number in numbers if number > 1]) > MAX_REFERENCES or max(numbers, default=0) > MAX_REFERENCES:
+        raise ConfigError(f"{path}: values refer to several keys each, more than {MAX_REFERENCES}")
+    for entry in _texts(body.get("defaults")):
+        if ".." in entry or "hydra" in re.split(r"[\s/@.:]+", entry):
+            raise ConfigError(f"{path}: its defaults name {clean(entry, 80)!r}, which is no config of a run")
+    for key, value in body.items():
+        name = str(key)
+        inner = _dotted(value, name) if isinstance(value, dict) else [name]
+        if name.split(".")[0] == "hydra" and (wrong := [k for k in inner if not may_be_set(k)]):
+            raise ConfigError(f"{path}: sets {clean(wrong[0], 80)}; {SETTABLE}")
+    params: Any = body
+    for key in ("hydra", "sweeper", "params"):
+        params = params.get(key) if isinstance(params, dict) else None
+    if isinstance(params, dict):
+        try:
+            check_params(params, [folder])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: hydra.sweeper.params: {error}") from None
+
+
+def _texts(body: Any) -> Iterator[str]:
+    """Yield all texts in containers, keys too."""
+    if isinstance(body, dict):
+        yield from map(str, body)
+    for item in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
+        yield from _texts(item)
+    if isinstance(body, str):
+        yield body
+
+
+def _dotted(body: dict[Any, Any], prefix: str) -> list[str]:
+    keys: list[str] = []
+    for key, value in body.items():
+        keys += _dotted(value, f"{prefix}.{key}") if isinstance(value, dict) else [f"{prefix}.{key}"]
+    return keys
+
+
+def _header(path: Path) -> str:
+    """Return the package that a file names in its first lines, as Hydra reads them. Raises ConfigError."""
+    text = _text(path)
+    try:
+        header: dict[str, str | None] = ConfigSource._get_header_dict(text[:512])
+    except ValueError as error:
+        raise ConfigError(f"{path}: its first lines cannot be read ({clean(error, 120)})") from None
+    return header.get("package") or ""
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    """Return a file's mapping; {} for one that is none or no YAML, which Hydra or the step tree will tell.
+
+    Raises ConfigError for one that takes more than its share.
+    """
+    try:
+        about = path.stat()
+    except OSError:
+        return {}
+    return _parsed(path, (about.st_mtime_ns, about.st_size, about.st_ino, about.st_dev))
+
+
+@lru_cache(1024)
+def _parsed(path: Path, _: tuple[int, ...]) -> dict[Any, Any]:
+    text = _text(path)
+    try:
+        check_yaml(text, HYDRA_LOADER)
+        body = yaml.load(text, HYDRA_LOADER)
+    except yaml.YAMLError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: {clean(error)}") from None
+    return body if isinstance(body, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_regular(path, MAX_YAML).decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8") from None

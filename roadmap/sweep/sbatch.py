@@ -1,0 +1,79 @@
+"""Job arrays handed to `sbatch`, with submitit's batch script and pickles. The call has a bound, and its answer may be
+lost: nobody knows then whether the jobs are queued.
+
+A job waits a minute for its pickle, which is written when its id is known. So a job whose id nobody learned does
+nothing, until it is found by its name and given its work.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from submitit.core.utils import DelayedSubmission, FailedSubmissionError, JobPaths
+from submitit.slurm.slurm import SlurmExecutor
+
+from roadmap.errors import ConfigError, StoppedEarly
+from roadmap.files import disk_errors
+from roadmap.sweep import queue
+
+TIMEOUT_S = 60.0
+# What says that a request may have reached Slurm, or will.
+NO_ANSWER = re.compile(
+    r"(?i)does not answer|killed by signal|timed out|unable to contact|zero bytes|connection|sleeping"
+)
+
+
+def submit_commands(folder: Path, parameters: dict[str, object], commands: Sequence[Sequence[str]]) -> list[str]:
+    """Submit a job for each command, several as an array; return their ids, `12` or `12_0` and so on.
+
+    `parameters` are submitit's. Raises ConfigError with what Slurm says where it refuses, StoppedEarly where it does
+    not answer, DiskError.
+    """
+    executor = SlurmExecutor(folder)
+    executor.update_parameters(**parameters)
+    if len(commands) > 1:
+        executor.parameters["map_count"] = len(commands)
+    script = folder / f".submission_file_{uuid.uuid4().hex}.sh"
+    with disk_errors(script):
+        script.write_text(executor._make_submission_file_text(executor._submitit_command_str, ""), encoding="utf-8")
+    out, error = queue.run("sbatch", str(script), timeout_s=TIMEOUT_S)
+    if out is None and not NO_ANSWER.search(error):
+        script.unlink(missing_ok=True)
+        raise ConfigError(f"Slurm refuses the study: {error}{named_settings(error, parameters)}")
+    try:
+        job = executor._get_job_id_from_submission_command(out or "")
+    except FailedSubmissionError:
+        reason = error or f"sbatch answers {queue.error_line(out or '') or 'nothing'}"
+        raise StoppedEarly(f"nobody knows whether Slurm has queued the study ({reason})") from None
+    jobs = [f"{job}_{index}" for index in range(len(commands))] if len(commands) > 1 else [job]
+    for each, command in zip(jobs, commands, strict=True):
+        give_work(folder, each, command)
+    with contextlib.suppress(OSError):
+        script.rename(JobPaths(folder, jobs[0]).submission_file)
+    return jobs
+
+
+def give_work(folder: Path, job: str, command: Sequence[str]) -> None:
+    """Write what a job does: it becomes the command. Raises DiskError."""
+    work = DelayedSubmission(os.execv, command[0], list(command))
+    work.set_timeout(0, 0)
+    path = JobPaths(folder, job).submitted_pickle
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}")
+    with disk_errors(path):
+        work.dump(temporary)
+        os.replace(temporary, path)
+
+
+def has_work(folder: Path, job: str) -> bool:
+    """Tell whether a job was given its work."""
+    return JobPaths(folder, job).submitted_pickle.exists()
+
+
+def named_settings(error: str, parameters: dict[str, object]) -> str:
+    """Return the settings that a message of Slurm's is about, as ` (cluster.partition=gpuu)`."""
+    names = [name for name in ("partition", "account", "qos", "constraint") if name in error.lower()]
+    given = [f"cluster.{name}={parameters[name]}" for name in names if parameters.get(name) is not None]
+    return f" ({', '.join(given)})" if given else ""

@@ -1,0 +1,92 @@
+"""`bench kernels` measures and records the operations of a regime's nets; `bench compiled` counts instructions."""
+
+import json
+
+import pytest
+import torch
+
+from roadmap.bench import __main__ as bench
+from roadmap.bench import kernels
+from roadmap.bench.compiled import inner_loop
+from roadmap.bench.kernels import Measured, best_row, chosen_forms
+from roadmap.bench.operations import OpShape, shapes_of
+from roadmap.net.kernels import PASSES
+from roadmap.net.kernels.measured import read_tables
+from roadmap.steps.compose import compose
+
+CPU = torch.device("cpu")
+SHAPE = OpShape("depthwise input gradient", 7, 1, 96, 56, 96)
+
+
+def test_the_operations_of_a_row_are_found_at_their_shapes():
+    found = shapes_of([compose("separate_downsampling", "tiny")], 224)
+    assert OpShape("depthwise forward", 7, 1, 96, 56, 96) in found
+    assert OpShape("gelu", None, None, 3072, 7, 3072) in found
+    assert OpShape("pointwise", 1, 1, 384, 14, 1536) in found
+    assert {shape.operation for shape in found} == {
+        *PASSES, "norm", "join", "gelu", "pointwise",
+    }  # fmt: skip
+    assert [shape.height for shape in found if shape.operation == "join"] == [56, 28, 14, 7]
+
+
+def test_bytes_and_arithmetic_of_an_operation():
+    assert SHAPE.flop(2) == 2 * 2 * 96 * 56 * 56 * 49 and SHAPE.moved(2) == 2 * 2 * 96 * 56 * 56
+    strided = SHAPE._replace(stride=2)
+    assert strided.out_height == 28 and strided.flop(1) * 4 == SHAPE.flop(1)
+
+
+def test_the_fastest_form_that_is_as_exact_as_torchs_own_is_recorded():
+    found = {
+        "plain": Measured(2.0, 1e-3),
+        "wrong": Measured(0.1, 1e-2),
+        "columns/7/32/1": Measured(0.5, 1.2e-3),
+        "broken": Measured(None, None, "no"),
+    }
+    row = best_row(SHAPE, found, {"memory": 0.25})
+    assert (row.form, row.gain, row.height) == ("columns/7/32/1", 4.0, 56)
+    assert row.ms["memory bound"] == 0.25 and "wrong" not in row.ms
+
+
+def test_later_shapes_of_an_operation_try_the_tiles_that_were_fastest_at_the_first(monkeypatch):
+    monkeypatch.setattr(
+        kernels, "forms_at", lambda shape, device: iter(["plain", "columns/1/32/1", "columns/2/32/1", "flipped"])
+    )
+    fastest = {SHAPE[:3]: ["columns/2/32/1", "flipped", "columns/1/32/1", "plain"]}
+    assert chosen_forms(SHAPE, CPU, 1, fastest) == ["plain", "columns/2/32/1", "flipped"]
+    assert len(chosen_forms(SHAPE, CPU, None, fastest)) == 4
+
+
+def test_recorded_on_a_cpu_it_is_what_auto_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROADMAP_KERNELS", str(tmp_path / "kernels.json"))
+    monkeypatch.setattr(kernels, "CPU_CALLS", 1)
+    words = ["--device", "cpu", "--regime", "nano", "--rows", "separate_downsampling", "--batch", "2", "--record"]
+    assert bench.main(["kernels", *words, "--operations", "pointwise", "--json", str(tmp_path / "all.json")]) == 0
+    (table,) = read_tables(tmp_path / "kernels.json")
+    assert table.device == "cpu" and {row.operation for row in table.rows} == {"pointwise"}
+    printed = capsys.readouterr().out
+    assert printed.count("bounds: memory") == len(table.rows) == 8
+    assert len(json.loads((tmp_path / "all.json").read_text())["rows"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--record"], "ROADMAP_KERNELS= is empty"),
+        (["--image-size", "2", "--rows", "separate_downsampling"], "--image-size=2: too small"),
+        (["--minutes", "0"], "0: must be above 0"),
+        (["--operations", "gelus"], "gelus: unknown"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_measured(words, said, capsys):
+    assert bench.main(["kernels", "--device", "cpu", "--regime", "nano", *words]) == 64
+    assert said in capsys.readouterr().err
+
+
+def test_the_inner_loop_of_a_disassembly_is_counted():
+    line = "        /*{:04x}*/                   {} ;".format
+    code = [
+        ".L_x_0:", line(0, "LDG.E R1, [R2.64]"), ".L_x_1:", line(16, "FFMA R0, R1, R2, R0"),
+        line(32, "FFMA R0, R1, R2, R0"),
+        line(48, "@P0 BRA `(.L_x_1)"), line(64, "@!P1 BRA `(.L_x_0)"), line(80, "EXIT"),
+    ]  # fmt: skip
+    assert inner_loop("\n".join(code)) == {"FFMA": 2, "BRA": 1}

@@ -1,0 +1,197 @@
+"""The machine's own scheduler: however it ends, no run trains on unseen, none is started twice, cancel ends them."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from roadmap.files import read_json
+from roadmap.runs.process import is_alive, process_start, terminate
+from roadmap.sweep.__main__ import main
+from roadmap.sweep.cell_states import cell_states
+from roadmap.sweep.study import read_study
+from roadmap.sweep.study_dir import StudyDir
+
+from .conftest import ROOT, SMALL
+from .real_slurm import alive, until
+
+# A run that saves where it is asked to stop, and a scheduler of two of them and one that waits.
+RUN = """
+import os, signal, sys
+def save(*_):
+    open(sys.argv[1] + ".saved", "w").close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+with open(sys.argv[1] + ".new", "w") as out:
+    out.write(str(os.getpid()))
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+signal.pause()
+"""
+SCHEDULER = """
+import os, sys
+from functools import partial
+from roadmap.errors import RoadmapError
+from roadmap.sweep.launchers.local import LocalTask, Scheduler, Slot
+from roadmap.sweep.study_dir import StudyDir
+study = StudyDir(sys.argv[1], "demo")
+tasks = [LocalTask(study, key, [sys.executable, "-c", sys.argv[2], f"{sys.argv[1]}/{key}"]) for key in "abc"]
+with study.lock():
+    study.append_jobs({"cell": task.key, "kind": "local", "job": "local", "pid": os.getpid(), "log": "x"}
+                      for task in tasks)
+try:
+    code = Scheduler([Slot(), Slot()], partial(print, flush=True)).run(tasks)
+except RoadmapError as error:
+    code = error.code
+os._exit(code)
+"""
+
+
+class Packer:
+    """A scheduler at work in a process of its own, on a terminal of its own if that is asked for."""
+
+    def __init__(self, folder, *, terminal=False, nohup=False):
+        self.folder, self.terminal = folder, None
+        words = [sys.executable, "-c", SCHEDULER, str(folder), RUN]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if terminal:
+            pid, self.terminal = pty.fork()
+            if pid == 0:
+                os.execve(sys.executable, words, env)
+            self.pid = pid
+        else:
+            ignore = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if nohup else None
+            self.pid = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, preexec_fn=ignore).pid
+        until(lambda: (folder / "a").exists() and (folder / "b").exists(), 60)
+        self.runs = [int((folder / key).read_text()) for key in "ab"]
+
+    def ended(self):
+        """Return the exit code, once it has ended and every run has, saved."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        until(lambda: not any(alive(pid) for pid in self.runs), 30)
+        assert all((self.folder / f"{key}.saved").exists() for key in "ab")
+        assert not (self.folder / "c").exists()
+        return code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGKILL, -9)])
+def test_runs_are_saved_and_end_with_their_scheduler_whatever_ends_it(tmp_path, number, code):
+    packer = Packer(tmp_path)
+    os.kill(packer.pid, number)
+    assert packer.ended() == code
+
+
+def test_a_closed_terminal_is_a_wish_to_stop(tmp_path):
+    packer = Packer(tmp_path, terminal=True)
+    os.close(packer.terminal)
+    assert packer.ended() == 75
+
+
+def test_with_nohup_a_closed_terminal_changes_nothing(tmp_path):
+    packer = Packer(tmp_path, nohup=True)
+    os.kill(packer.pid, signal.SIGHUP)
+    os.kill(packer.runs[0], signal.SIGTERM)  # makes room for the third: it still schedules
+    until(lambda: (tmp_path / "c").exists(), 60)
+    packer.runs.append(int((tmp_path / "c").read_text()))
+    os.kill(packer.pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(packer.pid, 0)[1]) == 75
+
+
+def test_the_run_of_each_cell_is_recorded_with_its_start(tmp_path):
+    packer = Packer(tmp_path)
+    jobs = StudyDir(tmp_path, "demo").jobs
+    until(lambda: all("run_pid" in jobs()[key][-1] for key in "ab"), 30)
+    assert [(jobs()[key][-1]["run_pid"], jobs()[key][-1]["run_born"]) for key in "ab"] == [
+        (pid, process_start(pid)) for pid in packer.runs
+    ]
+    os.kill(packer.pid, signal.SIGTERM)
+    packer.ended()
+
+
+def test_a_later_process_of_the_same_number_is_not_asked_to_end():
+    born = process_start(os.getpid())
+    assert is_alive(os.getpid(), born) and is_alive(os.getpid(), None)
+    assert terminate(os.getpid(), born - 1) == "has ended"
+    assert terminate(2**22 + 1, None) == "has ended"
+
+
+def call(capsys, *words):
+    """Run a verb in this process; return its exit code and what it printed."""
+    code = main(list(words))
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """Return a study of three cells, two of them at work, its scheduler, and the words that started it."""
+    words = ["submit", "demo", "--runs", str(tmp_path), "--cluster", "local", "--", "+step=resnet,depthwise,gelu"]
+    words += [*SMALL, "wandb.mode=disabled", "device=cpu", "recipe.epochs=2000", "cluster.max_running=2"]
+    command = [sys.executable, "-m", "roadmap.sweep", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    study = StudyDir(tmp_path, "demo")
+
+    def begun():
+        there = (study.notes / "cells.json").exists()
+        return there and sum(bool(cell.global_step) for cell in cell_states(study)[0]) >= 2
+
+    until(begun, 250)
+    yield study, process, words
+    process.terminate()
+    process.wait(60)
+
+
+def pids(study):
+    return [read_json(path)["pid"] for path in study.path.glob("*/*/*/status.json")]
+
+
+@pytest.mark.timeout(600)
+def test_cancel_ends_what_it_names_and_none_is_started_twice(capsys, at_work):
+    study, process, words = at_work
+    before = pids(study)
+    code, told = call(capsys, *words)
+    assert code == 0 and "0 cells begin, 0 go on; left alone: " in told
+    code, told = call(capsys, "cancel", "demo", "--runs", str(study.path.parent))
+    assert code == 0 and "3 cancelled" in told and f"process {process.pid} asked to stop" in told
+    assert told.count(": stopped at step ") == 2 and ": planned" in told
+    assert process.wait(10) == 75 and not any(alive(pid) for pid in before) and pids(study) == before
+    code, told = call(capsys, "cancel", "demo", "--runs", str(study.path.parent))
+    assert code == 0 and "0 cancelled" in told
+
+
+@pytest.mark.timeout(600)
+def test_reconcile_names_the_dead_of_a_killed_scheduler(capsys, at_work):
+    study, process, _ = at_work
+    process.kill()
+    until(lambda: not any(alive(pid) for pid in pids(study)), 60)
+    cells = cell_states(study)[0]
+    assert sorted(cell.state for cell in cells) == ["planned", "stopped", "stopped"]
+    assert all(cell.killed and "its scheduler was killed" in cell.reason for cell in cells)
+    code, told = call(capsys, "reconcile", "demo", "--runs", str(study.path.parent))
+    assert code == 0 and "0 restarted" in told
+    assert told.count("make roadmap STUDY=demo CLUSTER=local goes on") == 3
+
+
+def test_an_error_of_the_scheduler_itself_leaves_no_run_behind(tmp_path):
+    packer = Packer(tmp_path)
+    record = tmp_path / "demo" / ".study" / "jobs.jsonl"
+    until(lambda: record.read_text().count("run_pid") == 2, 30)
+    record.unlink()
+    record.mkdir()  # where the end of a run cannot be recorded
+    os.kill(packer.runs[0], signal.SIGTERM)
+    packer.ended()
+
+
+def test_runs_of_another_host_are_named_and_left(capsys, tmp_path):
+    study = StudyDir(tmp_path, "demo")
+    with study.lock():
+        found = read_study("demo", ["+step=gelu"], tmp_path)
+        study.write_cells(found)
+        row = {"cell": found.cells[0].key, "kind": "local", "job": "local", "pid": os.getpid(), "log": "x"}
+        study.append_jobs([row])
+    text = (study.notes / "jobs.jsonl").read_text().replace(f'"host": "{os.uname().nodename}"', '"host": "n17"')
+    (study.notes / "jobs.jsonl").write_text(text)
+    code, told = call(capsys, "cancel", "demo", "--runs", str(tmp_path))
+    assert code == 0 and "0 cancelled" in told and f"process {os.getpid()} is on n17, cancel it there" in told

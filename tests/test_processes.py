@@ -1,0 +1,333 @@
+"""What a run is told from outside, and the processes that help it: signals, workers that are lost, reads that stall."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from roadmap.data import shared_batch, verify, workers
+from roadmap.data.image_folder import list_images
+from roadmap.data.workers import load_batches
+from roadmap.distributed import signals
+from roadmap.distributed.device import is_out_of_memory
+from roadmap.distributed.signals import StopSignal
+from roadmap.errors import DataError, LoaderError, StoppedEarly
+from roadmap.files import read_json, read_regular
+from roadmap.runs.metrics import read_metrics
+from roadmap.sweep.launchers import local
+from roadmap.sweep.study_dir import StudyDir
+
+from . import drive
+from .conftest import ROOT
+
+CPU = torch.device("cpu")
+BATCHES = torch.arange(12).split(4)
+pytestmark = pytest.mark.timeout(240)
+
+
+def image(index: int) -> torch.Tensor:
+    return torch.full((3, 64, 64), float(index))
+
+
+def batches_of(prepare, collate=torch.stack, num_workers=2):
+    return list(load_batches(prepare, collate, BATCHES, num_workers, CPU))
+
+
+# Batches and lost workers
+
+
+def pair(items):
+    images = torch.stack(items).contiguous(memory_format=torch.channels_last)
+    return images, torch.arange(len(items)), torch.empty(0)
+
+
+def test_a_workers_batch_is_the_same_and_takes_nothing_of_dev_shm():
+    for collate in (torch.stack, pair):
+        here, there = (batches_of(image, collate, num_workers) for num_workers in (0, 2))
+        for mine, theirs in zip(here, there, strict=True):
+            tensors = [(mine, theirs)] if isinstance(mine, torch.Tensor) else zip(mine, theirs, strict=True)
+            for one, other in tensors:
+                assert torch.equal(one, other)
+                assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+        maps = Path("/proc/self/maps").read_text()
+        assert "memfd:batch" in maps
+        assert "/dev/shm" not in maps
+
+
+def dies(number):
+    def prepare(index: int) -> torch.Tensor:
+        if index == 6:
+            os.kill(os.getpid(), number)
+        return image(index)
+
+    return prepare
+
+
+def fails(error):
+    def prepare(index: int) -> torch.Tensor:
+        if index == 6:
+            raise error
+        return image(index)
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (dies(signal.SIGKILL), r"data.workers=2: .* was killed \(SIGKILL; out of memory\?\); fewer data.workers"),
+        (dies(signal.SIGBUS), r"no shared memory \(SIGBUS\); `docker run --shm-size=8g`"),
+        (dies(signal.SIGSEGV), r"was killed \(SIGSEGV\)"),
+        (fails(MemoryError()), r"memory ran out .* data.workers=0"),
+        (fails(OSError(errno.ENOMEM, "Cannot allocate memory")), r"memory ran out .*Cannot allocate memory"),
+        (fails(OSError(errno.EMFILE, "Too many open files")), r"Too many open files; `ulimit -n`"),
+    ],
+)
+def test_a_batch_that_a_worker_cannot_deliver_ends_with_its_cause(prepare, expected):
+    began = time.monotonic()
+    with pytest.raises(LoaderError, match=expected) as caught:
+        batches_of(prepare)
+    assert time.monotonic() - began < 30
+    assert caught.value.code == 75
+    assert not torch.multiprocessing.active_children()
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shared_batch.SharedBatch, "__reduce__", full)
+    with pytest.raises(LoaderError, match=r"cannot hand them over \(No space left on device\)"):
+        batches_of(image)
+
+
+def test_workers_that_cannot_be_started_are_told(monkeypatch):
+    def refuse():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(LoaderError, match=r"data.workers=2: cannot be started \(Resource temporarily unavailable\)"):
+        batches_of(image)
+
+
+def test_a_mistake_of_ours_in_a_worker_keeps_its_traceback():
+    with pytest.raises(TypeError, match="nobody thought of this"):
+        batches_of(fails(TypeError("nobody thought of this")))
+
+
+@pytest.fixture
+def stalled():
+    """Return what prepares images but for one, whose read never ends, and a pipe that tells when it has begun."""
+    reading, nothing = os.pipe(), os.pipe()
+
+    def prepare(index: int) -> torch.Tensor:
+        if index == 6:
+            os.write(reading[1], b".")
+            os.read(nothing[0], 1)
+        return image(index)
+
+    yield prepare, reading[0]
+    for handle in (*reading, *nothing):
+        os.close(handle)
+
+
+def test_images_that_do_not_come_end_the_run(stalled, monkeypatch):
+    monkeypatch.setattr(workers, "STALL_S", 3.0)
+    with pytest.raises(LoaderError, match="no images came for 3 s, their folder does not answer"):
+        batches_of(stalled[0])
+    assert not torch.multiprocessing.active_children()
+
+
+def test_a_stop_does_not_wait_for_a_read_that_stalls(stalled, monkeypatch):
+    monkeypatch.setattr(signals, "STALL_S", 0.5)
+    prepare, reading = stalled
+
+    def ask() -> None:
+        os.read(reading, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with (
+        StopSignal() as stop,
+        pytest.raises(StoppedEarly, match="stopped by SIGTERM, while it waited for images") as caught,
+    ):
+        list(stop.interruptible(load_batches(prepare, torch.stack, BATCHES, 2, CPU)))
+    asking.join()
+    assert not caught.value.on_all_ranks  # the others are told
+    assert not torch.multiprocessing.active_children()
+
+
+def test_workers_are_no_more_than_this_process_has_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    batches = load_batches(image, torch.stack, BATCHES, 8, CPU)
+    next(batches)
+    assert len(torch.multiprocessing.active_children()) == 1
+    batches.close()
+
+
+# Whole runs
+
+WORDS = (
+    "+step=gelu", "data.pipeline=reference", "data.train_images=48", "data.val_images=40", "data.workers=1",
+    "recipe.batch_size=16", "recipe.micro_batch=8", "recipe.epochs=2", "recipe.warmup_epochs=0", "wandb.mode=disabled",
+    "checkpoint.every_min=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_whose_worker_is_killed_ends_with_75_and_goes_on(forks, tmp_path, devices):
+    words = (*WORDS, f"devices={devices}", f"paths.runs={tmp_path}")
+    done = forks.run(words, drive.accident("before", 2, rank=devices - 1, to="worker"))
+    assert done.returncode == 75, done.stderr
+    assert re.search(r"^error: data.workers=1: a process that prepares images was killed", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+    (status,) = tmp_path.glob("single/*/*/seed0/status.json")
+    assert (read_json(status)["exit_code"], read_json(status)["reason"][:11]) == (75, "LoaderError")
+    assert forks.run(words).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["HUP", "QUIT", "USR1", "XCPU"])
+def test_every_signal_that_ends_jobs_is_polite(forks, tmp_path, name):
+    words = (*WORDS, "data.workers=0", f"paths.runs={tmp_path}")
+    stopped = forks.run(words, drive.accident("step", 2, what=name))
+    assert stopped.returncode == 75, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == f"stopped by SIG{name}; the same command goes on"
+    (status,) = tmp_path.glob("single/*/*/seed0/status.json")
+    assert (read_json(status)["state"], read_json(status)["step"]) == ("stopped", 2)
+
+
+def test_a_service_of_wandb_that_is_killed_is_one_line(forks, tmp_path):
+    words = (*WORDS, "data.workers=0", "wandb.mode=offline", f"paths.runs={tmp_path}")
+    done = forks.run(words, drive.accident("before", 2, to="service"))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "W&B failed and is left out" in line]) == 1
+
+
+IMPORTS = """
+import builtins, os, runpy, signal, sys
+real = builtins.__import__
+def stop_at_torch(name, *args):
+    if name == "torch":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(name, *args)
+builtins.__import__ = stop_at_torch
+sys.argv = ["run.py", "+step=gelu", "paths.runs=" + sys.argv[1]]
+runpy.run_path("run.py", run_name="__main__")
+"""
+
+
+def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(tmp_path / "runs")],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# Signals
+
+
+def test_what_was_ignored_at_the_start_stays_ignored():
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.raise_if_set()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_only_a_second_press_of_a_key_interrupts_and_only_once(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    with StopSignal() as stop:
+        for _ in range(2):  # `timeout -s INT` sends it to the process and to its group
+            os.kill(os.getpid(), signal.SIGINT)
+        clock[0] = 1.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # while the record is closed
+        with pytest.raises(StoppedEarly, match="SIGINT"):
+            stop.raise_if_set()
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (None, "stopped (1 not begun); the same command goes on"),
+        ('{"state": "stopped"}', "stopped (1 saved); the same command goes on"),
+        ('{"state": "running"}', "stopped (1 cut off, its last checkpoint counts); the same command goes on"),
+    ],
+)
+def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):
+    directory = StudyDir(tmp_path, "mine")
+    directory.make()
+    key = "nano-digits/gelu/seed0"
+    if cell:
+        (directory.path / key).mkdir(parents=True)
+        (directory.path / key / "status.json").write_text(cell)
+    task = local.LocalTask(directory, key, ["sh", "-c", "kill -HUP $PPID; exec sleep 60"])
+    with pytest.raises(StoppedEarly, match=f"^{re.escape(expected)}$"):
+        local.Scheduler([local.Slot()], lambda _: None).run([task])
+
+
+# Regular files
+
+
+def test_a_pipe_among_the_images_is_named_and_not_read(tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    pipe = tmp_path / "train" / "a" / "1.png"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"train/a/1.png: is no regular file"):
+        list_images(tmp_path)
+    assert "is no regular file" in str(verify.open_image(pipe))
+    pipe.unlink()
+    with pipe.open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(DataError, match=r"train/a/1.png: is no image \(larger than 1 GiB\)"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_regular, read_json, read_metrics])
+def test_a_pipe_in_place_of_a_record_is_no_file(tmp_path, read):
+    os.mkfifo(tmp_path / "record")
+    with pytest.raises(OSError, match="is no regular file"):
+        read(tmp_path / "record")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("could not create a primitive descriptor for a convolution forward propagation"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_whoever_says_so(error, expected):
+    assert is_out_of_memory(error) == expected

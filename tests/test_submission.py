@@ -1,0 +1,222 @@
+"""What Slurm answers, or does not, to a submission: scripts that stand for Slurm keep every call that they get."""
+
+import json
+import os
+import time
+
+import pytest
+
+from roadmap.sweep import queue, sbatch
+from roadmap.sweep.__main__ import main
+from roadmap.sweep.cell_states import cell_states
+from roadmap.sweep.study_dir import StudyDir
+
+# The file `next` counts the ids; squeue lists what was accepted and has the name asked for.
+SBATCH = r"""
+here=$(dirname "$0")
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$1")
+last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
+id=$(cat "$here/next"); echo $((id + 1)) > "$here/next"
+echo "$id $name $(sed -n 's/^#SBATCH --dependency=//p' "$1")" >> "$here/accepted"
+if [ -z "$last" ]; then echo "$name $id|PENDING|REASON" >> "$here/queue"
+else for i in $(seq 0 "$last"); do echo "$name ${id}_$i|PENDING|REASON" >> "$here/queue"; done; fi
+"""
+SQUEUE = r"""
+here=$(dirname "$0")
+for word in "$@"; do case "$word" in --name=*) names=${word#--name=};; esac; done
+touch "$here/queue"
+while read -r name rest; do case ",$names," in *,"$name",*) echo "$rest";; esac; done < "$here/queue"
+"""
+SCONTROL = r"""
+echo "$@" >> "$(dirname "$0")/scontrol.log"
+case "$*" in "show config") echo "MaxArraySize            = 2";; esac
+"""
+ANSWER = 'echo "Submitted batch job $id"'
+
+
+class Stub:
+    """Slurm as a folder of scripts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        (folder / "next").write_text("11\n")
+        for name in ("srun", "sinfo", "sacct", "scancel"):
+            self.write(name, "")
+        self.write("scontrol", SCONTROL)
+        self.write("squeue", SQUEUE)
+        self.write("sbatch", SBATCH + ANSWER)
+
+    def write(self, name, text):
+        (self.folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (self.folder / name).chmod(0o755)
+
+    def lines(self, name):
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def set_reason(self, state, reason):
+        path = self.folder / "queue"
+        path.write_text(path.read_text().replace("PENDING|REASON", f"{state}|{reason}"))
+
+
+@pytest.fixture
+def slurm(monkeypatch, tmp_path):
+    """Return a Slurm of scripts, whose arrays hold two tasks."""
+    stub = Stub(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{stub.folder}:{os.environ['PATH']}")
+    return stub
+
+
+@pytest.fixture
+def call(capsys, tmp_path):
+    """Return a function that types a verb for three cells of `demo`; it returns the exit code and what was printed."""
+
+    def type_verb(verb, *words):
+        cells = ["--", "+step=resnet,depthwise,gelu", "recipe.micro_batch=8"] if verb == "submit" else []
+        own = [word for word in words if word.startswith("-")]
+        code = main([verb, "demo", "--runs", str(tmp_path / "runs"), *own, *cells, *(w for w in words if w not in own)])
+        return code, "".join(capsys.readouterr())
+
+    return type_verb
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Return the study of these tests."""
+    return StudyDir(tmp_path / "runs", "demo")
+
+
+def test_an_array_above_slurms_size_is_split_and_one_report_waits_for_all(slurm, call, study):
+    code, told = call("submit")
+    assert code == 0 and "3 cells begin, 0 go on as Slurm's job 11, 12" in told
+    first, second, report = (line.split() for line in slurm.lines("accepted"))
+    assert (first[0], second[0]) == ("11", "12") and report[1:] == [f"{second[1]}-report", "afterany:11:12"]
+    assert [cell.job for cell in cell_states(study)[0]] == ["11_0", "11_1", "12"]
+    assert [rows[-1]["name"] for rows in study.jobs().values()] == [first[1], first[1], second[1]]
+
+
+def test_what_slurm_counts_in_one_array_holds_over_several(slurm, call):
+    call("submit", "cluster.max_running=1")
+    assert slurm.lines("accepted")[1].split()[2] == "afterany:11"
+
+
+@pytest.mark.parametrize(("end", "told"), [
+    ("exec sleep 60", "sbatch does not answer within 1 s"),
+    ("kill -9 $$", "sbatch was killed by signal 9"),
+    ("echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1",
+     "Batch job submission failed: Socket timed out"),
+    ("echo 'the site greets you'", "sbatch answers the site greets you"),
+])  # fmt: skip
+def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm, call, study, monkeypatch, end, told):
+    monkeypatch.setattr(sbatch, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(queue, "max_array_size", lambda: None)
+    slurm.write("sbatch", SBATCH + end)
+    began = time.monotonic()
+    code, said = call("submit", "cluster.report=false")
+    assert time.monotonic() - began < 30
+    assert code == 75 and told in said and "nobody knows whether Slurm has queued the study" in said
+    cells = cell_states(study)[0]
+    assert [cell.state for cell in cells] == ["queued"] * 3
+    assert all("its submission got no answer; make roadmap completes it" in cell.reason for cell in cells)
+    slurm.write("sbatch", SBATCH + ANSWER)
+    code, said = call("submit", "cluster.report=false")
+    assert code == 0 and "0 cells begin, 0 go on; left alone: 3 queued" in said
+    assert len(slurm.lines("accepted")) == 1 and study.pending() is None
+    for cell in cell_states(study)[0]:
+        assert (study.notes / "slurm" / f"{cell.job}_submitted.pkl").exists()
+
+
+def test_a_lost_answer_to_what_slurm_never_got_is_tried_again(slurm, call, study, monkeypatch):
+    monkeypatch.setattr(sbatch, "TIMEOUT_S", 1.0)
+    slurm.write("sbatch", "exec sleep 60")
+    assert call("submit", "cluster.report=false")[0] == 75
+    assert all("Slurm has no such job by now" in cell.reason for cell in cell_states(study)[0][:2])
+    slurm.write("sbatch", SBATCH + ANSWER)
+    code, said = call("submit", "cluster.report=false")
+    assert code == 0 and "3 cells begin" in said
+
+
+def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, study):
+    text = "invalid partition specified: gpuu\nsbatch: error: Batch job submission failed: Invalid partition name"
+    slurm.write("sbatch", f"echo 'sbatch: error: {text}' >&2; exit 1")
+    code, said = call("submit", "cluster.partition=gpuu")
+    assert code == 64 and "Slurm refuses the study: invalid partition specified: gpuu; Batch job submission" in said
+    assert "(cluster.partition=gpuu)" in said and study.pending() is None
+    assert [cell.state for cell in cell_states(study)[0]] == ["planned"] * 3
+
+
+@pytest.mark.parametrize(("reason", "told", "never"), [
+    ("Priority", "Slurm: Priority", False),
+    ("Resources", "Slurm: Resources", False),
+    ("Dependency", "Slurm: Dependency", False),
+    ("AssocGrpGRES", "Slurm: AssocGrpGRES", False),
+    ("QOSMaxJobsPerUserLimit", "Slurm: QOSMaxJobsPerUserLimit", False),
+    ("ReqNodeNotAvail, UnavailableNodes:n1", "Slurm: ReqNodeNotAvail, UnavailableNodes:n1", False),
+    ("JobHeldUser", "Slurm: JobHeldUser: scontrol release lets it go", False),
+    ("None", "", False),
+    ("PartitionTimeLimit", "can never start, cluster.time_h is above the limit there", True),
+    ("PartitionNodeLimit", "can never start, cluster.nodes", True),
+    ("QOSMaxWallDurationPerJobLimit", "can never start, cluster.time_h", True),
+    ("AssocMaxCpuPerJobLimit", "can never start, it asks for more than one job may have", True),
+    ("DependencyNeverSatisfied", "can never start", True),
+])  # fmt: skip
+def test_status_says_why_a_cell_waits_and_when_it_can_never_start(slurm, call, reason, told, never):
+    call("submit")
+    slurm.set_reason("PENDING", f"{reason}||1700000000|1700000600|N/A")
+    code, said = call("status")
+    assert code == 0 and said.count(told) >= 3 and ("3 of them can never start as submitted" in said) == never
+    found = json.loads(call("status", "--json")[1])
+    cell = found["cells"][0]
+    assert found["never_start"] == 3 * never and found["left_out"] == []
+    assert (cell["slurm_state"], cell["slurm_reason"]) == ("PENDING", None if reason == "None" else reason)
+    assert cell["starts"] == "2023-11-14T22:23:20Z" and cell["submitted"] and cell["never_starts"] == never
+    assert cell["path"].endswith("/runs/demo/nano-digits/resnet,recipe.micro_batch=8/seed0") and cell["log"] is None
+
+
+def test_a_running_cell_has_its_node(slurm, call):
+    call("submit")
+    slurm.set_reason("RUNNING", "None|n[1-2]|1700000000|1700000600|1700086400")
+    cell = json.loads(call("status", "--json")[1])["cells"][0]
+    assert (cell["state"], cell["node"], cell["started"]) == ("running", "n[1-2]", "2023-11-14T22:23:20Z")
+
+
+def test_an_array_that_was_cancelled_before_it_began_says_so_and_names_no_log(slurm, call):
+    """Slurm has one line for all its tasks then."""
+    call("submit", "cluster.report=false")
+    (slurm.folder / "queue").write_text("")
+    names = [line.split()[1] for line in slurm.lines("accepted")]
+    (slurm.folder / "queue").write_text(f"{names[0]} 11|CANCELLED|None\n{names[1]} 12_[0]|CANCELLED|None\n")
+    code, said = call("status")
+    assert code == 0 and said.count("cancelled before it began") == 3 and "_log.out" not in said
+    assert "0 restarted" in call("reconcile")[1]
+
+
+def test_what_was_cancelled_here_is_known_when_slurm_has_forgotten_it(slurm, call):
+    call("submit", "cluster.report=false")
+    code, said = call("cancel")
+    assert code == 0 and "3 cancelled; make roadmap goes on" in said and "Slurm's jobs 11_0 11_1 12" in said
+    (slurm.folder / "queue").write_text("")
+    assert call("status")[1].count("cancelled before it began") == 3
+
+
+def test_reconcile_adds_no_report_while_one_waits(slurm, call, study):
+    call("submit")
+    before = slurm.lines("accepted")
+    (report,) = (line.split() for line in before if "-report" in line)
+    path = slurm.folder / "queue"
+    lines = [line.replace("PENDING", "FAILED") if " 11_0|" in line else line for line in slurm.lines("queue")]
+    path.write_text("\n".join(lines) + "\n")
+    code, said = call("reconcile")
+    assert code == 0 and "1 restarted: nano-digits/resnet" in said
+    assert [line.split()[1] for line in slurm.lines("accepted")[len(before) :] if "-report" in line] == []
+    assert slurm.lines("scontrol.log")[-1] == f"update JobId={report[0]} Dependency=afterany:11:12:14"
+    assert "0 restarted" in call("reconcile")[1]
+
+
+@pytest.mark.parametrize("command", ["squeue", "scontrol", "scancel", "sinfo", "sacct"])
+def test_every_call_has_a_bound(slurm, command):
+    slurm.write(command, "exec sleep 60")
+    began = time.monotonic()
+    assert queue.run(command, timeout_s=0.3) == (None, f"{command} does not answer within 0 s")
+    assert time.monotonic() - began < 10
