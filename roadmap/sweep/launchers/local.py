@@ -252,12 +252,6 @@ def end_with_parent() -> Callable[[], None] | None:
     return call if prctl is not None else None
 
 
-def how_it_ended(task: LocalTask) -> str:
-    """Return what a cell that was asked to stop has left, by its own status."""
-    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
-    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
-
-
 def record_start(task: LocalTask, pid: int) -> None:
     """Record the process that runs a cell."""
     with task.directory.lock():
