@@ -170,6 +170,7 @@ def test_sync_leaves_out_what_cannot_be_read_and_sends_the_rest(study, monkeypat
     lines = []
     monkeypatch.setattr(sync, "connect", lambda: None)
     monkeypatch.setattr(sync, "Config", lambda **_: Config(wandb={"mode": "disabled"}))
+    monkeypatch.setattr(sync, "known_keys", lambda kind, values: {})
     monkeypatch.setattr(sync, "rows_there", lambda *_: {(kind, n) for kind in ("train", "val") for n in range(50)})
     with pytest.raises(DataError, match=r"\d+ runs were left out, their records cannot be read"):
         sync.sync(study, lines.append)

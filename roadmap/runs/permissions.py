@@ -33,8 +33,9 @@ def refuse_unsafe(path: Path, runs: Path | None = None, key: str = "paths.runs")
                 continue
             seen.add(part)
             shown, mode = part.resolve(), f"mode {stat.S_IMODE(about.st_mode):o}"
-            sticky = stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_ISVTX
-            if about.st_mode & stat.S_IWOTH and not sticky:
+            protected = stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_ISVTX
+            can_be_loaded = stat.S_ISDIR(about.st_mode) or stat.S_ISREG(about.st_mode)  # a device is refused in reading
+            if about.st_mode & stat.S_IWOTH and can_be_loaded and not protected:
                 raise Refused(f"{key}: {shown} is writable for everyone ({mode}); chmod o-w it, or take another")
             strangers = {about.st_uid, part.lstat().st_uid} - trusted  # the latter of a link
             if part not in above and strangers and not _is_of_our_group(part.parent):
