@@ -390,5 +390,5 @@ def test_names_that_are_passed_over_are_warned_of_on_plain_lines(root, caplog):
     with caplog.at_level(logging.WARNING):
         load(config(root))
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) >= 2
+    assert len(lines) >= 1
     assert all(line.isprintable() for line in lines)

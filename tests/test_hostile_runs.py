@@ -169,8 +169,7 @@ def test_reconcile_leaves_hostile_runs_and_plan_takes_no_speed_of_them(study):
 def test_sync_leaves_out_what_cannot_be_read_and_sends_the_rest(study, monkeypatch):
     lines = []
     monkeypatch.setattr(sync, "connect", lambda: None)
-    monkeypatch.setattr(sync, "Config", lambda **_: Config(wandb={"mode": "disabled"}))
-    monkeypatch.setattr(sync, "known_keys", lambda kind, values: {})
+    monkeypatch.setattr(sync, "from_flat", lambda _: Config(wandb={"mode": "disabled"}))
     monkeypatch.setattr(sync, "rows_there", lambda *_: {(kind, n) for kind in ("train", "val") for n in range(50)})
     with pytest.raises(DataError, match=r"\d+ runs were left out, their records cannot be read"):
         sync.sync(study, lines.append)
@@ -199,10 +198,9 @@ def test_evaluating_a_hostile_run_is_an_error_of_the_data(small, trained, file, 
     config = trained()
     run = run_path(config)
     spoil(run, file, kind)
-    evaluated = small("separate_downsampling", "mode=evaluate", f"weights='{run}'")
     began = time.process_time()
     with pytest.raises(DataError, match=f"weights=.*{schema.CONFIG}"):
-        evaluate_weights(evaluated)
+        evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"))
     assert time.process_time() - began < 10
 
 

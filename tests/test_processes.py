@@ -282,6 +282,7 @@ def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):
     if cell:
         (directory.path / key).mkdir(parents=True)
         (directory.path / key / "status.json").write_text(cell)
+    directory.append_jobs([{"cell": key, "kind": "local"}])
     task = local.LocalTask(directory, key, ["sh", "-c", "kill -HUP $PPID; exec sleep 60"])
     with pytest.raises(StoppedEarly, match=f"^{re.escape(expected)}$"):
         local.Scheduler([local.Slot()], lambda _: None).run([task])
@@ -299,9 +300,9 @@ def test_a_pipe_among_the_images_is_named_and_not_read(tmp_path):
             Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
     pipe = tmp_path / "train" / "a" / "1.png"
     os.mkfifo(pipe)
-    with pytest.raises(DataError, match=r"train/a/1.png: is no regular file"):
+    with pytest.raises(DataError, match=r"train/a/1.png: not a regular file"):
         list_images(tmp_path)
-    assert "is no regular file" in str(verify.open_image(pipe))
+    assert "not a regular file" in str(verify.open_image(pipe))
     pipe.unlink()
     with pipe.open("wb") as file:
         file.truncate(2**31)
@@ -312,7 +313,7 @@ def test_a_pipe_among_the_images_is_named_and_not_read(tmp_path):
 @pytest.mark.parametrize("read", [read_regular, read_json, read_metrics])
 def test_a_pipe_in_place_of_a_record_is_no_file(tmp_path, read):
     os.mkfifo(tmp_path / "record")
-    with pytest.raises(OSError, match="is no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read(tmp_path / "record")
 
 

@@ -150,6 +150,8 @@ class RunDir:
                 lacks = Path(error.filename).name
                 raise Refused(f"{self.path}: holds {begun[-1]}, but no {lacks}; fresh=true sets it aside") from None
             return None
+        except NotADirectoryError:  # a file on the way: whoever makes the directory says so
+            return None
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
