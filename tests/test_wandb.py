@@ -256,7 +256,7 @@ def test_a_slow_server_costs_no_more_than_its_budget(server, small, reference, m
     config = small("gelu", "wandb.mode=auto")
     assert train(config)["state"] == "done"
     assert ledger(config) == ledger(quiet)
-    assert sum(spent) < 9.0 + 5.0  # and the start of its process, twice, on a machine that is busy
+    assert sum(spent) < 9.0 + 11.0  # and the start of its process, twice, on a machine that is busy
     said = capsys.readouterr().err
     assert said.count("W&B: not online") <= 1
     assert "W&B: offline" in said or delay_s < 4
