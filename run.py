@@ -1,5 +1,4 @@
-"""One run of the roadmap: compose the config, check it, do what its `mode` says.  python run.py
-+step=inverted_bottleneck"""
+"""One run of the roadmap, `python run.py +step=NAME`: compose the config, check it, do what its `mode` says."""
 
 import atexit
 import os
