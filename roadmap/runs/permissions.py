@@ -52,7 +52,7 @@ def on_the_way(path: Path) -> Iterator[Path]:
                 continue
             seen.add(part)
             yield part
-            if part.is_symlink():
+            if os.path.islink(part):  # false where a folder may not be entered: whoever writes there says so
                 waiting.append(part.parent / os.readlink(part))
 
 
