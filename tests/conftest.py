@@ -39,6 +39,7 @@ def no_account(monkeypatch, tmp_path_factory):
         "WANDB_DIR",
         "WANDB_MODE",
         "WANDB_PROJECT",
+        "WANDB_SERVICE",  # of a run in this process: a command has its own
         "WANDB_ENTITY",
         "ROADMAP_DATA",
         "ROADMAP_RUNS",
