@@ -10,6 +10,7 @@ import pytest
 
 from roadmap.report import aggregate, collect, findings
 from roadmap.report.analyse import statistics
+from roadmap.report.analyse.cells import Gain
 from roadmap.report.write.columns import gain_columns, tables_of
 from roadmap.report.write.escape import for_tex
 from roadmap.report.write.results_json import to_json
@@ -127,6 +128,13 @@ def test_a_pair_that_points_the_other_way_than_the_means_says_so(tmp_path):
     (text,) = findings(groups)
     assert "The pair points the other way than the means over seeds in enhanced_recipe." in text
     assert f"{gain.only_this} / {gain.only_parent}, against the gain" in to_markdown(groups, collected).decode()
+
+
+def test_means_that_differ_in_their_last_bits_alone_contradict_no_pair():
+    for noise in (-1.4e-14, 1.4e-14):
+        assert not Gain("parent", 3, noise, only_this=30, only_parent=20).contradicted
+        assert not Gain("parent", 3, noise, only_this=20, only_parent=30).contradicted
+    assert Gain("parent", 3, -0.01, only_this=30, only_parent=20).contradicted
 
 
 def test_seeds_needed_are_a_range_for_the_test_of_the_whole_study(tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m roadmap.bench gpu --minutes 8 --out DIR`: what a GPU that is lent for minutes can tell, in one command.
+"""`python -m roadmap.bench gpu --minutes 8 --out DIR`: what a GPU that is at hand for minutes can tell, in one command.
 
 The GPU tests, single operations, whole rows beside other libraries, input, a row of regime mini for its extrapolation,
 then runs of `make mini` for as long as there is time. Each part is a process of its own with a bound on its time, and

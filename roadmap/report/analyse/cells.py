@@ -51,7 +51,7 @@ class Gain:
     def contradicted(self) -> bool:
         """Return whether the pair of nets that was tested on the images points the other way than the means."""
         only = (self.only_this or 0) - (self.only_parent or 0)
-        return self.gain * only < 0
+        return round(self.gain, 6) * only < 0  # equal means may differ in the last bits
 
 
 @dataclass(frozen=True, kw_only=True)
