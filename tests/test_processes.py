@@ -59,7 +59,8 @@ def test_a_workers_batch_is_the_same_and_takes_nothing_of_dev_shm():
                 assert (one.dtype, one.stride()) == (other.dtype, other.stride())
         maps = Path("/proc/self/maps").read_text()
         assert "memfd:batch" in maps
-        assert "/dev/shm" not in maps
+        # Semaphores of multiprocessing's queues, a few bytes each, live there too until they are collected.
+        assert [line for line in maps.splitlines() if "/dev/shm" in line and "/dev/shm/sem." not in line] == []
 
 
 def dies(number):
