@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 
 SIZES = {  # ResNet depths, Swin depths, widths: ResNet, after the stage ratio, as Swin
     "tiny": ((3, 4, 6, 3), (3, 3, 9, 3), (64, 64, 96)),

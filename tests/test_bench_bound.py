@@ -6,7 +6,7 @@ from torch import nn
 
 from roadmap.bench.bound import Rates, Work, bounds, measured_rates, step_work
 from roadmap.config.choices import Precision
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.net import build_net, cost
 from roadmap.steps.compose import compose
 

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
-from roadmap.config.schema import Config, DataConfig, PathsConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.schema import Config, PathsConfig
 from roadmap.data import cache, datasets, image_folder, verify
 from roadmap.data.rgb import RULES
 from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly

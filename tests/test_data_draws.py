@@ -10,7 +10,8 @@ from scipy import stats
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import transforms
 from roadmap.data.counter_rng import normals, splitmix64, splitmix64_tensor, states, uniforms
 from roadmap.data.rand_augment import Layer, draw_layers, parse_policy

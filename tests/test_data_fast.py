@@ -7,7 +7,8 @@ import torch
 import torchvision.transforms.functional as TF
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import (
     check_pipeline,
     eval_batches,

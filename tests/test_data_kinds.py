@@ -11,7 +11,9 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from roadmap.config.choices import Interpolation
-from roadmap.config.schema import Config, DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
+from roadmap.config.schema import Config
 from roadmap.data import cache, decoding, eval_batches, load, train_batches, verify
 from roadmap.data.image_file import read_image
 from roadmap.data.image_folder import label_note

@@ -8,7 +8,8 @@ from PIL import Image
 from timm.data import auto_augment
 
 from roadmap.config.choices import Interpolation
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import load, train_batches, transforms
 from roadmap.data.decoding import TrainCrop
 from roadmap.data.gpu_transforms import draw_augmentation

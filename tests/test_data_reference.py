@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import (
     check_pipeline,
     eval_batches,

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from roadmap.catalog import DATA_SETS
-from roadmap.config.schema import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.data import download, in_memory, load
 from roadmap.errors import ConfigError, DataError
 

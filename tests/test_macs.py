@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from roadmap import paper
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.net import build_net, cost, count_macs, count_params, describe
 from roadmap.net.block import block_convs
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from timm.data import Mixup, mixup
 
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.errors import ConfigError
 from roadmap.training.mixup import check_mixup, draw_box, draw_mix, mix_seed, mixup_batch
 

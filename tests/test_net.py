@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net import build_net, export_weights
 from roadmap.net.block import Block, block_convs

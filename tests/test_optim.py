@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.distributed.ranks import Ranks
 from roadmap.net import build_net
 from roadmap.steps.compose import compose

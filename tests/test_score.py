@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import transforms as T
 
 from roadmap.config.choices import Mode, Precision
-from roadmap.config.schema import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.data import datasets
 from roadmap.errors import ConfigError, DataError, NonFiniteError
 from roadmap.net import build_net, export_weights, load_weights

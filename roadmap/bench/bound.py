@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from roadmap.bench.measure import seconds
 from roadmap.config.choices import Optimizer, Precision
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 STATES = {Optimizer.sgd: 1, Optimizer.adamw: 2}  # values that the optimizer keeps for each parameter

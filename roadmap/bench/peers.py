@@ -9,7 +9,7 @@ from torchvision.models import ResNet
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import Bottleneck
 
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net import count_params
 

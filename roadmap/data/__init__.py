@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from roadmap.config.choices import Pipeline
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import decoding, gpu_transforms, transforms
 from roadmap.data.datasets import ImageSet, Split, is_in_memory, load
 from roadmap.data.rand_augment import parse_policy

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from roadmap import catalog
 from roadmap.catalog import SPLITS
-from roadmap.config.schema import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.data import image_folder, in_memory
 from roadmap.data.image_file import read_image
 from roadmap.data.image_folder import Files

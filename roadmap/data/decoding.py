@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import transforms
 from roadmap.data.datasets import Split
 from roadmap.data.image_file import open_image, read_image

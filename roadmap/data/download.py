@@ -11,7 +11,7 @@ from pathlib import Path
 
 from roadmap import catalog
 from roadmap.catalog import DataSet
-from roadmap.config.schema import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand, nearby
 from roadmap.text import reason

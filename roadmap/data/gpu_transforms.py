@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roadmap.config.choices import Crop
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data.counter_rng import states
 from roadmap.data.datasets import Split
 from roadmap.data.decoding import eval_crops, train_crops

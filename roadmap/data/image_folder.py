@@ -19,7 +19,7 @@ import numpy as np
 
 from roadmap.catalog import SPLITS, DataSet
 from roadmap.config.choices import ClassOrder
-from roadmap.config.schema import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.data import cache, download
 from roadmap.data.image_file import problem_of
 from roadmap.errors import DataError

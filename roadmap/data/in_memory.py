@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.catalog import SPLITS, DataKind, DataSet
-from roadmap.config.schema import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.data import download
 from roadmap.data.sampling import Draw, derived_seed
 from roadmap.errors import ConfigError, DataError

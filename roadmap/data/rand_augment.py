@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from roadmap.config.choices import Interpolation
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import image_ops, transforms
 from roadmap.data.counter_rng import uniforms
 from roadmap.data.image_ops import to_device

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.config.choices import Crop
-from roadmap.config.schema import DataConfig, RecipeConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data.datasets import Split
 from roadmap.data.sampling import sample_seed
 from roadmap.data.workers import load_batches

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from roadmap import catalog
-from roadmap.config.schema import Config, DataConfig
+from roadmap.config.images import DataConfig
+from roadmap.config.schema import Config
 from roadmap.data import cache, datasets, image_folder
 from roadmap.data.image_file import read_image
 from roadmap.data.rgb import RULES

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import StrideOn
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.net.layers import DropPath, LayerScale, activation, conv, norm, wanted
 
 

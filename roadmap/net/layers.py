@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Activation, Norm, When
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 
 
 class ChannelNorm(nn.LayerNorm):

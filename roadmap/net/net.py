@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Init, Stem
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.layers import activation, conv, norm, vector_norm, wanted
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Activation, Norm, Stem, StrideOn, When
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.errors import DataError
 from roadmap.net.find_weights import find_weights
 from roadmap.net.net import Net

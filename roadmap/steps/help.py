@@ -28,7 +28,7 @@ Train one step of the ResNet-to-ConvNeXt roadmap.
 
 TAIL = """\
 Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.mode checkpoint.* seed study device mode
-      weights dry fresh allow_drift; all of them: roadmap/config/schema.py; dry=true prints the config, and does nothing
+      weights dry fresh allow_drift; all of them: roadmap/config/; dry=true prints the config, and does nothing
 Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk, 75 stopped and may be
       resumed by the same command, 78 the run directory holds another run."""
 

@@ -1,6 +1,6 @@
 """How a batch is shared out: passes of a micro-batch, over devices and one after the other. Imports no torch."""
 
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.errors import ConfigError
 
 

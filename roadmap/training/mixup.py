@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.errors import ConfigError
 
 # Apart from the purposes of roadmap.data.sampling.Draw, so that no two streams of random numbers are the same.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Optimizer, Schedule
-from roadmap.config.schema import RecipeConfig
+from roadmap.config.recipe import RecipeConfig
 
 T = TypeVar("T", bound=type[torch.optim.Optimizer])
 

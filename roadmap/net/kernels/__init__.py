@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Kernels
-from roadmap.config.schema import NetConfig
+from roadmap.config.toggles import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.kernels.depthwise import KERNELS, Depthwise, Forms
 from roadmap.net.kernels.gelu import GeluPointwise, PassedGelu
