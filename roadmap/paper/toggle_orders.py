@@ -84,14 +84,15 @@ def legal_nets() -> set[Net]:
 
 
 def choice(net: Net) -> tuple[str, tuple[str, ...]]:
-    """Return the step and the variants that make a net: the paper's own step, one toggle put in or taken out, or
-    several put in."""
+    """Return the step and the variants that make a net: the paper's own step; one toggle taken out of the whole net;
+    else those put in, on top of `stage_ratio` where it is among them (its step sets a width, too)."""
     order = toggles()
     if net == frozenset(order[: len(net)]):
         return (FIRST, *order)[len(net)], ()
     if len(net) == len(order) - 1:
         return LAST, tuple(WITHOUT + toggle for toggle in order if toggle not in net)
-    return FIRST, tuple(WITH + toggle for toggle in order if toggle in net)
+    step = order[0] if order[0] in net else FIRST
+    return step, tuple(WITH + toggle for toggle in order if toggle in net and toggle != step)
 
 
 def net_of(step: str, variant: str | None) -> Net | None:
