@@ -36,6 +36,13 @@ def cells(
 
 
 def outlook(settings: Settings, study: "Study") -> Iterator[str]:
-    """Yield how many nets the orders need."""
-    nets = list(training_seeds(map(sampled_order, range(settings.orders))))
-    yield f"{settings.orders} orders: {len(nets)} nets, {sum(seeds > 1 for _, seeds in nets)} of them with two seeds"
+    """Yield how many nets the orders need, and how wide the intervals may be expected to be."""
+    from roadmap.sweep.order_outlook import expected_width  # the report's arithmetic takes a second to import
+
+    orders = [sampled_order(number) for number in range(settings.orders)]
+    nets = dict(training_seeds(orders))
+    yield (
+        f"{len(orders)} orders: {len(nets)} nets, {sum(nets.values())} runs, {sum(n > 1 for n in nets.values())} nets "
+        "with two seeds; the paper's own order is among them, beside the others"
+    )
+    yield expected_width(orders, nets, study)
