@@ -17,7 +17,7 @@ from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
 from roadmap.report.write.page import Picture, page
 from roadmap.report.write.results_json import to_json
-from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text
+from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text, worths_csv
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
 
 FORMATS = ("png", "svg", "pdf")
@@ -89,6 +89,8 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     }
     if any(group.others for group in groups):
         files["other_cells.csv"] = to_csv(groups, others=True)
+    if any(group.attribution for group in groups):
+        files["attribution.csv"] = worths_csv(groups)
     return {name: redact(data.decode()).encode() for name, data in files.items()}
 
 

@@ -6,11 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from roadmap import catalog, paper
+from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
+
+if TYPE_CHECKING:  # it is computed of groups
+    from roadmap.report.analyse.attribution import Attribution
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
@@ -112,6 +117,7 @@ class Group:
     missing: tuple[str, ...]  # rows, parents and seeds without a usable run
     made_with: tuple[str, ...]  # hardware and versions
     macs: Quantity = QUANTITIES["gmacs"]  # in the one unit of the report
+    attribution: "Attribution | None" = None  # of a study of sampled orders
 
     @property
     def quantities(self) -> dict[str, Quantity]:
@@ -177,7 +183,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
         rows=tuple(rows),
         others=tuple(cell for cell in cells if cell not in rows),
         notes=(*_notes(rows), *_departures(cells)),
-        missing=tuple(_missing(rows, regime)),
+        missing=() if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, regime)),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
 
