@@ -19,9 +19,13 @@ class ImageClasses:
     """Two class numbers an image, in the set's order, and the names of the classes; in bytes, so that runs compare."""
 
     num_classes: int
-    names: tuple[str, ...] = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)  # none where the record has none
     predicted_bytes: bytes = field(repr=False)  # uint32
     label_bytes: bytes = field(repr=False)
+
+    def name(self, number: int) -> str:
+        """Return the name of a class: its number where it has none."""
+        return self.names[number] if self.names else str(number)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -32,6 +36,11 @@ class ImageClasses:
     def labels(self) -> np.ndarray:
         """Return the class of each image, `(N,)` of int64."""
         return np.frombuffer(self.label_bytes, UINT32).astype(np.int64)
+
+
+def with_names(classes: Sequence[ImageClasses]) -> ImageClasses:
+    """Return the first that knows the names of its classes, or the first."""
+    return next((one for one in classes if one.names), classes[0])
 
 
 class Source(Protocol):
@@ -79,7 +88,7 @@ def check_classes(found: ImageClasses | None, correct: np.ndarray | None, num_im
 
 
 def class_names(recorded: object, num_classes: int) -> tuple[str, ...]:
-    """Return the names of a run's classes, safe to show: their numbers where its record has not one for each."""
+    """Return the names of a run's classes, safe to show; none where its record has not one for each."""
     if not isinstance(recorded, Sequence) or isinstance(recorded, str) or len(recorded) != num_classes:
-        return tuple(map(str, range(num_classes)))
+        return ()
     return tuple(clean(name, 60) or str(number) for number, name in enumerate(recorded))
