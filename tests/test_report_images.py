@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -14,13 +13,15 @@ from roadmap.report import aggregate, collect, findings, gallery
 from roadmap.report.__main__ import main
 from roadmap.report.analyse import image_changes as changes_of
 from roadmap.report.analyse.confusion import confusion
-from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, image_changes, sign_flip
+from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, sign_flip
 from roadmap.report.analyse.statistics import false_discovery, welch_of_columns
 from roadmap.report.read.image_classes import ImageClasses
-from roadmap.report.write.tables import to_text
+from roadmap.report.write import classes as written
+from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
 from tests.fabricate import write_run
 from tests.test_report import edit
+from tests.test_report_page import Page
 
 NAMES = ["cat", "dog", "ox"]
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2])
@@ -262,3 +263,131 @@ def test_names_that_are_not_one_a_class_are_numbers(tmp_path, names):
     edit(tmp_path / "roadmap/nano-digits/gelu/seed0" / schema.SUMMARY, classes=names)
     (run,) = collect([tmp_path]).runs
     assert [run.classes.name(i) for i in range(3)] == ["0", "1", "2"]
+
+
+# What is written.
+
+
+def told_study(runs, classes=5, seeds=4, names=None):
+    """Write a step that helps class 1 and no other, in every seed alike."""
+    for step, gain in (("resnet", 0), ("enhanced_recipe", 80)):
+        nets, labels = drawn(1 + gain, seeds, num_classes=classes)
+        (ids,) = np.nonzero(labels == 1)
+        for seed, predicted in enumerate(nets):
+            predicted[ids] = 0
+            predicted[ids[: 100 + gain + seed % 2]] = 1
+            names_of = names or [f"class {i}" for i in range(classes)]
+            write_run(runs, step, seed, by_image=(predicted, labels), classes=names_of, num_classes=classes)
+
+
+def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
+    told_study(tmp_path)
+    groups = aggregate(collect([tmp_path]).runs)
+    classes = groups[0].rows[1].gain.changes.classes
+    assert np.flatnonzero(classes.told).tolist() == [1]
+    (text,) = findings(groups)
+    assert "1 of 5 differences are told from zero over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
+    assert f"enhanced_recipe class 1 +{classes.change[1]:.2f} points." in text
+    assert "that holds for these trained nets only." in text
+
+
+def test_findings_say_nothing_of_classes_where_no_test_does(tmp_path):
+    rows(tmp_path)
+    assert "lass" not in findings(aggregate(collect([tmp_path]).runs))[0]
+
+
+def test_the_tables_have_images_and_classes_with_both_tests(tmp_path):
+    rows(tmp_path)
+    collected = collect([tmp_path])
+    text = to_markdown(aggregate(collected.runs), collected).decode()
+    assert "| enhanced_recipe | resnet | 2.5 | 0.5 | 1 |" in text
+    # The cat's differences are 1, 2 and 1 - 1 = 0 images: both signs alike in 2 of 4 cases. The ox: 1 image, p 1.
+    assert "ox +50.00 (0.500; 1.000), cat +37.50 (0.500; 1.000)" in text
+
+
+def test_classes_csv_has_a_line_for_every_class_of_every_step_and_computes_nothing(tmp_path, monkeypatch):
+    rows(tmp_path / "runs", names=["=cmd()", "dog", "ox"])
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--tables-only"]) == 0
+    lines = list(csv.DictReader((tmp_path / "out" / "classes.csv").read_text().splitlines()))
+    assert [(line["cell"], line["class"], line["name"]) for line in lines] == [
+        ("enhanced_recipe", "0", "'=cmd()"),
+        ("enhanced_recipe", "1", "dog"),
+        ("enhanced_recipe", "2", "ox"),
+    ]
+    assert (lines[0]["images"], lines[0]["fixed"], lines[0]["broken"], lines[0]["change"]) == ("4", "1.5", "0", "37.5")
+    monkeypatch.setattr(written, "MOST_LINES", 2)
+    assert written.to_classes_csv(aggregate(collect([tmp_path / "runs"]).runs)) is None
+
+
+def test_older_runs_have_images_and_no_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for step in ("resnet", "enhanced_recipe"):
+        write_run(tmp_path / "runs", step, correct=rng.random(200) < 0.6)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    written_files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "images.svg" in written_files
+    assert not {"classes.csv", "classes.svg"} & written_files
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert "images fixed, " in html
+    assert "confusion matrix" not in html
+
+
+HOSTILE = ["<script>window.hacked = 1</script>", '"><img src=x onerror=alert(1)>', "\u202e{{ 7 * 7 }}", "a", "b"]
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """Return a function: the report of a study with so many classes, and the elements of its page."""
+    pages = {}
+
+    def read(classes):
+        if classes not in pages:
+            folder = tmp_path_factory.mktemp("images")
+            told_study(folder / "runs", classes, seeds=2, names=HOSTILE if classes == 5 else None)
+            assert main([str(folder / "runs"), "--out", str(folder / "out")]) == 0
+            pages[classes] = folder / "out"
+        html = (pages[classes] / "index.html").read_text(encoding="utf-8")
+        return pages[classes], html, Page(html)
+
+    return read
+
+
+def test_a_few_classes_have_a_matrix_a_row_with_every_image_in_it(reported):
+    folder, html, page = reported(5)
+    assert html.count("its confusion matrix</summary>") == 2  # a row each
+    shades = [attributes["class"] for tag, attributes in page.elements if str(attributes.get("class")).startswith("h")]
+    assert len([shade for shade in shades if shade[1:].isdigit()]) == 2 * 25
+    assert "49" not in {text.strip() for text in page.texts}  # {{ 7 * 7 }} is a text
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    assert not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]
+    assert "window.hacked = 1" in html
+    assert (folder / "classes.pdf").exists()
+
+
+def test_many_classes_have_the_most_changed_and_the_most_confused(reported):
+    _, html, page = reported(200)
+    assert "its confusion matrix" not in html
+    assert html.count("the classes that it confuses most</summary>") == 2
+    assert "180 classes that changed less are in classes.csv." in html
+    assert [text for text in page.texts if text.startswith("Beside resnet: ")]
+
+
+def test_the_classes_of_more_rows_than_a_page_takes_are_left_out_and_said(tmp_path, monkeypatch):
+    from roadmap.report.write import page
+
+    monkeypatch.setattr(page, "MOST_ROWS", 1)
+    rows(tmp_path / "runs")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert html.count("its confusion matrix</summary>") == 1
+    assert "The classes of the last 1 rows are not on this page." in html
+
+
+def test_the_figures_name_the_ends_and_say_what_a_seed_alone_changes(tmp_path):
+    told_study(tmp_path)
+    drawings = {drawing.name: drawing.figure for drawing in gallery(aggregate(collect([tmp_path]).runs))}
+    words = [text.get_text() for text in drawings["images"].legends[0].get_texts()]
+    assert words == ["fixed: right here, wrong before", "broken", "what another seed alone changes"]
+    gids = [artist.get_gid() for artist in drawings["classes"].axes[0].lines if artist.get_gid()]
+    assert any("class 1: +" in gid for gid in gids)
+    assert "filled: told from zero" in drawings["classes"].legends[0].get_title().get_text()

@@ -16,8 +16,8 @@ def signed(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return a mean number of images: `512`, or `512.3`; empty for nothing."""
-    return "" if value is None else f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+    """Return a mean number of images: `512`, or `5.3`; empty for nothing."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
 
 
 def between(interval: Interval | None) -> str:
