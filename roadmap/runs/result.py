@@ -10,7 +10,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import disk_errors, finite_or_null
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import CONFIG, CORRECT, METRICS, SUMMARY, Summary, checksum, read_record, write_record
+from roadmap.runs.schema import CONFIG, CORRECT, METRICS, SUMMARY, Split, Summary, checksum, read_record, write_record
 from roadmap.text import one_line
 
 HASHED = (CONFIG, METRICS, CORRECT)  # what a result rests on
@@ -28,6 +28,7 @@ def config_summary(config: Config) -> dict[str, Any]:
         "epochs": config.recipe.epochs,
         "batch_size": config.recipe.batch_size,
         "image_size": config.data.image_size,
+        "split": Split.holdout if config.data.holdout else Split.val,
     }
 
 
@@ -86,6 +87,8 @@ def result_line(config: Config, summary: dict[str, Any]) -> str:
 
 
 def caution_note(config: Config) -> str:
-    """Return what has to follow an accuracy on this data set, in brackets; mostly nothing."""
-    caution = catalog.find(config.data.name, config.data.kind).caution
-    return f" ({caution})" if caution else ""
+    """Return what has to follow an accuracy on these images, in brackets; mostly nothing."""
+    notes = ["held-out training images"] if config.data.holdout else []
+    notes.append(catalog.find(config.data.name, config.data.kind).caution)
+    text = "; ".join(filter(None, notes))
+    return f" ({text})" if text else ""

@@ -60,7 +60,7 @@ def plan(
             speeds[work] = speed_of(config, earlier, measure)
         speed, source = speeds[work]
         known_images = catalog.find(config.data.name, config.data.kind).num_images
-        images = config.data.train_images or known_images.get("train")
+        images = (1 - config.data.holdout) * (config.data.train_images or known_images.get("train") or 0)
         rows.append(
             Row(
                 key=cell.key,
