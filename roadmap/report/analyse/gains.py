@@ -11,7 +11,7 @@ import numpy as np
 
 from roadmap import paper
 from roadmap.report.analyse import statistics
-from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs
+from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs, with_rows
 from roadmap.report.read.run import Run
 
 
@@ -25,6 +25,16 @@ def aggregate(runs: Iterable[Run]) -> list[Group]:
         replace(group, rows=tuple(cells[: len(group.rows)]), others=tuple(cells[len(group.rows) :]))
         for group, cells in zip(groups, compared, strict=True)
     ]
+
+
+def roadmap_of(group: Group, cells: Sequence[Cell]) -> Group:
+    """Return a group whose rows are these cells, one a step, each compared with its parent's among them; adjusted."""
+    by_step = {cell.step: cell for cell in cells}
+    parents = [by_step.get(cell.parent or "") for cell in cells]
+    rows = [replace(cell, gain=None) for cell in cells]
+    rows = [with_gain(row, up, up.cell) if up else row for row, up in zip(rows, parents, strict=True)]
+    _adjust([rows])
+    return with_rows(group, rows)
 
 
 def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, str] | None:
@@ -60,7 +70,11 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
     found = parent_of(cell, group, groups)
     if found is None:
         return cell
-    parent, name = found
+    return with_gain(cell, *found)
+
+
+def with_gain(cell: Cell, parent: Cell, name: str) -> Cell:
+    """Return a cell with what it gains over a parent, which the tables call `name`; nothing is adjusted yet."""
     welch = statistics.welch(cell.top1s, parent.top1s)
     gain = Gain(
         parent=name,

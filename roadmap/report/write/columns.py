@@ -29,8 +29,8 @@ class Column:
     """One column for people: its heading, the text of a row, the number to sort by, and its meaning in one line."""
 
     heading: str
-    text: Callable[[Cell], str]
-    sort: Callable[[Cell], float | None] | None = None  # None: by the text
+    text: Callable[[Any], str]  # of a cell, or of whatever the rows of its table are
+    sort: Callable[[Any], float | None] | None = None  # None: by the text
     about: str = ""
 
 
@@ -108,7 +108,7 @@ class Table:
 
     title: str
     columns: list[Column]
-    cells: list[Cell]
+    cells: list[Any]  # what its rows are made of
     texts: list[list[str]]  # a list a row
 
     @property
@@ -129,6 +129,7 @@ def tables_of(group: Group) -> list[Table]:
         ("Rows", group.rows, row_columns(group)),
         ("Other cells", group.others, row_columns(group)),
         ("Gains over the step before", compared, gain_columns()),
+        (HOLDOUTS, () if group.tuning else group.holdouts, row_columns(group)),
     )
     found = []
     for title, cells, columns in parts:
@@ -204,6 +205,7 @@ def gain_columns() -> list[Column]:
     ]
 
 
+HOLDOUTS = "Evaluated on held-out training images: not accuracies on the validation images"
 ABOUT_TOP1 = "last epoch, mean over n seeds ± standard deviation (n - 1); one seed has no spread"
 STEP = Column(
     "step",
@@ -214,6 +216,7 @@ STEP = Column(
 ON_TERMINAL = (
     *("step", "top-1 (%)", "n", "MACs (G)", "MACs (M)", "parameters (M)", "epochs", "paper top-1"),
     *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
+    *("own rate", "factor", "edge", "gain, one recipe", "gain, own rates", "verdict"),
 )
 
 

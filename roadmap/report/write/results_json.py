@@ -11,6 +11,7 @@ from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.read.search import Problem
 from roadmap.report.write.columns import numbers
+from roadmap.report.write.rate_tables import row_values
 from roadmap.report.write.tables import values
 from roadmap.text import clean
 
@@ -49,6 +50,8 @@ def _group(group: Group) -> dict[str, Any]:
         "missing": group.missing,
         "ranking": {"paper": ranks.table, **asdict(ranks.found)} if ranks else None,
         "cells": [_cell(group, cell) for cell in group.cells],
+        "holdout_cells": [_cell(group, cell) for cell in group.holdouts],
+        "tuning": [row_values(group.tuning, row) for row in group.tuning.rows] if group.tuning else None,
     }
 
 
