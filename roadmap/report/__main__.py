@@ -19,7 +19,7 @@ from roadmap.report.draw.style import image
 from roadmap.report.write.page import Picture, page
 from roadmap.report.write.rate_tables import rate_csvs
 from roadmap.report.write.results_json import to_json
-from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text
+from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text, worths_csv
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
 
 FORMATS = ("png", "svg", "pdf")
@@ -94,6 +94,8 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
         files["other_cells.csv"] = to_csv(groups, others=True)
     if any(group.holdouts for group in groups):
         files["holdout.csv"] = to_csv(groups, kind="holdouts")
+    if any(group.attribution for group in groups):
+        files["attribution.csv"] = worths_csv(groups)
     return {name: redact(data.decode()).encode() for name, data in files.items()}
 
 

@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from roadmap.config import KEYS, Affects, Config, is_read
 from roadmap.errors import ConfigError
-from roadmap.text import flatten
+from roadmap.paper.toggle_orders import join_variants
+from roadmap.text import check_name, flatten
 
+MAX_VARIANT = 80
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
 IN_PATH = ("step", "variant", "regime", "data", "scale")  # groups that the path or the name has already
 NAMED = [k for k, key in KEYS.items() if key.affects == Affects.result and k not in ("step", "variant", "seed")]
@@ -42,6 +44,26 @@ def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callab
     if SAFE_CELL.fullmatch(cell):
         return cell
     return f"{head[:60]},{hashlib.sha256(cell.encode()).hexdigest()[:12]}"
+
+
+def variant_name(hydra: HydraConf) -> str | None:
+    """Return the variant that was chosen, or one name for several (`+variant=[A,B]`). Raises ConfigError."""
+    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+        if override.get_key_element().lstrip("+") == "variant" and isinstance(names := override.value(), list):
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ConfigError(f"+variant=[...]: {twice} is given twice")
+            return check_variant(join_variants([check_name("+variant", str(name)) for name in names]))
+    chosen = hydra.runtime.choices.get("variant")
+    return None if chosen is None else check_variant(str(chosen))
+
+
+def check_variant(name: str) -> str:
+    """Return the name of a variant, or of several. Raises ConfigError for one that is no part of a folder's name."""
+    for part in name.split("+"):
+        check_name("variant", part)
+    if len(name) > MAX_VARIANT:
+        raise ConfigError(f"variant={name}: takes names of at most {MAX_VARIANT} characters together")
+    return name
 
 
 def _sorted_overrides(overrides: Sequence[str], choices: Any) -> tuple[list[str], list[str], list[str]]:

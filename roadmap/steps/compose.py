@@ -24,7 +24,7 @@ from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.files import expand
-from roadmap.steps.cell_name import cell_name, without_hydra
+from roadmap.steps.cell_name import cell_name, variant_name, without_hydra
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_overrides
@@ -145,11 +145,10 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     if name is None:  # a data check concerns the images only, and leaves no run directory
         return config
     step = tree[str(name)]
-    config.step, config.variant = step.name, choices.get("variant")
+    config.step, config.variant = step.name, variant_name(hydra)
     config.parent, config.label, config.adopted = step.parent, step.label(config.regime.name), step.adopted
-    named = {"step": config.step, "variant": config.variant, "study": config.study, "regime": config.regime.name}
+    named = {"step": config.step, "study": config.study, "regime": config.regime.name}
     for key, value in named.items():
-        if value is not None:
-            check_name(key, value)
+        check_name(key, value)
     config.cell = cell_name(config, cfg, hydra, lambda words: compose_primary(str(hydra.job.config_name), words))
     return config

@@ -94,6 +94,8 @@ def _unknown_key(key: str) -> str:
         file = f"the file of this {section}= in conf/{section}" if (CONF / section).is_dir() else "conf/config.yaml"
         return f"{key}: {file} does not have it, the schema has; +{key}=VALUE sets it"
     beside = [name for name in known if name.startswith(f"{section}.")]
+    if not beside and "." in key and (CONF.parent / "sweeps" / f"{section}.yaml").is_file():
+        return f"{key}: a rule makes this study's cells, which Hydra cannot: make roadmap STUDY={section} CLUSTER=local"
     top = ["+step", "+variant", *dict.fromkeys(name.split(".")[0] for name in known)]
     return f"{key}: there is no such key; {nearest(key, beside or top)}"
 

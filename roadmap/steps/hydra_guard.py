@@ -138,7 +138,10 @@ def _check_choice(key: str, override: Override, given: str) -> None:
     value = override.value()
     if isinstance(value, Glob):
         return
-    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+    choices: list[Any] = list(value.list) if isinstance(value, ChoiceSweep) else [value]
+    if key == "variant":  # the one group of which several may be chosen at once
+        choices = [one for each in choices for one in (each if isinstance(each, list) and len(each) > 1 else [each])]
+    for choice in choices:
         name = choice.text if isinstance(choice, QuotedString) else choice
         if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
             raise ConfigError(f"{shorten(key, 80)}={shorten(given, 80)}: takes one name")

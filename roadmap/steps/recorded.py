@@ -15,7 +15,7 @@ from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand
 from roadmap.runs.recorded_config import flatten_config, from_flat, read_config
-from roadmap.steps.cell_name import SAFE_CELL
+from roadmap.steps.cell_name import SAFE_CELL, check_variant, variant_name
 from roadmap.text import check_name, clean, flatten
 
 # What is this machine's own affair; where the images lie, how many workers read them: as the run had it.
@@ -37,7 +37,7 @@ def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
     """
     path, choices = expand(str(composed["weights"])), hydra.runtime.choices
     run = read_run_config(path)
-    now = {**composed, **{key: choices.get(key) for key in ("step", "variant")}}
+    now = {**composed, "step": choices.get("step"), "variant": variant_name(hydra)}
     same_data = now["data.name"] == run["data.name"]
     typed = [key for key in typed_keys(hydra.overrides.task, same_data=same_data) if key in now]
     for key in typed:
@@ -58,9 +58,11 @@ def read_run_config(path: Path) -> dict[str, Any]:
     """Return a run's config by dotted key, checked like every config. Raises DataError."""
     try:
         config = from_flat(flatten_config(read_config(path)))
-        for name in ("step", "variant", "study"):
+        for name in ("step", "study"):
             if getattr(config, name) is not None:
                 check_name(name, getattr(config, name))
+        if config.variant is not None:
+            check_variant(config.variant)
         check_name("regime.name", config.regime.name)
         if not SAFE_CELL.fullmatch(config.cell):
             raise ConfigError(f"cell={config.cell}: is no name of a cell")

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error, quote
 from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.tree import CONF, step_tree
+from roadmap.sweep.generators import Generator, find_generator, is_setting
 from roadmap.text import check_name, nearest
 
 SWEEPS = CONF.parent / "sweeps"
@@ -62,6 +63,7 @@ class Study:
     file: Path
     cells: tuple[Cell, ...]
     left_out: tuple[LeftOut, ...]
+    generator: Generator | None = None  # of cells that are chosen by a rule
 
 
 def study_file(name: str) -> Path:
@@ -103,25 +105,28 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
     try:
         step_tree(folders)
         with hydra_initialized(file.parent):
-            grid = combinations(file.stem, [*overrides, f"paths.runs={quote(str(runs))}"])
-            return compose_cells(file, grid, folders)
+            grid, generator = combinations(file, [*overrides, f"paths.runs={quote(str(runs))}"])
+            return compose_cells(file, grid, generator, folders)
     except HYDRA_ERRORS as error:
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
-def combinations(primary: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every cell's overrides in Hydra's order; given lists replace the file's. Raises ConfigError."""
-    parser = OverridesParser.create()
-    parsed = zip(overrides, parser.parse_overrides(list(overrides)), strict=True)
+def combinations(file: Path, overrides: Sequence[str]) -> tuple[list[tuple[str, ...]], Generator | None]:
+    """Return the overrides of every combination in Hydra's order, given lists replacing the file's, and the generator
+    that makes cells of them, where the file names one. Raises ConfigError."""
+    parser, words = OverridesParser.create(), [word for word in overrides if not is_setting(word)]
+    parsed = zip(words, parser.parse_overrides(words), strict=True)
     single = [word for word, override in parsed if not override.is_sweep_override()]
-    hydra = compose_primary(primary, single).hydra
+    hydra = compose_primary(file.stem, single).hydra
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
         raise ConfigError(
-            f"{primary}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
+            f"{file.stem}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
         )
-    lists = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *overrides])
-    return [tuple(words) for words in BasicSweeper.split_arguments(lists, None)[0]]
+    generator = find_generator(file, params, overrides)
+    listed = [f"{key}={value}" for key, value in params.items() if not is_setting(key)]
+    grid = BasicSweeper.split_arguments(parser.parse_overrides([*listed, *words]), None)[0]
+    return [tuple(combination) for combination in grid], generator
 
 
 def check_lists(file: Path) -> None:
@@ -139,12 +144,14 @@ def check_lists(file: Path) -> None:
             raise ConfigError(f"{file}: hydra.sweeper.params.{key}={value}: write its values with commas, 0,1,2")
 
 
-def compose_cells(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence[Path]) -> Study:
-    """Compose and check the cells of a grid. Raises ConfigError."""
+def compose_cells(
+    file: Path, grid: Iterable[tuple[str, ...]], generator: Generator | None, folders: Sequence[Path]
+) -> Study:
+    """Compose and check the cells of a grid, or those that a generator makes of it. Raises ConfigError."""
     compose = composer(file.stem, folders)
     cells: dict[str, Cell] = {}
     left_out: list[LeftOut] = []
-    for words in grid:
+    for words in generator.cells(grid, compose) if generator else grid:
         try:
             cell = Cell(words, compose(words))
         except (ConfigError, *HYDRA_ERRORS) as error:
@@ -157,7 +164,7 @@ def compose_cells(file: Path, grid: Sequence[tuple[str, ...]], folders: Sequence
         cells[cell.key] = cell
     if not cells:
         raise ConfigError(f"{file}: no combination of its grid is legal; the first: {left_out[0].reason}")
-    return Study(file.stem, file, tuple(cells.values()), tuple(left_out))
+    return Study(file.stem, file, tuple(cells.values()), tuple(left_out), generator)
 
 
 def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:

@@ -9,11 +9,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from roadmap import catalog, paper
+from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
-if TYPE_CHECKING:  # it is made of groups
+if TYPE_CHECKING:  # they are computed of groups
+    from roadmap.report.analyse.attribution import Attribution
     from roadmap.report.analyse.tuning import Tuning
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
@@ -118,6 +120,7 @@ class Group:
     made_with: tuple[str, ...]  # hardware and versions
     macs: Quantity = QUANTITIES["gmacs"]  # in the one unit of the report
     tuning: "Tuning | None" = field(default=None, repr=False, compare=False)  # where each row has its own rate
+    attribution: "Attribution | None" = None  # of a study of sampled orders
 
     @property
     def quantities(self) -> dict[str, Quantity]:
@@ -193,7 +196,9 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
 
 def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -> Group:
     """Return a group with these rows and other cells, and what is to be said of them."""
-    notes, missing = (*_notes(rows), *_departures([*rows, *others])), tuple(_missing(rows, group.regime))
+    cells = [*rows, *others]
+    missing = () if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, group.regime))
+    notes = (*_notes(rows), *_departures(cells))
     return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from roadmap.report.analyse.cells import Cell, Gain, Group
 from roadmap.report.analyse.formats import between, p_text, signed
+from roadmap.report.analyse.order_findings import over_orders
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.analyse.statistics import ALPHA
 from roadmap.report.analyse.tuning_sentences import tuning_sentences
@@ -26,6 +27,7 @@ def _paragraph(group: Group) -> str:
     parts += _over_seeds(group.compared)
     parts += _over_images(group.compared)
     parts += _against_paper(group.compared)
+    parts += over_orders(group.attribution) if group.attribution else []
     if (ranks := ranking(group)) is not None:
         parts.append(ranks.sentence)
     if group.caution:

@@ -10,7 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from roadmap import paper
+from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse import statistics
+from roadmap.report.analyse.attribution import attribution
 from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs, with_rows
 from roadmap.report.read.run import Run
 
@@ -21,10 +23,11 @@ def aggregate(runs: Iterable[Run]) -> list[Group]:
     compared = [[_compared(cell, group, groups) for cell in group.cells] for group in groups]
     for study in {group.study for group in groups}:
         _adjust([cells for group, cells in zip(groups, compared, strict=True) if group.study == study])
-    return [
+    groups = [
         replace(group, rows=tuple(cells[: len(group.rows)]), others=tuple(cells[len(group.rows) :]))
         for group, cells in zip(groups, compared, strict=True)
     ]
+    return [replace(group, attribution=attribution(group, groups)) for group in groups]
 
 
 def roadmap_of(group: Group, cells: Sequence[Cell]) -> Group:
@@ -43,6 +46,8 @@ def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, 
     A step's parent is in its own group; a variant's or an override's plain step too, or else in the only other study
     of the same regime, data and recipe that has it (leave-one-out has no row of the whole net).
     """
+    if is_several(cell.variant):  # several changes at once are no step
+        return None
     wanted = cell.parent if cell.plain else cell.step
     for row in group.rows:
         if row.cell == wanted:

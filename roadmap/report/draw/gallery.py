@@ -14,6 +14,7 @@ from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.report.draw.roadmap_figure import roadmap_chart
 from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_gains
 from roadmap.report.draw.style import NothingToDraw
+from roadmap.report.draw.toggle_worths import toggle_worths
 from roadmap.report.draw.trade_offs import trade_offs
 
 NARROW = "The same at the width of one column."
@@ -25,6 +26,7 @@ FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),
     ("leave_one_out", leave_one_out, "One toggle taken out of the whole net."),
     ("one_at_a_time", one_at_a_time, "One toggle alone on top of the plain net."),
+    ("attribution", toggle_worths, "What each toggle is worth, whatever came before it."),
     ("ranking", rank_agreement, "Whether the order of the rows here is the paper's."),
 )
 # Those of a study in which every row has its own learning rate.

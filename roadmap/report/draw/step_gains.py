@@ -1,5 +1,6 @@
 """What each step gains over its parent, and what each variant changes: rows of differences with their intervals."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ def step_gains(group: Group) -> Figure:
         raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
     with style.styled():
         labels = [drawable(cell.label, cell.step) + " *" * gain.told for cell, gain in compared]
-        figure, axes = _rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
+        figure, axes = draw_rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
         axes.axvline(0, color=QUIET, lw=0.7)
         beside = any(gain.paper_gain is not None for _, gain in compared)
         drawn: set[str] = set()
@@ -87,10 +88,12 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
     variants = [(c, name, g) for c, name, g in found if name.startswith(prefix) and "," not in c.cell]
     if not variants:
         raise NothingToDraw(f"there is no variant {prefix}... to draw beside its plain step")
+    parent, _ = Counter(gain.parent for *_, gain in variants).most_common(1)[0]
+    variants = [variant for variant in variants if variant[2].parent == parent]  # others are on top of other nets
     with style.styled():
         labels = [name.removeprefix(prefix).replace("_", " ") for _, name, _ in variants]
-        title = f"{heading} {variants[0][2].parent}, {where(group)}"
-        figure, axes = _rows(title, labels, "change of top-1 (points)")
+        title = f"{heading} {parent}, {where(group)}"
+        figure, axes = draw_rows(title, labels, "change of top-1 (points)")
         axes.axvline(0, color=INK, lw=0.7)
         for row, (_, name, gain) in enumerate(variants):
             (bar,) = axes.barh(row, gain.gain, height=0.62, color=KEPT if gain.gain >= 0 else TRIED, ec=INK, lw=0.6)
@@ -108,7 +111,7 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
         return figure
 
 
-def _rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
+def draw_rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
     """Return a figure of rows from top to bottom, labelled on the left, and its axes."""
     figure = style.new_figure(title, 0.95 + 0.17 * len(labels))
     axes = figure.subplots()

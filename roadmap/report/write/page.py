@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from roadmap.paper.toggle_orders import split_variant, variant_words
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.gains import parent_of
@@ -110,7 +111,7 @@ def details(cell: Cell, group: Group, groups: Sequence[Group]) -> Details:
 def command(run: Run) -> str:
     """Return the command that trains a run, as far as its record says; a seed's run differs in `seed` alone."""
     words = [f"+step={run.step}"]
-    words += [f"+variant={run.variant}"] if run.variant else []
+    words += variant_words(split_variant(run.variant or ""))
     words += [f"scale={scale}"] if (scale := run.config.get("regime.scale")) else []
     words += [f"regime={run.regime}", f"data={run.data}"]
     head = run.step + (f"+{run.variant}" if run.variant else "")

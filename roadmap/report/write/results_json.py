@@ -48,6 +48,7 @@ def _group(group: Group) -> dict[str, Any]:
         "caution": group.caution,
         "notes": group.notes,
         "missing": group.missing,
+        "attribution": asdict(group.attribution) if group.attribution else None,
         "ranking": {"paper": ranks.table, **asdict(ranks.found)} if ranks else None,
         "cells": [_cell(group, cell) for cell in group.cells],
         "holdout_cells": [_cell(group, cell) for cell in group.holdouts],

@@ -1,6 +1,7 @@
 """The tables of the report: a data frame, CSV, Markdown, LaTeX and the short one for the terminal. Writes no file."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -58,6 +59,23 @@ def to_csv(groups: Sequence[Group], others: bool = False, kind: str = "") -> byt
     table = frame(groups, others, kind)
     for name in table.select_dtypes(exclude="number").columns:
         table[name] = [for_csv(value) if isinstance(value, str) else "" for value in table[name]]
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
+
+
+def worths_csv(groups: Sequence[Group]) -> bytes:
+    """Return a line a toggle: its worth over the sampled orders and its gains elsewhere, as CSV in UTF-8."""
+    lines = []
+    for group in groups:
+        if (found := group.attribution) is None:
+            continue
+        for worth in found.worths:
+            ends = {"low": worth.interval.low, "high": worth.interval.high} if worth.interval else {}
+            where = {name: for_csv(getattr(group, name)) for name in ("study", "regime", "data")}
+            values = {key: value for key, value in asdict(worth).items() if key != "interval"}
+            lines.append({**where, **values, **ends, "orders": found.orders})
+    columns = [*("study", "regime", "data", "toggle", "value", "low", "high", "orders", "orders_std", "of_seeds")]
+    columns += ["in_order", "in_order_p", "paper_gain", "paper_p", "left_out"]
+    table = pd.DataFrame(lines, columns=columns)
     return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
 
 

@@ -1,0 +1,72 @@
+"""How wide the intervals of the study `attribution` may be expected to be, before it is paid for."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from scipy import stats
+
+from roadmap import paper
+from roadmap.files import read_json
+from roadmap.paper.toggle_orders import Net, Order, net_of
+from roadmap.report.analyse.attribution import MIN_ORDERS, Spread, Top1s, complete_orders, estimate, seed_spread
+from roadmap.report.analyse.cells import PAPER_DATA, PAPER_SIZE
+from roadmap.report.analyse.statistics import LEVEL
+from roadmap.runs.run_dir import run_path
+from roadmap.runs.schema import SUMMARY
+
+if TYPE_CHECKING:  # it has a generator, which comes here
+    from roadmap.sweep.study import Study
+
+
+def expected_width(orders: Sequence[Order], nets: Mapping[Net, int], study: "Study") -> str:
+    """Return half the width of the 95 % intervals to expect of some orders, with what that is known from."""
+    if len(orders) < MIN_ORDERS:
+        return f"no interval: that takes {MIN_ORDERS} orders (attribution.orders={MIN_ORDERS})"
+    planned = {net: (0.0,) * seeds for net, seeds in nets.items()}
+    of_one_seed = [mean.spread(Spread(1.0, len(orders) - 1), planned) for mean in estimate(orders, planned)]
+    shares = [spread.variance for spread in of_one_seed if spread]  # of a toggle's variance, in seeds' variances
+    t = float(stats.t.ppf(0.5 + LEVEL / 2, len(orders) - 1))
+    done = finished(study)
+    seeds, (complete, _) = seed_spread(done), complete_orders(done)
+    if seeds and len(complete) >= MIN_ORDERS:
+        by_orders = [mean.of_orders(seeds) * len(complete) / len(orders) for mean in estimate(complete, done)]
+        halves = [t * math.sqrt(v + share * seeds.variance) for v, share in zip(by_orders, shares, strict=True)]
+        return (
+            f"half-width to expect (95 %): {median(halves):.2g} points ({min(halves):.2g} to {max(halves):.2g} by "
+            f"toggle), from the {len(complete)} orders that are complete"
+        )
+    unit = t * math.sqrt(median(shares))
+    if seed_std := math.sqrt(seeds.variance) if seeds else papers_seed_std(study):
+        source = "these runs'" if seeds else "the paper's, Table 10"
+        return (
+            f"half-width to expect (95 %): at least {unit * seed_std:.2g} points, by seeds alone (std. dev. "
+            f"{seed_std:.2g}, {source}); what orders add is known from {MIN_ORDERS} complete ones on"
+        )
+    return (
+        f"half-width to expect (95 %): at least {unit:.2g} times the standard deviation over seeds, which is not known "
+        f"here yet; what orders add is known from {MIN_ORDERS} complete ones on"
+    )
+
+
+def finished(study: "Study") -> Top1s:
+    """Return the top-1 of each seed of the study's finished runs, by their nets."""
+    found: dict[Net, list[float]] = defaultdict(list)
+    for cell in study.cells:
+        try:
+            top1 = float(read_json(run_path(cell.config) / SUMMARY)["top1"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if (net := net_of(cell.config.step, cell.config.variant)) is not None and math.isfinite(top1):
+            found[net].append(top1)
+    return found
+
+
+def papers_seed_std(study: "Study") -> float | None:
+    """Return the paper's standard deviation over seeds where its numbers compare: of all its rows together."""
+    config = study.cells[0].config
+    stds = [row.top1_std for row in paper.rows(config.regime.name).values() if row.top1_std]
+    compares = (config.data.name, config.data.image_size) == (PAPER_DATA, PAPER_SIZE)
+    return math.sqrt(fmean(std**2 for std in stds)) if stds and compares else None
