@@ -167,8 +167,9 @@ def _holdout(summary: Values, texts: dict[str, str]) -> float:
     """Return the share of the training images that a run was evaluated on. Raises Suspect where its files disagree."""
     text = texts.get("data.holdout", "0")
     share = decimal(text) or 0.0
-    split = summary.get("split") or Split.val
-    if decimal(text) is None or share >= 1 or split != (Split.holdout if share else Split.val):
+    expected = Split.holdout if share else Split.val
+    split = summary.get("split", expected)  # older records do not say
+    if decimal(text) is None or share >= 1 or split != expected:
         raise Suspect(f"{SUMMARY}: split={clean(split, 40)}, {CONFIG} says data.holdout={clean(text, 40)}")
     return share
 

@@ -207,9 +207,6 @@ def gain_columns() -> list[Column]:
     ]
 
 
-HOLDOUTS = "Evaluated on held-out training images: not accuracies on the validation images"
-
-
 def worth_columns() -> list[Column]:
     """Return the columns of a toggle's worth over the sampled orders."""
     told = "of its difference from the worth, adjusted by Holm over the toggles"
@@ -229,6 +226,7 @@ def worth_columns() -> list[Column]:
     ]
 
 
+HOLDOUTS = "Evaluated on held-out training images: not accuracies on the validation images"
 ABOUT_TOP1 = "last epoch, mean over n seeds ± standard deviation (n - 1); one seed has no spread"
 STEP = Column(
     "step",
