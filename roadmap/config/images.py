@@ -53,6 +53,10 @@ class DataConfig(Section):
         None, ge=2, le=100_000_000, about="synthetic: how many; others: the first so many of a fixed shuffle"
     )
     val_images: Int | None = key(None, ge=2, le=100_000_000, evaluation=True)
+    holdout: Float = key(
+        0.0, ge=0, le=0.9, evaluation=True,
+        about="share of the training images, class by class, evaluated in place of the validation images",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":

@@ -20,6 +20,7 @@ from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
 from roadmap.data import image_folder, in_memory
+from roadmap.data.holdout import holdout_mask
 from roadmap.data.image_file import read_image
 from roadmap.data.image_folder import Files
 from roadmap.data.in_memory import Arrays
@@ -62,7 +63,7 @@ class ImageSet:
     """A set as it was found: two splits, the classes' names in the order of the labels, and a hash of all of it."""
 
     train: Split
-    val: Split
+    val: Split  # with a holdout the training images that were held out
     classes: tuple[str, ...]
     fingerprint: str  # changes with any image (in memory), any file's name or size (folders), or the classes
     whole: str = ""  # the fingerprint of the set that a subset was taken from
@@ -76,21 +77,30 @@ def is_in_memory(data: DataConfig) -> bool:
 def load(data: DataConfig, runs: str | None = None) -> ImageSet:
     """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
 
+    With `holdout` the validation images are not read: a share of the training images (or of their subset) is in their
+    stead, and the rest is left to train on.
+
     With `runs`, the folder of the runs, class folders that have not changed since the last time are not listed again.
     Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot
     meet.
     """
-    found = find(data, runs)
+    found = find(data, runs, splits_read(data))
     whole, fingerprint = take_subset(data, found)
     train, val = (to_split(found, split, data.image_size) for split in SPLITS)
     return ImageSet(train, val, found.classes, fingerprint, whole)
 
 
 def load_val(data: DataConfig, runs: str | None = None) -> tuple[Split, tuple[str, ...]]:
-    """Load the validation images alone, as `load` does, and the names of the classes; nothing of `train` is needed."""
-    found = find(data, runs, ("val",))
+    """Load the images that are evaluated, as `load` does, and the names of the classes; of `train` nothing is needed
+    unless they are held out of it."""
+    found = find(data, runs, splits_read(data)[-1:])
     take_subset(data, found)
     return to_split(found, "val", data.image_size), found.classes
+
+
+def splits_read(data: DataConfig) -> tuple[str, ...]:
+    """Return the splits that a config reads: with a holdout the training images alone."""
+    return ("train",) if data.holdout else SPLITS
 
 
 def find(
@@ -114,22 +124,27 @@ def find(
 
 
 def take_subset(data: DataConfig, found: Arrays | Files) -> tuple[str, str]:
-    """Keep the subset that a config asks for; return the fingerprints of the whole set and of what is kept."""
+    """Keep the subset that a config asks for, and hold out its share; return the fingerprints of the whole, as far as
+    it was read, and of what is kept."""
     check_num_classes(data, found)
-    is_subset = data.train_images is not None or data.val_images is not None
+    is_subset = data.train_images is not None or data.val_images is not None or data.holdout > 0
     whole = fingerprint_of(data.name, found) if is_subset and isinstance(found, Files) else ""
     for split in found.labels:
         num_images = getattr(data, f"{split}_images")
         if num_images is not None:
             found.select(split, subset(f"data.{split}_images", num_images, len(found.labels[split]), split))
+    if data.holdout:
+        mask = holdout_mask(found.labels["train"], data.holdout, found.classes)
+        found.copy("train", "val", np.flatnonzero(mask))
+        found.select("train", np.flatnonzero(~mask))
     fingerprint = fingerprint_of(data.name, found)
     return whole or fingerprint, fingerprint
 
 
-def fingerprint_of(name: str, found: Arrays | Files) -> str:
-    """Return a hash of a set's name, its classes and the splits that were read."""
+def fingerprint_of(name: str, found: Arrays | Files, splits: Sequence[str] = ()) -> str:
+    """Return a hash of a set's name, its classes and some splits; all that there are unless they are named."""
     digest = hashlib.sha256("\0".join((name, *found.classes)).encode(errors="surrogateescape"))
-    for split in found.labels:
+    for split in splits or found.labels:
         found.update_hash(split, digest)
     return digest.hexdigest()
 

@@ -53,6 +53,11 @@ class Files:
         for arrays in (self.names, self.sizes, self.mtimes, self.labels):
             arrays[split] = arrays[split][ids]
 
+    def copy(self, source: str, target: str, ids: np.ndarray) -> None:
+        """Make a split of some images of another."""
+        for arrays in (self.names, self.sizes, self.mtimes, self.labels):
+            arrays[target] = arrays[source][ids]
+
     def update_hash(self, split: str, digest: Any) -> None:
         """Add a split's names and sizes to a hash; the folder in which they lie is not part of it."""
         for name, size in zip(self.names[split], self.sizes[split], strict=True):

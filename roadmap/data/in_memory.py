@@ -54,6 +54,11 @@ class Arrays:
         """Keep only these images of a split."""
         self.pixels[split], self.labels[split] = self.pixels[split][ids], self.labels[split][ids]
 
+    def copy(self, source: str, target: str, ids: np.ndarray) -> None:
+        """Make a split of some images of another."""
+        for arrays in (self.pixels, self.labels):
+            arrays[target] = arrays[source][ids]
+
     def update_hash(self, split: str, digest: Any) -> None:
         """Add a split's shape, bytes and labels to a hash."""
         pixels = np.ascontiguousarray(self.pixels[split])

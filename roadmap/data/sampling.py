@@ -25,6 +25,7 @@ class Draw(IntEnum):
     augment = 8
     erase = 9
     noise = 10
+    holdout = 11
 
 
 def derived_seed(draw: Draw, *numbers: int) -> int:

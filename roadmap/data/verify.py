@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from roadmap import catalog
+from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config
 from roadmap.data import cache, datasets, image_folder
@@ -43,6 +44,7 @@ SHOWN = 20  # broken images named on the screen; a file names them all
 
 def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
     """Check a set in full; return the line that says so. Raises DataError, StoppedEarly, LoaderError, DiskError."""
+    config = config.replace(data=config.data.replace(holdout=0.0))  # all images, whichever part of them is trained on
     if datasets.is_in_memory(config.data):
         return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
@@ -62,7 +64,9 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with disk_errors(cache.cache_dir(runs) / f"{fingerprint}.json"):
-        cache.write_verdict(runs, fingerprint, verdict)
+        # A run with a holdout reads the training images alone, and knows no more than their fingerprint.
+        for checked in (fingerprint, datasets.fingerprint_of(config.data.name, found, SPLITS[:1])):
+            cache.write_verdict(runs, checked, verdict)
     if broken:
         num_images = sum(map(len, found.labels.values()))
         report_broken(config, broken, sweep)

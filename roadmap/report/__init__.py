@@ -1,7 +1,7 @@
 """The report: a function of run directories. `python -m roadmap.report RUNS --out DIR`, or in a notebook:
 
     collected = collect(["runs"])
-    groups = aggregate(collected.runs)
+    groups = at_own_rates(aggregate(collected.runs))
     table = frame(groups)
     figure = roadmap_chart(groups[0])
 
@@ -12,6 +12,7 @@ from roadmap.report.analyse.cells import Cell, Gain, Group
 from roadmap.report.analyse.collect import Collected, collect
 from roadmap.report.analyse.findings import findings
 from roadmap.report.analyse.gains import aggregate
+from roadmap.report.analyse.tuning import at_own_rates
 from roadmap.report.draw.chart_rows import charts
 from roadmap.report.draw.gallery import Drawing, gallery
 from roadmap.report.draw.roadmap_figure import roadmap_chart
@@ -30,6 +31,7 @@ __all__ = [
     "Problem",
     "Run",
     "aggregate",
+    "at_own_rates",
     "charts",
     "collect",
     "findings",

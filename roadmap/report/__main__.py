@@ -13,10 +13,12 @@ from roadmap.report.analyse.collect import Collected, collect
 from roadmap.report.analyse.comparability import KINDS
 from roadmap.report.analyse.findings import findings
 from roadmap.report.analyse.gains import aggregate
+from roadmap.report.analyse.tuning import at_own_rates
 from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
 from roadmap.report.write.classes import to_classes_csv
 from roadmap.report.write.page import Picture, page
+from roadmap.report.write.rate_tables import rate_csvs
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text, worths_csv
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
@@ -58,7 +60,7 @@ def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figur
     collected = collect(sources, allow)
     if not collected.runs:
         raise DataError(_nothing(sources, collected))
-    groups = aggregate(collected.runs)
+    groups = at_own_rates(aggregate(collected.runs))
     files = tables(groups, collected)
     if (out / "other_cells.csv").exists():
         files["other_cells.csv"] = to_csv(groups, others=True)  # what an earlier report left there is no longer true
@@ -88,8 +90,11 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
         "report.json": to_json(groups, collected, sentences),
         "findings.txt": ("\n\n".join(sentences) + "\n").encode(),
     }
+    files |= rate_csvs(groups)
     if any(group.others for group in groups):
         files["other_cells.csv"] = to_csv(groups, others=True)
+    if any(group.holdouts for group in groups):
+        files["holdout.csv"] = to_csv(groups, kind="holdouts")
     if any(group.attribution for group in groups):
         files["attribution.csv"] = worths_csv(groups)
     if (classes := to_classes_csv(groups)) is not None:

@@ -17,6 +17,7 @@ from roadmap.runs.schema import (
     METRICS,
     PREDICTIONS,
     SUMMARY,
+    Split,
     Summary,
     checksum,
     read_record,
@@ -39,6 +40,7 @@ def config_summary(config: Config) -> dict[str, Any]:
         "epochs": config.recipe.epochs,
         "batch_size": config.recipe.batch_size,
         "image_size": config.data.image_size,
+        "split": Split.holdout if config.data.holdout else Split.val,
     }
 
 
@@ -97,6 +99,8 @@ def result_line(config: Config, summary: dict[str, Any]) -> str:
 
 
 def caution_note(config: Config) -> str:
-    """Return what has to follow an accuracy on this data set, in brackets; mostly nothing."""
-    caution = catalog.find(config.data.name, config.data.kind).caution
-    return f" ({caution})" if caution else ""
+    """Return what has to follow an accuracy on these images, in brackets; mostly nothing."""
+    notes = ["held-out training images"] if config.data.holdout else []
+    notes.append(catalog.find(config.data.name, config.data.kind).caution)
+    text = "; ".join(filter(None, notes))
+    return f" ({text})" if text else ""

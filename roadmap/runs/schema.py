@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,6 +27,13 @@ CORRECT, PREDICTIONS, LABELS = "correct.npy", "predictions.npy", "labels.npy"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
+
+
+class Split(StrEnum):
+    """Which images a run evaluated; older records do not say, and are of `val`."""
+
+    val = "val"  # the validation images
+    holdout = "holdout"  # training images that were held out: no accuracy of the roadmap
 
 
 class Record(BaseModel):
@@ -103,6 +111,7 @@ class Summary(RunInfo):
     epochs: int | None = None
     batch_size: int | None = None
     image_size: int | None = None
+    split: Split | None = None
     epoch: int | None = None
     top1: float | None = None
     top5: float | None = None

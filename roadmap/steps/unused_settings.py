@@ -28,6 +28,8 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
         "a set of class folders with data.pipeline=fast",
     ),
+    "data.val_images": (lambda c: not c.data.holdout, "data.holdout=0: the validation images are not read"),
+    "data.holdout": (lambda c: c.mode != Mode.data_check, "mode=train or mode=evaluate: a check opens all images"),
     "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
     "weights_key": (lambda c: c.mode == Mode.evaluate, "mode=evaluate"),
     **dict.fromkeys(

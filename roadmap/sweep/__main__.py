@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roadmap.errors import DONE, DataError, RoadmapError, StoppedEarly
+from roadmap.errors import DONE, DataError, NonFiniteError, RoadmapError, StoppedEarly
 from roadmap.files import deny_others
 from roadmap.runs.provenance import git_problem
 from roadmap.sweep import launchers
@@ -84,7 +84,12 @@ def plan(args: Args) -> int:
 
 
 def submit(args: Args) -> int:
-    """Start what is neither done nor at work. Everything is checked before anything is queued."""
+    """Start what is neither done nor at work. Everything is checked before anything is queued.
+
+    Where the cells were run right here and more of a study are known by now, these too.
+    """
+    from roadmap.sweep.submit import only_results
+
     launcher = launchers.find(args.cluster)
     launcher.require()
     config, selections = select(args)
@@ -93,7 +98,23 @@ def submit(args: Args) -> int:
     for study, _, _ in selections:
         for left in study.left_out:
             echo(f"{study.name}: left out: {' '.join(left.overrides)}: {left.reason}")
-    return int(launcher.launch(selections, config, echo))
+    code, begun = DONE, set[str]()
+    while True:
+        for study, _, _ in selections:
+            for line in study.generator.news(study) if study.generator else ():
+                echo(f"{study.name}: {line}")
+        code = max(code, int(launcher.launch(selections, config, echo)))
+        begun |= cell_names(selections)
+        if not any(study.generator and study.generator.is_staged for study, _, _ in selections):
+            return code
+        config, selections = select(args)
+        if cell_names(selections) <= begun:
+            return DONE if code == NonFiniteError.code and all(map(only_results, selections)) else code
+
+
+def cell_names(selections: "list[Selection]") -> set[str]:
+    """Return the cells of some studies."""
+    return {f"{study.name}/{cell.key}" for study, _, cells in selections for cell in cells}
 
 
 def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":

@@ -1,8 +1,10 @@
 """Studies whose cells are chosen by a rule, not listed: `hydra.sweeper.params` holds NAME.SETTING for a generator.
 
-A generator is a module with `Settings`, the schema of what it is told; `cells(settings, words, compose)`, which yields
-the overrides of each cell that it makes of one combination of the file's lists (`compose` gives the config of such
-overrides); and `outlook(settings, study)`, which yields lines for `make plan`.
+A generator is a module with `Settings`, the schema of what it is told; `cells(settings, grid, compose)`, which yields
+the overrides of each cell that it makes of the combinations of the file's lists (`compose` gives the config of such
+overrides); `outlook(settings, study, grid, rows)`, which yields lines for `make plan`, whose rows there are; and, where
+it chooses cells by what others came to, `news(settings, study)`, lines for a submission, and
+`record(settings, study, notes)`, which keeps the choice in the study's notes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,12 +17,13 @@ from roadmap.config.fields import Section
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
 from roadmap.parsing import parse_yaml
-from roadmap.sweep import sampled_orders
+from roadmap.sweep import sampled_orders, tuned_rates
 
 if TYPE_CHECKING:  # studies have generators
+    from roadmap.sweep.plan import Row
     from roadmap.sweep.study import Study
 
-GENERATORS: dict[str, ModuleType] = {"attribution": sampled_orders}
+GENERATORS: dict[str, ModuleType] = {"attribution": sampled_orders, "tuned": tuned_rates}
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,29 @@ class Generator:
 
     module: ModuleType
     settings: Section
+    grid: tuple[tuple[str, ...], ...] = ()  # the combinations of the file's lists
 
-    def cells(
-        self, grid: Iterable[Sequence[str]], compose: Callable[[Sequence[str]], Config]
-    ) -> Iterator[tuple[str, ...]]:
+    def cells(self, compose: Callable[[Sequence[str]], Config]) -> Iterator[tuple[str, ...]]:
         """Yield every cell's overrides. Raises ConfigError."""
-        for words in grid:
-            yield from self.module.cells(self.settings, words, compose)
+        yield from self.module.cells(self.settings, self.grid, compose)
 
-    def outlook(self, study: "Study") -> Iterator[str]:
+    def outlook(self, study: "Study", rows: "Sequence[Row]") -> Iterator[str]:
         """Yield what is to be expected of the study, in lines."""
-        yield from self.module.outlook(self.settings, study)
+        yield from self.module.outlook(self.settings, study, self.grid, rows)
+
+    def news(self, study: "Study") -> Iterator[str]:
+        """Yield what its choice of cells has come to, in lines; nothing where no cell hangs on another."""
+        yield from self.module.news(self.settings, study) if self.is_staged else ()
+
+    def record(self, study: "Study", notes: Path) -> None:
+        """Keep that choice in the study's notes. Raises DiskError."""
+        if self.is_staged:
+            self.module.record(self.settings, study, notes)
+
+    @property
+    def is_staged(self) -> bool:
+        """Tell whether further cells are known once others have ended."""
+        return hasattr(self.module, "record")
 
 
 def is_setting(word: str) -> bool:

@@ -60,7 +60,7 @@ def plan(
             speeds[work] = speed_of(config, earlier, measure)
         speed, source = speeds[work]
         known_images = catalog.find(config.data.name, config.data.kind).num_images
-        images = config.data.train_images or known_images.get("train")
+        images = (1 - config.data.holdout) * (config.data.train_images or known_images.get("train") or 0)
         rows.append(
             Row(
                 key=cell.key,
@@ -154,7 +154,7 @@ def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
         f"{hours if timed else 'no speed measured on this hardware'}, "
         f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints",
     ]
-    lines += study.generator.outlook(study) if study.generator else ()
+    lines += study.generator.outlook(study, rows) if study.generator else ()
     return "\n".join([*lines, *(f"left out: {' '.join(left.overrides)}: {left.reason}" for left in study.left_out)])
 
 

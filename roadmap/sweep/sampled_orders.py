@@ -23,8 +23,14 @@ class Settings(Section):
 
 
 def cells(
-    settings: Settings, words: Sequence[str], compose: Callable[[Sequence[str]], Config]
+    settings: Settings, grid: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Config]
 ) -> Iterator[tuple[str, ...]]:
+    """Yield the overrides of each net and seed under every combination of the lists. Raises ConfigError."""
+    for words in grid:
+        yield from training_words(settings, words)
+
+
+def training_words(settings: Settings, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield the overrides of each net and seed; `words` are for all of them. Raises ConfigError."""
     for word in words:
         if (name := word.partition("=")[0].lstrip("+~")) in CHOSEN:
@@ -35,7 +41,7 @@ def cells(
             yield (f"+step={step}", *variant_words(variants), f"seed={seed}", *words)
 
 
-def outlook(settings: Settings, study: "Study") -> Iterator[str]:
+def outlook(settings: Settings, study: "Study", grid: object, rows: object) -> Iterator[str]:
     """Yield how many nets the orders need, and how wide the intervals may be expected to be."""
     from roadmap.sweep.order_outlook import expected_width  # the report's arithmetic takes a second to import
 

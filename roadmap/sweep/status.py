@@ -11,6 +11,7 @@ from typing import Any
 from roadmap.runs.progress import clock
 from roadmap.sweep.cell_states import STATES, CellState
 from roadmap.sweep.queue import Queue
+from roadmap.sweep.rate_notes import phase_line
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.text import plain_table
 
@@ -27,6 +28,7 @@ def as_json(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> dict[s
         "left_s": study_left(cells),
         "never_start": sum(cell.never_starts for cell in cells),
         "left_out": study.record().get("left_out", []),
+        "phases": phase_line(study, cells) or None,
         "cells": [asdict(cell) for cell in cells],
     }
 
@@ -39,6 +41,8 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
         plain_table([COLUMNS, *map(table_row, cells)]),
         f"{study.name}: {len(cells)} cells: {counts}" + (f"; about {clock(left)} left at this pace" if left else ""),
     ]
+    if phases := phase_line(study, cells):
+        lines.append(phases)
     if stuck := sum(cell.never_starts for cell in cells):
         lines.append(
             f"{stuck} of them can never start as submitted: make cancel, then make roadmap with other settings."

@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
-def combinations(file: Path, overrides: Sequence[str]) -> tuple[list[tuple[str, ...]], Generator | None]:
+def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[tuple[str, ...]], Generator | None]:
     """Return the overrides of every combination in Hydra's order, given lists replacing the file's, and the generator
     that makes cells of them, where the file names one. Raises ConfigError."""
     parser, words = OverridesParser.create(), [word for word in overrides if not is_setting(word)]
@@ -125,8 +125,8 @@ def combinations(file: Path, overrides: Sequence[str]) -> tuple[list[tuple[str, 
         )
     generator = find_generator(file, params, overrides)
     listed = [f"{key}={value}" for key, value in params.items() if not is_setting(key)]
-    grid = BasicSweeper.split_arguments(parser.parse_overrides([*listed, *words]), None)[0]
-    return [tuple(combination) for combination in grid], generator
+    grid = tuple(map(tuple, BasicSweeper.split_arguments(parser.parse_overrides([*listed, *words]), None)[0]))
+    return grid, generator and replace(generator, grid=grid)
 
 
 def check_lists(file: Path) -> None:
@@ -151,7 +151,7 @@ def compose_cells(
     compose = composer(file.stem, folders)
     cells: dict[str, Cell] = {}
     left_out: list[LeftOut] = []
-    for words in generator.cells(grid, compose) if generator else grid:
+    for words in generator.cells(compose) if generator else grid:
         try:
             cell = Cell(words, compose(words))
         except (ConfigError, *HYDRA_ERRORS) as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from roadmap import catalog
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
-from roadmap.errors import ConfigError, DataError, Refused
+from roadmap.errors import ConfigError, DataError, NonFiniteError, Refused
 from roadmap.files import expand, nearby, read_yaml
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.recorded_config import differences, identity
@@ -117,16 +117,31 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
     """Record the study's cells; return what is started, and what is left alone. Call it with the study locked."""
     study, directory, cells = selection
     directory.write_cells(study)
+    if study.generator:
+        study.generator.record(study, directory.notes)
     states = {state.key: state for state in known_states(directory)}
     submission, tasks = Submission(), []
     for cell in cells:
         state = states[cell.key]
-        if state.state not in START:
-            submission.left[state.state] = submission.left.get(state.state, 0) + 1
+        ended = "not finite" if has_chosen(study, cell, state.exit_code) else state.state
+        if ended not in START:
+            submission.left[ended] = submission.left.get(ended, 0) + 1
             continue
         (submission.started if state.global_step is None else submission.restarted).append(cell.key)
         tasks.append(Task(cell.key, run_args(study, cell, code), state.global_step))
     return submission, tasks
+
+
+def has_chosen(study: Study, cell: Cell, exit_code: int | None) -> bool:
+    """Tell whether a cell is a rate that gave no finite training, which is a result: the worst."""
+    staged = study.generator is not None and study.generator.is_staged
+    return staged and cell.config.data.holdout > 0 and exit_code == NonFiniteError.code
+
+
+def only_results(selection: Selection) -> bool:
+    """Tell whether the trainings that were not finite are all such results."""
+    codes = ((cell, read_or_empty(Status, run_path(cell.config) / STATUS).exit_code) for cell in selection.cells)
+    return all(has_chosen(selection.study, cell, code) for cell, code in codes if code == NonFiniteError.code)
 
 
 def run_args(study: Study, cell: Cell, code: Path) -> list[str]:

@@ -156,6 +156,8 @@ def log_setup(ctx: RunContext) -> None:
     )  # fmt: skip
     log.info(announcement(forms_of(config.model, ctx.device, config.kernels), ctx.device, config.kernels))
     log.info(verification_note(ctx.images, config.data, config.paths.runs))
+    if config.data.holdout:
+        log.info("evaluated on %d held-out training images; the validation images are not read", len(ctx.images.val))
     if note := data.pipeline_note(config.data, ctx.device):
         log.info(note)
 

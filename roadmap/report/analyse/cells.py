@@ -15,8 +15,9 @@ from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, me
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
-if TYPE_CHECKING:  # it is computed of groups
+if TYPE_CHECKING:  # they are computed of groups
     from roadmap.report.analyse.attribution import Attribution
+    from roadmap.report.analyse.tuning import Tuning
 
 PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
@@ -115,10 +116,12 @@ class Group:
     data: str
     rows: tuple[Cell, ...]  # plain steps
     others: tuple[Cell, ...]  # variants and overrides
+    holdouts: tuple[Cell, ...]  # evaluated on held-out training images: never beside the accuracies of the others
     notes: tuple[str, ...]
     missing: tuple[str, ...]  # rows, parents and seeds without a usable run
     made_with: tuple[str, ...]  # hardware and versions
     macs: Quantity = QUANTITIES["gmacs"]  # in the one unit of the report
+    tuning: "Tuning | None" = field(default=None, repr=False, compare=False)  # where each row has its own rate
     attribution: "Attribution | None" = None  # of a study of sampled orders
 
     @property
@@ -128,7 +131,7 @@ class Group:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """Return all its cells, the plain steps first."""
+        """Return all its cells that were evaluated on the validation images, the plain steps first."""
         return (*self.rows, *self.others)
 
     @property
@@ -153,7 +156,7 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Group runs by (study, regime, data) and their seeds by cell."""
+    """Group runs by (study, regime, data) and their seeds by cell; those with a holdout are cells of another kind."""
     by_group: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
         by_group[run.study, run.regime, run.data].append(run)
@@ -170,24 +173,35 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
-    seeds: dict[str, list[Run]] = defaultdict(list)
+    seeds: dict[tuple[str, float], list[Run]] = defaultdict(list)
     for run in runs:
-        seeds[run.cell].append(run)
-    cells = [_cell(same) for same in seeds.values()]
-    parents = {cell.step: cell.parent for cell in cells}
-    cells.sort(key=lambda cell: (paper.position(cell.step, parents), cell.cell))
+        seeds[run.cell, run.holdout].append(run)
+    every = [_cell(same) for same in seeds.values()]
+    parents = {cell.step: cell.parent for cell in every}
+    every.sort(key=lambda cell: (paper.position(cell.step, parents), cell.cell))
+    cells = [cell for cell in every if not cell.holdout]
     plain = {cell.step for cell in cells if cell.plain}
     rows = [cell for cell in cells if cell.plain or (cell.cell == paper.SWIN_CELL and cell.step not in plain)]
-    return Group(
+    group = Group(
         study=study,
         regime=regime,
         data=data,
-        rows=tuple(rows),
-        others=tuple(cell for cell in cells if cell not in rows),
-        notes=(*_notes(rows), *_departures(cells)),
-        missing=() if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, regime)),
+        rows=(),
+        others=(),
+        holdouts=tuple(cell for cell in every if cell.holdout),
+        notes=(),
+        missing=(),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
+    return with_rows(group, rows, [cell for cell in cells if cell not in rows])
+
+
+def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -> Group:
+    """Return a group with these rows and other cells, and what is to be said of them."""
+    cells = [*rows, *others]
+    missing = () if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, group.regime))
+    notes = (*_notes(rows), *_departures(cells))
+    return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
 
 
 def _cell(runs: Sequence[Run]) -> Cell:

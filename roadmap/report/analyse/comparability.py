@@ -168,7 +168,7 @@ def _keys(runs: Sequence[Run], effect: str) -> list[str]:
 
 
 def _study(run: Run) -> Hashable:
-    return run.study, run.regime, run.data
+    return run.study, run.regime, run.data, run.holdout  # held-out images are no validation images
 
 
 def _recipe(run: Run) -> Hashable | None:

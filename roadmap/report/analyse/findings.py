@@ -9,6 +9,7 @@ from roadmap.report.analyse.formats import between, p_text, signed
 from roadmap.report.analyse.order_findings import over_orders
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.analyse.statistics import ALPHA
+from roadmap.report.analyse.tuning_sentences import tuning_sentences
 from roadmap.text import clean
 
 NAMED = 8  # steps named one by one in a sentence
@@ -17,12 +18,14 @@ Compared = Sequence[tuple[Cell, Gain]]
 
 def findings(groups: Sequence[Group]) -> list[str]:
     """Return one paragraph a group: what its data support, and what they do not."""
-    return [_paragraph(group) for group in groups if group.cells]
+    return [_paragraph(group) for group in groups if group.cells or group.tuning]
 
 
 def _paragraph(group: Group) -> str:
     where = f"(regime {group.regime}, {group.data})"
-    parts = [f"Study {clean(group.study, 80)} {where}: {len(group.cells)} cells, {_seeds(group)}."]
+    cells = f"{len(group.cells)} cells, {_seeds(group)}" if group.cells else "no cell on the validation images yet"
+    parts = [f"Study {clean(group.study, 80)} {where}: {cells}."]
+    parts += tuning_sentences(group.tuning) if group.tuning else []
     parts += _over_seeds(group.compared)
     parts += _over_images(group.compared)
     parts += _over_classes(group.compared)

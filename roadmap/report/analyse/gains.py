@@ -13,7 +13,7 @@ from roadmap import paper
 from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.attribution import attribution
-from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs
+from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs, with_rows
 from roadmap.report.analyse.image_changes import adjusted, image_changes
 from roadmap.report.read.image_classes import ImageClasses, with_names
 from roadmap.report.read.run import Run
@@ -30,6 +30,16 @@ def aggregate(runs: Iterable[Run]) -> list[Group]:
         for group, cells in zip(groups, compared, strict=True)
     ]
     return [replace(group, attribution=attribution(group, groups)) for group in groups]
+
+
+def roadmap_of(group: Group, cells: Sequence[Cell]) -> Group:
+    """Return a group whose rows are these cells, one a step, each compared with its parent's among them; adjusted."""
+    by_step = {cell.step: cell for cell in cells}
+    parents = [by_step.get(cell.parent or "") for cell in cells]
+    rows = [replace(cell, gain=None) for cell in cells]
+    rows = [with_gain(row, up, up.cell) if up else row for row, up in zip(rows, parents, strict=True)]
+    _adjust([rows])
+    return with_rows(group, rows)
 
 
 def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, str] | None:
@@ -67,7 +77,11 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
     found = parent_of(cell, group, groups)
     if found is None:
         return cell
-    parent, name = found
+    return with_gain(cell, *found)
+
+
+def with_gain(cell: Cell, parent: Cell, name: str) -> Cell:
+    """Return a cell with what it gains over a parent, which the tables call `name`; nothing is adjusted yet."""
     welch = statistics.welch(cell.top1s, parent.top1s)
     gain = Gain(
         parent=name,

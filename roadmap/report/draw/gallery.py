@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from roadmap.report.analyse.cells import Group
+from roadmap.report.analyse.tuning import Tuning
 from roadmap.report.draw.changed_images import changed_classes, changed_images
 from roadmap.report.draw.chart_rows import charts, file_name
 from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
+from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.report.draw.roadmap_figure import roadmap_chart
 from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_gains
 from roadmap.report.draw.style import NothingToDraw
@@ -30,6 +32,11 @@ FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("attribution", toggle_worths, "What each toggle is worth, whatever came before it."),
     ("ranking", rank_agreement, "Whether the order of the rows here is the paper's."),
 )
+# Those of a study in which every row has its own learning rate.
+TUNED_FIGURES: tuple[tuple[str, Callable[[Tuning], Figure], str], ...] = (
+    ("roadmap-rates", own_rates, "The roadmap with the one recipe, and with each row at its own learning rate."),
+    ("rates", rate_sensitivity, "Accuracy on held-out training images over the learning rate."),
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ def gallery(groups: Sequence[Group]) -> Iterator[Drawing]:
             narrow = name.replace("roadmap", "roadmap-column", 1) + (f"-{group.regime}" if len(shown) > 1 else "")
             yield Drawing(narrow, roadmap_chart(group, narrow=True), NARROW)
     for suffix, group in zip(suffixes(groups), groups, strict=True):
+        if group.tuning:
+            for name, draw_tuned, caption in TUNED_FIGURES:
+                with suppress(NothingToDraw):
+                    yield Drawing(name + suffix, draw_tuned(group.tuning), caption)
         for name, draw, caption in FIGURES:
             with suppress(NothingToDraw):
                 yield Drawing(name + suffix, draw(group), caption)

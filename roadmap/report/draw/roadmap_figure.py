@@ -43,8 +43,10 @@ WIDE = Sizes(font=8.5, small=7.5, row=0.27, line=0.19, letters=95, label=3.0, wi
 NARROW = Sizes(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.COLUMN * 0.38, wide=False)
 
 
-def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figure:
+def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False, heads: Sequence[str] = ()) -> Figure:
     """Return the chart of one group, or of several side by side with common rows; `narrow` fits a paper's column.
+
+    With `heads`, one for each, they are one study in several ways: their accuracies share an axis.
 
     Dots are means of the last epoch's top-1 in percent, error bars one standard deviation over seeds; a bar leads to
     each from the step before. Raises NothingToDraw where no group has a row.
@@ -54,8 +56,9 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figu
     if not rows:
         raise style.NothingToDraw("there is no row to draw: no finished run of a plain step")
     with style.styled():
-        heads = [head_lines(group, sizes.letters if len(groups) == 1 else 70) for group in groups]
-        height = sizes.row * len(rows) + sizes.line * max(map(len, heads)) + (1.5 if sizes.wide else 1.25)
+        lines = [head_lines(group, sizes.letters if len(groups) == 1 else 70) for group in groups]
+        lines = [[*heads[i : i + 1], *each] for i, each in enumerate(lines)]
+        height = sizes.row * len(rows) + sizes.line * max(map(len, lines)) + (1.5 if sizes.wide else 1.25)
         width = 2.6 + 6.5 * len(groups) if sizes.wide else style.COLUMN
         figure = style.new_figure(TITLE, height, width, sizes.font * 1.4, pad=0.07 if sizes.wide else 0.05)
         parts = [["steps", "values", "gain", *(["paper", "macs"] if sizes.wide else []), "gmacs"] for _ in groups]
@@ -67,8 +70,8 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False) -> Figu
         column = 1
         for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
             axes = {name: figure.add_subplot(grid[column + i]) for i, name in enumerate(part)}
-            _panel(axes, group, rows, number, limits([group]), sizes)
-            _head(sections if len(groups) == 1 else axes["steps"], heads[number], group, sizes, len(groups) > 1)
+            _panel(axes, group, rows, number, limits(groups if heads else [group]), sizes)
+            _head(sections if len(groups) == 1 else axes["steps"], lines[number], group, sizes, len(groups) > 1)
             column += len(part)
         _legend(figure, [cell for row in rows for cell in row.cells if cell], sizes)
         return figure

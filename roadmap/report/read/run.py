@@ -13,7 +13,7 @@ from roadmap.report.read.image_classes import ImageClasses, check_classes, read_
 from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
-from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY
+from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY, Split
 from roadmap.text import clean, flatten
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
@@ -39,11 +39,12 @@ class CellInfo:
     epochs: int | None
     image_size: int | None
     images: str  # fingerprint of the data, where it is known
+    holdout: float = 0.0  # share of the training images that was evaluated; 0: the validation images were
 
     @property
     def plain(self) -> bool:
-        """Tell whether this is a step as it is, without variant or override."""
-        return self.cell == self.step and self.variant is None
+        """Tell whether this is a step as it is, without variant or override, on the validation images."""
+        return self.cell == self.step and self.variant is None and not self.holdout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,7 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         batch_size=size("batch_size", "recipe"),
         numbers=_numbers(summary),
         images=_line(summary.get("data_fingerprint")),
+        holdout=_holdout(summary, texts),
         code=_line(summary.get("code_hash")) or _line(status.get("git_commit")),
         drift=_line(summary.get("drift")),
         rounding=_line(summary.get("rounding")),
@@ -163,6 +165,17 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         bits=source.bits(),
         classes=read_classes(source, summary, status),
     )
+
+
+def _holdout(summary: Values, texts: dict[str, str]) -> float:
+    """Return the share of the training images that a run was evaluated on. Raises Suspect where its files disagree."""
+    text = texts.get("data.holdout", "0")
+    share = decimal(text) or 0.0
+    expected = Split.holdout if share else Split.val
+    split = summary.get("split", expected)  # older records do not say
+    if decimal(text) is None or share >= 1 or split != expected:
+        raise Suspect(f"{SUMMARY}: split={clean(split, 40)}, {CONFIG} says data.holdout={clean(text, 40)}")
+    return share
 
 
 def _numbers(summary: Values) -> dict[str, float]:
@@ -285,6 +298,14 @@ def number(value: Any) -> float | None:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
+
+
+def decimal(text: str) -> float | None:
+    """Return the finite number from 0 on that a config's text stands for, else None."""
+    try:
+        return number(float(text))
+    except ValueError:
+        return None
 
 
 def _digits(text: str) -> int | None:

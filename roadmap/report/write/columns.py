@@ -31,7 +31,7 @@ class Column:
     """One column for people: its heading, the text of a row, the number to sort by, and its meaning in one line."""
 
     heading: str
-    text: Callable[[Any], str]  # of a cell, or of a toggle's worth
+    text: Callable[[Any], str]  # of a cell, or of whatever the rows of its table are
     sort: Callable[[Any], float | None] | None = None  # None: by the text
     about: str = ""
 
@@ -119,7 +119,7 @@ class Table:
 
     title: str
     columns: list[Column]
-    cells: list[Any]  # what its rows are of
+    cells: list[Any]  # what its rows are made of
     texts: list[list[str]]  # a list a row
 
     @property
@@ -140,6 +140,7 @@ def tables_of(group: Group) -> list[Table]:
         ("Rows", group.rows, row_columns(group)),
         ("Other cells", group.others, row_columns(group)),
         ("Gains over the step before", compared, gain_columns()),
+        (HOLDOUTS, () if group.tuning else group.holdouts, row_columns(group)),
         ("Worth over the sampled orders", group.attribution.worths if group.attribution else (), worth_columns()),
         ("Images and classes", [cell for cell in compared if cell.gain and cell.gain.changes], change_columns()),
     )
@@ -260,6 +261,7 @@ def _classes(gain: Gain, sign: int) -> str:
     return ", ".join(texts)
 
 
+HOLDOUTS = "Evaluated on held-out training images: not accuracies on the validation images"
 ABOUT_TOP1 = "last epoch, mean over n seeds ± standard deviation (n - 1); one seed has no spread"
 STEP = Column(
     "step",
@@ -272,6 +274,7 @@ ON_TERMINAL = (
     *("toggle", "worth (points)", "95 % over orders and seeds", "its step", "step's p (Holm)", "left out"),
     *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
     *("images fixed", "images broken", "by a seed alone"),
+    *("own rate", "factor", "edge", "gain, one recipe", "gain, own rates", "verdict"),
 )
 
 

@@ -11,6 +11,7 @@ from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.read.search import Problem
 from roadmap.report.write.columns import numbers
+from roadmap.report.write.rate_tables import row_values
 from roadmap.report.write.tables import values
 from roadmap.text import clean
 
@@ -50,6 +51,8 @@ def _group(group: Group) -> dict[str, Any]:
         "attribution": asdict(group.attribution) if group.attribution else None,
         "ranking": {"paper": ranks.table, **asdict(ranks.found)} if ranks else None,
         "cells": [_cell(group, cell) for cell in group.cells],
+        "holdout_cells": [_cell(group, cell) for cell in group.holdouts],
+        "tuning": [row_values(group.tuning, row) for row in group.tuning.rows] if group.tuning else None,
     }
 
 

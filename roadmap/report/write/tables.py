@@ -9,8 +9,9 @@ from roadmap import paper
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
 from roadmap.report.read.search import Problem
-from roadmap.report.write.columns import ON_TERMINAL, numbers, tables_of
+from roadmap.report.write.columns import ON_TERMINAL, Table, numbers, tables_of
 from roadmap.report.write.escape import for_csv, for_markdown, for_tex
+from roadmap.report.write.rate_tables import rate_tables
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
 Value = str | float | int | None
@@ -36,17 +37,26 @@ def values(group: Group, cell: Cell) -> dict[str, Value]:
     }
 
 
-def frame(groups: Sequence[Group], others: bool = False) -> pd.DataFrame:
-    """Return one line a cell in the roadmap's order: the plain steps, or with `others` the variants and overrides."""
-    lines = [values(group, cell) for group in groups for cell in (group.others if others else group.rows)]
+def all_tables(group: Group) -> list[Table]:
+    """Return the tables of a group that have a row."""
+    return [*tables_of(group), *rate_tables(group)]
+
+
+def frame(groups: Sequence[Group], others: bool = False, kind: str = "") -> pd.DataFrame:
+    """Return one line a cell in the roadmap's order: the plain steps, or with `others` the variants and overrides.
+
+    `kind` names an attribute of a group instead, such as `holdouts`.
+    """
+    kind = kind or ("others" if others else "rows")
+    lines = [values(group, cell) for group in groups for cell in getattr(group, kind)]
     table = pd.DataFrame(lines, columns=[*NAMES, *OTHERS, *numbers()])
     floats = [key for key in numbers() if key not in WHOLE]
     return table.astype(dict.fromkeys(floats, float) | dict.fromkeys(WHOLE, "Int64"))
 
 
-def to_csv(groups: Sequence[Group], others: bool = False) -> bytes:
+def to_csv(groups: Sequence[Group], others: bool = False, kind: str = "") -> bytes:
     """Return `frame` as CSV in UTF-8; empty where a value is not known, no text that a spreadsheet would compute."""
-    table = frame(groups, others)
+    table = frame(groups, others, kind)
     for name in table.select_dtypes(exclude="number").columns:
         table[name] = [for_csv(value) if isinstance(value, str) else "" for value in table[name]]
     return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
@@ -79,7 +89,7 @@ def to_markdown(groups: Sequence[Group], collected: Collected, findings: Sequenc
         parts += [f"## {for_markdown(heading(group))}", ""]
         parts += [f"**{for_markdown(group.caution)}**", ""] if group.caution else []
         parts += [] if group.rows else ["No finished run of a plain step.", ""]
-        for table in tables_of(group):
+        for table in all_tables(group):
             parts += [f"### {table.title}", ""]
             rows = [table.headings, *([for_markdown(text) for text in row] for row in table.texts)]
             parts += [markdown_table(rows, table.right), ""]
@@ -94,7 +104,7 @@ def to_tex(groups: Sequence[Group]) -> bytes:
     parts = [r"% \input{table.tex} inside a table environment; needs \usepackage{booktabs}."]
     for group in groups:
         parts += ["", f"% {for_tex(heading(group))}"]
-        for table in tables_of(group):
+        for table in all_tables(group):
             texts = [[for_tex(text) for text in row] for row in table.texts]
             escaped = pd.DataFrame(texts, columns=[for_tex(name) for name in table.headings])
             letters = "".join("r" if i in table.right else "l" for i in range(len(table.columns)))
@@ -111,7 +121,7 @@ def to_text(groups: Sequence[Group], collected: Collected) -> str:
         parts.append("")
     for group in groups:
         parts += [heading(group), *([f"! {group.caution}"] if group.caution else [])]
-        for table in tables_of(group):
+        for table in all_tables(group):
             places = [i for i, name in enumerate(table.headings) if name in ON_TERMINAL]
             rows = [[shorten(clean(row[i]), 40) for i in places] for row in (table.headings, *table.texts)]
             parts += [table.title, *("  " + line for line in plain_table(rows, range(1, len(places))).splitlines())]

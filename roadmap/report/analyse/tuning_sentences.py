@@ -1,0 +1,74 @@
+"""What the findings say of a study in which every row has its own learning rate."""
+
+from collections.abc import Sequence
+
+from roadmap.report.analyse.formats import p_text, signed
+from roadmap.report.analyse.tuning import TunedRow, Tuning
+from roadmap.text import clean
+
+NAMED = 8  # rows named one by one in a sentence
+# By verdict: what is said of the steps' gains that have it.
+VERDICTS = {
+    "survives": "Gains that survive (told from zero with the one recipe and, in the same direction, with own rates)",
+    "lost": "Gains told from zero with the one recipe, and not with own rates (no proof that they are zero)",
+    "turns": "Gains told from zero with both, in opposite directions",
+    "appears": "Gains told from zero with own rates only",
+    "open": "Gains told from zero with neither",
+}
+
+
+def tuning_sentences(tuning: Tuning) -> list[str]:
+    """Return what the held-out images chose, and which gains survive it."""
+    rows = tuning.rows
+    own = [row for row in rows if row.factor is not None and abs(row.factor - 1) < 1e-6]
+    parts = [
+        f"Each row has its own learning rate, chosen on held-out training images and never on the validation images "
+        f"({_seeds(rows)}): {len(own)} of {len(rows)} rows take the recipe's own."
+    ]
+    edge = [row for row in rows if tuning.at_edge(row)]
+    if edge:
+        parts.append(f"The grid is too narrow for {_names(edge)}: its edge was chosen, so the best may lie beyond.")
+    if lacking := [row for row in rows if tuning.lacking(row)]:
+        parts.append(f"Without a result at some rates (not finite, or not finished): {_names(lacking)}.")
+    if waiting := [row for row in rows if row.tuned is None]:
+        parts.append(f"Not yet trained on the whole set at their rates: {_names(waiting)}.")
+    return parts + _verdicts(tuning)
+
+
+def _verdicts(tuning: Tuning) -> list[str]:
+    found: dict[str, list[TunedRow]] = {verdict: [] for verdict in VERDICTS}
+    for row in tuning.rows:
+        if verdict := tuning.verdict(row):
+            found[verdict].append(row)
+    tested = sum(map(len, found.values()))
+    if not tested:
+        both = any(all(tuning.gains(row)) for row in tuning.rows)
+        why = "no interval over seeds is known" if both else "no step and its parent are there with both"
+        return [f"Which gains survive own rates cannot be told: {why}."]
+    parts = [
+        f"{VERDICTS[verdict]}, {len(rows)} of {tested}: {_listed(rows, tuning)}."
+        for verdict, rows in found.items()
+        if rows
+    ]
+    return [*parts, "Both by Welch's test, adjusted by Holm over the steps of each roadmap, 5 %."]
+
+
+def _listed(rows: Sequence[TunedRow], tuning: Tuning) -> str:
+    texts = []
+    for row in rows[:NAMED]:
+        plain, tuned = tuning.gains(row)
+        assert plain is not None
+        assert tuned is not None
+        ps = " and ".join(p if p.startswith("<") else f"= {p}" for p in (p_text(plain.p_holm), p_text(tuned.p_holm)))
+        texts.append(f"{clean(row.step, 60)} {signed(plain.gain)} and {signed(tuned.gain)} points (p {ps})")
+    return "; ".join(texts) + (f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+
+
+def _names(rows: Sequence[TunedRow]) -> str:
+    names = [clean(row.step, 60) for row in rows[:NAMED]]
+    return ", ".join(names) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+
+
+def _seeds(rows: Sequence[TunedRow]) -> str:
+    least, rates = min(row.n for row in rows), max(len(row.accuracies) for row in rows)
+    return f"{rates} rates a row, {least} seed{'s' * (least > 1)} each"
