@@ -98,6 +98,7 @@ def submit(args: Args) -> int:
 
 def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     """Read the launcher's settings and every study, and check the cells that are asked for. Raises RoadmapError."""
+    from roadmap.steps.tree import CONF, step_tree
     from roadmap.sweep.cluster import is_cluster_key, load_cluster
     from roadmap.sweep.study import read_study, select_cells
     from roadmap.sweep.submit import Selection, check_cells
@@ -110,6 +111,7 @@ def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     for name in args.studies:
         study = read_study(name, overrides, args.runs)
         cells = select_cells(study, steps, seeds)
+        config.check_rows([*step_tree([study.file.parent, CONF]), *dict.fromkeys(c.config.cell for c in study.cells)])
         check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
     return config, selections
