@@ -1,4 +1,4 @@
-"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync."""
+"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: from plan to prune, what is done with studies."""
 
 import argparse
 import json
@@ -59,6 +59,7 @@ def parse_args(argv: Sequence[str]) -> Args:
     parser.add_argument("--steps", default="", help="only these steps")
     parser.add_argument("--seeds", default="", help="only these seeds")
     parser.add_argument("--json", action="store_true", help="status for scripts")
+    parser.add_argument("--yes", action="store_true", help="prune without asking")
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="how often watch looks")
     own = list(argv)
     end = own.index("--") if "--" in own else len(own)
@@ -177,13 +178,30 @@ def sync(args: Args) -> int:
     return DONE
 
 
+def prune(args: Args) -> int:
+    """Show which checkpoints finished runs no longer need, ask, and remove them."""
+    from roadmap.sweep import prune as disk
+
+    found = [surplus for study in directories(args) for surplus in disk.find_surplus(study, echo)]
+    echo(disk.as_text(found))
+    if not found:
+        return DONE
+    if not args.yes:
+        print("Remove them? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            echo("nothing is removed; YES=1 (--yes) does not ask")
+            return DONE
+    echo(disk.prune(found, echo))
+    return DONE
+
+
 def directories(args: Args) -> list[StudyDir]:
     """Return the directories of the studies. Raises ConfigError for a wrong name."""
     return [StudyDir(args.runs, name) for name in study_names(args.studies)]
 
 
 VERBS: dict[str, Callable[[Args], int]] = {
-    function.__name__: function for function in (plan, submit, status, watch, reconcile, cancel, sync)
+    function.__name__: function for function in (plan, submit, status, watch, reconcile, cancel, sync, prune)
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import read_json
 from roadmap.net import cost
+from roadmap.runs.disk_use import size_text
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY, Status, read_or_empty
@@ -35,6 +36,7 @@ class Row:
     source: str  # of the speed
     hours: float | None  # of one GPU (or CPU), training alone
     checkpoint_gb: float
+    last_gb: float  # the last of them, which `prune` leaves
     state: str  # by the run's own record; nothing for a run that there is not
 
 
@@ -70,6 +72,7 @@ def plan(
                 source=source,
                 hours=config.recipe.epochs * images / speed / 3600 if speed and images else None,
                 checkpoint_gb=checkpoint_gb(config, costs[net].params_m),
+                last_gb=checkpoint_gb(config, costs[net].params_m) / (config.checkpoint.keep + 1),
                 state=read_or_empty(Status, run_path(config) / STATUS).state or "",
             )
         )
@@ -152,7 +155,8 @@ def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
         plain_table([head, *map(table_row, rows)], right=(1, 2, 3, 5, 6)),
         f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done; to do: {len(todo)}, "
         f"{hours if timed else 'no speed measured on this hardware'}, "
-        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints",
+        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints by estimate"
+        + (f", {size_text(sum(row.last_gb for row in todo))} after make prune" if todo else ""),
     ]
     return "\n".join([*lines, *(f"left out: {' '.join(left.overrides)}: {left.reason}" for left in study.left_out)])
 
@@ -168,8 +172,3 @@ def table_row(row: Row) -> list[str]:
 def hours_text(hours: float) -> str:
     """Return hours with as many digits as mean something."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
-
-
-def size_text(size_gb: float) -> str:
-    """Return a size in GB or MB."""
-    return f"{size_gb:,.1f} GB" if size_gb >= 1 else f"{1000 * size_gb:.1f} MB"

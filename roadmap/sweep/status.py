@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from roadmap.runs.disk_use import size_text
 from roadmap.runs.progress import clock
 from roadmap.sweep.cell_states import STATES, CellState
 from roadmap.sweep.queue import Queue
@@ -39,6 +40,7 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
         plain_table([COLUMNS, *map(table_row, cells)]),
         f"{study.name}: {len(cells)} cells: {counts}" + (f"; about {clock(left)} left at this pace" if left else ""),
     ]
+    lines += [line] if (line := disk_line(study, cells)) else []
     if stuck := sum(cell.never_starts for cell in cells):
         lines.append(
             f"{stuck} of them can never start as submitted: make cancel, then make roadmap with other settings."
@@ -46,6 +48,15 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
     if not queue.answered:
         lines.append(f"The queue gives no answer ({queue.error}); what it alone could tell is unknown.")
     return "\n".join(lines)
+
+
+def disk_line(study: StudyDir, cells: Iterable[CellState]) -> str:
+    """Return what the checkpoints take on the disk, and what of it finished runs no longer need; nothing for none."""
+    taken, surplus = (
+        sum(filter(None, (getattr(cell, name) for cell in cells))) for name in ("checkpoints_gb", "surplus_gb")
+    )
+    more = f"; make prune STUDY={study.name} removes {size_text(surplus)} that finished runs no longer need"
+    return f"checkpoints: {size_text(taken)}" + (more if surplus else "") if taken else ""
 
 
 def table_row(cell: CellState) -> list[str]:
