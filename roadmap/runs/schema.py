@@ -19,14 +19,10 @@ from roadmap.config import Affects
 from roadmap.files import finite_or_null, read_json, write_json
 from roadmap.text import clean, redact
 
-METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
-    "metrics.jsonl",
-    "summary.json",
-    "status.json",
-    "config.yaml",
-    "correct.npy",
-    "run.log",
-)
+METRICS, SUMMARY, STATUS, CONFIG, LOG = "metrics.jsonl", "summary.json", "status.json", "config.yaml", "run.log"
+# Of the last evaluation, an entry an image in the set's order: whether it was right, the class that came first, the
+# image's own class. Older runs have the first alone.
+CORRECT, PREDICTIONS, LABELS = "correct.npy", "predictions.npy", "labels.npy"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
@@ -48,6 +44,7 @@ class RunInfo(Record):
     gmacs: float | None = None
     params_m: float | None = None
     num_classes: int | None = None
+    classes: list[str] | None = None  # their names in the order of the labels
     steps_per_epoch: int | None = None
     data_fingerprint: Annotated[str | None, Affects.result] = None
     precision: Annotated[str | None, Affects.result] = None

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from roadmap.files import MAX_JSON, MAX_YAML, read_regular
 from roadmap.parsing import parse_json, parse_yaml
 from roadmap.runs.metrics import MAX_BYTES, Metrics, read_metrics
 from roadmap.runs.result import changed_files
-from roadmap.runs.schema import CONFIG, CORRECT, METRICS, STATUS, SUMMARY
+from roadmap.runs.schema import CONFIG, CORRECT, LABELS, METRICS, PREDICTIONS, STATUS, SUMMARY
 from roadmap.text import clean, reason
 
-MAX_BITS = 2**22  # bytes of `correct.npy`; a larger one was not written by a run
-# What numpy writes before a row of bytes.
+# Bytes of `correct.npy`, and of an array of classes; a larger one was not written by a run.
+MAX_BITS, MAX_CLASSES = 2**22, 2**25
+# What numpy writes before a row of unsigned numbers.
 NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, 'shape': \(([0-9]{1,8}),\), \} {0,99}\n", re.DOTALL
+    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<u2|<u4)', 'fortran_order': False, 'shape': \(([0-9]{1,8}),\), \} {0,99}\n",
+    re.DOTALL,
 )
 LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader  # strings only, and no merge keys
 
@@ -59,6 +62,7 @@ class RunDirectory:
     def changed(self, summary: dict[str, Any]) -> list[str]:
         """Return the files that are not as they were when the run ended, as far as its summary has their hashes."""
         limits = {CONFIG: MAX_YAML, METRICS: MAX_BYTES, CORRECT: MAX_BITS}
+        limits |= dict.fromkeys((PREDICTIONS, LABELS), MAX_CLASSES)
         return changed_files(summary, lambda name: self._read(name, limits[name]))
 
     def config(self) -> dict[str, Any]:
@@ -79,6 +83,11 @@ class RunDirectory:
     def bits(self) -> bytes | None:
         """Return the packed bytes in `correct.npy`; None where there is none."""
         return read_bits(self._read(CORRECT, MAX_BITS)) if os.path.lexists(self.folder / CORRECT) else None
+
+    def classes(self, name: str) -> np.ndarray | None:
+        """Return the class numbers in `predictions.npy` or `labels.npy`; None where there is none."""
+        there = os.path.lexists(self.folder / name)
+        return read_numbers(self._read(name, MAX_CLASSES), name) if there else None
 
     def _read(self, name: str, limit: int) -> bytes:
         with self._suspect(name):
@@ -112,9 +121,18 @@ def read_bits(data: bytes) -> bytes:
     Its header is compared with ours, not evaluated: numpy reads a zip, a pickle or endless brackets in its place.
     """
     found = NPY_HEADER.match(data)
-    if found is None:
+    if found is None or found[1] != b"|u1":
         raise Suspect(f"{CORRECT}: holds no packed bits as a run writes them")
-    length, bits = int(found[1]), data[found.end() :]
-    if len(bits) != length:
-        raise Suspect(f"{CORRECT}: cannot be read ({len(bits)} bytes instead of {length})")
-    return bits
+    return read_numbers(data, CORRECT).tobytes()
+
+
+def read_numbers(data: bytes, name: str) -> np.ndarray:
+    """Return the unsigned numbers `(N,)` of a `.npy` file as a run writes it. Raises Suspect. As `read_bits`."""
+    found = NPY_HEADER.match(data)
+    if found is None:
+        raise Suspect(f"{name}: holds no class numbers as a run writes them")
+    dtype = np.dtype(found[1].decode())
+    length, numbers = int(found[2]) * dtype.itemsize, memoryview(data)[found.end() :]
+    if len(numbers) != length:
+        raise Suspect(f"{name}: cannot be read ({len(numbers)} bytes instead of {length})")
+    return np.frombuffer(numbers, dtype)
