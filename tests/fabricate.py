@@ -44,8 +44,8 @@ def write_run(
 ) -> Path:
     """Write one run directory and return it; `summary` and `status` replace or add keys, `config` adds lines.
 
-    `correct (N,)` of bool says which images are right; the accuracy then is theirs. `by_image` says it instead: for each
-    image which class came first, and its own.
+    `correct (N,)` of bool says which images are right; the accuracy then is theirs. `by_image` says it instead: for
+    each image which class came first, and its own.
     """
     if by_image is not None:
         correct = by_image[0] == by_image[1]

@@ -1,8 +1,6 @@
 """What a step changes image by image and class by class: counts by hand, tests by other people's code, the page."""
 
-import csv
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -10,14 +8,12 @@ import scipy.stats
 from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 
-from roadmap.report import aggregate, collect, findings, gallery
-from roadmap.report.__main__ import main
+from roadmap.report import aggregate, collect
 from roadmap.report.analyse import image_changes as changes_of
 from roadmap.report.analyse.confusion import confusion
-from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, image_changes, sign_flip
+from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, sign_flip
 from roadmap.report.analyse.statistics import false_discovery, welch_of_columns
 from roadmap.report.read.image_classes import ImageClasses
-from roadmap.report.write.tables import to_text
 from roadmap.runs import schema
 from tests.fabricate import write_run
 from tests.test_report import edit

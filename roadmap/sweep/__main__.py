@@ -72,6 +72,7 @@ def parse_args(argv: Sequence[str]) -> Args:
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
+    from roadmap.sweep.inferred_speed import read_bench
     from roadmap.sweep.train_speed import gpu_images_per_s
 
     config, selections = select(args)
@@ -80,7 +81,9 @@ def plan(args: Args) -> int:
         hardware = costs.this_hardware(cells, gpu_type)
         on_cpu = (hardware or "").startswith("CPU")
         measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
-        echo(costs.as_text(study, costs.plan(cells, Path(args.runs), hardware, measure), "CPU" if on_cpu else "GPU"))
+        bench = read_bench(hardware, config.bench)
+        rows = costs.plan(cells, Path(args.runs), hardware, measure, config.images_per_s, bench)
+        echo(costs.as_text(study, rows, "CPU" if on_cpu else "GPU"))
     return DONE
 
 

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
+from pydantic import field_validator
 
 from roadmap.config import Affects
-from roadmap.config.fields import Int, Section, key
+from roadmap.config.fields import Float, Int, Section, Text, key, shown
 from roadmap.errors import ConfigError
 from roadmap.files import MAX_YAML, read_regular
 from roadmap.parsing import parse_yaml
 from roadmap.steps.tree import CONF
-from roadmap.text import one_line
+from roadmap.text import nearest, one_line
+
+FIRST = ""  # stands for a study's first row
 
 
 class ClusterConfig(Section):
@@ -25,9 +28,28 @@ class ClusterConfig(Section):
     per_cell: Int = key(1, ge=1, le=1024, about="GPUs a cell, or CPU cores where there is no GPU")
     max_running: Int | None = key(None, ge=1, le=1024, about="cells at once; null: as many as fit")
     mixed_gpus: bool = key(False, about="let a study's cells run on different GPU types")
+    images_per_s: dict[str, Float] = key({}, about="for a plan: of one device, of the first row or {STEP: SPEED}")
+    bench: Text | None = key(None, about="for a plan: a file of `bench net --json`, by which speeds are inferred")
+
+    @field_validator("images_per_s", mode="before")
+    @classmethod
+    def _check_speeds(cls, value: Any) -> Any:
+        values = value if isinstance(value, dict) else {} if value is None else {FIRST: value}
+        for speed in values.values():
+            number = isinstance(speed, int | float) and not isinstance(speed, bool)
+            if not number or not 0 < speed < 1e9:
+                form = "must be a number above 0, of the first row or {STEP: SPEED}"
+                raise ConfigError(f"cluster.images_per_s={shown(speed)}: {form}")
+        return {str(name): speed for name, speed in values.items()}
 
     def check_rows(self, known: Iterable[str]) -> None:
         """Raise ConfigError for settings of a row that is none of the `known` steps and cells."""
+        names = list(known)
+        for name in self.images_per_s:
+            if name not in (FIRST, *names):
+                raise ConfigError(
+                    f"cluster.images_per_s.{shown(name)}: there is no such row; {nearest(name, names, 20)}"
+                )
 
 
 C = TypeVar("C", bound=ClusterConfig)

@@ -108,9 +108,11 @@ class Config(ClusterConfig):
         return self.replace(rows={}) if name is None else self.of_row(name)
 
     def check_rows(self, known: Iterable[str]) -> None:
-        """Raise ConfigError for a row that is none of the `known` steps and cells."""
+        """Raise ConfigError for settings of a row that is none of the `known` steps and cells."""
+        names = list(known)
+        super().check_rows(names)
         for name in self.rows:
-            if name not in (names := list(known)):
+            if name not in names:
                 raise ConfigError(f"cluster.rows.{shown(name)}: there is no such row; {nearest(name, names, 20)}")
 
     def flags(self, command: str) -> dict[str, str | bool]:

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from roadmap import catalog, paper
 from roadmap.report.analyse.image_changes import ImageChanges
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
+from roadmap.report.read.device_hours import hours_notes
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
@@ -178,7 +179,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
         data=data,
         rows=tuple(rows),
         others=tuple(cell for cell in cells if cell not in rows),
-        notes=(*_notes(rows), *_departures(cells)),
+        notes=(*_notes(rows), *_departures(cells), *hours_notes(runs)),
         missing=tuple(_missing(rows, regime)),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
