@@ -16,6 +16,7 @@ ARGS ?=
 CLUSTER ?= slurm
 STEPS ?=
 SEEDS ?=
+YES ?=
 # What `make roadmap` and `make plan` mean where no study is named: the paper's two tables.
 STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY))
 SWEEP = $(BIN)/python -m roadmap.sweep
@@ -28,7 +29,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report notebook clean
+.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync prune bench report notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -101,6 +102,9 @@ cancel: $(READY) ## cancel what is queued or at work of STUDY=
 
 sync: $(READY) ## send to W&B what STUDY= logged offline and what the network swallowed
 	@$(SWEEP) sync $(STUDIES) --runs $(RUNS) $(ARGS)
+
+prune: $(READY) ## remove the checkpoints that finished runs of STUDY= no longer need; shows them, asks (YES=1 does not)
+	@$(SWEEP) prune $(STUDIES) --runs $(RUNS) $(if $(YES),--yes) $(ARGS)
 
 bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs), mini, kernels or compiled (operations), gpu (all, in minutes)
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)

@@ -42,6 +42,7 @@ WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.dry_run": "costs the net of a run",
     "roadmap.sweep.plan": "costs every cell",
     "roadmap.sweep.train_speed": "times a step",
+    "roadmap.sweep.prune": "reads a checkpoint back",
 }
 LAZY = {  # imports within functions that `--help`, submit, status, reconcile, cancel and the report do not call
     ("run", "roadmap.training"): "mode=train and mode=evaluate, after the config was checked",
@@ -50,6 +51,7 @@ LAZY = {  # imports within functions that `--help`, submit, status, reconcile, c
     ("roadmap.runs.provenance", "torch"): "a run asks for its hardware",
     ("roadmap.sweep.__main__", "roadmap.sweep.plan"): "the verb plan",
     ("roadmap.sweep.__main__", "roadmap.sweep.train_speed"): "the verb plan",
+    ("roadmap.sweep.__main__", "roadmap.sweep.prune"): "the verb prune",
 }
 PRIVATE_WORD = re.compile(
     "place|meet|together|from_main|bystander|mirror|adopt|kept|worked|pictures|standing|contestants?|judge|look|words|"

@@ -294,6 +294,21 @@ def test_what_a_person_cancelled_waits_for_a_person(lab, calm):
     assert_same(record(lab.run()), calm)
 
 
+def test_options_by_name_and_resources_of_a_row_are_what_slurm_has(lab):
+    comment = """it's "#1" $HOME"""
+    words = ["cluster.rows.resnet.time_h=2", f"cluster.sbatch.comment={comment}", "cluster.srun.label=true"]
+    told = lab.call("submit", lab.write(steps="gelu,resnet", epochs=2), *words, "cluster.sbatch.nice=7")
+    jobs = re.search(r"job (\d+), (\d+)", told).groups()
+    shown = [lab.slurm.run("scontrol", "show", "job", job) for job in jobs]
+    assert [re.search(r"TimeLimit=(\S+)", text)[1] for text in shown] == ["01:00:00", "02:00:00"]
+    assert all(f"Comment={comment}" in text and "Nice=7" in text for text in shown)
+    lab.until_states("done")
+    log = lab.run().parents[2] / ".study" / "slurm" / f"{jobs[0]}_0_log.out"
+    assert "0: gelu: starting" in log.read_text().splitlines()
+    told = lab.call("submit", lab.write("other", epochs=2), "cluster.sbatch.reservation=nobodys", code=64)
+    assert "(cluster.sbatch.reservation=nobodys)" in told
+
+
 def test_two_people_who_type_at_once_make_no_job_twice(lab):
     file = lab.write(steps="gelu,depthwise", seeds="0,1", epochs=2)
     both = [lab.start("submit", file) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 
 import pytest
@@ -17,6 +18,7 @@ here=$(dirname "$0")
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$1")
 last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
 id=$(cat "$here/next"); echo $((id + 1)) > "$here/next"
+cp "$1" "$here/script.$id"
 echo "$id $name $(sed -n 's/^#SBATCH --dependency=//p' "$1")" >> "$here/accepted"
 if [ -z "$last" ]; then echo "$name $id|PENDING|REASON" >> "$here/queue"
 else for i in $(seq 0 "$last"); do echo "$name ${id}_$i|PENDING|REASON" >> "$here/queue"; done; fi
@@ -101,6 +103,60 @@ def test_what_slurm_counts_in_one_array_holds_over_several(slurm, call):
     assert slurm.lines("accepted")[1].split()[2] == "afterany:11"
 
 
+def test_any_option_of_sbatch_and_srun_reaches_the_script_as_it_was_typed(slurm, call):
+    hard = 'it\'s "#1" $HOME 100%'
+    words = ["cluster.sbatch.mail_type=END", "cluster.sbatch.exclusive=true", "cluster.sbatch.time-min=30:00"]
+    words += [f"cluster.sbatch.comment={hard}", "cluster.srun.container-image=nvcr.io/x:1", "cluster.srun.mpi=false"]
+    assert call("submit", *words)[0] == 0
+    for job in ("11", "12", "13"):  # two arrays, and the report
+        script = (slurm.folder / f"script.{job}").read_text()
+        options = [shlex.split(line)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
+        assert {"--mail-type=END", "--exclusive", "--time-min=30:00", f"--comment={hard}"} <= set(options)
+        srun = shlex.split(next(line for line in script.splitlines() if line.startswith("srun ")))
+        assert "--container-image=nvcr.io/x:1" in srun and not any(word.startswith("--mpi") for word in srun)
+
+
+def test_a_row_with_resources_of_its_own_is_an_array_of_its_own_and_keeps_them_when_restarted(slurm, call, study):
+    rows = ["cluster.rows={gelu: {time_h: 30, sbatch: {begin: 20:00}}}", "cluster.rows.depthwise.mem_gb=9"]
+    code, told = call("submit", *rows, "cluster.report=false", "cluster.sbatch.nice=7")
+    assert code == 0 and "3 cells begin, 0 go on as Slurm's job 11, 12, 13" in told
+    scripts = [(slurm.folder / f"script.{job}").read_text() for job in (11, 12, 13)]
+    assert [f"--time={m}\n" in text for text, m in zip(scripts, (1440, 1440, 1800), strict=True)] == [True] * 3
+    assert ["--mem=9216M" in text for text in scripts] == [False, True, False]
+    assert ["--begin=20:00" in text for text in scripts] == [False, False, True]
+    assert all("--nice=7" in text for text in scripts)
+    (slurm.folder / "queue").write_text(
+        "".join(f"{line.replace('PENDING', 'FAILED') if ' 13|' in line else line}\n" for line in slurm.lines("queue"))
+    )
+    assert "1 restarted: nano-digits/gelu" in call("reconcile")[1]
+    again = (slurm.folder / "script.14").read_text()
+    assert "--time=1800\n" in again and "--begin=20:00" in again and "--nice=7" in again
+
+
+@pytest.mark.parametrize(("word", "told"), [
+    ("sbatch.array=0-3", "cluster.sbatch.array: is the launcher's own; set cluster.max_running"),
+    ("sbatch.arr=0-3", "cluster.sbatch.arr: may be read as --array, which is the launcher's own"),
+    ("sbatch.job_name=x", "cluster.sbatch.job_name: is the launcher's own"),
+    ("srun.output=x", "cluster.srun.output: is the launcher's own"),
+    ("sbatch.gres=gpu:2", "set cluster.per_cell and cluster.gpu_type"),
+    ("sbatch.-x=1", "is no option's name"),
+    ('sbatch.comment="a\\nb"', "must be one line"),
+    ("sbatch.comment=\x1b[2J", "must be one line"),
+    ("sbatch.comment=", "must be a text, or true"),
+    ("sbatch.export=WANDB_API_KEY=abc", "holds what looks like a secret"),
+    ("sbatch=7", "must be {OPTION: VALUE}"),
+    ("rows=7", "must be {STEP: {KEY: VALUE}}"),
+    ("rows.gelo.time_h=3", "cluster.rows.gelo: there is no such row; did you mean gelu?"),
+    ("rows.gelu.time_h=0", "cluster.rows.gelu.time_h=0: must be above 0"),
+    ("rows.gelu.per_cell=4", "cluster.rows.gelu.per_cell: a row has no such setting of its own"),
+    ("rows.gelu.sbatch.array=1", "cluster.rows.gelu.sbatch.array: is the launcher's own"),
+])  # fmt: skip
+def test_options_and_rows_that_cannot_be_are_refused_before_anything_is_queued(slurm, call, word, told):
+    code, said = call("submit", f"cluster.{word}")
+    assert code == 64 and told in said and len(said.splitlines()) <= 2
+    assert slurm.lines("accepted") == []
+
+
 @pytest.mark.parametrize(("end", "told"), [
     ("exec sleep 60", "sbatch does not answer within 1 s"),
     ("kill -9 $$", "sbatch was killed by signal 9"),
@@ -143,6 +199,8 @@ def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, st
     code, said = call("submit", "cluster.partition=gpuu")
     assert code == 64 and "Slurm refuses the study: invalid partition specified: gpuu; Batch job submission" in said
     assert "(cluster.partition=gpuu)" in said and study.pending() is None
+    slurm.write("sbatch", "echo 'sbatch: error: Requested reservation is invalid' >&2; exit 1")
+    assert "(cluster.sbatch.reservation=noo)" in call("submit", "cluster.sbatch.reservation=noo")[1]
     assert [cell.state for cell in cell_states(study)[0]] == ["planned"] * 3
 
 

@@ -107,6 +107,15 @@ def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         size *= 8
 
 
+def seconds_past(path: Path, time_s: float) -> float:
+    """Return how many seconds a ledger goes past `time_s`, a checkpoint's: what a restart from it does again.
+
+    At least: what a killed run had not written yet is not known.
+    """
+    last = (row.get("time_s") for row in last_rows(path))
+    return max((value - time_s for value in last if isinstance(value, int | float)), default=0.0)
+
+
 def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:
     mark = f'"kind": "{kind}"'.encode()
     rows = (parse_row(line) for line in reversed(lines) if mark in line)

@@ -59,6 +59,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def hours_text(hours: float) -> str:
+    """Return hours with as many digits as mean something."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
 class Progress:
     """Shows a run's steps: `advance` after each, `write` for a line that stays."""
 

@@ -1,7 +1,7 @@
 """What a start of a run leaves behind while it goes: metrics, status, checkpoints, log, progress on the screen, W&B.
 
-The loop tells it of every step and every evaluation; losses stay on the device until a flush. `RunLogger` is rank 0's;
-the `NullLogger` of the other ranks has the same methods and writes nothing.
+The loop tells it of every step and every evaluation; losses stay on the device until a flush. It is rank 0's; the
+`NullLogger` of the other ranks has the same methods and writes nothing.
 """
 
 import logging
@@ -15,14 +15,13 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, StoppedEarly, exit_code
 from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
-from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, truncate_metrics
+from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, seconds_past, truncate_metrics
 from roadmap.runs.process import process_start
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import config_summary, write_result
@@ -56,7 +55,7 @@ class RunLogger:
         self._rows: list[Row] = []
         self._log_file: logging.Handler | None = None
         self._began = self._saved = time.monotonic()
-        self._earlier_s = 0.0  # of earlier starts
+        self._earlier_s = self._saved_s = 0.0  # of earlier starts; at the newest checkpoint
         self._save_requested = False
         self._speed = self._top1 = ""  # as the bar shows them: of the last flush, of the last evaluation
         self._noted: set[str] = set()
@@ -75,6 +74,7 @@ class RunLogger:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "deaths": earlier.get("deaths", 0),
             "began_at": newest_place(self.run.path / CHECKPOINTS),
+            "lost_s": earlier.get("lost_s") or 0.0,
             "drift": earlier.get("drift") or [],
             "rounding": earlier.get("rounding") or [],
             **({"identity_hash": earlier["identity_hash"]} if "identity_hash" in earlier else {}),
@@ -96,6 +96,7 @@ class RunLogger:
 
         Raises DataError where the metrics up to it are not those of `digest`.
         """
+        lost_s = self.run.status["lost_s"] + max(0.0, seconds_past(self.metrics, time_s))
         with disk_errors(self.metrics):
             truncate_metrics(self.metrics, global_step, epochs_evaluated, digest)
             self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
@@ -107,7 +108,7 @@ class RunLogger:
         self.wandb = WandbLogger(self.config, self.run.path, self.run.status["wandb_id"], values, self.info)
         if self.wandb.location:
             self.info_once(self.wandb.location)
-        self.run.update(epoch=epochs_evaluated, step=global_step)
+        self.run.update(epoch=epochs_evaluated, step=global_step, time_s=time_s, lost_s=round(lost_s, 1))
         self._earlier_s = time_s
         self._began = self._saved = time.monotonic()
         self._throughput.restart()
@@ -197,7 +198,8 @@ class RunLogger:
         with disk_errors(self.metrics):
             ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
         manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
-        self._saver.start({**state, "time_s": self.time_s}, manifest, best_step, where)
+        self._saved_s = self.time_s
+        self._saver.start({**state, "time_s": self._saved_s}, manifest, best_step, where)
         self._saved, self._save_requested = time.monotonic(), False
         self._throughput.restart()
 
@@ -216,20 +218,23 @@ class RunLogger:
         self._noted.update(saved.notes)
         if self.wandb is not None:
             self.run.status["wandb_rows"] = self.wandb.log_rows(self.run.status["wandb_rows"], where["rows"])
-        self.run.update(epoch=where["epoch"], step=where["step"])
+        self.run.update(epoch=where["epoch"], step=where["step"], time_s=round(self._saved_s, 1))
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""
         self.wait_for_checkpoint()
-        seconds = self.time_s
+        seconds, to_hours = self.time_s, self.run_info["world_size"] / 3600
+        lost_s = self.run.status["lost_s"]
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
         self.summary = {
             **config_summary(self.config),
             **result,
             **self.run_info,
             "train_images_per_s": statistics.median(speeds),
-            "gpu_hours": round(seconds * self.run_info["world_size"] / 3600, 4) if self.device.type == "cuda" else None,
+            "gpu_hours": round(seconds * to_hours, 4) if self.device.type == "cuda" else None,
+            "lost_gpu_hours": round(lost_s * to_hours, 4) if self.device.type == "cuda" else None,
             "time_s": round(seconds, 1),
+            "lost_s": lost_s,
             "peak_memory_gb": round(peak_memory_gb(self.device), 3),
             "drift": self.run.status["drift"],
             "rounding": self.run.status["rounding"],
@@ -262,59 +267,3 @@ class RunLogger:
                     self.run.update(wandb_rows=sent)
             if self._log_file is not None:
                 self._log_file.close()
-
-
-class NullLogger:
-    """Of the other ranks: writes nothing, reads the same numbers, so that all stop where one is not finite."""
-
-    def __init__(self, precision: Precision) -> None:
-        self._deferred = DeferredMetrics(precision)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
-        """Do nothing."""
-
-    def info(self, line: str) -> None:
-        """Do nothing."""
-
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield batches."""
-        return iter(batches)
-
-    def log_step(
-        self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
-    ) -> None:
-        """Note one optimizer step. Raises NonFiniteError, in the step in which rank 0 does."""
-        if self._deferred.add({"global_step": global_step}, loss, grad_norm):
-            self.flush()
-
-    def flush(self) -> None:
-        """Read what the device has kept. Raises NonFiniteError."""
-        if error := self._deferred.read()[1]:
-            raise error
-
-    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], files: dict[str, bytes]) -> None:
-        """Do nothing."""
-
-    def write_evaluation(self, files: dict[str, bytes]) -> None:
-        """Do nothing."""
-
-    def checkpoint_due(self) -> bool:
-        """Leave it to rank 0."""
-        return False
-
-    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
-        """Leave it to rank 0, but read the numbers where it does."""
-        self.flush()
-
-    def wait_for_checkpoint(self) -> None:
-        """Do nothing."""
-
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return what is known here."""
-        return result

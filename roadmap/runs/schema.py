@@ -91,6 +91,8 @@ class Status(RunInfo):
     pid_start: int | None = None  # in the kernel's ticks: a later process may have the same number
     wandb_id: str | None = None
     wandb_rows: int | None = None  # lines of the ledger that W&B has
+    time_s: float | None = None  # of training, at the newest checkpoint
+    lost_s: float | None = None  # of training after a checkpoint that a later start did again, at least
 
 
 class Summary(RunInfo):
@@ -120,6 +122,8 @@ class Summary(RunInfo):
     val_images: int | None = None
     train_images_per_s: float | None = None
     gpu_hours: float | None = None
+    lost_gpu_hours: float | None = None
+    lost_s: float | None = None
     time_s: float | None = None
     peak_memory_gb: float | None = None
     drift: list[str] | None = None
@@ -240,6 +244,15 @@ QUANTITIES = {
             2,
             "lower",
             "of all GPUs of a run together, mean over seeds",
+            measured=True,
+        ),
+        Quantity(
+            "lost_gpu_hours",
+            "GPU-hours lost",
+            "h",
+            2,
+            "lower",
+            "of training that restarts did again, at least; not among GPU-hours; mean over seeds",
             measured=True,
         ),
         Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds", measured=True),

@@ -1,4 +1,4 @@
-"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: plan, submit, status, watch, reconcile, cancel, sync."""
+"""`python -m roadmap.sweep VERB STUDY ... [-- OVERRIDES]`: from plan to prune, what is done with studies."""
 
 import argparse
 import json
@@ -59,6 +59,7 @@ def parse_args(argv: Sequence[str]) -> Args:
     parser.add_argument("--steps", default="", help="only these steps")
     parser.add_argument("--seeds", default="", help="only these seeds")
     parser.add_argument("--json", action="store_true", help="status for scripts")
+    parser.add_argument("--yes", action="store_true", help="prune without asking")
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="how often watch looks")
     own = list(argv)
     end = own.index("--") if "--" in own else len(own)
@@ -71,6 +72,7 @@ def parse_args(argv: Sequence[str]) -> Args:
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
+    from roadmap.sweep.inferred_speed import read_bench
     from roadmap.sweep.train_speed import gpu_images_per_s
 
     config, selections = select(args)
@@ -79,7 +81,9 @@ def plan(args: Args) -> int:
         hardware = costs.this_hardware(cells, gpu_type)
         on_cpu = (hardware or "").startswith("CPU")
         measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
-        echo(costs.as_text(study, costs.plan(cells, Path(args.runs), hardware, measure), "CPU" if on_cpu else "GPU"))
+        bench = read_bench(hardware, config.bench)
+        rows = costs.plan(cells, Path(args.runs), hardware, measure, config.images_per_s, bench)
+        echo(costs.as_text(study, rows, "CPU" if on_cpu else "GPU"))
     return DONE
 
 
@@ -119,6 +123,7 @@ def cell_names(selections: "list[Selection]") -> set[str]:
 
 def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     """Read the launcher's settings and every study, and check the cells that are asked for. Raises RoadmapError."""
+    from roadmap.steps.tree import CONF, step_tree
     from roadmap.sweep.cluster import is_cluster_key, load_cluster
     from roadmap.sweep.study import read_study, select_cells
     from roadmap.sweep.submit import Selection, check_cells
@@ -131,6 +136,7 @@ def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     for name in args.studies:
         study = read_study(name, overrides, args.runs)
         cells = select_cells(study, steps, seeds)
+        config.check_rows([*step_tree([study.file.parent, CONF]), *dict.fromkeys(c.config.cell for c in study.cells)])
         check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
     return config, selections
@@ -196,13 +202,30 @@ def sync(args: Args) -> int:
     return DONE
 
 
+def prune(args: Args) -> int:
+    """Show which checkpoints finished runs no longer need, ask, and remove them."""
+    from roadmap.sweep import prune as disk
+
+    found = [surplus for study in directories(args) for surplus in disk.find_surplus(study, echo)]
+    echo(disk.as_text(found))
+    if not found:
+        return DONE
+    if not args.yes:
+        print("Remove them? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            echo("nothing is removed; YES=1 (--yes) does not ask")
+            return DONE
+    echo(disk.prune(found, echo))
+    return DONE
+
+
 def directories(args: Args) -> list[StudyDir]:
     """Return the directories of the studies. Raises ConfigError for a wrong name."""
     return [StudyDir(args.runs, name) for name in study_names(args.studies)]
 
 
 VERBS: dict[str, Callable[[Args], int]] = {
-    function.__name__: function for function in (plan, submit, status, watch, reconcile, cancel, sync)
+    function.__name__: function for function in (plan, submit, status, watch, reconcile, cancel, sync, prune)
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.errors import ConfigError
+from roadmap.runs.disk_use import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.process import is_alive
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
@@ -47,6 +48,11 @@ class CellState:
     images_per_s: float | None = None
     left_s: float | None = None
     total_s: float | None = None  # what the whole run takes, where it can be told
+    used_s: float | None = None  # of training so far, what restarts did again left out
+    lost_s: float = 0.0  # of training that restarts did again, at least
+    devices: float | None = None  # that the run has, a share of one where several runs have it together
+    checkpoints_gb: float | None = None  # as measured
+    surplus_gb: float | None = None  # of them those that `prune` removes
     restarts: int = 0
     exit_code: int | None = None
     reason: str = ""
@@ -236,14 +242,19 @@ def add_progress(cell: CellState, run: Path, status: Status) -> None:
         status.exit_code, status.hardware, status.host, status.wandb_id
     )  # fmt: skip
     cell.started, cell.updated = status.started, status.updated
+    cell.lost_s = status.lost_s or 0.0
+    cell.devices = status.world_size and status.world_size / max(getattr(status, "group_size", None) or 1, 1)
+    cell.checkpoints_gb = sum(checkpoint_sizes(run).values()) / 1e9
     if cell.state == "done":
+        cell.surplus_gb = sum(older_files(run).values()) / 1e9
         summary = read_or_empty(Summary, run / SUMMARY)
         cell.top1, cell.images_per_s = summary.top1, summary.train_images_per_s
-        cell.total_s, cell.left_s = summary.time_s, 0.0
+        cell.total_s, cell.used_s, cell.left_s = summary.time_s, summary.time_s, 0.0
         return
     train, val = last_rows(run / METRICS)
     cell.top1, cell.images_per_s = _number(val, "val/top1"), _number(train, "train/images_per_s")
     step, time_s = _number(train, "global_step"), _number(train, "time_s")
+    cell.used_s = time_s
     total = (cell.epochs or 0) * (status.steps_per_epoch or 0)
     if step and time_s and total:
         cell.global_step = max(int(step), cell.global_step or 0)

@@ -1,16 +1,21 @@
 """A launcher's settings: `conf/cluster/NAME.yaml`, then `conf/local/cluster/NAME.yaml`, then `cluster.KEY=VALUE`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import field_validator
 
 from roadmap.config import Affects
-from roadmap.config.fields import Int, Section, key
+from roadmap.config.fields import Float, Int, Section, Text, key, shown
 from roadmap.errors import ConfigError
-from roadmap.files import read_yaml
+from roadmap.files import MAX_YAML, read_regular
 from roadmap.parsing import parse_yaml
 from roadmap.steps.tree import CONF
-from roadmap.text import one_line
+from roadmap.text import nearest, one_line
+
+FIRST = ""  # stands for a study's first row
 
 
 class ClusterConfig(Section):
@@ -18,13 +23,37 @@ class ClusterConfig(Section):
 
     prefix = "cluster."
     affects = Affects.place
+    literal: ClassVar[tuple[str, ...]] = ()  # keys below which a value is taken as it is written: 30:00 is no number
 
     per_cell: Int = key(1, ge=1, le=1024, about="GPUs a cell, or CPU cores where there is no GPU")
     max_running: Int | None = key(None, ge=1, le=1024, about="cells at once; null: as many as fit")
     mixed_gpus: bool = key(False, about="let a study's cells run on different GPU types")
+    images_per_s: dict[str, Float] = key({}, about="for a plan: of one device, of the first row or {STEP: SPEED}")
+    bench: Text | None = key(None, about="for a plan: a file of `bench net --json`, by which speeds are inferred")
+
+    @field_validator("images_per_s", mode="before")
+    @classmethod
+    def _check_speeds(cls, value: Any) -> Any:
+        values = value if isinstance(value, dict) else {} if value is None else {FIRST: value}
+        for speed in values.values():
+            number = isinstance(speed, int | float) and not isinstance(speed, bool)
+            if not number or not 0 < speed < 1e9:
+                form = "must be a number above 0, of the first row or {STEP: SPEED}"
+                raise ConfigError(f"cluster.images_per_s={shown(speed)}: {form}")
+        return {str(name): speed for name, speed in values.items()}
+
+    def check_rows(self, known: Iterable[str]) -> None:
+        """Raise ConfigError for settings of a row that is none of the `known` steps and cells."""
+        names = list(known)
+        for name in self.images_per_s:
+            if name not in (FIRST, *names):
+                raise ConfigError(
+                    f"cluster.images_per_s.{shown(name)}: there is no such row; {nearest(name, names, 20)}"
+                )
 
 
 C = TypeVar("C", bound=ClusterConfig)
+AS_WRITTEN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 def is_cluster_key(override: str) -> bool:
@@ -37,28 +66,58 @@ def load_cluster(kind: type[C], name: str, overrides: Sequence[str] = ()) -> C:
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
-            values |= read_settings(path)
+            values |= read_settings(path, kind.literal)
             try:
                 kind(**values)
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
     for override in filter(is_cluster_key, overrides):
         key, equals, text = override.removeprefix("cluster.").partition("=")
+        *sections, last = key.split(".")
         try:
-            values[key] = parse_yaml(text)
+            value = word_value(text, kind.literal) if not {*sections} & {*kind.literal} else text_value(text)
         except ValueError:
             equals = ""
         if not equals:
             raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")
+        place = values
+        for section in sections:  # cluster.sbatch.reservation=NAME is one option more
+            inner = place.get(section)
+            place[section] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[section]
+        place[last] = value
     return kind(**values)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, literal: Sequence[str]) -> dict[str, Any]:
     """Return a file's `KEY: VALUE` lines. Raises ConfigError."""
     try:
-        body = read_yaml(path) or {}
+        body = word_value(read_regular(path, MAX_YAML).decode(), literal) or {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: must hold KEY: VALUE lines")
     return {str(key): value for key, value in body.items()}
+
+
+def word_value(text: str, literal: Sequence[str]) -> Any:
+    """Return what YAML makes of a text, below the keys of `literal` as it is written. Raises ValueError."""
+    return _as_written(parse_yaml(text), parse_yaml(text, AS_WRITTEN), literal)
+
+
+def _as_written(value: Any, written: Any, literal: Sequence[str], inside: bool = False) -> Any:
+    if isinstance(value, dict) and isinstance(written, dict):
+        return {
+            key: _as_written(each, written.get(str(key), each), literal, inside or key in literal)
+            for key, each in value.items()
+        }
+    return written if inside else value
+
+
+def text_value(text: str) -> str:
+    """Return a value as it was typed, without YAML's quotes around it."""
+    try:
+        value = parse_yaml(text, AS_WRITTEN)
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text

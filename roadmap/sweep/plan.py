@@ -1,9 +1,10 @@
-"""What a study costs, cell by cell, before anything is queued. What nobody measured is left out, never guessed."""
+"""What a study costs, cell by cell, before anything is queued. What nobody measured is inferred, or empty."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,9 +15,13 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import read_json
 from roadmap.net import cost
+from roadmap.runs.disk_use import size_text
+from roadmap.runs.progress import hours_text
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY, Status, read_or_empty
+from roadmap.sweep.cluster import FIRST
+from roadmap.sweep.inferred_speed import Bench, infer, net_of
 from roadmap.sweep.study import Cell, Study
 from roadmap.text import plain_table
 
@@ -35,18 +40,27 @@ class Row:
     source: str  # of the speed
     hours: float | None  # of one GPU (or CPU), training alone
     checkpoint_gb: float
+    last_gb: float  # the last of them, which `prune` leaves
     state: str  # by the run's own record; nothing for a run that there is not
 
 
 def plan(
-    cells: Sequence[Cell], runs: Path, hardware: str | None, measure: Callable[[Config], float | None]
+    cells: Sequence[Cell],
+    runs: Path,
+    hardware: str | None,
+    measure: Callable[[Config], float | None],
+    given: Mapping[str, float] = MappingProxyType({}),
+    bench: Bench = MappingProxyType({}),
 ) -> list[Row]:
     """Return a row a cell. `hardware` is (a part of) the name of the GPU that speeds are looked up for, or None.
 
-    `measure` gives images/s of a config where no earlier run has it. Raises DataError for a set of unknown classes.
+    Speeds are those `given`, by row, then of earlier runs, then what `measure` gives of a config, then inferred from
+    the other rows, by `bench`. Raises DataError for a set of unknown classes.
     """
     require_num_classes(cells)
     earlier = earlier_speeds(runs, hardware)
+    if FIRST in given and cells:
+        given = {cells[0].config.cell.split(",")[0]: given[FIRST], **given}
     costs: dict[str, Any] = {}
     speeds: dict[str, tuple[float | None, str]] = {}
     rows = []
@@ -57,10 +71,9 @@ def plan(
             costs[net] = cost(config.model, num_classes(config), config.data.image_size)
         work = repr((net, speed_key(config)))
         if work not in speeds:
-            speeds[work] = speed_of(config, earlier, measure)
+            name = config.cell.split(",")[0]
+            speeds[work] = (given[name], "given") if name in given else speed_of(config, earlier, measure)
         speed, source = speeds[work]
-        known_images = catalog.find(config.data.name, config.data.kind).num_images
-        images = (1 - config.data.holdout) * (config.data.train_images or known_images.get("train") or 0)
         rows.append(
             Row(
                 key=cell.key,
@@ -68,12 +81,26 @@ def plan(
                 params_m=costs[net].params_m,
                 images_per_s=speed,
                 source=source,
-                hours=config.recipe.epochs * images / speed / 3600 if speed and images else None,
+                hours=hours_of(config, speed),
                 checkpoint_gb=checkpoint_gb(config, costs[net].params_m),
+                last_gb=checkpoint_gb(config, costs[net].params_m) / (config.checkpoint.keep + 1),
                 state=read_or_empty(Status, run_path(config) / STATUS).state or "",
             )
         )
+    nets = [net_of(cell.config, row.gmacs) for cell, row in zip(cells, rows, strict=True)]
+    known = [(net, row.images_per_s) for net, row in zip(nets, rows, strict=True) if row.images_per_s]
+    for cell, of_cell, row in zip(cells, nets, rows, strict=True):
+        if row.images_per_s is None:
+            row.images_per_s, row.source = infer(of_cell, known, bench)
+            row.hours = hours_of(cell.config, row.images_per_s)
     return rows
+
+
+def hours_of(config: Config, images_per_s: float | None) -> float | None:
+    """Return the hours that one device trains a cell; None where speed or number of images is not known."""
+    known = catalog.find(config.data.name, config.data.kind).num_images
+    images = (1 - config.data.holdout) * (config.data.train_images or known.get("train") or 0)
+    return config.recipe.epochs * images / images_per_s / 3600 if images_per_s and images else None
 
 
 def require_num_classes(cells: Iterable[Cell]) -> None:
@@ -147,12 +174,15 @@ def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
     head = [f"{unit}-hours" if name == "hours" else name for name in COLUMNS]
     todo = [row for row in rows if row.state != "done"]
     timed = [row.hours for row in todo if row.hours is not None]
+    inferred = sum(row.source.startswith("inferred") for row in todo)
     hours = f"{hours_text(sum(timed))} {unit}-hours for {len(timed)} of them"
+    hours += f" ({inferred} inferred from the others)" if inferred else ""
     lines = [
         plain_table([head, *map(table_row, rows)], right=(1, 2, 3, 5, 6)),
         f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done; to do: {len(todo)}, "
         f"{hours if timed else 'no speed measured on this hardware'}, "
-        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints",
+        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints by estimate"
+        + (f", {size_text(sum(row.last_gb for row in todo))} after make prune" if todo else ""),
     ]
     lines += study.generator.outlook(study, rows) if study.generator else ()
     return "\n".join([*lines, *(f"left out: {' '.join(left.overrides)}: {left.reason}" for left in study.left_out)])
@@ -164,13 +194,3 @@ def table_row(row: Row) -> list[str]:
     hours = "" if row.hours is None else hours_text(row.hours)
     size = size_text(row.checkpoint_gb)
     return [row.key, f"{row.gmacs:.4g}", f"{row.params_m:.4g}", speed, row.source, hours, size, row.state]
-
-
-def hours_text(hours: float) -> str:
-    """Return hours with as many digits as mean something."""
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
-
-
-def size_text(size_gb: float) -> str:
-    """Return a size in GB or MB."""
-    return f"{size_gb:,.1f} GB" if size_gb >= 1 else f"{1000 * size_gb:.1f} MB"

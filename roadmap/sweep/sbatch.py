@@ -20,6 +20,7 @@ from roadmap.files import disk_errors
 from roadmap.sweep import queue
 
 TIMEOUT_S = 60.0
+OURS = ("requeue",)  # an option that nobody named
 # What says that a request may have reached Slurm, or will.
 NO_ANSWER = re.compile(
     r"(?i)does not answer|killed by signal|timed out|unable to contact|zero bytes|connection|sleeping"
@@ -76,4 +77,8 @@ def named_settings(error: str, parameters: dict[str, object]) -> str:
     """Return the settings that a message of Slurm's is about, as ` (cluster.partition=gpuu)`."""
     names = [name for name in ("partition", "account", "qos", "constraint") if name in error.lower()]
     given = [f"cluster.{name}={parameters[name]}" for name in names if parameters.get(name) is not None]
+    options = parameters.get("additional_parameters")
+    for name, value in (options if isinstance(options, dict) else {}).items():
+        if name in error.lower() and name not in OURS:
+            given.append(f"cluster.sbatch.{name}={'true' if value is True else value}")
     return f" ({', '.join(given)})" if given else ""

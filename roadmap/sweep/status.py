@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from roadmap.runs.progress import clock
+from roadmap.runs.disk_use import size_text
+from roadmap.runs.progress import clock, hours_text
 from roadmap.sweep.cell_states import STATES, CellState
 from roadmap.sweep.queue import Queue
 from roadmap.sweep.rate_notes import phase_line
@@ -26,6 +27,7 @@ def as_json(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> dict[s
         "queue_answers": queue.answered,
         "totals": totals(cells),
         "left_s": study_left(cells),
+        "device_hours": device_hours(cells),
         "never_start": sum(cell.never_starts for cell in cells),
         "left_out": study.record().get("left_out", []),
         "phases": phase_line(study, cells) or None,
@@ -41,8 +43,7 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
         plain_table([COLUMNS, *map(table_row, cells)]),
         f"{study.name}: {len(cells)} cells: {counts}" + (f"; about {clock(left)} left at this pace" if left else ""),
     ]
-    if phases := phase_line(study, cells):
-        lines.append(phases)
+    lines += filter(None, [phase_line(study, cells), hours_line(cells), disk_line(study, cells)])
     if stuck := sum(cell.never_starts for cell in cells):
         lines.append(
             f"{stuck} of them can never start as submitted: make cancel, then make roadmap with other settings."
@@ -50,6 +51,43 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
     if not queue.answered:
         lines.append(f"The queue gives no answer ({queue.error}); what it alone could tell is unknown.")
     return "\n".join(lines)
+
+
+def device_hours(cells: Sequence[CellState]) -> dict[str, float | None]:
+    """Return the hours of all devices together that a study has used, that restarts did again (`lost`, at least, and
+    not among those used), and that it still needs (`left`); None where no cell's length is known.
+
+    A cell that has not begun is taken to need what the others do, on average.
+    """
+    known = [cell.total_s * cell.devices for cell in cells if cell.total_s and cell.devices]
+    todo = [cell for cell in cells if cell.state != "done"]
+    left = [cell.left_s * cell.devices if cell.left_s is not None and cell.devices else None for cell in todo]
+    return {
+        "used": sum((cell.used_s or 0.0) * (cell.devices or 0) for cell in cells) / 3600,
+        "lost": sum(cell.lost_s * (cell.devices or 0) for cell in cells) / 3600,
+        "left": sum(statistics.mean(known) if each is None else each for each in left) / 3600 if known else None,
+    }
+
+
+def hours_line(cells: Sequence[CellState]) -> str:
+    """Return the hours of a study in words; nothing where nothing has run."""
+    hours = device_hours(cells)
+    if not hours["used"] and not hours["lost"]:
+        return ""
+    on_cpu = all((cell.hardware or "CPU").startswith("CPU") for cell in cells)
+    used, lost, left = (hours[name] or 0.0 for name in ("used", "lost", "left"))
+    parts = [f"{hours_text(used)} used", *([f"{hours_text(lost)} more lost to restarts"] if lost else [])]
+    parts += [] if hours["left"] is None else [f"about {hours_text(left)} left"]
+    return f"{'CPU' if on_cpu else 'GPU'}-hours: {', '.join(parts)}"
+
+
+def disk_line(study: StudyDir, cells: Iterable[CellState]) -> str:
+    """Return what the checkpoints take on the disk, and what of it finished runs no longer need; nothing for none."""
+    taken, surplus = (
+        sum(filter(None, (getattr(cell, name) for cell in cells))) for name in ("checkpoints_gb", "surplus_gb")
+    )
+    more = f"; make prune STUDY={study.name} removes {size_text(surplus)} that finished runs no longer need"
+    return f"checkpoints: {size_text(taken)}" + (more if surplus else "") if taken else ""
 
 
 def table_row(cell: CellState) -> list[str]:

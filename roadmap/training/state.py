@@ -15,7 +15,8 @@ from roadmap.distributed.device import choose_compile
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.net import build_net, use_kernels
-from roadmap.runs.run_logger import NullLogger, RunLogger
+from roadmap.runs.null_logger import NullLogger
+from roadmap.runs.run_logger import RunLogger
 from roadmap.training.ema import build_ema
 from roadmap.training.grad_accumulation import micro_batch_size
 from roadmap.training.optim import build_optimizer

@@ -12,6 +12,7 @@ from roadmap import catalog, paper
 from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse.image_changes import ImageChanges
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
+from roadmap.report.read.device_hours import hours_notes
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
@@ -200,7 +201,8 @@ def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -
     """Return a group with these rows and other cells, and what is to be said of them."""
     cells = [*rows, *others]
     missing = () if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, group.regime))
-    notes = (*_notes(rows), *_departures(cells))
+    runs = [run for cell in (*cells, *group.holdouts) for run in cell.runs]
+    notes = (*_notes(rows), *_departures(cells), *hours_notes(runs))
     return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from roadmap.report.read.device_hours import hours_of
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.report.read.wandb import WandbRun
@@ -251,7 +252,9 @@ def _progress(source: RunDirectory | WandbRun, status: Values) -> str:
     epoch, reason = number(status.get("epoch")), status.get("reason")
     where = "" if epoch is None else f"epoch {epoch:g}" + (f" of {epochs}" if epochs else "") + ", "
     failed = status["state"] == "failed" and isinstance(reason, str) and reason
-    return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "")
+    return (
+        where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "") + hours_of(status, epochs)
+    )
 
 
 def config_texts(config: Values) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""A study's cells as one job array, through submitit. A task of the array is a cell, its processes `python run.py ...`.
+"""A study's cells as job arrays, one for all of the same resources, through submitit.
+
+A task of an array is a cell, its processes `python run.py ...`.
 
 submitit's process becomes the run (`exec`): no handler of submitit's is left, and the run's signals and exit code are
 its own. Pickles hold that command line and nothing else. What is submitted is recorded before and after, so that a
@@ -6,7 +8,6 @@ submission that was interrupted, or whose answer was lost, is found again by its
 """
 
 import contextlib
-import re
 import secrets
 import shlex
 import shutil
@@ -15,55 +16,19 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from pydantic import model_validator
-
-from roadmap.config.fields import Float, Int, Text, key
 from roadmap.errors import DONE, ConfigError, StoppedEarly
 from roadmap.files import disk_errors
 from roadmap.sweep import queue, snapshot
 from roadmap.sweep.cell_states import pending_jobs, slurm_jobs
-from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.sbatch import give_work, has_work, submit_commands
+from roadmap.sweep.slurm_settings import Config
 from roadmap.sweep.study import Cell
 from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.sweep.submit import Selection, Submission, Task, choose_cells, on_gpu
 
 LAST_TASKS_S = 180  # after the first process has ended; one that hangs must not hold its GPUs
 RUNS_FILE = "runs.txt"
-SECRET = re.compile(r"(?i)\w*(key|token|secret|passw)\w*=")
 FOLDER = "slurm"  # of submitit's files, below the study's notes
-
-
-class Config(ClusterConfig):
-    """How Slurm runs a cell: one task a rank, one GPU a task."""
-
-    partition: Text | None = None
-    account: Text | None = None
-    qos: Text | None = None
-    constraint: Text | None = None
-    gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: whatever the partition has")
-    per_cell: Int = key(8, ge=1, le=65536, about="ranks a cell; on CPUs processes")
-    nodes: Int = key(1, ge=1, le=4096, about="that a cell's ranks are spread over")
-    cpus_per_rank: Int = key(8, ge=1, le=1024)
-    mem_gb: Float | None = key(None, gt=0, le=1e6, about="memory a node; null: the partition's default")
-    time_h: Float = key(24.0, gt=0, le=10_000, about="of a job; a run that needs longer goes on in the next")
-    notice_s: Int = key(120, ge=10, le=3600, about="seconds before the limit at which a run is asked to save")
-    max_running: Int | None = key(None, ge=1, le=1_000_000, about="cells at once; null: as many as Slurm gives")
-    setup: tuple[Text, ...] = key(
-        (), max_length=100, about="a list of shell lines before the run, such as [module load cuda]"
-    )
-    report: bool = key(True, about="draw the chart when the last cell has ended")
-
-    @model_validator(mode="after")
-    def _check(self) -> "Config":
-        if any(SECRET.search(line) for line in self.setup):
-            raise ConfigError(
-                "cluster.setup: a line sets what looks like a secret, and these lines are kept in files; "
-                "set it in your shell"
-            )
-        if self.per_cell % self.nodes:
-            raise ConfigError(f"cluster.per_cell={self.per_cell}: must be a multiple of cluster.nodes={self.nodes}")
-        return self
 
 
 def require() -> None:
@@ -74,11 +39,10 @@ def require() -> None:
         )
 
 
-def check_gpu_types(config: Config) -> None:
-    """Raise ConfigError where cells that want GPUs could land on different types of them."""
-    if config.gpu_type or config.constraint or config.mixed_gpus:
-        return
-    types = queue.gpu_types(config.partition)
+def check_gpu_types(cells: Iterable[Config]) -> None:
+    """Raise ConfigError where cells that want GPUs, each with its settings, could land on different types of them."""
+    unnamed = [cell for cell in cells if not (cell.gpu_type or cell.constraint or cell.mixed_gpus)]
+    types = sorted({kind for name in {cell.partition for cell in unnamed} for kind in queue.gpu_types(name)})
     if len(types) > 1:
         raise ConfigError(
             f"cluster.gpu_type=null: the study could be spread over {', '.join(types)}; name one, "
@@ -93,8 +57,9 @@ def ranks(cells: Sequence[Cell], config: Config) -> int:
 
 def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
     """Start every study's cells, one job array a study; return 0. Raises ConfigError, Busy, DiskError."""
-    if any(on_gpu(selection.cells) for selection in selections):
-        check_gpu_types(config)
+    for selection in selections:
+        if on_gpu(selection.cells):
+            check_gpu_types([config.of_cell(cell.key) for cell in selection.cells])
     for selection in selections:
         name = selection.study.name
         echo(f"{name}: {submit(selection, config)}")
@@ -121,16 +86,22 @@ def submit(selection: Selection, config: Config) -> Submission:
 def submit_tasks(
     study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str = "roadmap"
 ) -> list[str]:
-    """Submit tasks as arrays of the size that Slurm allows, and the report behind them; return the arrays' ids.
+    """Submit tasks as arrays, of the same resources and of the size that Slurm allows, and the report behind them;
+    return the arrays' ids.
 
     Call it with the study locked. Raises ConfigError with Slurm's own message, StoppedEarly (no answer), DiskError.
     """
     size = (queue.max_array_size() if len(tasks) > 1 else None) or len(tasks)
+    groups: dict[str, tuple[Config, list[Task]]] = {}
+    for task in tasks:
+        of_task = config.of_cell(task.key)
+        groups.setdefault(repr(of_task), (of_task, []))[1].append(task)
     arrays: list[str] = []
     try:
-        for start in range(0, len(tasks), size):
-            after = arrays[-1:] if config.max_running else []  # which Slurm counts within one array
-            arrays.append(submit_array(study, tasks[start : start + size], code, config, use_gpus, by, after))
+        for of_group, same in groups.values():
+            for start in range(0, len(same), size):
+                after = arrays[-1:] if config.max_running else []  # which Slurm counts within one array
+                arrays.append(submit_array(study, same[start : start + size], code, of_group, use_gpus, by, after))
     finally:
         if arrays and config.report:
             submit_report(study, code, config)
@@ -234,6 +205,8 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
         "dependency": behind,
         "setup": [f"export PYTHONPATH={shlex.quote(str(code))}", f"cd {shlex.quote(str(code))}"],
         "stderr_to_stdout": True,
+        "additional_parameters": config.flags("sbatch"),
+        "srun_args": srun_words(config),
     }
     with contextlib.suppress(ConfigError, StoppedEarly):
         submit_commands(study.notes / FOLDER, parameters, [command])
@@ -267,9 +240,9 @@ def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use
         "array_parallelism": config.max_running or 100_000,
         "wckey": None,  # submitit's own label, which a cluster that checks them would refuse
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True},
+        "additional_parameters": {**config.flags("sbatch"), "requeue": True},
         # A killed rank's peers notice it by themselves and still write why; only one that hangs is ended.
-        "srun_args": ["--kill-on-bad-exit=0", f"--wait={LAST_TASKS_S}"],
+        "srun_args": [*srun_words(config), "--kill-on-bad-exit=0", f"--wait={LAST_TASKS_S}"],
         "setup": [
             *config.setup,
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # since 22.05 srun no longer takes it from the job
@@ -277,6 +250,11 @@ def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use
         ],
         "teardown": ["code=$?", requeue_command(code, runs_file), "exit $code"],
     }
+
+
+def srun_words(config: Config) -> list[str]:
+    """Return the options of srun that were named, as words."""
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in config.flags("srun").items()]
 
 
 def requeue_command(code: Path, runs_file: Path) -> str:
