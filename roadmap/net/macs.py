@@ -13,6 +13,8 @@ from roadmap.config.toggles import NetConfig
 from roadmap.net.net import build_net
 
 aten = torch.ops.aten
+# What has the shape of a sum over dimensions, and where these stand among its arguments.
+REDUCED = {aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class FlopCounter(TorchDispatchMode):
         elif packet == aten.addmm:  # the same product, and a bias
             packet, args = aten.mm, args[1:]
             out = aten.mm(*args)
+        elif func in REDUCED:
+            out = aten.sum.dim_IntList(args[0], *args[REDUCED[func] :], **kwargs)
         else:
-            out = (aten.sum.dim_IntList if func == aten.mean.dim else func)(*args, **kwargs)
+            out = func(*args, **kwargs)
         if formula := flop_registry.get(packet):
             self.flop += formula(*args, **kwargs, out_val=out)
         return out
