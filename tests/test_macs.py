@@ -1,15 +1,17 @@
 """What the nets cost: every row's MACs are the paper's, parameters follow from the convolutions' shapes."""
 
 import pytest
+import timm
 import torch
 import torchvision
+from torch.utils.flop_counter import FlopCounterMode
 
 from roadmap import paper
 from roadmap.config.toggles import NetConfig
 from roadmap.net import build_net, cost, count_macs, count_params, describe
 from roadmap.net.block import block_convs
 
-from .net_rows import CONVNEXTS, SWIN, convnext, rows
+from .net_rows import CONVNEXTS, CONVNEXTS_V2, SWIN, convnext, convnext_v2, rows
 
 
 @pytest.mark.parametrize("regime", ["tiny", "base"])
@@ -30,6 +32,16 @@ def test_gmacs_are_the_papers_to_the_printed_digit(regime):
 def test_convnexts_cost_what_the_paper_says(size, gmacs):
     assert f"{count_macs(convnext(size), 1000, 224) / 1e9:.2f}" == gmacs
     assert count_params(convnext(size)) == CONVNEXTS[size][2]
+
+
+@pytest.mark.parametrize("size", list(CONVNEXTS_V2))
+def test_convnexts_v2_cost_what_timms_do(size):
+    with torch.device("meta"):
+        theirs = timm.create_model(f"convnextv2_{size}", num_classes=1000).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            theirs(torch.empty(1, 3, 224, 224))
+    assert count_params(convnext_v2(size)) == count_params(theirs)
+    assert count_macs(convnext_v2(size), 1000, 224) == counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize(("name", "regime"), [("swin_t", "tiny"), ("swin_b", "base")])
