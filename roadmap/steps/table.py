@@ -1,5 +1,5 @@
-"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to
-another."""
+"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, the tree that they form, and what changes
+from one row to another."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from roadmap import paper
 from roadmap.config import Config
 from roadmap.errors import ConfigError, RoadmapError
+from roadmap.steps.branches import branches
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
 from roadmap.text import ArgumentParser, flatten, plain_table
@@ -53,7 +54,7 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
                 params_m=size.params_m,
                 paper_gmacs=printed.gmacs if printed else None,
                 paper_top1=printed.top1 if printed else None,
-                note=paper.SLIPS.get((regime, name), ""),
+                note=paper.SLIPS.get((regime, name)) or ("" if name in paper.order() else paper.BEYOND),
             )
         )
     return table
@@ -65,6 +66,19 @@ def cells(row: Row) -> list[str]:
     numbers = [f"{row.gmacs:.{digits}f}", f"{row.params_m:.2f}"]
     printed = ["" if v is None else f"{v:.2f}" for v in (row.paper_gmacs, row.paper_top1)]
     return [row.step, row.label, *numbers, *printed, row.note]
+
+
+def as_tree(table: Sequence[Row], config_dir: str | None = None) -> str:
+    """Return the rows as a tree, from parent to child, each with its GMACs and what sets it apart."""
+    tree, known = step_tree(step_folders(config_dir)), {row.step: row for row in table}
+    lines = []
+    for drawing in branches({name: tree[name].parent for name in known}):
+        name = drawing.split()[-1]
+        if lines and tree[name].parent is None:
+            lines.append([""] * 4)
+        _, label, gmacs, *_ = cells(known[name])
+        lines.append([drawing, gmacs, label, paper.remark(name, tree[name].adopted)])
+    return plain_table([["step", "gmacs", "label", ""], *lines], right=(1,))
 
 
 def as_table(table: Sequence[Row]) -> str:
@@ -146,13 +160,15 @@ def shape(sizes: tuple[int, ...]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = ArgumentParser(
-        prog="python -m roadmap.steps", description="All rows of a regime, or what changes between two of them."
+        prog="python -m roadmap.steps", description="All rows of a regime, their tree, or what changes between two."
     )
     parser.add_argument(
         "--regime", default="tiny", help="nano, mini, tiny, small, base, large or xlarge (default: tiny)"
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), default="table")
-    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--format", choices=tuple(FORMATS), default="table")
+    shown.add_argument("--tree", action="store_true", help="which step follows which")
+    shown.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
     parser.add_argument(
         "--config-dir", "-cd", metavar="FOLDER", help="a folder with steps of your own (FOLDER/step/NAME.yaml)"
     )
@@ -160,8 +176,9 @@ def main(words: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         if args.diff:
             print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))
-        else:
-            print(FORMATS[args.format](rows(args.regime, args.config_dir)))
+            return 0
+        table = rows(args.regime, args.config_dir)
+        print(as_tree(table, args.config_dir) if args.tree else FORMATS[args.format](table))
     except RoadmapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
