@@ -237,7 +237,7 @@ def test_a_row_that_is_not_the_papers_has_none_of_its_numbers_and_is_marked(tmp_
     assert "not of the paper" in [text.get_text() for text in legend.get_texts()]
     assert "ConvNeXt V2" in texts_of(figure)  # where the section is named
     assert axes.get_yticklabels()[-2].get_text() == "GRN (ConvNeXt V2)"
-    table, gains = tables_of(group)
+    table, _ = tables_of(group)
     adopted = {row[0]: row[table.headings.index("adopted")] for row in table.texts}
     assert adopted["grn"] == "yes, not of the paper" and adopted["gelu"] == "yes" and adopted["kernel_5"] == "no"
 

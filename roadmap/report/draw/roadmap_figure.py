@@ -246,4 +246,5 @@ def _legend(figure: Figure, cells: Sequence[Cell], sizes: Sizes) -> None:
         handles.append(Line2D([], [], marker="D", **{**size, "mec": QUIET, "mfc": "white"}, label="paper"))
     if any(gain.told for gain in gains):
         handles.append(Line2D([], [], ls="", label=TOLD))
-    style.legend(figure, handles, ncols=len(handles) if sizes.wide else 2, fontsize=sizes.small)
+    columns = (len(handles) if len(handles) < 9 else 5) if sizes.wide else 2  # nine do not fit on one line
+    style.legend(figure, handles, ncols=columns, fontsize=sizes.small)
