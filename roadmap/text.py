@@ -97,7 +97,9 @@ def check_name(key: str, name: str) -> str:
 def nearest(name: str, known: Iterable[str], limit: int | None = None) -> str:
     """Return `did you mean X? There are: ...`, the nearest names first, at most `limit` of them."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    at = name.rfind(".") + 1  # a section that all share makes no two names alike
+    at = at if all(n.startswith(name[:at]) for n in names) else 0
+    close = [name[:at] + n for n in difflib.get_close_matches(name[at:], [n[at:] for n in names], n=3, cutoff=0.5)]
     close += [n for n in names if name and n not in close and (n in name or name in n)]
     in_order = [*close, *(n for n in names if n not in close)]
     listed = ", ".join(in_order[:limit])

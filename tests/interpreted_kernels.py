@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 # The interpreter cuts fp32 down to bf16 where a GPU rounds: at least twice the error. fp16 it rounds.
 ROOM = {torch.float32: 2.0, torch.float16: 1.1, torch.bfloat16: 3.0}
 TOY = {step: cfg.replace(depths=(1, 1, 1, 1)) for step, cfg in rows("toy").items()}
+TOY["grn"] = TOY["separate_downsampling"].replace(grn=True)
 # Every kernel size has a row of its own.
 TOY |= {step: cfg.replace(kernel_size=3) for step, cfg in TOY.items() if cfg.kernel_size == 7 and step != "kernel_7"}
 QUICK = [  # kernel, stride, map: a small and a large kernel at each stride

@@ -67,6 +67,24 @@ def convnext(size: str) -> NetConfig:
     return rows("tiny")["separate_downsampling"].replace(depths=depths, width=width, layer_scale=1e-6)
 
 
+CONVNEXTS_V2 = {  # blocks per stage, width (ConvNeXt V2, Table 12)
+    "atto": ((2, 2, 6, 2), 40),
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
+    "tiny": ((3, 3, 9, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+    "large": ((3, 3, 27, 3), 192),
+    "huge": ((3, 3, 27, 3), 352),
+}
+
+
+def convnext_v2(size: str) -> NetConfig:
+    """Return a ConvNeXt V2."""
+    depths, width = CONVNEXTS_V2[size]
+    return rows("tiny")["separate_downsampling"].replace(depths=depths, width=width, grn=True)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Compute the tests of a module that imports this with one thread.

@@ -25,6 +25,7 @@ from .records import ledger
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TOY = {step: cfg.replace(layer_scale=0.1, drop_path=0.3) for step, cfg in rows("toy").items()}
+TOY["grn"] = TOY["separate_downsampling"].replace(grn=True, layer_scale=None)
 ROOM = {torch.float32: 2.0, torch.bfloat16: 1.2}
 
 
@@ -161,6 +162,8 @@ def test_auto_takes_on_a_gpu_what_was_measured_there(capability):
         assert forms["join"] == "triton" and "not measured" not in line
     forms, _ = chosen("separate_downsampling")
     assert forms["norm"] == forms["gelu"] == "triton" and forms["pointwise"] == "linear"
+    with_grn, _ = chosen("grn")
+    assert forms.pop("join") == "triton" and with_grn == forms  # without layer scale there is nothing to join
 
 
 def test_auto_takes_on_another_gpu_what_won_by_far_and_says_that_nobody_measured_it(capability):

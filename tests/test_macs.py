@@ -1,15 +1,18 @@
 """What the nets cost: every row's MACs are the paper's, parameters follow from the convolutions' shapes."""
 
 import pytest
+import timm
 import torch
 import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from roadmap import paper
 from roadmap.config.toggles import NetConfig
 from roadmap.net import build_net, cost, count_macs, count_params, describe
 from roadmap.net.block import block_convs
 
-from .net_rows import CONVNEXTS, SWIN, convnext, rows
+from .net_rows import CONVNEXTS, CONVNEXTS_V2, SWIN, convnext, convnext_v2, images, rows
 
 
 @pytest.mark.parametrize("regime", ["tiny", "base"])
@@ -30,6 +33,46 @@ def test_gmacs_are_the_papers_to_the_printed_digit(regime):
 def test_convnexts_cost_what_the_paper_says(size, gmacs):
     assert f"{count_macs(convnext(size), 1000, 224) / 1e9:.2f}" == gmacs
     assert count_params(convnext(size)) == CONVNEXTS[size][2]
+
+
+@pytest.mark.parametrize("size", list(CONVNEXTS_V2))
+def test_convnexts_v2_cost_what_timms_do(size):
+    with torch.device("meta"):
+        theirs = timm.create_model(f"convnextv2_{size}", num_classes=1000).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            theirs(torch.empty(1, 3, 224, 224))
+    assert count_params(convnext_v2(size)) == count_params(theirs)
+    assert count_macs(convnext_v2(size), 1000, 224) == counter.get_total_flops() // 2
+
+
+PRINTED = {  # 1e6 activations at 224 as timm's benchmark prints them, counted by fvcore
+    "resnet50": (rows("tiny")["resnet"], "11.11"),
+    "resnet101": (NetConfig(depths=(3, 4, 23, 3)), "16.23"),
+    "resnet152": (NetConfig(depths=(3, 8, 36, 3)), "22.56"),
+    "convnext_tiny": (convnext("tiny"), "13.44"),
+    "convnext_small": (convnext("small"), "21.56"),
+    "convnext_base": (convnext("base"), "28.75"),
+    "convnextv2_atto": (convnext_v2("atto"), "3.81"),
+    "convnextv2_nano": (convnext_v2("nano"), "8.37"),
+    "convnextv2_tiny": (convnext_v2("tiny"), "13.44"),
+    "swin_tiny_patch4_window7_224": (SWIN["tiny"], "17.06"),
+}
+
+
+@pytest.mark.parametrize("name", list(PRINTED))
+def test_activations_are_those_that_timm_prints(name):
+    cfg, printed = PRINTED[name]
+    assert f"{cost(cfg, 1000, 224).macts:.2f}" == printed
+
+
+@pytest.mark.parametrize("step", ["resnet", "depthwise", "separate_downsampling"])
+def test_activations_are_the_outputs_of_convolutions_and_of_the_head(step):
+    net, found = build_net(rows("toy")[step], 5), []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda module, inputs, out: found.append(out.numel()))
+    net.eval()(images(1, 64))
+    assert cost(rows("toy")[step], 5, 64).macts == sum(found) / 1e6
 
 
 @pytest.mark.parametrize(("name", "regime"), [("swin_t", "tiny"), ("swin_b", "base")])

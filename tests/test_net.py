@@ -5,18 +5,20 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers.grn import GlobalResponseNorm as TimmsGrn
 from torch import nn
 
 from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net import build_net, export_weights
 from roadmap.net.block import Block, block_convs
-from roadmap.net.layers import ChannelNorm, DropPath
+from roadmap.net.layers import ChannelNorm, DropPath, GlobalResponseNorm
 from roadmap.steps.compose import compose
 
 from .net_rows import SWIN, images, one_thread, rows  # noqa: F401
 
 TOY = rows("toy")
+TOY["grn"] = TOY["separate_downsampling"].replace(grn=True)
 
 
 def test_config_files_say_the_same_as_the_rows_written_by_hand():
@@ -24,6 +26,8 @@ def test_config_files_say_the_same_as_the_rows_written_by_hand():
         for step, cfg in rows(regime).items():
             model = compose(step, regime).model
             assert model.replace(layer_scale=None, drop_path=0.0, init="kaiming") == cfg, (regime, step)
+        model = compose("grn", regime).model
+        assert model == compose("separate_downsampling", regime).model.replace(grn=True, layer_scale=None)
 
 
 @pytest.mark.parametrize("step", [*TOY, "swin"])
@@ -49,6 +53,7 @@ TOGGLES = {
     "norm": st.sampled_from(["batch_norm", "layer_norm"]),
     "norms_per_block": st.sampled_from([3, 1]),
     "separate_downsampling": st.booleans(),
+    "grn": st.booleans(),
     "layer_scale": st.sampled_from([None, 1e-6]),
     "drop_path": st.sampled_from([0.0, 0.3]),
     "init": st.sampled_from(["kaiming", "trunc_normal"]),
@@ -69,8 +74,12 @@ def moves_up_alone(toggles):
     return toggles["depthwise_first"] and not (toggles["depthwise"] and toggles["inverted"])
 
 
+def grn_alone(toggles):
+    return toggles["grn"] and not (toggles["inverted"] and toggles["activations_per_block"] == 1)
+
+
 @settings(max_examples=70, deadline=None, derandomize=True)
-@given(combinations.filter(lambda toggles: not moves_up_alone(toggles)))
+@given(combinations.filter(lambda toggles: not moves_up_alone(toggles) and not grn_alone(toggles)))
 def test_every_legal_combination_of_toggles_trains(toggles):
     torch.manual_seed(0)
     net = build_net(NetConfig(**toggles), 3)
@@ -97,6 +106,10 @@ def test_every_illegal_combination_is_refused_with_the_toggles_name(toggles, wro
     if moves_up_alone(toggles):
         missing = "depthwise" if not toggles["depthwise"] else "inverted"
         with pytest.raises(ConfigError, match=f"model.depthwise_first=true with model.{missing}=false"):
+            NetConfig(**toggles)
+    elif grn_alone(toggles):
+        missing = "inverted=false" if not toggles["inverted"] else "activations_per_block=3"
+        with pytest.raises(ConfigError, match=f"model.grn=true with model.{missing}"):
             NetConfig(**toggles)
     name, value = wrong
     with pytest.raises(ConfigError, match=f"{name}={value}"):
@@ -133,6 +146,7 @@ NAMES = {  # files of weights depend on them
         "block0.scale.gamma",
     },
 }
+NAMES["grn"] = {*NAMES["separate_downsampling"], "block0.grn.gamma", "block0.grn.beta"}
 
 
 @pytest.mark.parametrize("step", list(NAMES))
@@ -243,7 +257,29 @@ def test_channel_norm_is_torchs_layer_norm_on_pixels():
     assert torch.allclose(y[1, :, 2, 3], by_hand, atol=1e-6)
 
 
-@pytest.mark.parametrize("step", ["resnet", "gelu", "separate_downsampling"])
+@torch.no_grad()
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_global_response_norm_is_timms(channels_last):
+    torch.manual_seed(0)
+    x, ours, theirs = torch.randn(2, 6, 4, 5), GlobalResponseNorm(6), TimmsGrn(6, channels_last=channels_last)
+    x[:, 3] = 0
+    assert torch.equal(ours(x), x)  # as it begins
+    for mine, other in ((ours.gamma, theirs.weight), (ours.beta, theirs.bias)):
+        other.copy_(nn.init.normal_(mine))
+    expected = theirs(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if channels_last else theirs(x)
+    assert torch.allclose(ours(x), expected, atol=1e-6)
+
+
+def test_a_channel_without_response_has_a_gradient():
+    """As behind a ReLU: a norm's own gradient at zero would be none."""
+    x = torch.zeros(2, 6, 4, 4, requires_grad=True)
+    layer = GlobalResponseNorm(6)
+    nn.init.ones_(layer.gamma)
+    layer(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("step", ["resnet", "gelu", "separate_downsampling", "grn"])
 def test_channels_last_changes_nothing_but_the_layout(step):
     torch.manual_seed(0)
     net = build_net(TOY[step].replace(layer_scale=0.5), 5).eval()

@@ -15,6 +15,7 @@ from PIL import Image
 from roadmap import paper
 from roadmap.report import aggregate, charts, collect, roadmap_chart
 from roadmap.report.analyse.formats import signed
+from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.chart_rows import limits
 from roadmap.report.draw.style import image
 from roadmap.report.write.columns import tables_of
@@ -32,7 +33,7 @@ def main_axes(figure: Figure):
 
 def dots_of(axes, papers=False):
     """Return our dots by step, or with `papers` the paper's diamonds."""
-    dots = {line.get_label(): line for line in axes.lines if line.get_marker() in ("o", "s", "D")}
+    dots = {line.get_label(): line for line in axes.lines if line.get_marker() in ("o", "s", "^", "D")}
     return {name.removeprefix("paper "): dot for name, dot in dots.items() if name.startswith("paper ") == papers}
 
 
@@ -218,6 +219,27 @@ def test_own_steps_are_in_the_figure_behind_their_parent(tmp_path):
     assert list(dots_of(axes)) == ["kernel_7", "mine", "gelu"]
     assert [label.get_text() for label in axes.get_yticklabels()][1] == "my own idea"
     assert dots_of(axes)["mine"].get_markerfacecolor() == "white"
+
+
+def test_a_row_that_is_not_the_papers_has_none_of_its_numbers_and_is_marked(tmp_path):
+    write_roadmap(tmp_path)
+    for seed in range(3):
+        write_run(tmp_path, "grn", seed, top1=82.5, regime="tiny", data="imagenet", parent="separate_downsampling")
+    (group,) = groups_of(tmp_path)
+    cell = next(row for row in group.rows if row.step == "grn")
+    assert [row.step for row in group.rows][-3:] == ["separate_downsampling", "grn", "swin"]
+    assert cell.paper is None and cell.gain.paper_gain is None and cell.gain.gain > 0
+    assert "grn" not in {row.step for row in ranking(group).rows}
+    figure = roadmap_chart(group)
+    (axes,) = main_axes(figure)
+    assert {step for step, dot in dots_of(axes).items() if dot.get_marker() == "^"} == {"grn"}
+    (legend,) = figure.legends
+    assert "not of the paper" in [text.get_text() for text in legend.get_texts()]
+    assert "ConvNeXt V2" in texts_of(figure)  # where the section is named
+    assert axes.get_yticklabels()[-2].get_text() == "GRN (ConvNeXt V2)"
+    table, _ = tables_of(group)
+    adopted = {row[0]: row[table.headings.index("adopted")] for row in table.texts}
+    assert adopted["grn"] == "yes, not of the paper" and adopted["gelu"] == "yes" and adopted["kernel_5"] == "no"
 
 
 def test_a_long_label_is_wrapped_and_keeps_every_letter(tmp_path):

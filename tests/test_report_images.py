@@ -1,5 +1,6 @@
 """What a step changes image by image and class by class: counts by hand, tests by other people's code, the page."""
 
+import csv
 import itertools
 
 import numpy as np
@@ -8,7 +9,8 @@ import scipy.stats
 from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 
-from roadmap.report import aggregate, collect
+from roadmap.report import aggregate, collect, findings, gallery
+from roadmap.report.__main__ import main
 from roadmap.report.analyse import image_changes as changes_of
 from roadmap.report.analyse.confusion import confusion
 from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, sign_flip

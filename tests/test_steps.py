@@ -14,7 +14,8 @@ from roadmap.steps.tree import CONF, regimes, step_tree
 from roadmap.steps.unused_settings import READ_WITH, unused_settings
 from roadmap.text import flatten
 
-STEPS = list(step_tree())
+BEYOND = ["grn"]  # what other papers went on with
+STEPS = [s for s in step_tree() if s not in BEYOND]
 NETS = [s for s in STEPS if s != "swin"]
 
 # What each step declares to change, in words of the config (stated here once more, from Section 2 of the paper).
@@ -60,6 +61,22 @@ def test_tree_is_the_papers():
         tree = step_tree()
         assert {s: tree[s].parent for s in STEPS} == {s: r.parent for s, r in rows.items()}
         assert {s: tree[s].adopted for s in STEPS} == {s: r.adopted for s, r in rows.items()}
+
+
+@pytest.mark.parametrize("regime", ["nano", "tiny", "base"])
+def test_convnext_v2_goes_on_where_the_paper_ends(regime):
+    assert list(step_tree())[-3:] == ["separate_downsampling", "grn", "swin"]
+    config = composed("grn", regime)
+    expected = {"model.grn", "model.layer_scale", "recipe.layer_scale"}
+    assert changed(composed("separate_downsampling", regime), config) == expected
+    assert (config.parent, config.label) == ("separate_downsampling", "GRN (ConvNeXt V2)")
+    assert (config.model.grn, config.model.layer_scale, config.model.drop_path) == (True, None, config.recipe.drop_path)
+
+
+def test_no_study_trains_a_row_that_is_not_the_papers_unless_it_is_asked_for():
+    for path in sorted((CONF.parent / "sweeps").glob("*.yaml")):
+        asked = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"].get("+step", "")
+        assert not set(BEYOND) & set(str(asked).split(",")), path.stem
 
 
 @pytest.mark.parametrize("regime", ["nano", "tiny", "base"])
@@ -146,7 +163,16 @@ class TestVariants:
     def test_every_toggle_has_both_directions(self):
         found = {p.stem for p in (CONF / "variant").glob("*.yaml")}
         of_recipe = {path.stem for path in (CONF / "variant").glob("*.yaml") if "\nmodel:" not in path.read_text()}
-        assert found - of_recipe == {f"{way}_{toggle}" for toggle in self.TOGGLES for way in ("with", "without")}
+        both = {f"{way}_{toggle}" for toggle in self.TOGGLES for way in ("with", "without")}
+        assert found - of_recipe == both | {"with_grn"}
+
+    def test_grn_stands_in_an_inverted_bottleneck_with_one_activation(self):
+        for step in ("fewer_activations", "separate_downsampling"):
+            assert changed(composed(step, "nano"), composed(step, "nano", "+variant=with_grn")) == {"model.grn"}
+        with pytest.raises(ConfigError, match=r"model\.grn=true with model\.activations_per_block=3"):
+            compose("gelu", "nano", ["+variant=with_grn"])
+        with pytest.raises(ConfigError, match=r"model\.grn=true with model\.inverted=false"):
+            compose("resnet", "nano", ["model.grn=true", "model.activations_per_block=1"])
 
     def outcomes(self, step, way):
         result = {}
@@ -241,7 +267,7 @@ class TestOwnStep:
     def test_stands_behind_its_parent(self, folder):
         names = list(step_tree([folder, CONF]))
         assert names[names.index("gelu") + 1] == "mine"
-        assert [n for n in names if n != "mine"] == STEPS
+        assert [n for n in names if n != "mine" and n not in BEYOND] == STEPS
 
     def test_takes_its_label_from_a_file(self, folder):
         (folder / "step" / "labels.csv").write_text("step,label,adopted\nmine,huge kernels,no\n")

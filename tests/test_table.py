@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import subprocess
 import sys
 
@@ -22,7 +23,10 @@ def out(capsys, *words):
 def test_every_rows_gmacs_is_the_papers_but_for_the_slips_that_are_marked(capsys, regime):
     _, text, _ = out(capsys, "--regime", regime, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert list(rows[0]) == ["step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note"]
+    assert list(rows[0]) == [*("step", "label", "gmacs", "macts", "params_m", "paper_gmacs", "paper_top1", "note")]
+    beyond = [r for r in rows if r["note"] == "not of the paper"]
+    assert [(r["step"], r["paper_gmacs"], r["paper_top1"]) for r in beyond] == [("grn", "", "")]
+    rows = [r for r in rows if r not in beyond]
     assert [r["step"] for r in rows] == list(paper.rows(regime))
     differing = {r["step"] for r in rows if f"{float(r['gmacs']):.2f}" != f"{float(r['paper_gmacs']):.2f}"}
     assert differing == {step for reg, step in paper.SLIPS if reg == regime} == {r["step"] for r in rows if r["note"]}
@@ -37,11 +41,44 @@ def test_own_steps_stand_behind_their_parent_and_regimes_of_our_own_have_no_pape
     words = ["-m", "roadmap.steps", "--regime", "nano", "--format", "markdown", "-cd", str(tmp_path)]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 + 17 + 1
+    assert len(lines) == 2 + 17 + 1 + 1  # `mine`, and what is not of the paper either
     assert "swin" not in done.stdout
-    assert lines[2].startswith("| resnet | ResNet | 0.0026 | 0.58 |  |  |")
+    assert lines[2].startswith("| resnet | ResNet | 0.0026 | 0.0275 | 0.58 |  |  |")
     names = [line.split()[1] for line in lines]
     assert names[names.index("gelu") + 1] == "mine"
+
+
+TREE = """\
+* move_up_depthwise
+|-* kernel_5
+|-* kernel_9
+| * nine_gelu
+| |-* nine_norm
+| * nine_plain
+| * nine_last
+|-* kernel_11
+* kernel_7
+* gelu"""
+
+
+def test_the_tree_runs_on_where_most_follows_and_the_others_leave_it_before(tmp_path, capsys):
+    (tmp_path / "step").mkdir()
+    for name, parent, change in (
+        ("nine_gelu", "kernel_9", "activation: gelu"),
+        ("nine_norm", "nine_gelu", "norm: layer_norm"),
+        ("nine_plain", "nine_gelu", "norms_per_block: 1"),
+        ("nine_last", "nine_plain", "activations_per_block: 1"),
+    ):
+        text = f"# @package _global_\ndefaults:\n  - {parent}\n  - _self_\nmodel:\n  {change}\n"
+        (tmp_path / "step" / f"{name}.yaml").write_text(text)
+    code, text, _ = out(capsys, "--tree", "-cd", str(tmp_path))
+    drawn = [re.split(r"  |$", line)[0].rstrip() for line in text.splitlines()]
+    assert code == 0 and TREE in "\n".join(drawn)
+    assert drawn[-3:] == ["* grn", "", "* swin"] and len(drawn) == 1 + 18 + 1 + 4 + 1
+    line = {each.partition("* ")[2].split()[0]: each for each in text.splitlines() if "* " in each}
+    assert line["gelu"].split()[2:] == ["4.15", "ReLU", "to", "GELU"]
+    assert line["kernel_9"].endswith("  tried, not kept") and line["swin"].endswith("  reference")
+    assert line["grn"].endswith("  not of the paper") and line["nine_last"].endswith("  not of the paper")
 
 
 def test_diff_shows_the_step(capsys):
@@ -64,6 +101,9 @@ def test_diff_folds_blocks_that_change_alike(capsys):
     (("--regime", "tny"), "did you mean tiny?"),
     (("--diff", "gelu", "rellu"), "gelu"),
     (("--wat",), "--wat"),
+    (("--tree", "--diff", "gelu", "resnet"), "not allowed with argument --tree"),
+    (("--tree", "--format", "csv"), "not allowed with argument --tree"),
+    (("--tree", "--regime", "tny"), "did you mean tiny?"),
     (("-cd", "nowhere"), "nowhere"),
 ])  # fmt: skip
 def test_mistakes_end_with_64_and_a_line(capsys, words, piece):

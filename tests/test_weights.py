@@ -10,10 +10,11 @@ from roadmap.errors import DataError
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.net.weights import FREE
 
-from .net_rows import CONVNEXTS, SWIN, blank, convnext, drawn, images, one_thread, rows  # noqa: F401
+from .net_rows import CONVNEXTS, CONVNEXTS_V2, SWIN, blank, convnext, convnext_v2, drawn, images, one_thread, rows  # noqa: F401
 
 RESNET = rows("tiny")["resnet"]
 TOY = rows("toy") | {"convnext": rows("toy")["separate_downsampling"].replace(layer_scale=1e-6)}
+TOY["grn"] = rows("toy")["separate_downsampling"].replace(grn=True)
 
 
 def ours(cfg, num_classes=1000):
@@ -86,8 +87,15 @@ def official(state):
             new = ["downsample_layers", parts[1], *parts[3:]]
         elif parts[0] == "stages":
             rest = ".".join(parts[4:])
-            for theirs, authors in (("conv_dw", "dwconv"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2")):
+            for theirs, authors in (
+                *(("conv_dw", "dwconv"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2")),
+                *(("mlp.grn.weight", "grn.gamma"), ("mlp.grn.bias", "grn.beta")),
+            ):
                 rest = rest.replace(theirs, authors)
+            if "grn" in rest:
+                tensor = tensor.reshape(1, 1, 1, -1)
+            elif rest.startswith("pw") and rest.endswith("weight"):
+                tensor = tensor.flatten(1)
             new = ["stages", parts[1], parts[3], rest]
         else:
             new = ["norm" if parts[1] == "norm" else "head", *parts[2:]]
@@ -113,6 +121,33 @@ def test_timms_convnexts_and_the_authors_files(size):
     again = ours(convnext(size))
     load_weights(again, {"model": official(state)})
     unchanged(again.state_dict(), net.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano", "tiny"])
+def test_timms_convnexts_v2_and_the_authors_files(size):
+    theirs = drawn(lambda: timm.create_model(f"convnextv2_{size}", num_classes=1000))
+    state = theirs.state_dict()
+    net = ours(convnext_v2(size))
+    load_weights(net, state)
+    x = images(1, 64)
+    assert agree(net(x), theirs(x))
+    unchanged(export_weights(net, "timm"), state)
+    theirs.load_state_dict(export_weights(net, "timm"))
+    file = export_weights(net, "official")
+    unchanged(checkpoint_filter_fn({"model": file}, theirs), state)
+    again = ours(convnext_v2(size))
+    load_weights(again, {"model": file})
+    unchanged(again.state_dict(), net.state_dict())
+
+
+@pytest.mark.parametrize("size", list(CONVNEXTS_V2))
+def test_exported_names_and_shapes_of_v2_are_those_of_the_other_code(size):
+    with torch.device("meta"):
+        net = build_net(convnext_v2(size), 1000)
+        theirs = timm.create_model(f"convnextv2_{size}", num_classes=1000).state_dict()
+    assert shapes(export_weights(net, "timm")) == shapes(theirs)
+    assert shapes(export_weights(net, "official")) == shapes(official(theirs))
 
 
 @pytest.mark.parametrize("size", list(CONVNEXTS))
@@ -218,6 +253,19 @@ class TestRefusals:
     def test_of_another_step(self):
         assert "model.stem=resnet" in self.refused(ours(TOY["gelu"]), self.resnet())
 
+    @pytest.mark.parametrize("fmt", ["timm", "official"])
+    def test_of_v2_in_a_net_of_the_first_one_and_the_other_way_round(self, fmt):
+        first, second = ours(TOY["convnext"], 5), ours(TOY["grn"], 5)
+        said = self.refused(first, export_weights(second, fmt))
+        assert said.endswith("have global response normalisation (ConvNeXt V2), this net has model.grn=false")
+        assert self.refused(second, export_weights(first, fmt)).endswith("this net has model.grn=true")
+
+    def test_of_torchvision_which_has_no_v2(self):
+        second = ours(TOY["grn"], 5)
+        assert "model.grn=False" in self.refused(second, export_weights(ours(TOY["convnext"], 5), "torchvision"))
+        with pytest.raises(DataError, match=r"model\.grn"):
+            export_weights(second, "torchvision")
+
     def test_that_are_of_no_known_format(self):
         net = ours(TOY["convnext"], 5)
         assert "none that is known" in self.refused(net, {"layers.0.weight": torch.zeros(3)})
@@ -284,6 +332,8 @@ CHANGES = [  # another value for every field that is no size
     ("convnext", {"head_norm": "never"}),
     ("convnext", {"kernel_size": 9}),
     ("convnext", {"layer_scale": None}),
+    ("convnext", {"grn": True}),
+    ("resnet", {"inverted": True, "activations_per_block": 1, "grn": True}),
     ("convnext", {"separate_downsampling": False, "head_norm": "always"}),
 ]
 SAME = [  # other words for the same net

@@ -41,6 +41,7 @@ class NetConfig(Section):
     norm: Norm = key(Norm.batch_norm, about="of every block (Sec. 2.6)")
     norms_per_block: Int = key(3, one_of=(3, 1))
     separate_downsampling: bool = key(False, about="a conv of its own between the stages (Sec. 2.6)")
+    grn: bool = key(False, about="global response normalisation before the last 1x1 conv (V2, arXiv 2301.00808)")
     # Recipe values that live in the net.
     layer_scale: Float | None = key(None, gt=0, le=10, about="initial value; null leaves it out")
     drop_path: Float = key(
@@ -76,6 +77,12 @@ class NetConfig(Section):
                 raise ConfigError(
                     f"model.depthwise_first=true with model.{toggle}=false: only a depthwise conv of an inverted "
                     "bottleneck can move up (Sec. 2.4 and 2.5)"
+                )
+        for name, wanted in (("inverted", True), ("activations_per_block", 1)):
+            if self.grn and (value := getattr(self, name)) != wanted:
+                raise ConfigError(
+                    f"model.grn=true with model.{name}={shown(value)}: it stands behind the one activation of an "
+                    f"inverted bottleneck, model.{name}={shown(wanted)}"
                 )
         return self
 

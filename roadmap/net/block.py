@@ -10,7 +10,7 @@ from torch import nn
 
 from roadmap.config.choices import StrideOn
 from roadmap.config.toggles import NetConfig
-from roadmap.net.layers import DropPath, LayerScale, activation, conv, norm, wanted
+from roadmap.net.layers import DropPath, GlobalResponseNorm, LayerScale, activation, conv, norm, wanted
 
 
 class ConvShape(NamedTuple):
@@ -62,6 +62,7 @@ class Block(nn.Module):
         norms = [norm(cfg, s.c_out) if n else nn.Identity() for s, n in zip(shapes, normed, strict=True)]
         self.conv1, self.norm1, self.act1 = convs[0], norms[0], activation(cfg) if acts[0] else nn.Identity()
         self.conv2, self.norm2, self.act2 = convs[1], norms[1], activation(cfg) if acts[1] else nn.Identity()
+        self.grn = GlobalResponseNorm(shapes[2].c_in) if cfg.grn else nn.Identity()
         self.conv3, self.norm3 = convs[2], norms[2]
         self.scale = LayerScale(c_out, cfg.layer_scale) if cfg.layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -74,7 +75,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, c_in, H, W) -> (N, c_out, H', W')."""
         y = self.act1(self.norm1(self.conv1(x)))
-        y = self.act2(self.norm2(self.conv2(y)))
+        y = self.grn(self.act2(self.norm2(self.conv2(y))))
         return self.act3(self.join(self.norm3(self.conv3(y)), self.shortcut(x)))
 
     def join(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:

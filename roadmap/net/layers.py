@@ -54,6 +54,27 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
+class GlobalResponseNorm(nn.Module):
+    """Scale each channel by its share of an image's response, as learned: x (1 + gamma N(x)) + beta, both (C,), from 0.
+
+    N(x) is the channel's L2 norm over the map, divided by the mean of all channels' (ConvNeXt V2, arXiv 2301.00808,
+    Sec. 3.2).
+    """
+
+    eps = 1e-6
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        response = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        share = response / (response.mean(1, keepdim=True) + self.eps)
+        return x * (1 + self.gamma.view(-1, 1, 1) * share) + self.beta.view(-1, 1, 1)
+
+
 def norm(cfg: NetConfig, channels: int) -> nn.Module:
     """Return the config's norm for a map (N, C, H, W). Reading 7: BatchNorm eps 1e-5, LayerNorm eps 1e-6."""
     if cfg.norm == Norm.layer_norm:

@@ -1,4 +1,5 @@
-"""What a net costs: multiply-accumulates and parameters, counted on a net without memory (the meta device)."""
+"""What a net costs: multiply-accumulates, activations and parameters, counted on a net without memory (the meta
+device)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +14,24 @@ from roadmap.config.toggles import NetConfig
 from roadmap.net.net import build_net
 
 aten = torch.ops.aten
+# What has the shape of a sum over dimensions, and where these stand among its arguments.
+REDUCED = {aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one image, and parameters, in the units of the paper's tables."""
+    """Multiply-accumulates and activations of one image, and parameters, each by the name of its recorded number."""
 
     gmacs: float  # 1e9 multiply-accumulates: convolutions and all matrix products, attention's too
+    macts: float  # 1e6 elements of the outputs of these, which is what pycls and fvcore call activations
     params_m: float  # 1e6 parameters
 
 
 def cost(cfg: NetConfig, num_classes: int, image_size: int) -> Cost:
     """Return what a net costs, by the paper's counting rule. Raises RuntimeError where the image is too small."""
     net = _meta(cfg, num_classes)
-    return Cost(gmacs=_macs(net, image_size) / 1e9, params_m=count_params(net) / 1e6)
+    counted = _count(net, image_size)
+    return Cost(counted.flop // 2 / 1e9, counted.outputs / 1e6, count_params(net) / 1e6)
 
 
 def count_macs(cfg: NetConfig, num_classes: int, image_size: int) -> int:
@@ -34,7 +39,7 @@ def count_macs(cfg: NetConfig, num_classes: int, image_size: int) -> int:
 
     Raises RuntimeError where the image is too small for the net.
     """
-    return _macs(_meta(cfg, num_classes), image_size)
+    return _count(_meta(cfg, num_classes), image_size).flop // 2  # a multiply-accumulate counts as two
 
 
 def count_params(net: nn.Module | NetConfig, num_classes: int = 1000) -> int:
@@ -54,13 +59,13 @@ def _meta(cfg: NetConfig, num_classes: int) -> nn.Module:
 
 
 class FlopCounter(TorchDispatchMode):
-    """Adds up torch's own formulas for the products of a forward pass on the meta device.
+    """Adds up torch's own formulas for the products of a forward pass on the meta device, and their outputs.
 
     As `FlopCounterMode` does, without torch's compiler: that mode, and most operations on the meta device, import it,
     which takes longer than all else before a small net's first step.
     """
 
-    flop = 0
+    flop = outputs = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -76,10 +81,13 @@ class FlopCounter(TorchDispatchMode):
         elif packet == aten.addmm:  # the same product, and a bias
             packet, args = aten.mm, args[1:]
             out = aten.mm(*args)
+        elif func in REDUCED:
+            out = aten.sum.dim_IntList(args[0], *args[REDUCED[func] :], **kwargs)
         else:
-            out = (aten.sum.dim_IntList if func == aten.mean.dim else func)(*args, **kwargs)
+            out = func(*args, **kwargs)
         if formula := flop_registry.get(packet):
             self.flop += formula(*args, **kwargs, out_val=out)
+            self.outputs += out.numel()
         return out
 
 
@@ -94,10 +102,10 @@ def conv_shape(
     return x.shape[0], weight.shape[0], *out
 
 
-def _macs(net: nn.Module, image_size: int) -> int:
+def _count(net: nn.Module, image_size: int) -> FlopCounter:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
             module.__class__ = nn.Identity  # type: ignore[assignment]
     with torch.device("meta"), torch.no_grad(), FlopCounter() as counter:
         net.eval()(torch.empty(1, 3, image_size, image_size))
-    return counter.flop // 2  # a multiply-accumulate counts as two
+    return counter

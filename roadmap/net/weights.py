@@ -1,4 +1,5 @@
-"""Weights of other code in and out: torchvision's ResNets and ConvNeXts, timm's ConvNeXts, the ConvNeXt authors' files.
+"""Weights of other code in and out: torchvision's ResNets and ConvNeXts, timm's ConvNeXts, the ConvNeXt authors' files;
+of timm and the authors those of ConvNeXt V2, too.
 
 One table says what each part is called where; a format is found by its keys. Only tensors are handled here:
 `weights_file` reads them from files.
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from roadmap.config.choices import Activation, Norm, Stem, StrideOn, When
+from roadmap.config.fields import shown
 from roadmap.config.toggles import NetConfig
 from roadmap.errors import DataError
 from roadmap.net.find_weights import find_weights
@@ -27,6 +29,8 @@ IN_BLOCK = [
     ("norm1", "bn1", "block.2", "norm", "norm"),
     ("conv2", "conv2", "block.3", "mlp.fc1", "pwconv1"),
     ("norm2", "bn2", None, None, None),
+    ("grn.gamma", None, None, "mlp.grn.weight", "grn.gamma"),
+    ("grn.beta", None, None, "mlp.grn.bias", "grn.beta"),
     ("conv3", "conv3", "block.5", "mlp.fc2", "pwconv2"),
     ("norm3", "bn3", None, None, None),
     ("scale.gamma", None, "layer_scale", "gamma", "gamma"),
@@ -60,10 +64,12 @@ CONVNEXT: dict[str, tuple[Any, ...]] = {  # without strided blocks and projectio
     "norms_per_block": (1,), "separate_downsampling": (True,), "stem_norm": (True,), "stem_activation": NO,
     "residual_activation": NO, "head_norm": YES, "conv_bias": YES, "layer_norm_eps": (1e-6,),
 }  # fmt: skip
+TIMM_CONVS = (40, 48, 64, 80)  # widths of timm's atto, femto, pico, nano, whose pointwise convs are no Linear
 # Told by the shapes, or without a meaning at an end of the roadmap. Any other toggle must be at its default: what was
 # added after these formats is in none of their nets.
 FREE = {"depths", "width", "layer_scale", "drop_path", "init"}
 FREE |= {"projection_norm", "stride_on", "batch_norm_eps", "layer_norm_eps"}
+V2 = ("timm", "official")  # formats whose nets may have global response normalisation, and then no layer scale
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -76,6 +82,7 @@ def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
     own = net.state_dict()
     if fmt in FORMATS and isinstance(net, Net):
         check_toggles(net, fmt)
+        check_grn(net, given, fmt)
         names = {foreign: key for key, foreign in renamed(own, fmt).items()}
     else:
         names = {key: key for key in own}
@@ -110,7 +117,7 @@ def export_weights(net: nn.Module, fmt: str) -> dict[str, torch.Tensor]:
     if fmt == "torchvision":
         fmt = "torchvision resnet" if net.cfg.stem == Stem.resnet else "torchvision convnext"
     check_toggles(net, fmt)
-    return {foreign: shaped_for(fmt, key, own[key]) for key, foreign in renamed(own, fmt).items()}
+    return {foreign: shaped_for(net.cfg, fmt, key, own[key]) for key, foreign in renamed(own, fmt).items()}
 
 
 def renamed(keys: Mapping[str, Any], fmt: str) -> dict[str, str]:
@@ -147,20 +154,22 @@ def reshaped(tensor: Any, like: torch.Tensor, what: str) -> torch.Tensor:
     return tensor.reshape(like.shape)
 
 
-def shaped_for(fmt: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
+def shaped_for(cfg: NetConfig, fmt: str, key: str, tensor: torch.Tensor) -> torch.Tensor:
     """Give a tensor the shape that a format has: pointwise convs as Linear, torchvision's layer scale (C, 1, 1)."""
     if fmt == "torchvision resnet":
         return tensor
-    if key.endswith(("conv2.weight", "conv3.weight")):
+    if key.endswith(("conv2.weight", "conv3.weight")) and not (fmt == "timm" and cfg.width in TIMM_CONVS):
         return tensor.flatten(1)
     if key.endswith("gamma") and fmt == "torchvision convnext":
         return tensor.reshape(-1, 1, 1)
+    if ".grn." in key and fmt == "official":
+        return tensor.reshape(1, 1, 1, -1)
     return tensor
 
 
 def check_toggles(net: Net, fmt: str) -> None:
     """Raise DataError unless the net is a ResNet or ConvNeXt, as the format's nets are."""
-    known = RESNET if fmt == "torchvision resnet" else CONVNEXT
+    known = RESNET if fmt == "torchvision resnet" else CONVNEXT | ({"grn": (False, True)} if fmt in V2 else {})
     others = {name: (field.default,) for name, field in NetConfig.model_fields.items() if name not in FREE}
     for toggle, allowed in (others | known).items():
         value = getattr(net.cfg, toggle)
@@ -168,8 +177,15 @@ def check_toggles(net: Net, fmt: str) -> None:
             raise DataError(
                 f"weights in {fmt} format belong to nets with model.{toggle}={allowed[0]}, this one has {value}"
             )
-    if fmt != "torchvision resnet" and net.cfg.layer_scale is None:
+    if fmt != "torchvision resnet" and net.cfg.layer_scale is None and not net.cfg.grn:
         raise DataError(f"weights in {fmt} format belong to nets with layer scale, this one has model.layer_scale=null")
+
+
+def check_grn(net: Net, given: Mapping[str, Any], fmt: str) -> None:
+    """Raise DataError where weights are of ConvNeXt V2 and the net is not, or the other way round."""
+    if net.cfg.grn != (theirs := any(".grn." in key for key in given)):
+        have = "have global response normalisation (ConvNeXt V2)" if theirs else "are of ConvNeXt, not of ConvNeXt V2"
+        raise DataError(f"weights in {fmt} format {have}, this net has model.grn={shown(net.cfg.grn)}")
 
 
 def hint(net: nn.Module) -> str:

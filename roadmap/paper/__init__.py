@@ -15,6 +15,8 @@ SLIPS = {
     ("tiny", "swin"): "torchvision's Swin-T counts 4.49",
 }
 
+BEYOND = "not of the paper"  # a row that the roadmap goes on with: of another paper, or of one's own
+
 # The one cell of ours beside which the printed Swins may stand: under Swin's own recipe.
 SWIN_CELL = "swin,recipe=swin"
 
@@ -67,6 +69,12 @@ def order() -> dict[str, int]:
     return {step: row.order for step, row in rows("tiny").items()}
 
 
+def remark(step: str, adopted: str) -> str:
+    """Return in words what sets a step apart from those that the paper kept; nothing for one of these."""
+    kinds = {"no": "tried, not kept", "reference": "reference"}
+    return ", ".join([*([kinds[adopted]] if adopted in kinds else []), *([] if step in order() else [BEYOND])])
+
+
 def label(step: str, regime: str) -> str | None:
     """Return the paper's label of a step in a regime, or the general one where the paper has no such regime."""
     general = {
@@ -74,6 +82,7 @@ def label(step: str, regime: str) -> str | None:
         "enhanced_recipe": "ResNet (enhanced recipe)",
         "separate_downsampling": "separate d.s. conv (ConvNeXt)",
         "swin": "Swin",
+        "grn": "GRN (ConvNeXt V2)",
     }
     if step in rows(regime):
         return rows(regime)[step].label

@@ -50,6 +50,7 @@ class RunInfo(Record):
     """What is known of a run before its first step, and where it computes."""
 
     gmacs: float | None = None
+    macts: float | None = None
     params_m: float | None = None
     num_classes: int | None = None
     classes: list[str] | None = None  # their names in the order of the labels
@@ -235,6 +236,7 @@ QUANTITIES = {
         Quantity("top1", "top-1", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
         Quantity("top5", "top-5", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
         Quantity("gmacs", "MACs", "G", 2, "lower", "multiply-accumulates of one image"),
+        Quantity("macts", "activations", "M", 2, "lower", "outputs of convolutions and matrix products, of one image"),
         Quantity("params_m", "parameters", "M", 2, "lower", "of the net"),
         Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds", measured=True),
         Quantity(

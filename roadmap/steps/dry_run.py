@@ -22,5 +22,6 @@ def describe(config: Config) -> str:
             f"identity: {identity_hash(config.values())}",
             f"parameters: {net.params_m:.4g} M with {num_classes} classes",
             f"GMACs: {net.gmacs:.4g} at {config.data.image_size} x {config.data.image_size} pixels",
+            f"activations: {net.macts:.4g} M, outputs of convolutions and matrix products",
         ]
     return "\n".join(lines)

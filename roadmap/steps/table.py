@@ -1,5 +1,5 @@
-"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, and what changes from one row to
-another."""
+"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, the tree of the rows, and what changes
+from one to another."""
 
 import csv
 import io
@@ -11,20 +11,22 @@ from dataclasses import asdict, dataclass
 from roadmap import paper
 from roadmap.config import Config
 from roadmap.errors import ConfigError, RoadmapError
+from roadmap.steps.branches import branches
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
 from roadmap.text import ArgumentParser, flatten, plain_table
 
-COLUMNS = ("step", "label", "gmacs", "params_m", "paper_gmacs", "paper_top1", "note")
+COLUMNS = ("step", "label", "gmacs", "macts", "params_m", "paper_gmacs", "paper_top1", "note")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table; `gmacs` at the regime's own image size (224 but for nano and mini)."""
+    """One row of the table; `gmacs` and `macts` at the regime's own image size (224 but for nano and mini)."""
 
     step: str
     label: str
     gmacs: float
+    macts: float
     params_m: float
     paper_gmacs: float | None
     paper_top1: float | None
@@ -49,11 +51,10 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
             Row(
                 step=name,
                 label=config.label,
-                gmacs=size.gmacs,
-                params_m=size.params_m,
+                **asdict(size),
                 paper_gmacs=printed.gmacs if printed else None,
                 paper_top1=printed.top1 if printed else None,
-                note=paper.SLIPS.get((regime, name), ""),
+                note=paper.SLIPS.get((regime, name)) or ("" if name in paper.order() else paper.BEYOND),
             )
         )
     return table
@@ -62,14 +63,27 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
 def cells(row: Row) -> list[str]:
     """Return a row as text: GMACs as the paper prints them where they are its size."""
     digits = 2 if row.gmacs >= 1 else 4
-    numbers = [f"{row.gmacs:.{digits}f}", f"{row.params_m:.2f}"]
+    numbers = [f"{row.gmacs:.{digits}f}", f"{row.macts:.{digits}f}", f"{row.params_m:.2f}"]
     printed = ["" if v is None else f"{v:.2f}" for v in (row.paper_gmacs, row.paper_top1)]
     return [row.step, row.label, *numbers, *printed, row.note]
 
 
+def as_tree(table: Sequence[Row], config_dir: str | None = None) -> str:
+    """Return the rows as a tree, from parent to child, each with its GMACs and what sets it apart."""
+    tree, known = step_tree(step_folders(config_dir)), {row.step: row for row in table}
+    lines: list[list[str]] = []
+    for drawing in branches({name: tree[name].parent for name in known}):
+        name = drawing.split()[-1]
+        if lines and tree[name].parent is None:
+            lines.append([""] * 4)
+        _, label, gmacs, *_ = cells(known[name])
+        lines.append([drawing, gmacs, label, paper.remark(name, tree[name].adopted)])
+    return plain_table([["step", "gmacs", "label", ""], *lines], right=(1,))
+
+
 def as_table(table: Sequence[Row]) -> str:
     """Return aligned columns for a terminal."""
-    return plain_table([COLUMNS, *map(cells, table)], right=range(2, 6))
+    return plain_table([COLUMNS, *map(cells, table)], right=range(2, 7))
 
 
 def as_csv(table: Sequence[Row]) -> str:
@@ -83,7 +97,7 @@ def as_csv(table: Sequence[Row]) -> str:
 
 def as_markdown(table: Sequence[Row]) -> str:
     """Return a Markdown table."""
-    lines = [list(COLUMNS), ["---", "---", "---:", "---:", "---:", "---:", "---"], *map(cells, table)]
+    lines = [list(COLUMNS), ["---", "---", *["---:"] * 5, "---"], *map(cells, table)]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
@@ -91,13 +105,12 @@ FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"table": as_table, "csv": 
 
 
 def diff(before: Config, after: Config) -> str:
-    """Return what changes from one step to another: config keys, parameters of the net, GMACs and parameter counts."""
+    """Return what changes from one step to another: config keys, parameters of the net, and what it costs."""
     from roadmap.net import cost, describe
 
     classes = before.data.num_classes or 1000
     nets = [describe(config.model, classes) for config in (before, after)]
     sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
-    macs, params = [size.gmacs for size in sizes], [size.params_m for size in sizes]
     flat = [
         flatten({k: getattr(config, k).values() for k in ("model", "recipe", "data")}) for config in (before, after)
     ]
@@ -117,10 +130,16 @@ def diff(before: Config, after: Config) -> str:
         *folded("+", added),
         *folded("-", removed),
         *folded("~", reshaped),
-        f"GMACs: {macs[0]:.4g} -> {macs[1]:.4g} ({macs[1] - macs[0]:+.4g})",
-        f"parameters (M): {params[0]:.4g} -> {params[1]:.4g} ({params[1] - params[0]:+.4g})",
+        moved("GMACs", sizes[0].gmacs, sizes[1].gmacs),
+        moved("activations (M)", sizes[0].macts, sizes[1].macts),
+        moved("parameters (M)", sizes[0].params_m, sizes[1].params_m),
     ]
     return "\n".join(parts)
+
+
+def moved(name: str, before: float, after: float) -> str:
+    """Return `GMACs: 4.146 -> 4.456 (+0.3099)`."""
+    return f"{name}: {before:.4g} -> {after:.4g} ({after - before:+.4g})"
 
 
 def folded(sign: str, changes: dict[str, str]) -> list[str]:
@@ -146,13 +165,15 @@ def shape(sizes: tuple[int, ...]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = ArgumentParser(
-        prog="python -m roadmap.steps", description="All rows of a regime, or what changes between two of them."
+        prog="python -m roadmap.steps", description="All rows of a regime, their tree, or what changes between two."
     )
     parser.add_argument(
         "--regime", default="tiny", help="nano, mini, tiny, small, base, large or xlarge (default: tiny)"
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), default="table")
-    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--format", choices=tuple(FORMATS), default="table")
+    shown.add_argument("--tree", action="store_true", help="which step follows which")
+    shown.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
     parser.add_argument(
         "--config-dir", "-cd", metavar="FOLDER", help="a folder with steps of your own (FOLDER/step/NAME.yaml)"
     )
@@ -160,8 +181,9 @@ def main(words: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         if args.diff:
             print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))
-        else:
-            print(FORMATS[args.format](rows(args.regime, args.config_dir)))
+            return 0
+        table = rows(args.regime, args.config_dir)
+        print(as_tree(table, args.config_dir) if args.tree else FORMATS[args.format](table))
     except RoadmapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code

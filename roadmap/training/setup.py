@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
             "net; at least 2 images"
         )
     precision = choose_precision(recipe.precision, device)
-    net = net_cost(config, len(images.classes))
     return {
-        "gmacs": net.gmacs,
-        "params_m": net.params_m,
+        **asdict(net_cost(config, len(images.classes))),
         "num_classes": len(images.classes),
         "classes": [printable(name) for name in images.classes],
         "data_fingerprint": images.fingerprint,

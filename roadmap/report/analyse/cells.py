@@ -24,7 +24,7 @@ PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
 NO_RUN = "no usable run of:"  # a row that is missing; charts show it too
 MARK = "†"  # at a row that counts runs which differ from most of the study
-OF_THE_NET = ("gmacs", "params_m")  # the same for every seed
+OF_THE_NET = ("gmacs", "macts", "params_m")  # the same for every seed
 SMALL_REGIMES = ("nano", "mini")
 SMALL_NET = 0.1  # GMACs under which M is the unit
 
@@ -216,7 +216,7 @@ def _cell(runs: Sequence[Run]) -> Cell:
     return Cell(
         **{item.name: getattr(first, item.name) for item in fields(CellInfo)},
         runs=tuple(runs),
-        numbers=means | {key: first.numbers[key] for key in OF_THE_NET if key in first.numbers},
+        numbers=means | {key: values[key][0] for key in OF_THE_NET if values[key]},
         paper=paper.rows(first.regime).get(first.step) if compares else None,
     )
 

@@ -19,6 +19,7 @@ SECTIONS = {
     **dict.fromkeys(("move_up_depthwise", "kernel_5", "kernel_7", "kernel_9", "kernel_11"), "Large kernel"),
     **dict.fromkeys(("gelu", "fewer_activations", "fewer_norms", "layer_norm"), "Micro design"),
     "separate_downsampling": "Micro design",
+    "grn": "ConvNeXt V2",
 }
 
 

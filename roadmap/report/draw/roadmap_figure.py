@@ -11,6 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
+from roadmap import paper
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.formats import signed
 from roadmap.report.draw import style
@@ -20,6 +21,7 @@ from roadmap.runs.schema import QUANTITIES
 
 TOP1 = QUANTITIES["top1"]
 SYMBOLS = {"yes": ("o", INK), "no": ("o", "white"), "reference": ("s", "white")}  # by adopted: marker, fill
+OWN = "^"  # marker in place of a circle, of a step that the paper does not have
 TOLD = "* told from zero (Welch, Holm)"
 NO_WIDTH = 0.01  # of axes that only hold text: the layout leaves room for it
 TITLE = "From ResNet to ConvNeXt, step by step"
@@ -174,13 +176,19 @@ def _dot(axes: Axes, y: float, cell: Cell, sizes: Sizes) -> None:
     """Draw the mean of a row, and one standard deviation over its seeds."""
     if cell.top1_std is not None:
         axes.errorbar(cell.top1, y, xerr=cell.top1_std, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.0, zorder=4)
-    symbol, fill = SYMBOLS[cell.adopted]
+    symbol, fill = _symbol(cell)
     (dot,) = axes.plot(
         cell.top1, y, symbol, label=cell.step, ms=0.55 * sizes.font, mfc=fill, mec=INK, mew=0.9, zorder=5
     )
     std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
     gain = f", {signed(cell.gain.gain)} over {cell.gain.parent}" if cell.gain else ""
     hover(dot, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}{gain}")
+
+
+def _symbol(cell: Cell) -> tuple[str, str]:
+    """Return marker and fill of a row."""
+    symbol, fill = SYMBOLS[cell.adopted]
+    return (symbol if symbol != "o" or cell.step in paper.order() else OWN), fill
 
 
 def _reference(axes: Axes, group: Group, cells: Cells, size: float) -> None:
@@ -223,12 +231,14 @@ def _legend(figure: Figure, cells: Sequence[Cell], sizes: Sizes) -> None:
     gains = [cell.gain for cell in cells if cell.gain and cell.parent in there]
     size: dict[str, Any] = {"ls": "", "mec": INK, "ms": 0.55 * sizes.font}
     texts = {"yes": "kept", "no": "tried, not kept", "reference": "reference"}
-    found = {cell.adopted for cell in cells}
+    found = {cell.adopted for cell in cells if _symbol(cell)[0] != OWN}
     handles: list[Patch | Line2D] = [
         Line2D([], [], marker=symbol, mfc=fill, label=texts[kind], **size)
         for kind, (symbol, fill) in SYMBOLS.items()
         if kind in found
     ]
+    if any(_symbol(cell)[0] == OWN for cell in cells):
+        handles.append(Line2D([], [], marker=OWN, mfc=INK, label=paper.BEYOND, **size))
     if any(gain.gain >= 0 for gain in gains):
         handles.append(Patch(fc=KEPT, ec=KEPT, lw=0.4, label="gain over the step before"))
     if any(gain.gain < 0 for gain in gains):
@@ -239,4 +249,5 @@ def _legend(figure: Figure, cells: Sequence[Cell], sizes: Sizes) -> None:
         handles.append(Line2D([], [], marker="D", **{**size, "mec": QUIET, "mfc": "white"}, label="paper"))
     if any(gain.told for gain in gains):
         handles.append(Line2D([], [], ls="", label=TOLD))
-    style.legend(figure, handles, ncols=len(handles) if sizes.wide else 2, fontsize=sizes.small)
+    columns = (len(handles) if len(handles) < 9 else 5) if sizes.wide else 2  # nine do not fit on one line
+    style.legend(figure, handles, ncols=columns, fontsize=sizes.small)

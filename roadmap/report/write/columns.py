@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from roadmap import paper
 from roadmap.report.analyse.attribution import Worth
 from roadmap.report.analyse.cells import MARK, Cell, Gain, Group
 from roadmap.report.analyse.formats import accuracy, between, count, p_text, signed
@@ -161,7 +162,7 @@ def row_columns(group: Group) -> list[Column]:
         Column("label", lambda cell: shorten(cell.label, 40)),
         Column(
             "adopted",
-            lambda cell: cell.adopted,
+            lambda cell: cell.adopted if cell.step in paper.order() else f"{cell.adopted}, {paper.BEYOND}",
             about="yes: kept by the paper; no: tried and not kept; reference: not a step",
         ),
         Column(top1.heading, lambda cell: accuracy(cell.top1, cell.top1_std), lambda cell: cell.top1, ABOUT_TOP1),
