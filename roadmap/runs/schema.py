@@ -48,6 +48,7 @@ class RunInfo(Record):
     gmacs: float | None = None
     params_m: float | None = None
     num_classes: int | None = None
+    classes: list[str] | None = None  # their names in the order of the labels
     steps_per_epoch: int | None = None
     data_fingerprint: Annotated[str | None, Affects.result] = None
     precision: Annotated[str | None, Affects.result] = None

@@ -18,6 +18,7 @@ from roadmap.net import build_net, use_kernels
 from roadmap.runs.run_logger import NullLogger, RunLogger
 from roadmap.training.ema import build_ema
 from roadmap.training.grad_accumulation import micro_batch_size
+from roadmap.training.initial_weights import InitialWeights
 from roadmap.training.optim import build_optimizer
 
 COUNTERS = ("global_step", "epochs_evaluated", "best_top1", "best_step")
@@ -34,6 +35,7 @@ class RunContext:
     stop: StopSignal
     precision: Precision
     cuda_graph: bool = False  # a whole step is captured
+    initial: InitialWeights | None = None  # that the run begins with, instead of drawn ones
     cache: dict[str, Any] = field(default_factory=dict)  # what one run leaves to the next of the same process
 
     @property
@@ -104,6 +106,8 @@ def build_state(ctx: RunContext) -> TrainState:
     config, size = ctx.config, ctx.config.data.image_size
     torch.manual_seed(config.seed)
     net = build_net(config.model, len(ctx.images.classes)).to(ctx.device)
+    if ctx.initial is not None:
+        ctx.initial.load(net)
     net.to(memory_format=torch.channels_last)
     use_kernels(net, ctx.device, config.kernels)
     if config.recipe.sync_batch_norm:
