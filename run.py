@@ -51,6 +51,20 @@ def evaluate(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     return evaluate_weights.result_line(config, evaluate_weights.evaluate_weights(config, sweep))
 
 
+def predict(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
+    """Name the likeliest classes of images."""
+    from roadmap.training.predict import predict
+
+    return predict(config, sweep)
+
+
+def export(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
+    """Write a net for other programs."""
+    from roadmap.training.export import export
+
+    return export(config, sweep)
+
+
 def check_data(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Open every image of a set and count; needs no step."""
     from roadmap.data.verify import data_check
@@ -68,16 +82,14 @@ def describe(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 MODES: dict[str, Callable[[Config, SweepProgress, RankEnv], str]] = {
     Mode.train: train,
     Mode.evaluate: evaluate,
+    Mode.predict: predict,
+    Mode.export: export,
     Mode.data_check: check_data,
 }
 
 
 def run(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Do what `mode` says; return the line in which the run ends. Raises RoadmapError."""
-    if config.weights is not None and config.mode != Mode.evaluate:
-        raise ConfigError(f"weights={config.weights}: only mode=evaluate takes weights, this is mode={config.mode}")
-    if not config.weights and config.mode == Mode.evaluate:
-        raise ConfigError("mode=evaluate: needs weights=FILE, or weights= one of our run directories")
     if env.world_size > 1 and config.mode != Mode.train:
         raise ConfigError(f"mode={config.mode}: takes one process, {env.launcher} has started {env.world_size}")
     return (describe if config.dry else MODES[config.mode])(config, sweep, env)

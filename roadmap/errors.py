@@ -31,6 +31,12 @@ class NonFiniteError(RoadmapError):
     on_all_ranks = True
 
 
+class ExportError(RoadmapError):
+    """A net cannot be written in a format, or computes something else there."""
+
+    code = 70
+
+
 class DiskError(RoadmapError):
     """The run directory cannot be written: full, unreadable or not ours."""
 

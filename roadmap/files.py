@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from roadmap.errors import Busy, ConfigError, DiskError
 from roadmap.parsing import parse_json, parse_yaml
@@ -76,6 +76,33 @@ def atomic_write(path: Path, data: bytes) -> None:
     except BaseException:
         remove(temporary)
         raise
+    fsync_dir(path.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be written that is not there yet; under its name it is whole, or where that fails not at all.
+
+    Raises FileExistsError, at once or at the end, where there is one by then; OSError.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "w+b") as out:
+            yield out
+            out.flush()
+            fsync(out.fileno())
+        try:
+            os.link(temporary, path)  # which, unlike renaming, takes no other file's name
+        except FileExistsError as error:
+            raise FileExistsError(error.errno, error.strerror, str(path)) from None
+        except OSError as error:
+            if error.errno not in (*NOT_SUPPORTED, errno.EPERM):
+                raise
+            os.replace(temporary, path)
+    finally:
+        remove(temporary)
     fsync_dir(path.parent)
 
 

@@ -48,6 +48,7 @@ LAZY = {  # imports within functions that `--help`, submit, status, reconcile, c
     ("run", "roadmap.training"): "mode=train and mode=evaluate, after the config was checked",
     ("run", "roadmap.data"): "mode=data_check",
     ("run", "roadmap.steps.dry_run"): "dry=true",
+    ("roadmap.steps.command_line", "roadmap.net.library_weights"): "weights=timm:NAME: which are its default",
     ("roadmap.runs.provenance", "torch"): "a run asks for its hardware",
     ("roadmap.sweep.__main__", "roadmap.sweep.plan"): "the verb plan",
     ("roadmap.sweep.__main__", "roadmap.sweep.train_speed"): "the verb plan",

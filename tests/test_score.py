@@ -530,7 +530,10 @@ class TestRefusals:
     [
         (("mode=evaluate",), ["weights=FILE", "mode=evaluate"]),
         (("mode=evaluate", "weights="), ["weights=", "mode=evaluate"]),
-        (("weights=some.pth",), ["weights=some.pth", "mode=train"]),
+        (("mode=predict", "weights=some.pth"), ["images=FILE or FOLDER", "mode=predict"]),
+        (("mode=export", "weights=some.pth"), ["format=onnx or torch_export", "mode=export"]),
+        (("mode=data_check", "weights=some.pth"), ["weights=some.pth", "mode=data_check"]),
+        ((f"initial_weights=sha256:{'0' * 64}",), ["initial_weights=sha256:", "weights="]),
         (("mode=evalute", "weights=some.pth"), ["mode", "evalute", "data_check"]),
     ],
 )

@@ -142,7 +142,21 @@ class Mode(StrEnum):
 
     train = "train"
     evaluate = "evaluate"  # score weights: `weights=FILE`, or a run directory
+    predict = "predict"  # name the likeliest classes of images, and write their features
+    export = "export"  # write the net for other programs
     data_check = "data_check"  # open every image and count, before it costs; needs no step
+
+    @property
+    def takes_a_net(self) -> bool:
+        """Whether it uses a net that is trained already, as it is: of a run, all is as the run had it."""
+        return self in (Mode.evaluate, Mode.predict, Mode.export)
+
+
+class ExportFormat(StrEnum):
+    """What `mode=export` writes."""
+
+    onnx = "onnx"
+    torch_export = "torch_export"  # torch.export.load reads it
 
 
 class Device(StrEnum):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from roadmap.config.choices import Capture, Device, Kernels, Mode, WandbMode
+from roadmap.config.choices import Capture, Device, ExportFormat, Kernels, Mode, WandbMode
 from roadmap.config.fields import Affects, Float, Int, Key, Section, Text, key, keys, section, shown
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
@@ -71,8 +71,21 @@ class Config(Section):
     study: Text = key("single", cells=False)
     seed: Int = key(0, ge=0, le=2**31 - 1, affects=Affects.result)
     mode: Mode = key(Mode.train, evaluation=True, cells=False)
-    weights: Text | None = key(None, evaluation=True, cells=False, about="of mode=evaluate: a file, or a run directory")
+    weights: Text | None = key(
+        None, evaluation=True, about="a file, a run directory, torchvision:NAME or timm:NAME; training starts from them"
+    )
     weights_key: Text | None = key(None, evaluation=True, about="of several weights in a file: which (model_ema, ...)")
+    initial_weights: Text | None = key(
+        None,
+        affects=Affects.result,
+        about="what training starts from: sha256 of the file in `weights`, or a library's name",
+    )
+    images: Text | None = key(
+        None, evaluation=True, cells=False, about="of mode=predict: an image, or a folder of them"
+    )
+    features: bool = key(False, evaluation=True, cells=False, about="mode=predict writes what the last layer is given")
+    format: ExportFormat | None = key(None, evaluation=True, cells=False, about="of mode=export")
+    out: Text | None = key(None, evaluation=True, cells=False, about="the file that mode=predict or export writes")
     device: Device = key(Device.auto, evaluation=True, local=True)
     devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")
     compile: Annotated[Text, BeforeValidator(_as_switch)] = key(
@@ -110,7 +123,23 @@ class Config(Section):
             raise ConfigError(f"devices={shown(value)}: must be auto or a number from 1 to 1024")
         return value
 
+    def check_mode(self) -> None:
+        """Raise ConfigError where the mode lacks a key without which it has nothing to do, or has one too many."""
+        for name, value in NEEDED.get(self.mode, {}).items():
+            if not getattr(self, name):
+                raise ConfigError(f"mode={self.mode}: needs {name}={value}")
+        if self.weights and self.mode == Mode.data_check:
+            raise ConfigError(f"weights={shown(self.weights)}: mode=data_check takes no weights")
+        if self.initial_weights and not self.weights:
+            raise ConfigError(f"initial_weights={shown(self.initial_weights)}: needs weights=, where they are")
 
+
+WEIGHTS = {"weights": "FILE, or weights= one of our run directories"}
+NEEDED = {  # by mode: keys without which it has nothing to do, and what they may be
+    Mode.evaluate: WEIGHTS,
+    Mode.predict: WEIGHTS | {"images": "FILE or FOLDER"},
+    Mode.export: WEIGHTS | {"format": " or ".join(ExportFormat)},
+}
 DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written by `steps.validate`, never by a user
 KEYS: dict[str, Key] = keys(Config)
 

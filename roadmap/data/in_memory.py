@@ -98,6 +98,14 @@ def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) 
     return images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
+def fit_image(image: Image.Image, image_size: int, row: DataSet) -> Image.Image:
+    """Return an RGB image that is in no set, brought to a size as those of a set in memory are."""
+    if image.width != image.height:
+        return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    fitted = at_size(np.asarray(image)[None], image_size, black_border=row.loader == "idx")
+    return Image.fromarray(fitted[0].permute(1, 2, 0).contiguous().numpy())
+
+
 def digits(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels: 1,437 to train, 360 to validate, each class in proportion.
 

@@ -35,6 +35,14 @@ class SweepProgress:
         tqdm.write(printable_lines(self.prefix() + line), file=sys.stderr)
         sys.stderr.flush()
 
+    def print(self, line: str) -> None:
+        """Write a line of the result to stdout, above a bar on the same terminal."""
+        try:
+            tqdm.write(printable_lines(self.prefix() + line), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads on, as behind `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
     def left(self, share_done: float, share_before: float) -> str:
         """Return how long all runs still take, by what this process did; `share_before` of this run was done before."""
         done = self.runs_done + share_done - share_before

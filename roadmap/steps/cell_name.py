@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from roadmap.config import KEYS, Affects, Config, is_read
 from roadmap.errors import ConfigError
 from roadmap.paper.toggle_orders import join_variants
+from roadmap.runs.weights_source import short_name
 from roadmap.text import check_name, flatten
 
 MAX_VARIANT = 80
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
 IN_PATH = ("step", "variant", "regime", "data", "scale")  # groups that the path or the name has already
-NAMED = [k for k, key in KEYS.items() if key.affects == Affects.result and k not in ("step", "variant", "seed")]
+APART = ("step", "variant", "seed", "initial_weights")
+NAMED = [k for k, key in KEYS.items() if key.affects == Affects.result and k not in APART]
 
 
 def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callable[[Sequence[str]], DictConfig]) -> str:
@@ -28,7 +30,8 @@ def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callab
 
     The plain step is what `compose` makes of the same file with the same step, variant, regime, data and scale alone.
     A group that was chosen is named by its choice (`recipe=enhanced`), every other key by its value; what follows
-    from another key (`model.drop_path: ${recipe.drop_path}`) is not repeated. Past 80 characters a hash. Raises
+    from another key (`model.drop_path: ${recipe.drop_path}`) is not repeated. Initial weights are named by their hash.
+    Past 80 characters a hash. Raises
     ConfigError.
     """
     choices = hydra.runtime.choices
@@ -39,6 +42,8 @@ def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callab
         chosen = [o for o in groups if choices.get(_group(o)) != plain.hydra.runtime.choices.get(_group(o))]
         changes |= {_group(o): choices.get(_group(o)) for o in chosen}
         changes |= dict(_differences(config, cfg, compose([*in_path, *chosen]) if chosen else plain)) if values else {}
+    if config.initial_weights:
+        changes["weights"] = short_name(config.initial_weights)
     head = config.step + (f"+{config.variant}" if config.variant else "")
     cell = ",".join([head, *(f"{key}={_text(changes[key])}" for key in sorted(changes))])
     if SAFE_CELL.fullmatch(cell):

@@ -21,6 +21,7 @@ from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
+from roadmap.runs.weights_source import library_weights
 from roadmap.steps.compose import validate
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
@@ -100,7 +101,12 @@ class CommandLine:
     def validated(self, cfg: DictConfig, hydra_config: HydraConf) -> Config:
         """Return the checked config of a run, and name what was typed and has no effect. Raises ConfigError."""
         folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
+        if (library := library_weights(cfg.get("weights") and str(cfg.weights))) and library.tag is None:
+            from roadmap.net.library_weights import default_tag  # which loads the library
+
+            cfg.weights = f"{library}.{default_tag(library.library, library.net)}"
         config = validate(cfg, hydra_config, folders)
+        config.check_mode()
         for line in unused_settings(config, hydra_config.overrides.task):
             self.write(f"note: {line}")
         return config

@@ -24,11 +24,12 @@ from roadmap.config.choices import Mode
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.files import expand
+from roadmap.runs.weights_source import check_initial_weights, library_weights, name_initial_weights
 from roadmap.steps.cell_name import cell_name, variant_name, without_hydra
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_overrides
-from roadmap.steps.recorded import config_of_run, scores_a_run
+from roadmap.steps.recorded import config_of_run, takes_a_net, takes_a_run
 from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
 from roadmap.text import check_name, flatten, nearest
 
@@ -111,15 +112,16 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
     `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders. `mode=data_check`
-    needs no step, and stays without a name. Raises ConfigError, and OmegaConf's errors (for `plain_error`).
+    needs no step, and stays without a name. Raises ConfigError, DataError for `weights` that cannot be read, and
+    OmegaConf's errors (for `plain_error`).
     """
     choices, tree = hydra.runtime.choices, step_tree(folders)
     debug = choices.get("debug")
     known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
-    name, of_run = choices.get("step"), scores_a_run(cfg.get("mode"), cfg.get("weights"))
-    if name is None and cfg.get("mode") == Mode.evaluate and cfg.get("weights"):
+    name, of_run = choices.get("step"), takes_a_run(cfg.get("mode"), cfg.get("weights"))
+    if name is None and takes_a_net(cfg.get("mode")) and cfg.get("weights") and not library_weights(str(cfg.weights)):
         of_run |= not expand(str(cfg.weights)).exists()  # whose reading will say so
     if name is None and cfg.get("mode") != Mode.data_check and not of_run:
         raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
@@ -150,5 +152,9 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
     named = {"step": config.step, "study": config.study, "regime": config.regime.name}
     for key, value in named.items():
         check_name(key, value)
+    if config.mode == Mode.train and config.weights:
+        # Where their name is given, the weights themselves may be gone by now.
+        name = config.initial_weights or name_initial_weights(config.weights, config.weights_key)
+        config.initial_weights = check_initial_weights(name)
     config.cell = cell_name(config, cfg, hydra, lambda words: compose_primary(str(hydra.job.config_name), words))
     return config

@@ -1,4 +1,5 @@
-"""`mode=evaluate weights=RUN`: the config that a run of ours was made with, and what the command line changes in it."""
+"""`weights=RUN` where the run's net is used as it is: the config that the run was made with, and what the command line
+changes in it."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -24,9 +25,14 @@ HERE -= {*DERIVED, "study"}
 OF_GROUP = {"step": "step", "variant": "variant", "regime": "regime.name", "recipe": "recipe.name"}
 
 
-def scores_a_run(mode: Any, weights: Any) -> bool:
-    """Tell whether a command scores one of our run directories, whose record says everything."""
-    return mode == Mode.evaluate and bool(weights) and expand(str(weights)).is_dir()
+def takes_a_net(mode: Any) -> bool:
+    """Tell whether a mode, as it was typed, uses a net that is trained already."""
+    return mode in list(Mode) and Mode(mode).takes_a_net
+
+
+def takes_a_run(mode: Any, weights: Any) -> bool:
+    """Tell whether a command uses the net of one of our run directories, whose record says everything."""
+    return takes_a_net(mode) and bool(weights) and expand(str(weights)).is_dir()
 
 
 def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
@@ -46,7 +52,7 @@ def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
             sign = "+" * (key in ("step", "variant"))
             raise ConfigError(
                 f"{sign}{key}={shown(now[key])}: the run in weights={path} has {shown(run[key])}, "
-                "and mode=evaluate scores it as it is; leave this out"
+                f"and mode={composed['mode']} takes it as it is; leave this out"
             )
     root = run["data.root"]
     if root and not expand(root).is_dir():  # the run was made elsewhere

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from roadmap import catalog
 from roadmap.config import KEYS, Config, is_read
 from roadmap.config.choices import Crop, Mode, Norm, Pipeline
-from roadmap.steps.recorded import scores_a_run
+from roadmap.steps.recorded import takes_a_run
 from roadmap.text import flatten
 
 # A key whose use hangs on more than one other (`needs` in the schema says it of those that hang on one): whether it is
@@ -31,12 +31,15 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.val_images": (lambda c: not c.data.holdout, "data.holdout=0: the validation images are not read"),
     "data.holdout": (lambda c: c.mode != Mode.data_check, "mode=train or mode=evaluate: a check opens all images"),
     "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
-    "weights_key": (lambda c: c.mode == Mode.evaluate, "mode=evaluate"),
+    "weights_key": (lambda c: bool(c.weights), "weights="),
+    **dict.fromkeys(("images", "features"), (lambda c: c.mode == Mode.predict, "mode=predict")),
+    "format": (lambda c: c.mode == Mode.export, "mode=export"),
+    "out": (lambda c: c.mode in (Mode.predict, Mode.export), "mode=predict or mode=export"),
     **dict.fromkeys(
-        ("scale", "debug"), (lambda c: not scores_a_run(c.mode, c.weights), "weights=FILE: a run has its own config")
+        ("scale", "debug"), (lambda c: not takes_a_run(c.mode, c.weights), "weights=FILE: a run has its own config")
     ),
     **dict.fromkeys(
-        ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: c.mode != Mode.evaluate, "mode=train")
+        ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: not c.mode.takes_a_net, "mode=train")
     ),
 }
 

@@ -17,6 +17,7 @@ from roadmap.runs.provenance import code_hash
 from roadmap.runs.recorded_config import differences, identity
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
+from roadmap.runs.weights_source import library_weights
 from roadmap.steps.hydra_errors import quote
 from roadmap.sweep.cell_states import known_states
 from roadmap.sweep.snapshot import config_dir
@@ -25,7 +26,7 @@ from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.grad_accumulation import check_micro_batch
 
 START = ("planned", "stopped", "failed")  # what a person's command starts again
-PATHS = ("paths.runs", "data.root")
+PATHS = ("paths.runs", "data.root", "weights", "initial_weights")
 
 
 class Selection(NamedTuple):
@@ -149,7 +150,11 @@ def run_args(study: Study, cell: Cell, code: Path) -> list[str]:
     config = cell.config
     own = [word for word in cell.overrides if word.lstrip("+").split("=")[0] not in PATHS]
     paths = {"paths.runs": config.paths.runs, "data.root": config.data.root}
-    absolute = [f"{key}={quote(str(expand(path).absolute()))}" for key, path in paths.items() if path]
+    paths |= {} if library_weights(config.weights) else {"weights": config.weights}
+    given = {key: str(expand(path).absolute()) for key, path in paths.items() if path}
+    if config.initial_weights:  # as they are now: what a file becomes later is another run
+        given |= {"weights": given.get("weights", str(config.weights)), "initial_weights": config.initial_weights}
+    absolute = [f"{key}={quote(str(value))}" for key, value in given.items()]
     return ["-cd", str(config_dir(code, study.file)), "-cn", study.name, "hydra.mode=RUN", *own, *absolute]
 
 

@@ -113,6 +113,8 @@ def build_logger(
 def restore(ctx: RunContext, run: RunDir) -> TrainState:
     """Build net and optimizer, load the newest whole checkpoint, begin the record. Raises DataError, Refused."""
     state, time_s = build_state(ctx), 0.0
+    if ctx.initial is not None:
+        ctx.logger.info(ctx.initial.note)
     found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run)) or {}
     if found:
         saved = checkpoint.load(Path(found["path"]))

@@ -19,6 +19,7 @@ from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.run_logger import RunLogger
 from roadmap.training.ema import build_ema
 from roadmap.training.grad_accumulation import micro_batch_size
+from roadmap.training.initial_weights import InitialWeights
 from roadmap.training.optim import build_optimizer
 
 COUNTERS = ("global_step", "epochs_evaluated", "best_top1", "best_step")
@@ -35,6 +36,7 @@ class RunContext:
     stop: StopSignal
     precision: Precision
     cuda_graph: bool = False  # a whole step is captured
+    initial: InitialWeights | None = None  # that the run begins with, instead of drawn ones
     cache: dict[str, Any] = field(default_factory=dict)  # what one run leaves to the next of the same process
 
     @property
@@ -105,6 +107,8 @@ def build_state(ctx: RunContext) -> TrainState:
     config, size = ctx.config, ctx.config.data.image_size
     torch.manual_seed(config.seed)
     net = build_net(config.model, len(ctx.images.classes)).to(ctx.device)
+    if ctx.initial is not None:
+        ctx.initial.load(net)
     net.to(memory_format=torch.channels_last)
     use_kernels(net, ctx.device, config.kernels)
     if config.recipe.sync_batch_norm:

@@ -28,6 +28,7 @@ from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import STATUS
 from roadmap.training.device_errors import device_errors, memory_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, evaluation_files, shard_batches
+from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.optim import learning_rate
 from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
@@ -68,6 +69,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
         stack.enter_context(memory_errors())
         images = ranks.all_or_raise(lambda: load_images(config, sweep.cache))
         run_info = ranks.all_or_raise(lambda: check_run(config, images, ranks))
+        initial = ranks.all_or_raise(lambda: read_initial_weights(config, images.classes, run.path, sweep))
         ranks.require_equal({key: run_info[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
 
         # Lock the run directory. From here on a signal, an error or the end leaves a status there.
@@ -85,7 +87,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
 
         # Build the net, load the newest checkpoint, train.
         precision = Precision(run_info["precision"])
-        ctx = RunContext(config, images, ranks, logger, stop, precision, run_info["cuda_graph"], sweep.cache)
+        ctx = RunContext(config, images, ranks, logger, stop, precision, run_info["cuda_graph"], initial, sweep.cache)
         state = restore(ctx, run)
         result, of_ema = fit(ctx, state)
         values = {"top1": result.top1, "top5": result.top5, "val_images": len(result.correct)}

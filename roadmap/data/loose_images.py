@@ -1,0 +1,148 @@
+"""Images that are in no set: found in a file or a folder, and prepared as the validation images of a set are."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from roadmap import catalog
+from roadmap.config.choices import Pipeline
+from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
+from roadmap.data import in_memory, transforms
+from roadmap.data.decoding import decode
+from roadmap.data.gpu_transforms import normalisation, normalise
+from roadmap.data.image_file import read_image
+from roadmap.data.image_folder import IMAGE_SUFFIXES, is_hidden, is_image
+from roadmap.data.workers import load_batches
+from roadmap.errors import DataError
+from roadmap.files import nearby
+from roadmap.text import printable, reason
+
+
+@dataclass(frozen=True)
+class LooseImages:
+    """Files that may be images: names below a folder, in order; and a line for each thing in it that is none."""
+
+    folder: Path
+    names: list[str]
+    problems: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self.folder / self.names[index]
+
+
+def find_loose_images(path: Path) -> LooseImages:
+    """Return an image, or all that lie in a folder, at any depth. Raises DataError where there is none."""
+    if not path.exists():
+        raise DataError(f"images={path}: there is no such file or folder{nearby(path)}")
+    if not path.is_dir():
+        return LooseImages(path.parent, [path.name], [])
+    names: list[str] = []
+    problems: list[str] = []
+    for name in files_below(path, problems):
+        try:
+            if is_image(path, name):
+                names.append(name)
+            else:
+                problems.append(f"{path / name}: is no image, by its name ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        except DataError as error:  # an image of a kind that is not read
+            problems.append(str(error))
+    if not names:
+        raise DataError(f"images={path}: holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    return LooseImages(path, names, problems)
+
+
+def files_below(top: Path, problems: list[str]) -> Iterator[str]:
+    """Yield the names of all files below a folder, relative to it, in the order of their parts; links are followed.
+
+    What is hidden or a system's own is passed over, a folder that cannot be read is a problem.
+    """
+    waiting, seen = [""], set[tuple[int, int]]()
+    while waiting:
+        here = waiting.pop()
+        try:
+            about = os.stat(top / here)
+            with os.scandir(top / here) as found:
+                entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda e: e.name)
+        except OSError as error:
+            problems.append(f"{top / here}: cannot be read ({reason(error)})")
+            continue
+        if (about.st_dev, about.st_ino) in seen:  # a link that leads back
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        yield from (os.path.join(here, entry.name) for entry in entries if not entry.is_dir())
+        waiting += [os.path.join(here, entry.name) for entry in reversed(entries) if entry.is_dir()]
+
+
+class LooseReader:
+    """An image as a set's validation images are before they are normalised. Called with its number in a worker."""
+
+    def __init__(self, images: LooseImages, data: DataConfig, recipe: RecipeConfig) -> None:
+        self.images, self.size, self.row = images, data.image_size, catalog.find(data.name, data.kind)
+        self.fast = data.pipeline == Pipeline.fast
+        # What a set in memory holds is of the size already; it is cropped where that is asked for.
+        as_it_is = self.row.in_memory and data.resize_size is None
+        self.crop = None if as_it_is else transforms.eval_crop(data, recipe)
+
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return uint8 `(size, size, 3)`, and whether it is one: what cannot be read is black."""
+        try:
+            image = self.read(self.images.path(index))
+        except DataError:
+            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), torch.tensor(False)
+        return torch.from_numpy(np.array(image)), torch.tensor(True)
+
+    def read(self, path: Path) -> Image.Image:
+        """Return an image at the net's size. Raises DataError."""
+        if self.row.in_memory:
+            image = in_memory.fit_image(read_image(path), self.size, self.row)
+        else:
+            image = Image.fromarray(decode(path).numpy()) if self.fast else read_image(path)
+        return image if self.crop is None else self.crop(image)
+
+
+def loose_batches(
+    images: LooseImages,
+    data: DataConfig,
+    recipe: RecipeConfig,
+    index_batches: Sequence[Tensor],
+    *,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, list[int], list[int]]]:
+    """Yield batches on the device: float32 `(B, 3, H, W)`, channels-last; their numbers; those that cannot be read."""
+    scale, bias = normalisation(data, device)
+    mean, std = (torch.tensor(value, device=device)[:, None, None] for value in (data.mean, data.std))
+    batches = load_batches(LooseReader(images, data, recipe), stack, index_batches, data.workers, device)
+    for ids, (pixels, whole) in zip(index_batches, batches, strict=True):
+        pixels = pixels[whole].to(device, non_blocking=True)
+        if data.pipeline == Pipeline.fast:
+            batch = normalise(pixels, scale, bias)
+        else:  # torchvision's ToTensor and Normalize
+            batch = (pixels.permute(0, 3, 1, 2).float().div(255) - mean) / std
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        yield batch, ids[whole].tolist(), ids[~whole].tolist()
+
+
+def stack(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Stack a batch."""
+    pixels, whole = zip(*items, strict=True)
+    return torch.stack(pixels), torch.stack(whole)
+
+
+def why_not_read(path: Path) -> str:
+    """Return a line that says what is wrong with an image that could not be read."""
+    try:
+        read_image(path)
+    except DataError as error:
+        return str(error)
+    return printable(f"{path}: could not be read a moment ago")

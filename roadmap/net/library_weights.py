@@ -1,0 +1,62 @@
+"""Published weights as torchvision and timm have them, fetched by these libraries' own code into their own caches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from roadmap.errors import ConfigError, DataError
+from roadmap.text import clean, nearest
+
+NEAREST = 8  # names that a wrong one is answered with
+
+
+def default_tag(library: str, net: str) -> str:
+    """Return the tag of the weights that a library would take for a net. Raises ConfigError."""
+    if library == "torchvision":
+        return str(_torchvision_weights(net).DEFAULT.name)
+    import timm
+
+    if net not in timm.list_models():
+        raise ConfigError(f"weights=timm:{net}: {_not_there('net', net, timm.list_models(pretrained=True))}")
+    found = timm.models.get_pretrained_cfg(net)
+    if found is None or not found.tag:
+        raise ConfigError(f"weights=timm:{net}: timm has no weights for it")
+    return str(found.tag)
+
+
+def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
+    """Return the tensors of a library's weights by key, on the CPU. Raises ConfigError, and DataError without them."""
+    name = f"weights={library}:{net}.{tag}"
+    load = (_torchvision_loader if library == "torchvision" else _timm_loader)(name, net, tag)
+    try:
+        return load()
+    except Exception as error:  # no network, a server's answer, a damaged cache: each library has errors of its own
+        raise DataError(f"{name}: cannot be fetched ({clean(error) or type(error).__name__})") from None
+
+
+def _torchvision_weights(net: str) -> Any:
+    from torchvision import models
+
+    try:
+        return models.get_model_weights(net)
+    except ValueError:
+        raise ConfigError(f"weights=torchvision:{net}: {_not_there('net', net, models.list_models())}") from None
+
+
+def _torchvision_loader(name: str, net: str, tag: str) -> Any:
+    weights = _torchvision_weights(net)
+    if tag not in weights.__members__:
+        raise ConfigError(f"{name}: {_not_there('tag', tag, weights.__members__)}")
+    return lambda: weights[tag].get_state_dict(progress=False, check_hash=True, map_location="cpu")
+
+
+def _timm_loader(name: str, net: str, tag: str) -> Any:
+    import timm
+
+    known = timm.list_pretrained()
+    if f"{net}.{tag}" not in known:
+        raise ConfigError(f"{name}: {_not_there('weights', f'{net}.{tag}', known)}")
+    return lambda: timm.create_model(f"{net}.{tag}", pretrained=True).state_dict()
+
+
+def _not_there(what: str, name: str, known: Any) -> str:
+    return f"there is no such {what}; {nearest(name, known, NEAREST)}"

@@ -1,0 +1,159 @@
+"""Weights that are there already: a published file's, a library's, or a run's of ours.
+
+Of a file only tensors are read, never code.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from roadmap.config import KEYS, Config
+from roadmap.config.choices import Precision
+from roadmap.distributed.device import choose_precision
+from roadmap.errors import DataError
+from roadmap.files import expand, nearby, read_json_or_empty
+from roadmap.net import build_net, load_weights
+from roadmap.net.find_weights import FoundWeights, find_weights
+from roadmap.net.library_weights import default_tag, fetch_weights
+from roadmap.net.weights import FORMATS, foreign_name
+from roadmap.net.weights_file import read_weights_file
+from roadmap.runs import checkpoint
+from roadmap.runs.permissions import refuse_unsafe
+from roadmap.runs.progress import SweepProgress
+from roadmap.runs.recorded_config import differences, identity, lost_keys, read_config
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY
+from roadmap.runs.weights_source import library_weights
+from roadmap.text import clean, printable
+
+READ_IN_EVALUATION = {name for name, key in KEYS.items() if key.evaluation}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by key, in what format, and whose they are: of a file or a library, or from where in a run's training."""
+
+    tensors: Mapping[str, torch.Tensor]
+    fmt: str
+    origin: str
+    of_run: bool
+    classes: tuple[str, ...] | None = None  # names that the run has recorded; older ones have none
+
+    @property
+    def head(self) -> str:
+        """Return what the last layer is called, without `.weight` and `.bias`."""
+        return foreign_name("head", self.fmt) if self.fmt in FORMATS else "head"
+
+    @property
+    def num_classes(self) -> int:
+        """Return for how many classes the last layer is. Raises DataError for weights without one."""
+        bias = self.tensors.get(f"{self.head}.bias")
+        if not isinstance(bias, torch.Tensor) or bias.ndim != 1 or not bias.numel():
+            raise DataError(f"weights in {self.fmt} format do not fit any net: no {self.head}.bias of a number a class")
+        return bias.numel()
+
+
+@contextmanager
+def errors_of_weights(config: Config) -> Iterator[None]:
+    """Let an error say which weights it is about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"weights={config.weights}: {error}") from None
+
+
+def read_weights(config: Config, sweep: SweepProgress) -> Weights:
+    """Read `config.weights` for a net that is used as it is: a run's must be of the config's net. Raises DataError."""
+    path = _run_folder(config)
+    if path is None:
+        return read_file(config)
+    refuse_unsafe(path, path, "weights")
+    recorded = read_config(path)
+    if lost := lost_keys(recorded):
+        sweep.write(clean(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}", 500))
+    changes = differences(identity(recorded), identity(config.values()))
+    changes = [change for change in changes if change.split(":")[0] in READ_IN_EVALUATION]
+    if of_net := [change for change in changes if change.startswith("model.")]:
+        more = f" and {len(of_net) - 5} more" if len(of_net) > 5 else ""
+        raise DataError(f"a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
+    if changes:
+        sweep.write(f"not evaluated as the run itself was: {'; '.join(changes)}")
+    return read_run(path, recorded, config, sweep)
+
+
+def read_any(config: Config, sweep: SweepProgress) -> Weights:
+    """Read `config.weights` of whatever net, to be loaded where they fit. Raises DataError, Refused."""
+    path = _run_folder(config)
+    if path is None:
+        return read_file(config)
+    refuse_unsafe(path, path, "weights")
+    return read_run(path, read_config(path), config, sweep)
+
+
+def _run_folder(config: Config) -> Path | None:
+    path = expand(str(config.weights))
+    return path if library_weights(config.weights) is None and path.is_dir() else None
+
+
+def read_file(config: Config) -> Weights:
+    """Read a file of weights, or a library's. Raises DataError."""
+    if library := library_weights(config.weights):
+        library = replace(library, tag=library.tag or default_tag(library.library, library.net))
+        found = find_weights(fetch_weights(library.library, library.net, str(library.tag)), config.weights_key)
+        return Weights(found.tensors, found.fmt, f"{library}, {found.origin}", of_run=False)
+    path = expand(str(config.weights))
+    if not path.exists():
+        raise DataError(f"there is no such file or run directory{nearby(path)}")
+    if not path.is_file():
+        raise DataError("is no regular file")
+    found = find_weights(read_weights_file(path), config.weights_key)
+    return Weights(found.tensors, found.fmt, found.origin, of_run=False)
+
+
+def read_run(path: Path, recorded: dict[str, Any], config: Config, sweep: SweepProgress) -> Weights:
+    """Read the newest whole checkpoint of a run directory. Raises DataError."""
+    found = checkpoint.find_newest(path / CHECKPOINTS)
+    if found is None:
+        raise DataError("the run holds no checkpoint yet")
+    for reason in found.skipped:
+        sweep.write(f"passed over {reason}")
+    state = checkpoint.load(found.path)
+    if not isinstance(state, Mapping) or not isinstance(state.get("net"), Mapping):
+        raise DataError(f"{found.path.name}: holds no net")
+    weights = find_weights({name: state[name] for name in ("net", "ema") if name in state}, config.weights_key)
+    epochs = identity(recorded).get("recipe.epochs")
+    origin = f"our run after {state.get('epochs_evaluated')} of {epochs} epochs{_taken(weights)}"
+    return Weights(weights.tensors, weights.fmt, origin, of_run=True, classes=recorded_classes(path))
+
+
+def _taken(weights: FoundWeights) -> str:
+    if not weights.others:
+        return ""
+    return f", {weights.name} and not {', '.join(weights.others)} (weights_key=NAME chooses)"
+
+
+def recorded_classes(run: Path) -> tuple[str, ...] | None:
+    """Return the names of the classes that a run has recorded, in the order of the labels; None for an older one."""
+    for name in (SUMMARY, STATUS):
+        classes = read_json_or_empty(run / name).get("classes")
+        if isinstance(classes, list) and classes and all(isinstance(each, str) for each in classes):
+            return tuple(map(printable, classes))
+    return None
+
+
+def build_loaded(config: Config, weights: Weights, num_classes: int) -> nn.Module:
+    """Return the config's net with weights in it, on the CPU. Raises DataError where they do not fit."""
+    net = build_net(config.model, num_classes)
+    with errors_of_weights(config):
+        load_weights(net, weights.tensors)
+    return net.eval()
+
+
+def choose_saved_precision(config: Config, weights: Weights, device: torch.device) -> Precision:
+    """Return the precision of a run's training; what is published for a file was as a rule measured in fp32."""
+    published = config.recipe.precision == Precision.auto and not weights.of_run
+    return choose_precision(Precision.fp32 if published else config.recipe.precision, device)
