@@ -28,7 +28,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report notebook clean
+.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync bench report runs pack notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -107,6 +107,12 @@ bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
+
+runs: $(READY) ## every run below RUNS=: state, top-1, epochs, when, where (ARGS="--state done --step gelu", --json)
+	@$(BIN)/python -m roadmap.runs $(RUNS) $(ARGS)
+
+pack: $(READY) ## all records of STUDY= as one file, RUNS/STUDY.zip, which report and notebook read where it lies
+	@$(BIN)/python -m roadmap.runs.pack $(RUNS)/$(STUDY) $(ARGS)
 
 notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs, into RUNS/roadmap.ipynb
 	@mkdir -p $(RUNS)

@@ -165,7 +165,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     seeds: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         seeds[run.cell].append(run)
-    cells = [_cell(same) for same in seeds.values()]
+    cells = [cell_of(same) for same in seeds.values()]
     parents = {cell.step: cell.parent for cell in cells}
     cells.sort(key=lambda cell: (paper.position(cell.step, parents), cell.cell))
     plain = {cell.step for cell in cells if cell.plain}
@@ -182,7 +182,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     )
 
 
-def _cell(runs: Sequence[Run]) -> Cell:
+def cell_of(runs: Sequence[Run]) -> Cell:
     """Collect the seeds of one cell, whose settings are the same."""
     first = runs[0]
     with_its_recipe = first.cell == paper.SWIN_CELL if first.step == "swin" else first.plain

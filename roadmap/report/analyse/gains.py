@@ -60,7 +60,11 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
     found = parent_of(cell, group, groups)
     if found is None:
         return cell
-    parent, name = found
+    return replace(cell, gain=gain_over(cell, *found))
+
+
+def gain_over(cell: Cell, parent: Cell, name: str) -> Gain:
+    """Return what a cell gains over another, of this name, by itself: not adjusted for other comparisons."""
     welch = statistics.welch(cell.top1s, parent.top1s)
     gain = Gain(
         parent=name,
@@ -71,7 +75,7 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
         bootstrap=statistics.seed_bootstrap(cell.top1s, parent.top1s),
         effect=statistics.effect(cell.top1s, parent.top1s),
     )
-    return replace(cell, gain=_over_images(_beside_paper(gain, cell, parent), cell, parent))
+    return _over_images(_beside_paper(gain, cell, parent), cell, parent)
 
 
 def _over_images(gain: Gain, cell: Cell, parent: Cell) -> Gain:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
+from roadmap.runs.run_directory import RunDirectory, Suspect
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY
 from roadmap.text import clean, flatten
 

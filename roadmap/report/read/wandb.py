@@ -17,10 +17,10 @@ from urllib.parse import parse_qsl
 
 from roadmap.errors import ConfigError
 from roadmap.files import MAX_JSON
-from roadmap.report.read.run_directory import MAX_BITS, Suspect, json_object, read_bits
-from roadmap.report.read.search import Problem
 from roadmap.runs.metrics import Metrics
+from roadmap.runs.run_directory import MAX_BITS, Suspect, json_object, read_bits
 from roadmap.runs.schema import CORRECT, STATUS
+from roadmap.runs.search import Problem
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.text import clean
 
