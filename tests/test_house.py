@@ -40,6 +40,7 @@ WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",
     "roadmap.steps.dry_run": "costs the net of a run",
+    "roadmap.report.compare": "describes the nets of two runs",
     "roadmap.sweep.plan": "costs every cell",
     "roadmap.sweep.train_speed": "times a step",
 }

@@ -5,9 +5,11 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
+from roadmap.errors import DONE, ConfigError, RoadmapError
 from roadmap.files import expand, nearby
+from roadmap.runs.archive import find_archive
 from roadmap.runs.listing import FILTERS, STATES, as_json, as_text, list_runs, newest_first, select
 from roadmap.text import ArgumentParser, clean, printable_lines, redact_output
 
@@ -27,11 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         sources = [str(expand(source)) for source in args.sources or [os.environ.get("ROADMAP_RUNS") or "runs"]]
         for source in sources:
-            if not os.path.lexists(source) and ".zip/" not in source:
+            if not os.path.lexists(source) and not find_archive(Path(source)):
                 raise ConfigError(f"{clean(source)}: no such folder or archive{nearby(expand(source))}")
         every = list_runs(sources)
-        if not every:
-            raise DataError(f"{clean(', '.join(sources))}: holds no run")
         runs = select(every, {name: getattr(args, name) for name in FILTERS})
         runs = newest_first(runs) if args.newest else runs
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

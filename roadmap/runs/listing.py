@@ -6,13 +6,13 @@ is enough to list it, and less than the report checks before it counts a number.
 
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from roadmap import paper
-from roadmap.errors import ConfigError
+from roadmap.errors import ConfigError, DataError
 from roadmap.runs.process import is_alive
 from roadmap.runs.run_directory import ArchivedRun, RunDirectory, Suspect
 from roadmap.runs.schema import QUANTITIES, STATUS, SUMMARY, Status, Summary, check_record
@@ -45,9 +45,14 @@ class ListedRun:
     reason: str = ""
 
 
-def list_runs(sources: Iterable[str]) -> list[ListedRun]:
-    """Return the runs of some sources by study, data, step and seed; one that cannot be read says why."""
+def list_runs(sources: Sequence[str]) -> list[ListedRun]:
+    """Return the runs of some sources by study, data, step and seed; one that cannot be read says why.
+
+    Raises DataError where there is none.
+    """
     found, problems = find_run_directories(sources, archives=True)
+    if not found:
+        raise DataError(str(problems[0]) if problems else f"{clean(', '.join(sources))}: holds no run")
     runs = [ListedRun(clean(problem.path, 500), reason=clean(problem.reason, 300)) for problem in problems]
     runs += map(list_run, found)
     return sorted(runs, key=_order)
