@@ -48,9 +48,9 @@ def lines(capsys):
 def test_every_run_is_listed_with_state_accuracy_epochs_time_and_path(runs, capsys):
     assert main([str(runs)]) == 0
     table = lines(capsys)
-    assert table[0].split() == ["state", "top-1", "epoch", "updated", "(UTC)", "run"]
+    assert table[0].split() == ["state", "top-1", "epoch", "updated", "(UTC)", "run", "below", str(runs)]
     assert table[-1] == "9 runs: 5 done, 2 running, 2 failed"
-    paths = [line[line.index(str(runs)) :].removeprefix(f"{runs}/") for line in table[1:-1]]
+    paths = [line[table[0].index("run below") :] for line in table[1:-1]]
     assert paths == [
         "other.zip/other/tiny-imagenet/resnet/seed0",
         "other/tiny-imagenet/resnet/seed0",
@@ -108,7 +108,7 @@ def test_hostile_runs_are_listed_with_their_reason_and_end_nothing(tmp_path, cap
     assert "\x1b" not in "".join(table)
     for number, (file, _) in enumerate(KINDS, 1):
         if file in (schema.STATUS, schema.SUMMARY):
-            (line,) = [line for line in table if f"/seed{number}:" in line]
+            (line,) = [line for line in table if f"gelu/seed{number}:" in line]
             assert line.startswith("damaged")
             assert file in line
     assert any("bad.zip: is damaged, or no archive of runs" in line for line in table)
@@ -116,9 +116,10 @@ def test_hostile_runs_are_listed_with_their_reason_and_end_nothing(tmp_path, cap
 
 def test_it_fits_a_terminal_and_keeps_the_end_of_a_path():
     runs = [ListedRun(f"{'long/' * 40}seed{n}", state="failed", reason="because " * 20 * n) for n in range(3)]
-    table = as_text(runs, 3, 80).splitlines()
+    table = as_text(runs, 3, width=80).splitlines()
     assert max(map(len, table)) <= 80
-    assert table[1].endswith("/seed0")
+    assert table[1].endswith("/long/seed0")
+    assert "long/seed2: because" in table[3]
 
 
 def test_wrong_commands(tmp_path, capsys):

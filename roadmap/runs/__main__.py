@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = select(every, {name: getattr(args, name) for name in FILTERS})
         runs = newest_first(runs) if args.newest else runs
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(json.dumps(as_json(runs), indent=1) if args.json else printable_lines(as_text(runs, len(every), width)))
+        text = as_text(runs, len(every), sources[0] if len(sources) == 1 else "", width)
+        print(json.dumps(as_json(runs), indent=1) if args.json else printable_lines(text))
         sys.stdout.flush()
     except RoadmapError as error:
         print(printable_lines(f"error: {error}"), file=sys.stderr)

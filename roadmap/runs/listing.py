@@ -21,7 +21,7 @@ from roadmap.text import clean, nearest, plain_table, reason, shorten
 
 STATES = ("done", "running", "stopped", "failed", "damaged")
 DAMAGED = STATES[-1]
-COLUMNS = ("state", "top-1", "epoch", "updated (UTC)", "run")
+COLUMNS = ("state", "top-1", "epoch", "updated (UTC)")
 FILTERS = ("study", "step", "cell", "state", "data", "regime", "seed")
 NARROWEST = 40  # columns that a run's path has, however small the terminal
 
@@ -155,20 +155,22 @@ def as_json(runs: Sequence[ListedRun]) -> list[dict[str, Any]]:
     return [asdict(run) for run in runs]
 
 
-def as_text(runs: Sequence[ListedRun], total: int, width: int | None) -> str:
-    """Return a table no wider than a terminal, and a line that counts; `total` is before any filter."""
+def as_text(runs: Sequence[ListedRun], total: int, below: str = "", width: int | None = None) -> str:
+    """Return a table, no wider than a terminal, with paths below a folder, and a line that counts.
+
+    `total` is the number of runs before any filter.
+    """
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     of = f" of {total}" if total != len(runs) else ""
     line = f"{len(runs)}{of} runs: " + (", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none")
     if not runs:
         return line
-    rows = [COLUMNS, *((*table_row(run), "") for run in runs)]
-    head = plain_table(rows, right=(1, 2)).split("\n")
-    used = max(len(text) for text in head[1:])
-    used = max(used, len(head[0]) - len(COLUMNS[-1]) - 2)
-    room = max(NARROWEST, width - used - 2) if width else 1000
-    lines = [head[0], *(f"{text:{used}}  {where(run, room)}" for text, run in zip(head[1:], runs, strict=True))]
-    return "\n".join([*lines, line])
+    head = f"run below {clean(below)}" if below else "run"
+    left = plain_table([COLUMNS, *map(table_row, runs)], right=(1, 2)).split("\n")
+    used = max(map(len, left)) + 2
+    room = max(NARROWEST, width - used) if width else 1000
+    right = [shorten(head, room), *(where(run, below, room) for run in runs)]
+    return "\n".join([*(f"{a:{used}}{b}" for a, b in zip(left, right, strict=True)), line])
 
 
 def table_row(run: ListedRun) -> tuple[str, str, str, str]:
@@ -177,6 +179,9 @@ def table_row(run: ListedRun) -> tuple[str, str, str, str]:
     return run.state, QUANTITIES["top1"].text(run.top1), shorten(epochs, 12), run.updated or ""
 
 
-def where(run: ListedRun, room: int) -> str:
-    """Return a run's path and what is to be known of it, in so many columns: the path goes first."""
-    return shorten(run.path, room) if not run.reason else shorten(f"{run.path}: {run.reason}", room)
+def where(run: ListedRun, below: str, room: int) -> str:
+    """Return a run's path below a folder, and what is to be known of it, in so many columns: a path is cut in front."""
+    path = run.path.removeprefix(f"{below.rstrip('/')}/") if below else run.path
+    most = room // 2 if run.reason else room
+    path = path if len(path) <= most else f"…{path[1 - most :]}"
+    return path + (shorten(f": {run.reason}", room - len(path)) if run.reason else "")
