@@ -15,6 +15,8 @@ RUNS ?= $(or $(ROADMAP_RUNS),runs)
 ARGS ?=
 CLUSTER ?= slurm
 STEPS ?=
+A ?=
+B ?=
 SEEDS ?=
 YES ?=
 # What `make roadmap` and `make plan` mean where no study is named: the paper's two tables.
@@ -29,7 +31,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync prune bench report notebook clean
+.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync prune bench report runs compare pack notebook clean
 
 help: ## this list
 	@echo "The ResNet-to-ConvNeXt roadmap. make TARGET [VARIABLE=value ...]"
@@ -111,6 +113,15 @@ bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report
 	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
+
+runs: $(READY) ## every run below RUNS=: state, top-1, epochs, when, where (ARGS="--state done --step gelu", --json)
+	@$(BIN)/python -m roadmap.runs $(RUNS) $(ARGS)
+
+compare: $(READY) ## two runs, or two rows over their seeds, side by side: A= B= (folders, folders in archives, rows of STUDY=)
+	@$(BIN)/python -m roadmap.report.compare '$(A)' '$(B)' --within $(RUNS)/$(STUDY) $(ARGS)
+
+pack: $(READY) ## all records of STUDY= as one file, RUNS/STUDY.zip, which report and notebook read where it lies
+	@$(BIN)/python -m roadmap.runs.pack $(RUNS)/$(STUDY) $(ARGS)
 
 notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs, into RUNS/roadmap.ipynb
 	@mkdir -p $(RUNS)

@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -66,10 +66,17 @@ def is_system_name(name: str) -> bool:
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that under its final name it is whole, whatever happens meanwhile. Raises OSError."""
+    with atomic_file(path) as out:
+        out.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BufferedRandom]:
+    """Open a file to be written, which has its final name once it is whole and on disk. Raises OSError."""
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as out:
-            out.write(data)
+        with open(temporary, "w+b") as out:
+            yield out
             out.flush()
             fsync(out.fileno())
         os.replace(temporary, path)

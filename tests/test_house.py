@@ -40,6 +40,7 @@ WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",
     "roadmap.steps.dry_run": "costs the net of a run",
+    "roadmap.report.compare": "describes the nets of two runs",
     "roadmap.sweep.plan": "costs every cell",
     "roadmap.sweep.train_speed": "times a step",
     "roadmap.sweep.prune": "reads a checkpoint back",
@@ -327,7 +328,12 @@ def test_commands_that_compute_nothing_load_no_torch(tmp_path):
     with (directory := StudyDir(runs, "mine")).lock():
         directory.write_cells(read_study(str(tmp_path / "study" / "mine.yaml"), runs=runs))
     sweep = [["roadmap.sweep", verb, "mine", "--runs", runs] for verb in ("status", "reconcile", "cancel")]
-    commands = [["run.py", "--help"], *sweep, ["roadmap.report", "--help"]]
+    commands = [
+        ["run.py", "--help"],
+        *sweep,
+        ["roadmap.report", "--help"],
+        *([f"roadmap.runs{room}", "--help"] for room in ("", ".pack")),
+    ]
     words = [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [[*command[:2], 0, False] for command in commands], done.stderr

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from roadmap.runs.pack import pack
 from tests.fabricate import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,8 @@ def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch, folder):
 
 def test_without_runs_it_shows_the_example_and_says_so(tmp_path, monkeypatch):
     notebooks = tmp_path / "notebooks"
-    write_run(notebooks / "results", "gelu", study="demo")
+    write_run(tmp_path, "gelu", study="demo")
+    pack(str(tmp_path / "demo"), notebooks / "results" / "demo.zip")
     shutil.copy(NOTEBOOK, notebooks)
     monkeypatch.delenv("ROADMAP_RUNS", raising=False)
     notebook = executed(notebooks)

@@ -12,10 +12,10 @@ import torch
 from roadmap.errors import DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import read_json, write_json
 from roadmap.report.read.run import read_run
-from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.runs import checkpoint, run_logger
 from roadmap.runs.progress import Progress
 from roadmap.runs.run_dir import run_path
+from roadmap.runs.run_directory import RunDirectory, Suspect
 from roadmap.runs.schema import checksum
 from roadmap.training import train as training
 from roadmap.training.train import train

@@ -19,8 +19,8 @@ from roadmap.report.draw.roadmap_figure import roadmap_chart
 from roadmap.report.draw.step_gains import step_gains
 from roadmap.report.draw.trade_offs import trade_offs
 from roadmap.report.read.run import Run
-from roadmap.report.read.search import Problem
 from roadmap.report.write.tables import frame
+from roadmap.runs.search import Problem
 
 __all__ = [
     "Cell",

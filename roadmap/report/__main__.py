@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Charts, tables and a page of the roadmap, from run directories or from W&B.",
         epilog="Kinds of suspect runs: " + "; ".join(f"{kind}: {about}" for kind, about in KINDS.items()) + ".",
     )
-    source = "a folder of runs, a study, one run, or wandb:ENTITY/PROJECT[?group=STUDY]"
+    source = "a folder of runs, a study, one run; an archive of them; or wandb:ENTITY/PROJECT[?group=STUDY]"
     parser.add_argument("runs", nargs="+", metavar="SOURCE", help=source)
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write; made if it is not there")
     allow: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KIND"}

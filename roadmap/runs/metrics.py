@@ -13,12 +13,12 @@ from typing import Any
 from roadmap.errors import DataError
 from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular
 from roadmap.parsing import json_object
-from roadmap.runs.schema import METRICS
+from roadmap.runs.schema import METRICS, RECORD
 
 KINDS = ("train", "val")
 STEP = re.compile(rb'"global_step": ([0-9]{1,12})[,}]')
 NO_LOSS = (b'"train/loss": null', b'"train/loss": NaN')
-MAX_BYTES, MAX_LINE = 2**30, 2**16  # of a ledger (300 epochs of ImageNet take 0.1 GB), of a line
+MAX_BYTES, MAX_LINE = RECORD[METRICS], 2**16  # of a ledger (300 epochs of ImageNet take 0.1 GB), of a line
 TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger: an epoch of ImageNet is 0.3 MB
 
 
@@ -55,11 +55,15 @@ class Metrics:
 
 
 def read_metrics(path: Path, *, train: bool = True) -> Metrics:
-    """Read a ledger; lines that are not JSON objects are counted, not guessed. Raises OSError.
+    """Read a ledger as `parse_metrics` does. Raises OSError."""
+    return parse_metrics(read_regular(path, MAX_BYTES), train=train)
+
+
+def parse_metrics(data: bytes, *, train: bool = True) -> Metrics:
+    """Return what the bytes of a ledger hold; lines that are not JSON objects are counted, not guessed.
 
     Without `train` the many lines of training are checked for form and order, and not decoded: a fifth of the time.
     """
-    data = read_regular(path, MAX_BYTES)
     if len(data) > MAX_LINE and b"\n" not in data[:MAX_LINE]:  # zeros of a file that was never written, or a bomb
         return Metrics(bad_lines=[1])
     lines = data.split(b"\n")
@@ -98,10 +102,9 @@ def last_rows(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             with open_regular(path, MAX_BYTES) as ledger:
                 end = ledger.seek(0, os.SEEK_END)
                 ledger.seek(max(0, end - size))
-                lines = ledger.read().splitlines()
+                train, val = rows_at_end(ledger.read())
         except OSError:
             return {}, {}
-        train, val = (_last_row(lines, kind) for kind in KINDS)
         if (train and val) or size >= min(end, most):
             return train, val
         size *= 8
@@ -114,6 +117,13 @@ def seconds_past(path: Path, time_s: float) -> float:
     """
     last = (row.get("time_s") for row in last_rows(path))
     return max((value - time_s for value in last if isinstance(value, int | float)), default=0.0)
+
+
+def rows_at_end(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the last training row and the last evaluation in the end of a ledger, {} for none."""
+    lines = data.splitlines()
+    train, val = (_last_row(lines, kind) for kind in KINDS)
+    return train, val
 
 
 def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:

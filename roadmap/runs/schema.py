@@ -17,13 +17,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.config import Affects
-from roadmap.files import finite_or_null, read_json, write_json
+from roadmap.files import MAX_JSON, MAX_YAML, finite_or_null, read_json, write_json
 from roadmap.text import clean, redact
 
 METRICS, SUMMARY, STATUS, CONFIG, LOG = "metrics.jsonl", "summary.json", "status.json", "config.yaml", "run.log"
 # Of the last evaluation, an entry an image in the set's order: whether it was right, the class that came first, the
 # image's own class. Older runs have the first alone.
 CORRECT, PREDICTIONS, LABELS = "correct.npy", "predictions.npy", "labels.npy"
+# The files of a record, each with the bytes that it may have: a larger one was not written by a run.
+RECORD = {STATUS: MAX_JSON, SUMMARY: MAX_JSON, CONFIG: MAX_YAML, METRICS: 2**30, LOG: 2**26}
+RECORD |= {CORRECT: 2**22, PREDICTIONS: 2**25, LABELS: 2**25}
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
@@ -176,13 +179,18 @@ def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None
 def read_record(kind: type[Record], path: Path) -> dict[str, Any]:
     """Read a record, checked by its schema. Raises OSError, and ValueError naming the file, the key and its value."""
     values = read_json(path)
+    check_record(kind, values, str(path))
+    return values
+
+
+def check_record(kind: type[R], values: dict[str, Any], name: str) -> R:
+    """Return a record, checked by its schema. Raises ValueError naming the file, the key and its value."""
     try:
-        kind.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         where, value = ".".join(map(str, found["loc"])), clean(found["input"], 40)
-        raise ValueError(f"{path}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
-    return values
+        raise ValueError(f"{name}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
 
 
 def read_or_empty(kind: type[R], path: Path) -> R:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from roadmap import paper
 from roadmap.config import Config
+from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError, RoadmapError
 from roadmap.steps.branches import branches
 from roadmap.steps.compose import compose
@@ -106,10 +107,9 @@ FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"table": as_table, "csv": 
 
 def diff(before: Config, after: Config) -> str:
     """Return what changes from one step to another: config keys, parameters of the net, and what it costs."""
-    from roadmap.net import cost, describe
+    from roadmap.net import cost
 
     classes = before.data.num_classes or 1000
-    nets = [describe(config.model, classes) for config in (before, after)]
     sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
     flat = [
         flatten({k: getattr(config, k).values() for k in ("model", "recipe", "data")}) for config in (before, after)
@@ -117,24 +117,34 @@ def diff(before: Config, after: Config) -> str:
     changed = [
         f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)
     ]
-    added = {name: shape(nets[1][name]) for name in nets[1] if name not in nets[0]}
-    removed = {name: shape(nets[0][name]) for name in nets[0] if name not in nets[1]}
-    reshaped = {
-        n: f"{shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]
-    }
     parts = [
         f"{before.step} -> {after.step} ({before.regime.name})",
         "config:",
         *(changed or ["  nothing"]),
-        f"parameters of the net: {len(added)} added, {len(removed)} removed, {len(reshaped)} reshaped",
-        *folded("+", added),
-        *folded("-", removed),
-        *folded("~", reshaped),
+        *layer_changes(before.model, after.model, classes),
         moved("GMACs", sizes[0].gmacs, sizes[1].gmacs),
         moved("activations (M)", sizes[0].macts, sizes[1].macts),
         moved("parameters (M)", sizes[0].params_m, sizes[1].params_m),
     ]
     return "\n".join(parts)
+
+
+def layer_changes(before: NetConfig, after: NetConfig, num_classes: int) -> list[str]:
+    """Return which parameters of the net are added, removed or reshaped: a line that counts them, then a line each."""
+    from roadmap.net import describe
+
+    nets = [describe(model, num_classes) for model in (before, after)]
+    added = {name: shape(nets[1][name]) for name in nets[1] if name not in nets[0]}
+    removed = {name: shape(nets[0][name]) for name in nets[0] if name not in nets[1]}
+    reshaped = {
+        n: f"{shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]
+    }
+    return [
+        f"parameters of the net: {len(added)} added, {len(removed)} removed, {len(reshaped)} reshaped",
+        *folded("+", added),
+        *folded("-", removed),
+        *folded("~", reshaped),
+    ]
 
 
 def moved(name: str, before: float, after: float) -> str:

@@ -177,7 +177,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     seeds: dict[tuple[str, float], list[Run]] = defaultdict(list)
     for run in runs:
         seeds[run.cell, run.holdout].append(run)
-    every = [_cell(same) for same in seeds.values()]
+    every = [cell_of(same) for same in seeds.values()]
     parents = {cell.step: cell.parent for cell in every}
     every.sort(key=lambda cell: (paper.position(cell.step, parents), cell.cell))
     cells = [cell for cell in every if not cell.holdout]
@@ -206,7 +206,7 @@ def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -
     return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
 
 
-def _cell(runs: Sequence[Run]) -> Cell:
+def cell_of(runs: Sequence[Run]) -> Cell:
     """Collect the seeds of one cell, whose settings are the same."""
     first = runs[0]
     with_its_recipe = first.cell == paper.SWIN_CELL if first.step == "swin" else first.plain

@@ -1,6 +1,6 @@
 """Collect the runs of some sources: those that count, those not finished, and what is suspect.
 
-A source is a folder, or `wandb:ENTITY/PROJECT[?group=STUDY]`.
+A source is a folder, an archive, a folder in one, or `wandb:ENTITY/PROJECT[?group=STUDY]`.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 from roadmap.report.analyse.comparability import comparable, count_once
 from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
-from roadmap.report.read.run_directory import RunDirectory, Suspect
-from roadmap.report.read.search import Problem, find_run_directories
+from roadmap.runs.run_directory import RunDirectory, Suspect
+from roadmap.runs.search import Problem, find_run_directories
 from roadmap.text import clean, reason
 
 LONG = 2**28  # bytes of ledgers, from which on more processes are worth their start of a second
@@ -50,14 +50,8 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
         found += online
         foreign += others
         suspect += problems
-    runs: list[Run] = []
-    unfinished: list[Problem] = []
-    for source, outcome in zip(found, _read_all(found), strict=True):
-        if isinstance(outcome, Run):
-            runs.append(outcome)
-        else:
-            reason, finished = outcome
-            (suspect if finished else unfinished).append(Problem(source.shown, reason))
+    runs, unfinished, damaged = read_sources(found)
+    suspect += damaged
     runs, doubles = count_once(runs)
     like = comparable(runs, allow)
     return Collected(
@@ -68,6 +62,20 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
         rounding=like.rounding,
         foreign=foreign,
     )
+
+
+def read_sources(found: Sequence[Source]) -> tuple[list[Run], list[Problem], list[Problem]]:
+    """Return the finished, sound runs of some sources, those not finished, and the damaged ones."""
+    runs: list[Run] = []
+    unfinished: list[Problem] = []
+    damaged: list[Problem] = []
+    for source, outcome in zip(found, _read_all(found), strict=True):
+        if isinstance(outcome, Run):
+            runs.append(outcome)
+        else:
+            reason, finished = outcome
+            (damaged if finished else unfinished).append(Problem(source.shown, reason))
+    return runs, unfinished, damaged
 
 
 def _read_all(sources: Sequence[Source]) -> Iterator[Run | tuple[str, bool]]:

@@ -12,7 +12,7 @@ from typing import Any
 from roadmap import paper
 from roadmap.config import KEYS, defaults, is_read
 from roadmap.report.read.run import Run, config_text
-from roadmap.report.read.search import Problem
+from roadmap.runs.search import Problem
 from roadmap.text import shorten
 
 # What `--allow` takes in, and what each word means. Code and hardware count without it.

@@ -82,6 +82,11 @@ def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
 
 def with_gain(cell: Cell, parent: Cell, name: str) -> Cell:
     """Return a cell with what it gains over a parent, which the tables call `name`; nothing is adjusted yet."""
+    return replace(cell, gain=gain_over(cell, parent, name))
+
+
+def gain_over(cell: Cell, parent: Cell, name: str) -> Gain:
+    """Return what a cell gains over another, of this name, by itself: not adjusted for other comparisons."""
     welch = statistics.welch(cell.top1s, parent.top1s)
     gain = Gain(
         parent=name,
@@ -92,7 +97,7 @@ def with_gain(cell: Cell, parent: Cell, name: str) -> Cell:
         bootstrap=statistics.seed_bootstrap(cell.top1s, parent.top1s),
         effect=statistics.effect(cell.top1s, parent.top1s),
     )
-    return replace(cell, gain=_over_images(_beside_paper(gain, cell, parent), cell, parent))
+    return _over_images(_beside_paper(gain, cell, parent), cell, parent)
 
 
 def _over_images(gain: Gain, cell: Cell, parent: Cell) -> Gain:

@@ -5,7 +5,7 @@ import math
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from roadmap.report.analyse.cells import Group
+from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw import style
 from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, where, wrapped
@@ -43,6 +43,25 @@ def training_curves(group: Group) -> Figure:
                 axes.tick_params(labelbottom=True)
         figure.supxlabel("epoch", size=7)
         figure.supylabel(TOP1, size=7)
+        return figure
+
+
+def compared_curves(a: Cell, b: Cell) -> Figure:
+    """Draw top-1 over the epochs of two cells on the same axes, a line a seed: A grey and dashed, B black."""
+    with style.styled():
+        figure = style.new_figure("Training curves of A and B", 2.4)
+        axes = figure.subplots()
+        handles = []
+        for cell, name, looks in ((a, "A", {"color": QUIET, "ls": (0, (4, 1.5))}), (b, "B", {"color": INK})):
+            for run in cell.runs:
+                (line,) = axes.plot(*zip(*run.curve, strict=True), lw=0.8, alpha=0.85, **looks)
+                hover(line, f"{name}, seed {run.seed}: {run.top1:.2f} % after epoch {run.curve[-1][0]}")
+            where_from = f"{cell.study}, {cell.regime}, {cell.data}"
+            line.set_label(f"{name}: {drawable(cell.cell, cell.step, 44)} ({drawable(where_from, 'study', 40)})")
+            handles.append(line)
+        axes.set(xlabel="epoch", ylabel=TOP1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        style.legend(figure, handles, "a line a seed", ncols=1)
         return figure
 
 

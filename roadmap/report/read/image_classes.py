@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from roadmap.report.read.run_directory import Suspect
+from roadmap.runs.run_directory import Suspect
 from roadmap.runs.schema import CORRECT, LABELS, PREDICTIONS, SUMMARY
 from roadmap.text import clean
 

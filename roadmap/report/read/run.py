@@ -11,9 +11,9 @@ import numpy as np
 
 from roadmap.report.read.device_hours import hours_of
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
-from roadmap.report.read.run_directory import RunDirectory, Suspect
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
+from roadmap.runs.run_directory import RunDirectory, Suspect
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY, Split
 from roadmap.text import clean, flatten
 

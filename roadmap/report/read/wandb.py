@@ -19,10 +19,10 @@ import numpy as np
 
 from roadmap.errors import ConfigError
 from roadmap.files import MAX_JSON
-from roadmap.report.read.run_directory import MAX_BITS, MAX_CLASSES, Suspect, json_object, read_bits, read_numbers
-from roadmap.report.read.search import Problem
 from roadmap.runs.metrics import Metrics
-from roadmap.runs.schema import CORRECT, STATUS
+from roadmap.runs.run_directory import Suspect, json_object, read_bits, read_numbers
+from roadmap.runs.schema import CORRECT, RECORD, STATUS
+from roadmap.runs.search import Problem
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.text import clean
 
@@ -177,12 +177,12 @@ class WandbRun:
 
     def bits(self) -> bytes | None:
         """Return the packed bits that the run sent; None where it sent none."""
-        data = self._file(CORRECT, MAX_BITS)
+        data = self._file(CORRECT, RECORD[CORRECT])
         return None if data is None else read_bits(data)
 
     def classes(self, name: str) -> np.ndarray | None:
         """Return the class numbers in `predictions.npy` or `labels.npy`; None where the run sent none."""
-        data = self._file(name, MAX_CLASSES)
+        data = self._file(name, RECORD[name])
         return None if data is None else read_numbers(data, name)
 
     def _file(self, name: str, limit: int) -> bytes | None:

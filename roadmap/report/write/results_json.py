@@ -9,10 +9,10 @@ from roadmap.files import finite_or_null
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.ranking import ranking
-from roadmap.report.read.search import Problem
 from roadmap.report.write.columns import numbers
 from roadmap.report.write.rate_tables import row_values
 from roadmap.report.write.tables import values
+from roadmap.runs.search import Problem
 from roadmap.text import clean
 
 SCHEMA = 1

@@ -8,10 +8,10 @@ import pandas as pd
 from roadmap import paper
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
-from roadmap.report.read.search import Problem
 from roadmap.report.write.columns import ON_TERMINAL, Table, numbers, tables_of
 from roadmap.report.write.escape import for_csv, for_markdown, for_tex
 from roadmap.report.write.rate_tables import rate_tables
+from roadmap.runs.search import Problem
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
 Value = str | float | int | None

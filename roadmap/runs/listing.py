@@ -1,0 +1,187 @@
+"""Every run below some folders and in some archives, a line each: how it stands, its accuracy, when, where.
+
+Read are each run's status, and then its summary, or the config and the end of the ledger of one that is not done. That
+is enough to list it, and less than the report checks before it counts a number.
+"""
+
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from roadmap import paper
+from roadmap.errors import ConfigError, DataError
+from roadmap.runs.process import is_alive
+from roadmap.runs.run_directory import ArchivedRun, RunDirectory, Suspect
+from roadmap.runs.schema import QUANTITIES, STATUS, SUMMARY, Status, Summary, check_record
+from roadmap.runs.search import RUN_NAME, find_run_directories
+from roadmap.text import clean, nearest, plain_table, reason, shorten
+
+STATES = ("done", "running", "stopped", "failed", "damaged")
+DAMAGED = STATES[-1]
+COLUMNS = ("state", "top-1", "epoch", "updated (UTC)")
+FILTERS = ("study", "step", "cell", "state", "data", "regime", "seed")
+NARROWEST = 40  # columns that a run's path has, however small the terminal
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run as its record says it stands; its names are those of its folders. Accuracies in percent."""
+
+    path: str
+    study: str = ""
+    regime: str = ""
+    data: str = ""
+    cell: str = ""
+    step: str = ""
+    seed: int | None = None
+    state: str = DAMAGED
+    top1: float | None = None  # of the last evaluation
+    epoch: int | None = None  # evaluated
+    epochs: int | None = None
+    updated: str | None = None  # UTC
+    reason: str = ""
+
+
+def list_runs(sources: Sequence[str]) -> list[ListedRun]:
+    """Return the runs of some sources by study, data, step and seed; one that cannot be read says why.
+
+    Raises DataError where there is none.
+    """
+    found, problems = find_run_directories(sources, archives=True)
+    if not found:
+        raise DataError(str(problems[0]) if problems else f"{clean(', '.join(sources))}: holds no run")
+    runs = [ListedRun(clean(problem.path, 500), reason=clean(problem.reason, 300)) for problem in problems]
+    runs += map(list_run, found)
+    return sorted(runs, key=_order)
+
+
+def _order(run: ListedRun) -> tuple[Any, ...]:
+    return run.study, run.regime, run.data, paper.position(run.step, {}), run.cell, run.seed or 0, run.path
+
+
+def list_run(run: RunDirectory) -> ListedRun:
+    """Return how a run stands; never raises for a bad one."""
+    known = named(run)
+    try:
+        return progress(run, known)
+    except (Suspect, ValueError) as why:
+        return replace(known, reason=clean(why, 300))
+    except OSError as error:
+        return replace(known, reason=f"cannot be read ({reason(error)})")
+
+
+def named(run: RunDirectory) -> ListedRun:
+    """Return what a run's folders say of it."""
+    seed, cell, place = run.named
+    if not RUN_NAME.fullmatch(seed) or len(seed) > 15:
+        return ListedRun(clean(run.shown, 500))
+    regime, _, data = place.partition("-")
+    study = run.folder.parts[-4] if len(run.folder.parts) > 4 else ""
+    step = re.split("[+,]", cell)[0]
+    study, regime, data, cell, step = (clean(text, 80) for text in (study, regime, data, cell, step))
+    return ListedRun(clean(run.shown, 500), study, regime, data, cell, step, int(seed.removeprefix("seed")))
+
+
+def progress(run: RunDirectory, known: ListedRun) -> ListedRun:
+    """Add how far a run is. Raises Suspect, ValueError and OSError."""
+    status = check_record(Status, run.status(), STATUS)
+    if status.state is None:
+        raise Suspect(f"{STATUS}: has no state")
+    known = replace(known, epoch=status.epoch, updated=_minute(status.updated))
+    if status.state == "done":
+        if (values := run.summary()) is None:
+            raise Suspect(f"done, but there is no {SUMMARY}")
+        summary = check_record(Summary, values, SUMMARY)
+        known = replace(known, epoch=summary.epoch, epochs=summary.epochs)
+        return replace(known, state="done", top1=_percent(summary.top1, SUMMARY))
+    recipe = run.config().get("recipe")
+    epochs = str(recipe.get("epochs", "")) if isinstance(recipe, dict) else ""
+    _, last = run.last_rows()
+    epoch = max([number for number in (last.get("epoch"), status.epoch) if number is not None], default=None)
+    known = replace(known, epoch=epoch, epochs=int(epochs) if re.fullmatch("[0-9]{1,9}", epochs) else None)
+    known = replace(known, top1=_percent(last.get("val/top1"), "metrics.jsonl"))
+    state, why = _unfinished(run, status)
+    return replace(known, state=state, reason=why)
+
+
+def _unfinished(run: RunDirectory, status: Status) -> tuple[str, str]:
+    """Return the state of a run that is not done, and what is to be known of it."""
+    if status.state in ("stopped", "failed"):
+        return status.state, status.reason or ""
+    if isinstance(run, ArchivedRun):
+        return "running", "when it was packed"
+    if status.host != socket.gethostname():
+        return "running", f"on {status.host}, by its own word" if status.host else ""
+    return ("running", "") if is_alive(status.pid, status.pid_start) else ("failed", "killed: its process is gone")
+
+
+def _percent(value: Any, file: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise Suspect(f"{file}: top1={clean(value, 20)} is not a percentage")
+    return float(value)
+
+
+def _minute(text: str | None) -> str | None:
+    """Return a time of a record to the minute; None for none."""
+    try:
+        return datetime.fromisoformat(text or "").strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return None
+
+
+def select(runs: Sequence[ListedRun], wanted: dict[str, Sequence[str]]) -> list[ListedRun]:
+    """Return the runs that have one of the wanted values in every filter. Raises ConfigError for one that none has."""
+    for name, values in wanted.items():
+        there = {str(getattr(run, name)) for run in runs if getattr(run, name) not in ("", None)}
+        there |= set(STATES if name == "state" else ())
+        if missing := [value for value in values if value not in there]:
+            listed = nearest(missing[0], sorted(there), limit=12)
+            raise ConfigError(f"--{name} {clean(missing[0], 80)}: no run here has it; {listed}")
+    return [run for run in runs if all(str(getattr(run, name)) in values for name, values in wanted.items() if values)]
+
+
+def newest_first(runs: Sequence[ListedRun]) -> list[ListedRun]:
+    """Return the runs by their last change, the newest first."""
+    return sorted(runs, key=lambda run: run.updated or "", reverse=True)
+
+
+def as_json(runs: Sequence[ListedRun]) -> list[dict[str, Any]]:
+    """Return all that is known, for scripts."""
+    return [asdict(run) for run in runs]
+
+
+def as_text(runs: Sequence[ListedRun], total: int, below: str = "", width: int | None = None) -> str:
+    """Return a table, no wider than a terminal, with paths below a folder, and a line that counts.
+
+    `total` is the number of runs before any filter.
+    """
+    counts = {state: sum(run.state == state for run in runs) for state in STATES}
+    of = f" of {total}" if total != len(runs) else ""
+    line = f"{len(runs)}{of} runs: " + (", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none")
+    if not runs:
+        return line
+    head = f"run below {clean(below)}" if below else "run"
+    left = plain_table([COLUMNS, *map(table_row, runs)], right=(1, 2)).split("\n")
+    used = max(map(len, left)) + 2
+    room = max(NARROWEST, width - used) if width else 1000
+    right = [shorten(head, room), *(where(run, below, room) for run in runs)]
+    return "\n".join([*(f"{a:{used}}{b}" for a, b in zip(left, right, strict=True)), line])
+
+
+def table_row(run: ListedRun) -> tuple[str, str, str, str]:
+    """Return a run as text, but for its path."""
+    epochs = "" if run.epoch is None else f"{run.epoch}/{run.epochs or '?'}"
+    return run.state, QUANTITIES["top1"].text(run.top1), shorten(epochs, 12), run.updated or ""
+
+
+def where(run: ListedRun, below: str, room: int) -> str:
+    """Return a run's path below a folder, and what is to be known of it, in so many columns: a path is cut in front."""
+    path = run.path.removeprefix(f"{below.rstrip('/')}/") if below else run.path
+    most = room // 2 if run.reason else room
+    path = path if len(path) <= most else f"…{path[1 - most :]}"
+    return path + (shorten(f": {run.reason}", room - len(path)) if run.reason else "")

@@ -1,0 +1,97 @@
+"""`python -m roadmap.runs.pack FOLDER --out FILE.zip`: the run directories below a folder as one file.
+
+Each with all that is recorded of it but its checkpoints; the same runs make the same bytes. What is not of a run's
+record (locks, W&B's folders, submitted jobs) stays where it is.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, LargeZipFile, ZipFile, ZipInfo
+
+from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
+from roadmap.files import atomic_file, deny_others, disk_errors
+from roadmap.runs.archive import SUFFIX, list_archive
+from roadmap.runs.run_directory import RunDirectory
+from roadmap.runs.schema import LOG, RECORD
+from roadmap.runs.search import find_run_directories
+from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
+
+DEPTH = 4  # folders that name a run: study, regime-data, cell, seed
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the oldest time that a zip knows
+MODE = 0o100644 << 16
+
+
+def pack(folder: str, out: Path) -> tuple[int, int, int]:
+    """Write an archive of the runs below a folder; return how many, the bytes of their files, and its own.
+
+    Raises DataError where there is none, two have one name, or a file cannot be packed; DiskError, ConfigError.
+    """
+    runs, problems = find_run_directories([folder])
+    if problems:
+        raise DataError(str(problems[0]))
+    if not runs:
+        raise DataError(f"{clean(folder)}: holds no run")
+    named: dict[str, RunDirectory] = {}
+    for run in runs:
+        first = named.setdefault("/".join(run.folder.parts[-DEPTH:]), run)
+        if first is not run:
+            raise DataError(f"{clean(first.shown)} and {clean(run.shown)} would have one name in the archive")
+    if out.suffix != SUFFIX or out.is_dir():
+        raise ConfigError(f"--out {clean(out)}: an archive is a file, and its name ends with {SUFFIX}")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(out), atomic_file(out) as file:
+            with ZipFile(file, "w", ZIP_DEFLATED, allowZip64=False, compresslevel=9) as archive:
+                for name in sorted(named):
+                    add_run(archive, name, named[name])
+            file.flush()
+            written, folders = list_archive(Path(file.name))  # what cannot be read back is not kept
+            members = [(name, member) for files in folders.values() for name, member in files.items()]
+            total = sum(len(written.read(member, RECORD[name])) for name, member in members)
+    except LargeZipFile as error:
+        raise DataError(f"{clean(folder)}: is more than one archive may hold ({clean(error)})") from None
+    return len(runs), total, out.stat().st_size
+
+
+def add_run(archive: ZipFile, name: str, run: RunDirectory) -> None:
+    """Add the files of a run that are there, its status first: what is written meanwhile is newer than it says.
+
+    Raises DataError for a file that no run writes, or that holds a secret of this machine.
+    """
+    for file in filter(run.has, RECORD):
+        try:
+            data = run.read(file)
+        except OSError as error:
+            raise DataError(f"{clean(run.shown)}: {file} cannot be packed ({error.strerror or error})") from None
+        if file == LOG:
+            data = redact(data.decode(errors="replace")).encode()
+        elif not file.endswith(".npy") and redact(text := data.decode(errors="replace")) != text:
+            raise DataError(f"{clean(run.shown)}: {file} holds a secret of this machine, and is not packed")
+        member = ZipInfo(f"{name}/{file}", EPOCH)
+        member.compress_type, member.external_attr, member.create_system = ZIP_DEFLATED, MODE, 3
+        archive.writestr(member, data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    redact_output()
+    deny_others()
+    parser = ArgumentParser(prog="python -m roadmap.runs.pack", description="Runs as one file, without checkpoints.")
+    parser.add_argument("folder", metavar="FOLDER", help="a study, or any folder of runs")
+    parser.add_argument("--out", metavar="FILE", help="the archive to write, or to replace (default: FOLDER.zip)")
+    try:
+        args = parser.parse_args(argv)
+        out = Path(args.out or f"{args.folder.rstrip('/')}{SUFFIX}")
+        count, total, size = pack(args.folder, out)
+        line = f"{out}: {count} runs, {total / 1e6:.2f} MB in {size / 1e6:.2f} MB, without checkpoints"
+        print(printable_lines(line))
+    except RoadmapError as error:
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
+        return error.code
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
