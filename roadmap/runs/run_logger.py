@@ -1,7 +1,7 @@
 """What a start of a run leaves behind while it goes: metrics, status, checkpoints, log, progress on the screen, W&B.
 
-The loop tells it of every step and every evaluation; losses stay on the device until a flush. `RunLogger` is rank 0's;
-the `NullLogger` of the other ranks has the same methods and writes nothing.
+The loop tells it of every step and every evaluation; losses stay on the device until a flush. It is rank 0's; the
+`NullLogger` of the other ranks has the same methods and writes nothing.
 """
 
 import logging
@@ -10,12 +10,12 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 
-from roadmap.config.choices import Precision
 from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, StoppedEarly, exit_code
@@ -50,6 +50,7 @@ class RunLogger:
         self.progress: Progress | None = None
         self.wandb: WandbLogger | None = None
         self.summary: dict[str, Any] = {}
+        self._group_size = run_info.get("group_size", 1)  # runs that share the device
         self._deferred = DeferredMetrics(run_info["precision"], config.recipe.clip_grad)
         self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
         self._throughput = Throughput()
@@ -118,6 +119,20 @@ class RunLogger:
         """Return the seconds spent on this run, over all its starts."""
         return self._earlier_s + time.monotonic() - self._began
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the clock of the run stand still, while it waits for others."""
+        since = time.monotonic()
+        yield
+        waited = time.monotonic() - since
+        self._began, self._saved = self._began + waited, self._saved + waited
+        self._throughput.restart()
+
+    @property
+    def memory_gb(self) -> float:
+        """Return the peak memory in GiB: on a GPU this run's share where several are trained side by side."""
+        return peak_memory_gb(self.device) / (self._group_size if self.device.type == "cuda" else 1)
+
     def info(self, line: str) -> None:
         """Show a line and keep it in `run.log`."""
         log.info(line)
@@ -152,7 +167,7 @@ class RunLogger:
         if not rows:
             return
         time_s = {"time_s": round(self.time_s, 3)}
-        shared = time_s | self._throughput.read() | {"train/memory_gb": round(peak_memory_gb(self.device), 3)}
+        shared = time_s | self._throughput.read() | {"train/memory_gb": round(self.memory_gb, 3)}
         self._append([row | shared for row in rows])
         if advice := self._throughput.advice(self.config.data.pipeline, self.device.type, shared, len(rows)):
             self.info(advice)
@@ -221,15 +236,16 @@ class RunLogger:
         """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""
         self.wait_for_checkpoint()
         seconds = self.time_s
+        gpu_hours = round(seconds * self.run_info["world_size"] / self._group_size / 3600, 4)
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
         self.summary = {
             **config_summary(self.config),
             **result,
             **self.run_info,
             "train_images_per_s": statistics.median(speeds),
-            "gpu_hours": round(seconds * self.run_info["world_size"] / 3600, 4) if self.device.type == "cuda" else None,
+            "gpu_hours": gpu_hours if self.device.type == "cuda" else None,
             "time_s": round(seconds, 1),
-            "peak_memory_gb": round(peak_memory_gb(self.device), 3),
+            "peak_memory_gb": round(self.memory_gb, 3),
             "drift": self.run.status["drift"],
             "rounding": self.run.status["rounding"],
             "state": "done",
@@ -261,59 +277,3 @@ class RunLogger:
                     self.run.update(wandb_rows=sent)
             if self._log_file is not None:
                 self._log_file.close()
-
-
-class NullLogger:
-    """Of the other ranks: writes nothing, reads the same numbers, so that all stop where one is not finite."""
-
-    def __init__(self, precision: Precision) -> None:
-        self._deferred = DeferredMetrics(precision)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
-        """Do nothing."""
-
-    def info(self, line: str) -> None:
-        """Do nothing."""
-
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield batches."""
-        return iter(batches)
-
-    def log_step(
-        self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
-    ) -> None:
-        """Note one optimizer step. Raises NonFiniteError, in the step in which rank 0 does."""
-        if self._deferred.add({"global_step": global_step}, loss, grad_norm):
-            self.flush()
-
-    def flush(self) -> None:
-        """Read what the device has kept. Raises NonFiniteError."""
-        if error := self._deferred.read()[1]:
-            raise error
-
-    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
-        """Do nothing."""
-
-    def write_correct(self, correct: bytes) -> None:
-        """Do nothing."""
-
-    def checkpoint_due(self) -> bool:
-        """Leave it to rank 0."""
-        return False
-
-    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
-        """Leave it to rank 0, but read the numbers where it does."""
-        self.flush()
-
-    def wait_for_checkpoint(self) -> None:
-        """Do nothing."""
-
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return what is known here."""
-        return result

@@ -16,10 +16,11 @@ from roadmap.errors import ConfigError, Refused
 from roadmap.net import Cost, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
+from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import differences, identity
 from roadmap.runs.run_dir import RunDir
-from roadmap.runs.run_logger import NullLogger, RunLogger
+from roadmap.runs.run_logger import RunLogger
 from roadmap.runs.schema import CHECKPOINTS
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step

@@ -1,0 +1,72 @@
+"""What stands in for a run's logger on all ranks but the first: it writes nothing."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self, TypeVar
+
+import torch
+
+from roadmap.config.choices import Precision
+from roadmap.runs.deferred_metrics import DeferredMetrics
+
+T = TypeVar("T")
+
+
+class NullLogger:
+    """Of the other ranks: writes nothing, reads the same numbers, so that all stop where one is not finite."""
+
+    def __init__(self, precision: Precision) -> None:
+        self._deferred = DeferredMetrics(precision)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
+        """Do nothing."""
+
+    def info(self, line: str) -> None:
+        """Do nothing."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches."""
+        return iter(batches)
+
+    def log_step(
+        self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
+    ) -> None:
+        """Note one optimizer step. Raises NonFiniteError, in the step in which rank 0 does."""
+        if self._deferred.add({"global_step": global_step}, loss, grad_norm):
+            self.flush()
+
+    def flush(self) -> None:
+        """Read what the device has kept. Raises NonFiniteError."""
+        if error := self._deferred.read()[1]:
+            raise error
+
+    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
+        """Do nothing."""
+
+    def write_correct(self, correct: bytes) -> None:
+        """Do nothing."""
+
+    def checkpoint_due(self) -> bool:
+        """Leave it to rank 0."""
+        return False
+
+    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+        """Leave it to rank 0, but read the numbers where it does."""
+        self.flush()
+
+    def wait_for_checkpoint(self) -> None:
+        """Do nothing."""
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return what is known here."""
+        return result
