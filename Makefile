@@ -59,8 +59,7 @@ demo: $(READY) ## train all 17 rows on the embedded digits, as many at once as t
 	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
 
 mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cifar10|cifar100 in ROOT= on one GPU, and draw the chart
-	@$(SWEEP) plan mini --runs $(RUNS) --cluster local -- $(MINI) >/dev/null
-	@$(BIN)/python run.py -cd sweeps -cn mini paths.runs=$(RUNS) $(MINI)
+	@$(SWEEP) submit mini --runs $(RUNS) --cluster local -- $(MINI)
 	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
 
 test: $(VENV)/.roadmap-test ## the tests, two files at a time (9 minutes on 2 cores)

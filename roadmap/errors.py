@@ -18,6 +18,14 @@ class ConfigError(RoadmapError, ValueError):
     code = 64
 
 
+class OutOfMemory(ConfigError):
+    """Memory is too small for a run, the device's or this machine's: alone, or beside others."""
+
+
+class CompilerError(ConfigError):
+    """Torch's compiler fails on a net."""
+
+
 class DataError(RoadmapError):
     """Images, labels, weights or run directories that are missing, broken or do not fit."""
 
@@ -82,7 +90,8 @@ class NoProgress(RoadmapError):
 
 def error_of(kind: str, text: str) -> RoadmapError:
     """Return the error of a class by its name: how one rank raises what another one told it."""
-    known = {cls.__name__: cls for cls in RoadmapError.__subclasses__()}
+    kinds = RoadmapError.__subclasses__()
+    known = {cls.__name__: cls for cls in [*kinds, *(inner for cls in kinds for inner in cls.__subclasses__())]}
     return known.get(kind, RoadmapError)(text)
 
 

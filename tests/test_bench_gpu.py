@@ -39,8 +39,8 @@ def runs(pid):
 def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
     assert main(["gpu", "--plan", "--minutes", "8"]) == 0
     whole = capsys.readouterr().out
-    assert "left out        runs of seed 2" in whole and "DIR/kernels.json" in whole
-    for name in ("device", "tests", "kernels", "net", "input", "mini", "runs of seed 0"):
+    assert "left out" not in whole and "DIR/kernels.json" in whole
+    for name in ("device", "tests", "kernels", "net", "input", "mini", "runs"):
         assert f"s  {name}: python " in whole
     assert float(whole.splitlines()[-1].split()[0]) <= 8 * 60 - gpu.STOP_S
     assert main(["gpu", "--plan", "--minutes", "2"]) == 0

@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -195,3 +196,77 @@ def test_runs_of_another_host_are_named_and_left(capsys, tmp_path):
     (study.notes / "jobs.jsonl").write_text(text)
     code, told = call(capsys, "cancel", "demo", "--runs", str(tmp_path))
     assert code == 0 and "0 cancelled" in told and f"process {os.getpid()} is on n17, cancel it there" in told
+
+
+# Cells that share a GPU: a process a row, whose seeds train side by side. Without a GPU it trains on the CPU.
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Let `nvidia-smi` know one GPU."""
+    script = tmp_path / "bin" / "nvidia-smi"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\ncase "$1" in *mode*) echo Default;; *) echo "0, H100";; esac\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+
+def two_rows(tmp_path, *more):
+    words = ["submit", "demo", "--runs", str(tmp_path / "runs"), "--cluster", "local", "--", "+step=resnet,gelu"]
+    return [*words, "seed=0,1", *SMALL, "wandb.mode=disabled", *more], StudyDir(tmp_path / "runs", "demo")
+
+
+def by_step(study):
+    """Return the status of each cell that has begun, by step and seed."""
+    cells = [cell for cell in cell_states(study)[0] if cell.exit_code is not None or cell.started]
+    return {(cell.step, cell.seed): read_json(study.path / cell.key / "status.json") for cell in cells}
+
+
+@pytest.mark.timeout(600)
+def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, capsys, tmp_path):
+    words, study = two_rows(tmp_path)
+    code, told = call(capsys, *words)
+    assert (
+        code == 0 and "4 cells begin, 0 go on; 1 at once, the seeds of a row side by side" in told and "[4/4]" in told
+    )
+    found = by_step(study)
+    assert len(found) == 4 and all(about["state"] == "done" and about["group_size"] == 2 for about in found.values())
+    assert found["resnet", 0]["pid"] == found["resnet", 1]["pid"] != found["gelu", 0]["pid"] == found["gelu", 1]["pid"]
+    for cell in cell_states(study)[0]:
+        assert "top-1" in Path(cell.log).read_text().splitlines()[-1]
+    lines = told.splitlines()
+    assert [line.split()[1].split("/")[1].split(",")[0] for line in lines if line.endswith("begins")] == [
+        "resnet", "resnet", "gelu", "gelu",
+    ]  # fmt: skip
+    code, told = call(capsys, *words)
+    assert code == 0 and "0 cells begin, 0 go on; left alone: 4 done" in told
+
+
+@pytest.mark.timeout(600)
+def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu, tmp_path):
+    words, study = two_rows(tmp_path, "recipe.epochs=2000")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "roadmap.sweep", *words], env=env, stdout=subprocess.PIPE, text=True
+    )
+
+    def trains(step):
+        steps = [cell.global_step for cell in cell_states(study)[0] if cell.step == step]
+        return len(steps) == 2 and all(steps)
+
+    until(lambda: (study.notes / "cells.json").exists() and trains("resnet"), 250)
+    until(lambda: len(by_step(study)) == 4, 250)
+    assert not trains("gelu")  # prepared, it waits
+    os.kill(by_step(study)["resnet", 0]["pid"], signal.SIGKILL)
+    until(lambda: trains("gelu"), 250)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=250)[0]
+    assert process.returncode == 75
+    assert told.count("(exit code 137; ") == 2
+    assert "stopping: the cells at work save" in told
+    states = {(cell.step, cell.seed): (cell.state, cell.killed) for cell in cell_states(study)[0]}
+    assert states == {
+        ("resnet", 0): ("failed", True), ("resnet", 1): ("failed", True),
+        ("gelu", 0): ("stopped", False), ("gelu", 1): ("stopped", False),
+    }  # fmt: skip
+    assert not any(alive(about["pid"]) for about in by_step(study).values())

@@ -46,11 +46,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
         file = ("--json", str(args.out / f"{name}.json"))
         return Part(name, ("-m", "roadmap.bench", name, *words, *file), at_most, least)
 
-    def runs(seed: int) -> Part:
-        words = ("run.py", "-cd", "sweeps", "-cn", "mini", f"seed={seed}", f"paths.runs={args.out / 'runs'}")
-        root = () if args.root is None else (f"data.root={args.root}",)
-        return Part(f"runs of seed {seed}", (*words, "wandb.mode=disabled", "device=cuda", *root), 3600, 40)
-
+    study = ("-m", "roadmap.sweep", "submit", "mini", "--runs", str(args.out / "runs"), "--cluster", "local", "--")
+    root = () if args.root is None else (f"data.root={args.root}",)
     return [
         Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 20, 5),
         Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"), 100, 30),
@@ -58,7 +55,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
         bench("net", "--rows", ROWS, "--forms", "compiled,kernels", "--repeats", "15", at_most=90, least=60),
         bench("input", "--limit", "65", at_most=80, least=40),
         bench("mini", "--rows", MINI_ROW, "--peer", "none", "--repeats", "10", at_most=40, least=25),
-        *map(runs, range(3)),
+        Part("runs", (*study, "wandb.mode=disabled", "device=cuda", *root), 3600, 40),
     ]
 
 

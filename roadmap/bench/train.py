@@ -44,7 +44,7 @@ from roadmap.steps.compose import compose
 from roadmap.training.mixup import mixup_batch
 from roadmap.training.setup import check_run
 from roadmap.training.state import RunContext, TrainState, build_state
-from roadmap.training.train import train_one_epoch
+from roadmap.training.train import run_to_end, train_one_epoch
 
 LOG_EVERY = 50  # steps; timm's default
 
@@ -116,7 +116,7 @@ def loops(ctx: RunContext, libraries: list[str]) -> list[Candidate]:
 
     found = [
         candidate("bare loop", "torch", lambda: partial(bare_epoch, ctx, build_state(ctx))),
-        candidate("our loop", None, lambda: partial(train_one_epoch, ctx, build_state(ctx))),
+        candidate("our loop", None, lambda: partial(our_epoch, ctx, build_state(ctx))),
     ]
     if "timm" in libraries and has_net("timm", ctx.config.step, ctx.config.model):
         found.append(candidate("timm's loop and net", "timm", lambda: timm_loop(ctx)))
@@ -128,6 +128,11 @@ def batches_of(ctx: RunContext, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     config, train = ctx.config, ctx.images.train
     ids = sampling.train_index_batches(len(train), config.recipe.batch_size, config.seed, epoch)
     return data.train_batches(train, config.data, config.recipe, ids, seed=config.seed, epoch=epoch, device=ctx.device)
+
+
+def our_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
+    """Train an epoch as a run does."""
+    run_to_end(train_one_epoch(ctx, state, epoch))
 
 
 def bare_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:

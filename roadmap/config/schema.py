@@ -16,6 +16,8 @@ from roadmap.config.recipe import RecipeConfig
 from roadmap.config.toggles import NetConfig, RegimeConfig
 from roadmap.errors import ConfigError
 
+SMALL_IMAGE = 64  # pixels
+
 
 class PathsConfig(Section):
     """Where runs are kept: `paths.runs`, else ROADMAP_RUNS, else `runs`."""
@@ -110,6 +112,11 @@ class Config(Section):
     paths: PathsConfig = section(PathsConfig)
     wandb: WandbConfig = section(WandbConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
+
+    @property
+    def has_large_images(self) -> bool:
+        """Tell whether launching a step's kernels on a GPU takes less time than computing them does."""
+        return self.data.image_size > SMALL_IMAGE
 
     @classmethod
     def settable(cls) -> list[str]:

@@ -21,7 +21,6 @@ OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory|std::bad_alloc"
     r"|could not create a (primitive|memory( object)?)\s*$"
 )
-SMALL_IMAGE = 64  # pixels: up to these launching takes longest, beyond them compiling pays
 
 
 def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
@@ -78,7 +77,7 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 def choose_compile(config: Config, device: torch.device) -> bool:
     """Tell whether the net is compiled: `auto` is on a GPU, for images so large that compiling half a minute pays."""
-    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and has_large_images(config))
+    return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and config.has_large_images)
 
 
 def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
@@ -96,13 +95,8 @@ def choose_graph(config: Config, device: torch.device, precision: Precision, wor
         if reason is not None:
             raise ConfigError(f"cuda_graph=always: a step cannot be captured {reason}; cuda_graph=auto or never")
         return True
-    pays = not has_large_images(config) or choose_compile(config, device)
+    pays = not config.has_large_images or choose_compile(config, device)
     return reason is None and pays and config.cuda_graph == Capture.auto
-
-
-def has_large_images(config: Config) -> bool:
-    """Tell whether launching a step's kernels takes less time than computing them does."""
-    return config.data.image_size > SMALL_IMAGE
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

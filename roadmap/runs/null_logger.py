@@ -1,6 +1,7 @@
-"""What the other ranks have instead of a `RunLogger`: the same methods, and nothing is written."""
+"""What stands in for a run's logger on all ranks but the first: it writes nothing."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, TypeVar
 
 import torch
@@ -28,6 +29,10 @@ class NullLogger:
 
     def info(self, line: str) -> None:
         """Do nothing."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Do nothing."""
+        return nullcontext()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches."""

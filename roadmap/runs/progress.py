@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -23,7 +23,8 @@ class SweepProgress:
     runs_done: float = 0.0  # runs that this process has trained, in whole and in part
     stopped: bool = False  # a signal came when a run was as good as done: no other begins
     started: float = field(default_factory=time.monotonic)
-    # What one run leaves to the next: images, a captured step.
+    out: TextIO | None = field(default=None, repr=False)  # where lines go to; None: stderr
+    # What one run leaves to the next: images, captured steps.
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def prefix(self) -> str:
@@ -31,9 +32,9 @@ class SweepProgress:
         return f"[{self.position}/{self.total}] " if self.total > 1 else ""
 
     def write(self, line: str) -> None:
-        """Write a line to stderr that stays, above a bar where there is one, with the run's position in the sweep."""
-        tqdm.write(printable_lines(self.prefix() + line), file=sys.stderr)
-        sys.stderr.flush()
+        """Write a line that stays, above a bar where there is one, with the run's position in the sweep."""
+        tqdm.write(printable_lines(self.prefix() + line), file=self.out or sys.stderr)
+        (self.out or sys.stderr).flush()
 
     def print(self, line: str) -> None:
         """Write a line of the result to stdout, above a bar on the same terminal."""

@@ -2,11 +2,14 @@
 
 import logging
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from roadmap.text import printable_lines
 
 log = logging.getLogger("roadmap")
+# Of the run whose turn it is, where several are trained side by side; None in threads that are nobody's.
+current: ContextVar["LogFile | None"] = ContextVar("current", default=None)
 
 
 class LogFormatter(logging.Formatter):
@@ -30,6 +33,11 @@ class LogFile(logging.FileHandler):
         log.setLevel(logging.INFO)
         log.propagate = False
         log.addHandler(self)
+        current.set(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the lines of this run alone."""
+        return current.get() in (None, self) and bool(super().filter(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
         """Do nothing."""
@@ -37,5 +45,6 @@ class LogFile(logging.FileHandler):
     def close(self) -> None:
         """Take no more lines."""
         log.removeHandler(self)
+        current.set(None)
         with suppress(OSError):
             super().close()

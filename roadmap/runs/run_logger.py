@@ -10,6 +10,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -49,6 +50,7 @@ class RunLogger:
         self.progress: Progress | None = None
         self.wandb: WandbLogger | None = None
         self.summary: dict[str, Any] = {}
+        self._group_size = run_info.get("group_size", 1)  # runs that share the device
         self._deferred = DeferredMetrics(run_info["precision"], config.recipe.clip_grad)
         self._saver = checkpoint.Saver(run.path / CHECKPOINTS, config.checkpoint.keep)
         self._throughput = Throughput()
@@ -119,6 +121,20 @@ class RunLogger:
         """Return the seconds spent on this run, over all its starts."""
         return self._earlier_s + time.monotonic() - self._began
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the clock of the run stand still, while it waits for others."""
+        since = time.monotonic()
+        yield
+        waited = time.monotonic() - since
+        self._began, self._saved = self._began + waited, self._saved + waited
+        self._throughput.restart()
+
+    @property
+    def memory_gb(self) -> float:
+        """Return the peak memory in GiB: on a GPU this run's share where several are trained side by side."""
+        return peak_memory_gb(self.device) / (self._group_size if self.device.type == "cuda" else 1)
+
     def info(self, line: str) -> None:
         """Show a line and keep it in `run.log`."""
         log.info(line)
@@ -153,7 +169,7 @@ class RunLogger:
         if not rows:
             return
         time_s = {"time_s": round(self.time_s, 3)}
-        shared = time_s | self._throughput.read() | {"train/memory_gb": round(peak_memory_gb(self.device), 3)}
+        shared = time_s | self._throughput.read() | {"train/memory_gb": round(self.memory_gb, 3)}
         self._append([row | shared for row in rows])
         if advice := self._throughput.advice(self.config.data.pipeline, self.device.type, shared, len(rows)):
             self.info(advice)
@@ -223,7 +239,7 @@ class RunLogger:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""
         self.wait_for_checkpoint()
-        seconds, to_hours = self.time_s, self.run_info["world_size"] / 3600
+        seconds, to_hours = self.time_s, self.run_info["world_size"] / self._group_size / 3600
         lost_s = self.run.status["lost_s"]
         speeds = [row["train/images_per_s"] for row in self._rows if row["kind"] == "train"]
         self.summary = {
@@ -235,7 +251,7 @@ class RunLogger:
             "lost_gpu_hours": round(lost_s * to_hours, 4) if self.device.type == "cuda" else None,
             "time_s": round(seconds, 1),
             "lost_s": lost_s,
-            "peak_memory_gb": round(peak_memory_gb(self.device), 3),
+            "peak_memory_gb": round(self.memory_gb, 3),
             "drift": self.run.status["drift"],
             "rounding": self.run.status["rounding"],
             "state": "done",

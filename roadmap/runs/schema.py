@@ -68,6 +68,7 @@ class RunInfo(Record):
     hardware: Annotated[Line | None, Affects.rounding] = None
     threads: Annotated[int | None, Field(ge=1, le=4096), Affects.rounding] = None
     versions: Annotated[dict[str, str] | None, Affects.rounding] = None
+    group_size: Annotated[int | None, Field(ge=1, le=4096)] = None  # runs side by side in one process; None: one
     git_commit: Line | None = None
     git_dirty: bool | None = None
     host: Line | None = None

@@ -152,7 +152,8 @@ def earlier_speeds(runs: Path, hardware: str | None) -> dict[SpeedKey, list[floa
             summary = read_json(path)
             key = (summary["cell"].split(",")[0], *(summary[k] for k in ("regime", "data", "image_size", "batch_size")))
             if str(hardware).lower() in str(summary["hardware"]).lower():
-                speed = float(summary["train_images_per_s"]) / int(summary.get("world_size") or 1)
+                devices = int(summary.get("world_size") or 1) / int(summary.get("group_size") or 1)
+                speed = float(summary["train_images_per_s"]) / devices
                 found.setdefault(key, []).append(speed)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -2,12 +2,15 @@
 
 Captured once for a net and a recipe, then replayed: a step of one pass as one graph, one of several as a graph that is
 replayed for each pass and one for the optimizer. Runs that follow in the same process and differ in the seed alone copy
-their state into the captured tensors instead of capturing again. The eager form is `train_step`.
+their state into the captured tensors instead of capturing again; those that train at the same time have one each, and
+nothing in it is shared: not its memory, the workspace of its matrix products, or the state of its random numbers. So
+graphs may be replayed on several streams at once. The eager form is `train_step`.
 """
 
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -33,11 +36,40 @@ class Graph(Protocol):
 
 def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
     """Return a run's state with a captured step: of this run or, where only the seed differs, of an earlier one."""
-    step = ctx.cache.get("step")
-    if step is None or step.key != capture_key(ctx):
-        ctx.cache.pop("step", None)  # its memory is free before the next one takes its own
-        step = ctx.cache["step"] = CapturedStep(ctx, build_state(ctx))
+    steps: list[CapturedStep] = ctx.cache.setdefault("steps", [])
+    key = capture_key(ctx)
+    # The memory of those of another net is free before this one takes its own.
+    steps[:] = [step for step in steps if step.in_use or step.key == key]
+    step = next((step for step in steps if not step.in_use), None)
+    if step is None:
+        step = CapturedStep(ctx, build_state(ctx))
+        steps.append(step)
     return step.load_state(state)
+
+
+def release_step(state: TrainState) -> None:
+    """Let another run have the captured step of this one, if it has one."""
+    if isinstance(state.step_fn, CapturedStep):
+        state.step_fn.in_use = False
+
+
+@contextmanager
+def random_state(device: torch.device, own: torch.Generator | None) -> Iterator[None]:
+    """Let a GPU draw from another state meanwhile, if one is given.
+
+    A graph reads seed and offset from the device, where they lie once for all graphs that were captured with a state.
+    """
+    if own is None:
+        yield
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    default = torch.cuda.default_generators[index]
+    shared = default.graphsafe_get_state()
+    default.graphsafe_set_state(own)
+    try:
+        yield
+    finally:
+        default.graphsafe_set_state(shared)
 
 
 def capture(step: Callable[[], Results]) -> tuple[Graph, Results]:
@@ -51,7 +83,8 @@ def capture(step: Callable[[], Results]) -> tuple[Graph, Results]:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.empty_cache()  # a graph has memory of its own, as much again
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # On the stream of its own: what matrix products work in belongs to a stream.
+    with torch.cuda.graph(graph, stream=side):
         results = step()
     return graph, results
 
@@ -69,6 +102,8 @@ class CapturedStep:
         size, device = ctx.config.data.image_size, ctx.device
         self.key = capture_key(ctx)
         self.state = state
+        self.in_use = False
+        self.random = torch.Generator(device) if device.type == "cuda" else None
         images = torch.zeros(ctx.micro_batch, 3, size, size, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(ctx.micro_batch, dtype=torch.int64, device=device)
@@ -93,17 +128,18 @@ class CapturedStep:
             return results
 
         self.of_pass: tuple[Graph, Results] | None = None
-        if ctx.grad_accumulation == 1:
-            self.graph, self.results = capture(whole_step)
-        else:
-            self.of_pass = capture(one_pass)
-            self.graph, self.results = capture(after_passes)
-            state.optimizer.zero_grad(set_to_none=False)
+        with random_state(device, self.random):
+            if ctx.grad_accumulation == 1:
+                self.graph, self.results = capture(whole_step)
+            else:
+                self.of_pass = capture(one_pass)
+                self.graph, self.results = capture(after_passes)
+                state.optimizer.zero_grad(set_to_none=False)
 
     @torch.no_grad()
     def load_state(self, source: TrainState) -> TrainState:
         """Copy a run's state into the captured tensors; return the state that lives there from now on."""
-        captured = self.state
+        captured, self.in_use = self.state, True
         set_lr(captured.optimizer, float(source.optimizer.param_groups[0]["lr"]))
         captured.net.load_state_dict(source.net.state_dict())
         for ours, theirs in zip(captured.net.parameters(), source.net.parameters(), strict=True):
@@ -118,13 +154,15 @@ class CapturedStep:
         """Take one step on the next batch; return the loss and the gradient's norm, left on the device."""
         set_lr(state.optimizer, lr)
         for number in range(ctx.grad_accumulation):
-            images, targets = prepare(ctx, *next(batches), ctx.grad_accumulation * state.global_step + number)
-            self.images.copy_(images)
-            self.targets.copy_(targets)
-            if self.of_pass is not None:
-                graph, (loss,) = self.of_pass
-                graph.replay()
-                self.losses[number] = loss
+            batch = next(batches)
+            with random_state(ctx.device, self.random):
+                images, targets = prepare(ctx, *batch, ctx.grad_accumulation * state.global_step + number)
+                self.images.copy_(images)
+                self.targets.copy_(targets)
+                if self.of_pass is not None:
+                    graph, (loss,) = self.of_pass
+                    graph.replay()
+                    self.losses[number] = loss
         self.graph.replay()
         if state.ema is not None:
             state.ema.update_parameters(state.net)

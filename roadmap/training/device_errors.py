@@ -8,14 +8,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from roadmap.distributed.device import autocast, is_out_of_memory
-from roadmap.errors import ConfigError
+from roadmap.errors import CompilerError, OutOfMemory
 from roadmap.text import one_line
 from roadmap.training.state import RunContext, TrainState
 
 
 @contextmanager
 def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
-    """Turn errors of memory and of `torch.compile` into ConfigError; after the former the state is spoilt."""
+    """Turn a lack of memory into OutOfMemory, which spoils the state, an error of the compiler into CompilerError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -23,12 +23,12 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
             clear_frames(error.__traceback__)  # which hold the tensors of the pass that failed
             smaller = largest_micro_batch(ctx, state)
             fits = f"{smaller} fits this net" if smaller else "not even 2 images fit"
-            raise ConfigError(
+            raise OutOfMemory(
                 f"recipe.micro_batch={ctx.micro_batch}: a pass of so many images is too large for the memory of "
                 f"{ctx.device}; {fits}. All rows of a study must have the same"
             ) from None
         if is_of_compiler(error):
-            raise ConfigError(
+            raise CompilerError(
                 f"compile={ctx.config.compile}: torch cannot compile this net here ({one_line(error)}); compile=false"
             ) from error
         raise
@@ -36,13 +36,13 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn a lack of memory anywhere else into ConfigError: for the net, the images, a checkpoint, an evaluation."""
+    """Turn a lack of memory anywhere else into OutOfMemory: for the net, the images, a checkpoint, an evaluation."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(
+        raise OutOfMemory(
             f"memory is too small for this run ({one_line(error, 120)}); fewer data.workers need less, "
             "or recipe.micro_batch= and data.image_size= for all rows of a study"
         ) from None

@@ -116,7 +116,16 @@ def build_state(ctx: RunContext) -> TrainState:
     example = torch.zeros(min(2, ctx.micro_batch), 3, size, size, device=ctx.device)
     model = ctx.ranks.wrap_ddp(net, example.contiguous(memory_format=torch.channels_last))
     if choose_compile(config, ctx.device):
-        torch._dynamo.config.optimize_ddp = False  # it would cut the net at every bucket, and fails on nets of ours
-        model = cast(nn.Module, torch.compile(model))
+        model = compiled(ctx, model)
     scaler = torch.amp.GradScaler(ctx.device.type, enabled=ctx.precision == Precision.fp16)
     return TrainState(net, model, build_optimizer(net, config.recipe), scaler, build_ema(net, config.recipe.ema_decay))
+
+
+def compiled(ctx: RunContext, model: nn.Module) -> nn.Module:
+    """Return a net as `torch.compile` makes it, with its first call."""
+    torch._dynamo.config.optimize_ddp = False  # it would cut the net at every bucket, and fails on nets of ours
+    cfg = ctx.config.model.values()
+    if ctx.cache.setdefault("compiled", cfg) != cfg:
+        torch._dynamo.reset()  # all rows are one class, of which it compiles eight nets: later ones would stay eager
+        ctx.cache["compiled"] = cfg
+    return cast(nn.Module, torch.compile(model))

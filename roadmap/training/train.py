@@ -2,12 +2,16 @@
 
 Read from top to bottom: start the ranks; in each of them check, lock the directory, restore; then epoch by epoch train,
 evaluate, save. What comes before the first step is in `roadmap.training.setup`, a step in `roadmap.training.step`.
+
+A run is a generator that pauses once it is prepared, and after each step: `roadmap.training.group` lets other runs of
+the same process take theirs meanwhile.
 """
 
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -26,6 +30,7 @@ from roadmap.runs.recorded_config import identity
 from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import STATUS
+from roadmap.training.cuda_graph import release_step
 from roadmap.training.device_errors import device_errors, memory_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, evaluation_files, shard_batches
 from roadmap.training.initial_weights import read_initial_weights
@@ -34,6 +39,8 @@ from roadmap.training.setup import build_logger, check_run, load_images, open_ru
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import train_step
 
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # of a run, and what it comes to
 Evaluations = tuple[Evaluation, Evaluation | None]  # of the net, and of its moving average where there is one
 
 
@@ -62,7 +69,36 @@ def train_spawned_rank(config: Config, sweep: SweepProgress, env: RankEnv, port:
 
 
 def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | None = None) -> dict[str, Any]:
-    """Do one rank's part of a run; return the summary. Every rank takes the same path, rank 0 alone writes."""
+    """Do one rank's part of a run; return the summary."""
+    return run_to_end(run_steps(config, sweep, env, port))
+
+
+def run_to_end(steps: Steps[T]) -> T:
+    """Take all steps of a run, one after the other; return what it comes to."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except BaseException as error:
+        steps.throw(error)  # what came between two steps is the run's, too; one that it has raised is raised again
+        raise
+
+
+def run_steps(
+    config: Config,
+    sweep: SweepProgress,
+    env: RankEnv,
+    port: int | None = None,
+    *,
+    shared_stop: StopSignal | None = None,
+    group_size: int = 1,
+) -> Steps[dict[str, Any]]:
+    """Do one rank's part of a run. Every rank takes the same path, rank 0 alone writes.
+
+    Where `group_size` runs are trained side by side, `shared_stop` listens for signals to all of them.
+    """
     ranks, run = Ranks(env, choose_device(config.device, env)), RunDir(run_path(config))
     with ranks.process_group(config, port), ExitStack() as stack:
         # Check all that can be wrong before anything is written.
@@ -70,6 +106,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
         images = ranks.all_or_raise(lambda: load_images(config, sweep.cache))
         run_info = ranks.all_or_raise(lambda: check_run(config, images, ranks))
         initial = ranks.all_or_raise(lambda: read_initial_weights(config, images.classes, run.path, sweep))
+        run_info |= {"group_size": group_size} if group_size > 1 else {}
         ranks.require_equal({key: run_info[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
 
         # Lock the run directory. From here on a signal, an error or the end leaves a status there.
@@ -77,7 +114,7 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
             return load_result(run.path)
         stack.enter_context(num_threads(ranks.broadcast_from_rank0(lambda: run_info["threads"])))
         ranks.status = run.path / STATUS
-        stop = stack.enter_context(StopSignal(ranks))
+        stop = shared_stop or stack.enter_context(StopSignal(ranks))
         stack.callback(lambda: setattr(sweep, "stopped", stop.signal is not None))
         logger = build_logger(run, config, run_info, ranks, sweep)
         stack.enter_context(logger)
@@ -89,20 +126,23 @@ def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | N
         precision = Precision(run_info["precision"])
         ctx = RunContext(config, images, ranks, logger, stop, precision, run_info["cuda_graph"], initial, sweep.cache)
         state = restore(ctx, run)
-        result, of_ema = fit(ctx, state)
+        stack.callback(release_step, state)
+        with logger.paused():
+            yield
+        result, of_ema = yield from fit(ctx, state)
         values = {"top1": result.top1, "top5": result.top5, "val_images": len(result.correct)}
         values["epoch"] = state.epochs_evaluated
         values |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5} if of_ema else {}
         return logger.finish(values)
 
 
-def fit(ctx: RunContext, state: TrainState) -> Evaluations:
+def fit(ctx: RunContext, state: TrainState) -> Steps[Evaluations]:
     """Train up to the recipe's last epoch; return the last evaluation. Asked to stop, saves and raises StoppedEarly."""
     results = None
     try:
         with device_errors(ctx, state):
             for epoch in range(state.epochs_evaluated, ctx.config.recipe.epochs):
-                train_one_epoch(ctx, state, epoch)
+                yield from train_one_epoch(ctx, state, epoch)
                 results = evaluate_epoch(ctx, state)
                 save_checkpoint(ctx, state)
             return results or evaluate_again(ctx, state)
@@ -113,7 +153,7 @@ def fit(ctx: RunContext, state: TrainState) -> Evaluations:
         raise
 
 
-def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
+def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[None]:
     """Take the optimizer steps of an epoch that are not done yet."""
     config, logger = ctx.config, ctx.logger
     done = state.global_step - epoch * ctx.steps_per_epoch
@@ -134,6 +174,7 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
         logger.log_step(epoch + 1, state.global_step, lr, loss, grad_norm, config.recipe.batch_size)
         if ctx.stop.raise_if_set(save_due=logger.checkpoint_due()):
             save_checkpoint(ctx, state)
+        yield
     logger.flush()
 
 

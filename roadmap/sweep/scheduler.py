@@ -1,0 +1,275 @@
+"""Processes of this machine that train cells of a study: a cell each, or the cells that share a GPU.
+
+A slot is a share of the machine with a line of processes: the first one trains, those behind it prepare themselves
+(imports, images, compiling, capturing) and wait until it is their turn. Each end of a cell is recorded when it is
+known. Asked to stop, all is passed on; where this process is killed, the kernel asks its processes to stop.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from roadmap.distributed.signals import KEYBOARD, not_ignored
+from roadmap.errors import StoppedEarly
+from roadmap.files import disk_errors, write_json
+from roadmap.runs.process import process_start
+from roadmap.runs.schema import STATUS, Status, read_or_empty
+from roadmap.sweep.grouping import group_by_row
+from roadmap.sweep.study_dir import StudyDir
+
+POLL_S = 0.2
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+LOGS, GROUPS = "logs", "groups"
+SHARE = 0.5  # of a GPU's memory, for all that prepare themselves together: the rest is for what trains
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of the machine: GPUs by index, or CPU cores."""
+
+    gpus: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """A cell that waits for a slot, and the command that runs it."""
+
+    directory: StudyDir
+    key: str
+    command: list[str]
+    row: str | None = None  # what is equal for cells that are trained side by side; None: this one is alone
+    run: dict[str, Any] = field(default_factory=dict)  # what `python -m roadmap.training` is told of it there
+    code: Path | None = None  # the snapshot that it is run from
+
+    @property
+    def row_name(self) -> str:
+        """Return the key without the seed."""
+        return self.key.rpartition("/")[0]
+
+    @property
+    def log(self) -> Path:
+        """Return the file that the run's output goes to."""
+        return self.directory.notes / LOGS / f"{self.key.replace('/', '__')}.log"
+
+
+@dataclass(eq=False)
+class Job:
+    """A process, and the cells of which it has not said how they ended."""
+
+    tasks: list[LocalTask]
+    process: subprocess.Popen[bytes]
+    slot: Slot
+    left: dict[int, LocalTask]
+    log: Path  # of what the process itself writes
+    said: bytes = b""
+
+    def open_gate(self) -> None:
+        """Let it train, if it waits for that."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):  # it has ended
+                self.process.stdin.write(b"\n")
+                self.process.stdin.close()
+
+    def ended_cells(self) -> list[tuple[LocalTask, int]]:
+        """Return the cells that it has said the end of since it was asked last, with their exit codes."""
+        if self.process.stdout is None:
+            return []
+        with suppress(BlockingIOError):
+            while more := os.read(self.process.stdout.fileno(), 65536):
+                self.said += more
+        *lines, self.said = self.said.split(b"\n")
+        return [(self.left.pop(end["run"]), end["code"]) for end in map(json.loads, lines)]
+
+
+class Scheduler:
+    """Runs tasks on slots until none is left, or a signal comes."""
+
+    def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None], ahead: int = 0) -> None:
+        """`ahead`: so many groups of cells prepare themselves behind the one that trains, on each slot."""
+        self.slots, self.echo, self.ahead = list(slots), echo, ahead
+        self.running: list[Job] = []
+        self.stopped = self.again = False
+        self.passed_on = 0  # signals that the cells at work have got
+        self.codes: list[int] = []
+        self.total = 0
+        self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
+
+    def run(self, tasks: Sequence[LocalTask]) -> int:
+        """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
+        handlers = {number: signal.signal(number, self._stop) for number in not_ignored()}
+        waiting, self.total = group_by_row((task.row, task) for task in tasks), len(tasks)
+        lines: list[tuple[Slot, list[Job]]] = [(slot, []) for slot in self.slots]
+        try:
+            while any(line for _, line in lines) or (waiting and not self.stopped):
+                while waiting and not self.stopped:
+                    slot, line = min(lines, key=lambda found: len(found[1]))
+                    if line and (waiting[0][0].row is None or len(line) > self.ahead):
+                        break
+                    self._start(waiting.pop(0), slot, line)
+                self._pass_on()
+                for _, line in lines:
+                    self._follow(line)
+                time.sleep(POLL_S)
+        finally:
+            for job in self.running:  # an error of ours, such as a full disk, ends no run unsaved
+                job.process.terminate()
+            for job in self.running:
+                job.process.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for task in (task for group in waiting for task in group):
+                record_end(task, None)
+        if self.stopped:
+            ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
+            raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; the same command goes on")
+        return max(self.codes, default=0)
+
+    def _start(self, tasks: list[LocalTask], slot: Slot, line: list[Job]) -> None:
+        """Start a process at the end of a slot's line, at whose beginning it trains."""
+        grouped = tasks[0].row is not None
+        log = tasks[0].log
+        log.parent.mkdir(exist_ok=True)
+        if grouped:
+            log = log.with_name(f"{tasks[0].row_name.replace('/', '__')}.log")
+        with open(log, "ab") as out:  # a session of its own: a Ctrl-C reaches it through us, once
+            process = subprocess.Popen(
+                group_command(tasks, SHARE / max(1, self.ahead)) if grouped else tasks[0].command,
+                stdout=subprocess.PIPE if grouped else out,
+                stderr=out,
+                stdin=subprocess.PIPE if grouped else subprocess.DEVNULL,
+                bufsize=0,
+                env=environment(slot, tasks[0].code if grouped else None, 1 + self.ahead),
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )
+        job = Job(tasks, process, slot, dict(enumerate(tasks)), log)
+        self.running.append(job)
+        line.append(job)
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+        if slot.cores:
+            with suppress(OSError):  # it has ended already
+                os.sched_setaffinity(process.pid, slot.cores)
+        for task in tasks:
+            record_start(task, process.pid)
+        if line[0] is job:
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        job.open_gate()
+        for task in job.left.values():
+            self._show(f"{task.directory.name}: {task.key} begins")
+
+    def _follow(self, line: list[Job]) -> None:
+        """Record what has ended of a slot's line, and let the next one train where the first has."""
+        first = line[0] if line else None
+        for job in list(line):
+            over = job.process.poll() is not None
+            for task, code in job.ended_cells():
+                self._finish(task, code, task.log)
+            if over:
+                line.remove(job)
+                self.running.remove(job)
+                code = job.process.returncode
+                for task in job.left.values():
+                    self._finish(task, code if code >= 0 else 128 - code, job.log)
+        if line and line[0] is not first and not self.stopped:
+            self._begin(line[0])
+
+    def _finish(self, task: LocalTask, code: int, log: Path) -> None:
+        self.codes.append(code)
+        record_end(task, code)
+        if self.stopped:
+            self.ends[how_it_ended(task)] += 1
+        lines = log.read_bytes().decode(errors="replace").strip().splitlines()
+        line = f"[{len(self.codes)}/{self.total}] {lines[-1] if lines else task.key}"
+        self._show(line + (f" (exit code {code}; {log})" if code else ""))
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self.again |= self.stopped and number in KEYBOARD
+        self.stopped = True
+
+    def _pass_on(self) -> None:
+        """Pass on what came, also to a cell that was just being started then."""
+        wanted = [signal.SIGTERM] * self.stopped + [signal.SIGINT] * self.again
+        if wanted and not self.passed_on:
+            self._show("stopping: the cells at work save first; Ctrl-C once more interrupts them at once")
+        for number in wanted[self.passed_on :]:
+            for job in self.running:
+                with suppress(ProcessLookupError):
+                    job.process.send_signal(number)
+        self.passed_on = len(wanted)
+
+    def _show(self, line: str) -> None:
+        with suppress(OSError):  # the terminal is closed
+            self.echo(line)
+
+
+def group_command(tasks: Sequence[LocalTask], share: float) -> list[str]:
+    """Write what a process is told that trains cells side by side; return its command. Raises DiskError."""
+    file = tasks[0].directory.notes / GROUPS / f"{tasks[0].row_name.replace('/', '__')}.json"
+    runs = [{**task.run, "log": str(task.log)} for task in tasks]
+    with disk_errors(file):
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, {"share": share, "runs": runs})
+    return [sys.executable, "-P", "-m", "roadmap.training", str(file)]
+
+
+def environment(slot: Slot, code: Path | None, processes: int) -> dict[str, str]:
+    """Return the environment of a process on a slot; with `code`, of one that compiles while others do so, too."""
+    env = dict(os.environ)
+    if slot.gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    else:
+        env.setdefault("OMP_NUM_THREADS", str(len(slot.cores)))
+    if code is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), env.get("PYTHONPATH")]))
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    return env
+
+
+def how_it_ended(task: LocalTask) -> str:
+    """Return what a cell that was asked to stop has left, by its own status."""
+    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
+    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """Return what a child does before its program: let the kernel ask it to stop once this process is gone.
+
+    None where the system knows no such thing.
+    """
+    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+
+    def call() -> None:
+        assert prctl is not None
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # gone already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return call if prctl is not None else None
+
+
+def record_start(task: LocalTask, pid: int) -> None:
+    """Record the process that runs a cell."""
+    with task.directory.lock():
+        if rows := task.directory.jobs().get(task.key):
+            task.directory.append_jobs([rows[-1] | {"run_pid": pid, "run_born": process_start(pid)}])
+
+
+def record_end(task: LocalTask, code: int | None) -> None:
+    """Record that a cell has ended, or that it is given back (None)."""
+    with task.directory.lock():
+        task.directory.append_jobs([{"cell": task.key, "kind": "ended", "exit_code": code}])

@@ -1,0 +1,212 @@
+"""Runs trained side by side in one process end as each does alone, to the bit, whatever becomes of the others."""
+
+import logging
+import signal
+
+import pytest
+import torch
+
+from roadmap.config.choices import Capture
+from roadmap.distributed import signals
+from roadmap.errors import Busy, NonFiniteError, OutOfMemory, StoppedEarly
+from roadmap.files import read_json
+from roadmap.runs.progress import SweepProgress
+from roadmap.runs.run_dir import RunDir, run_path
+from roadmap.runs.run_log import LogFile
+from roadmap.training import cuda_graph, group, setup, step
+from roadmap.training import train as training
+from roadmap.training.cuda_graph import CapturedStep
+from roadmap.training.group import Group, GroupRun
+from roadmap.training.train import train
+
+from .net_rows import one_thread  # noqa: F401
+from .records import assert_equal_runs, ledger, stopped_at
+from .test_graph import capture_on_cpu
+
+# Random numbers in the net and in the images, a moving average, and several passes a step.
+WORDS = ("recipe.drop_path=0.3", "recipe.mixup=0.8", "recipe.ema_decay=0.9", "recipe.micro_batch=16")
+
+
+@pytest.fixture(params=["eager", "captured"])
+def form(request, monkeypatch):
+    """Let steps be eager, or captured with a replay that takes the step again."""
+    if request.param == "captured":
+        monkeypatch.setattr(setup, "choose_graph", lambda config, *_: config.cuda_graph == Capture.auto)
+        monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
+    return request.param
+
+
+def train_group(configs, gate=None):
+    """Train runs side by side; return what each came to, by its seed."""
+    outcomes, cache = {}, {}
+    runs = [GroupRun(config, SweepProgress(cache=cache)) for config in configs]
+    Group(runs, lambda run, outcome: outcomes.update({run.config.seed: outcome}), gate).train()
+    return outcomes
+
+
+def status(config):
+    return read_json(run_path(config) / "status.json")
+
+
+def log_of(config):
+    return (run_path(config) / "run.log").read_text()
+
+
+def test_each_of_a_group_ends_as_alone_whatever_becomes_of_the_others(form, small, monkeypatch):
+    step_name = "separate_downsampling" if form == "eager" else "gelu"
+    alone = [small(step_name, *WORDS, "study=alone", f"seed={seed}") for seed in range(5)]
+    configs = [small(step_name, *WORDS, f"seed={seed}") for seed in range(5)]
+    for config in alone[:3]:
+        train(config)
+    with stopped_at(4):
+        train(configs[1])  # goes on in the middle
+    train(configs[2])  # is done
+    real = step.prepare
+
+    def prepare(ctx, images, labels, number):
+        spoilt = ctx.config.seed == 3 and number == 6
+        return real(ctx, images * (torch.nan if spoilt else 1), labels, number)
+
+    monkeypatch.setattr(step, "prepare", prepare)
+    monkeypatch.setattr(cuda_graph, "prepare", prepare)
+    handlers, threads = [signal.getsignal(number) for number in signal.Signals], torch.get_num_threads()
+    with RunDir(run_path(configs[4])).lock():
+        outcomes = train_group(configs)
+    assert [signal.getsignal(number) for number in signal.Signals] == handlers
+    assert torch.get_num_threads() == threads
+    assert not any(isinstance(handler, LogFile) for handler in logging.getLogger("roadmap").handlers)
+    for config, other in zip(configs[:3], alone[:3], strict=True):
+        assert_equal_runs(config, other)
+        assert outcomes[config.seed]["top1"] == read_json(run_path(other) / "summary.json")["top1"]
+        assert outcomes[config.seed]["state"] == "done"
+    assert isinstance(outcomes[3], NonFiniteError) and "step 4: the loss" in str(outcomes[3])
+    assert status(configs[3])["exit_code"] == 70 and len(ledger(configs[3])) >= 4
+    assert isinstance(outcomes[4], Busy)
+    assert [status(config)["group_size"] for config in configs[:2]] == [4, 4]
+    assert log_of(configs[0]).count("epoch 1/2") == 1 and "goes on at step" not in log_of(configs[0])
+    assert "goes on at step" in log_of(configs[1])
+
+
+def arranged(monkeypatch, place, accident):
+    """Let `accident(config)` happen before a run takes its `place`th step."""
+    real, taken = step.prepare, {}
+
+    def prepare(ctx, images, labels, number):
+        seed = ctx.config.seed
+        taken[seed] = taken.get(seed, 0) + 1
+        if taken[seed] == place:
+            accident(ctx.config)
+        return real(ctx, images, labels, number)
+
+    monkeypatch.setattr(step, "prepare", prepare)
+
+
+@pytest.fixture
+def alone(reference):
+    """Return a function: the small run of a seed, trained alone."""
+    return lambda seed: reference("resnet", f"seed={seed}")
+
+
+def test_a_signal_saves_every_run_and_the_same_group_goes_on(small, alone, monkeypatch):
+    configs = [small("resnet", f"seed={seed}") for seed in range(2)]
+    with monkeypatch.context() as patch:
+        arranged(patch, 3, lambda config: config.seed or signal.raise_signal(signal.SIGTERM))
+        outcomes = train_group(configs)
+    assert [str(outcomes[seed]) for seed in range(2)] == ["stopped by SIGTERM"] * 2
+    assert [(status(config)["state"], status(config)["step"]) for config in configs] == [("stopped", 3)] * 2
+    train_group(configs)
+    for config in configs:
+        assert_equal_runs(config, alone(config.seed))
+
+
+def test_a_second_ctrl_c_ends_every_run_at_once(small, monkeypatch):
+    configs = [small("resnet", f"seed={seed}") for seed in range(3)]
+    monkeypatch.setattr(signals, "TWICE_S", -1.0)
+
+    def twice(config):
+        if config.seed == 1:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    arranged(monkeypatch, 2, twice)
+    outcomes = train_group(configs)
+    assert all(isinstance(outcome, KeyboardInterrupt) for outcome in outcomes.values()) and len(outcomes) == 3
+    assert [(status(config)["state"], status(config)["exit_code"]) for config in configs] == [("stopped", 75)] * 3
+
+
+def test_runs_that_memory_has_no_room_for_wait_for_the_others(small, alone, monkeypatch, capsys):
+    configs = [small("resnet", f"seed={seed}") for seed in range(3)]
+    real, at_work = group.run_steps, []
+
+    def run_steps(config, *args, **more):
+        at_work.append(config.seed)
+        try:
+            if len(at_work) == 3:
+                raise OutOfMemory("recipe.micro_batch=32: too large")
+            return (yield from real(config, *args, **more))
+        finally:
+            at_work.remove(config.seed)
+
+    monkeypatch.setattr(group, "run_steps", run_steps)
+    outcomes = train_group(configs)
+    assert [outcomes[seed]["state"] for seed in range(3)] == ["done"] * 3
+    assert capsys.readouterr().err.count("memory is too small for 3 runs at once: 2 at a time") == 1
+    for config in configs:
+        assert_equal_runs(config, alone(config.seed))
+
+
+def test_memory_that_is_too_small_for_one_run_is_its_error(small, monkeypatch):
+    configs = [small("resnet", f"seed={seed}") for seed in range(2)]
+
+    def run_steps(*_, **__):
+        raise OutOfMemory("recipe.micro_batch=32: too large")
+        yield
+
+    monkeypatch.setattr(group, "run_steps", run_steps)
+    outcomes = train_group(configs)
+    assert all(isinstance(outcome, OutOfMemory) for outcome in outcomes.values()) and len(outcomes) == 2
+
+
+def test_a_net_that_the_compiler_fails_on_is_trained_uncompiled(small, alone, monkeypatch, capsys):
+    config = small("resnet", "seed=0")
+    outcomes = {}
+
+    def fail(*_):
+        raise torch._dynamo.exc.Unsupported("this net")
+
+    real = training.train_step
+    run = GroupRun(config.replace(compile="true"), SweepProgress(), uncompiled=config)
+
+    def train_step(ctx, *args):
+        return (fail if ctx.config.compile == "true" else real)(ctx, *args)
+
+    monkeypatch.setattr(training, "train_step", train_step)
+    Group([run], lambda run, outcome: outcomes.update({0: outcome})).train()
+    assert outcomes[0]["state"] == "done" and outcomes[0]["compile"] is False
+    assert "trains uncompiled (compile=true: torch cannot compile this net here" in capsys.readouterr().err
+    assert_equal_runs(config, alone(0))
+
+
+class Gate:
+    """Opens, or does not; notes what the runs have written by then."""
+
+    def __init__(self, configs, opens):
+        self.configs, self.opens, self.states = configs, opens, None
+
+    def is_open(self):
+        return False
+
+    def wait(self, stop):
+        self.states = [(status(config)["state"], ledger(config)) for config in self.configs]
+        return self.opens
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_group_is_prepared_before_the_device_is_its_own(small, opens):
+    configs = [small("resnet", f"seed={seed}") for seed in range(2)]
+    gate = Gate(configs, opens)
+    outcomes = train_group(configs, gate)
+    assert gate.states == [("running", [])] * 2
+    expected = ("done", 2) if opens else ("stopped", 0)
+    assert [(status(config)["state"], status(config)["epoch"]) for config in configs] == [expected] * 2
+    assert opens or all(isinstance(outcome, StoppedEarly) for outcome in outcomes.values())
