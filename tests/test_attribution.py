@@ -1,14 +1,21 @@
 """The worth of toggles over orders: which orders there are, what they need, and what the report makes of their nets."""
 
+import csv
+import json
 import random
+import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from math import factorial
+from pathlib import Path
 from statistics import fmean
 
 import pytest
+import yaml
 
+from roadmap.errors import ConfigError
 from roadmap.paper.toggle_orders import (
     FIRST,
     NEEDS,
@@ -22,8 +29,18 @@ from roadmap.paper.toggle_orders import (
     toggles,
     training_seeds,
     unmet,
+    variant_words,
 )
+from roadmap.report import aggregate, collect, findings
+from roadmap.report.__main__ import main as report_main
 from roadmap.report.analyse.attribution import complete_orders, estimate, half_width, seed_spread
+from roadmap.report.draw.style import NothingToDraw
+from roadmap.report.draw.toggle_worths import toggle_worths
+from roadmap.steps.compose import compose
+from roadmap.steps.recorded import read_run_config
+from roadmap.sweep.order_outlook import expected_width
+from roadmap.sweep.study import SWEEPS, Cell, read_study
+from tests.fabricate import write_run
 
 TOGGLES = toggles()
 WHOLE = frozenset(TOGGLES)
@@ -184,3 +201,216 @@ class TestEstimate:
             alone = next(n for n in nets(order) if sum(n in nets(other) for other in orders(6)) == 1)
             del there[alone]
         assert complete_orders(there) == ([order for i, order in enumerate(orders(6)) if i not in (2, 5)], 2)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Return the study of one order, composed once."""
+    words = ["scale=demo", "attribution.orders=1"]
+    return read_study("attribution", words, tmp_path_factory.mktemp("study") / "runs")
+
+
+def made_of(config, chosen):
+    """Yield the configs of the nets of some orders, named as the study names them."""
+    for net, seeds in training_seeds(chosen):
+        step, variants = choice(net)
+        for seed in range(seeds):
+            one = config.replace(seed=seed)
+            one.step, one.variant = step, join_variants(variants) or None
+            one.cell = step + (f"+{one.variant}" if variants else "")
+            yield one
+
+
+def write_nets(runs, chosen, game, spread=0.1, leave_out=(), **more):
+    """Write the runs of the nets that some orders need, as a study trains them."""
+    draw = random.Random(2)
+    for net, seeds in training_seeds(chosen):
+        step, variants = choice(net)
+        variant = join_variants(variants) or None
+        cell = step + (f"+{variant}" if variant else "")
+        for seed in range(seeds):
+            top1 = round(draw.gauss(game[net], spread), 3)
+            if net not in leave_out:
+                names = {"study": "attribution", "cell": cell, "variant": variant}
+                write_run(runs, step, seed, top1=top1, **{**names, **more})
+
+
+class TestStudy:
+    def test_cells_are_the_nets_of_the_orders_each_once(self, study):
+        expected = dict(training_seeds(orders(1)))
+        found = Counter(net_of(cell.config.step, cell.config.variant) for cell in study.cells)
+        assert found == expected
+        assert len({cell.key for cell in study.cells}) == sum(expected.values())
+        assert not study.left_out
+        several = [cell for cell in study.cells if "+" in (cell.config.variant or "")]
+        assert all(cell.config.cell == f"{cell.config.step}+{cell.config.variant}" for cell in several)
+
+    def test_a_net_has_all_that_its_toggles_change_and_nothing_else_in_every_regime(self):
+        """The paper's own steps say what a toggle changes; in the large regimes a ratio of stages has its own width."""
+        path = [compose(step, "base").model.values() for step in (FIRST, *TOGGLES)]
+        changes = {
+            toggle: {key: value for key, value in after.items() if value != before[key]}
+            for toggle, before, after in zip(TOGGLES, path, path[1:], strict=False)
+        }
+        for net in random.Random(0).sample(sorted(legal_nets(), key=sorted), 6):
+            expected = dict(path[0])
+            for toggle in TOGGLES:
+                expected |= changes[toggle] if toggle in net else {}
+            step, variants = choice(net)
+            assert compose(step, "base", variant_words(variants)).model.values() == expected
+
+    def test_the_file_says_how_many_runs_it_is(self):
+        found = dict(training_seeds(orders(12)))
+        text = (SWEEPS / "attribution.yaml").read_text()
+        assert "attribution.orders: 12" in text
+        assert f"12 orders are {sum(found.values())} runs" in text
+
+    def test_what_to_expect_is_told_from_what_is_known(self, study):
+        assert list(study.generator.outlook(study)) == [
+            "1 order: 24 nets, 29 runs, 5 nets with two seeds; the paper's own order is among them, beside the others",
+            "no interval: that takes 3 orders (attribution.orders=3)",
+        ]
+        few, many, runs = orders(3), orders(30), Path(study.cells[0].config.paths.runs)
+        wider = replace(study, cells=tuple(Cell((), config) for config in made_of(study.cells[0].config, few)))
+        unknown = expected_width(few, dict(training_seeds(few)), wider)
+        assert "times the standard deviation over seeds, which is not known here yet" in unknown
+        write_nets(runs, few, made_up(0.2))
+        widths = [expected_width(chosen, dict(training_seeds(chosen)), wider) for chosen in (few, many)]
+        assert all("from the 3 orders that are complete" in text for text in widths)
+        three, thirty = (float(re.search(r"([\d.]+) points", text)[1]) for text in widths)
+        assert thirty < 0.3 * three
+
+    def test_the_seeds_of_the_paper_are_asked_where_its_numbers_compare(self, study):
+        there = replace(study, cells=(Cell((), compose(FIRST, "tiny")),))
+        chosen = orders(4)
+        assert "0.094, the paper's, Table 10" in expected_width(chosen, dict(training_seeds(chosen)), there)
+
+    @pytest.mark.parametrize(("name", "word", "told"), [
+        ("attribution", "attribution.orders=0", "attribution.orders=0: must be at least 1 and at most 500"),
+        ("attribution", "attribution.orders=many", "attribution.orders=many: must be a whole number"),
+        ("attribution", "attribution.order=3", "did you mean attribution.orders"),
+        ("attribution", "seed=3", "seed=3: the study's orders choose each seed"),
+        ("attribution", "+step=gelu", "+step=gelu: the study's orders choose each step"),
+        ("demo", "attribution.orders=3", "attribution.orders=3: is for the study attribution, and this is demo"),
+    ])  # fmt: skip
+    def test_what_cannot_be_is_refused_in_plain_words(self, name, word, told):
+        with pytest.raises(ConfigError) as error:
+            read_study(name, ["scale=demo", word])
+        assert told in str(error.value)
+
+    def test_plain_hydra_says_how_the_study_is_run(self, command):
+        done = command("-cd", "sweeps", "-cn", "attribution", "scale=demo")
+        assert done.returncode == 64
+        assert "make roadmap STUDY=attribution CLUSTER=local" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+class TestSeveralVariants:
+    def test_they_have_one_name(self, tmp_path):
+        config = compose(FIRST, "nano", ["+variant=[with_depthwise,with_gelu]", "recipe.epochs=4"])
+        assert (config.model.depthwise, config.model.activation) == (True, "gelu")
+        assert (config.variant, config.cell) == ("with_dw+gelu", f"{FIRST}+with_dw+gelu,recipe.epochs=4")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.values()))
+        assert read_run_config(tmp_path)["variant"] == "with_dw+gelu"
+
+    @pytest.mark.parametrize(("names", "told"), [
+        ("with_gelu,with_gelu", "with_gelu is given twice"),
+        ("with_gelu,../x", "takes one name"),
+        ("with_gelu,with_gleu", "there is no such variant"),
+        ("with_gelu,with_move_up_depthwise", "model.depthwise_first=true with model.depthwise=false"),
+        ("without_mixup,without_cutmix,without_rand_augment,without_random_erasing,without_adamw", "at most 80"),
+    ])  # fmt: skip
+    def test_what_cannot_be_is_refused(self, names, told):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            compose(FIRST, "nano", [f"+variant=[{names}]"])
+
+
+def flattering():
+    """Return a game in which the paper's order is kind to width: it is worth two points where ratio and stem are in."""
+    ready = {"increase_width", "stage_ratio", "patchify_stem", "depthwise"}
+    return {net: 75 + 0.4 * ("gelu" in net) + 2 * net.issuperset(ready) for net in legal_nets()}
+
+
+class TestReport:
+    def report(self, tmp_path, number, game=None, **more):
+        write_nets(tmp_path, orders(number), game or flattering(), **more)
+        (group,) = aggregate(collect([tmp_path]).runs)
+        return group
+
+    def test_worths_stand_beside_the_papers_order_and_what_is_left_out(self, tmp_path):
+        group = self.report(tmp_path, 12, regime="tiny", data="imagenet")
+        found, game = group.attribution, flattering()
+        assert (found.orders, found.incomplete, found.lacks) == (12, 0, "")
+        assert found.seed_std == pytest.approx(0.1, abs=0.03)
+        worths = {worth.toggle: worth for worth in found.worths}
+        truth = exact(game)
+        held = [worth.interval.low <= truth[worth.toggle] <= worth.interval.high for worth in found.worths]
+        assert sum(held) >= 10
+        width = worths["increase_width"]
+        assert width.in_order == pytest.approx(2, abs=0.6)
+        assert width.paper_gain == pytest.approx(2.22)
+        assert width.left_out == pytest.approx(2, abs=0.6)
+
+    def test_the_findings_name_what_the_papers_order_flatters(self, tmp_path):
+        (text,) = findings([self.report(tmp_path, 12, spread=0.02)])
+        assert "The paper's order, in these runs, flatters increase_width (+1.93 there, +0.67 over the orders)" in text
+        assert "adjusted by Holm for 12 toggles" in text
+        assert "as the paper printed it" not in text  # on digits
+        assert "usable run" not in text
+
+    def test_few_orders_give_no_interval_and_that_is_told(self, tmp_path):
+        group = self.report(tmp_path, 2)
+        assert all(worth.interval is None for worth in group.attribution.worths)
+        assert "No interval is given for them: that takes 3 orders." in findings([group])[0]
+        toggle_worths(group)
+
+    def test_without_second_seeds_there_is_no_interval(self, tmp_path):
+        write_nets(tmp_path, orders(4), flattering())
+        (group,) = aggregate([run for run in collect([tmp_path]).runs if run.seed == 0])
+        assert group.attribution.lacks == "no net has a second seed"
+
+    def test_incomplete_orders_are_counted(self, tmp_path):
+        lost = next(net for net in nets(orders(5)[3]) if sum(net in nets(order) for order in orders(5)) == 1)
+        group = self.report(tmp_path, 5, leave_out=[lost])
+        assert (group.attribution.orders, group.attribution.incomplete) == (4, 1)
+        assert "Sampled orders left out, since nets of theirs have no usable run: 1." in findings([group])[0]
+
+    def test_every_form_of_the_report_has_the_worths(self, tmp_path):
+        write_nets(tmp_path / "runs", orders(4), flattering(), spread=0.05)
+        assert report_main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+        rows = list(csv.DictReader((tmp_path / "out" / "attribution.csv").read_text().splitlines()))
+        assert [row["toggle"] for row in rows] == list(TOGGLES)
+        assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in rows)
+        (group,) = json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
+        assert len(group["attribution"]["worths"]) == 12
+        assert "Worth over the sampled orders" in (tmp_path / "out" / "table.md").read_text()
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert "Worth over the sampled orders" in page
+        assert "(attribution)" in page
+        assert "+variant=[with_" in page  # the command of a net
+        assert (tmp_path / "out" / "attribution.png").stat().st_size > 1000
+
+    def test_several_changes_at_once_are_no_step(self, tmp_path):
+        group = self.report(tmp_path, 3)
+        several = [cell for cell in group.others if "+" in cell.variant]
+        assert several
+        assert not any(cell.gain for cell in several)
+        assert group.missing == ()
+
+    def test_other_studies_have_no_worths(self, tmp_path):
+        write_run(tmp_path, FIRST)
+        write_run(tmp_path, FIRST, variant="with_gelu", cell=f"{FIRST}+with_gelu")
+        (group,) = aggregate(collect([tmp_path]).runs)
+        assert group.attribution is None
+        with pytest.raises(NothingToDraw):
+            toggle_worths(group)
+
+    def test_a_toggle_is_left_out_in_the_study_that_was_trained_alike(self, tmp_path):
+        write_nets(tmp_path, orders(3), flattering(), spread=0)
+        own = {net for order in orders(3) for net in nets(order)}
+        toggle = next(t for t in ("gelu", "layer_norm", "kernel_7", "fewer_norms") if WHOLE - {t} not in own)
+        name = f"separate_downsampling+without_{toggle}"
+        write_run(tmp_path, "separate_downsampling", study="alike", cell=name, variant=f"without_{toggle}", top1=70.0)
+        group = next(g for g in aggregate(collect([tmp_path]).runs) if g.attribution)
+        worth = next(worth for worth in group.attribution.worths if worth.toggle == toggle)
+        assert worth.left_out == pytest.approx(flattering()[WHOLE] - 70)

@@ -47,8 +47,9 @@ def outlook(settings: Settings, study: "Study", grid: object, rows: object) -> I
 
     orders = [sampled_order(number) for number in range(settings.orders)]
     nets = dict(training_seeds(orders))
+    runs, twice = sum(nets.values()), sum(seeds > 1 for seeds in nets.values())
     yield (
-        f"{len(orders)} orders: {len(nets)} nets, {sum(nets.values())} runs, {sum(n > 1 for n in nets.values())} nets "
-        "with two seeds; the paper's own order is among them, beside the others"
+        f"{len(orders)} order{'s' * (len(orders) > 1)}: {len(nets)} nets, {runs} runs, {twice} nets with two seeds; "
+        "the paper's own order is among them, beside the others"
     )
     yield expected_width(orders, nets, study)

@@ -40,7 +40,7 @@ def toggle_worths(group: Group) -> Figure:
                 if (gain := value(worth)) is not None:
                     (mark,) = axes.plot(gain, row + below, marker, ms=3, mfc=color, mec=INK, mew=0.6, zorder=2)
                     hover(mark, f"{labels[row]}, {name}: {signed(gain)} points")
-        style.legend(figure, _handles(found), _words(found))
+        style.legend(figure, _handles(found), _notes(found))
         return figure
 
 
@@ -57,7 +57,7 @@ def _handles(found: Attribution) -> list[Line2D]:
     return handles
 
 
-def _words(found: Attribution) -> str:
+def _notes(found: Attribution) -> str:
     if found.lacks:
         return f"no interval is known: {found.lacks}"
     told = any(worth.in_order_p is not None for worth in found.worths)
