@@ -29,7 +29,7 @@ Train one step of the ResNet-to-ConvNeXt roadmap.
 
 TAIL = """\
 Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.* checkpoint.* seed study
-      device mode weights dry fresh allow_drift; dry=true prints every key with its value, and does nothing
+      device mode weights dry fresh allow_drift; dry=true prints every key, and does nothing
 Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk,
       75 stopped, the same command goes on, 78 the run directory holds another run, 93 no progress
 More: python run.py --help step (or another group, or all): a line about each;   make: all commands
