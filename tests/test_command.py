@@ -9,6 +9,8 @@ import sys
 import pytest
 import yaml
 
+from roadmap.steps.tree import CONF
+
 from . import drive
 
 SMALL = (
@@ -149,8 +151,18 @@ def test_an_unwritable_place_for_runs_is_a_disk_error(command, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_help_lists_what_there_is(command):
+def test_help_fits_a_screen_and_names_all_there_is(command):
     done = command("--help", runs=None)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) <= 40 and max(map(len, lines)) <= 100
+    names = {path.stem for group in ("step", "variant", "data", "regime") for path in (CONF / group).glob("*.yaml")}
+    assert names <= set(done.stdout.split())
+    steps = command("--help", "step", runs=None).stdout
+    assert "+step=gelu " in steps and "+variant=without_gelu " not in steps
+
+
+def test_help_lists_what_there_is(command):
+    done = command("--help", "all", runs=None)
     assert done.returncode == 0
     for word in (
         "+step=resnet",
@@ -175,7 +187,7 @@ def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
     values = json.loads(summary.read_text())
     assert (values["step"], values["parent"], values["label"]) == ("mine", "gelu", "mine")
     listed = command("-cd", str(tmp_path / "mydir"), "--help", runs=None)
-    assert "+step=mine" in listed.stdout
+    assert "mine" in listed.stdout.split()
 
 
 def test_a_sweep_goes_on_past_a_cell_that_fails_and_ends_with_its_code(command, tmp_path):

@@ -79,7 +79,7 @@ def test_a_set_of_ones_own_trains_and_is_checked_without_code(command, tmp_path,
 
 
 def test_a_set_of_ones_own_is_listed_in_the_help(command, mydir):
-    assert "data=mine" in command("-cd", str(mydir), "--help", runs=None).stdout
+    assert "data=mine" in command("-cd", str(mydir), "--help", "data", runs=None).stdout
 
 
 def test_a_wrong_set_of_ones_own_is_one_plain_line(command, tmp_path, mydir):

@@ -22,6 +22,7 @@ from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.weights_source import library_weights
+from roadmap.steps import completion
 from roadmap.steps.compose import validate
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
@@ -53,7 +54,10 @@ class CommandLine:
             return 64
         try:
             if {"--help", "-h"} & set(self.argv):
-                print(help_text(config_dirs(self.argv)))
+                print(help_text(config_dirs(self.argv), self.argv))
+                return 0
+            if self.argv[0] in completion.OPTIONS:
+                completion.complete(self.argv[1:])
                 return 0
             self.env = rank_env()
             options, self.overrides = check_options(self.argv)

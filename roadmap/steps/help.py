@@ -1,5 +1,6 @@
 """`python run.py --help`: what there is to choose from, one line each, from the first comment of every config file."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,19 +19,23 @@ GROUPS = (  # group, how it is written, heading
 HEAD = """\
 Train one step of the ResNet-to-ConvNeXt roadmap.
 
-  python run.py +step=inverted_bottleneck                      one ablation, small enough for a laptop
+  python run.py +step=inverted_bottleneck                      one ablation, on a laptop
   python run.py +step=gelu regime=tiny data=imagenet scale=imagenet data.root=FOLDER
   python run.py +step=gelu model.kernel_size=9 seed=1          any key can be set
-  python run.py +step=gelu mode=evaluate weights=FILE          top-1 of weights, or of one of our runs; see README
-  python run.py -cd MYFOLDER +step=mine                        a step of your own, MYFOLDER/step/mine.yaml
+  python run.py +step=gelu mode=evaluate weights=FILE          top-1 of weights, or of our runs
+  python run.py -cd MYFOLDER +step=mine                        your own, MYFOLDER/step/mine.yaml
   python run.py -cd sweeps -cn demo                            all rows, one after the other
 """
 
 TAIL = """\
-Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.mode checkpoint.* seed study device mode
-      weights dry fresh allow_drift; all of them: roadmap/config/; dry=true prints the config, and does nothing
-Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk, 75 stopped and may be
-      resumed by the same command, 78 the run directory holds another run."""
+Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.* checkpoint.* seed study
+      device mode weights dry fresh allow_drift; dry=true prints every key, and does nothing
+Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk,
+      75 stopped, the same command goes on, 78 the run directory holds another run, 93 no progress
+More: python run.py --help step (or another group, or all): a line about each;   make: all commands
+      python -m roadmap.sweep --help (studies), and so roadmap.report, .steps, .bench;   docs/
+      eval "$(python run.py -sc install=bash)": the TAB key completes groups, names and keys"""
+WIDTH = 100
 
 
 def short_help() -> str:
@@ -41,7 +46,7 @@ def short_help() -> str:
 def config_dirs(words: Sequence[str]) -> list[Path]:
     """Return the config folders that a command line names (`-cd FOLDER`), and ours."""
     folders = [CONF]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word in {"-cd", "--config-dir"}:
             folders.insert(0, Path(following))
         elif word.startswith(("--config-dir=", "-cd=")):
@@ -49,16 +54,26 @@ def config_dirs(words: Sequence[str]) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def help_text(folders: Sequence[Path]) -> str:
-    """Return the help, with what the config folders hold."""
-    parts = [HEAD]
+def help_text(folders: Sequence[Path], words: Sequence[str] = ()) -> str:
+    """Return the help, with what the config folders hold: on one screen, or with a line about each of the groups that
+    are among the words (`all` of them)."""
+    wanted = [group for group, _, _ in GROUPS if {group, "all"} & set(words)]
+    listed = [_names(group, prefix, folders) for group, prefix, _ in GROUPS]
+    parts = [HEAD, *([] if wanted else ["\n".join(listed) + "\n"])]
     for group, prefix, heading in GROUPS:
-        lines = choices(group, folders)
-        width = max(len(name) for name in lines)
-        parts.append(
-            f"{heading}:\n" + "\n".join(f"  {prefix}{name:<{width}}  {line}" for name, line in lines.items()) + "\n"
-        )
+        if group in wanted:
+            found = choices(group, folders)
+            width = max(len(name) for name in found)
+            lines = (f"  {prefix}{name:<{width}}  {line}" for name, line in found.items())
+            parts.append(f"{heading}:\n" + "\n".join(lines) + "\n")
     return "\n".join([*parts, TAIL])
+
+
+def _names(group: str, prefix: str, folders: Sequence[Path]) -> str:
+    return textwrap.fill(
+        " ".join(choices(group, folders)), WIDTH, initial_indent=f"{prefix:<11}", subsequent_indent=" " * 11,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def choices(group: str, folders: Sequence[Path]) -> dict[str, str]:
