@@ -102,7 +102,7 @@ cancel: $(READY) ## cancel what is queued or at work of STUDY=
 sync: $(READY) ## send to W&B what STUDY= logged offline and what the network swallowed
 	@$(SWEEP) sync $(STUDIES) --runs $(RUNS) $(ARGS)
 
-bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs), mini, kernels or compiled (operations), gpu (all, in minutes)
+bench: $(READY) ## measure BENCH=train (the loop), net (every row), infer, input (JPEGs), mini, kernels or compiled (operations), gpu (all, in minutes)
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report
