@@ -107,7 +107,7 @@ sync: $(READY) ## send to W&B what STUDY= logged offline and what the network sw
 prune: $(READY) ## remove the checkpoints that finished runs of STUDY= no longer need; shows them, asks (YES=1 does not)
 	@$(SWEEP) prune $(STUDIES) --runs $(RUNS) $(if $(YES),--yes) $(ARGS)
 
-bench: $(READY) ## measure BENCH=train (the loop), net (every row), input (JPEGs), mini, kernels or compiled (operations), gpu (all, in minutes)
+bench: $(READY) ## measure BENCH=train (the loop), net (every row), infer, input (JPEGs), mini, kernels or compiled (operations), gpu (all, in minutes)
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 report: $(READY) ## figures, tables and page of STUDY=, into RUNS/STUDY/report

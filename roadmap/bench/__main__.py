@@ -7,7 +7,16 @@ from importlib import import_module
 from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
 from roadmap.text import clean, redact_output
 
-NAMES = ("net", "input", "train", "mini", "kernels", "compiled", "gpu")  # modules with a main(argv) -> exit code
+NAMES = (
+    "net",
+    "infer",
+    "input",
+    "train",
+    "mini",
+    "kernels",
+    "compiled",
+    "gpu",
+)  # modules with a main(argv) -> exit code
 
 
 def main(argv: Sequence[str]) -> int:

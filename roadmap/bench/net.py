@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from roadmap import paper
 from roadmap.bench.bound import Work, bounds, measured_rates, step_work
 from roadmap.bench.forms import FORMS, GPU_FORMS, Setting, candidates
 from roadmap.bench.measure import Candidate, free_memory, measure
@@ -86,7 +87,7 @@ def setting_of(args: argparse.Namespace, config: Config) -> Setting:
 def row_configs(args: argparse.Namespace) -> dict[str, Config]:
     """Compose the rows: those asked for, or every row that the regime has. Raises ConfigError."""
     tree = step_tree()
-    steps = args.rows or list(tree)
+    steps = args.rows or [step for step in tree if step in paper.order()]
     if not args.rows and compose(steps[0], args.regime).regime.reference is None:
         steps = [step for step in steps if not tree[step].is_reference]
     return {step: compose(step, args.regime) for step in steps}

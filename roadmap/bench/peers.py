@@ -1,4 +1,5 @@
-"""The nets of three rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin."""
+"""The nets of four rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin, timm's
+ConvNeXt V2."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,12 @@ from roadmap.errors import ConfigError
 from roadmap.net import count_params
 
 LIBRARIES = ("timm", "torchvision")
-RESNET, CONVNEXT, SWIN = "resnet", "separate_downsampling", "swin"  # the rows that other libraries have, too
+RESNET, CONVNEXT, CONVNEXT_V2, SWIN = (
+    "resnet",
+    "separate_downsampling",
+    "grn",
+    "swin",
+)  # the rows that other libraries have, too
 RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the width of the stages
 
 
@@ -29,7 +35,7 @@ def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Modul
     dims = tuple(cfg.width * 2**stage for stage in range(4))
     net = convnext.ConvNeXt(
         num_classes=num_classes, depths=cfg.depths, dims=dims, kernel_sizes=cfg.kernel_size,
-        ls_init_value=cfg.layer_scale, drop_path_rate=cfg.drop_path,
+        ls_init_value=cfg.layer_scale, drop_path_rate=cfg.drop_path, use_grn=cfg.grn,
     )  # fmt: skip
     net.stem[0] = patchify(cfg)
     return net
@@ -68,6 +74,7 @@ def patchify(cfg: NetConfig) -> nn.Module:
 NETS: dict[tuple[str, str], Callable[[NetConfig, int, int], nn.Module]] = {
     ("timm", RESNET): timm_resnet,
     ("timm", CONVNEXT): timm_convnext,
+    ("timm", CONVNEXT_V2): timm_convnext,
     ("timm", SWIN): timm_swin,
     ("torchvision", RESNET): torchvision_resnet,
     ("torchvision", CONVNEXT): torchvision_convnext,

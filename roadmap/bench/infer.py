@@ -1,0 +1,265 @@
+"""`python -m roadmap.bench infer`: how fast chosen rows answer, beside the nets of other libraries.
+
+Two numbers a candidate: the latency of one image (median and 95th percentile), and the images/s of its best batch. That
+batch is sought upward, by doubling, with each library's uncompiled net, until a doubling twice gains nothing, memory
+ends, or the time does; the other forms of the net are measured at it. All candidates of a row then run in turn. Images
+are random and stay on the device; channels-last, inference mode, bf16 on a GPU that has it.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roadmap.bench.forms import Build, Setting
+from roadmap.bench.input import time_limit
+from roadmap.bench.measure import Call, Candidate, best_against_peers, free_memory, measure, seconds, speed_ratio
+from roadmap.bench.net import row_configs
+from roadmap.bench.options import chosen_peers, count, names, on_gpu, parser
+from roadmap.bench.peers import CONVNEXT, RESNET, has_net, peer_net
+from roadmap.bench.results import Results, entry, rate
+from roadmap.config.choices import Device, Kernels
+from roadmap.config.schema import Config
+from roadmap.distributed.device import autocast, choose_device, choose_precision, is_out_of_memory
+from roadmap.errors import ConfigError
+from roadmap.net import build_net, cost, use_kernels
+from roadmap.steps.tree import regimes, step_tree
+
+FORMS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compiled": True},
+    "graph": {"compiled": True, "mode": "reduce-overhead"},  # compiled, and replayed as a CUDA graph
+    "kernels": {"kernels": Kernels.auto},  # as a run evaluates: compiled on a GPU
+}
+PEER_FORMS = ("eager", "compiled", "graph")
+ON_CPU = ("eager", "kernels")  # compiling for a CPU takes longer than measuring there
+HEAD = ("row", "candidate", "ms of one image", "95th percentile", "x baseline", "best batch", "images/s", "x baseline")
+GAIN, PATIENCE = 1.02, 2  # a batch counts as better from here on; worse ones in a row that end the search
+CALLS, TRY_S = 5, 0.2  # of a try at least
+FEWEST = 5  # measurements of each candidate, however short the time
+MOST_ON_CPU, MOST_ON_GPU = 64, 1024  # images
+
+
+@dataclass
+class Search:
+    """What a net reached at which batch, and why no larger one was tried."""
+
+    batch: int = 1
+    ended: str = ""
+    images_per_s: dict[int, float] = field(default_factory=dict)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the rows that are asked for; print a line for each candidate. Returns an exit code."""
+    options = parser("infer", __doc__, warm_up=5)
+    options.set_defaults(repeats=100)
+    options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
+    options.add_argument(
+        "--rows", type=names(step_tree()), default=[RESNET, CONVNEXT], metavar="STEP,STEP", help="default: %(default)s"
+    )
+    options.add_argument(
+        "--forms", type=names(FORMS), metavar="FORM,FORM", help=f"{', '.join(FORMS)}; default on a CPU: {ON_CPU}"
+    )
+    options.add_argument("--image-size", type=count, help="pixels; default: the regime's")
+    options.add_argument("--most", type=count, help=f"images of a batch; default: {MOST_ON_GPU}, or {MOST_ON_CPU}")
+    options.add_argument("--limit", type=float, default=300.0, help="seconds, for all rows; default: %(default)s")
+    args = options.parse_args(argv)
+    if not 0 < args.limit < 1e6:
+        raise ConfigError(f"--limit={args.limit:g}: must be more than 0 seconds")
+    forms = args.forms or (list(FORMS) if on_gpu(args) else list(ON_CPU))
+    libraries, configs, device = chosen_peers(args), row_configs(args), choose_device(Device(args.device))
+    settings = {step: setting_of(args, config, device) for step, config in configs.items()}
+    first = next(iter(settings.values()))
+    shared: dict[str, Any] = {"forms": forms, "peers": libraries, "most": most_of(args, device)}
+    how = f"n = {args.repeats} of one image and a fifth of that at the best batch, fewer where --limit asks, in turn"
+    results = Results("infer", argv, device, args, how, **shared, precision=str(first.precision))
+    print(f"regime {args.regime}, images of {first.image_size}x{first.image_size}, {first.precision}", flush=True)
+    print("\n| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
+    ends = time.monotonic() + args.limit
+    for number, (step, config) in enumerate(configs.items()):
+        share_s = (ends - time.monotonic()) / (len(configs) - number)
+        if share_s <= 0:
+            print(f"{step}: left out, --limit={args.limit:g} s have passed", flush=True)
+            continue
+        measure_row(config, settings[step], results, args, forms, libraries, time.monotonic() + share_s)
+    results.require_any()
+    return 0
+
+
+def setting_of(args: argparse.Namespace, config: Config, device: torch.device) -> Setting:
+    """Return how a row's nets are run. Raises ConfigError where the images are too small for it."""
+    size, classes = args.image_size or config.data.image_size, config.data.num_classes or 1000
+    try:
+        cost(config.model, classes, size)
+    except RuntimeError:
+        raise ConfigError(f"--image-size={size}: too small for the net of {config.step}") from None
+    return Setting(device, choose_precision(config.recipe.precision, device), 1, size, classes)
+
+
+def most_of(args: argparse.Namespace, device: torch.device) -> int:
+    """Return the largest batch that is tried."""
+    return int(args.most or (MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU))
+
+
+def measure_row(
+    config: Config, setting: Setting, results: Results, args: argparse.Namespace, forms: Sequence[str],
+    libraries: Sequence[str], ends: float,
+) -> None:  # fmt: skip
+    """Seek the best batch of each library's net, measure all candidates of a row in turn, and show them."""
+    device, model = setting.device, config.model
+    builds: dict[str, Build] = {"ours": lambda: build_net(model, setting.num_classes)}
+    for library in libraries:
+        if has_net(library, config.step, model):
+            builds[library] = partial(peer_net, library, config.step, model, setting.num_classes, setting.image_size)
+    began, searches = time.monotonic(), {}
+    for number, (name, build) in enumerate(builds.items()):  # half of the time, shared by those that are left
+        left_s = began + (ends - began) / 2 - time.monotonic()
+        until = time.monotonic() + left_s / (len(builds) - number)
+        searches[name] = best_batch(build, setting, most_of(args, device), until, tuned=name != "ours")
+    pairs = [(name, form) for name in builds for form in forms if name == "ours" or form in PEER_FORMS]
+
+    def all_at(batch_of: Callable[[str], int], repeats: int, until: float) -> list[Candidate]:
+        found = []
+        for name, form in pairs:
+            at, peer = replace(setting, batch=batch_of(name)), None if name == "ours" else name
+            start = partial(call_of, builds[name], at, form, until, tuned=peer is not None)
+            found.append(Candidate(f"{name} {form}", at.batch, start, peer))
+        known = [(c.images, searches[name].images_per_s) for c, (name, _) in zip(found, pairs, strict=True)]
+        round_s = sum(images / images_per_s[images] for images, images_per_s in known if images_per_s)
+        fitting = int((until - time.monotonic()) / 2 / round_s) if round_s else repeats
+        measure(found, device, repeats=max(FEWEST, min(repeats, fitting)), warm_up=args.warm_up)
+        torch.compiler.reset()  # past a few nets of one class the compiler leaves the next ones eager
+        return found
+
+    half = time.monotonic() + (ends - time.monotonic()) / 2
+    single = all_at(lambda name: 1, args.repeats, half)
+    whole = all_at(lambda name: searches[name].batch, max(FEWEST, args.repeats // 5), ends)
+    show(config.step, single, whole, searches, results)
+
+
+def call_of(build: Build, setting: Setting, form: str, until: float, *, tuned: bool) -> Call:
+    """Return a forward pass that has run once: compiling must end in time. Raises TimeoutError."""
+    with time_limit(max(until - time.monotonic(), 1.0)):
+        images, _ = setting.example()
+        run = forward(build, setting, **FORMS[form], tuned=tuned)
+        run(images)
+
+    def call() -> None:
+        run(images)
+
+    return call
+
+
+def forward(
+    build: Build, setting: Setting, *, compiled: bool = False, mode: str | None = None, kernels: Kernels | None = None,
+    tuned: bool = False,
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """Return a net's forward pass, images (N, 3, H, W) -> logits, channels-last, without gradients.
+
+    `tuned` lets cuDNN try its algorithms. Raises ConfigError for a graph on a CPU.
+    """
+    device = setting.device
+    if mode is not None and device.type != "cuda":
+        raise ConfigError("a CUDA graph needs a GPU")
+    torch.manual_seed(0)
+    net = build().to(device).to(memory_format=torch.channels_last).eval()
+    if kernels is not None:
+        use_kernels(net, device, kernels)
+        compiled = device.type == "cuda"
+    model: Callable[[Tensor], Tensor] = torch.compile(net, dynamic=False, mode=mode) if compiled else net
+
+    def run(images: Tensor) -> Tensor:
+        torch.backends.cudnn.benchmark = tuned
+        with torch.inference_mode(), autocast(device, setting.precision):
+            return model(images)
+
+    return run
+
+
+def best_batch(build: Build, setting: Setting, most: int, until: float, *, tuned: bool) -> Search:
+    """Double the batch while the images/s grow; a net that cannot be built has none, and tells it when measured."""
+    search, worse, batch = Search(), 0, 1
+    with out_of_memory(search, setting.device):
+        try:
+            run = forward(build, setting, tuned=tuned)
+        except ConfigError as error:  # whoever measures it gets it again
+            search.ended = str(error)
+            return search
+        while True:
+            images, _ = replace(setting, batch=batch).example()
+            run(images)
+            times_s: list[float] = []
+            while len(times_s) < CALLS or sum(times_s) < TRY_S:
+                times_s.append(seconds(setting.device, partial(timed, run, images)))
+            search.images_per_s[batch] = batch / min(times_s)  # what else runs here makes a call slow, and none fast
+            better = search.images_per_s[batch] > GAIN * search.images_per_s[search.batch]
+            worse = 0 if better or batch == 1 else worse + 1
+            search.batch = batch if better else search.batch
+            expected_s = 2 * (CALLS + 1) * float(np.median(times_s))
+            batch *= 2
+            if worse == PATIENCE:
+                search.ended = "no longer grew"
+            elif batch > most:
+                search.ended = f"--most={most}"
+            elif time.monotonic() + expected_s > until:
+                search.ended = "--limit"
+            if search.ended:
+                return search
+    return search
+
+
+@contextmanager
+def out_of_memory(search: Search, device: torch.device) -> Iterator[None]:
+    """End a search where memory does. Other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        search.ended = "memory"
+    free_memory(device)
+
+
+def timed(run: Callable[[Tensor], Tensor], images: Tensor) -> None:
+    """Run a forward pass for its time alone."""
+    run(images)
+
+
+def show(
+    step: str, single: Sequence[Candidate], whole: Sequence[Candidate], searches: dict[str, Search], results: Results
+) -> None:
+    """Print a row's candidates and how ours compare with the best peer, and put all of it into the record."""
+    ones, alls = (next((c for c in found if c.failed is None), None) for found in (single, whole))
+    entries = []
+    for one, every in zip(single, whole, strict=True):
+        latency, throughput = entry(one, ones, {}), entry(every, alls, {})
+        failed = one.failed or every.failed
+        about = {"candidate": one.name, "peer": one.peer, "failed": failed}
+        if failed is None:
+            latency["p95_s"] = float(np.percentile(one.times_s, 95))
+            shown = [f"{1e3 * latency['median_s']:.2f}", f"{1e3 * latency['p95_s']:.2f}"]
+            shown += [f"{latency['ratio_to_baseline'][0]:.2f}", str(every.images), rate(throughput["images_per_s"])]
+            shown.append(f"{throughput['ratio_to_baseline'][0]:.2f}")
+        else:
+            shown = [f"failed: {failed.replace('|', '/')[:160]}"]
+        print("| " + " | ".join([step, one.name, *shown]) + " |", flush=True)
+        entries.append(about | {"latency": latency, "throughput": throughput})
+    against = {}
+    for what, found in (("of one image", single), ("at its best batch", whole)):
+        if best := best_against_peers(found):
+            against[what] = {"ours": best[0].name, "peer": best[1].name, "ratio": speed_ratio(*best)}
+            median, low, high = against[what]["ratio"]
+            ratio = f"{median:.2f} ({low:.2f} to {high:.2f}) x as fast as {best[1].name}"
+            print(f"{step} {what}: {best[0].name} is {ratio}, the best peer", flush=True)
+    for name, search in searches.items():
+        print(f"{step}: best batch of {name}: {search.batch} ({search.ended})", flush=True)
+    tried = {name: asdict(search) for name, search in searches.items()}
+    results.rows.append({"row": step, "candidates": entries, "against_best_peer": against, "searches": tried})
+    results.write()
