@@ -82,6 +82,7 @@ def place(tmp_path, monkeypatch) -> Path:
     run = tmp_path / "runs" / "single" / "nano-digits" / "gelu" / "seed0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(compose("gelu", "nano").values()))
+    (tmp_path / "pretrained.pth").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

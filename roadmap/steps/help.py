@@ -23,6 +23,7 @@ Train one step of the ResNet-to-ConvNeXt roadmap.
   python run.py +step=gelu regime=tiny data=imagenet scale=imagenet data.root=FOLDER
   python run.py +step=gelu model.kernel_size=9 seed=1          any key can be set
   python run.py +step=gelu mode=evaluate weights=FILE          top-1 of weights, or of our runs
+  python run.py mode=predict weights=RUN images=FOLDER         what is on images; mode=export: ONNX
   python run.py -cd MYFOLDER +step=mine                        your own, MYFOLDER/step/mine.yaml
   python run.py -cd sweeps -cn demo                            all rows, one after the other
 """
