@@ -1,5 +1,6 @@
 """A study as one file: packed with all but its checkpoints, read where it lies, refused where it means harm."""
 
+import json
 import stat
 import struct
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from roadmap.files import read_json
 from roadmap.report import collect
 from roadmap.report.__main__ import main as report
 from roadmap.runs import archive, schema
 from roadmap.runs.pack import main, pack
+from roadmap.runs.result import write_result
 from roadmap.runs.run_dir import RESULT_FILES
 from roadmap.runs.search import find_run_directories
 from tests.fabricate import unfinished, write_run
@@ -88,6 +91,22 @@ def test_the_report_of_an_archive_is_that_of_the_folder(runs, packed, tmp_path, 
     assert [problem.reason for problem in there.unfinished] == [problem.reason for problem in here.unfinished]
     assert there.unfinished[0].path == f"{packed}/roadmap/nano-digits/layer_norm/seed0"
     assert not there.suspect
+
+
+def test_without_steps_the_report_is_the_same_and_a_changed_ledger_is_still_seen(runs, tmp_path):
+    for seed in range(3):
+        folder = runs / "nano-digits" / "gelu" / f"seed{seed}"
+        write_result(folder, read_json(folder / schema.SUMMARY))
+    with open(runs / "nano-digits" / "gelu" / "seed2" / schema.METRICS, "a") as ledger:
+        ledger.write('{"kind": "train", "epoch": 4, "global_step": 40, "time_s": 9.0}\n')
+    assert main([str(runs), "--out", str(tmp_path / "small.zip"), "--no-steps"]) == 0
+    here, there = collect([runs]), collect([tmp_path / "small.zip"])
+    assert there.runs == here.runs
+    assert [run.seed for run in here.runs] == [0, 1]
+    assert "metrics.jsonl changed after the run had ended" in there.suspect[0].reason
+    with zipfile.ZipFile(tmp_path / "small.zip") as file:
+        assert b'"train"' not in file.read(f"{RUN}/{schema.METRICS}")
+        assert json.loads(file.read(f"{RUN}/{schema.SUMMARY}"))["steps_left_out"] is True
 
 
 def test_archives_in_a_folder_are_no_second_copy_unless_asked_for(runs, packed):
@@ -259,3 +278,12 @@ def test_a_log_goes_along_without_secrets(runs, tmp_path, monkeypatch):
     assert main([str(runs)]) == 0
     with zipfile.ZipFile(f"{runs}.zip") as file:
         assert file.read(f"{RUN}/{schema.LOG}") == b"epoch of ***\n"
+
+
+def test_long_ledgers_of_an_archive_are_read_by_several_processes(packed, monkeypatch):
+    from roadmap.report.analyse import collect as module
+
+    alone = collect([packed])
+    monkeypatch.setattr(module, "LONG", 0)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    assert collect([packed]) == alone

@@ -17,6 +17,7 @@ from roadmap.runs.schema import METRICS, RECORD
 
 KINDS = ("train", "val")
 STEP = re.compile(rb'"global_step": ([0-9]{1,12})[,}]')
+TRAIN_LINE = b'{"kind": "train"'
 NO_LOSS = (b'"train/loss": null', b'"train/loss": NaN')
 MAX_BYTES, MAX_LINE = RECORD[METRICS], 2**16  # of a ledger (300 epochs of ImageNet take 0.1 GB), of a line
 TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger: an epoch of ImageNet is 0.3 MB
@@ -81,10 +82,15 @@ def parse_metrics(data: bytes, *, train: bool = True) -> Metrics:
 
 def _train_step(line: bytes) -> int | None:
     """Return the step of a training line that has the form of `append_metrics`, else None."""
-    if not (line.startswith(b'{"kind": "train"') and line.endswith(b"}") and line.count(b"{") == 1):
+    if not (line.startswith(TRAIN_LINE) and line.endswith(b"}") and line.count(b"{") == 1):
         return None
     found = STEP.search(line)
     return int(found[1]) if found else None
+
+
+def without_steps(data: bytes) -> bytes:
+    """Return the bytes of a ledger without its lines of training."""
+    return b"".join(line for line in data.splitlines(keepends=True) if not line.startswith(TRAIN_LINE))
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:

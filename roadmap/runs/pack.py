@@ -4,6 +4,7 @@ Each with all that is recorded of it but its checkpoints; the same runs make the
 record (locks, W&B's folders, submitted jobs) stays where it is.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from zipfile import ZIP_DEFLATED, LargeZipFile, ZipFile, ZipInfo
 from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
 from roadmap.files import atomic_file, deny_others, disk_errors
 from roadmap.runs.archive import SUFFIX, list_archive
-from roadmap.runs.run_directory import RunDirectory
-from roadmap.runs.schema import LOG, RECORD
+from roadmap.runs.metrics import without_steps
+from roadmap.runs.result import hash_of
+from roadmap.runs.run_directory import RunDirectory, Suspect
+from roadmap.runs.schema import LOG, METRICS, RECORD, SUMMARY, checksum
 from roadmap.runs.search import find_run_directories
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
 
@@ -22,10 +25,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the oldest time that a zip kno
 MODE = 0o100644 << 16
 
 
-def pack(folder: str, out: Path) -> tuple[int, int, int]:
+def pack(folder: str, out: Path, *, steps: bool = True) -> tuple[int, int, int]:
     """Write an archive of the runs below a folder; return how many, the bytes of their files, and its own.
 
-    Raises DataError where there is none, two have one name, or a file cannot be packed; DiskError, ConfigError.
+    Without `steps` the ledgers of finished runs have their evaluations alone. Raises DataError where there is no run,
+    two have one name, or a file cannot be packed; ConfigError for a wrong name of the archive, DiskError.
     """
     runs, problems = find_run_directories([folder])
     if problems:
@@ -45,7 +49,7 @@ def pack(folder: str, out: Path) -> tuple[int, int, int]:
         with disk_errors(out), atomic_file(out) as file:
             with ZipFile(file, "w", ZIP_DEFLATED, allowZip64=False, compresslevel=9) as archive:
                 for name in sorted(named):
-                    add_run(archive, name, named[name])
+                    add_run(archive, name, named[name], {} if steps else evaluations(named[name]))
             file.flush()
             written, folders = list_archive(Path(file.name))  # what cannot be read back is not kept
             members = [(name, member) for files in folders.values() for name, member in files.items()]
@@ -55,14 +59,33 @@ def pack(folder: str, out: Path) -> tuple[int, int, int]:
     return len(runs), total, out.stat().st_size
 
 
-def add_run(archive: ZipFile, name: str, run: RunDirectory) -> None:
+def evaluations(run: RunDirectory) -> dict[str, bytes]:
+    """Return ledger and summary of a finished run without its lines of training; no report reads those.
+
+    Nothing for a run whose ledger is not, by a hash, the one that it ended with: what is wrong with it must be seen.
+    """
+    try:
+        summary = run.summary() or {}
+        hashes = summary.get("sha256")
+        if not isinstance(hashes, dict) or METRICS not in hashes or run.changed(summary):
+            return {}
+        ledger = without_steps(run.read(METRICS))
+    except (Suspect, OSError):
+        return {}
+    summary |= {"sha256": {**hashes, METRICS: hash_of(ledger)}, "steps_left_out": True}
+    summary["checksum"] = checksum(summary)
+    return {METRICS: ledger, SUMMARY: (json.dumps(summary, indent=2) + "\n").encode()}
+
+
+def add_run(archive: ZipFile, name: str, run: RunDirectory, instead: dict[str, bytes]) -> None:
     """Add the files of a run that are there, its status first: what is written meanwhile is newer than it says.
 
-    Raises DataError for a file that no run writes, or that holds a secret of this machine.
+    `instead` has the bytes of some of them. Raises DataError for a file that no run writes, or that holds a secret of
+    this machine.
     """
     for file in filter(run.has, RECORD):
         try:
-            data = run.read(file)
+            data = instead[file] if file in instead else run.read(file)
         except OSError as error:
             raise DataError(f"{clean(run.shown)}: {file} cannot be packed ({error.strerror or error})") from None
         if file == LOG:
@@ -81,10 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m roadmap.runs.pack", description="Runs as one file, without checkpoints.")
     parser.add_argument("folder", metavar="FOLDER", help="a study, or any folder of runs")
     parser.add_argument("--out", metavar="FILE", help="the archive to write, or to replace (default: FOLDER.zip)")
+    about = "leave the lines of training out of the ledgers of finished runs: a tenth of the size and less"
+    parser.add_argument("--no-steps", action="store_true", help=about)
     try:
         args = parser.parse_args(argv)
         out = Path(args.out or f"{args.folder.rstrip('/')}{SUFFIX}")
-        count, total, size = pack(args.folder, out)
+        count, total, size = pack(args.folder, out, steps=not args.no_steps)
         line = f"{out}: {count} runs, {total / 1e6:.2f} MB in {size / 1e6:.2f} MB, without checkpoints"
         print(printable_lines(line))
     except RoadmapError as error:
