@@ -15,10 +15,13 @@ from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import load, train_batches
 from roadmap.errors import ConfigError, NonFiniteError
+from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import SUMMARY
 from roadmap.steps.compose import compose
+from roadmap.sweep.__main__ import main as sweep
 from roadmap.training import cuda_graph, step
+from roadmap.training.group import Group, GroupRun
 from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL, small_run
@@ -148,6 +151,49 @@ def test_memory_that_is_too_small_is_told_with_the_pass_that_fits(on_gpu, form):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("form", ["eager", "captured", "compiled and captured", "captured passes"])
+def test_seeds_side_by_side_have_the_losses_of_each_alone(on_gpu, form):
+    """Stochastic depth as well: each draws from a state of its own."""
+    words = (*FORMS[form], "recipe.drop_path=0.3")
+    alone = [on_gpu(*words, "study=alone", f"seed={seed}") for seed in range(3)]
+    beside = [on_gpu(*words, f"seed={seed}") for seed in range(3)]
+    for config in alone:
+        train(config)
+    outcomes, cache = [], {}
+    runs = [GroupRun(config, SweepProgress(cache=cache)) for config in beside]
+    Group(runs, lambda run, outcome: outcomes.append(outcome)).train()
+    assert [outcome["state"] for outcome in outcomes] == ["done"] * 3
+    assert len({run.stream for run in runs}) == 3 and all(outcome["group_size"] == 3 for outcome in outcomes)
+    for config, other in zip(beside, alone, strict=True):
+        np.testing.assert_allclose(losses(config), losses(other), rtol=2e-3)
+    if "captured" in form:
+        assert len(cache["steps"]) == 3 and not any(step.in_use for step in cache["steps"])
+
+
+def test_a_run_of_a_group_that_is_not_finite_leaves_and_the_others_go_on(on_gpu, monkeypatch):
+    real = step.prepare
+
+    def spoilt(ctx, images, labels, number):
+        return real(ctx, images * (torch.nan if (number, ctx.config.seed) == (2, 1) else 1), labels, number)
+
+    monkeypatch.setattr(cuda_graph, "prepare", spoilt)
+    configs = [on_gpu(*FORMS["captured"], f"seed={seed}") for seed in range(3)]
+    outcomes = {}
+    runs = [GroupRun(config, SweepProgress()) for config in configs]
+    Group(runs, lambda run, outcome: outcomes.update({run.config.seed: outcome})).train()
+    assert isinstance(outcomes[1], NonFiniteError)
+    assert outcomes[0]["state"] == outcomes[2]["state"] == "done"
+
+
+def test_the_packer_prepares_a_row_while_another_trains(tmp_path, capsys):
+    words = ["submit", "demo", "--runs", str(tmp_path), "--cluster", "local", "--", "+step=resnet,gelu", "seed=0,1"]
+    assert sweep([*words, *SMALL, "wandb.mode=disabled", "device=cuda"]) == 0
+    told = capsys.readouterr().out
+    assert "the seeds of a row side by side" in told and "[4/4]" in told
+    found = [json.loads(path.read_text()) for path in tmp_path.rglob(SUMMARY)]
+    assert [about["cuda_graph"] for about in found] == [True] * 4
 
 
 def test_evaluation_counts_as_on_the_cpu(on_gpu, tmp_path):

@@ -1,25 +1,35 @@
 """Runs trained side by side in one process end as each does alone, to the bit, whatever becomes of the others."""
 
+import functools
+import json
 import logging
 import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from roadmap.config.choices import Capture
 from roadmap.distributed import signals
 from roadmap.errors import Busy, NonFiniteError, OutOfMemory, StoppedEarly
 from roadmap.files import read_json
+from roadmap.net import build_net
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.run_log import LogFile
-from roadmap.training import cuda_graph, group, setup, step
+from roadmap.steps.compose import compose
+from roadmap.sweep import scheduler
+from roadmap.training import cuda_graph, group, setup, state, step
 from roadmap.training import train as training
 from roadmap.training.cuda_graph import CapturedStep
 from roadmap.training.group import Group, GroupRun
 from roadmap.training.train import train
 
-from .net_rows import one_thread  # noqa: F401
+from .conftest import ROOT, SMALL
+from .net_rows import one_thread, rows  # noqa: F401
 from .records import assert_equal_runs, ledger, stopped_at
 from .test_graph import capture_on_cpu
 
@@ -210,3 +220,48 @@ def test_a_group_is_prepared_before_the_device_is_its_own(small, opens):
     expected = ("done", 2) if opens else ("stopped", 0)
     assert [(status(config)["state"], status(config)["epoch"]) for config in configs] == [expected] * 2
     assert opens or all(isinstance(outcome, StoppedEarly) for outcome in outcomes.values())
+
+
+COMPILED = """
+import json, sys
+from torch._dynamo.utils import counters
+from roadmap.errors import RoadmapError
+from roadmap.runs.progress import SweepProgress
+from roadmap.steps.compose import compose
+from roadmap.training.group import Group, GroupRun
+runs = [GroupRun(compose("gelu", "nano", [*sys.argv[1:], f"seed={seed}"]), SweepProgress(cache={})) for seed in (0, 1)]
+Group(runs, lambda run, outcome: print(outcome["state"], file=sys.stderr)).train()
+print(json.dumps([counters["inductor"]["fxgraph_cache_hit"], counters["aot_autograd"]["autograd_cache_hit"],
+                  counters["inductor"]["fxgraph_cache_miss"], counters["stats"]["unique_graphs"]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_a_process_has_compiled_the_next_one_finds_on_disk(tmp_path):
+    """And the seeds of a row are compiled once."""
+    env = scheduler.environment(scheduler.Slot(), ROOT, 1) | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    found = []
+    for study in ("first", "second"):
+        words = (*SMALL, "recipe.epochs=1", "wandb.mode=disabled", "compile=true", f"study={study}")
+        command = [sys.executable, "-c", COMPILED, *words, "model.depths=[1,1,1,1]", f"paths.runs={tmp_path}"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        assert done.stderr.split().count("done") == 2
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0][:2] == [0, 0] and found[0][2] >= 2
+    assert found[1][0] == found[0][2] and found[1][1:] == [found[1][3], 0, found[0][3]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_row_of_a_sweep_is_compiled():
+    """Torch compiles one class of nets eight times, and lets what comes then run as it is, unless it is told."""
+    ctx = SimpleNamespace(cache={}, config=None)
+    for row in rows("toy"):
+        ctx.config = compose(row, "nano")
+        net, counter = build_net(rows("toy")[row], 10), CompileCounter()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+            model = state.compiled(ctx, net)
+        model(torch.randn(2, 3, 32, 32))
+        assert counter.frame_count == 1, row

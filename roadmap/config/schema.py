@@ -92,7 +92,7 @@ class Config(Section):
     devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")
     compile: Annotated[Text, BeforeValidator(_as_switch)] = key(
         "auto", affects=Affects.rounding, one_of=("auto", "true", "false"),
-        about="auto: torch.compile for large images on a GPU",
+        about="auto: torch.compile on a GPU, for large images and for rows that are compiled while another trains",
     )  # fmt: skip
     cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="optimizer steps as CUDA graphs")
     kernels: Kernels = key(

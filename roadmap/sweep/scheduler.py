@@ -24,6 +24,7 @@ from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import StoppedEarly
 from roadmap.files import disk_errors, write_json
 from roadmap.runs.process import process_start
+from roadmap.runs.provenance import code_hash
 from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.grouping import group_by_row
 from roadmap.sweep.study_dir import StudyDir
@@ -237,6 +238,10 @@ def environment(slot: Slot, code: Path | None, processes: int) -> dict[str, str]
     if code is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), env.get("PYTHONPATH")]))
         env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        # What is compiled stays on disk; what holds operations with gradients of their own, such as our kernels, where
+        # torch is told that it may. What those do is in our code: the cache goes by that, too.
+        env.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
+        env.setdefault("TORCH_COMPILE_CACHE_KEY_TAG", code_hash())
     return env
 
 
