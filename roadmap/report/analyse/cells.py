@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from roadmap import catalog, paper
-from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
@@ -183,7 +182,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
         rows=tuple(rows),
         others=tuple(cell for cell in cells if cell not in rows),
         notes=(*_notes(rows), *_departures(cells)),
-        missing=() if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, regime)),
+        missing=tuple(_missing(rows, regime)),
         made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
     )
 
