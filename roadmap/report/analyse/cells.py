@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from roadmap import catalog, paper
-from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse.image_changes import ImageChanges
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.device_hours import hours_notes
@@ -200,10 +199,11 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
 def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -> Group:
     """Return a group with these rows and other cells, and what is to be said of them."""
     cells = [*rows, *others]
-    missing = () if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, group.regime))
     runs = [run for cell in (*cells, *group.holdouts) for run in cell.runs]
     notes = (*_notes(rows), *_departures(cells), *hours_notes(runs))
-    return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
+    return replace(
+        group, rows=tuple(rows), others=tuple(others), notes=notes, missing=tuple(_missing(rows, group.regime))
+    )
 
 
 def cell_of(runs: Sequence[Run]) -> Cell:
