@@ -399,6 +399,7 @@ class TestReport:
 
     def test_other_studies_have_no_worths(self, tmp_path):
         write_run(tmp_path, FIRST)
+        write_run(tmp_path, FIRST, variant="with_dw+gelu", cell=f"{FIRST}+with_dw+gelu")  # on the way of some orders
         write_run(tmp_path, FIRST, variant="with_gelu", cell=f"{FIRST}+with_gelu")
         (group,) = aggregate(collect([tmp_path]).runs)
         assert group.attribution is None

@@ -103,11 +103,13 @@ class Attribution:
 
 
 def attribution(group: Group, groups: Sequence[Group]) -> Attribution | None:
-    """Return the toggles' worths of a group with nets of sampled orders; None for another group."""
+    """Return the toggles' worths of a group; None where it has all nets of no sampled order."""
     if not any(is_several(cell.variant) for cell in group.cells):
         return None
     cells = nets_of(group)
     orders, incomplete = complete_orders(cells)
+    if not orders:
+        return None
     top1s = {net: cell.top1s for net, cell in cells.items()}
     seeds = seed_spread(top1s)
     lacks = "" if seeds else "no net has a second seed"

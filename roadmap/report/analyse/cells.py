@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from roadmap import catalog, paper
-from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
@@ -196,9 +195,7 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
 
 def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -> Group:
     """Return a group with these rows and other cells, and what is to be said of them."""
-    cells = [*rows, *others]
-    missing = () if any(is_several(cell.variant) for cell in cells) else tuple(_missing(rows, group.regime))
-    notes = (*_notes(rows), *_departures(cells))
+    notes, missing = (*_notes(rows), *_departures([*rows, *others])), tuple(_missing(rows, group.regime))
     return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
 
 

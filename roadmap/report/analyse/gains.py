@@ -27,7 +27,13 @@ def aggregate(runs: Iterable[Run]) -> list[Group]:
         replace(group, rows=tuple(cells[: len(group.rows)]), others=tuple(cells[len(group.rows) :]))
         for group, cells in zip(groups, compared, strict=True)
     ]
-    return [replace(group, attribution=attribution(group, groups)) for group in groups]
+    return [_with_attribution(group, groups) for group in groups]
+
+
+def _with_attribution(group: Group, groups: Sequence[Group]) -> Group:
+    """Add the toggles' worths to a study of sampled orders; what it lacks are orders, and no rows of a roadmap."""
+    found = attribution(group, groups)
+    return replace(group, attribution=found, missing=()) if found else group
 
 
 def roadmap_of(group: Group, cells: Sequence[Cell]) -> Group:

@@ -13,8 +13,6 @@ def over_orders(found: Attribution) -> Iterator[str]:
     """Yield sentences: the worths with their intervals, then which of them the paper's order flatters."""
     if found.incomplete:
         yield f"Sampled orders left out, since nets of theirs have no usable run: {found.incomplete}."
-    if not found.orders:
-        return
     largest = sorted(found.worths, key=lambda worth: -worth.value)
     yield (
         f"Over {found.orders} sampled order{'s' * (found.orders > 1)} of the toggles ({found.num_nets} nets) their "
