@@ -27,6 +27,7 @@ from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF
 from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
+from roadmap.sweep.generators import find_generator, is_setting
 from roadmap.sweep.study import study_file
 
 from .conftest import ROOT
@@ -108,8 +109,13 @@ def check_config(primary: Path, overrides: list[str]) -> None:
     folders = list(dict.fromkeys((primary.parent.resolve(), CONF)))
     check_overrides(overrides)
     check_config_dirs(folders, CONF)
-    first = [re.sub(r"^(\+step=|seed=)([^,]+),.*", r"\1\2", word) for word in overrides]
     grid = yaml.safe_load(primary.read_text())["hydra"]["sweeper"]["params"] if primary.stem != "config" else {}
+    generator = find_generator(primary, grid, overrides)
+    overrides = [word for word in overrides if not is_setting(word)]
+    grid = {key: value for key, value in grid.items() if not is_setting(key)}
+    if generator and "+step" not in grid:  # its rule chooses the steps
+        grid["+step"] = "resnet"
+    first = [re.sub(r"^(\+step=|seed=)([^,]+),.*", r"\1\2", word) for word in overrides]
     given = {word.split("=")[0] for word in overrides}
     first += [f"{key}={str(value).split(',')[0]}" for key, value in grid.items() if key not in given]
     with hydra_initialized(folders[0]):

@@ -38,7 +38,7 @@ class Generator:
         """Yield every cell's overrides. Raises ConfigError."""
         yield from self.module.cells(self.settings, self.grid, compose)
 
-    def outlook(self, study: "Study", rows: "Sequence[Row]") -> Iterator[str]:
+    def outlook(self, study: "Study", rows: "Sequence[Row]" = ()) -> Iterator[str]:
         """Yield what is to be expected of the study, in lines."""
         yield from self.module.outlook(self.settings, study, self.grid, rows)
 

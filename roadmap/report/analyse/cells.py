@@ -198,12 +198,10 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
 
 def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -> Group:
     """Return a group with these rows and other cells, and what is to be said of them."""
-    cells = [*rows, *others]
-    runs = [run for cell in (*cells, *group.holdouts) for run in cell.runs]
-    notes = (*_notes(rows), *_departures(cells), *hours_notes(runs))
-    return replace(
-        group, rows=tuple(rows), others=tuple(others), notes=notes, missing=tuple(_missing(rows, group.regime))
-    )
+    missing = tuple(_missing(rows, group.regime))
+    runs = [run for cell in (*rows, *others, *group.holdouts) for run in cell.runs]
+    notes = (*_notes(rows), *_departures([*rows, *others]), *hours_notes(runs))
+    return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
 
 
 def cell_of(runs: Sequence[Run]) -> Cell:
