@@ -301,8 +301,8 @@ def test_the_tables_have_images_and_classes_with_both_tests(tmp_path):
     collected = collect([tmp_path])
     text = to_markdown(aggregate(collected.runs), collected).decode()
     assert "| resnet | 2.5 | 0.5 | 1 |" in text
-    # Over seeds 0.205, 1 and 0.5 before they are adjusted. Over images: the cat's differ by 1 and 2, of one sign in 2 of
-    # 4 cases, so 0.5; the dog's not at all; the ox has one image, so 1.
+    # Over seeds 0.205, 1 and 0.5 before they are adjusted. Over images: the cat's differ by 1 and 2, of one sign in 2
+    # of 4 cases, so 0.5; the dog's not at all; the ox has one image, so 1.
     assert "ox +50.00 (0.750; 1.000), cat +37.50 (0.614; 1.000)" in text
 
 
