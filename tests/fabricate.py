@@ -39,12 +39,17 @@ def write_run(
     status: dict[str, Any] | None = None,
     config: str = "",
     correct: np.ndarray | None = None,
+    by_image: tuple[np.ndarray, np.ndarray] | None = None,
     **summary: Any,
 ) -> Path:
     """Write one run directory and return it; `summary` and `status` replace or add keys, `config` adds lines.
 
-    `correct (N,)` of bool says which images are right; the accuracy then is theirs.
+    `correct (N,)` of bool says which images are right; the accuracy then is theirs. `by_image` says it instead: of
+    each image the class that came first, and its own.
     """
+    if by_image is not None:
+        correct = by_image[0] == by_image[1]
+        summary = {"num_classes": 1 + int(max(array.max() for array in by_image))} | summary
     if correct is not None:
         top1 = 100.0 * int(correct.sum()) / len(correct)
         summary = {"val_images": len(correct)} | summary
@@ -85,6 +90,10 @@ def write_run(
     (folder / schema.CONFIG).write_text(yaml.safe_dump(resolved, sort_keys=False))
     if correct is not None:
         np.save(folder / schema.CORRECT, np.packbits(correct))
+    if by_image is not None:
+        dtype = np.min_scalar_type(summary["num_classes"] - 1)
+        for name, array in zip((schema.PREDICTIONS, schema.LABELS), by_image, strict=True):
+            np.save(folder / name, array.astype(dtype))
     rows = []
     for epoch in range(1, epochs + 1):
         rows.append(

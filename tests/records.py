@@ -72,7 +72,7 @@ def assert_equal_runs(config, other):
     """Two runs have written the same rows, weights and correct bits, and have left nothing unfinished."""
     assert ledger(config) == ledger(other)
     assert same(newest(config), newest(other))
-    bits = [np.load(run_path(each) / "correct.npy") for each in (config, other)]
-    assert np.array_equal(*bits)
+    for name in ("correct.npy", "predictions.npy", "labels.npy"):
+        assert np.array_equal(*(np.load(run_path(each) / name) for each in (config, other)))
     assert not list(run_path(config).rglob("*.tmp"))
     assert not list(run_path(config).rglob(".step-*"))

@@ -20,7 +20,15 @@ from roadmap.training.evaluate_weights import evaluate_weights
 from tests.fabricate import write_run
 from tests.test_hostile import BOMB, make
 
-FILES = (schema.CONFIG, schema.STATUS, schema.SUMMARY, schema.METRICS, schema.CORRECT)
+FILES = (
+    schema.CONFIG,
+    schema.STATUS,
+    schema.SUMMARY,
+    schema.METRICS,
+    schema.CORRECT,
+    schema.PREDICTIONS,
+    schema.LABELS,
+)
 PLACES = ("pipe", "folder", "endless", "link to itself", "gigabytes")
 
 
@@ -71,6 +79,13 @@ CONTENTS = {
     (schema.CORRECT, "large"): npy("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999,), }\n"),
     (schema.CORRECT, "negative"): npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-5,), }\n"),
     (schema.CORRECT, "objects"): npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"),
+    (schema.PREDICTIONS, "zip"): b"PK\x03\x04" + b"\0" * 100,
+    (schema.PREDICTIONS, "objects"): npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"),
+    (schema.LABELS, "brackets"): npy("{'descr': '|u1', 'shape': " + "[" * 5000 + "]" * 5000 + "}"),
+    (schema.LABELS, "large"): npy("{'descr': '<u4', 'fortran_order': False, 'shape': (99999999,), }\n"),
+    (schema.LABELS, "large class"): npy(
+        "{'descr': '<u4', 'fortran_order': False, 'shape': (40,), }\n", b"\xff\xff\xff\xff" * 40
+    ),
 }
 KINDS = [*CONTENTS, *((file, kind) for file in FILES for kind in PLACES)]
 
@@ -85,16 +100,16 @@ def spoil(run, file: str, kind: str) -> None:
         (run / file).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def correct():
-    return np.arange(40) < 20
+def by_image():
+    return np.arange(40) // 20, np.zeros(40, int)
 
 
 def test_each_hostile_run_is_suspect_by_file_and_reason_and_the_report_goes_on(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
-    write_run(runs, "gelu", correct=correct())
+    write_run(runs, "gelu", by_image=by_image())
     for number, (file, kind) in enumerate(KINDS, 1):
-        spoil(write_run(runs, "gelu", number, correct=correct()), file, kind)
-    pickled = write_run(runs, "gelu", len(KINDS) + 1, correct=correct())
+        spoil(write_run(runs, "gelu", number, by_image=by_image()), file, kind)
+    pickled = write_run(runs, "gelu", len(KINDS) + 1, by_image=by_image())
     (pickled / schema.CORRECT).write_bytes(pickle.dumps(Ran(tmp_path / "ran")))
     began = time.process_time()
     assert main([str(runs), "--out", str(out), "--tables-only"]) == 0
@@ -134,7 +149,9 @@ def study(tmp_path_factory):
     runs = tmp_path_factory.mktemp("study")
     cells, keys = [], [("", ""), *KINDS]
     for number, (file, kind) in enumerate(keys):
-        run = write_run(runs, "gelu", number, correct=correct(), status={"wandb_id": "0123456789abcdef"}, batch_size=64)
+        run = write_run(
+            runs, "gelu", number, by_image=by_image(), status={"wandb_id": "0123456789abcdef"}, batch_size=64
+        )
         key = "/".join(run.parts[-3:])
         config = {"recipe": {"epochs": 3}}
         cells.append({"key": key, "step": "gelu", "variant": None, "seed": number, "config": config})

@@ -95,7 +95,7 @@ def test_two_ranks_equal_one_pass_of_the_double_batch(finished, tmp_path):
 
 def test_evaluation_over_ranks_is_exactly_that_of_one_process(finished, tmp_path):
     """301 images in batches of 256: one rank of three has nothing. The net's evaluation after the same single step."""
-    rows = []
+    rows, classes = [], []
     for ranks in (1, 3):
         extra = (
             "recipe.batch_size=48",
@@ -107,7 +107,10 @@ def test_evaluation_over_ranks_is_exactly_that_of_one_process(finished, tmp_path
         one = words(tmp_path / str(ranks), "separate_downsampling", f"devices={ranks}", *extra)
         config = finished(one)
         rows.append((val_rows(ledger(config)), np.load(run_path(config) / "correct.npy")))
+        classes.append(np.load(run_path(config) / "predictions.npy"))
     assert rows[0][0] == rows[1][0]
+    assert np.array_equal(*classes)
+    assert len(set(classes[0])) > 1
     assert np.array_equal(rows[0][1], rows[1][1])
     bits = np.unpackbits(rows[1][1])
     assert not bits[301:].any()

@@ -24,7 +24,8 @@ from . import drive
 from .conftest import ROOT, SMALL
 from .records import assert_equal_runs, ledger, newest, stopped_at
 
-RECORD = ("config.yaml", "status.json", "summary.json", "metrics.jsonl", "correct.npy")
+ARRAYS = ("correct.npy", "predictions.npy", "labels.npy")
+RECORD = ("config.yaml", "status.json", "summary.json", "metrics.jsonl", *ARRAYS)
 EMA = "recipe.ema_decay=0.9"
 WORDS = ("+step=gelu", "wandb.mode=disabled", *SMALL)  # what is typed for the runs of these tests
 
@@ -336,7 +337,7 @@ def test_a_finished_run_that_lost_a_file_is_told_in_a_line_and_left_as_it_is(tra
     assert train(config)["state"] == "done"
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "correct.npy", "summary.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", *ARRAYS, "summary.json"])
 def test_a_file_of_a_finished_run_that_was_changed_is_told_and_suspect(trained, name):
     config = trained("gelu")
     path = run_path(config) / name
@@ -351,6 +352,21 @@ def test_a_file_of_a_finished_run_that_was_changed_is_told_and_suspect(trained, 
         train(config)
     with pytest.raises(Suspect, match=name):
         report(config)
+
+
+def test_a_finished_run_of_a_version_without_classes_is_whole_as_it_is(trained):
+    config = trained("gelu")
+    folder = run_path(config)
+    for name in ("predictions.npy", "labels.npy"):
+        (folder / name).unlink()
+    summary = json.loads((folder / "summary.json").read_text())
+    summary = {key: value for key, value in summary.items() if key != "classes"}
+    summary["sha256"] = {name: summary["sha256"][name] for name in ("config.yaml", "metrics.jsonl", "correct.npy")}
+    summary["checksum"] = checksum(summary)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert train(config) == summary
+    run = report(config)
+    assert (run.classes, len(run.correct())) == (None, 40)
 
 
 def test_a_finished_run_typed_again_says_so_at_once_without_torch(trained):

@@ -14,7 +14,7 @@ from roadmap.runs import schema
 from tests.fabricate import unfinished, write_run
 from tests.wandb_server import KEY, Server
 
-TABLES = ("table.csv", "table.md", "table.tex", "other_cells.csv", "findings.txt")
+TABLES = ("table.csv", "classes.csv", "table.md", "table.tex", "other_cells.csv", "findings.txt")
 BEGINNING = """
 import sys
 from roadmap.report.read import wandb
@@ -36,7 +36,8 @@ def study(runs, seeds=2, study="roadmap", **more):
         )
     ):
         for seed in range(seeds):
-            bits = rng.random(333) < 0.5 + 0.1 * i
+            labels = np.arange(333) % 3
+            predicted = np.where(rng.random(333) < 0.5 + 0.1 * i, labels, (labels + 1) % 3)
             about = {"status": {"code_hash": "aaaa", "git_dirty": False}, "code_hash": "aaaa", "data_fingerprint": "f"}
             about["versions"] = {"torch": "2.14.0", "numpy": "2.4"}  # W&B sorts the keys
             write_run(
@@ -44,7 +45,8 @@ def study(runs, seeds=2, study="roadmap", **more):
                 step,
                 seed,
                 study=study,
-                correct=bits,
+                by_image=(predicted, labels),
+                classes=["cat", "dog", "ox"],
                 config=CONFIG,
                 gpu_hours=0.1 + 0.2,
                 **about,
@@ -94,6 +96,7 @@ def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_s
     for name in TABLES:
         assert (tmp_path / "wandb" / name).read_bytes() == (tmp_path / "folders" / name).read_bytes(), name
     table = (tmp_path / "wandb" / "table.md").read_text()
+    assert "helped most" in table
     assert "McNemar p" in table
     assert sum("query Runs" in query for query in server.asked) == 2
     assert not any("sampledHistory" in query for query in server.asked)

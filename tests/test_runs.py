@@ -16,7 +16,7 @@ from roadmap.runs.pack import pack
 from roadmap.runs.process import process_start
 from tests.conftest import ROOT
 from tests.fabricate import unfinished, write_run
-from tests.test_hostile_runs import KINDS, correct, spoil
+from tests.test_hostile_runs import KINDS, by_image, spoil
 
 HERE = {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": process_start(os.getpid())}
 
@@ -96,9 +96,9 @@ def test_json_and_newest_first(runs, capsys):
 
 
 def test_hostile_runs_are_listed_with_their_reason_and_end_nothing(tmp_path, capsys):
-    write_run(tmp_path / "runs", "gelu", correct=correct())
+    write_run(tmp_path / "runs", "gelu", by_image=by_image())
     for number, (file, kind) in enumerate(KINDS, 1):
-        spoil(write_run(tmp_path / "runs", "gelu", number, correct=correct()), file, kind)
+        spoil(write_run(tmp_path / "runs", "gelu", number, by_image=by_image()), file, kind)
     (tmp_path / "runs" / "bad.zip").write_bytes(b"PK\x03\x04" + bytes(100))
     write_run(tmp_path / "runs", "layer_norm", status={"reason": "\x1b[2Jx", "state": "failed"})
     began = time.process_time()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 from contextlib import suppress
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training import step as updating
 from roadmap.training import train as training
+from roadmap.training.evaluation import Evaluation, evaluation_files
 from roadmap.training.optim import build_optimizer
 from roadmap.training.train import train
 
@@ -67,13 +69,29 @@ def test_correct_bits_are_in_the_data_sets_order(reference):
     net.eval()
     mean, std = torch.tensor(config.data.mean)[:, None, None], torch.tensor(config.data.std)[:, None, None]
     with torch.no_grad():
-        right = [
-            int(net(((image / 255 - mean) / std)[None]).argmax()) == int(label)
-            for image, label in zip(images.val.images, images.val.labels, strict=True)
-        ]
+        first = np.array([int(net(((image / 255 - mean) / std)[None]).argmax()) for image in images.val.images])
+    right = (first == images.val.labels.numpy()).tolist()
     bits = np.unpackbits(np.load(run_path(config) / "correct.npy"))[:40].astype(bool)
     assert (bits == np.array(right)).mean() >= 0.95  # one by one and in batches round differently
     assert bits.tolist()[:10] == right[:10]
+    predicted, labels = (np.load(run_path(config) / f"{name}.npy") for name in ("predictions", "labels"))
+    assert (predicted.dtype, labels.dtype) == (np.uint8, np.uint8)
+    assert np.array_equal(labels, images.val.labels.numpy())
+    assert np.array_equal(predicted == labels, bits)
+    assert (predicted == first).mean() >= 0.95
+    assert read_json(run_path(config) / "summary.json")["classes"] == list(images.classes)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dtype"), [(2, "u1"), (256, "u1"), (257, "<u2"), (65_536, "<u2"), (65_537, "<u4")]
+)
+def test_classes_are_in_the_smallest_type_that_holds_them(num_classes, dtype):
+    last = np.array([num_classes - 1, 0])
+    result = Evaluation(50.0, 50.0, 1.0, last == 0, last)
+    files = evaluation_files(result, torch.tensor([0, 0]), num_classes)
+    read = {name: np.load(BytesIO(data)) for name, data in files.items()}
+    assert (read["predictions.npy"].dtype, read["labels.npy"].dtype) == (np.dtype(dtype), np.dtype(dtype))
+    assert read["predictions.npy"].tolist() == last.tolist()
 
 
 @pytest.mark.parametrize("step", ["patchify_stem", "separate_downsampling"])

@@ -80,7 +80,8 @@ def test_offline_record_holds_what_the_ledger_holds(offline):
     last = {k: v for r in records if r["type"] == "summary" for k, v in r["summary"]["update"].items()}
     assert (last["top1"], last["state"]) == (summary["top1"], "done")
     files = {f["path"] for r in records if r["type"] == "files" for f in r["files"]["files"]}
-    assert {"status.json", "correct.npy"} <= files
+    assert {"status.json", "correct.npy", "predictions.npy", "labels.npy"} <= files
+    assert "classes" not in logged_config  # a name a class: the status has them
 
 
 def test_a_resumed_run_logs_no_step_twice(offline):
@@ -218,7 +219,7 @@ def test_an_online_run_sends_its_files_and_nothing_about_the_client(server, fork
     assert "W&B: http://" in done.stderr
     assert len(done.stderr.splitlines()) == 2  # that, and that it starts
     asked = " ".join(server.asked)
-    assert "/uploads/correct.npy" in asked
+    assert all(f"/uploads/{name}.npy" in asked for name in ("correct", "predictions", "labels"))
     assert not [path for path in server.asked if "otel" in path or "sentry" in path]
 
 

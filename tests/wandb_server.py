@@ -15,6 +15,7 @@ import yaml
 from roadmap import files
 from roadmap.runs import metrics, schema
 
+SENT = (schema.STATUS, schema.CORRECT, schema.PREDICTIONS, schema.LABELS)
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -127,9 +128,7 @@ def node(path: Path, nested: bool) -> dict[str, Any]:
         "config": config,
         "summary": told,
         "rows": sent,
-        "disk": {
-            name: (path / name).read_bytes() for name in (schema.STATUS, schema.CORRECT) if (path / name).exists()
-        },
+        "disk": {name: (path / name).read_bytes() for name in SENT if (path / name).exists()},
     }
 
 

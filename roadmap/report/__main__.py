@@ -15,6 +15,7 @@ from roadmap.report.analyse.findings import findings
 from roadmap.report.analyse.gains import aggregate
 from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
+from roadmap.report.write.classes import to_classes_csv
 from roadmap.report.write.page import Picture, page
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text
@@ -89,6 +90,8 @@ def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
     }
     if any(group.others for group in groups):
         files["other_cells.csv"] = to_csv(groups, others=True)
+    if (classes := to_classes_csv(groups)) is not None:
+        files["classes.csv"] = classes
     return {name: redact(data.decode()).encode() for name, data in files.items()}
 
 

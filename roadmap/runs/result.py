@@ -10,10 +10,21 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import disk_errors, finite_or_null
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import CONFIG, CORRECT, METRICS, SUMMARY, Summary, checksum, read_record, write_record
+from roadmap.runs.schema import (
+    CONFIG,
+    CORRECT,
+    LABELS,
+    METRICS,
+    PREDICTIONS,
+    SUMMARY,
+    Summary,
+    checksum,
+    read_record,
+    write_record,
+)
 from roadmap.text import one_line
 
-HASHED = (CONFIG, METRICS, CORRECT)  # what a result rests on
+HASHED = (CONFIG, METRICS, CORRECT, PREDICTIONS, LABELS)  # what a result rests on
 NUMBERS = ("top1", "gmacs", "params_m")  # of the line that a run ends with
 
 

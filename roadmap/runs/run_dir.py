@@ -33,8 +33,10 @@ from roadmap.runs.schema import (
     CHECKPOINTS,
     CONFIG,
     CORRECT,
+    LABELS,
     LOG,
     METRICS,
+    PREDICTIONS,
     STATUS,
     SUMMARY,
     Status,
@@ -136,7 +138,7 @@ class RunDir:
         Raises Refused, DataError and DiskError as `load_status`.
         """
         done = any(read_json_or_empty(self.path / name).get("state") == "done" for name in (STATUS, SUMMARY))
-        if done and (missing := [name for name in RESULT_FILES if not (self.path / name).exists()]):
+        if done and (missing := [name for name in self._result_files() if not (self.path / name).exists()]):
             lacks = f"the run is done, but its {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
             raise DataError(f"{self.path}: {lacks}; fresh=true starts over and keeps this aside")
         try:
@@ -164,6 +166,12 @@ class RunDir:
                 f"{self.path}: holds a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
             )
         return before
+
+    def _result_files(self) -> list[str]:
+        """Return what the run has, once it is done: what every one has, and what its own summary has hashes of."""
+        hashes = read_json_or_empty(self.path / SUMMARY).get("sha256")
+        more = [name for name in (PREDICTIONS, LABELS) if isinstance(hashes, dict) and name in hashes]
+        return [*RESULT_FILES, *more]
 
     def is_done(self, values: dict[str, Any]) -> bool:
         """Tell whether the run is done by its record, which is read and left as it is. Raises as `load_status`."""
@@ -240,7 +248,7 @@ class RunDir:
 
     def remove_temporaries(self) -> list[str]:
         """Remove what killed writers of this run left; return a line for each file that cannot be removed."""
-        return remove_temporaries(self.path, *RESULT_FILES)
+        return remove_temporaries(self.path, *RESULT_FILES, PREDICTIONS, LABELS)
 
     def write_config(self, values: dict[str, Any]) -> None:
         """Write the resolved config. Raises DiskError."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipInfo
 
+import numpy as np
 import yaml
 
 from roadmap.files import read_regular
@@ -18,13 +19,14 @@ from roadmap.parsing import parse_json, parse_yaml
 from roadmap.runs.archive import Archive
 from roadmap.runs.metrics import TAIL_BYTES, Metrics, last_rows, parse_metrics, rows_at_end
 from roadmap.runs.result import changed_files
-from roadmap.runs.schema import CONFIG, CORRECT, METRICS, RECORD, STATUS, SUMMARY
+from roadmap.runs.schema import CONFIG, CORRECT, METRICS, PREDICTIONS, RECORD, STATUS, SUMMARY
 from roadmap.text import clean, reason
 
-MAX_BITS = RECORD[CORRECT]
-# What numpy writes before a row of bytes.
+MAX_BITS, MAX_CLASSES = RECORD[CORRECT], RECORD[PREDICTIONS]
+# What numpy writes before a row of unsigned numbers.
 NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '\|u1', 'fortran_order': False, 'shape': \(([0-9]{1,8}),\), \} {0,99}\n", re.DOTALL
+    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<u2|<u4)', 'fortran_order': False, 'shape': \(([0-9]{1,8}),\), \} {0,99}\n",
+    re.DOTALL,
 )
 LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader  # strings only, and no merge keys
 
@@ -98,6 +100,10 @@ class RunDirectory:
         """Return the packed bytes in `correct.npy`; None where there is none."""
         return read_bits(self._read(CORRECT)) if self.has(CORRECT) else None
 
+    def classes(self, name: str) -> np.ndarray | None:
+        """Return the class numbers in `predictions.npy` or `labels.npy`; None where there is none."""
+        return read_numbers(self._read(name), name) if self.has(name) else None
+
     def _read(self, name: str) -> bytes:
         with self._suspect(name):
             return self.read(name)
@@ -159,9 +165,18 @@ def read_bits(data: bytes) -> bytes:
     Its header is compared with ours, not evaluated: numpy reads a zip, a pickle or endless brackets in its place.
     """
     found = NPY_HEADER.match(data)
-    if found is None:
+    if found is None or found[1] != b"|u1":
         raise Suspect(f"{CORRECT}: holds no packed bits as a run writes them")
-    length, bits = int(found[1]), data[found.end() :]
-    if len(bits) != length:
-        raise Suspect(f"{CORRECT}: cannot be read ({len(bits)} bytes instead of {length})")
-    return bits
+    return read_numbers(data, CORRECT).tobytes()
+
+
+def read_numbers(data: bytes, name: str) -> np.ndarray:
+    """Return the unsigned numbers `(N,)` of a `.npy` file as a run writes it. Raises Suspect. As `read_bits`."""
+    found = NPY_HEADER.match(data)
+    if found is None:
+        raise Suspect(f"{name}: holds no class numbers as a run writes them")
+    dtype = np.dtype(found[1].decode())
+    length, numbers = int(found[2]) * dtype.itemsize, memoryview(data)[found.end() :]
+    if len(numbers) != length:
+        raise Suspect(f"{name}: cannot be read ({len(numbers)} bytes instead of {length})")
+    return np.frombuffer(numbers, dtype)

@@ -28,7 +28,7 @@ from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import config_summary, write_result
 from roadmap.runs.run_dir import RunDir, newest_place
 from roadmap.runs.run_log import LogFile
-from roadmap.runs.schema import CHECKPOINTS, CORRECT, LOG, METRICS
+from roadmap.runs.schema import CHECKPOINTS, LOG, METRICS
 from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.text import redact
@@ -160,22 +160,23 @@ class RunLogger:
         if error is not None:
             raise error
 
-    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
-        """Note an evaluation: `val/loss`, `val/top1` and `val/top5` in percent, ...; and the bytes of `correct.npy`."""
+    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], files: dict[str, bytes]) -> None:
+        """Note an evaluation: `val/loss`, `val/top1` and `val/top5` in percent, ...; and its files by name."""
         row = {"kind": "val", "epoch": epoch, "global_step": global_step, "time_s": round(self.time_s, 3), **values}
         self._append([row])
         self._show_top1(row)
         log.info("epoch %d/%d, top-1 %.2f %%%s", epoch, self.config.recipe.epochs, values["val/top1"], self._speed)
-        self.write_correct(correct)
+        self.write_evaluation(files)
         self._throughput.restart()
 
     def _show_top1(self, row: Row) -> None:
         self._top1 = f", top-1 {row['val/top1']:.2f} % after epoch {row['epoch']}"
 
-    def write_correct(self, correct: bytes) -> None:
-        """Write `correct.npy`. Raises DiskError."""
-        with disk_errors(self.run.path / CORRECT):
-            atomic_write(self.run.path / CORRECT, correct)
+    def write_evaluation(self, files: dict[str, bytes]) -> None:
+        """Write what an evaluation says of each image, `correct.npy` and the like. Raises DiskError."""
+        for name, data in files.items():
+            with disk_errors(self.run.path / name):
+                atomic_write(self.run.path / name, data)
 
     def _append(self, rows: list[Row]) -> None:
         with disk_errors(self.metrics):
@@ -297,10 +298,10 @@ class NullLogger:
         if error := self._deferred.read()[1]:
             raise error
 
-    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], correct: bytes) -> None:
+    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], files: dict[str, bytes]) -> None:
         """Do nothing."""
 
-    def write_correct(self, correct: bytes) -> None:
+    def write_evaluation(self, files: dict[str, bytes]) -> None:
         """Do nothing."""
 
     def checkpoint_due(self) -> bool:

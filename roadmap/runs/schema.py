@@ -19,16 +19,13 @@ from roadmap.config import Affects
 from roadmap.files import MAX_JSON, MAX_YAML, finite_or_null, read_json, write_json
 from roadmap.text import clean, redact
 
-METRICS, SUMMARY, STATUS, CONFIG, CORRECT, LOG = (
-    "metrics.jsonl",
-    "summary.json",
-    "status.json",
-    "config.yaml",
-    "correct.npy",
-    "run.log",
-)
+METRICS, SUMMARY, STATUS, CONFIG, LOG = "metrics.jsonl", "summary.json", "status.json", "config.yaml", "run.log"
+# Of the last evaluation, an entry an image in the set's order: whether it was right, the class that came first, the
+# image's own class. Older runs have the first alone.
+CORRECT, PREDICTIONS, LABELS = "correct.npy", "predictions.npy", "labels.npy"
 # The files of a record, each with the bytes that it may have: a larger one was not written by a run.
-RECORD = {STATUS: MAX_JSON, SUMMARY: MAX_JSON, CONFIG: MAX_YAML, METRICS: 2**30, CORRECT: 2**22, LOG: 2**26}
+RECORD = {STATUS: MAX_JSON, SUMMARY: MAX_JSON, CONFIG: MAX_YAML, METRICS: 2**30, LOG: 2**26}
+RECORD |= {CORRECT: 2**22, PREDICTIONS: 2**25, LABELS: 2**25}
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
@@ -50,6 +47,7 @@ class RunInfo(Record):
     gmacs: float | None = None
     params_m: float | None = None
     num_classes: int | None = None
+    classes: list[str] | None = None  # their names in the order of the labels
     steps_per_epoch: int | None = None
     data_fingerprint: Annotated[str | None, Affects.result] = None
     precision: Annotated[str | None, Affects.result] = None

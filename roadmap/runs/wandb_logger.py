@@ -18,7 +18,7 @@ from roadmap.config import KEYS
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.schema import CORRECT, METRICS, STATUS
+from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
 from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
 from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
 from roadmap.text import clean, one_line
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 BUDGET_S = 30.0  # all that W&B may cost a run: its start, its end, and whatever it waits for in between
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 12.0, 12.0
 VARIABLES = {"mode": "WANDB_MODE", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}  # conf/ takes the last two
+NOT_SENT = {"sha256", "checksum", "classes"}  # as values: they are of files, and a name a class is in the status
 
 
 def wandb_mode(config: Config) -> str:
@@ -135,7 +136,7 @@ class WandbLogger:
             job_type=config.cell[:64],
             name=f"{config.regime.name}/{config.cell}/seed{config.seed}",
             tags=[config.step[:64], config.regime.name[:64], str(config.data.name)],
-            config=values,
+            config={key: value for key, value in values.items() if key not in NOT_SENT},
             dir=self.path,
             settings=settings,
             reinit="create_new",
@@ -181,9 +182,8 @@ class WandbLogger:
 
     def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
         assert self.run is not None
-        of_files = {"sha256", "checksum"}
-        self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in of_files})
-        for name in (STATUS, CORRECT):
+        self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in NOT_SENT})
+        for name in (STATUS, CORRECT, PREDICTIONS, LABELS):
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
                 copy = shutil.copy(self.path / name, self.run.dir)
                 self.run.save(copy, base_path=self.run.dir, policy="end")

@@ -1,8 +1,9 @@
-"""Exact top-1 and top-5 of a net, over any number of ranks, and which images it got right, in the data set's order."""
+"""Exact top-1 and top-5 of a net, over any number of ranks, and what it made of each image, in the data set's order."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Self
 
 import numpy as np
@@ -12,16 +13,18 @@ from torch.nn.functional import cross_entropy
 
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import NonFiniteError
+from roadmap.runs.schema import CORRECT, LABELS, PREDICTIONS
 
 
 @dataclass
 class Evaluation:
-    """Accuracy in percent, mean cross-entropy, and one boolean an image in the data set's order."""
+    """Accuracy in percent, mean cross-entropy, and an entry an image in the data set's order."""
 
     top1: float
     top5: float
     loss: float
     correct: np.ndarray  # (N,) bool
+    predicted: np.ndarray  # (N,) int64: the class that came first
 
     def packed(self) -> np.ndarray:
         """Return the bits as in `correct.npy`: eight images a byte, the first image in the highest bit."""
@@ -32,6 +35,24 @@ class Evaluation:
         if not math.isfinite(self.loss):
             raise NonFiniteError(f"{whose} gives outputs that are not finite for the validation images")
         return self
+
+
+def evaluation_files(result: Evaluation, labels: Tensor, num_classes: int) -> dict[str, bytes]:
+    """Return the bytes of `correct.npy`, `predictions.npy` and `labels.npy` `(N,)` by name.
+
+    Classes are in the smallest unsigned type that holds them all.
+    """
+    dtype = np.min_scalar_type(num_classes - 1).newbyteorder("<")
+    classes = {PREDICTIONS: result.predicted, LABELS: labels.numpy()}
+    arrays = {CORRECT: result.packed()} | {name: array.astype(dtype) for name, array in classes.items()}
+    return {name: npy(array) for name, array in arrays.items()}
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Return the bytes of an array's `.npy` file."""
+    out = BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
 
 
 def eval_batch_size(image_size: int, device: torch.device) -> int:
@@ -65,22 +86,28 @@ def evaluate(
     """
     net.eval()
     scores = [score(net(images), labels) for images, labels in batches]
-    # Rows: once, top-1, top-5, loss; each rank fills in its own images.
-    table = torch.zeros(4, num_images, dtype=torch.float64)
+    # Rows: once, top-1, top-5, loss, class; each rank fills in its own images.
+    table = torch.zeros(5, num_images, dtype=torch.float64)
     if scores:
         table[:, torch.cat(list(index_batches))] = torch.cat(scores, dim=1).cpu()
-    once, first, five, losses = ranks.all_reduce_sum(table)
+    once, first, five, losses, predicted = ranks.all_reduce_sum(table)
     assert bool((once == 1).all()), "an image was left out, or evaluated twice"
     return Evaluation(
         top1=100.0 * int(first.sum()) / num_images,
         top5=100.0 * int(five.sum()) / num_images,
         loss=float(losses.mean()),
         correct=first.bool().numpy(),
+        predicted=predicted.long().numpy(),
     )
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a column an image, `(4, B)`: 1, whether it is right, whether among the first five, its cross-entropy."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    """Return a column an image, `(5, B)`.
+
+    1, whether it is right, whether its class is among the first five, its cross-entropy, the class that came first.
+    """
+    classes = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    ranked = classes == labels[:, None]
     losses = cross_entropy(logits.float(), labels, reduction="none")
-    return torch.stack((torch.ones_like(losses), ranked[:, 0].float(), ranked.any(dim=1).float(), losses)).double()
+    columns = (torch.ones_like(losses), ranked[:, 0], ranked.any(dim=1), losses, classes[:, 0])
+    return torch.stack([column.double() for column in columns])

@@ -21,6 +21,7 @@ from roadmap.runs.recorded_config import differences, identity
 from roadmap.runs.run_dir import RunDir
 from roadmap.runs.run_logger import NullLogger, RunLogger
 from roadmap.runs.schema import CHECKPOINTS
+from roadmap.text import printable
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
 from roadmap.training.device_errors import device_errors
@@ -62,6 +63,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "gmacs": net.gmacs,
         "params_m": net.params_m,
         "num_classes": len(images.classes),
+        "classes": [printable(name) for name in images.classes],
         "data_fingerprint": images.fingerprint,
         "code_hash": provenance.code_hash(),
         "steps_per_epoch": len(images.train.labels) // recipe.batch_size,

@@ -7,10 +7,8 @@ evaluate, save. What comes before the first step is in `roadmap.training.setup`,
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from roadmap import data
@@ -29,7 +27,7 @@ from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import STATUS
 from roadmap.training.device_errors import device_errors, memory_errors
-from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, shard_batches
+from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, evaluation_files, shard_batches
 from roadmap.training.optim import learning_rate
 from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
@@ -145,22 +143,20 @@ def evaluate_epoch(ctx: RunContext, state: TrainState) -> Evaluations:
         state.best_top1, state.best_step = result.top1, state.global_step
     values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
     values |= {"val/ema_top1": of_ema.top1, "val/ema_top5": of_ema.top5} if of_ema else {}
-    ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, correct_file(result))
+    ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, files_of(ctx, result))
     return result, of_ema
 
 
 def evaluate_again(ctx: RunContext, state: TrainState) -> Evaluations:
     """Evaluate a run that was stopped between its last checkpoint and its result."""
     results = evaluate_nets(ctx, state)
-    ctx.logger.write_correct(correct_file(results[0]))
+    ctx.logger.write_evaluation(files_of(ctx, results[0]))
     return results
 
 
-def correct_file(result: Evaluation) -> bytes:
-    """Return the bytes of `correct.npy`."""
-    bits = BytesIO()
-    np.save(bits, result.packed())
-    return bits.getvalue()
+def files_of(ctx: RunContext, result: Evaluation) -> dict[str, bytes]:
+    """Return the files of an evaluation of this run's net by name."""
+    return evaluation_files(result, ctx.images.val.labels, len(ctx.images.classes))
 
 
 def evaluate_nets(ctx: RunContext, state: TrainState) -> Evaluations:

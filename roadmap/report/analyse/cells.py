@@ -8,6 +8,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 
 from roadmap import catalog, paper
+from roadmap.report.analyse.image_changes import ImageChanges
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
 from roadmap.report.read.run import CellInfo, Run
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
@@ -39,6 +40,7 @@ class Gain:
     only_parent: int | None = None
     mcnemar_p: float | None = None
     mcnemar_p_holm: float | None = None
+    changes: ImageChanges | None = field(default=None, compare=False, repr=False)
     paper_gain: float | None = None
     paper_interval: Interval | None = None
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from roadmap.report.analyse.cells import Cell, Gain, Group
 from roadmap.report.analyse.formats import between, p_text, signed
 from roadmap.report.analyse.ranking import ranking
@@ -22,6 +24,7 @@ def _paragraph(group: Group) -> str:
     parts = [f"Study {clean(group.study, 80)} {where}: {len(group.cells)} cells, {_seeds(group)}."]
     parts += _over_seeds(group.compared)
     parts += _over_images(group.compared)
+    parts += _over_classes(group.compared)
     parts += _against_paper(group.compared)
     if (ranks := ranking(group)) is not None:
         parts.append(ranks.sentence)
@@ -61,6 +64,28 @@ def _over_images(compared: Compared) -> list[str]:
     ]
     if against := [cell for cell, gain in compared if gain.contradicted]:
         parts.append(f"The pair points the other way than the means over seeds in {_names(against)}.")
+    return parts
+
+
+def _over_classes(compared: Compared) -> list[str]:
+    """Name the classes that a step helped or hurt, as far as a test says so."""
+    found = [(cell, gain.changes.classes) for cell, gain in compared if gain.changes and gain.changes.classes]
+    told = [(cell, classes, i) for cell, classes in found for i in map(int, np.flatnonzero(classes.told))]
+    tests = sum(int((~np.isnan(classes.p_seeds_adjusted)).sum()) for _, classes in found)
+    of_images = sum(int((~np.isnan(classes.p_images_adjusted)).sum()) for _, classes in found)
+    differ = sum(int((classes.p_images_adjusted < ALPHA).sum()) for _, classes in found)
+    adjusted = "adjusted by Benjamini and Hochberg for all classes and steps of the study, 5 %"
+    parts = []
+    if told:
+        told.sort(key=lambda one: -abs(one[1].change[one[2]]))
+        names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in told[:NAMED]]
+        more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
+        what = f"Class by class, {len(told)} of {tests} differences are told from zero over seeds"
+        parts.append(f"{what} (Welch's test, {adjusted}): {'; '.join(names)}{more}.")
+    if differ:
+        nothing = "" if told or not tests else "; over seeds none is told from zero"
+        what = f"Over the images of a class, {differ} of {of_images} differ (sign-flip test, {adjusted})"
+        parts.append(f"{what}; that holds for these trained nets only{nothing}.")
     return parts
 
 

@@ -15,11 +15,16 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}".replace("-", MINUS)
 
 
+def count(value: float | None) -> str:
+    """Return a mean number of images: `512`, or `5.3`; empty for nothing."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
+
+
 def between(interval: Interval | None) -> str:
     """Return `+0.10 to +0.94`, empty for nothing."""
     return f"{signed(interval.low)} to {signed(interval.high)}" if interval else ""
 
 
 def p_text(p: float | None) -> str:
-    """Return `0.034` or `< 0.001`, empty for nothing."""
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """Return `0.034` or `< 0.001`, empty for nothing and for NaN."""
+    return "" if p is None or p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"

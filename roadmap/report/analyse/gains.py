@@ -12,6 +12,8 @@ import numpy as np
 from roadmap import paper
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs
+from roadmap.report.analyse.image_changes import adjusted, image_changes
+from roadmap.report.read.image_classes import ImageClasses, with_names
 from roadmap.report.read.run import Run
 
 
@@ -89,10 +91,21 @@ def _over_images(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     common = sorted(set(cell.seeds) & set(parent.seeds))
     if not common:
         return gain
-    found = statistics.mcnemar(ours[cell.seeds.index(common[0])], theirs[parent.seeds.index(common[0])])
+    ours, theirs = (
+        bits[[side.seeds.index(seed) for seed in common]] for bits, side in ((ours, cell), (theirs, parent))
+    )
+    gain = replace(gain, changes=image_changes(ours, theirs, _classes(every)))
+    found = statistics.mcnemar(ours[0], theirs[0])
     if found is None:
         return replace(gain, only_this=0, only_parent=0)
     return replace(gain, only_this=found.only_this, only_parent=found.only_other, mcnemar_p=found.p)
+
+
+def _classes(runs: Sequence[Run]) -> ImageClasses | None:
+    """Return the images' classes, where every run has the same."""
+    known = [run.classes for run in runs if run.classes]
+    same = len(known) == len(runs) and len({classes.label_bytes for classes in known}) == 1
+    return with_names(known) if same else None
 
 
 def _beside_paper(gain: Gain, cell: Cell, parent: Cell) -> Gain:
@@ -111,16 +124,17 @@ def _three(row: paper.PaperRow) -> tuple[float, ...]:
 
 
 def _adjust(parts: Sequence[list[Cell]]) -> None:
-    """Adjust the p values of a study, all its regimes and data together, by Holm; changes the lists in place."""
+    """Adjust the p values of a study, all its regimes and data together; changes the lists in place."""
     gains = [cell.gain for cells in parts for cell in cells]
     tests = sum(gain is not None and gain.p is not None for gain in gains)
     seeds = iter(statistics.holm([gain.p if gain else None for gain in gains]))
     images = iter(statistics.holm([gain.mcnemar_p if gain else None for gain in gains]))
+    changes = iter(adjusted([gain.changes if gain else None for gain in gains]))
     for cells in parts:
         for i, cell in enumerate(cells):
-            p, mcnemar = next(seeds), next(images)
+            p, mcnemar, changed = next(seeds), next(images), next(changes)
             if cell.gain is not None:
-                gain = replace(cell.gain, p_holm=p, mcnemar_p_holm=mcnemar)
+                gain = replace(cell.gain, p_holm=p, mcnemar_p_holm=mcnemar, changes=changed)
                 if gain.effect:
                     n = min(cell.n, gain.parent_n)
                     gain = replace(gain, seeds_needed=statistics.seeds_needed(gain.effect, tests, n, gain.told))

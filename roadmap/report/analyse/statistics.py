@@ -128,6 +128,29 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else float(next(adjusted)) for p in p_values]
 
 
+def false_discovery(p_values: np.ndarray) -> np.ndarray:
+    """Return p values `(K,)` adjusted by Benjamini and Hochberg (1995) for all that are there; NaN stays NaN.
+
+    Of those below 5 % one in twenty, on average, is of no difference.
+    """
+    adjusted = p_values.copy()
+    known = ~np.isnan(p_values)
+    if known.any():
+        adjusted[known] = multipletests(p_values[known], method="fdr_bh")[1]
+    return adjusted
+
+
+def welch_of_columns(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    """Return Welch's two-sided p of each column of `(n, C)` and `(m, C)`; NaN where no spread is known."""
+    if min(len(values), len(parent)) < 2:
+        return np.full(values.shape[1], np.nan)
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore")
+        p = np.array(stats.ttest_ind(values, parent, equal_var=False).pvalue)
+    p[np.ptp(values, axis=0) + np.ptp(parent, axis=0) == 0] = np.nan
+    return p
+
+
 @dataclass(frozen=True)
 class Effect:
     """Cohen's d of two groups of seeds, the difference of their means over their spread; its 95 % interval."""

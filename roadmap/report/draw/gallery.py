@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from roadmap.report.analyse.cells import Group
+from roadmap.report.draw.changed_images import changed_classes, changed_images
 from roadmap.report.draw.chart_rows import charts, file_name
 from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
 from roadmap.report.draw.roadmap_figure import roadmap_chart
@@ -18,6 +19,8 @@ NARROW = "The same at the width of one column."
 # The figures of one group. A function raises NothingToDraw where the group has no data for it.
 FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("gains", step_gains, "What each step gains over its parent."),
+    ("images", changed_images, "Images that each step fixed and broke beside its parent, paired by seed."),
+    ("classes", changed_classes, "How much the accuracy of each class changes with each step."),
     ("tradeoffs", trade_offs, "Accuracy against what it costs."),
     ("curves", training_curves, "Top-1 over the epochs, a line a seed."),
     ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),

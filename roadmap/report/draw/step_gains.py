@@ -24,7 +24,7 @@ def step_gains(group: Group) -> Figure:
         raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
     with style.styled():
         labels = [drawable(cell.label, cell.step) + " *" * gain.told for cell, gain in compared]
-        figure, axes = _rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
+        figure, axes = row_axes(f"Gain of each step, {where(group)}", labels, "gain (points)")
         axes.axvline(0, color=QUIET, lw=0.7)
         beside = any(gain.paper_gain is not None for _, gain in compared)
         drawn: set[str] = set()
@@ -90,7 +90,7 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
     with style.styled():
         labels = [name.removeprefix(prefix).replace("_", " ") for _, name, _ in variants]
         title = f"{heading} {variants[0][2].parent}, {where(group)}"
-        figure, axes = _rows(title, labels, "change of top-1 (points)")
+        figure, axes = row_axes(title, labels, "change of top-1 (points)")
         axes.axvline(0, color=INK, lw=0.7)
         for row, (_, name, gain) in enumerate(variants):
             (bar,) = axes.barh(row, gain.gain, height=0.62, color=KEPT if gain.gain >= 0 else TRIED, ec=INK, lw=0.6)
@@ -108,7 +108,7 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
         return figure
 
 
-def _rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
+def row_axes(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
     """Return a figure of rows from top to bottom, labelled on the left, and its axes."""
     figure = style.new_figure(title, 0.95 + 0.17 * len(labels))
     axes = figure.subplots()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
 from roadmap.runs.run_directory import RunDirectory, Suspect
@@ -65,6 +66,7 @@ class Run(CellInfo):
     config: dict[str, str] = field(repr=False)  # dotted key -> value as text
     curve: tuple[tuple[int, float], ...] = field(repr=False)  # epoch, top-1 of every evaluation
     bits: bytes | None = field(repr=False)  # which validation images were right, eight a byte
+    classes: ImageClasses | None = None  # which class the net chose for each; None in older records
     marks: tuple[str, ...] = field(default=(), compare=False)  # in which ways it differs from its study and yet counts
 
     @property
@@ -108,6 +110,7 @@ def read_run(source: RunDirectory | WandbRun) -> Run:
     _check_metrics(metrics, summary, run)
     _check_steps(metrics, _whole(summary.get("steps_per_epoch") or status.get("steps_per_epoch")), run)
     _check_bits(run)
+    check_classes(run.classes, run.correct(), run.val_images)
     if changed := source.changed(summary):
         raise Suspect(f"{', '.join(changed)} changed after the run had ended")
     return run
@@ -158,6 +161,7 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         config=texts,
         curve=tuple(point for row in metrics.rows if (point := _point(row)) is not None),
         bits=source.bits(),
+        classes=read_classes(source, summary, status),
     )
 
 

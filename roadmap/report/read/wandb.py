@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+import numpy as np
+
 from roadmap.errors import ConfigError
 from roadmap.files import MAX_JSON
 from roadmap.runs.metrics import Metrics
-from roadmap.runs.run_directory import MAX_BITS, Suspect, json_object, read_bits
+from roadmap.runs.run_directory import MAX_BITS, MAX_CLASSES, Suspect, json_object, read_bits, read_numbers
 from roadmap.runs.schema import CORRECT, STATUS
 from roadmap.runs.search import Problem
 from roadmap.runs.wandb_client import import_wandb, start_service
@@ -177,6 +179,11 @@ class WandbRun:
         """Return the packed bits that the run sent; None where it sent none."""
         data = self._file(CORRECT, MAX_BITS)
         return None if data is None else read_bits(data)
+
+    def classes(self, name: str) -> np.ndarray | None:
+        """Return the class numbers in `predictions.npy` or `labels.npy`; None where the run sent none."""
+        data = self._file(name, MAX_CLASSES)
+        return None if data is None else read_numbers(data, name)
 
     def _file(self, name: str, limit: int) -> bytes | None:
         with plain_errors(), tempfile.TemporaryDirectory() as folder:

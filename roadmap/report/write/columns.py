@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from roadmap.report.analyse.cells import MARK, Cell, Gain, Group
-from roadmap.report.analyse.formats import accuracy, between, p_text, signed
+from roadmap.report.analyse.formats import accuracy, between, count, p_text, signed
 from roadmap.report.analyse.statistics import MOST_SEEDS, Seeds
 from roadmap.runs.schema import QUANTITIES, Quantity
 from roadmap.text import shorten
 
+NAMED = 3  # classes of a row in its table
 CSV_KEYS = {"top1": "top1_mean", "top5": "top5_mean"}  # other numbers have the keys of the summary
 
 
@@ -60,6 +61,12 @@ ABOUT_SEEDS = (
     "a row, for Welch's test to tell this gain from zero at 5 % over all steps of the study with power 80 %, were gain "
     "and spread as measured; in brackets over the 95 % interval of their ratio"
 )
+ABOUT_FIXED = "right here and wrong in the parent's net of the same seed, mean over the seeds that both have"
+ABOUT_BY_SEED = "images that one seed has right and another of the same row has not: mean of both rows"
+ABOUT_CLASSES = (
+    "change of the class's top-1 in points; in brackets p over seeds (Welch), then over its images (sign-flip test of "
+    "these trained nets), both adjusted by Benjamini and Hochberg for all classes of all steps of the study"
+)
 SPREAD = (
     Number("top1_std", "std. dev.", "points", at("top1_std"), "over seeds, with n - 1; none for one seed"),
     *_ends("top1", "95 %", "%", "interval", "t interval of the mean over seeds"),
@@ -88,6 +95,9 @@ COMPARED = (
         at("gain.mcnemar_p_holm"),
         "adjusted by Holm for all steps of the study",
     ),
+    Number("fixed", "images fixed", "", at("gain.changes.fixed"), ABOUT_FIXED),
+    Number("broken", "images broken", "", at("gain.changes.broke"), "the same, the other way round"),
+    Number("by_seed", "by a seed alone", "", at("gain.changes.by_seed"), ABOUT_BY_SEED),
     Number("paper_top1", "paper top-1", "%", at("paper.top1"), "as printed in Tables 10 and 11"),
     Number("paper_top1_std", "paper std. dev.", "points", at("paper.top1_std"), "as printed, over three seeds"),
     Number("paper_gmacs", "paper MACs", "G", at("paper.gmacs"), "as printed"),
@@ -129,6 +139,7 @@ def tables_of(group: Group) -> list[Table]:
         ("Rows", group.rows, row_columns(group)),
         ("Other cells", group.others, row_columns(group)),
         ("Gains over the step before", compared, gain_columns()),
+        ("Images and classes", [cell for cell in compared if cell.gain and cell.gain.changes], change_columns()),
     )
     found = []
     for title, cells, columns in parts:
@@ -204,6 +215,30 @@ def gain_columns() -> list[Column]:
     ]
 
 
+def change_columns() -> list[Column]:
+    """Return the columns of what a row changes image by image and class by class."""
+    known = numbers()
+    return [
+        STEP,
+        Column("compared with", _gain(lambda gain: gain.parent)),
+        *(_column(known[key], count) for key in ("fixed", "broken", "by_seed")),
+        Column("helped most", _gain(lambda gain: _classes(gain, 1)), about=ABOUT_CLASSES),
+        Column("hurt most", _gain(lambda gain: _classes(gain, -1))),
+    ]
+
+
+def _classes(gain: Gain, sign: int) -> str:
+    """Return the classes that a step helped or hurt most, each with its tests."""
+    found = gain.changes.classes if gain.changes else None
+    if found is None:
+        return ""
+    texts = []
+    for i in found.most(sign, NAMED):
+        p = "; ".join(p_text(value) or "none" for value in (found.p_seeds_adjusted[i], found.p_images_adjusted[i]))
+        texts.append(f"{shorten(found.names[i], 30)} {signed(found.change[i])} ({p})")
+    return ", ".join(texts)
+
+
 ABOUT_TOP1 = "last epoch, mean over n seeds ± standard deviation (n - 1); one seed has no spread"
 STEP = Column(
     "step",
@@ -214,6 +249,7 @@ STEP = Column(
 ON_TERMINAL = (
     *("step", "top-1 (%)", "n", "MACs (G)", "MACs (M)", "parameters (M)", "epochs", "paper top-1"),
     *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
+    *("images fixed", "images broken", "by a seed alone"),
 )
 
 

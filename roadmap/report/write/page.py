@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from xml.etree import ElementTree
@@ -17,9 +17,11 @@ from markupsafe import Markup
 
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
+from roadmap.report.analyse.formats import count
 from roadmap.report.analyse.gains import parent_of
 from roadmap.report.draw import style
 from roadmap.report.read.run import Run
+from roadmap.report.write.classes import MOST_ROWS, ClassParts, class_parts
 from roadmap.report.write.columns import tables_of
 from roadmap.report.write.tables import heading, listed_problems, slips
 from roadmap.text import clean
@@ -59,6 +61,7 @@ class Details:
     differences: tuple[tuple[str, str, str], ...]  # key, before, after
     compared_with: str
     config: str
+    classes: ClassParts | None
 
 
 def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], pictures: Sequence[Picture]) -> bytes:
@@ -69,7 +72,7 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
     environment = Environment(
         loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["clean"] = lambda text: clean(text, 500)
+    environment.filters |= {"clean": lambda text: clean(text, 500), "count": count}
     text = environment.get_template("page.html.j2").render(
         policy=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         script=Markup(script),
@@ -77,24 +80,31 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
         warnings=listed_problems(groups, collected),
         findings=findings,
         pictures=[(picture, inline_svg(picture.svg, f"f{i}-", picture.name)) for i, picture in enumerate(pictures)],
-        groups=[_group(group, groups) for group in groups],
+        groups=_groups(groups),
     )
     return text.encode()
 
 
-def _group(group: Group, groups: Sequence[Group]) -> dict[str, object]:
+def _groups(groups: Sequence[Group]) -> list[dict[str, object]]:
+    """Return what the page shows of each group: the classes of the first rows alone, so that its size has an end."""
+    with_classes = {id(cell) for cell in [cell for group in groups for cell in group.cells][:MOST_ROWS]}
+    return [_group(group, groups, with_classes) for group in groups]
+
+
+def _group(group: Group, groups: Sequence[Group], with_classes: Collection[int]) -> dict[str, object]:
     return {
         "heading": heading(group),
         "caution": group.caution,
         "tables": tables_of(group),
         "notes": (*group.notes, *slips(group)),
         "made_with": group.made_with,
-        "rows": [details(cell, group, groups) for cell in group.cells],
+        "rows": [details(cell, group, groups, id(cell) in with_classes) for cell in group.cells],
+        "without_classes": sum(id(cell) not in with_classes for cell in group.cells),
     }
 
 
-def details(cell: Cell, group: Group, groups: Sequence[Group]) -> Details:
-    """Return a row's command, its config and what differs from its parent's."""
+def details(cell: Cell, group: Group, groups: Sequence[Group], with_classes: bool = True) -> Details:
+    """Return a row's command, its config, what differs from its parent's, and what it does to classes."""
     found = parent_of(cell, group, groups)
     ours = cell.runs[0].config
     theirs = found[0].runs[0].config if found else ours
@@ -105,6 +115,7 @@ def details(cell: Cell, group: Group, groups: Sequence[Group]) -> Details:
         differences=tuple((k, theirs.get(k, ""), ours.get(k, "")) for k in keys if ours.get(k) != theirs.get(k)),
         compared_with=found[1] if found else "",
         config="\n".join(f"{key}: {clean(value, 300)}" for key, value in ours.items()),
+        classes=class_parts(cell) if with_classes else None,
     )
 
 
