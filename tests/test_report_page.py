@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from roadmap.report import aggregate, collect
@@ -237,6 +238,41 @@ def test_the_pointer_and_the_arrow_keys_show_values(opened):
     roadmap = find(opened, "figure[data-name=roadmap]")
     roadmap.find_element("css selector", "div").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert "the paper's top-1 76.13 %" in roadmap.find_element("css selector", "output").text
+
+
+@pytest.mark.browser
+def test_a_row_opens_to_its_classes_which_sort_and_to_its_matrix_on_a_phone_too(browser, tmp_path):
+    rng, labels = np.random.default_rng(0), np.arange(600) % 12
+    for step in ("resnet", "enhanced_recipe"):
+        for seed in range(2):
+            predicted = np.where(rng.random(600) < 0.7, labels, rng.integers(0, 12, 600))
+            write_run(tmp_path / "runs", step, seed, by_image=(predicted, labels), num_classes=12)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    browser.set_window_size(500, 800)
+    browser.get_log("browser")
+    browser.get((tmp_path / "out" / "index.html").as_uri())
+    row = browser.find_elements("css selector", ".each > details")[1]
+    browser.execute_script(
+        "for (const d of [arguments[0], ...arguments[0].querySelectorAll('details')]) d.open = true", row
+    )
+    matrix = row.find_element("css selector", ".matrix")
+    assert matrix.is_displayed()
+    rows = browser.execute_script(
+        "return [...arguments[0].tBodies[0].rows].map(r => [...r.cells].slice(1).map(c => Number(c.textContent)))",
+        matrix,
+    )
+    assert [sum(row) for row in rows] == [50] * 12
+    table = row.find_elements("css selector", "table")[1]
+    change = table.find_elements("css selector", "th button")[4]
+    browser.execute_script("arguments[0].click()", change)
+    numbers = "[...arguments[0].tBodies[0].rows].map(r => Number(r.cells[4].dataset.v))"
+    found = browser.execute_script(f"return {numbers}", table)
+    assert (found, len(found)) == (sorted(found), 12)
+    assert browser.get_log("browser") == []
+    assert (
+        browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        <= 0
+    )
 
 
 @pytest.mark.browser

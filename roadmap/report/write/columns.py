@@ -223,7 +223,7 @@ def change_columns() -> list[Column]:
         Column("compared with", _gain(lambda gain: gain.parent)),
         *(_column(known[key], count) for key in ("fixed", "broken", "by_seed")),
         Column("helped most", _gain(lambda gain: _classes(gain, 1)), about=ABOUT_CLASSES),
-        Column("hurt most", _gain(lambda gain: _classes(gain, -1))),
+        Column("hurt most", _gain(lambda gain: _classes(gain, -1)), about=ABOUT_CLASSES),
     ]
 
 
