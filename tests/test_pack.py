@@ -16,20 +16,22 @@ from roadmap.report import collect
 from roadmap.report.__main__ import main as report
 from roadmap.runs import archive, schema
 from roadmap.runs.pack import main, pack
-from roadmap.runs.result import write_result
+from roadmap.runs.result import HASHED, write_result
 from roadmap.runs.run_dir import RESULT_FILES
 from roadmap.runs.search import find_run_directories
 from tests.fabricate import unfinished, write_run
 
+ALL = {*RESULT_FILES, *HASHED, schema.LOG}
 RUN = "roadmap/nano-digits/gelu/seed0"
 
 
 @pytest.fixture
 def runs(tmp_path):
     """Three finished runs and a stopped one, with what else lies in run directories and studies."""
-    right = np.arange(40) < 30
+    labels = np.arange(40) % 4
     for seed in range(3):
-        folder = write_run(tmp_path / "runs", "gelu", seed, correct=np.roll(right, seed))
+        predicted = np.where(np.roll(np.arange(40) < 30, seed), labels, (labels + 1) % 4)
+        folder = write_run(tmp_path / "runs", "gelu", seed, by_image=(predicted, labels))
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "step-0000000030-00003.pt").write_bytes(b"weights")
         (folder / ".lock").write_text("process 1 on here")
@@ -62,14 +64,12 @@ def test_the_records_are_packed_and_nothing_else(runs, packed):
         names = file.namelist()
         for name in names:
             assert file.read(name) == (runs.parent / name).read_bytes()
-    expected = {
-        f"roadmap/nano-digits/gelu/seed{seed}/{name}" for seed in range(3) for name in (*RESULT_FILES, schema.LOG)
-    }
+    expected = {f"roadmap/nano-digits/gelu/seed{seed}/{name}" for seed in range(3) for name in ALL}
     stopped = {
         f"roadmap/nano-digits/layer_norm/seed0/{name}" for name in ("config.yaml", "status.json", schema.METRICS)
     }
     assert set(names) == expected | stopped
-    assert set(RESULT_FILES) <= set(schema.RECORD)
+    assert ALL == set(schema.RECORD)
 
 
 def test_the_same_runs_make_the_same_bytes_wherever_they_lie(runs, packed, tmp_path):
@@ -270,6 +270,14 @@ def test_wrong_commands_write_nothing(runs, packed, tmp_path, capsys, monkeypatc
     assert "config.yaml holds a secret" in capsys.readouterr().err
     assert packed.read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_labels_of_a_large_set_are_read_back(tmp_path):
+    labels = np.repeat(np.arange(1000), 1500)
+    write_run(tmp_path, "gelu", by_image=(labels, labels))
+    pack(str(tmp_path / "roadmap"), tmp_path / "study.zip")
+    (run,) = collect([tmp_path / "study.zip"]).runs
+    assert run == collect([tmp_path / "roadmap"]).runs[0]
 
 
 def test_a_log_goes_along_without_secrets(runs, tmp_path, monkeypatch):

@@ -6,13 +6,14 @@ record (locks, W&B's folders, submitted jobs) stays where it is.
 
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, LargeZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, LargeZipFile, ZipFile, ZipInfo
 
 from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
 from roadmap.files import atomic_file, deny_others, disk_errors
-from roadmap.runs.archive import SUFFIX, list_archive
+from roadmap.runs.archive import MAX_RATIO, SMALL, SUFFIX, list_archive
 from roadmap.runs.metrics import without_steps
 from roadmap.runs.result import hash_of
 from roadmap.runs.run_directory import RunDirectory, Suspect
@@ -92,8 +93,11 @@ def add_run(archive: ZipFile, name: str, run: RunDirectory, instead: dict[str, b
             data = redact(data.decode(errors="replace")).encode()
         elif not file.endswith(".npy") and redact(text := data.decode(errors="replace")) != text:
             raise DataError(f"{clean(run.shown)}: {file} holds a secret of this machine, and is not packed")
+        # What would be packed too tightly to be read back (a large set's labels, in their order) is not packed.
+        tight = len(data) > SMALL and len(zlib.compress(data, 1)) * MAX_RATIO < 2 * len(data)
         member = ZipInfo(f"{name}/{file}", EPOCH)
-        member.compress_type, member.external_attr, member.create_system = ZIP_DEFLATED, MODE, 3
+        member.compress_type = ZIP_STORED if tight else ZIP_DEFLATED
+        member.external_attr, member.create_system = MODE, 3
         archive.writestr(member, data)
 
 
