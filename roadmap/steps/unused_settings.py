@@ -29,6 +29,7 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
         "a set of class folders with data.pipeline=fast",
     ),
     "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
+    "initial_weights": (lambda c: c.mode == Mode.train, "mode=train"),
     "weights_key": (lambda c: bool(c.weights), "weights="),
     **dict.fromkeys(("images", "features"), (lambda c: c.mode == Mode.predict, "mode=predict")),
     "format": (lambda c: c.mode == Mode.export, "mode=export"),
