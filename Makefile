@@ -51,8 +51,8 @@ $(VENV)/.roadmap-%: pyproject.toml requirements.lock | $(READY)
 	@$(INSTALL) '.[$*]'
 	@touch $@
 
-demo: $(READY) ## train all 17 rows on the embedded digits and draw the chart (5 minutes on 2 cores)
-	@$(BIN)/python run.py -cd sweeps -cn demo paths.runs=$(RUNS) $(ARGS)
+demo: $(READY) ## train all 17 rows on the embedded digits, as many at once as there are cores, and draw the chart
+	@$(SWEEP) submit demo --runs $(RUNS) --cluster local -- $(ARGS)
 	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
 
 mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cifar10|cifar100 in ROOT= on one GPU, and draw the chart

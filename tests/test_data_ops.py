@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import auto_augment
 
 from roadmap.config.choices import Interpolation
@@ -13,6 +13,7 @@ from roadmap.config.recipe import RecipeConfig
 from roadmap.data import load, train_batches, transforms
 from roadmap.data.decoding import TrainCrop
 from roadmap.data.gpu_transforms import draw_augmentation
+from roadmap.data.image_ops import autocontrast_tables
 from roadmap.data.rand_augment import LEVELS, Layer, apply_layer, draw_layers, parse_policy
 from roadmap.data.random_erasing import draw_erased
 
@@ -78,6 +79,16 @@ def test_an_operation_on_values_is_timms_to_the_bit(op):
         got = ours(batches(), op, arg or 0, "bicubic")
         for mine, picture in zip(got, batches(), strict=True):
             assert np.array_equal(mine, theirs(picture, op, arg, "bicubic")), arg
+
+
+def test_contrast_is_stretched_as_pillow_does_it_from_any_value_to_any_other():
+    """Pillow's own function, on two pixels; 248 of 0 to 248 is 255, not 254.99999999999997."""
+    bounds = np.array([(low, high) for low in range(0, 256, 5) for high in range(low, 256)], dtype=np.uint8)
+    pixels = np.repeat(bounds[:, None, :, None], 3, 3)  # (N, 1, 2, 3)
+    tables = autocontrast_tables(torch.from_numpy(pixels)).numpy()[:, 0]
+    for (low, high), table in zip(bounds.tolist(), tables, strict=True):
+        image = Image.fromarray(np.arange(low, high + 1, dtype=np.uint8)[None])
+        assert np.array_equal(np.asarray(ImageOps.autocontrast(image))[0], table[low : high + 1])
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -12,6 +12,8 @@ import torch
 
 from roadmap.bench.kernels import compiled_ahead, measure_shape
 from roadmap.bench.operations import shapes_of
+from roadmap.config.recipe import RecipeConfig
+from roadmap.data import load, train_batches
 from roadmap.errors import ConfigError, NonFiniteError
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import SUMMARY
@@ -21,6 +23,7 @@ from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL, small_run
 from .records import ledger, newest, stopped_at
+from .test_data_ops import photographs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 CUDA = torch.device("cuda")
@@ -158,6 +161,23 @@ def test_evaluation_counts_as_on_the_cpu(on_gpu, tmp_path):
         assert done.returncode == 0, done.stderr
         found[device] = done.stdout.splitlines()[-1]
     assert found["cuda"] == found["cpu"]
+
+
+def test_the_fast_pipeline_gives_the_cpus_images_with_both_decoders(tmp_path):
+    data = photographs(tmp_path)
+    recipe = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
+    split, order = load(data).train, list(torch.arange(40).split(16))
+
+    def levels(device, decoder):
+        """Return all images of an epoch, 0 to 255."""
+        chosen = data.replace(decoder=decoder)
+        batches = train_batches(split, chosen, recipe, order, seed=0, epoch=0, device=torch.device(device))
+        images = torch.cat([images.cpu() for images, _ in batches])
+        return (images * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]) * 255
+
+    expected = levels("cpu", "cpu")
+    assert ((levels("cuda", "cpu") - expected).abs() > 0.01).float().mean() < 2e-3
+    assert (levels("cuda", "nvjpeg") - expected).abs().mean() < 2
 
 
 def test_one_rank_under_torchrun_trains_by_nccl(tmp_path):

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 HERE = Path(__file__).resolve().parent
 
 
-def interpreted(selection):
-    """Run tests of interpreted_kernels.py in the interpreter."""
+def interpreted(selection, file="interpreted_kernels.py"):
+    """Run tests of a file in the interpreter."""
     words = [
         sys.executable,
         "-m",
@@ -32,7 +32,7 @@ def interpreted(selection):
         "no:cacheprovider",
         "-m",
         selection,
-        str(HERE / "interpreted_kernels.py"),
+        str(HERE / file),
     ]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=HERE.parent, env=env, capture_output=True, text=True, check=False)
@@ -43,6 +43,10 @@ def interpreted(selection):
 @pytest.mark.timeout(1200)  # on a busy machine
 def test_in_the_interpreter_they_are_as_exact_as_torch():
     interpreted("not slow")
+
+
+def test_in_the_interpreter_images_are_augmented_as_by_torch():
+    interpreted("not slow", "interpreted_augment.py")
 
 
 @pytest.mark.slow
@@ -91,6 +95,14 @@ def channel_cases(channels):
         yield made.residual_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4, 0
 
 
+def augment_cases():
+    """Yield RandAugment's kernels for images of 224 pixels."""
+    from roadmap.data import triton_augment as made
+
+    yield made.tables_kernel, {"PIXELS": 224 * 224}, 4, 0
+    yield made.pixels_kernel, {"SIZE": 224, "CUBIC": True}, 4, 0
+
+
 def assert_fits(cases, kind, capability):
     for function, constants, warps, registers in cases:
         made = compile_kernel(function, constants, capability, kind=kind, warps=warps, registers=registers)
@@ -114,6 +126,7 @@ def cache(tmp_path, monkeypatch):
 def test_small_kernels_compile_for_an_h100_and_spill_nothing():
     assert_fits(depthwise_cases(3, 2), "bf16", 90)
     assert_fits(channel_cases(96), "bf16", 90)
+    assert_fits(augment_cases(), "u8", 90)
 
 
 @pytest.mark.slow

@@ -25,7 +25,11 @@ MULTIPLY_ADDS = 256 * 56 * 56 * 96  # of a tap
 ISSUED_PER_S = 4 * 132 * 32 * 1.755e9  # lanes: schedulers of an SM, SMs, lanes of a warp, Hz
 REGISTERS = 65536  # of an SM
 FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")  # pointers that are not of the map's type
-MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden")
+MAPS = (
+    *("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden"),
+    *("images", "changed", "fixed", "tables"),  # of bytes
+)
+OTHERS = {"eps": "fp32", "ops": "*i32", "args": "*fp64"}
 
 
 class Compiled(NamedTuple):
@@ -102,11 +106,12 @@ def compile_kernel(
             signature[name] = f"*{kind if name in MAPS else 'fp32'}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name == "eps" else "i32"
+            signature[name] = OTHERS.get(name, "i32")
             if name == "channels":  # a multiple of 16 in nearly every net
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, dict(constants), attributes)
-    options = {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
+    options: dict[str, Any] = {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
+    options["enable_fp_fusion"] = kind != "u8"  # images are augmented to the byte
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     tools = Path(triton.knobs.nvidia.cuobjdump.path).parent
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

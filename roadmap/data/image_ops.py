@@ -52,7 +52,7 @@ def autocontrast_tables(images: Tensor) -> Tensor:
     """Return the tables that stretch each channel from its least and largest value to 0..255: uint8 `(N, 3, 256)`."""
     low, high = (bound.double()[..., None] for bound in (images.amin((1, 2)), images.amax((1, 2))))
     values = torch.arange(256, dtype=torch.float64, device=images.device)
-    scale = 255.0 / (high - low)
+    scale = torch.full_like(high, 255.0) / (high - low)  # a number over a tensor is its reciprocal first: an ulp off
     stretched = (values * scale + -low * scale).clamp(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8)
 
@@ -155,6 +155,14 @@ def rotation_matrix(degrees: float, size: int) -> tuple[float, ...]:
     angle, middle = -math.radians(degrees % 360.0), size / 2
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     return cos, sin, cos * -middle + sin * -middle + middle, -sin, cos, -sin * -middle + cos * -middle + middle
+
+
+def move_matrix(op: str, arg: float, size: int) -> tuple[float, ...]:
+    """Return a move as a matrix, as `rotate` takes it."""
+    if op == "Rotate":
+        return rotation_matrix(arg, size)
+    is_column, slope, offset = shift_of(op, arg, size)
+    return (1.0, 0.0, 0.0, slope, 1.0, offset) if is_column else (1.0, slope, offset, 0.0, 1.0, 0.0)
 
 
 def taps(place: Tensor, size: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:

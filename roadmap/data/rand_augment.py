@@ -21,6 +21,7 @@ from roadmap.data.counter_rng import uniforms
 from roadmap.data.image_ops import to_device
 from roadmap.data.sampling import Draw
 from roadmap.errors import ConfigError
+from roadmap.net.kernels.triton_support import ceil_div, interpreted, why_no_triton
 
 STRONGEST = 10.0  # timm's magnitudes count from 0 to this, unless mmax says otherwise
 FEW = 4  # images at a time on a CPU: what is in between then stays in memory that is at hand
@@ -122,6 +123,10 @@ def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer], 
     if images.is_floating_point():
         images = images.round().to(torch.uint8)
     images = images.expand(-1, -1, -1, 3).contiguous()
+    if why_no_triton(images.device) is None:
+        for layer in layers:
+            images = apply_layer_by_triton(images, layer, policy.fill, interpolation)
+        return images
     fill = to_device(torch.tensor(policy.fill, dtype=torch.uint8).repeat(images.shape[2], 1), images.device)
     step = len(images) if images.device.type == "cuda" else FEW
     for start in range(0, len(images), step):
@@ -129,6 +134,35 @@ def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer], 
             part = slice(start, start + step)
             apply_layer(images[part], Layer(layer.ops[part], layer.args[part]), fill, interpolation)
     return images
+
+
+def apply_layer_by_triton(
+    images: Tensor, layer: Layer, fill: tuple[int, int, int], interpolation: Interpolation
+) -> Tensor:
+    """Return what each image's operation makes of it, uint8 `(B, S, S, 3)`: `apply_layer` in two kernels."""
+    from roadmap.data import triton_augment as made
+
+    own = {"Color": made.COLOR, "Sharpness": made.SHARPNESS, "Rotate": made.MOVE, "": made.UNCHANGED}
+    own |= {"AutoContrast": made.AUTO_CONTRAST, "Equalize": made.EQUALIZE, "Contrast": made.CONTRAST}
+    own |= dict.fromkeys(image_ops.LINE_SHIFTS, made.MOVE) | dict.fromkeys(image_ops.FIXED_TABLES, made.LOOK_UP)
+    (num, size), (red, green, blue) = images.shape[:2], fill
+    codes, args = np.array([own[op].value for op in layer.ops], dtype=np.int32), np.zeros((num, 6))
+    fixed = np.zeros((num, 256), dtype=np.uint8)
+    args[:, 0] = layer.args
+    for row, (op, arg) in enumerate(zip(layer.ops, layer.args, strict=True)):
+        if codes[row] == made.MOVE.value:
+            args[row] = image_ops.move_matrix(str(op), float(arg), size)
+        elif codes[row] == made.LOOK_UP.value:
+            fixed[row] = image_ops.fixed_table(str(op), float(arg))
+    ops, matrices, tables_of_op = (to_device(torch.from_numpy(part), images.device) for part in (codes, args, fixed))
+    tables, changed = images.new_empty(num, 3, 256), torch.empty_like(images)
+    exact = {} if interpreted() else {"enable_fp_fusion": False}
+    made.tables_kernel[(num, 3)](images, tables, ops, matrices, PIXELS=size**2, **exact)
+    made.pixels_kernel[(num, ceil_div(size**2, made.BLOCK.value))](
+        images, changed, tables_of_op, tables, ops, matrices, red + 256 * green + 65536 * blue,
+        SIZE=size, CUBIC=interpolation == Interpolation.bicubic, **exact,
+    )  # fmt: skip
+    return changed
 
 
 def apply_layer(images: Tensor, layer: Layer, fill: Tensor, interpolation: Interpolation) -> None:

@@ -3,5 +3,7 @@
 import sys
 
 from roadmap.steps.table import main
+from roadmap.text import redact_output
 
+redact_output()
 sys.exit(main())
