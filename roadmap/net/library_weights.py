@@ -25,12 +25,11 @@ def default_tag(library: str, net: str) -> str:
 
 def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
     """Return the tensors of a library's weights by key, on the CPU. Raises ConfigError, and DataError without them."""
-    name = f"weights={library}:{net}.{tag}"
-    load = (_torchvision_loader if library == "torchvision" else _timm_loader)(name, net, tag)
+    load = (_torchvision_loader if library == "torchvision" else _timm_loader)(net, tag)
     try:
         return load()
     except Exception as error:  # no network, a server's answer, a damaged cache: each library has errors of its own
-        raise DataError(f"{name}: cannot be fetched ({clean(error) or type(error).__name__})") from None
+        raise DataError(f"cannot be fetched ({clean(error) or type(error).__name__})") from None
 
 
 def _torchvision_weights(net: str) -> Any:
@@ -42,19 +41,19 @@ def _torchvision_weights(net: str) -> Any:
         raise ConfigError(f"weights=torchvision:{net}: {_not_there('net', net, models.list_models())}") from None
 
 
-def _torchvision_loader(name: str, net: str, tag: str) -> Any:
+def _torchvision_loader(net: str, tag: str) -> Any:
     weights = _torchvision_weights(net)
     if tag not in weights.__members__:
-        raise ConfigError(f"{name}: {_not_there('tag', tag, weights.__members__)}")
+        raise ConfigError(f"weights=torchvision:{net}.{tag}: {_not_there('tag', tag, weights.__members__)}")
     return lambda: weights[tag].get_state_dict(progress=False, check_hash=True, map_location="cpu")
 
 
-def _timm_loader(name: str, net: str, tag: str) -> Any:
+def _timm_loader(net: str, tag: str) -> Any:
     import timm
 
     known = timm.list_pretrained()
     if f"{net}.{tag}" not in known:
-        raise ConfigError(f"{name}: {_not_there('weights', f'{net}.{tag}', known)}")
+        raise ConfigError(f"weights=timm:{net}.{tag}: {_not_there('weights', f'{net}.{tag}', known)}")
     return lambda: timm.create_model(f"{net}.{tag}", pretrained=True).state_dict()
 
 

@@ -31,6 +31,7 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.val_images": (lambda c: not c.data.holdout, "data.holdout=0: the validation images are not read"),
     "data.holdout": (lambda c: c.mode != Mode.data_check, "mode=train or mode=evaluate: a check opens all images"),
     "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
+    "initial_weights": (lambda c: c.mode == Mode.train, "mode=train"),
     "weights_key": (lambda c: bool(c.weights), "weights="),
     **dict.fromkeys(("images", "features"), (lambda c: c.mode == Mode.predict, "mode=predict")),
     "format": (lambda c: c.mode == Mode.export, "mode=export"),

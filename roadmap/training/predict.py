@@ -84,7 +84,8 @@ def predict(config: Config, sweep: SweepProgress | None = None) -> str:
     with autocast(device, precision), StopSignal() as stop:
         broken, width = predict_all(config, images, predictor, classes, (out, features), stop, sweep)
     where = f"{out}" + (f" and {features} ({width} features an image)" if features else "")
-    done = f"{len(images) - broken} images, {where}"
+    count = len(images) - broken
+    done = f"{count} image{'s' * (count != 1)}, {where}"
     if problems := broken + len(images.problems):
         few = "is 1 file" if problems == 1 else f"are {problems} files"
         raise DataError(f"images={config.images}: among them {few} that cannot be read as an image; done: {done}")
