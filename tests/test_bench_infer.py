@@ -16,7 +16,7 @@ from roadmap.net import build_net
 from roadmap.steps.compose import compose
 
 CPU = torch.device("cpu")
-SMALL = ("--device", "cpu", "--regime", "nano", "--repeats", "10", "--warm-up", "1", "--most", "4", "--limit", "10")
+SMALL = ("--device", "cpu", "--regime", "nano", "--repeats", "10", "--warm-up", "1", "--most", "4", "--limit", "200")
 SETTING = Setting(CPU, Precision.fp32, 1, 32, 10)
 
 

@@ -202,7 +202,7 @@ def test_extrapolation_adds_up_the_rows_of_a_form_and_leaves_out_what_failed():
 
 def test_a_benchmark_that_there_is_not_is_refused(capsys):
     assert main(["nte"]) == 64
-    assert "nte: there is no such benchmark; allowed: net, input, train, mini" in capsys.readouterr().err
+    assert "nte: there is no such benchmark; allowed: net, infer, input, train, mini" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
