@@ -1,5 +1,6 @@
 """The machine's own scheduler: however it ends, no run trains on unseen, none is started twice, cancel ends them."""
 
+import json
 import os
 import pty
 import signal
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from roadmap.config import Config
 from roadmap.files import read_json
 from roadmap.runs.process import is_alive, process_start, terminate
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import cell_states
+from roadmap.sweep.grouping import MAX_SEEDS, compiles_ahead, group_by_row, row_of
+from roadmap.sweep.launchers.local import LocalTask, sharing
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 
@@ -270,3 +274,34 @@ def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu
         ("gelu", 0): ("stopped", False), ("gelu", 1): ("stopped", False),
     }  # fmt: skip
     assert not any(alive(about["pid"]) for about in by_step(study).values())
+
+
+def test_what_a_process_is_told_of_a_cell_is_the_config_that_its_command_composes(tmp_path):
+    for cell in read_study("mini", [f"data.root={tmp_path}", "+step=resnet,gelu"], tmp_path).cells:
+        told = LocalTask(StudyDir(tmp_path, "mini"), cell.key, [])
+        run = json.loads(json.dumps(sharing(told, cell.config).run))
+        assert Config(**run["config"]) == cell.config and run["compile"] is True
+
+
+@pytest.mark.parametrize(
+    ("study", "words", "rows", "compiled"),
+    [
+        ("mini", [], 2, True),
+        ("mini", ["compile=false"], 2, False),
+        ("mini", ["recipe.epochs=4"], 2, False),
+        ("mini", ["cuda_graph=never"], 0, True),
+        ("mini", ["device=cpu"], 0, True),
+        ("demo", [], 2, False),
+        ("roadmap_tiny", [], 0, False),
+    ],
+)
+def test_which_cells_share_a_gpu_and_which_are_compiled_ahead(tmp_path, study, words, rows, compiled):
+    found = read_study(study, [*words, f"data.root={tmp_path}", "+step=resnet,gelu", "seed=1,0"], tmp_path)
+    assert len({row_of(cell.config) for cell in found.cells} - {None}) == rows
+    assert {compiles_ahead(cell.config) for cell in found.cells} == {compiled}
+
+
+def test_groups_are_of_one_row_and_of_no_more_than_there_are_streams():
+    rows = [("a", 0), ("b", 1), (None, 2), ("a", 3), (None, 4), ("b", 5)]
+    assert group_by_row(rows) == [[0, 3], [1, 5], [2], [4]]
+    assert list(map(len, group_by_row([("a", number) for number in range(2 * MAX_SEEDS + 1)]))) == [MAX_SEEDS] * 2 + [1]

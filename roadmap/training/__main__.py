@@ -45,7 +45,8 @@ class StdinGate:
     """Opens with the first line on stdin. Before, this process takes at most a share of the GPU's memory."""
 
     def __init__(self, share: float) -> None:
-        self.opened = False
+        self.opened, self._stdin = False, os.dup(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no process that is started from here reads it
         if not self.is_open() and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(share)
 
@@ -62,9 +63,9 @@ class StdinGate:
 
     def _read(self, timeout_s: float) -> bool | None:
         """Return whether stdin has a line, False for its end; None where there is neither."""
-        if not select.select([0], [], [], timeout_s)[0]:
+        if not select.select([self._stdin], [], [], timeout_s)[0]:
             return None
-        self.opened = bool(os.read(0, 1))
+        self.opened = bool(os.read(self._stdin, 1))
         if self.opened and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(1.0)
         return self.opened

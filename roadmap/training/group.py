@@ -22,8 +22,6 @@ from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training.train import Steps, run_steps
 
-MAX_GROUP = 8  # runs of one process: torch has 32 streams, of which a run takes up to three
-
 
 class Gate(Protocol):
     """What a group that is prepared waits at until the device is its own."""
@@ -91,7 +89,7 @@ class Group:
     """Trains runs side by side, as many at once as the device has memory for."""
 
     def __init__(self, runs: Sequence[GroupRun], ended: Ended, gate: Gate | None = None) -> None:
-        self.waiting, self.active, self.limit = list(runs), list[GroupRun](), MAX_GROUP
+        self.waiting, self.active, self.limit = list(runs), list[GroupRun](), len(runs)
         self.ended, self.gate, self.opened = ended, gate or OpenGate(), False
         self.stop = StopSignal()
 
