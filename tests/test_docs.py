@@ -27,6 +27,7 @@ from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF
 from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
+from roadmap.sweep.generators import find_generator, is_setting
 from roadmap.sweep.study import study_file
 
 from .conftest import ROOT
@@ -110,7 +111,9 @@ def check_config(primary: Path, overrides: list[str]) -> None:
     first = [re.sub(r"^(\+step=|seed=)([^,]+),.*", r"\1\2", word) for word in overrides]
     grid = yaml.safe_load(primary.read_text())["hydra"]["sweeper"]["params"] if primary.stem != "config" else {}
     given = {word.split("=")[0] for word in overrides}
-    first += [f"{key}={str(value).split(',')[0]}" for key, value in grid.items() if key not in given]
+    first += [
+        f"{key}={str(value).split(',')[0]}" for key, value in grid.items() if key not in given and not is_setting(key)
+    ]
     with hydra_initialized(folders[0]):
         cfg = compose_primary(primary.stem, first)
         validate(cfg, cfg.hydra, folders)
@@ -140,7 +143,11 @@ def check_sweep(words: list[str]) -> None:
     name = words[words.index("--cluster") + 1]
     load_cluster(launchers.find(name).Config, name, overrides)
     for study in studies:
-        check_config(study_file(study), [word for word in overrides if not is_cluster_key(word)])
+        params = yaml.safe_load(study_file(study).read_text())["hydra"]["sweeper"]["params"]
+        of_cells = [word for word in overrides if not is_cluster_key(word) and not is_setting(word)]
+        if generator := find_generator(study_file(study), params, overrides):
+            of_cells = list(next(generator.cells([of_cells], compose)))
+        check_config(study_file(study), of_cells)
 
 
 def check_make(words: list[str], monkeypatch) -> None:
