@@ -5,13 +5,13 @@ from functools import cache
 
 import pytest
 
+from roadmap import paper
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
-from roadmap.steps.tree import step_tree
 from roadmap.sweep.study import SWEEPS, read_study
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-NETS = [step for step in step_tree() if step != "swin"]
+NETS = [step for step in paper.order() if step != "swin"]
 
 
 @cache
