@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from roadmap import paper
 from roadmap.report import aggregate, charts, collect, frame
-from roadmap.steps.tree import step_tree
 
 from .conftest import ROOT
 
@@ -22,7 +22,7 @@ def test_example_has_every_row_with_three_seeds_and_nothing_suspect(study):
     assert not found.suspect
     assert not found.unfinished
     (group,) = aggregate(found.runs)
-    assert [row.step for row in group.rows] == [step for step in step_tree() if step != "swin"]
+    assert [row.step for row in group.rows] == [step for step in paper.order() if step != "swin"]
     assert {row.n for row in group.rows} == {3}
     assert not group.others
     assert list(charts([group])) == ["roadmap"]

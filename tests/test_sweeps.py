@@ -5,14 +5,14 @@ from functools import cache
 
 import pytest
 
+from roadmap import paper
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
-from roadmap.steps.tree import step_tree
 from roadmap.sweep.generators import GENERATORS
 from roadmap.sweep.study import SWEEPS, read_study
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem not in GENERATORS)
-NETS = [step for step in step_tree() if step != "swin"]
+NETS = [step for step in paper.order() if step != "swin"]
 
 
 @cache
