@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -31,6 +32,7 @@ class Server:
         ] = {}  # a word of the query -> answers before the true one
         self.always: dict[str, int] = {}  # a word of the query -> status of every answer
         self.asked: list[str] = []
+        self.alerts: list[dict[str, Any]] = []
         self.delay_s = 0.0  # before every answer
         self.closed = threading.Event()
         self.crash = False  # the client's process dies of an answer that has nothing in it
@@ -55,6 +57,7 @@ class Server:
     def answer(self, query: str, values: dict[str, Any]) -> dict[str, Any] | None:
         """Return the `data` of a GraphQL answer."""
         if "upsertBucket" in query:
+            self.take(values)
             entity = {"id": "e", "name": "team"}
             run = {"id": "r", "name": values["name"], "displayName": values["displayName"], "config": "{}"}
             run |= {"description": "", "sweepName": None, "project": {"id": "p", "name": "roadmap", "entity": entity}}
@@ -62,17 +65,27 @@ class Server:
         if "createRunFiles" in query:
             if self.crash:
                 return {}
-            files = [{"name": name, "uploadUrl": f"{self.url}/uploads/{name}"} for name in values["files"]]
+            place = f"{self.url}/uploads/{values['run']}"
+            files = [{"name": name, "uploadUrl": f"{place}/{name}"} for name in values["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if "ArtifactType(" in query:
+            return {"project": {"artifact": None}}
+        if "createArtifact(" in query:  # tables are artifacts, too: this server has them already, and asks for no files
+            about = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
+            return {"createArtifact": {"artifact": about}}
+        if "notifyScriptableRunAlert" in query:
+            self.alerts.append(values)
+            return {"notifyScriptableRunAlert": {"success": True}}
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}}
         if values.get("entity") != "team" or values.get("project") != self.project:
             return {"project": None}
         if "runs(" in query:
             return {"project": self.listing(values)}
-        run = next(
-            run for run in self.runs if run["name"] == values.get("name", values.get("run", values.get("runName")))
-        )
+        name = values.get("name", values.get("run", values.get("runName")))
+        run = next((run for run in self.runs if run["name"] == name), None)
+        if run is None:
+            return {"project": {"internalId": "1", "run": None}}
         if "parquetHistory" in query:
             return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}}
         if "history(" in query:
@@ -89,6 +102,32 @@ class Server:
                 }
             }
         return {"project": {"internalId": "1", "run": public(run)}}
+
+    def take(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Keep what a client says of the run that it writes; return the run."""
+        run = next((run for run in self.runs if run["name"] == values["name"]), None)
+        if run is None:
+            run = {"name": values["name"], "state": "running", "config": {}, "summary": {}, "rows": [], "disk": {}}
+            run |= {"displayName": None, "group": None, "events": []}
+            self.runs.append(run)
+        told = {"displayName": "displayName", "group": "groupName", "jobType": "jobType", "commit": "commit"}
+        run |= {key: values[name] for key, name in told.items() if values.get(name) is not None}
+        run["config"] |= {key: about["value"] for key, about in json.loads(values.get("config") or "{}").items()}
+        return run
+
+    def stream(self, name: str, body: dict[str, Any]) -> None:
+        """Keep the rows and the summary that a client streams."""
+        run = next(run for run in self.runs if run["name"] == name)
+        for file, part in body.get("files", {}).items():
+            lines = [json.loads(line) for line in part["content"]]
+            if file == "wandb-history.jsonl":
+                run["rows"][part["offset"] :] = lines
+            elif file == "wandb-summary.json":
+                run["summary"] |= lines[-1]
+            elif file == "wandb-events.jsonl":
+                run["events"] += lines
+        if body.get("complete"):
+            run["state"] = "failed" if body.get("exitcode") else "finished"
 
     def listing(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return one page of the runs that the filter lets through."""
@@ -160,8 +199,8 @@ def public(run: dict[str, Any]) -> dict[str, Any]:
         "projectId": 1,
         "tags": [],
         "sweepName": None,
-        "jobType": None,
-        "commit": None,
+        "jobType": run.get("jobType"),
+        "commit": run.get("commit"),
         "readOnly": False,
         "createdAt": "2026-01-01T00:00:00Z",
         "heartbeatAt": "2026-01-01T00:00:00Z",
@@ -198,7 +237,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Take a file."""
         self.server_of_test.asked.append(self.path)
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        kind, run, name = [*unquote(self.path).strip("/").split("/", 2), "", ""][:3]
+        for found in self.server_of_test.runs:
+            if kind == "uploads" and found["name"] == run:
+                found["disk"][name] = data
         self.reply(200, b"{}")
 
     def do_POST(self) -> None:
@@ -208,6 +251,8 @@ class Handler(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         if not self.path.startswith("/graphql"):
             self.server_of_test.asked.append(self.path)
+            if self.path.endswith("/file_stream"):
+                self.server_of_test.stream(self.path.split("/")[-2], json.loads(body))
             return self.reply(200, b"{}")
         asked = json.loads(body)
         self.server_of_test.asked.append(asked["query"])
@@ -219,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a run file."""
         self.server_of_test.asked.append(self.path)
-        _, kind, run, name = [*self.path.split("/"), "", "", ""][:4]
+        kind, run, name = [*unquote(self.path).strip("/").split("/", 2), "", ""][:3]
         found = (
             [item["disk"].get(name) for item in self.server_of_test.runs if item["name"] == run]
             if kind == "files"

@@ -277,7 +277,7 @@ class RunLogger:
             self.run.update(state=state, exit_code=code, reason=reason)
         finally:
             if self.wandb is not None:
-                self.wandb.finish(self.summary, code)
+                self.wandb.finish(self.summary, code, reason)
                 sent = self.wandb.recorded(self.run.status["wandb_rows"])
                 if sent != self.run.status["wandb_rows"]:
                     self.run.update(wandb_rows=sent)

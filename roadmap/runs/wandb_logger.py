@@ -17,11 +17,13 @@ from urllib.parse import urlsplit
 from roadmap.config import KEYS
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config
+from roadmap.errors import DONE, StoppedEarly
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
 from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
 from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
-from roadmap.text import clean, one_line
+from roadmap.runs.wandb_media import evaluation_media, git_settings, write_diff
+from roadmap.text import clean, one_line, redact
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -81,7 +83,7 @@ class WandbLogger:
         self, config: Config, path: Path, run_id: str, values: dict[str, Any], warn: Callable[[str], None]
     ) -> None:
         """Start the W&B run. `values` is its config; `warn` is called with what goes wrong, once."""
-        self.path, self.warn = path, warn
+        self.config, self.path, self.warn = config, path, warn
         self.run: Run | None = None
         self._logged: int | None = None  # rows that an offline run's client was given, which may lose them
         self.mode = wandb_mode(config)
@@ -124,7 +126,8 @@ class WandbLogger:
             init_timeout=INIT_TIMEOUT_S,
             finish_timeout=FINISH_TIMEOUT_S,
             finish_timeout_raises=False,
-            x_disable_machine_info=True,
+            x_disable_meta=True,  # the command line, the user: system metrics go, these do not
+            **git_settings(),
         )
         run: Run = wandb.init(
             mode=self.mode,
@@ -145,6 +148,8 @@ class WandbLogger:
             run.define_metric(axis)
         run.define_metric("train/*", step_metric="global_step")
         run.define_metric("val/*", step_metric="epoch")
+        if diff := write_diff(Path(run.dir)):
+            run.save(str(diff), base_path=run.dir, policy="now")
         return run
 
     def log_rows(self, sent: int, upto: int) -> int:
@@ -174,14 +179,21 @@ class WandbLogger:
             return sent
         return self._try(recorded_rows, self.path, read_metrics(self.path / METRICS).rows, sent) or sent
 
-    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """End the W&B run with the summary, and send the files that a report needs."""
+    def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
+        """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that
+        failed is an alert, with the `reason`."""
         if self.run is not None:
-            self._try(self._finish, summary, exit_code)
+            self._try(self._finish, summary, exit_code, reason)
             self.run = None
 
-    def _finish(self, summary: dict[str, Any], exit_code: int) -> None:
+    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> None:
         assert self.run is not None
+        if exit_code not in (DONE, StoppedEarly.code):
+            name = f"{self.config.study}/{self.config.cell}/seed{self.config.seed}"
+            text = clean(redact(f"{name}: {reason or 'failed'}"), 500)
+            self.run.alert(title=f"A run failed (exit code {exit_code})", text=text, level="ERROR")
+        elif exit_code == DONE and (media := evaluation_media(import_wandb(), self.path)):
+            self.run.log(media)
         self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in NOT_SENT})
         for name in (STATUS, CORRECT, PREDICTIONS, LABELS):
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later

@@ -103,11 +103,11 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
         config.wandb.mode = WandbMode.online
         logger = WandbLogger(config, run, run_id, values, echo)
         if logger.run is None or logger.mode != "online":
-            logger.finish({}, 1)
+            logger.finish({}, StoppedEarly.code)
             raise StoppedEarly(f"{run}: W&B does not take it; try again")
         for row in rows:
             logger.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
-        logger.finish(read_json_or_empty(run / SUMMARY), int(status.get("exit_code") or 0))
+        logger.finish(read_json_or_empty(run / SUMMARY), int(status.get("exit_code") or 0), status.get("reason"))
     mark_synced(run)
     return len(rows)
 
