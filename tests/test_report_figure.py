@@ -18,7 +18,7 @@ from roadmap.report.analyse.formats import signed
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.chart_rows import limits
 from roadmap.report.draw.style import image
-from roadmap.report.write.columns import tables_of
+from roadmap.report.write.group_tables import tables_of
 from roadmap.report.write.tables import to_csv
 from tests.fabricate import write_roadmap, write_run
 

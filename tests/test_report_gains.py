@@ -11,8 +11,9 @@ import pytest
 from roadmap.report import aggregate, collect, findings
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Gain
-from roadmap.report.write.columns import gain_columns, tables_of
+from roadmap.report.write.columns import gain_columns
 from roadmap.report.write.escape import for_tex
+from roadmap.report.write.group_tables import tables_of
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.tables import to_csv, to_markdown, to_tex
 from tests.fabricate import write_roadmap, write_run

@@ -11,7 +11,8 @@ from typing import Any
 
 from roadmap import paper
 from roadmap.config import KEYS, defaults, is_read
-from roadmap.report.read.run import Run, config_text
+from roadmap.report.read.foreign_values import config_text
+from roadmap.report.read.run import Run
 from roadmap.runs.search import Problem
 from roadmap.text import shorten
 

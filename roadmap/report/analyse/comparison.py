@@ -17,7 +17,8 @@ from roadmap.report.analyse.cells import Cell, Gain, cell_of
 from roadmap.report.analyse.collect import read_sources
 from roadmap.report.analyse.comparability import config_value, count_once
 from roadmap.report.analyse.gains import gain_over
-from roadmap.report.read.run import Run, number
+from roadmap.report.read.foreign_values import number
+from roadmap.report.read.run import Run
 from roadmap.runs.archive import find_archive
 from roadmap.runs.run_directory import RunDirectory
 from roadmap.runs.search import RUN_NAME, Problem, find_run_directories

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from roadmap.report.read.device_hours import hours_of
+from roadmap.report.read.foreign_values import config_texts, decimal, digits, line, number, whole
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
 from roadmap.runs.run_directory import RunDirectory, Suspect
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY, Split
-from roadmap.text import clean, flatten
+from roadmap.text import clean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
 ADOPTED = ("yes", "no", "reference")
@@ -110,7 +111,7 @@ def read_run(source: RunDirectory | WandbRun) -> Run:
         if found != right:
             raise Suspect(f"{SUMMARY} belongs to {right}, the folder is named {found} (moved aside or copied?)")
     _check_metrics(metrics, summary, run)
-    _check_steps(metrics, _whole(summary.get("steps_per_epoch") or status.get("steps_per_epoch")), run)
+    _check_steps(metrics, whole(summary.get("steps_per_epoch") or status.get("steps_per_epoch")), run)
     _check_bits(run)
     check_classes(run.classes, run.correct(), run.val_images)
     if changed := source.changed(summary):
@@ -131,7 +132,7 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
     texts = config_texts(config)
 
     def size(key: str, section: str) -> int | None:
-        return _whole(summary[key]) if key in summary else _digits(texts.get(f"{section}.{key}", ""))
+        return whole(summary[key]) if key in summary else digits(texts.get(f"{section}.{key}", ""))
 
     return Run(
         path=source.shown,
@@ -150,17 +151,17 @@ def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, confi
         image_size=size("image_size", "data"),
         batch_size=size("batch_size", "recipe"),
         numbers=_numbers(summary),
-        images=_line(summary.get("data_fingerprint")),
+        images=line(summary.get("data_fingerprint")),
         holdout=_holdout(summary, texts),
-        code=_line(summary.get("code_hash")) or _line(status.get("git_commit")),
-        drift=_line(summary.get("drift")),
-        rounding=_line(summary.get("rounding")),
-        hardware=_line(summary.get("hardware")),
-        precision=_line(summary.get("precision")),
-        versions=_line(summary.get("versions")),
-        commit=_line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
-        starts=_whole(status.get("starts")),
-        val_images=_whole(summary.get("val_images")),
+        code=line(summary.get("code_hash")) or line(status.get("git_commit")),
+        drift=line(summary.get("drift")),
+        rounding=line(summary.get("rounding")),
+        hardware=line(summary.get("hardware")),
+        precision=line(summary.get("precision")),
+        versions=line(summary.get("versions")),
+        commit=line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
+        starts=whole(status.get("starts")),
+        val_images=whole(summary.get("val_images")),
         config=texts,
         curve=tuple(point for row in metrics.rows if (point := _point(row)) is not None),
         bits=source.bits(),
@@ -190,7 +191,7 @@ def _numbers(summary: Values) -> dict[str, float]:
 
 
 def _point(row: Values) -> tuple[int, float] | None:
-    epoch, top1 = _whole(row.get("epoch")), number(row.get("val/top1"))
+    epoch, top1 = whole(row.get("epoch")), number(row.get("val/top1"))
     return None if epoch is None or top1 is None else (epoch, top1)
 
 
@@ -221,7 +222,7 @@ def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
 def _check_steps(metrics: Metrics, steps_per_epoch: int | None, run: Run) -> None:
     """Raise Suspect where the ledger lacks the line of an evaluation or, if it has any of training, of a step."""
     epochs = run.epochs or len(metrics.rows)
-    hole = find_hole("evaluation", [_whole(row.get("epoch")) or 0 for row in metrics.rows], epochs)
+    hole = find_hole("evaluation", [whole(row.get("epoch")) or 0 for row in metrics.rows], epochs)
     if not hole and steps_per_epoch and metrics.steps["train"]:
         hole = find_hole("step", metrics.steps["train"], epochs * steps_per_epoch)
     if hole:
@@ -243,10 +244,10 @@ def _check_bits(run: Run) -> None:
 
 def _progress(source: RunDirectory | WandbRun, status: Values) -> str:
     """Return e.g. `epoch 7 of 20, stopped`."""
-    epochs = _whole(status.get("epochs"))
+    epochs = whole(status.get("epochs"))
     if "epochs" not in status:
         try:
-            epochs = _digits(config_texts(source.config()).get("recipe.epochs", ""))
+            epochs = digits(config_texts(source.config()).get("recipe.epochs", ""))
         except Suspect:
             epochs = None
     epoch, reason = number(status.get("epoch")), status.get("reason")
@@ -255,27 +256,6 @@ def _progress(source: RunDirectory | WandbRun, status: Values) -> str:
     return (
         where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "") + hours_of(status, epochs)
     )
-
-
-def config_texts(config: Values) -> dict[str, str]:
-    """Return every value of a config by its dotted key, as text. Raises Suspect."""
-    try:
-        return {key: config_text(value) for key, value in flatten(config).items()}
-    except RecursionError:
-        raise Suspect(f"{CONFIG}: is nested without end") from None
-
-
-def config_text(value: Any) -> str:
-    """Return a config's value as text, the same from YAML and from JSON: `0.002`, `true`, `null`, `[1, 1, 3, 1]`."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(config_text, value))}]"
-    if value is None or isinstance(value, bool):
-        return str({None: "null", True: "true", False: "false"}[value])
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def _name(values: Values, key: str) -> str:
@@ -290,35 +270,3 @@ def _percent(values: Values, key: str, file: str = SUMMARY) -> float:
     if value is None or value > 100:
         raise Suspect(f"{file}: {key}={clean(values.get(key), 20)} is not a percentage")
     return value
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number from 0 on as a float, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
-        return None
-    return float(value)
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
-
-
-def decimal(text: str) -> float | None:
-    """Return the finite number from 0 on that a config's text stands for, else None."""
-    try:
-        return number(float(text))
-    except ValueError:
-        return None
-
-
-def _digits(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
-
-
-def _line(value: Any) -> str:
-    """Return a string, or the plain values of a dictionary or a list, as one line."""
-    if isinstance(value, dict):
-        value = ", ".join(f"{key} {item}" for key, item in sorted(value.items()) if isinstance(item, str | int | float))
-    if isinstance(value, list):
-        value = ", ".join(item for item in value if isinstance(item, str))
-    return clean(value) if isinstance(value, str) else ""

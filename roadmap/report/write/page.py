@@ -23,7 +23,8 @@ from roadmap.report.analyse.gains import parent_of
 from roadmap.report.draw import style
 from roadmap.report.read.run import Run
 from roadmap.report.write.classes import MOST_ROWS, ClassParts, class_parts
-from roadmap.report.write.tables import all_tables, heading, listed_problems, slips
+from roadmap.report.write.group_tables import tables_of
+from roadmap.report.write.tables import heading, listed_problems, slips
 from roadmap.text import clean
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -95,7 +96,7 @@ def _group(group: Group, groups: Sequence[Group], with_classes: Collection[int])
     return {
         "heading": heading(group),
         "caution": group.caution,
-        "tables": all_tables(group),
+        "tables": tables_of(group),
         "notes": (*group.notes, *slips(group)),
         "made_with": group.made_with,
         "rows": [details(cell, group, groups, id(cell) in with_classes) for cell in group.cells],

@@ -8,9 +8,9 @@ import pandas as pd
 from roadmap import paper
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
-from roadmap.report.write.columns import ON_TERMINAL, Table, numbers, tables_of
+from roadmap.report.write.columns import ON_TERMINAL, numbers
 from roadmap.report.write.escape import for_csv, for_markdown, for_tex
-from roadmap.report.write.rate_tables import rate_tables
+from roadmap.report.write.group_tables import tables_of
 from roadmap.runs.search import Problem
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
@@ -35,11 +35,6 @@ def values(group: Group, cell: Cell) -> dict[str, Value]:
         "caution": group.caution,
         **{key: number.value(cell) for key, number in numbers().items()},
     }
-
-
-def all_tables(group: Group) -> list[Table]:
-    """Return the tables of a group that have a row."""
-    return [*tables_of(group), *rate_tables(group)]
 
 
 def frame(groups: Sequence[Group], others: bool = False, kind: str = "") -> pd.DataFrame:
@@ -89,7 +84,7 @@ def to_markdown(groups: Sequence[Group], collected: Collected, findings: Sequenc
         parts += [f"## {for_markdown(heading(group))}", ""]
         parts += [f"**{for_markdown(group.caution)}**", ""] if group.caution else []
         parts += [] if group.rows else ["No finished run of a plain step.", ""]
-        for table in all_tables(group):
+        for table in tables_of(group):
             parts += [f"### {table.title}", ""]
             rows = [table.headings, *([for_markdown(text) for text in row] for row in table.texts)]
             parts += [markdown_table(rows, table.right), ""]
@@ -104,7 +99,7 @@ def to_tex(groups: Sequence[Group]) -> bytes:
     parts = [r"% \input{table.tex} inside a table environment; needs \usepackage{booktabs}."]
     for group in groups:
         parts += ["", f"% {for_tex(heading(group))}"]
-        for table in all_tables(group):
+        for table in tables_of(group):
             texts = [[for_tex(text) for text in row] for row in table.texts]
             escaped = pd.DataFrame(texts, columns=[for_tex(name) for name in table.headings])
             letters = "".join("r" if i in table.right else "l" for i in range(len(table.columns)))
@@ -121,7 +116,7 @@ def to_text(groups: Sequence[Group], collected: Collected) -> str:
         parts.append("")
     for group in groups:
         parts += [heading(group), *([f"! {group.caution}"] if group.caution else [])]
-        for table in all_tables(group):
+        for table in tables_of(group):
             places = [i for i, name in enumerate(table.headings) if name in ON_TERMINAL]
             rows = [[shorten(clean(row[i]), 40) for i in places] for row in (table.headings, *table.texts)]
             parts += [table.title, *("  " + line for line in plain_table(rows, range(1, len(places))).splitlines())]
