@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +153,7 @@ def check_sweep(words: list[str]) -> None:
         params = yaml.safe_load(study_file(study).read_text())["hydra"]["sweeper"]["params"]
         of_cells = [word for word in overrides if not is_cluster_key(word) and not is_setting(word)]
         if generator := find_generator(study_file(study), params, overrides):
-            of_cells = list(next(generator.cells([of_cells], compose)))
+            of_cells = list(next(replace(generator, grid=(tuple(of_cells),)).cells(compose)))
         check_config(study_file(study), of_cells)
 
 
