@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from roadmap.bench.__main__ import NAMES, main
+from roadmap.bench.__main__ import BENCHMARKS, main
 from roadmap.bench.bound import Rates, step_work
 from roadmap.bench.forms import FORMS, Setting, training_step
 from roadmap.bench.measure import Candidate
@@ -205,7 +205,7 @@ def test_a_benchmark_that_there_is_not_is_refused(capsys):
     assert "nte: there is no such benchmark; allowed: net, infer, input, train, mini" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_an_option_that_a_benchmark_does_not_know_is_a_wrong_command(name, capsys):
     assert main([name, "--nonesuch"]) == 64
     assert "--nonesuch" in capsys.readouterr().err

@@ -201,21 +201,22 @@ def write(runs, study, step, factor, tops, holdout=0.0, named=True):
         )
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Return runs of a tuned study and of a plain one, four rows each."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return runs of a tuned study and of a plain one, four rows each; tests only read them."""
+    folder = tmp_path_factory.mktemp("runs")
     plain = dict(zip(CHAIN, ((50.0, 50.4), (60.0, 60.2), (60.4, 60.0), (62.0, 62.2)), strict=True))
     tuned = dict(zip(CHAIN, ((50.2, 50.0), (55.0, 55.2), (60.2, 60.6), (60.0, 60.4)), strict=True))
     for i, step in enumerate(CHAIN):
         for factor in (0.5, 1, 2, 4):
             if (step, factor) != ("stage_ratio", 4):
-                write(tmp_path, "own", step, factor, [70 + i - abs(math.log2(factor / BEST[step]))], holdout=0.1)
-        write(tmp_path, "own", step, BEST[step], tuned[step])
-        write(tmp_path, "plain", step, 1, plain[step])
-    return tmp_path
+                write(folder, "own", step, factor, [70 + i - abs(math.log2(factor / BEST[step]))], holdout=0.1)
+        write(folder, "own", step, BEST[step], tuned[step])
+        write(folder, "plain", step, 1, plain[step])
+    return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tuning(runs):
     """Return what the report makes of the tuned study."""
     return next(g.tuning for g in at_own_rates(aggregate(collect([runs]).runs)) if g.study == "own")
@@ -267,7 +268,8 @@ def test_the_figures_show_both_roadmaps_on_one_axis_and_a_panel_a_row(tuning):
     assert [line.get_marker() for line in panels[2].lines].count("x") == 1
 
 
-def test_the_report_writes_tables_figures_and_sentences(runs, tmp_path, capsys):
+def test_the_report_writes_tables_figures_and_sentences(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
     assert report([str(runs), "--out", str(tmp_path / "out")]) == 0
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "tuning.csv").read_text())))
     assert [line["factor"] for line in lines] == ["1", "2", "1", "4"]

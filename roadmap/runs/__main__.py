@@ -27,10 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="for scripts")
     try:
         args = parser.parse_args(argv)
-        sources = [str(expand(source)) for source in args.sources or [os.environ.get("ROADMAP_RUNS") or "runs"]]
+        default = os.environ.get("ROADMAP_RUNS") or "runs"
+        sources = [str(expand(source)) for source in args.sources or [default]]
         for source in sources:
             if not os.path.lexists(source) and not find_archive(Path(source)):
-                raise ConfigError(f"{clean(source)}: no such folder or archive{nearby(expand(source))}")
+                first = "; the first run makes it: python run.py +step=gelu"
+                hint = first if source == str(expand(default)) else nearby(expand(source))
+                raise ConfigError(f"{clean(source)}: no such folder or archive{hint}")
         every = list_runs(sources)
         runs = select(every, {name: getattr(args, name) for name in FILTERS})
         runs = newest_first(runs) if args.newest else runs

@@ -31,8 +31,7 @@ def cell_name(config: Config, cfg: DictConfig, hydra: HydraConf, compose: Callab
     The plain step is what `compose` makes of the same file with the same step, variant, regime, data and scale alone.
     A group that was chosen is named by its choice (`recipe=enhanced`), every other key by its value; what follows
     from another key (`model.drop_path: ${recipe.drop_path}`) is not repeated. Initial weights are named by their hash.
-    Past 80 characters a hash. Raises
-    ConfigError.
+    Past 80 characters a hash. Raises ConfigError.
     """
     choices = hydra.runtime.choices
     changes = {} if choices.get("scale") == config.regime.scale else {"scale": choices.get("scale")}

@@ -5,7 +5,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -108,12 +108,17 @@ def compose_primary(primary: str, overrides: Sequence[str]) -> DictConfig:
         return hydra_compose(primary, list(overrides), return_hydra_config=True)
 
 
-def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Config:
+def validate(
+    cfg: DictConfig,
+    hydra: HydraConf,
+    folders: Sequence[Path],
+    compose_plain: Callable[[str, Sequence[str]], DictConfig] = compose_primary,
+) -> Config:
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
-    `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders. `mode=data_check`
-    needs no step, and stays without a name. Raises ConfigError, DataError for `weights` that cannot be read, and
-    OmegaConf's errors (for `plain_error`).
+    `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders; `compose_plain`
+    composes the plain step that the name is the difference from. `mode=data_check` needs no step, and stays without a
+    name. Raises ConfigError, DataError for `weights` that cannot be read, and OmegaConf's errors (for `plain_error`).
     """
     choices, tree = hydra.runtime.choices, step_tree(folders)
     debug = choices.get("debug")
@@ -156,5 +161,5 @@ def validate(cfg: DictConfig, hydra: HydraConf, folders: Sequence[Path]) -> Conf
         # Where their name is given, the weights themselves may be gone by now.
         name = config.initial_weights or name_initial_weights(config.weights, config.weights_key)
         config.initial_weights = check_initial_weights(name)
-    config.cell = cell_name(config, cfg, hydra, lambda words: compose_primary(str(hydra.job.config_name), words))
+    config.cell = cell_name(config, cfg, hydra, lambda words: compose_plain(str(hydra.job.config_name), words))
     return config
