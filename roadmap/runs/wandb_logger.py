@@ -9,6 +9,7 @@ import logging
 import netrc
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BUDGET_S = 30.0  # all that W&B may cost a run: its start, its end, and whatever it waits for in between
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 12.0, 12.0
+FLUSH_POLL_S = 0.1
 VARIABLES = {"mode": "WANDB_MODE", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}  # conf/ takes the last two
 NOT_SENT = {"sha256", "checksum", "classes"}  # as values: they are of files, and a name a class is in the status
 
@@ -86,6 +88,7 @@ class WandbLogger:
         self.config, self.path, self.warn = config, path, warn
         self.run: Run | None = None
         self._logged: int | None = None  # rows that an offline run's client was given, which may lose them
+        self._ended = False
         self.mode = wandb_mode(config)
         self.budget = Budget(BUDGET_S)
         if self.mode == "disabled":
@@ -177,16 +180,26 @@ class WandbLogger:
         """Return how many rows are sent, once an offline run has ended: those in its record on disk."""
         if self._logged is None:
             return sent
-        return self._try(recorded_rows, self.path, read_metrics(self.path / METRICS).rows, sent) or sent
+        return self._try(self._recorded, sent) or sent
+
+    def _recorded(self, sent: int) -> int:
+        """Count the rows on disk. W&B's process writes the last ones after `finish` has returned, and says nothing."""
+        rows = read_metrics(self.path / METRICS).rows
+        give_up = time.monotonic() + min(FINISH_TIMEOUT_S, self.budget.left_s / 2)
+        while (number := recorded_rows(self.path, rows, sent)) < (self._logged or 0) and self._ended:
+            if time.monotonic() > give_up:
+                break
+            time.sleep(FLUSH_POLL_S)
+        return number
 
     def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
         """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that
         failed is an alert, with the `reason`."""
         if self.run is not None:
-            self._try(self._finish, summary, exit_code, reason)
+            self._ended = bool(self._try(self._finish, summary, exit_code, reason))
             self.run = None
 
-    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> None:
+    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> bool:
         assert self.run is not None
         if exit_code not in (DONE, StoppedEarly.code):
             name = f"{self.config.study}/{self.config.cell}/seed{self.config.seed}"
@@ -200,6 +213,7 @@ class WandbLogger:
                 copy = shutil.copy(self.path / name, self.run.dir)
                 self.run.save(copy, base_path=self.run.dir, policy="end")
         self.run.finish(exit_code=exit_code)
+        return True
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""
