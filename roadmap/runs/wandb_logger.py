@@ -10,18 +10,20 @@ import netrc
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from roadmap.config import KEYS
-from roadmap.config.choices import WandbMode
+from roadmap.config.choices import WandbCheckpoints, WandbMode
 from roadmap.config.schema import Config
 from roadmap.errors import DONE, StoppedEarly
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
-from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
+from roadmap.runs.wandb_checkpoint import checkpoint_artifact
+from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, start_service
 from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
 from roadmap.runs.wandb_media import evaluation_media, git_settings, write_diff
 from roadmap.text import clean, one_line, redact
@@ -98,6 +100,8 @@ class WandbLogger:
             self._go_online(config, run_id, values)
         if self.mode == "offline":
             self.run = self._try(self._start, config, run_id, values)
+            if config.wandb.checkpoints != WandbCheckpoints.none:
+                warn(f"W&B: offline, so wandb.checkpoints={config.wandb.checkpoints} sends nothing; make sync does")
 
     @property
     def location(self) -> str:
@@ -121,17 +125,7 @@ class WandbLogger:
         os.environ.setdefault("WANDB_SILENT", "true")  # no run waits for somebody to type a key
         (self.path / "wandb").mkdir(exist_ok=True)
         start_service(self.path / "wandb" / "core.log")
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,
-            save_code=False,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-            finish_timeout_raises=False,
-            x_disable_meta=True,  # the command line, the user: system metrics go, these do not
-            **git_settings(),
-        )
+        settings = wandb.Settings(**quiet_settings(INIT_TIMEOUT_S, FINISH_TIMEOUT_S), **git_settings())
         run: Run = wandb.init(
             mode=self.mode,
             entity=config.wandb.entity,
@@ -212,8 +206,30 @@ class WandbLogger:
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
                 copy = shutil.copy(self.path / name, self.run.dir)
                 self.run.save(copy, base_path=self.run.dir, policy="end")
-        self.run.finish(exit_code=exit_code)
+        artifact = self._send_checkpoint() if exit_code == DONE and self.mode == "online" else None
+        self.run.finish(exit_code=exit_code)  # waits for the artifact, too, as long as it waits for anything
+        if artifact is not None:
+            with self._checkpoint_errors():
+                artifact.wait(timeout=1)
         return True
+
+    def _send_checkpoint(self) -> Any:
+        """Begin to send the checkpoint that the config asks for; None for none."""
+        assert self.run is not None
+        which = self.config.wandb.checkpoints
+        if which == WandbCheckpoints.none:
+            return None
+        with self._checkpoint_errors():
+            artifact = checkpoint_artifact(import_wandb(), self.path, which, self.run.id)
+            return self.run.log_artifact(artifact, aliases=[str(which)])
+
+    @contextmanager
+    def _checkpoint_errors(self) -> Iterator[None]:
+        """Say why a checkpoint did not go up: the rest of the run does."""
+        try:
+            yield
+        except Exception as error:
+            self.warn(f"W&B: the {self.config.wandb.checkpoints} checkpoint did not go up ({one_line(error)})")
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""
