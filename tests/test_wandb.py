@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from wandb.sdk.lib.service.service_connection import ServiceConnection
 
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config, WandbConfig
@@ -110,6 +111,23 @@ def test_what_a_killed_client_held_in_memory_is_logged_again_and_nothing_twice(c
     files = sorted(path.glob("wandb/offline-run-*/*.wandb"))
     assert [row for file in files for row in read_rows(file)] == [(row["kind"], row["global_step"]) for row in rows]
     assert json.loads((path / "status.json").read_text())["wandb_rows"] == len(rows)
+
+
+def test_rows_that_the_clients_process_writes_late_are_waited_for(offline, monkeypatch):
+    """It is told to close its record last, and answers nothing: here it hears of it half a second late."""
+    real, timers = ServiceConnection.inform_finish, []
+
+    def late(self, run_id):
+        timers.append(threading.Timer(0.5, real, (self, run_id)))
+        timers[-1].start()
+
+    monkeypatch.setattr(ServiceConnection, "inform_finish", late)
+    config = offline()
+    train(config)
+    for timer in timers:
+        timer.join()
+    rows = read_metrics(run_path(config) / "metrics.jsonl").rows
+    assert json.loads((run_path(config) / "status.json").read_text())["wandb_rows"] == len(rows) > 0
 
 
 def test_rows_in_a_record_of_many_blocks_are_read_up_to_a_torn_end(offline):

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from roadmap.runs import provenance, wandb_media
+from roadmap.runs.schema import list_checkpoints, parse_checkpoint
 from roadmap.runs.wandb_client import import_wandb
 from roadmap.runs.wandb_media import class_media, write_diff
 from tests.test_wandb import inspect, run_online
@@ -43,6 +44,35 @@ def test_the_last_evaluation_is_a_table_and_a_confusion_matrix(server, forks, tm
     assert run.summary["top1"] == pytest.approx(100 * np.mean(labels == predicted))
     assert run.commit == provenance.git_state()["git_commit"] and run.state == "finished"
     assert not server.alerts
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_a_checkpoint_that_is_asked_for_is_an_artifact_of_the_run(server, forks, tmp_path, which):
+    done, folder = run_online(forks, tmp_path / "runs", f"wandb.checkpoints={which}", "recipe.epochs=2")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 2, done.stderr  # its start, and where it goes
+    files = list_checkpoints(folder / "checkpoints")
+    manifest = json.loads(files[0].with_suffix(".json").read_text())
+    if which == "best":
+        files = [file for file in files if parse_checkpoint(file.name)[0] == manifest["best_step"]]
+    (artifact,) = [found for found in api_run(server).logged_artifacts() if found.type == "model"]
+    assert artifact.name.startswith("checkpoint-") and which in artifact.aliases
+    assert artifact.metadata["global_step"] == parse_checkpoint(files[0].name)[0]
+    sent = server.artifacts.found[int(artifact.id)]["files"]
+    assert sent[files[0].name] == files[0].read_bytes() and files[0].with_suffix(".json").name in sent
+
+
+def test_a_checkpoint_that_wandb_refuses_is_one_line_and_the_rest_goes_up(server, forks, tmp_path):
+    server.always["createArtifactManifest"] = 403
+    done, _ = run_online(forks, tmp_path / "runs", "wandb.checkpoints=last")
+    assert done.returncode == 0 and done.stderr.count("W&B: the last checkpoint did not go up") == 1, done.stderr
+    assert "left out" not in done.stderr and api_run(server).summary["state"] == "done"
+
+
+def test_offline_no_checkpoint_goes_and_that_is_said_once(small, capsys):
+    from roadmap.training.train import train
+
+    train(small("gelu", "wandb.mode=offline", "wandb.checkpoints=last"))
+    assert capsys.readouterr().err.count("wandb.checkpoints=last sends nothing; make sync does") == 1
 
 
 def test_a_run_that_fails_is_an_alert_with_its_reason(server, forks, tmp_path):

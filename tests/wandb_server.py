@@ -15,6 +15,7 @@ import yaml
 
 from roadmap import files
 from roadmap.runs import metrics, schema
+from tests.wandb_artifacts import Artifacts
 
 SENT = (schema.STATUS, schema.CORRECT, schema.PREDICTIONS, schema.LABELS)
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -40,6 +41,7 @@ class Server:
         handler = type("Handler", (Handler,), {"server_of_test": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
+        self.artifacts = Artifacts(self.url)
         self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
         self.thread.start()
 
@@ -68,11 +70,8 @@ class Server:
             place = f"{self.url}/uploads/{values['run']}"
             files = [{"name": name, "uploadUrl": f"{place}/{name}"} for name in values["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
-        if "ArtifactType(" in query:
-            return {"project": {"artifact": None}}
-        if "createArtifact(" in query:  # tables are artifacts, too: this server has them already, and asks for no files
-            about = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
-            return {"createArtifact": {"artifact": about}}
+        if (answer := self.artifacts.answer(query, values)) is not None:
+            return answer
         if "notifyScriptableRunAlert" in query:
             self.alerts.append(values)
             return {"notifyScriptableRunAlert": {"success": True}}
@@ -242,6 +241,8 @@ class Handler(BaseHTTPRequestHandler):
         for found in self.server_of_test.runs:
             if kind == "uploads" and found["name"] == run:
                 found["disk"][name] = data
+        if kind == "artifacts":
+            self.server_of_test.artifacts.take(run, name, data)
         self.reply(200, b"{}")
 
     def do_POST(self) -> None:
@@ -265,11 +266,10 @@ class Handler(BaseHTTPRequestHandler):
         """Send a run file."""
         self.server_of_test.asked.append(self.path)
         kind, run, name = [*unquote(self.path).strip("/").split("/", 2), "", ""][:3]
-        found = (
-            [item["disk"].get(name) for item in self.server_of_test.runs if item["name"] == run]
-            if kind == "files"
-            else []
-        )
+        runs = self.server_of_test.runs if kind == "files" else []
+        found = [item["disk"].get(name) for item in runs if item["name"] == run]
+        if kind == "artifacts":
+            found = [self.server_of_test.artifacts.found[int(run)]["files"].get(name)]
         if not self.failed(self.path):
             self.reply(200, found[0]) if found and found[0] is not None else self.reply(404, b"{}")
 

@@ -182,3 +182,11 @@ class WandbMode(StrEnum):
     online = "online"
     offline = "offline"
     disabled = "disabled"
+
+
+class WandbCheckpoints(StrEnum):
+    """Which checkpoint of a finished run goes to W&B."""
+
+    none = "none"
+    last = "last"
+    best = "best"

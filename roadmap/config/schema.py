@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from roadmap.config.choices import Capture, Device, ExportFormat, Kernels, Mode, WandbMode
+from roadmap.config.choices import Capture, Device, ExportFormat, Kernels, Mode, WandbCheckpoints, WandbMode
 from roadmap.config.fields import Affects, Float, Int, Key, Section, Text, key, keys, section, shown
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
@@ -39,6 +39,7 @@ class WandbConfig(Section):
     mode: WandbMode = key(WandbMode.auto, about="auto: online where a login is found, else offline")
     project: Text = "convnext-roadmap"
     entity: Text | None = None
+    checkpoints: WandbCheckpoints = key(WandbCheckpoints.none, about="of a finished run, as an artifact; online only")
 
 
 class CheckpointConfig(Section):

@@ -20,6 +20,7 @@ from roadmap.report.write.classes import to_classes_csv
 from roadmap.report.write.page import Picture, page
 from roadmap.report.write.rate_tables import rate_csvs
 from roadmap.report.write.results_json import to_json
+from roadmap.report.write.summary_run import require_login, send_summaries
 from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text, worths_csv
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
 
@@ -41,12 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KIND"}
     parser.add_argument("--allow", **allow, help="count suspect runs of these kinds, marked †")
     parser.add_argument("--tables-only", action="store_true", help="tables and findings, without figures and page")
+    parser.add_argument("--wandb", action="store_true", help="charts and tables also to a summary run of each study")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end the report
     try:
         args = parser.parse_args(argv)
         if wrong := [kind for kind in args.allow if kind not in KINDS]:
             raise ConfigError(f"--allow {clean(wrong[0])}: there is no such kind; allowed: {', '.join(KINDS)}")
-        report(args.runs, Path(args.out), args.allow, figures=not args.tables_only)
+        if args.wandb:
+            require_login()
+        report(args.runs, Path(args.out), args.allow, figures=not args.tables_only, to_wandb=args.wandb)
     except RoadmapError as error:
         print(clean(error, 400) if isinstance(error, ConfigError) else printable_lines(str(error)), file=sys.stderr)
         return error.code
@@ -55,8 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figures: bool = True) -> None:
-    """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError."""
+def report(
+    sources: Sequence[str], out: Path, allow: Collection[str] = (), figures: bool = True, to_wandb: bool = False
+) -> None:
+    """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError, and at the
+    end StoppedEarly where W&B does not take the summaries."""
     collected = collect(sources, allow)
     if not collected.runs:
         raise DataError(_nothing(sources, collected))
@@ -78,6 +85,8 @@ def report(sources: Sequence[str], out: Path, allow: Collection[str] = (), figur
     if earlier:
         print(f"Of an earlier report, not written now: {clean(', '.join(earlier))}")
     sys.stdout.flush()
+    if to_wandb:
+        print(*send_summaries(groups, sources), sep="\n")
 
 
 def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:

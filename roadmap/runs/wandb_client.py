@@ -66,6 +66,21 @@ def import_wandb() -> Any:
     return wandb
 
 
+def quiet_settings(init_s: float, finish_s: float) -> dict[str, Any]:
+    """Return the settings of a W&B run of ours: it waits so many seconds for its start and its end, prints nothing, and
+    sends neither the command line nor the user."""
+    return {
+        "console": "off",
+        "silent": True,
+        "disable_git": True,
+        "save_code": False,
+        "init_timeout": init_s,
+        "finish_timeout": finish_s,
+        "finish_timeout_raises": False,
+        "x_disable_meta": True,  # the command line, the user: system metrics go, these do not
+    }
+
+
 def start_service(log: Path = Path(os.devnull), settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Start W&B's process, unless it runs; what it would write on our terminal goes to a file.
 

@@ -9,18 +9,21 @@ import logging
 import netrc
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from roadmap.config import KEYS
-from roadmap.config.choices import WandbMode
+from roadmap.config.choices import WandbCheckpoints, WandbMode
 from roadmap.config.schema import Config
 from roadmap.errors import DONE, StoppedEarly
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
-from roadmap.runs.wandb_client import Budget, end_service, import_wandb, start_service
+from roadmap.runs.wandb_checkpoint import checkpoint_artifact
+from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, start_service
 from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
 from roadmap.runs.wandb_media import evaluation_media, git_settings, write_diff
 from roadmap.text import clean, one_line, redact
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BUDGET_S = 30.0  # all that W&B may cost a run: its start, its end, and whatever it waits for in between
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 12.0, 12.0
+FLUSH_POLL_S = 0.1
 VARIABLES = {"mode": "WANDB_MODE", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}  # conf/ takes the last two
 NOT_SENT = {"sha256", "checksum", "classes"}  # as values: they are of files, and a name a class is in the status
 
@@ -86,6 +90,7 @@ class WandbLogger:
         self.config, self.path, self.warn = config, path, warn
         self.run: Run | None = None
         self._logged: int | None = None  # rows that an offline run's client was given, which may lose them
+        self._ended = False
         self.mode = wandb_mode(config)
         self.budget = Budget(BUDGET_S)
         if self.mode == "disabled":
@@ -95,6 +100,8 @@ class WandbLogger:
             self._go_online(config, run_id, values)
         if self.mode == "offline":
             self.run = self._try(self._start, config, run_id, values)
+            if config.wandb.checkpoints != WandbCheckpoints.none:
+                warn(f"W&B: offline, so wandb.checkpoints={config.wandb.checkpoints} sends nothing; make sync does")
 
     @property
     def location(self) -> str:
@@ -118,17 +125,7 @@ class WandbLogger:
         os.environ.setdefault("WANDB_SILENT", "true")  # no run waits for somebody to type a key
         (self.path / "wandb").mkdir(exist_ok=True)
         start_service(self.path / "wandb" / "core.log")
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,
-            save_code=False,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-            finish_timeout_raises=False,
-            x_disable_meta=True,  # the command line, the user: system metrics go, these do not
-            **git_settings(),
-        )
+        settings = wandb.Settings(**quiet_settings(INIT_TIMEOUT_S, FINISH_TIMEOUT_S), **git_settings())
         run: Run = wandb.init(
             mode=self.mode,
             entity=config.wandb.entity,
@@ -177,16 +174,26 @@ class WandbLogger:
         """Return how many rows are sent, once an offline run has ended: those in its record on disk."""
         if self._logged is None:
             return sent
-        return self._try(recorded_rows, self.path, read_metrics(self.path / METRICS).rows, sent) or sent
+        return self._try(self._recorded, sent) or sent
+
+    def _recorded(self, sent: int) -> int:
+        """Count the rows on disk. W&B's process writes the last ones after `finish` has returned, and says nothing."""
+        rows = read_metrics(self.path / METRICS).rows
+        give_up = time.monotonic() + min(FINISH_TIMEOUT_S, self.budget.left_s / 2)
+        while (number := recorded_rows(self.path, rows, sent)) < (self._logged or 0) and self._ended:
+            if time.monotonic() > give_up:
+                break
+            time.sleep(FLUSH_POLL_S)
+        return number
 
     def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
         """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that
         failed is an alert, with the `reason`."""
         if self.run is not None:
-            self._try(self._finish, summary, exit_code, reason)
+            self._ended = bool(self._try(self._finish, summary, exit_code, reason))
             self.run = None
 
-    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> None:
+    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> bool:
         assert self.run is not None
         if exit_code not in (DONE, StoppedEarly.code):
             name = f"{self.config.study}/{self.config.cell}/seed{self.config.seed}"
@@ -199,7 +206,30 @@ class WandbLogger:
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
                 copy = shutil.copy(self.path / name, self.run.dir)
                 self.run.save(copy, base_path=self.run.dir, policy="end")
-        self.run.finish(exit_code=exit_code)
+        artifact = self._send_checkpoint() if exit_code == DONE and self.mode == "online" else None
+        self.run.finish(exit_code=exit_code)  # waits for the artifact, too, as long as it waits for anything
+        if artifact is not None:
+            with self._checkpoint_errors():
+                artifact.wait(timeout=1)
+        return True
+
+    def _send_checkpoint(self) -> Any:
+        """Begin to send the checkpoint that the config asks for; None for none."""
+        assert self.run is not None
+        which = self.config.wandb.checkpoints
+        if which == WandbCheckpoints.none:
+            return None
+        with self._checkpoint_errors():
+            artifact = checkpoint_artifact(import_wandb(), self.path, which, self.run.id)
+            return self.run.log_artifact(artifact, aliases=[str(which)])
+
+    @contextmanager
+    def _checkpoint_errors(self) -> Iterator[None]:
+        """Say why a checkpoint did not go up: the rest of the run does."""
+        try:
+            yield
+        except Exception as error:
+            self.warn(f"W&B: the {self.config.wandb.checkpoints} checkpoint did not go up ({one_line(error)})")
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""

@@ -42,6 +42,7 @@ ANSWERS = {
     429: "too many requests (429), also after waiting; try again later",
 }
 OUR_KEYS = frozenset({"step", "cell", "study", "regime", "seed", "recipe", "data"})  # in every config of this roadmap
+SUMMARY_OF = "summary_of"  # in the config of the run that has the charts of a study
 # What define_metric(summary=...) makes of a value.
 SUMMARIES = frozenset({"last", "min", "max", "mean", "best", "none"})
 STATES = {"finished": "ended without its record", "running": "running", "failed": "failed"}
@@ -81,7 +82,7 @@ def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
                 if is_ours(dict(run.config)):
                     found.append(WandbRun(project, run))
                 else:
-                    foreign += 1
+                    foreign += SUMMARY_OF not in run.config
     except Suspect as error:
         return found, foreign, [Problem(str(project), f"{error}; {len(found)} runs were listed before")]
     return found, foreign, []
