@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from roadmap.errors import DataError
 from roadmap.files import read_json
 from roadmap.report import collect
 from roadmap.report.__main__ import main as report
@@ -295,3 +296,14 @@ def test_long_ledgers_of_an_archive_are_read_by_several_processes(packed, monkey
     monkeypatch.setattr(module, "LONG", 0)
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
     assert collect([packed]) == alone
+
+
+@pytest.mark.parametrize("name", ["run.log", "labels.npy", "status.json"])
+def test_a_link_in_a_run_brings_no_other_file_into_the_archive(tmp_path, name):
+    run = write_run(tmp_path / "runs", by_image=(np.arange(2), np.arange(2)))
+    (tmp_path / "private").write_text("not of this run")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "private")
+    with pytest.raises(DataError, match=rf"{name} is a link"):
+        pack(str(tmp_path / "runs"), tmp_path / "runs.zip")
+    assert not (tmp_path / "runs.zip").exists()

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
-from roadmap.errors import ConfigError, Refused
+from roadmap.errors import ConfigError, NonFiniteError, Refused
 from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
@@ -132,6 +132,26 @@ def test_a_gradient_that_overflows_in_fp16_is_a_skipped_step_and_no_error(small,
     assert newest(config)["scaler"]["scale"] == 32768.0
     assert same(calls[1], calls[2])
     assert not same(calls[2], calls[3])
+
+
+@pytest.mark.parametrize(("epochs", "last"), [(2, 6), (9, 18)])  # the scale is under 1 after 17 steps
+def test_a_run_whose_every_gradient_overflows_in_fp16_is_no_result(small, monkeypatch, epochs, last):
+    """It ends by itself, also where it has too few steps for the scale to fall far, and again when typed again."""
+    config = small("layer_norm", "recipe.precision=fp16", f"recipe.epochs={epochs}")
+    real = updating.backward
+
+    def overflowing(job, state, *args, **kwargs):
+        loss = real(job, state, *args, **kwargs)
+        next(state.net.parameters()).grad[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(updating, "backward", overflowing)
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=rf"step {last}: gradients overflow in fp16 .*, no step was taken"):
+            train(config)
+    status = read_json(run_path(config) / "status.json")
+    assert (status["state"], status["exit_code"]) == ("failed", 70)
+    assert not (run_path(config) / "summary.json").exists()
 
 
 def test_fp16_resumes_to_the_bit(small, reference):

@@ -16,7 +16,7 @@ import torch
 
 from roadmap.data import datasets
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused
-from roadmap.files import read_json
+from roadmap.files import MAX_JSON, read_json
 from roadmap.net import build_net
 from roadmap.runs import checkpoint, provenance, run_dir, run_logger, schema
 from roadmap.runs.progress import SweepProgress
@@ -25,6 +25,7 @@ from roadmap.training import step as updating
 from roadmap.training import train as training
 from roadmap.training.evaluation import Evaluation, evaluation_files
 from roadmap.training.optim import build_optimizer
+from roadmap.training.setup import MAX_NAMES, recorded_names
 from roadmap.training.train import train
 
 from . import drive
@@ -356,3 +357,14 @@ def test_memory_that_is_too_small_is_told_with_the_batch_that_fits(forks, tmp_pa
     # Address space is lost to fragments, more or less of it each time.
     done = forks.run((*words, f"recipe.micro_batch={found[1]}"), drive.accident("before", what="limit", mb=1250))
     assert done.returncode == 0, done.stderr
+
+
+def test_names_of_classes_that_would_fill_the_records_are_left_out_of_them():
+    """Readers take no record of more than MAX_JSON: the longest names that folders can have, of few classes or many."""
+    assert recorded_names(["a\x1b", "b"]) == ["a?", "b"]
+    assert len(recorded_names(list(map(str, range(21_841)))) or ()) == 21_841
+    for names in (["\U0001f600" * 60] * 21_841, list(map(str, range(1_000_000)))):
+        assert recorded_names(names) is None
+    longest = recorded_names(["\U0001f600" * 60] * (MAX_NAMES // 800))
+    assert longest is not None
+    assert len(json.dumps({"classes": longest}, indent=2)) < MAX_JSON / 2

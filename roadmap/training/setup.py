@@ -1,6 +1,8 @@
 """What comes before a run's first step: images, checks, the run directory, and the state that an earlier start left."""
 
+import json
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +16,7 @@ from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, Refused
+from roadmap.files import MAX_JSON
 from roadmap.net import Cost, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
@@ -31,6 +34,7 @@ from roadmap.training.grad_accumulation import check_micro_batch, micro_batch_si
 from roadmap.training.state import RunContext, TrainState, build_state
 
 log = logging.getLogger("roadmap")
+MAX_NAMES = MAX_JSON // 4  # bytes of the names of all classes in each record, of which readers take no longer ones
 
 
 def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
@@ -63,7 +67,7 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
     return {
         **asdict(net_cost(config, len(images.classes))),
         "num_classes": len(images.classes),
-        "classes": [printable(name) for name in images.classes],
+        "classes": recorded_names(images.classes),
         "data_fingerprint": images.fingerprint,
         "code_hash": provenance.code_hash(),
         "steps_per_epoch": len(images.train.labels) // recipe.batch_size,
@@ -75,6 +79,12 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "versions": provenance.versions(),
         **provenance.hardware(device),
     }
+
+
+def recorded_names(classes: Sequence[str]) -> list[str] | None:
+    """Return the names of classes as a run's records have them; None where they would fill a record."""
+    names = [printable(name) for name in classes]
+    return names if len(json.dumps(names, indent=2)) <= MAX_NAMES else None
 
 
 def net_cost(config: Config, num_classes: int) -> Cost:
@@ -158,6 +168,8 @@ def log_setup(ctx: RunContext) -> None:
     )  # fmt: skip
     log.info(announcement(forms_of(config.model, ctx.device, config.kernels), ctx.device, config.kernels))
     log.info(verification_note(ctx.images, config.data, config.paths.runs))
+    if recorded_names(ctx.images.classes) is None:
+        log.info("the names of %d classes are too long for the record: it has their numbers", len(ctx.images.classes))
     if config.data.holdout:
         log.info("evaluated on %d held-out training images; the validation images are not read", len(ctx.images.val))
     if note := data.pipeline_note(config.data, ctx.device):

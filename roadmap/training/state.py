@@ -22,6 +22,7 @@ from roadmap.training.grad_accumulation import micro_batch_size
 from roadmap.training.initial_weights import InitialWeights
 from roadmap.training.optim import build_optimizer
 
+FIRST_SCALE = 2.0**16  # of fp16's losses: torch's own
 COUNTERS = ("global_step", "epochs_evaluated", "best_top1", "best_step")
 
 
@@ -117,7 +118,7 @@ def build_state(ctx: RunContext) -> TrainState:
     model = ctx.ranks.wrap_ddp(net, example.contiguous(memory_format=torch.channels_last))
     if choose_compile(config, ctx.device):
         model = compiled(ctx, model)
-    scaler = torch.amp.GradScaler(ctx.device.type, enabled=ctx.precision == Precision.fp16)
+    scaler = torch.amp.GradScaler(ctx.device.type, FIRST_SCALE, enabled=ctx.precision == Precision.fp16)
     return TrainState(net, model, build_optimizer(net, config.recipe), scaler, build_ema(net, config.recipe.ema_decay))
 
 

@@ -8,9 +8,10 @@ from torch.nn.functional import cross_entropy
 
 from roadmap.data import sampling
 from roadmap.distributed.device import autocast
+from roadmap.errors import NonFiniteError
 from roadmap.training import mixup
 from roadmap.training.optim import set_lr
-from roadmap.training.state import RunContext, TrainState
+from roadmap.training.state import FIRST_SCALE, RunContext, TrainState
 
 Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
@@ -70,3 +71,21 @@ def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> tuple[Te
     state.scaler.step(state.optimizer)
     state.scaler.update()
     return loss, grad_norm
+
+
+def require_steps_taken(state: TrainState, *, last: bool) -> None:
+    """Raise NonFiniteError where fp16's gradients keep overflowing, after an epoch: every such step was skipped.
+
+    The scale of the loss is halved with each. Under 1 it no longer is what overflows; and where it was halved in every
+    step up to the end of the `last` epoch, the net is as it began. Waits for the device.
+    """
+    if not state.scaler.is_enabled():
+        return
+    scale = state.scaler.get_scale()
+    untrained = scale <= FIRST_SCALE * state.scaler.get_backoff_factor() ** state.global_step
+    if scale < 1 or (last and untrained):
+        which = "no step was taken at all" if untrained else f"the scale of the loss is down to {scale:.3g}"
+        raise NonFiniteError(
+            f"step {state.global_step}: gradients overflow in fp16 and their steps are skipped, {which}; "
+            "recipe.precision=bf16 or fp32 has the range"
+        )

@@ -37,7 +37,7 @@ from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.optim import learning_rate
 from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
-from roadmap.training.step import train_step
+from roadmap.training.step import require_steps_taken, train_step
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]  # of a run, and what it comes to
@@ -176,6 +176,7 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[Non
             save_checkpoint(ctx, state)
         yield
     logger.flush()
+    require_steps_taken(state, last=epoch + 1 == config.recipe.epochs)
 
 
 def evaluate_epoch(ctx: RunContext, state: TrainState) -> Evaluations:
