@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,14 @@ def serve() -> None:
 
 def become(order: dict, own: dict[str, str]) -> None:
     """Make this fork what a process started with these words would be."""
+    media = tempfile.TemporaryDirectory("wandb-media")
     os.setsid()
     signal.alarm(TIMEOUT_S)
     os.environ.clear()
     os.environ.update({**own, **order["env"]})
+    for module in list(sys.modules.values()):  # W&B's folder for media: whichever fork ends first would remove it
+        if isinstance(vars(module).get("MEDIA_TMP"), tempfile.TemporaryDirectory):
+            module.MEDIA_TMP = media
     for number, (path, mode) in enumerate(((os.devnull, "r"), (order["out"], "w"), (order["err"], "w"))):
         with open(path, mode) as file:
             os.dup2(file.fileno(), number)

@@ -19,7 +19,6 @@ from roadmap.files import read_json
 from roadmap.net import build_net
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
-from roadmap.runs.run_log import LogFile
 from roadmap.steps.compose import compose
 from roadmap.sweep import scheduler
 from roadmap.training import cuda_graph, group, setup, state, step
@@ -80,11 +79,12 @@ def test_each_of_a_group_ends_as_alone_whatever_becomes_of_the_others(form, smal
     monkeypatch.setattr(step, "prepare", prepare)
     monkeypatch.setattr(cuda_graph, "prepare", prepare)
     handlers, threads = [signal.getsignal(number) for number in signal.Signals], torch.get_num_threads()
+    logs = list(logging.getLogger("roadmap").handlers)
     with RunDir(run_path(configs[4])).lock():
         outcomes = train_group(configs)
     assert [signal.getsignal(number) for number in signal.Signals] == handlers
     assert torch.get_num_threads() == threads
-    assert not any(isinstance(handler, LogFile) for handler in logging.getLogger("roadmap").handlers)
+    assert logging.getLogger("roadmap").handlers == logs
     for config, other in zip(configs[:3], alone[:3], strict=True):
         assert_equal_runs(config, other)
         assert outcomes[config.seed]["top1"] == read_json(run_path(other) / "summary.json")["top1"]

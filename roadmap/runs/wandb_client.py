@@ -125,6 +125,18 @@ def _kill_service() -> None:
                     os.kill(int(pid), signal.SIGKILL)
 
 
+@contextmanager
+def staging_below(folder: Path) -> Iterator[None]:
+    """Let W&B keep in a folder what it sends later: its own place, in the home, may be full, or not there at all."""
+    given = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = given or str(folder)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["WANDB_DATA_DIR"]
+
+
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     """Return a folder that is there until this process ends."""

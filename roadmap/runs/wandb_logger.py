@@ -23,7 +23,7 @@ from roadmap.errors import DONE, StoppedEarly
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
 from roadmap.runs.wandb_checkpoint import checkpoint_artifact
-from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, start_service
+from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, staging_below, start_service
 from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
 from roadmap.runs.wandb_media import evaluation_media, git_settings, write_diff
 from roadmap.text import clean, one_line, redact
@@ -199,8 +199,9 @@ class WandbLogger:
             name = f"{self.config.study}/{self.config.cell}/seed{self.config.seed}"
             text = clean(redact(f"{name}: {reason or 'failed'}"), 500)
             self.run.alert(title=f"A run failed (exit code {exit_code})", text=text, level="ERROR")
-        elif exit_code == DONE and (media := evaluation_media(import_wandb(), self.path)):
-            self.run.log(media)
+        elif exit_code == DONE:
+            with self._not_essential("the last evaluation by class"):
+                self._log_evaluation()
         self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in NOT_SENT})
         for name in (STATUS, CORRECT, PREDICTIONS, LABELS):
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
@@ -209,9 +210,14 @@ class WandbLogger:
         artifact = self._send_checkpoint() if exit_code == DONE and self.mode == "online" else None
         self.run.finish(exit_code=exit_code)  # waits for the artifact, too, as long as it waits for anything
         if artifact is not None:
-            with self._checkpoint_errors():
+            with self._not_essential(f"the {self.config.wandb.checkpoints} checkpoint"):
                 artifact.wait(timeout=1)
         return True
+
+    def _log_evaluation(self) -> None:
+        assert self.run is not None
+        if media := evaluation_media(import_wandb(), self.path):
+            self.run.log(media)
 
     def _send_checkpoint(self) -> Any:
         """Begin to send the checkpoint that the config asks for; None for none."""
@@ -219,17 +225,18 @@ class WandbLogger:
         which = self.config.wandb.checkpoints
         if which == WandbCheckpoints.none:
             return None
-        with self._checkpoint_errors():
+        with self._not_essential(f"the {which} checkpoint"):
             artifact = checkpoint_artifact(import_wandb(), self.path, which, self.run.id)
             return self.run.log_artifact(artifact, aliases=[str(which)])
 
     @contextmanager
-    def _checkpoint_errors(self) -> Iterator[None]:
-        """Say why a checkpoint did not go up: the rest of the run does."""
+    def _not_essential(self, what: str) -> Iterator[None]:
+        """Say why something did not go up: the rest of the run does."""
         try:
-            yield
+            with staging_below(self.path / "wandb"):
+                yield
         except Exception as error:
-            self.warn(f"W&B: the {self.config.wandb.checkpoints} checkpoint did not go up ({one_line(error)})")
+            self.warn(f"W&B: {what} did not go up ({one_line(error)})")
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""

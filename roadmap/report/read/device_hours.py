@@ -32,7 +32,7 @@ def hours_notes(runs: Sequence["Run"]) -> list[str]:
         return []
     used, lost = (sum(numbers.get(key, 0.0) for numbers in known) for key in ("gpu_hours", "lost_gpu_hours"))
     more = f", and {hours_text(lost)} lost to restarts" if lost else ""
-    return [f"{hours_text(used)} GPU-hours for {len(known)} finished runs{more}"]
+    return [f"{hours_text(used)} GPU-hours for {len(known)} finished run{'s' * (len(known) > 1)}{more}"]
 
 
 def _number(value: Any) -> float:
