@@ -289,7 +289,7 @@ def test_a_runs_folder_that_cannot_be_written_is_told(capsys, tmp_path):
     assert code == 74 and "cannot be made" in told
 
 
-def test_a_plan_shows_every_cell_and_measures_nothing_that_it_does_not_know(capsys, tmp_path):
+def test_a_plan_shows_every_cell_and_infers_what_nobody_measured(capsys, tmp_path):
     write_run(tmp_path, "gelu", study="other", hardware=None, status={})
     path = next(tmp_path.glob("*/*/*/*/summary.json"))
     about = {
@@ -305,9 +305,9 @@ def test_a_plan_shows_every_cell_and_measures_nothing_that_it_does_not_know(caps
     assert code == 0 and [line.split()[0] for line in lines[1:3]] == [
         f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")
     ]
-    assert "earlier runs" not in lines[1]
+    assert "350 inferred, MACs 0.041" in " ".join(lines[1].split())  # 2.606 MMACs beside 1.825
     assert "500 earlier runs 0.0287" in " ".join(lines[2].split())  # 36 epochs of 1437 images at 500 images/s, in hours
-    assert "2 cells, 0 done; to do: 2, 0.0287 CPU-hours for 1 of them" in lines[-1]
+    assert "2 cells, 0 done; to do: 2, 0.0698 CPU-hours for 2 of them (1 inferred from the others)" in lines[-1]
 
 
 def test_a_speed_is_measured_on_the_nets_own_steps():
