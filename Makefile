@@ -62,7 +62,7 @@ mini: $(READY) ## train all 17 rows, three seeds each, on DATA=fashion_mnist|cif
 	@$(SWEEP) submit mini --runs $(RUNS) --cluster local -- $(MINI)
 	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
 
-test: $(VENV)/.roadmap-test ## the tests, two files at a time (9 minutes on 2 cores)
+test: $(VENV)/.roadmap-test ## the tests, two files at a time (14 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: $(VENV)/.roadmap-test ## the whole matrix of kills, compiled nets, failing disks (an hour on 2 cores)
