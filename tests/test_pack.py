@@ -1,6 +1,7 @@
 """A study as one file: packed with all but its checkpoints, read where it lies, refused where it means harm."""
 
 import json
+import shutil
 import stat
 import struct
 import subprocess
@@ -307,3 +308,11 @@ def test_a_link_in_a_run_brings_no_other_file_into_the_archive(tmp_path, name):
     with pytest.raises(DataError, match=rf"{name} is a link"):
         pack(str(tmp_path / "runs"), tmp_path / "runs.zip")
     assert not (tmp_path / "runs.zip").exists()
+
+
+def test_where_the_folder_is_gone_its_archive_is_read(tmp_path):
+    write_run(tmp_path / "runs", "gelu", study="mine")
+    pack(str(tmp_path / "runs" / "mine"), tmp_path / "runs" / "mine.zip")
+    shutil.rmtree(tmp_path / "runs" / "mine")
+    (run,) = collect([tmp_path / "runs" / "mine"]).runs
+    assert run.path == str(tmp_path / "runs" / "mine.zip" / "mine" / "nano-digits" / "gelu" / "seed0")

@@ -33,13 +33,16 @@ class Problem:
 def find_run_directories(roots: Iterable[str], *, archives: bool = False) -> tuple[list[RunDirectory], list[Problem]]:
     """Return the run directories at any depth below `roots`, each once, and what could not be searched.
 
-    A root is a folder, an archive, or a folder within one; archives that lie in folders count only where `archives`.
+    A root is a folder, an archive, or a folder within one; where a study's folder is gone, `make pack` may have left
+    its archive beside it. Archives that lie in folders count only where `archives`.
     Links are followed and each folder is entered once; nothing inside a run directory is searched.
     """
     found: list[RunDirectory] = []
     problems: list[Problem] = []
     seen: set[tuple[int, int, str]] = set()
     for root in roots:
+        if not os.path.lexists(root) and os.path.isfile(packed := root.rstrip("/") + SUFFIX):
+            root = packed
         waiting = [(Path(os.path.realpath(root)), root)]
         while waiting:
             folder, shown = waiting.pop()
