@@ -368,3 +368,10 @@ def test_a_folder_that_may_not_be_entered_is_a_plain_line(tmp_path, monkeypatch,
     monkeypatch.setattr(Path, "is_dir", refuse)
     with pytest.raises(DataError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
         load(DataConfig(name=name, root=str(tmp_path)))
+
+
+def test_pixels_that_may_not_be_written_are_taken_without_a_warning(recwarn):
+    pixels = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    pixels.flags.writeable = False  # as those of an image that Pillow has read
+    assert torch.equal(in_memory.at_size(pixels, 8)[0, 2].flatten(), torch.arange(64, dtype=torch.uint8))
+    assert not [str(warning.message) for warning in recwarn if "writable" in str(warning.message)]

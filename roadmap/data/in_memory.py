@@ -94,7 +94,7 @@ def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) 
     elif size != image_size:
         resized = (Image.fromarray(p).resize((image_size, image_size), Image.Resampling.BICUBIC) for p in pixels)
         pixels = np.stack([np.asarray(image) for image in resized])
-    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # torch warns of an array that is read-only
     return images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
