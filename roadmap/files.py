@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from roadmap.errors import Busy, ConfigError, DiskError
 from roadmap.parsing import parse_json, parse_yaml
@@ -71,28 +71,13 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BufferedRandom]:
-    """Open a file to be written, which has its final name once it is whole and on disk. Raises OSError."""
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "w+b") as out:
-            yield out
-            out.flush()
-            fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        remove(temporary)
-        raise
-    fsync_dir(path.parent)
+def atomic_file(path: Path, *, new: bool = False) -> Iterator[BufferedRandom]:
+    """Open a file to be written, which has its final name once it is whole and on disk; where that fails nothing has.
 
-
-@contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to be written that is not there yet; under its name it is whole, or where that fails not at all.
-
-    Raises FileExistsError, at once or at the end, where there is one by then; OSError.
+    A `new` one takes no other file's place: raises FileExistsError, at once or at the end, where one is there by then.
+    Raises OSError.
     """
-    if os.path.lexists(path):
+    if new and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     temporary = temporary_name(path)
     try:
@@ -100,17 +85,21 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield out
             out.flush()
             fsync(out.fileno())
-        try:
-            os.link(temporary, path)  # which, unlike renaming, takes no other file's name
-        except FileExistsError as error:
-            raise FileExistsError(error.errno, error.strerror, str(path)) from None
-        except OSError as error:
-            if error.errno not in (*NOT_SUPPORTED, errno.EPERM):
-                raise
-            os.replace(temporary, path)
+        (_rename_new if new else os.replace)(temporary, path)
     finally:
         remove(temporary)
     fsync_dir(path.parent)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # which, unlike renaming, takes no other file's name
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(path)) from None
+    except OSError as error:
+        if error.errno not in (*NOT_SUPPORTED, errno.EPERM):
+            raise
+        os.replace(temporary, path)
 
 
 def fsync(handle: int) -> None:

@@ -9,20 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from wandb.sdk.lib.service.service_connection import ServiceConnection
 
 from roadmap.config.choices import WandbMode
 from roadmap.config.schema import Config, WandbConfig
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.wandb_client import Budget
-from roadmap.runs.wandb_files import read_rows, recorded_rows
 from roadmap.runs.wandb_logger import WandbLogger, project_of, wandb_mode, warn_of_environment
 from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
-from .conftest import SMALL
-from .drive import accident
 from .records import ledger, stopped_at
 from .wandb_server import KEY, Server
 
@@ -95,52 +91,6 @@ def test_a_resumed_run_logs_no_step_twice(offline):
     rows = [row for part in parts for row in history(part)]
     assert rows == logged(read_metrics(run_path(config) / "metrics.jsonl").rows)
     assert len({next(r["run"]["run_id"] for r in part if r["type"] == "run") for part in parts}) == 1
-
-
-def test_what_a_killed_client_held_in_memory_is_logged_again_and_nothing_twice(command, tmp_path):
-    """W&B's process writes its record every 15 seconds, and dies with the run's group."""
-    words = ("+step=gelu", "wandb.mode=offline", "device=cpu", "checkpoint.every_min=0", *SMALL, "recipe.epochs=4")
-    for step in (4, 5):
-        assert command(*words, **accident("step", step, what="KILL", to="group")).returncode == -9
-    (path,) = (tmp_path / "runs" / "single").glob("*/*/seed0")
-    before = json.loads((path / "status.json").read_text())["wandb_rows"]
-    rows = read_metrics(path / "metrics.jsonl").rows
-    assert before == recorded_rows(path, rows, before) < len(rows)
-    assert command(*words).returncode == 0
-    rows = read_metrics(path / "metrics.jsonl").rows
-    files = sorted(path.glob("wandb/offline-run-*/*.wandb"))
-    assert [row for file in files for row in read_rows(file)] == [(row["kind"], row["global_step"]) for row in rows]
-    assert json.loads((path / "status.json").read_text())["wandb_rows"] == len(rows)
-
-
-def test_rows_that_the_clients_process_writes_late_are_waited_for(offline, monkeypatch):
-    """It is told to close its record last, and answers nothing: here it hears of it half a second late."""
-    real, timers = ServiceConnection.inform_finish, []
-
-    def late(self, run_id):
-        timers.append(threading.Timer(0.5, real, (self, run_id)))
-        timers[-1].start()
-
-    monkeypatch.setattr(ServiceConnection, "inform_finish", late)
-    config = offline()
-    train(config)
-    for timer in timers:
-        timer.join()
-    rows = read_metrics(run_path(config) / "metrics.jsonl").rows
-    assert json.loads((run_path(config) / "status.json").read_text())["wandb_rows"] == len(rows) > 0
-
-
-def test_rows_in_a_record_of_many_blocks_are_read_up_to_a_torn_end(offline):
-    config = offline("data.train_images=1400", "recipe.batch_size=8", "recipe.epochs=1")
-    train(config)
-    path = run_path(config)
-    (file,) = path.glob("wandb/offline-run-*/*.wandb")
-    rows = read_metrics(path / "metrics.jsonl").rows
-    assert file.stat().st_size > 2 * 2**15
-    assert list(read_rows(file)) == [(row["kind"], row["global_step"]) for row in rows]
-    file.write_bytes(file.read_bytes()[: 2**15 + 100])
-    torn = recorded_rows(path, rows, len(rows))
-    assert 0 < torn < len(rows) and list(read_rows(file)) == [(r["kind"], r["global_step"]) for r in rows[:torn]]
 
 
 def test_disabled_leaves_no_trace(reference):

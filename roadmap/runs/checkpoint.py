@@ -8,7 +8,6 @@ Every number in it is finite.
 import errno
 import hashlib
 import math
-import os
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,16 +19,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from roadmap.errors import DataError, DiskError, NonFiniteError
-from roadmap.files import (
-    finite_or_null,
-    fsync,
-    fsync_dir,
-    open_regular,
-    remove,
-    remove_temporaries,
-    temporary_name,
-    write_json,
-)
+from roadmap.files import atomic_file, finite_or_null, open_regular, remove, remove_temporaries, write_json
 from roadmap.runs.schema import (
     MANIFEST_SCHEMA,
     Manifest,
@@ -143,24 +133,20 @@ def save(
     path = folder / checkpoint_name(state["global_step"], state["epochs_evaluated"])
     if _is_whole(path):
         return []
-    temporary = temporary_name(path)
     try:
         folder.mkdir(exist_ok=True)
-        with open(temporary, "wb") as out:
+        with atomic_file(path) as out:
             torch.save(state, out)
             out.flush()
-            fsync(out.fileno())
-        if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
-            raise OSError(errno.EIO, f"{damaged} differs from what was written")
-        size, digest = temporary.stat().st_size, _sha256(temporary)
-        manifest = {"schema": MANIFEST_SCHEMA, "bytes": size, "sha256": digest, **finite_or_null(manifest)}
-        manifest["checksum"] = checksum(manifest)
-        path.unlink(missing_ok=True)  # only one that is not whole
-        write_json(path.with_suffix(".json"), manifest)
-        os.replace(temporary, path)
-        fsync_dir(folder)
+            temporary = Path(out.name)
+            if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
+                raise OSError(errno.EIO, f"{damaged} differs from what was written")
+            size, digest = temporary.stat().st_size, _sha256(temporary)
+            manifest = {"schema": MANIFEST_SCHEMA, "bytes": size, "sha256": digest, **finite_or_null(manifest)}
+            manifest["checksum"] = checksum(manifest)
+            path.unlink(missing_ok=True)  # only one that is not whole
+            write_json(path.with_suffix(".json"), manifest)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        remove(temporary)
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
     return _rotate(folder, keep, best_step)
 

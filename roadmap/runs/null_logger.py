@@ -24,11 +24,10 @@ class NullLogger:
     def __exit__(self, *_: object) -> None:
         return
 
-    def start(self, global_step: int, epochs_evaluated: int, time_s: float, digest: str | None = None) -> None:
+    def _leave_to_rank0(self, *_: Any) -> None:
         """Do nothing."""
 
-    def info(self, line: str) -> None:
-        """Do nothing."""
+    start = info = log_evaluation = write_evaluation = wait_for_checkpoint = _leave_to_rank0
 
     def paused(self) -> AbstractContextManager[None]:
         """Do nothing."""
@@ -50,22 +49,13 @@ class NullLogger:
         if error := self._deferred.read()[1]:
             raise error
 
-    def log_evaluation(self, epoch: int, global_step: int, values: dict[str, float], files: dict[str, bytes]) -> None:
-        """Do nothing."""
-
-    def write_evaluation(self, files: dict[str, bytes]) -> None:
-        """Do nothing."""
-
     def checkpoint_due(self) -> bool:
         """Leave it to rank 0."""
         return False
 
-    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+    def save_checkpoint(self, *_: Any) -> None:
         """Leave it to rank 0, but read the numbers where it does."""
         self.flush()
-
-    def wait_for_checkpoint(self) -> None:
-        """Do nothing."""
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return what is known here."""

@@ -278,8 +278,5 @@ class RunLogger:
         finally:
             if self.wandb is not None:
                 self.wandb.finish(self.summary, code, reason)
-                sent = self.wandb.recorded(self.run.status["wandb_rows"])
-                if sent != self.run.status["wandb_rows"]:
-                    self.run.update(wandb_rows=sent)
             if self._log_file is not None:
                 self._log_file.close()

@@ -5,13 +5,13 @@ Rows go up once they are behind a checkpoint, so that a resumed run does not log
 
 from __future__ import annotations
 
+import configparser
 import logging
 import netrc
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,10 +22,8 @@ from roadmap.config.schema import Config
 from roadmap.errors import DONE, StoppedEarly
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
-from roadmap.runs.wandb_checkpoint import checkpoint_artifact
 from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, staging_below, start_service
-from roadmap.runs.wandb_files import SERVER, read_settings, recorded_rows
-from roadmap.runs.wandb_media import evaluation_media, git_settings, write_diff
+from roadmap.runs.wandb_media import checkpoint_artifact, evaluation_media, git_settings, write_diff
 from roadmap.text import clean, one_line, redact
 
 if TYPE_CHECKING:
@@ -34,9 +32,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BUDGET_S = 30.0  # all that W&B may cost a run: its start, its end, and whatever it waits for in between
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 12.0, 12.0
-FLUSH_POLL_S = 0.1
+SERVER = "https://api.wandb.ai"
 VARIABLES = {"mode": "WANDB_MODE", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}  # conf/ takes the last two
 NOT_SENT = {"sha256", "checksum", "classes"}  # as values: they are of files, and a name a class is in the status
+
+
+def read_settings() -> dict[str, str]:
+    """Return W&B's settings from its files, as `wandb login --host` and `wandb init` leave them, the workspace's before
+    the user's; {} where there are none."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb"))
+    workspace = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
+    parser = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, OSError, UnicodeDecodeError):
+        parser.read([folder / "settings", workspace / "settings"])
+    return dict(parser["default"]) if parser.has_section("default") else {}
 
 
 def wandb_mode(config: Config) -> str:
@@ -89,8 +98,6 @@ class WandbLogger:
         """Start the W&B run. `values` is its config; `warn` is called with what goes wrong, once."""
         self.config, self.path, self.warn = config, path, warn
         self.run: Run | None = None
-        self._logged: int | None = None  # rows that an offline run's client was given, which may lose them
-        self._ended = False
         self.mode = wandb_mode(config)
         self.budget = Budget(BUDGET_S)
         if self.mode == "disabled":
@@ -152,7 +159,7 @@ class WandbLogger:
     def log_rows(self, sent: int, upto: int) -> int:
         """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now.
 
-        Offline those count that were on disk when this run began: see `recorded`.
+        A client that is killed takes with it what it held in memory: `make sync` finds out, and sends it.
         """
         if self.run is None:
             return sent
@@ -161,39 +168,18 @@ class WandbLogger:
     def _log_rows(self, sent: int, upto: int) -> int:
         assert self.run is not None
         rows = read_metrics(self.path / METRICS).rows[:upto]
-        if self.mode == "offline" and self._logged is None:
-            self._logged = recorded_rows(self.path, rows, sent)
-        for row in rows[sent if self._logged is None else self._logged :]:
+        for row in rows[sent:]:
             self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
-        if self._logged is None:
-            return max(sent, len(rows))
-        self._logged = max(self._logged, len(rows))
-        return sent
-
-    def recorded(self, sent: int) -> int:
-        """Return how many rows are sent, once an offline run has ended: those in its record on disk."""
-        if self._logged is None:
-            return sent
-        return self._try(self._recorded, sent) or sent
-
-    def _recorded(self, sent: int) -> int:
-        """Count the rows on disk. W&B's process writes the last ones after `finish` has returned, and says nothing."""
-        rows = read_metrics(self.path / METRICS).rows
-        give_up = time.monotonic() + min(FINISH_TIMEOUT_S, self.budget.left_s / 2)
-        while (number := recorded_rows(self.path, rows, sent)) < (self._logged or 0) and self._ended:
-            if time.monotonic() > give_up:
-                break
-            time.sleep(FLUSH_POLL_S)
-        return number
+        return max(sent, len(rows))
 
     def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
         """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that
         failed is an alert, with the `reason`."""
         if self.run is not None:
-            self._ended = bool(self._try(self._finish, summary, exit_code, reason))
+            self._try(self._finish, summary, exit_code, reason)
             self.run = None
 
-    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> bool:
+    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> None:
         assert self.run is not None
         if exit_code not in (DONE, StoppedEarly.code):
             name = f"{self.config.study}/{self.config.cell}/seed{self.config.seed}"
@@ -201,7 +187,8 @@ class WandbLogger:
             self.run.alert(title=f"A run failed (exit code {exit_code})", text=text, level="ERROR")
         elif exit_code == DONE:
             with self._not_essential("the last evaluation by class"):
-                self._log_evaluation()
+                if media := evaluation_media(import_wandb(), self.path):
+                    self.run.log(media)
         self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in NOT_SENT})
         for name in (STATUS, CORRECT, PREDICTIONS, LABELS):
             if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
@@ -212,12 +199,6 @@ class WandbLogger:
         if artifact is not None:
             with self._not_essential(f"the {self.config.wandb.checkpoints} checkpoint"):
                 artifact.wait(timeout=1)
-        return True
-
-    def _log_evaluation(self) -> None:
-        assert self.run is not None
-        if media := evaluation_media(import_wandb(), self.path):
-            self.run.log(media)
 
     def _send_checkpoint(self) -> Any:
         """Begin to send the checkpoint that the config asks for; None for none."""

@@ -1,4 +1,4 @@
-"""What W&B shows of a run beside its numbers: the last evaluation by class, and the state of the code."""
+"""What W&B shows of a run beside its numbers: the last evaluation by class, a checkpoint, and the state of the code."""
 
 from io import BytesIO
 from pathlib import Path
@@ -6,9 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from roadmap.config.choices import WandbCheckpoints
 from roadmap.files import read_regular
 from roadmap.runs import provenance
-from roadmap.runs.schema import LABELS, PREDICTIONS, STATUS, Status, read_or_empty
+from roadmap.runs.schema import (
+    CHECKPOINTS,
+    LABELS,
+    PREDICTIONS,
+    STATUS,
+    Manifest,
+    Status,
+    list_checkpoints,
+    parse_checkpoint,
+    read_or_empty,
+    read_record,
+)
 from roadmap.text import clean, redact
 
 MAX_BYTES = 2**25  # of an array of classes
@@ -59,6 +71,26 @@ def class_media(wandb: Any, labels: np.ndarray, predicted: np.ndarray, names: li
             y_true=labels.tolist(), preds=predicted.tolist(), class_names=names, title="Last evaluation"
         )
     return media
+
+
+def checkpoint_artifact(wandb: Any, path: Path, which: WandbCheckpoints, run_id: str) -> Any:
+    """Return the last or the best checkpoint of a run directory with its manifest, as `checkpoint-RUN_ID`.
+
+    The client reads the file where it lies, and copies it nowhere. Raises OSError, and ValueError where there is none.
+    """
+    found = list_checkpoints(path / CHECKPOINTS)
+    manifest = read_record(Manifest, found[0].with_suffix(".json")) if found else {}
+    if which == WandbCheckpoints.best:
+        steps = {file: parse_checkpoint(file.name) for file in found}
+        found = [file for file in found if (steps[file] or (None,))[0] == manifest.get("best_step")]
+    if not found:
+        raise ValueError(f"there is none in {CHECKPOINTS}/")
+    manifest = read_record(Manifest, found[0].with_suffix(".json"))
+    metadata = {key: manifest[key] for key in ("global_step", "epochs_evaluated", "sha256")}
+    artifact = wandb.Artifact(f"checkpoint-{run_id}", type="model", metadata=metadata)
+    for file in (found[0], found[0].with_suffix(".json")):
+        artifact.add_file(str(file), policy="immutable", skip_cache=True)
+    return artifact
 
 
 def git_settings() -> dict[str, str]:

@@ -17,8 +17,7 @@ from roadmap.runs.metrics import read_metrics
 from roadmap.runs.recorded_config import from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
-from roadmap.runs.wandb_files import read_settings
-from roadmap.runs.wandb_logger import WandbLogger, project_of
+from roadmap.runs.wandb_logger import WandbLogger, project_of, read_settings
 from roadmap.sweep.cell_states import cell_states, classify
 from roadmap.sweep.study_dir import CELLS, StudyDir
 from roadmap.text import clean, flatten, one_line

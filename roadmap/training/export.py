@@ -23,7 +23,7 @@ from roadmap.config import Config
 from roadmap.config.choices import ExportFormat
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import ConfigError, ExportError, NonFiniteError
-from roadmap.files import new_file
+from roadmap.files import atomic_file
 from roadmap.runs.progress import SweepProgress
 from roadmap.text import clean
 from roadmap.training.class_names import class_names
@@ -63,7 +63,7 @@ def export(config: Config, sweep: SweepProgress | None = None) -> str:
     if not all(bool(logits.isfinite().all()) for logits in expected):
         raise NonFiniteError(f"weights={config.weights}: the net gives outputs that are not finite")
     write, read = FORMATS[fmt]
-    with StopSignal() as stop, write_errors(out), new_file(out) as file:
+    with StopSignal() as stop, write_errors(out), atomic_file(out, new=True) as file:
         with export_errors(fmt):
             write(net, example(config, 2), notes(config, classes), file)
             file.flush()

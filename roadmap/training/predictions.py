@@ -11,7 +11,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from roadmap.files import new_file
+from roadmap.files import atomic_file
 from roadmap.report.write.escape import FORMULA, for_csv
 from roadmap.training.output_file import write_errors
 
@@ -97,10 +97,10 @@ def new_predictions(
     """Open both files, which are there once all of it is whole. Raises Refused, DiskError."""
     with ExitStack() as stack:
         stack.enter_context(write_errors(path))
-        table = PredictionsCsv(stack.enter_context(new_file(path)), classes, num_best)
+        table = PredictionsCsv(stack.enter_context(atomic_file(path, new=True)), classes, num_best)
         archive = None
         if features is not None:
-            new = stack.enter_context(new_file(features))
+            new = stack.enter_context(atomic_file(features, new=True))
             unnamed = (stack.enter_context(TemporaryFile(dir=features.parent)) for _ in range(2))
             archive = FeaturesNpz(new, *unnamed)
         yield table, archive
