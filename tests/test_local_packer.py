@@ -15,8 +15,8 @@ from roadmap.files import read_json
 from roadmap.runs.process import is_alive, process_start, terminate
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import cell_states
-from roadmap.sweep.grouping import MAX_SEEDS, compiles_ahead, group_by_row, row_of
-from roadmap.sweep.launchers.local import LocalTask, sharing
+from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
+from roadmap.sweep.scheduler import MAX_SEEDS, group_by_row
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 
@@ -301,7 +301,10 @@ def test_which_cells_share_a_gpu_and_which_are_compiled_ahead(tmp_path, study, w
     assert {compiles_ahead(cell.config) for cell in found.cells} == {compiled}
 
 
-def test_groups_are_of_one_row_and_of_no_more_than_there_are_streams():
-    rows = [("a", 0), ("b", 1), (None, 2), ("a", 3), (None, 4), ("b", 5)]
-    assert group_by_row(rows) == [[0, 3], [1, 5], [2], [4]]
-    assert list(map(len, group_by_row([("a", number) for number in range(2 * MAX_SEEDS + 1)]))) == [MAX_SEEDS] * 2 + [1]
+def test_groups_are_of_one_row_and_of_no_more_than_there_are_streams(tmp_path):
+    def grouped(*rows):
+        tasks = (LocalTask(StudyDir(tmp_path, "demo"), key, [], row) for key, row in enumerate(rows))
+        return [[task.key for task in group] for group in group_by_row(tasks)]
+
+    assert grouped("a", "b", None, "a", None, "b") == [[0, 3], [1, 5], [2], [4]]
+    assert list(map(len, grouped(*["a"] * (2 * MAX_SEEDS + 1)))) == [MAX_SEEDS] * 2 + [1]

@@ -14,7 +14,7 @@ from roadmap.steps.compose import validate
 from roadmap.steps.tree import CONF
 from roadmap.sweep import study as study_module
 from roadmap.sweep.study import SWEEPS, read_study, select_cells
-from roadmap.sweep.submit import check_cells
+from roadmap.sweep.submit import check_cells, check_images_folder
 from tests.fabricate import write_run
 
 MINE = """\
@@ -175,12 +175,10 @@ def test_a_file_that_is_no_study_is_refused_in_plain_words(mine, change, told):
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_is_queued(tmp_path):
-    study = read_study("mini", ["+step=gelu"])
     with pytest.raises(DataError, match="data=fashion_mnist needs a folder"):
-        check_cells(study, study.cells)
-    study = read_study("mini", ["+step=gelu", f"data.root={tmp_path / 'none'}"])
+        read_study("mini", check=check_images_folder)
     with pytest.raises(DataError, match="no such folder"):
-        check_cells(study, study.cells)
+        read_study("attribution", [f"data.root={tmp_path / 'none'}"], check=check_images_folder)
 
 
 def test_a_batch_that_the_devices_of_a_cell_cannot_share_is_told_before_anything_is_queued():

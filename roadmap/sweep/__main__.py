@@ -126,7 +126,7 @@ def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     from roadmap.steps.tree import CONF, step_tree
     from roadmap.sweep.cluster import is_cluster_key, load_cluster
     from roadmap.sweep.study import read_study, select_cells
-    from roadmap.sweep.submit import Selection, check_cells
+    from roadmap.sweep.submit import Selection, check_cells, check_images_folder
 
     launcher = launchers.find(args.cluster)
     config = load_cluster(launcher.Config, args.cluster, args.overrides)
@@ -134,7 +134,7 @@ def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     steps, seeds = (text.replace(",", " ").split() for text in (args.steps, args.seeds))
     selections = []
     for name in args.studies:
-        study = read_study(name, overrides, args.runs)
+        study = read_study(name, overrides, args.runs, check_images_folder)
         cells = select_cells(study, steps, seeds)
         config.check_rows([*step_tree([study.file.parent, CONF]), *dict.fromkeys(c.config.cell for c in study.cells)])
         check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)

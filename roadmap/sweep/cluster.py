@@ -23,7 +23,7 @@ class ClusterConfig(Section):
 
     prefix = "cluster."
     affects = Affects.place
-    literal: ClassVar[tuple[str, ...]] = ()  # keys below which a value is taken as it is written: 30:00 is no number
+    literal: ClassVar[tuple[str, ...]] = ()  # keys below which a word's value is a text, whatever YAML makes of it
 
     per_cell: Int = key(1, ge=1, le=1024, about="GPUs a cell, or CPU cores where there is no GPU")
     max_running: Int | None = key(None, ge=1, le=1024, about="cells at once; null: as many as fit")
@@ -36,8 +36,11 @@ class ClusterConfig(Section):
     def _check_speeds(cls, value: Any) -> Any:
         values = value if isinstance(value, dict) else {} if value is None else {FIRST: value}
         for speed in values.values():
-            number = isinstance(speed, int | float) and not isinstance(speed, bool)
-            if not number or not 0 < speed < 1e9:
+            try:
+                wrong = not 0 < float(speed) < 1e9
+            except (TypeError, ValueError):
+                wrong = True
+            if wrong:
                 form = "must be a number above 0, of the first row or {STEP: SPEED}"
                 raise ConfigError(f"cluster.images_per_s={shown(speed)}: {form}")
         return {str(name): speed for name, speed in values.items()}
@@ -66,7 +69,7 @@ def load_cluster(kind: type[C], name: str, overrides: Sequence[str] = ()) -> C:
     values: dict[str, Any] = {}
     for path in (CONF / "cluster" / f"{name}.yaml", CONF / "local" / "cluster" / f"{name}.yaml"):
         if path.exists():
-            values |= read_settings(path, kind.literal)
+            values |= read_settings(path)
             try:
                 kind(**values)
             except ConfigError as error:
@@ -74,12 +77,12 @@ def load_cluster(kind: type[C], name: str, overrides: Sequence[str] = ()) -> C:
     for override in filter(is_cluster_key, overrides):
         key, equals, text = override.removeprefix("cluster.").partition("=")
         *sections, last = key.split(".")
-        try:
-            value = word_value(text, kind.literal) if not {*sections} & {*kind.literal} else text_value(text)
-        except ValueError:
-            equals = ""
         if not equals:
             raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE")
+        try:
+            value = word_value(text, is_text=not {*kind.literal}.isdisjoint(sections))
+        except ValueError:
+            raise ConfigError(f"{override}: cannot be read as cluster.KEY=VALUE") from None
         place = values
         for section in sections:  # cluster.sbatch.reservation=NAME is one option more
             inner = place.get(section)
@@ -89,35 +92,37 @@ def load_cluster(kind: type[C], name: str, overrides: Sequence[str] = ()) -> C:
     return kind(**values)
 
 
-def read_settings(path: Path, literal: Sequence[str]) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Return a file's `KEY: VALUE` lines. Raises ConfigError."""
     try:
-        body = word_value(read_regular(path, MAX_YAML).decode(), literal) or {}
+        body = parse_as_written(read_regular(path, MAX_YAML).decode()) or {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(body, dict):
         raise ConfigError(f"{path}: must hold KEY: VALUE lines")
-    return {str(key): value for key, value in body.items()}
+    return body
 
 
-def word_value(text: str, literal: Sequence[str]) -> Any:
-    """Return what YAML makes of a text, below the keys of `literal` as it is written. Raises ValueError."""
-    return _as_written(parse_yaml(text), parse_yaml(text, AS_WRITTEN), literal)
-
-
-def _as_written(value: Any, written: Any, literal: Sequence[str], inside: bool = False) -> Any:
-    if isinstance(value, dict) and isinstance(written, dict):
-        return {
-            key: _as_written(each, written.get(str(key), each), literal, inside or key in literal)
-            for key, each in value.items()
-        }
-    return written if inside else value
-
-
-def text_value(text: str) -> str:
-    """Return a value as it was typed, without YAML's quotes around it."""
+def word_value(text: str, *, is_text: bool) -> Any:
+    """Return the value of a word of the command line. Raises ValueError for no YAML, unless any text will do."""
     try:
-        value = parse_yaml(text, AS_WRITTEN)
+        value = parse_as_written(text)
     except ValueError:
-        return text
-    return value if isinstance(value, str) else text
+        if is_text:
+            return text
+        raise
+    return text if is_text and not isinstance(value, str) else value
+
+
+def parse_as_written(text: str) -> Any:
+    """Return what YAML makes of a text, its values texts as they are written (30:00 is no number of minutes) or None.
+
+    Raises ValueError.
+    """
+    return _without_nulls(parse_yaml(text, AS_WRITTEN))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items()}
+    return None if value in ("", "~", "null") else value

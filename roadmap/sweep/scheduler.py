@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +26,12 @@ from roadmap.files import disk_errors, write_json
 from roadmap.runs.process import process_start
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.schema import STATUS, Status, read_or_empty
-from roadmap.sweep.grouping import group_by_row
 from roadmap.sweep.study_dir import StudyDir
 
 POLL_S = 0.2
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOGS, GROUPS = "logs", "groups"
+MAX_SEEDS = 8  # of one process: torch has 32 streams, of which a run takes up to three
 SHARE = 0.5  # of a GPU's memory, for all that prepare themselves together: the rest is for what trains
 
 
@@ -110,7 +110,7 @@ class Scheduler:
     def run(self, tasks: Sequence[LocalTask]) -> int:
         """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
         handlers = {number: signal.signal(number, self._stop) for number in not_ignored()}
-        waiting, self.total = group_by_row((task.row, task) for task in tasks), len(tasks)
+        waiting, self.total = group_by_row(tasks), len(tasks)
         lines: list[tuple[Slot, list[Job]]] = [(slot, []) for slot in self.slots]
         try:
             while any(line for _, line in lines) or (waiting and not self.stopped):
@@ -216,6 +216,19 @@ class Scheduler:
     def _show(self, line: str) -> None:
         with suppress(OSError):  # the terminal is closed
             self.echo(line)
+
+
+def group_by_row(tasks: Iterable[LocalTask]) -> list[list[LocalTask]]:
+    """Return tasks in groups of one row, at most `MAX_SEEDS` each, in the order of their first; None is alone."""
+    groups: list[list[LocalTask]] = []
+    by_row: dict[str | None, list[LocalTask]] = {}
+    for task in tasks:
+        group = by_row.get(task.row, [])
+        if not group or task.row is None or len(group) == MAX_SEEDS:
+            groups.append(group := [])
+            by_row[task.row] = group
+        group.append(task)
+    return groups
 
 
 def group_command(tasks: Sequence[LocalTask], share: float) -> list[str]:

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from roadmap.files import read_json
 from roadmap.runs.disk_use import size_text
 from roadmap.runs.progress import clock, hours_text
 from roadmap.sweep.cell_states import STATES, CellState
 from roadmap.sweep.queue import Queue
-from roadmap.sweep.rate_notes import phase_line
-from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.study_dir import TUNING, StudyDir
 from roadmap.text import plain_table
 
 COLUMNS = ("cell", "state", "epoch", "top-1", "images/s", "left", "restarts", "log or reason")
@@ -67,6 +67,26 @@ def device_hours(cells: Sequence[CellState]) -> dict[str, float | None]:
         "lost": sum(cell.lost_s * (cell.devices or 0) for cell in cells) / 3600,
         "left": sum(statistics.mean(known) if each is None else each for each in left) / 3600 if known else None,
     }
+
+
+def phase_line(study: StudyDir, cells: Sequence[CellState]) -> str:
+    """Return how far the phases of a study of own learning rates are, in one line; nothing for another study."""
+    try:
+        noted = read_json(study.notes / TUNING)
+        rows = [row for row in noted["rows"] if isinstance(row, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    first = {record["key"] for record in study.cells() if record["config"].get("data", {}).get("holdout")}
+    phases = [[cell for cell in cells if (cell.key in first) is one] for one in (True, False)]
+    done = [sum(cell.state == "done" for cell in phase) for phase in phases]
+    have = sum(row.get("rate") is not None for row in rows)
+    text = (
+        f"phase 1, rates on held-out images: {done[0]} of {len(phases[0])} done; "
+        f"phase 2, all training images: {done[1]} of {len(phases[1])} done, of the {have} of {len(rows)} rows "
+        "whose rate is known"
+    )
+    more = any(not row.get("ended") for row in rows) and all(cell.state in ("done", "failed") for cell in phases[0])
+    return text + (f"; make roadmap STUDY={study.name} goes on with the others" if more else "")
 
 
 def hours_line(cells: Sequence[CellState]) -> str:

@@ -84,10 +84,13 @@ def study_file(name: str) -> Path:
     return path
 
 
-def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "runs") -> Study:
+def read_study(
+    name: str, overrides: Sequence[str] = (), runs: str | Path = "runs", check: Callable[[Config], None] | None = None
+) -> Study:
     """Compose and check every cell of a study, to run below `runs`; the overrides are for all, as `run.py` takes them.
 
-    Raises ConfigError for whatever is wrong in the file or the overrides, and where no combination is legal.
+    What `check` raises ends it with the first cell. Raises ConfigError for whatever is wrong in the file or the
+    overrides, and where no combination is legal.
     """
     file, runs = study_file(name), expand(runs).absolute()
     folders = [file.parent, CONF]
@@ -107,7 +110,7 @@ def read_study(name: str, overrides: Sequence[str] = (), runs: str | Path = "run
         step_tree(folders)
         with hydra_initialized(file.parent):
             grid, generator = combinations(file, [*overrides, f"paths.runs={quote(str(runs))}"])
-            return compose_cells(file, grid, generator, folders)
+            return compose_cells(file, grid, generator, folders, check)
     except HYDRA_ERRORS as error:
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
@@ -146,7 +149,11 @@ def check_lists(file: Path) -> None:
 
 
 def compose_cells(
-    file: Path, grid: Iterable[tuple[str, ...]], generator: Generator | None, folders: Sequence[Path]
+    file: Path,
+    grid: Iterable[tuple[str, ...]],
+    generator: Generator | None,
+    folders: Sequence[Path],
+    check: Callable[[Config], None] | None,
 ) -> Study:
     """Compose and check the cells of a grid, or those that a generator makes of it. Raises ConfigError."""
     compose = composer(file.stem, folders)
@@ -161,6 +168,8 @@ def compose_cells(
                 raise ConfigError(f"{file}: {' '.join(words)}: {reason}") from None
             left_out.append(LeftOut(words, reason))
             continue
+        if check is not None:
+            check(cell.config)
         check_cell(file, cell, cells.get(cell.key))
         cells[cell.key] = cell
     if not cells:

@@ -22,7 +22,7 @@ from roadmap.text import check_name
 if TYPE_CHECKING:  # it needs Hydra
     from roadmap.sweep.study import Cell, Study
 
-NOTES, CELLS, JOBS, PENDING = ".study", "cells.json", "jobs.jsonl", "pending.json"
+NOTES, CELLS, JOBS, PENDING, TUNING = ".study", "cells.json", "jobs.jsonl", "pending.json", "tuning.json"
 LOCK_WAIT_S = 120.0  # a submission takes seconds
 SCHEMA = 1
 Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it

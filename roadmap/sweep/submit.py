@@ -62,9 +62,9 @@ class Submission:
 
 
 def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: bool = False) -> None:
-    """Check what a cell needs besides its config, before anything is queued: its images, and its earlier run.
+    """Check what a cell needs besides its config and images, before anything is queued: devices, and its earlier run.
 
-    Raises DataError, Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share
+    Raises Refused (with the fields that have changed), and ConfigError for a batch that `ranks` cannot share
     and for cells on different GPU types, unless they may be `mixed`.
     """
     statuses = {cell.key: read_or_empty(Status, run_path(cell.config) / STATUS) for cell in cells}
@@ -76,7 +76,6 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
             "cluster.mixed_gpus=true lets a study be spread over them"
         )
     for cell in cells:
-        check_images_folder(cell.config)
         try:
             check_micro_batch(cell.config.recipe, ranks)
         except ConfigError as error:

@@ -1,7 +1,7 @@
 """The cells of the study `tuned`: each row at several learning rates with images held out, then at the best on all.
 
 Which rate a row takes is known once its first phase has ended: what is read are the runs' own records, and a training
-that was not finite counts as the worst. `NOTES` in the study's notes keeps the choice with the numbers it rests on.
+that was not finite counts as the worst. `TUNING` in the study's notes keeps the choice with the numbers it rests on.
 """
 
 import math
@@ -21,7 +21,7 @@ from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY, Split, Status, Summary, read_or_empty
 from roadmap.steps.hydra_errors import HYDRA_ERRORS
-from roadmap.sweep.rate_notes import NOTES, SCHEMA
+from roadmap.sweep.study_dir import TUNING
 
 if TYPE_CHECKING:  # studies have generators
     from roadmap.sweep.plan import Row
@@ -218,5 +218,5 @@ def record(settings: Settings, study: "Study", notes: Path) -> None:
         }
         for choice in choices(study)
     ]
-    with disk_errors(notes / NOTES):
-        write_json(notes / NOTES, {"schema": SCHEMA, **settings.values(), "rows": rows})
+    with disk_errors(notes / TUNING):
+        write_json(notes / TUNING, {"schema": 1, **settings.values(), "rows": rows})

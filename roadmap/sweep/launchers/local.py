@@ -5,6 +5,7 @@ command goes on later. Where it is killed the kernel asks its runs to stop: none
 a row of small nets share one, trained side by side in one process (`roadmap.training.group`).
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from roadmap import catalog
 from roadmap.config import Config as RunConfig
+from roadmap.config.choices import Capture, Device
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.process import process_start
 from roadmap.sweep.cluster import ClusterConfig
-from roadmap.sweep.grouping import compiles_ahead, row_of
 from roadmap.sweep.scheduler import LocalTask, Scheduler, Slot
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
 from roadmap.sweep.study import Cell
@@ -26,6 +28,8 @@ from roadmap.sweep.submit import Selection, choose_cells, on_gpu
 
 MAX_AHEAD = 4  # groups that prepare themselves behind one that trains
 CORES_A_GROUP = 4  # each of which compiles
+# Images of a run, over all its epochs, from which on compiling pays where it is done while another row trains.
+COMPILED_IMAGES = 300_000
 
 
 class Config(ClusterConfig):
@@ -124,6 +128,20 @@ def sharing(task: LocalTask, config: RunConfig) -> LocalTask:
     if root := values["data"]["root"]:
         values["data"]["root"] = str(expand(root).absolute())
     return replace(task, row=row_of(config), run={"config": values, "compile": compiles_ahead(config)})
+
+
+def row_of(config: RunConfig) -> str | None:
+    """Return what is equal for the cells that may share a GPU; None for one that fills it, or wants none."""
+    if config.has_large_images or config.cuda_graph == Capture.never or config.device == Device.cpu:
+        return None
+    return json.dumps({**config.values(), "seed": None}, sort_keys=True)
+
+
+def compiles_ahead(config: RunConfig) -> bool:
+    """Tell whether a row is compiled where that takes nobody's time: a small net, long enough, if nobody decided it."""
+    known = catalog.find(config.data.name, config.data.kind).num_images.get("train")
+    images = config.recipe.epochs * (config.data.train_images or known or 0)
+    return config.compile == "auto" and not config.has_large_images and images >= COMPILED_IMAGES
 
 
 def job_row(task: LocalTask, code: Path) -> Row:
