@@ -174,10 +174,10 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         return file.read()
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
-        values = parse_json(read_regular(path, limit))
+        values = parse_json(read_regular(path, MAX_JSON))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({one_line(error)})") from None
     if not isinstance(values, dict):
@@ -193,10 +193,10 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_yaml(path: Path, limit: int = MAX_YAML) -> Any:
+def read_yaml(path: Path) -> Any:
     """Read a YAML file. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
     try:
-        return parse_yaml(read_regular(path, limit).decode())
+        return parse_yaml(read_regular(path, MAX_YAML).decode())
     except ValueError as error:
         raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
 

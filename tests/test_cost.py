@@ -10,12 +10,11 @@ from roadmap.report.__main__ import main as report
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY
-from roadmap.sweep import inferred_speed
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState
 from roadmap.sweep.cluster import load_cluster
-from roadmap.sweep.inferred_speed import Net, infer, read_bench
 from roadmap.sweep.launchers import local
+from roadmap.sweep.speeds import Net, infer, read_bench, with_inferred
 from roadmap.sweep.status import device_hours, hours_line
 from roadmap.training.train import train
 from tests.fabricate import write_run
@@ -38,7 +37,7 @@ def bench_file(path, rows, hardware="NVIDIA H100 80GB HBM3", regime="tiny", size
 
 def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_path):
     rows = {"resnet": {"eager": 400.0, "graph": 1000.0, "timm": 9.0}, "gelu": {"eager": 100.0, "graph": 500.0}}
-    bench = read_bench(None, str(bench_file(tmp_path / "mine.json", rows)))
+    bench = read_bench(str(bench_file(tmp_path / "mine.json", rows)))
     gmacs = {"resnet": 4.0, "gelu": 3.0, "x": 8.0}
     resnet, gelu, other = (Net("tiny", 224, name, cost) for name, cost in gmacs.items())
     known = [(resnet, 2000.0), (Net("tiny", 32, "gelu", 1.0), 9e9)]
@@ -46,14 +45,9 @@ def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_p
     assert infer(other, known, bench) == (1000.0, "inferred, MACs")
     assert infer(Net("nano", 224, "gelu", 3.0), known, bench) == (None, "")
     assert infer(other, [*known, (gelu, 100.0)], bench)[0] == pytest.approx((1000 + 37.5) / 2)  # the median of both
-
-
-def test_what_we_measured_counts_on_its_own_hardware_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(inferred_speed, "MEASURED", tmp_path)
-    bench_file(tmp_path / "a.json", {"gelu": {"graph": 1.0}})
-    (tmp_path / "b.json").write_text("[")
-    (tmp_path / "c.json").write_text('{"benchmark": "net", "rows": [1, {"candidates": 3}], "settings": []}')
-    assert read_bench("h100", None) and not read_bench("A100", None) and not read_bench(None, None)
+    nobody = [(None, "")] * 3
+    assert with_inferred([resnet, gelu, other], nobody, bench)[:2] == [(1000.0, "bench"), (500.0, "bench")]
+    assert with_inferred([resnet, gelu, other], nobody, {}) == nobody
 
 
 @pytest.mark.parametrize(("word", "told"), [

@@ -42,7 +42,6 @@ WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.dry_run": "costs the net of a run",
     "roadmap.report.compare": "describes the nets of two runs",
     "roadmap.sweep.plan": "costs every cell",
-    "roadmap.sweep.train_speed": "times a step",
     "roadmap.sweep.prune": "reads a checkpoint back",
 }
 LAZY = {  # imports within functions that `--help`, submit, status, reconcile, cancel and the report do not call
@@ -52,7 +51,6 @@ LAZY = {  # imports within functions that `--help`, submit, status, reconcile, c
     ("roadmap.steps.command_line", "roadmap.net.library_weights"): "weights=timm:NAME: which are its default",
     ("roadmap.runs.provenance", "torch"): "a run asks for its hardware",
     ("roadmap.sweep.__main__", "roadmap.sweep.plan"): "the verb plan",
-    ("roadmap.sweep.__main__", "roadmap.sweep.train_speed"): "the verb plan",
     ("roadmap.sweep.__main__", "roadmap.sweep.prune"): "the verb prune",
 }
 PRIVATE_WORD = re.compile(

@@ -33,7 +33,6 @@ from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Submission
-from roadmap.sweep.train_speed import gpu_images_per_s, train_images_per_s
 from roadmap.text import plain_table
 from tests.conftest import ROOT, SMALL
 from tests.fabricate import write_run
@@ -308,12 +307,6 @@ def test_a_plan_shows_every_cell_and_infers_what_nobody_measured(capsys, tmp_pat
     assert "350 inferred, MACs 0.041" in " ".join(lines[1].split())  # 2.606 MMACs beside 1.825
     assert "500 earlier runs 0.0287" in " ".join(lines[2].split())  # 36 epochs of 1437 images at 500 images/s, in hours
     assert "2 cells, 0 done; to do: 2, 0.0698 CPU-hours for 2 of them (1 inferred from the others)" in lines[-1]
-
-
-def test_a_speed_is_measured_on_the_nets_own_steps():
-    study = read_study("demo", ["+step=inverted_bottleneck,resnet", "recipe.batch_size=8"])
-    assert all(train_images_per_s(cell.config, torch.device("cpu"), warm_up=1, steps=3) > 0 for cell in study.cells)
-    assert torch.cuda.is_available() or gpu_images_per_s(study.cells[0].config) is None
 
 
 def test_a_plan_knows_the_space_of_checkpoints(reference):

@@ -5,12 +5,13 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from roadmap.errors import DONE, ConfigError, RoadmapError
 from roadmap.files import expand, nearby
 from roadmap.runs.archive import find_archive
-from roadmap.runs.listing import FILTERS, STATES, as_json, as_text, list_runs, newest_first, select
+from roadmap.runs.listing import FILTERS, STATES, as_text, list_runs, select
 from roadmap.text import ArgumentParser, clean, printable_lines, redact_output
 
 
@@ -36,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"{clean(source)}: no such folder or archive{hint}")
         every = list_runs(sources)
         runs = select(every, {name: getattr(args, name) for name in FILTERS})
-        runs = newest_first(runs) if args.newest else runs
+        if args.newest:
+            runs.sort(key=lambda run: run.updated or "", reverse=True)
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         text = as_text(runs, len(every), sources[0] if len(sources) == 1 else "", width)
-        print(json.dumps(as_json(runs), indent=1) if args.json else printable_lines(text))
+        print(json.dumps([asdict(run) for run in runs], indent=1) if args.json else printable_lines(text))
         sys.stdout.flush()
     except RoadmapError as error:
         print(printable_lines(f"error: {error}"), file=sys.stderr)

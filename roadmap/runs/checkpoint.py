@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +43,16 @@ class Found:
     skipped: list[str]
 
 
-@dataclass
-class Saved:
-    """A checkpoint that is whole: where it stands (`epoch`, `step`, `rows`), and what could not be removed for it."""
-
-    where: dict[str, int]
-    notes: list[str] = field(default_factory=list)
-
-
 class Saver:
     """Writes one checkpoint at a time beside training, which waits for the copy to the host's memory alone."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[Saved] | None = None
+        self._writing: tuple[dict[str, Any], Future[list[str]]] | None = None
 
-    def start(
-        self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None, where: dict[str, int]
-    ) -> None:
-        """Begin to write a checkpoint; `finished` or `wait` gives `where` back once it is whole.
+    def start(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+        """Begin to write a checkpoint.
 
         Raises NonFiniteError where a number in it is not finite: then none is written.
         """
@@ -71,23 +61,20 @@ class Saver:
             error = NonFiniteError(f"step {state['global_step']}: {name} is not finite; no checkpoint is taken of it")
             error.on_all_ranks = False  # running statistics are each rank's own
             raise error
-        self._writing = self._writer.submit(self._save, on_host(state), manifest, best_step, where)
+        writing = self._writer.submit(save, self.folder, on_host(state), manifest, keep=self.keep, best_step=best_step)
+        self._writing = manifest, writing
 
-    def _save(
-        self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None, where: dict[str, int]
-    ) -> Saved:
-        return Saved(where, save(self.folder, state, manifest, keep=self.keep, best_step=best_step))
+    def finished(self) -> tuple[dict[str, Any], list[str]] | None:
+        """Return what `wait` does, once, if the last checkpoint is whole by now. Raises DiskError."""
+        return self.wait() if self._writing is not None and self._writing[1].done() else None
 
-    def finished(self) -> Saved | None:
-        """Return the last checkpoint, once, if it is whole by now. Raises DiskError."""
-        return self.wait() if self._writing is not None and self._writing.done() else None
-
-    def wait(self) -> Saved | None:
-        """Wait for the checkpoint that is being written, if any. Raises DiskError."""
+    def wait(self) -> tuple[dict[str, Any], list[str]] | None:
+        """Wait for the checkpoint that is being written, if any; return its manifest as it was given, and a line for
+        each file that could not be removed for it. Raises DiskError."""
         if self._writing is None:
             return None
-        writing, self._writing = self._writing, None
-        return writing.result()
+        (manifest, writing), self._writing = self._writing, None
+        return manifest, writing.result()
 
     def close(self) -> None:
         """End the writer, after what it is writing."""

@@ -7,7 +7,7 @@ is enough to list it, and less than the report checks before it counts a number.
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -143,16 +143,6 @@ def select(runs: Sequence[ListedRun], wanted: dict[str, Sequence[str]]) -> list[
             listed = nearest(missing[0], sorted(there), limit=12)
             raise ConfigError(f"--{name} {clean(missing[0], 80)}: no run here has it; {listed}")
     return [run for run in runs if all(str(getattr(run, name)) in values for name, values in wanted.items() if values)]
-
-
-def newest_first(runs: Sequence[ListedRun]) -> list[ListedRun]:
-    """Return the runs by their last change, the newest first."""
-    return sorted(runs, key=lambda run: run.updated or "", reverse=True)
-
-
-def as_json(runs: Sequence[ListedRun]) -> list[dict[str, Any]]:
-    """Return all that is known, for scripts."""
-    return [asdict(run) for run in runs]
 
 
 def as_text(runs: Sequence[ListedRun], total: int, below: str = "", width: int | None = None) -> str:

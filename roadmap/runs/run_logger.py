@@ -210,12 +210,11 @@ class RunLogger:
         """Let a checkpoint be written beside training, after its metrics. Raises NonFiniteError, DiskError."""
         self.flush()
         self.wait_for_checkpoint()
-        where = {"epoch": manifest["epochs_evaluated"], "step": manifest["global_step"], "rows": len(self._rows)}
         with disk_errors(self.metrics):
             ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
         manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
         self._saved_s = self.time_s
-        self._saver.start({**state, "time_s": self._saved_s}, manifest, best_step, where)
+        self._saver.start({**state, "time_s": self._saved_s}, manifest, best_step)
         self._saved, self._save_requested = time.monotonic(), False
         self._throughput.restart()
 
@@ -223,18 +222,19 @@ class RunLogger:
         """Wait until the checkpoint that is being written, if any, is whole. Raises DiskError."""
         self._checkpoint_written(self._saver.wait())
 
-    def _checkpoint_written(self, saved: checkpoint.Saved | None) -> None:
+    def _checkpoint_written(self, saved: tuple[dict[str, Any], list[str]] | None) -> None:
         """Send to W&B what lies behind a checkpoint that is whole by now, if one is; note what stays in its way."""
         if saved is None:
             return
-        where = saved.where
-        for note in saved.notes:
+        manifest, notes = saved
+        for note in notes:
             if note not in self._noted:
                 self.info(f"warning: {note}")
-        self._noted.update(saved.notes)
+        self._noted.update(notes)
         if self.wandb is not None:
-            self.run.status["wandb_rows"] = self.wandb.log_rows(self.run.status["wandb_rows"], where["rows"])
-        self.run.update(epoch=where["epoch"], step=where["step"], time_s=round(self._saved_s, 1))
+            self.run.status["wandb_rows"] = self.wandb.log_rows(self.run.status["wandb_rows"], manifest["rows"])
+        epoch, step = manifest["epochs_evaluated"], manifest["global_step"]
+        self.run.update(epoch=epoch, step=step, time_s=round(self._saved_s, 1))
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write and return `summary.json`: result, names of the config, speed, memory, versions. Raises DiskError."""

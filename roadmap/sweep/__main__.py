@@ -72,18 +72,14 @@ def parse_args(argv: Sequence[str]) -> Args:
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
-    from roadmap.sweep.inferred_speed import read_bench
-    from roadmap.sweep.train_speed import gpu_images_per_s
+    from roadmap.sweep.speeds import read_bench
 
     config, selections = select(args)
-    gpu_type = getattr(config, "gpu_type", None)
+    bench = read_bench(config.bench)
     for study, _, cells in selections:
-        hardware = costs.this_hardware(cells, gpu_type)
-        on_cpu = (hardware or "").startswith("CPU")
-        measure = gpu_images_per_s if hardware and not gpu_type and not on_cpu else lambda _: None
-        bench = read_bench(hardware, config.bench)
-        rows = costs.plan(cells, Path(args.runs), hardware, measure, config.images_per_s, bench)
-        echo(costs.as_text(study, rows, "CPU" if on_cpu else "GPU"))
+        hardware = costs.this_hardware(cells, getattr(config, "gpu_type", None))
+        rows = costs.plan(cells, Path(args.runs), hardware, config.images_per_s, bench)
+        echo(costs.as_text(study, rows, "CPU" if (hardware or "").startswith("CPU") else "GPU"))
     return DONE
 
 

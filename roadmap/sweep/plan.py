@@ -1,11 +1,10 @@
 """What a study costs, cell by cell, before anything is queued. What nobody measured is inferred, or empty."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -13,20 +12,18 @@ from roadmap import catalog
 from roadmap.config.choices import Device, Optimizer
 from roadmap.config.schema import Config
 from roadmap.errors import DataError
-from roadmap.files import read_json
-from roadmap.net import cost
+from roadmap.net import Cost, cost
 from roadmap.runs.disk_use import size_text
 from roadmap.runs.progress import hours_text
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import STATUS, SUMMARY, Status, read_or_empty
+from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.cluster import FIRST
-from roadmap.sweep.inferred_speed import Bench, infer, net_of
+from roadmap.sweep.speeds import Bench, Net, Speed, earlier_speeds, row_name, speed_key, with_inferred
 from roadmap.sweep.study import Cell, Study
 from roadmap.text import plain_table
 
 COLUMNS = ("cell", "GMACs", "params M", "images/s", "from", "hours", "checkpoints", "state")
-SpeedKey = tuple[Any, ...]
 
 
 @dataclass
@@ -48,52 +45,49 @@ def plan(
     cells: Sequence[Cell],
     runs: Path,
     hardware: str | None,
-    measure: Callable[[Config], float | None],
     given: Mapping[str, float] = MappingProxyType({}),
     bench: Bench = MappingProxyType({}),
 ) -> list[Row]:
-    """Return a row a cell. `hardware` is (a part of) the name of the GPU that speeds are looked up for, or None.
+    """Return a row a cell. `hardware` is (a part of) the name of the GPU whose earlier runs count, or None.
 
-    Speeds are those `given`, by row, then of earlier runs, then what `measure` gives of a config, then inferred from
-    the other rows, by `bench`. Raises DataError for a set of unknown classes.
+    Speeds are those `given`, by row, then of earlier runs, then of `bench`, or inferred from the other rows. Raises
+    DataError for a set of unknown classes.
     """
-    require_num_classes(cells)
-    earlier = earlier_speeds(runs, hardware)
     if FIRST in given and cells:
-        given = {cells[0].config.cell.split(",")[0]: given[FIRST], **given}
-    costs: dict[str, Any] = {}
-    speeds: dict[str, tuple[float | None, str]] = {}
-    rows = []
+        given = {row_name(cells[0].config): given[FIRST], **given}
+    earlier = earlier_speeds(runs, hardware)
+    costs: dict[str, Cost] = {}
+    nets: list[tuple[Net, Cost]] = []
+    speeds: list[Speed] = []
     for cell in cells:
-        config = cell.config
-        net = repr((config.model.values(), num_classes(config), config.data.image_size))
-        if net not in costs:
-            costs[net] = cost(config.model, num_classes(config), config.data.image_size)
-        work = repr((net, speed_key(config)))
-        if work not in speeds:
-            name = config.cell.split(",")[0]
-            speeds[work] = (given[name], "given") if name in given else speed_of(config, earlier, measure)
-        speed, source = speeds[work]
-        rows.append(
-            Row(
-                key=cell.key,
-                gmacs=costs[net].gmacs,
-                params_m=costs[net].params_m,
-                images_per_s=speed,
-                source=source,
-                hours=hours_of(config, speed),
-                checkpoint_gb=checkpoint_gb(config, costs[net].params_m),
-                last_gb=checkpoint_gb(config, costs[net].params_m) / (config.checkpoint.keep + 1),
-                state=read_or_empty(Status, run_path(config) / STATUS).state or "",
-            )
-        )
-    nets = [net_of(cell.config, row.gmacs) for cell, row in zip(cells, rows, strict=True)]
-    known = [(net, row.images_per_s) for net, row in zip(nets, rows, strict=True) if row.images_per_s]
-    for cell, of_cell, row in zip(cells, nets, rows, strict=True):
-        if row.images_per_s is None:
-            row.images_per_s, row.source = infer(of_cell, known, bench)
-            row.hours = hours_of(cell.config, row.images_per_s)
-    return rows
+        config, name = cell.config, row_name(cell.config)
+        what = (config.model, num_classes(config), config.data.image_size)
+        net = costs.get(repr(what)) or costs.setdefault(repr(what), cost(*what))
+        nets.append((Net(config.regime.name, config.data.image_size, name, net.gmacs), net))
+        if name in given:
+            speeds.append((given[name], "given"))
+        elif found := earlier.get(speed_key(config)):
+            speeds.append((statistics.median(found), "earlier runs"))
+        else:
+            speeds.append((None, ""))
+    speeds = with_inferred([net for net, _ in nets], speeds, bench)
+    return [make_row(cell, net, *speed) for cell, (_, net), speed in zip(cells, nets, speeds, strict=True)]
+
+
+def make_row(cell: Cell, net: Cost, images_per_s: float | None, source: str) -> Row:
+    """Return what a cell costs, at a speed."""
+    checkpoints = checkpoint_gb(cell.config, net.params_m)
+    return Row(
+        key=cell.key,
+        gmacs=net.gmacs,
+        params_m=net.params_m,
+        images_per_s=images_per_s,
+        source=source,
+        hours=hours_of(cell.config, images_per_s),
+        checkpoint_gb=checkpoints,
+        last_gb=checkpoints / (cell.config.checkpoint.keep + 1),
+        state=read_or_empty(Status, run_path(cell.config) / STATUS).state or "",
+    )
 
 
 def hours_of(config: Config, images_per_s: float | None) -> float | None:
@@ -101,12 +95,6 @@ def hours_of(config: Config, images_per_s: float | None) -> float | None:
     known = catalog.find(config.data.name, config.data.kind).num_images
     images = (1 - config.data.holdout) * (config.data.train_images or known.get("train") or 0)
     return config.recipe.epochs * images / images_per_s / 3600 if images_per_s and images else None
-
-
-def require_num_classes(cells: Iterable[Cell]) -> None:
-    """Raise DataError for sets whose classes nobody has counted."""
-    for cell in cells:
-        num_classes(cell.config)
 
 
 def num_classes(config: Config) -> int:
@@ -124,40 +112,6 @@ def checkpoint_gb(config: Config, params_m: float) -> float:
     moments = 2 if recipe.optimizer == Optimizer.adamw else bool(recipe.momentum)
     copies = 1 + moments + bool(recipe.ema_decay)
     return params_m * 1e6 * 4 * copies * (config.checkpoint.keep + 1) / 1e9
-
-
-def speed_of(
-    config: Config, earlier: dict[SpeedKey, list[float]], measure: Callable[[Config], float | None]
-) -> tuple[float | None, str]:
-    """Return the images/s of one device, and where they are from."""
-    if found := earlier.get(speed_key(config)):
-        return statistics.median(found), "earlier runs"
-    measured = measure(config)
-    return measured, "measured now" if measured else ""
-
-
-def speed_key(config: Config) -> SpeedKey:
-    """Return what the speed of a cell depends on, as a summary records it."""
-    names = (config.cell.split(",")[0], config.regime.name, str(config.data.name), config.data.image_size)
-    return (*names, config.recipe.batch_size)
-
-
-def earlier_speeds(runs: Path, hardware: str | None) -> dict[SpeedKey, list[float]]:
-    """Return images/s of one device of all finished runs on this hardware, by what the speed depends on."""
-    found: dict[SpeedKey, list[float]] = {}
-    for path in runs.glob(f"*/*/*/seed*/{SUMMARY}") if hardware else ():
-        if "." in path.parent.name:  # a run that was set aside
-            continue
-        try:
-            summary = read_json(path)
-            key = (summary["cell"].split(",")[0], *(summary[k] for k in ("regime", "data", "image_size", "batch_size")))
-            if str(hardware).lower() in str(summary["hardware"]).lower():
-                devices = int(summary.get("world_size") or 1) / int(summary.get("group_size") or 1)
-                speed = float(summary["train_images_per_s"]) / devices
-                found.setdefault(key, []).append(speed)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
 
 
 def this_hardware(cells: Sequence[Cell], gpu_type: str | None) -> str | None:

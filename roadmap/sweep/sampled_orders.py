@@ -27,18 +27,13 @@ def cells(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the overrides of each net and seed under every combination of the lists. Raises ConfigError."""
     for words in grid:
-        yield from training_words(settings, words)
-
-
-def training_words(settings: Settings, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the overrides of each net and seed; `words` are for all of them. Raises ConfigError."""
-    for word in words:
-        if (name := word.partition("=")[0].lstrip("+~")) in CHOSEN:
-            raise ConfigError(f"{word}: the study's orders choose each {name}; attribution.orders=N says how many")
-    for net, seeds in training_seeds(map(sampled_order, range(settings.orders))):
-        step, variants = choice(net)
-        for seed in range(seeds):
-            yield (f"+step={step}", *variant_words(variants), f"seed={seed}", *words)
+        for word in words:
+            if (name := word.partition("=")[0].lstrip("+~")) in CHOSEN:
+                raise ConfigError(f"{word}: the study's orders choose each {name}; attribution.orders=N says how many")
+        for net, seeds in training_seeds(map(sampled_order, range(settings.orders))):
+            step, variants = choice(net)
+            for seed in range(seeds):
+                yield (f"+step={step}", *variant_words(variants), f"seed={seed}", *words)
 
 
 def outlook(settings: Settings, study: "Study", grid: object, rows: object) -> Iterator[str]:

@@ -14,13 +14,13 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.recorded_config import from_flat
+from roadmap.runs.recorded_config import flatten_config, from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger, project_of, read_settings
 from roadmap.sweep.cell_states import cell_states, classify
 from roadmap.sweep.study_dir import CELLS, StudyDir
-from roadmap.text import clean, flatten, one_line
+from roadmap.text import clean, one_line
 
 if TYPE_CHECKING:
     from wandb import Api
@@ -89,9 +89,7 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
     Raises StoppedEarly where it goes offline, OSError and ValueError for a record that cannot be read.
     """
     status, values = read_record(Status, run / STATUS), read_yaml(run / CONFIG)
-    if not isinstance(values, dict):
-        raise ValueError(f"{CONFIG}: holds no config")
-    config, run_id = from_flat(flatten(values)), str(status.get("wandb_id"))
+    config, run_id = from_flat(flatten_config(values)), str(status.get("wandb_id"))
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id):
         raise ValueError(f"{STATUS}: wandb_id={clean(run_id, 40)} is none")
     there = rows_there(api, config, run_id)
