@@ -68,6 +68,19 @@ def command(forks, tmp_path):
     return call
 
 
+@pytest.fixture
+def sweep(capsys):
+    """Return a function that types `python -m roadmap.sweep WORDS` here; it returns the exit code and what was said."""
+
+    def call(*words: object) -> tuple[int, str]:
+        from roadmap.sweep.__main__ import main
+
+        code = main([*map(str, words)])
+        return code, "".join(capsys.readouterr())
+
+    return call
+
+
 @functools.cache
 def composed(step: str, words: tuple[str, ...]) -> Config:
     """Compose a run of regime nano, once."""

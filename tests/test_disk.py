@@ -15,15 +15,13 @@ from roadmap.errors import DiskError, Refused
 from roadmap.runs import checkpoint
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.run_dir import RunDir, run_path
-from roadmap.sweep.__main__ import main as sweep
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.evaluate_weights import evaluate_weights
 from roadmap.training.train import train
 
-from . import drive
 from .conftest import ROOT
-from .records import assert_equal_runs, newest
+from .records import assert_equal_runs, newest, stopped_at
 
 TINY = (
     "data.train_images=96",
@@ -70,11 +68,11 @@ def test_a_file_system_that_cannot_sync_folders_is_no_error(small, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", ["train", "submit", "reconcile", "cancel"])
-def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatch, capsys, verb):
+def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatch, sweep, verb):
     runs = tmp_path / "runs"
     if verb != "train":
         with (directory := StudyDir(runs, "demo")).lock():
-            directory.write_cells(read_study("demo", runs=runs))
+            directory.write_cells(read_study("demo", ["+step=gelu"], runs))
 
     def flock(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -84,10 +82,9 @@ def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatc
         with pytest.raises(DiskError, match="no locks"):
             train(small("gelu"))
         return
-    assert sweep([verb, "demo", "--runs", str(runs), "--cluster", "local"]) == 74
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert "this file system has no locks" in line
+    code, told = sweep(verb, "demo", "--runs", runs, "--cluster", "local", "--", "+step=gelu")
+    assert code == 74 and told.startswith("error: ") and len(told.splitlines()) == 1
+    assert "this file system has no locks" in told
 
 
 def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(small, reference, forks, little_disk):
@@ -229,17 +226,15 @@ def test_whoever_owns_the_folder_of_runs_is_trusted_and_nobody_who_owns_a_folder
     refuse_unsafe(run_dir, run_dir, "weights")  # named by the user
 
 
-def test_a_run_under_an_open_umask_makes_nothing_that_everybody_can_write_and_goes_on(forks, tmp_path):
-    words = ("+step=gelu", *TINY, f"paths.runs={tmp_path / 'a' / 'runs'}")
-    before = os.umask(0)
+def test_a_run_under_an_open_umask_makes_nothing_that_everybody_can_write_and_goes_on(small, tmp_path):
+    config, before = small("gelu", *TINY, f"paths.runs={tmp_path / 'a' / 'runs'}"), os.umask(0)
     try:
-        server = drive.Forks()
-        done = server.run(words, drive.accident("step", 2, what="TERM"))
-        again = server.run(words)
+        with stopped_at(2):
+            train(config)
+        os.umask(0)
+        train(config)
     finally:
         os.umask(before)
-        server.close()
-    assert (done.returncode, again.returncode) == (75, 0), done.stderr + again.stderr
     made = [path for path in (tmp_path / "a").rglob("*") if not path.is_symlink()]
     assert len(made) > 10
     assert not [path for path in made if path.stat().st_mode & 0o002]

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from roadmap.config import Config
-from roadmap.files import read_json
+from roadmap.files import read_json, write_json
 from roadmap.runs.process import is_alive, process_start, terminate
-from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
 from roadmap.sweep.scheduler import MAX_SEEDS, group_by_row
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.submit import Selection, choose_cells
 
 from .conftest import ROOT, SMALL
 from .real_slurm import alive, until
@@ -122,63 +122,6 @@ def test_a_later_process_of_the_same_number_is_not_asked_to_end():
     assert terminate(2**22 + 1, None) == "has ended"
 
 
-def call(capsys, *words):
-    """Run a verb in this process; return its exit code and what it printed."""
-    code = main(list(words))
-    return code, "".join(capsys.readouterr())
-
-
-@pytest.fixture
-def at_work(tmp_path):
-    """Return a study of three cells, two of them at work, its scheduler, and the words that started it."""
-    words = ["submit", "demo", "--runs", str(tmp_path), "--cluster", "local", "--", "+step=resnet,depthwise,gelu"]
-    words += [*SMALL, "wandb.mode=disabled", "device=cpu", "recipe.epochs=2000", "cluster.max_running=2"]
-    command = [sys.executable, "-m", "roadmap.sweep", *words]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    study = StudyDir(tmp_path, "demo")
-
-    def begun():
-        there = (study.notes / "cells.json").exists()
-        return there and sum(bool(cell.global_step) for cell in cell_states(study)[0]) >= 2
-
-    until(begun, 250)
-    yield study, process, words
-    process.terminate()
-    process.wait(60)
-
-
-def pids(study):
-    return [read_json(path)["pid"] for path in study.path.glob("*/*/*/status.json")]
-
-
-@pytest.mark.timeout(600)
-def test_cancel_ends_what_it_names_and_none_is_started_twice(capsys, at_work):
-    study, process, words = at_work
-    before = pids(study)
-    code, told = call(capsys, *words)
-    assert code == 0 and "0 cells begin, 0 go on; left alone: " in told
-    code, told = call(capsys, "cancel", "demo", "--runs", str(study.path.parent))
-    assert code == 0 and "3 cancelled" in told and f"process {process.pid} asked to stop" in told
-    assert told.count(": stopped at step ") == 2 and ": planned" in told
-    assert process.wait(10) == 75 and not any(alive(pid) for pid in before) and pids(study) == before
-    code, told = call(capsys, "cancel", "demo", "--runs", str(study.path.parent))
-    assert code == 0 and "0 cancelled" in told
-
-
-@pytest.mark.timeout(600)
-def test_reconcile_names_the_dead_of_a_killed_scheduler(capsys, at_work):
-    study, process, _ = at_work
-    process.kill()
-    until(lambda: not any(alive(pid) for pid in pids(study)), 60)
-    cells = cell_states(study)[0]
-    assert sorted(cell.state for cell in cells) == ["planned", "stopped", "stopped"]
-    assert all(cell.killed and "its scheduler was killed" in cell.reason for cell in cells)
-    code, told = call(capsys, "reconcile", "demo", "--runs", str(study.path.parent))
-    assert code == 0 and "0 restarted" in told
-    assert told.count("make roadmap STUDY=demo CLUSTER=local goes on") == 3
-
-
 def test_an_error_of_the_scheduler_itself_leaves_no_run_behind(tmp_path):
     packer = Packer(tmp_path)
     record = tmp_path / "demo" / ".study" / "jobs.jsonl"
@@ -189,17 +132,65 @@ def test_an_error_of_the_scheduler_itself_leaves_no_run_behind(tmp_path):
     packer.ended()
 
 
-def test_runs_of_another_host_are_named_and_left(capsys, tmp_path):
-    study = StudyDir(tmp_path, "demo")
+@pytest.mark.timeout(600)
+def test_cancel_saves_and_ends_what_it_names_and_the_same_command_goes_on(sweep, tmp_path):
+    study, told = StudyDir(tmp_path / "runs", "demo"), tmp_path / "told"
+    cells = ["+step=resnet,depthwise,gelu", *SMALL, "wandb.mode=disabled", "device=cpu", "recipe.epochs=2000"]
+    words = ["submit", "demo", "--runs", str(study.path.parent), "--cluster", "local", "--"]
+    words += [*cells, "cluster.max_running=2"]
+    with told.open("w") as out:
+        command = [sys.executable, "-m", "roadmap.sweep", *words]
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=out)
+
+    def begun():
+        there = (study.notes / "cells.json").exists()
+        return there and sum(bool(cell.global_step) for cell in cell_states(study)[0]) >= 2
+
+    def pids():
+        return [read_json(path)["pid"] for path in study.path.glob("*/*/*/status.json")]
+
+    until(begun, 250)
+    before = pids()
+    assert "0 cells begin, 0 go on; left alone: " in sweep(*words)[1]
+    code, said = sweep("cancel", "demo", "--runs", study.path.parent)
+    assert code == 0 and "3 cancelled" in said and f"process {process.pid} asked to stop" in said
+    assert said.count(": stopped at step ") == 2 and ": planned" in said
+    assert process.wait(10) == 75 and "the same command goes on" in told.read_text()
+    assert not any(alive(pid) for pid in before) and pids() == before
+    assert "0 cancelled" in sweep("cancel", "demo", "--runs", study.path.parent)[1]
+    found, (code,) = read_study("demo", cells, study.path.parent), (study.notes / "snapshots").iterdir()
     with study.lock():
-        found = read_study("demo", ["+step=gelu"], tmp_path)
+        assert str(choose_cells(Selection(found, study, found.cells), code)[0]) == "1 cells begin, 2 go on"
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """Return a study of two cells that a scheduler took; by their record it has ended."""
+    study, found = StudyDir(tmp_path, "demo"), read_study("demo", ["+step=resnet,gelu"], tmp_path)
+    row = {"kind": "local", "job": "local", "pid": 2**22 + 1, "log": "x"}
+    with study.lock():
         study.write_cells(found)
-        row = {"cell": found.cells[0].key, "kind": "local", "job": "local", "pid": os.getpid(), "log": "x"}
-        study.append_jobs([row])
-    text = (study.notes / "jobs.jsonl").read_text().replace(f'"host": "{os.uname().nodename}"', '"host": "n17"')
-    (study.notes / "jobs.jsonl").write_text(text)
-    code, told = call(capsys, "cancel", "demo", "--runs", str(tmp_path))
-    assert code == 0 and "0 cancelled" in told and f"process {os.getpid()} is on n17, cancel it there" in told
+        study.append_jobs({"cell": cell.key, **row} for cell in found.cells)
+    return study
+
+
+def test_reconcile_names_the_dead_of_a_killed_scheduler(sweep, taken):
+    run = taken.path / taken.cells()[0]["key"]
+    run.mkdir(parents=True)
+    write_json(run / "status.json", {"state": "stopped", "exit_code": 75, "reason": "stopped by SIGTERM", "step": 3})
+    cells = cell_states(taken)[0]
+    assert [cell.state for cell in cells] == ["stopped", "planned"]
+    assert all(cell.killed and "its scheduler was killed" in cell.reason for cell in cells)
+    code, told = sweep("reconcile", "demo", "--runs", taken.path.parent)
+    assert code == 0 and "0 restarted" in told
+    assert told.count("make roadmap STUDY=demo CLUSTER=local goes on") == 2
+
+
+def test_runs_of_another_host_are_named_and_left(sweep, taken):
+    record = taken.notes / "jobs.jsonl"
+    record.write_text(record.read_text().replace(f'"host": "{os.uname().nodename}"', '"host": "n17"'))
+    code, told = sweep("cancel", "demo", "--runs", taken.path.parent)
+    assert code == 0 and "0 cancelled" in told and f"process {2**22 + 1} is on n17, cancel it there" in told
 
 
 # Cells that share a GPU: a process a row, whose seeds train side by side. Without a GPU it trains on the CPU.
@@ -227,9 +218,9 @@ def by_step(study):
 
 
 @pytest.mark.timeout(600)
-def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, capsys, tmp_path):
+def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
     words, study = two_rows(tmp_path)
-    code, told = call(capsys, *words)
+    code, told = sweep(*words)
     assert (
         code == 0 and "4 cells begin, 0 go on; 1 at once, the seeds of a row side by side" in told and "[4/4]" in told
     )
@@ -242,7 +233,7 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, capsys, tmp_path):
     assert [line.split()[1].split("/")[1].split(",")[0] for line in lines if line.endswith("begins")] == [
         "resnet", "resnet", "gelu", "gelu",
     ]  # fmt: skip
-    code, told = call(capsys, *words)
+    code, told = sweep(*words)
     assert code == 0 and "0 cells begin, 0 go on; left alone: 4 done" in told
 
 

@@ -11,7 +11,6 @@ from roadmap.files import read_json, read_yaml
 from roadmap.report.__main__ import main as report
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import CHECKPOINTS, STATUS, Status, read_or_empty
-from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState, State, add_progress
 from roadmap.sweep.status import disk_line
 from roadmap.sweep.study_dir import StudyDir
@@ -19,13 +18,12 @@ from roadmap.training.evaluate_weights import evaluate_weights
 
 
 @pytest.fixture
-def prune(capsys, tmp_path, monkeypatch):
+def prune(sweep, tmp_path, monkeypatch):
     """Return a function that types `prune` for the study `single`, with an answer; it returns code and lines."""
 
     def call(*words, answer=""):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
-        code = main(["prune", "single", "--runs", str(tmp_path / "runs"), *words])
-        return code, "".join(capsys.readouterr())
+        return sweep("prune", "single", "--runs", tmp_path / "runs", *words)
 
     return call
 

@@ -3,14 +3,20 @@
 import json
 import os
 import shlex
+import subprocess
+import sys
 import time
 
 import pytest
 
+from roadmap.errors import ConfigError
+from roadmap.files import write_json
 from roadmap.sweep import queue, sbatch
-from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import cell_states
+from roadmap.sweep.launchers.slurm import recover_pending
 from roadmap.sweep.study_dir import StudyDir
+
+from .conftest import ROOT
 
 # The file `next` counts the ids; squeue lists what was accepted and has the name asked for.
 SBATCH = r"""
@@ -71,14 +77,13 @@ def slurm(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def call(capsys, tmp_path):
+def call(sweep, tmp_path):
     """Return a function that types a verb for three cells of `demo`; it returns the exit code and what was printed."""
 
     def type_verb(verb, *words):
         cells = ["--", "+step=resnet,depthwise,gelu", "recipe.micro_batch=8"] if verb == "submit" else []
         own = [word for word in words if word.startswith("-")]
-        code = main([verb, "demo", "--runs", str(tmp_path / "runs"), *own, *cells, *(w for w in words if w not in own)])
-        return code, "".join(capsys.readouterr())
+        return sweep(verb, "demo", "--runs", tmp_path / "runs", *own, *cells, *(w for w in words if w not in own))
 
     return type_verb
 
@@ -147,7 +152,7 @@ def test_a_row_with_resources_of_its_own_is_an_array_of_its_own_and_keeps_them_w
     ("sbatch=7", "must be {OPTION: VALUE}"),
     ("rows=7", "must be {STEP: {KEY: VALUE}}"),
     ("rows.gelo.time_h=3", "cluster.rows.gelo: there is no such row; did you mean gelu?"),
-    ("rows.gelu.time_h=0", "cluster.rows.gelu.time_h=0: must be above 0"),
+    ("rows.gelu.time_h=0", "cluster.rows.gelu.time_h=0.0: must be above 0"),
     ("rows.gelu.per_cell=4", "cluster.rows.gelu.per_cell: a row has no such setting of its own"),
     ("rows.gelu.sbatch.array=1", "cluster.rows.gelu.sbatch.array: is the launcher's own"),
 ])  # fmt: skip
@@ -278,3 +283,76 @@ def test_every_call_has_a_bound(slurm, command):
     began = time.monotonic()
     assert queue.run(command, timeout_s=0.3) == (None, f"{command} does not answer within 0 s")
     assert time.monotonic() - began < 10
+
+
+def test_what_runs_on_a_login_node_imports_no_torch(slurm, tmp_path):
+    """It takes seconds and half a gigabyte there, for nothing."""
+    runs, words = str(tmp_path / "runs"), ["--", "+step=gelu", "recipe.micro_batch=8"]
+    code = f"""
+import sys
+from roadmap.sweep.__main__ import main
+for verb in ("submit", "status", "reconcile", "cancel", "sync"):
+    code = main([verb, "demo", "--runs", {runs!r}, *({words!r} if verb == "submit" else [])])
+    print(verb, code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    for verb, exit_code in {"submit": 0, "status": 0, "reconcile": 0, "cancel": 0, "sync": 75}.items():
+        assert f"\n{verb} {exit_code} False\n" in f"\n{done.stdout}", done.stdout + done.stderr
+
+
+OLDER = {  # rows of a study as earlier versions of the project wrote them
+    "cells.json": {
+        "schema": 1, "study": "trial", "file": "/studies/trial.yaml",
+        "left_out": [{"words": ["+step=gelu"], "reason": "none"}],
+        "cells": [{"key": "nano-digits/gelu/seed0", "cell": "gelu", "step": "gelu", "variant": None, "label": "GELU",
+                   "seed": 0, "regime": "nano", "data": "digits", "words": ["+step=gelu"],
+                   "config": {"recipe": {"epochs": 20}}}],
+    },
+    "jobs.jsonl": {
+        "cell": "nano-digits/gelu/seed0", "kind": "slurm", "name": "trial-12345678", "by": "roadmap", "step": None,
+        "line": ["-cd", "x", "-cn", "trial", "+step=gelu"], "snapshot": "0123456789abcdef", "on_gpu": False,
+        "cluster": {"partition": "main", "per_cell": 2, "time_h": 1.0, "setup": ["module load python"],
+                    "report": False},
+        "git_commit": "c0ffee", "git_dirty": False, "job": "3", "log": "slurm/3_0_log.out",
+        "time": "2026-01-01T00:00:00Z", "host": "login", "uid": 0,
+    },
+}  # fmt: skip
+
+
+def test_a_study_of_an_earlier_version_is_read_and_its_killed_cell_restarted_with_its_own_code(sweep, slurm, tmp_path):
+    notes = tmp_path / "trial" / ".study"
+    code = notes / "snapshots" / "0123456789abcdef"
+    (code / "roadmap" / "sweep").mkdir(parents=True)
+    (code / "roadmap" / "sweep" / "after.py").touch()
+    write_json(code / "snapshot.json", {"git_commit": "c0ffee", "git_dirty": False})
+    for name, values in OLDER.items():
+        (notes / name).write_text(json.dumps(values) + "\n")
+    run = tmp_path / "trial" / "nano-digits" / "gelu" / "seed0"
+    run.mkdir(parents=True)
+    write_json(run / "status.json", {"state": "running", "host": "n17", "pid": 12, "step": 9, "epoch": 1, "starts": 2})
+    code, told = sweep("status", "trial", "--runs", tmp_path, "--json")
+    (cell,) = json.loads(told)["cells"]
+    assert code == 0 and (cell["state"], cell["killed"], cell["restarts"], cell["job"]) == ("failed", True, 1, "3")
+    code, told = sweep("reconcile", "trial", "--runs", tmp_path)
+    assert code == 0 and "1 restarted: nano-digits/gelu/seed0" in told
+    batch = (slurm.folder / "script.11").read_text()
+    assert (
+        "#SBATCH --partition=main" in batch and "#SBATCH --ntasks-per-node=2" in batch and "module load python" in batch
+    )
+    assert "snapshots/0123456789abcdef && " in batch and "-m roadmap.sweep.after $code " in batch
+    row = StudyDir(tmp_path, "trial").jobs()["nano-digits/gelu/seed0"][-1]
+    assert (row["by"], row["job"], row["step"], row["line"]) == ("reconcile", "11", 9, OLDER["jobs.jsonl"]["line"])
+
+
+def test_an_interrupted_submission_is_recovered_only_where_slurm_answers(slurm, tmp_path):
+    directory = StudyDir(tmp_path, "trial")
+    with directory.lock():
+        directory.set_pending({"name": "trial-1", "rows": [{"cell": "a", "kind": "slurm", "name": "trial-1"}]})
+        slurm.write("squeue", "exit 1")
+        with pytest.raises(ConfigError, match="an earlier submission was interrupted, and Slurm gives no answer"):
+            recover_pending(directory)
+        (directory.notes / "slurm").mkdir()
+        (directory.notes / "slurm" / "9_submitted.pkl").touch()
+        slurm.write("squeue", "echo '9|PENDING'")
+        recover_pending(directory)
+    assert directory.pending() is None and [row["job"] for row in directory.jobs()["a"]] == ["9"]

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import threading
 
@@ -21,12 +19,10 @@ from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
 from roadmap.sweep import cluster, launchers, plan, queue
-from roadmap.sweep.__main__ import main
-from roadmap.sweep.cell_states import CellState, cell_states, classify
+from roadmap.sweep.cell_states import CellState, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local, slurm
 from roadmap.sweep.launchers.local import Slot, cut_slots
-from roadmap.sweep.launchers.slurm import recover_pending
 from roadmap.sweep.reconcile import reason_to_leave
 from roadmap.sweep.requeue import without_progress
 from roadmap.sweep.status import study_left
@@ -34,9 +30,8 @@ from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Submission
 from roadmap.text import plain_table
-from tests.conftest import ROOT, SMALL
+from tests.conftest import SMALL
 from tests.fabricate import write_run
-from tests.real_slurm import alive, until
 
 WORDS = (*SMALL, "wandb.mode=disabled", "device=cpu")
 THREE = ("+step=resnet,depthwise,gelu",)  # of demo's 17
@@ -46,12 +41,6 @@ THREE = ("+step=resnet,depthwise,gelu",)  # of demo's 17
 def no_slurm(monkeypatch):
     """Let this machine have no Slurm, whatever it has."""
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-
-
-def call(capsys, *words):
-    """Run a verb in this process; return its exit code and what it printed."""
-    code = main(list(words))
-    return code, "".join(capsys.readouterr())
 
 
 # What a cell's state is.
@@ -194,7 +183,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
     (["cluster.time_h"], "cannot be read as cluster.KEY=VALUE"),
     (["cluster.setup=["], "cannot be read as cluster.KEY=VALUE"),
     (["cluster.nodes=1.5"], "cluster.nodes=1.5: must be a whole number"),
-    (["cluster.mem_gb=.inf"], "cluster.mem_gb=inf"),
+    (["cluster.mem_gb=.inf"], "cluster.mem_gb=.inf: must be a number"),
 ])  # fmt: skip
 def test_wrong_settings_of_the_cluster_are_told(words, told):
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
@@ -234,20 +223,20 @@ def launch(selections, config, echo):
 """
 
 
-def test_a_launcher_is_a_module_and_its_settings(capsys, monkeypatch, tmp_path):
+def test_a_launcher_is_a_module_and_its_settings(sweep, monkeypatch, tmp_path):
     """This one prints the command of every cell, for a scheduler that the project does not know."""
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "listing.yaml").write_text("per_cell: 2\n")
     (tmp_path / "listing.py").write_text(LISTING)
     monkeypatch.setattr(cluster, "CONF", tmp_path)
     monkeypatch.setattr(launchers, "__path__", [*launchers.__path__, str(tmp_path)])
-    words = ("submit", "demo", "--runs", str(tmp_path / "runs"), "--cluster")
-    code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu")
+    words = ("submit", "demo", "--runs", tmp_path / "runs", "--cluster")
+    code, told = sweep(*words, "listing", "--", "+step=resnet,gelu", "device=cpu")
     assert code == 64 and "cluster.per_cell=2: nano-digits/resnet/seed0: recipe.micro_batch=null" in told
-    code, told = call(capsys, *words, "listing", "--", "+step=resnet,gelu", "device=cpu", "cluster.per_cell=1")
+    code, told = sweep(*words, "listing", "--", "+step=resnet,gelu", "device=cpu", "cluster.per_cell=1")
     assert code == 0 and [line.split()[0] for line in told.splitlines()] == ["python", "python"]
     assert "run.py -cd " in told and "+step=gelu device=cpu" in told
-    code, told = call(capsys, *words, "list", "--", "+step=gelu")
+    code, told = sweep(*words, "list", "--", "+step=gelu")
     assert code == 64 and "invalid choice: 'list'" in told and "listing" in told
     sys.modules.pop("roadmap.sweep.launchers.listing")
 
@@ -270,25 +259,25 @@ def test_a_machine_is_cut_into_as_many_shares_as_fit():
 # Commands.
 
 
-def test_without_slurm_that_is_said(capsys, no_slurm, tmp_path):
-    code, told = call(capsys, "submit", "demo", "--runs", str(tmp_path))
+def test_without_slurm_that_is_said(sweep, no_slurm, tmp_path):
+    code, told = sweep("submit", "demo", "--runs", tmp_path)
     assert code == 64 and "there is no Slurm here" in told and "CLUSTER=local" in told
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_that_was_never_submitted_is_told(capsys, tmp_path):
-    code, told = call(capsys, "status", "demo", "--runs", str(tmp_path))
+def test_a_study_that_was_never_submitted_is_told(sweep, tmp_path):
+    code, told = sweep("status", "demo", "--runs", tmp_path)
     assert code == 65 and "no study was submitted there" in told
 
 
-def test_a_runs_folder_that_cannot_be_written_is_told(capsys, tmp_path):
+def test_a_runs_folder_that_cannot_be_written_is_told(sweep, tmp_path):
     (tmp_path / "runs").write_text("a file")
-    words = ("--runs", str(tmp_path / "runs"), "--cluster", "local", "--", "+step=gelu", *WORDS)
-    code, told = call(capsys, "submit", "demo", *words)
+    words = ("--runs", tmp_path / "runs", "--cluster", "local", "--", "+step=gelu", *WORDS)
+    code, told = sweep("submit", "demo", *words)
     assert code == 74 and "cannot be made" in told
 
 
-def test_a_plan_shows_every_cell_and_infers_what_nobody_measured(capsys, tmp_path):
+def test_a_plan_shows_every_cell_and_infers_what_nobody_measured(sweep, tmp_path):
     write_run(tmp_path, "gelu", study="other", hardware=None, status={})
     path = next(tmp_path.glob("*/*/*/*/summary.json"))
     about = {
@@ -298,8 +287,8 @@ def test_a_plan_shows_every_cell_and_infers_what_nobody_measured(capsys, tmp_pat
         "train_images_per_s": 500.0,
     }
     write_json(path, read_json(path) | about)
-    words = ("--runs", str(tmp_path), "--cluster", "local", "--steps", "gelu resnet")
-    code, told = call(capsys, "plan", "demo", *words, "--", *THREE, "device=cpu", "recipe.epochs=36")
+    words = ("--runs", tmp_path, "--cluster", "local", "--steps", "gelu resnet")
+    code, told = sweep("plan", "demo", *words, "--", *THREE, "device=cpu", "recipe.epochs=36")
     lines = told.splitlines()
     assert code == 0 and [line.split()[0] for line in lines[1:3]] == [
         f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")
@@ -316,11 +305,11 @@ def test_a_plan_knows_the_space_of_checkpoints(reference):
     assert planned * len(sizes) == pytest.approx(sum(sizes), rel=0.1)
 
 
-def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(capsys, tmp_path):
-    words = ("demo", "--runs", str(tmp_path), "--cluster", "local", "--steps", "gelu,depthwise", "--", *THREE, *WORDS)
-    code, told = call(capsys, "submit", *words)
+def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(sweep, tmp_path):
+    words = ("demo", "--runs", tmp_path, "--cluster", "local", "--steps", "gelu,depthwise", "--", *THREE, *WORDS)
+    code, told = sweep("submit", *words)
     assert code == 0 and "2 cells begin, 0 go on" in told and "[2/2]" in told
-    code, told = call(capsys, "status", "demo", "--runs", str(tmp_path), "--json")
+    code, told = sweep("status", "demo", "--runs", tmp_path, "--json")
     cells = {cell["step"]: cell for cell in json.loads(told)["cells"]}
     assert {step: cell["state"] for step, cell in cells.items()} == {
         "resnet": "planned",
@@ -328,43 +317,8 @@ def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(caps
         "gelu": "done",
     }
     assert cells["gelu"]["top1"] is not None and cells["depthwise"]["top1"] is not None
-    code, told = call(capsys, "submit", *words)
+    code, told = sweep("submit", *words)
     assert code == 0 and str(Submission(left={"done": 2})) in told
-
-
-@pytest.mark.timeout(600)
-def test_a_stopped_study_on_this_machine_saves_its_cells_and_goes_on(tmp_path):
-    words = [
-        sys.executable,
-        "-m",
-        "roadmap.sweep",
-        "submit",
-        "demo",
-        "--runs",
-        str(tmp_path),
-        "--cluster",
-        "local",
-        "--",
-    ]
-    words += [*THREE, *WORDS, "recipe.epochs=40", "cluster.max_running=2"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    directory = StudyDir(tmp_path, "demo")
-
-    def begun():
-        return (directory.notes / "cells.json").exists() and sum(
-            bool(cell.global_step) for cell in cell_states(directory)[0]
-        ) >= 2
-
-    until(begun, 250)
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=250)[0]
-    assert process.returncode == 75 and "the same command goes on" in told
-    states = {cell.step: cell.state for cell in cell_states(directory)[0]}
-    assert sorted(states.values()) == ["planned", "stopped", "stopped"]
-    assert not any(alive(cell["pid"]) for cell in map(read_json, tmp_path.glob("demo/*/*/*/status.json")))
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0 and "1 cells begin, 2 go on" in done.stdout
 
 
 def test_two_writers_of_a_study_wait_for_each_other(tmp_path):
@@ -403,99 +357,8 @@ def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(t
     assert {cell["cell"] for cell in directory.cells()} == {"gelu", "gelu,recipe.epochs=3"}
 
 
-# Slurm as a few scripts that answer at once.
-
-
-@pytest.fixture
-def stub_slurm(monkeypatch, tmp_path):
-    """Return the folder of scripts that stand for Slurm: `sbatch` keeps its script, the queue is always empty."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    scripts = {"sbatch": 'cp "$1" "$(dirname "$0")/batch.sh"\necho Submitted batch job 7'}
-    for name in ("sbatch", "srun", "sinfo", "sacct", "squeue", "scancel", "scontrol"):
-        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, '')}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
-
-
-def test_what_runs_on_a_login_node_imports_no_torch(stub_slurm, tmp_path):
-    """It takes seconds and half a gigabyte there, for nothing."""
-    runs, words = str(tmp_path / "runs"), ["--", "+step=gelu", "recipe.micro_batch=8"]
-    code = f"""
-import sys
-from roadmap.sweep.__main__ import main
-for verb in ("submit", "status", "reconcile", "cancel", "sync"):
-    code = main([verb, "demo", "--runs", {runs!r}, *({words!r} if verb == "submit" else [])])
-    print(verb, code, "torch" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    for verb, exit_code in {"submit": 0, "status": 0, "reconcile": 0, "cancel": 0, "sync": 75}.items():
-        assert f"\n{verb} {exit_code} False\n" in f"\n{done.stdout}", done.stdout + done.stderr
-
-
-OLDER = {  # rows of a study as earlier versions of the project wrote them
-    "cells.json": {
-        "schema": 1, "study": "trial", "file": "/studies/trial.yaml",
-        "left_out": [{"words": ["+step=gelu"], "reason": "none"}],
-        "cells": [{"key": "nano-digits/gelu/seed0", "cell": "gelu", "step": "gelu", "variant": None, "label": "GELU",
-                   "seed": 0, "regime": "nano", "data": "digits", "words": ["+step=gelu"],
-                   "config": {"recipe": {"epochs": 20}}}],
-    },
-    "jobs.jsonl": {
-        "cell": "nano-digits/gelu/seed0", "kind": "slurm", "name": "trial-12345678", "by": "roadmap", "step": None,
-        "line": ["-cd", "x", "-cn", "trial", "+step=gelu"], "snapshot": "0123456789abcdef", "on_gpu": False,
-        "cluster": {"partition": "main", "per_cell": 2, "time_h": 1.0, "setup": ["module load python"],
-                    "report": False},
-        "git_commit": "c0ffee", "git_dirty": False, "job": "3", "log": "slurm/3_0_log.out",
-        "time": "2026-01-01T00:00:00Z", "host": "login", "uid": 0,
-    },
-}  # fmt: skip
-
-
-def test_a_study_of_an_earlier_version_is_read_and_its_killed_cell_restarted_with_its_own_code(
-    capsys, stub_slurm, tmp_path
-):
-    notes = tmp_path / "trial" / ".study"
-    code = notes / "snapshots" / "0123456789abcdef"
-    (code / "roadmap" / "sweep").mkdir(parents=True)
-    (code / "roadmap" / "sweep" / "after.py").touch()
-    write_json(code / "snapshot.json", {"git_commit": "c0ffee", "git_dirty": False})
-    for name, values in OLDER.items():
-        (notes / name).write_text(json.dumps(values) + "\n")
-    run = tmp_path / "trial" / "nano-digits" / "gelu" / "seed0"
-    run.mkdir(parents=True)
-    write_json(run / "status.json", {"state": "running", "host": "n17", "pid": 12, "step": 9, "epoch": 1, "starts": 2})
-    code, told = call(capsys, "status", "trial", "--runs", str(tmp_path), "--json")
-    (cell,) = json.loads(told)["cells"]
-    assert code == 0 and (cell["state"], cell["killed"], cell["restarts"], cell["job"]) == ("failed", True, 1, "3")
-    code, told = call(capsys, "reconcile", "trial", "--runs", str(tmp_path))
-    assert code == 0 and "1 restarted: nano-digits/gelu/seed0" in told
-    batch = (stub_slurm / "batch.sh").read_text()
-    assert (
-        "#SBATCH --partition=main" in batch and "#SBATCH --ntasks-per-node=2" in batch and "module load python" in batch
-    )
-    assert "snapshots/0123456789abcdef && " in batch and "-m roadmap.sweep.after $code " in batch
-    row = StudyDir(tmp_path, "trial").jobs()["nano-digits/gelu/seed0"][-1]
-    assert (row["by"], row["job"], row["step"], row["line"]) == ("reconcile", "7", 9, OLDER["jobs.jsonl"]["line"])
-
-
-def test_an_interrupted_submission_is_recovered_only_where_slurm_answers(stub_slurm, tmp_path):
-    directory = StudyDir(tmp_path, "trial")
-    with directory.lock():
-        directory.set_pending({"name": "trial-1", "rows": [{"cell": "a", "kind": "slurm", "name": "trial-1"}]})
-        (stub_slurm / "squeue").write_text("#!/bin/sh\nexit 1\n")
-        with pytest.raises(ConfigError, match="an earlier submission was interrupted, and Slurm gives no answer"):
-            recover_pending(directory)
-        (directory.notes / "slurm").mkdir()
-        (directory.notes / "slurm" / "9_submitted.pkl").touch()
-        (stub_slurm / "squeue").write_text("#!/bin/sh\necho '9|PENDING'\n")
-        recover_pending(directory)
-    assert directory.pending() is None and [row["job"] for row in directory.jobs()["a"]] == ["9"]
-
-
-def test_options_are_spelled_in_full(capsys, tmp_path):
-    code, told = call(capsys, "status", "demo", "--run", str(tmp_path))
+def test_options_are_spelled_in_full(sweep, tmp_path):
+    code, told = sweep("status", "demo", "--run", str(tmp_path))
     assert code == 64 and "unrecognized arguments: --run" in told
 
 

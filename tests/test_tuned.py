@@ -20,7 +20,6 @@ from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
-from roadmap.sweep.__main__ import main
 from roadmap.sweep.study import SWEEPS, read_study
 from tests.fabricate import write_run
 from tests.test_submission import Stub
@@ -63,13 +62,12 @@ def mine(tmp_path):
 
 
 @pytest.fixture
-def call(capsys, tmp_path, mine, monkeypatch):
+def call(sweep, tmp_path, mine, monkeypatch):
     """Return a function that types a verb for that study, on a Slurm of scripts."""
     monkeypatch.setenv("PATH", f"{Stub(tmp_path / 'bin').folder}:/usr/bin:/bin")
 
     def type_verb(verb, *words, cluster="slurm"):
-        code = main([verb, mine, "--runs", str(tmp_path / "runs"), "--cluster", cluster, "--", *words])
-        return code, "".join(capsys.readouterr())
+        return sweep(verb, mine, "--runs", tmp_path / "runs", "--cluster", cluster, "--", *words)
 
     return type_verb
 
