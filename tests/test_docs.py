@@ -27,8 +27,8 @@ from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF
 from roadmap.sweep import launchers
 from roadmap.sweep.cluster import is_cluster_key, load_cluster
-from roadmap.sweep.generators import find_generator, is_setting
-from roadmap.sweep.study import study_file
+from roadmap.sweep.generators import Generator
+from roadmap.sweep.study import find_generator, is_setting, study_file
 
 from .conftest import ROOT
 from .fabricate import write_run
@@ -113,7 +113,7 @@ def check_config(primary: Path, overrides: list[str]) -> None:
     generator = find_generator(primary, grid, overrides)
     overrides = [word for word in overrides if not is_setting(word)]
     grid = {key: value for key, value in grid.items() if not is_setting(key)}
-    if generator and "+step" not in grid:  # its rule chooses the steps
+    if type(generator) is not Generator and "+step" not in grid:  # its rule chooses the steps
         grid["+step"] = "resnet"
     first = [re.sub(r"^(\+step=|seed=)([^,]+),.*", r"\1\2", word) for word in overrides]
     given = {word.split("=")[0] for word in overrides}

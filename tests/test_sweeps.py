@@ -8,10 +8,9 @@ import pytest
 from roadmap import paper
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
-from roadmap.sweep.generators import GENERATORS
-from roadmap.sweep.study import SWEEPS, read_study
+from roadmap.sweep.study import RULES, SWEEPS, read_study
 
-NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem not in GENERATORS)
+NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.stem not in RULES)
 NETS = [step for step in paper.order() if step != "swin"]
 
 

@@ -101,11 +101,11 @@ def submit(args: Args) -> int:
     code, begun = DONE, set[str]()
     while True:
         for study, _, _ in selections:
-            for line in study.generator.news(study) if study.generator else ():
+            for line in study.generator.news(study):
                 echo(f"{study.name}: {line}")
         code = max(code, int(launcher.launch(selections, config, echo)))
         begun |= cell_names(selections)
-        if not any(study.generator and study.generator.is_staged for study, _, _ in selections):
+        if not any(study.generator.is_staged for study, _, _ in selections):
             return code
         config, selections = select(args)
         if cell_names(selections) <= begun:

@@ -139,7 +139,7 @@ def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
         f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints by estimate"
         + (f", {size_text(sum(row.last_gb for row in todo))} after make prune" if todo else ""),
     ]
-    lines += study.generator.outlook(study, rows) if study.generator else ()
+    lines += study.generator.outlook(study, rows)
     return "\n".join([*lines, *(f"left out: {' '.join(left.overrides)}: {left.reason}" for left in study.left_out)])
 
 

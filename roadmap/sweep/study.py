@@ -4,8 +4,8 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from roadmap.config.fields import shown
 from roadmap.config.schema import KEYS, Config
 from roadmap.errors import ConfigError
 from roadmap.files import expand, nearby, read_yaml
+from roadmap.parsing import parse_yaml
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose_primary, hydra_initialized, validate
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error, quote
 from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.tree import CONF, step_tree
-from roadmap.sweep.generators import Generator, find_generator, is_setting
+from roadmap.sweep.generators import Generator, Words
+from roadmap.sweep.sampled_orders import SampledOrders
+from roadmap.sweep.tuned_rates import TunedRates
 from roadmap.text import check_name, nearest
 
+RULES: dict[str, type[Generator]] = {"attribution": SampledOrders, "tuned": TunedRates}  # that choose cells
 SWEEPS = CONF.parent / "sweeps"
 SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
 SEED_WORD = re.compile(r"seed=(\d+)")
@@ -39,7 +43,7 @@ NOT_FOR_CELLS = {name: key.default for name, key in KEYS.items() if not key.cell
 class Cell:
     """One run of a study: the overrides that make it of the study's file, and its config."""
 
-    overrides: tuple[str, ...]
+    overrides: Words
     config: Config
 
     @property
@@ -52,7 +56,7 @@ class Cell:
 class LeftOut:
     """A combination of the grid that has no meaning, and why."""
 
-    overrides: tuple[str, ...]
+    overrides: Words
     reason: str
 
 
@@ -64,7 +68,8 @@ class Study:
     file: Path
     cells: tuple[Cell, ...]
     left_out: tuple[LeftOut, ...]
-    generator: Generator | None = None  # of cells that are chosen by a rule
+    generator: Generator
+    grid: Sequence[Words]  # the combinations of its lists
 
 
 def study_file(name: str) -> Path:
@@ -115,9 +120,9 @@ def read_study(
         raise ConfigError(f"{file}: {plain_error(error, folders)}") from None
 
 
-def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[tuple[str, ...]], Generator | None]:
-    """Return the overrides of every combination in Hydra's order, given lists replacing the file's, and the generator
-    that makes cells of them, where the file names one. Raises ConfigError."""
+def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[Words], Generator]:
+    """Return the overrides of every combination in Hydra's order, given lists replacing the file's, and what makes
+    cells of them. Raises ConfigError."""
     parser, words = OverridesParser.create(), [word for word in overrides if not is_setting(word)]
     parsed = zip(words, parser.parse_overrides(words), strict=True)
     single = [word for word, override in parsed if not override.is_sweep_override()]
@@ -130,7 +135,31 @@ def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[tuple[s
     generator = find_generator(file, params, overrides)
     listed = [f"{key}={value}" for key, value in params.items() if not is_setting(key)]
     grid = tuple(map(tuple, BasicSweeper.split_arguments(parser.parse_overrides([*listed, *words]), None)[0]))
-    return grid, generator and replace(generator, grid=grid)
+    return grid, generator
+
+
+def is_setting(word: str) -> bool:
+    """Tell whether a key, or a word `KEY=VALUE`, is for the rule that chooses the cells and for none of them."""
+    name, dot, _ = word.partition("=")[0].partition(".")
+    return bool(dot) and name in RULES
+
+
+def find_generator(file: Path, params: Mapping[str, Any], overrides: Iterable[str]) -> Generator:
+    """Return what makes the cells of a study, by the settings among its lists. Raises ConfigError for a wrong one."""
+    names = {key.split(".")[0] for key in params if is_setting(key)}
+    if len(names) > 1:
+        raise ConfigError(f"{file}: its cells are chosen by {' and '.join(sorted(names))}; one at a time")
+    values: dict[str, Any] = {key.partition(".")[2]: value for key, value in params.items() if is_setting(key)}
+    for word in filter(is_setting, overrides):
+        key, _, text = word.partition("=")
+        name, _, setting = key.partition(".")
+        if name not in names:
+            raise ConfigError(f"{word}: is for the study {name}, and this is {file.stem}")
+        try:
+            values[setting] = parse_yaml(text)
+        except ValueError:
+            raise ConfigError(f"{word}: cannot be read as KEY=VALUE") from None
+    return RULES[names.pop()](**values) if names else Generator()
 
 
 def check_lists(file: Path) -> None:
@@ -150,16 +179,16 @@ def check_lists(file: Path) -> None:
 
 def compose_cells(
     file: Path,
-    grid: Iterable[tuple[str, ...]],
-    generator: Generator | None,
+    grid: Sequence[Words],
+    generator: Generator,
     folders: Sequence[Path],
     check: Callable[[Config], None] | None,
 ) -> Study:
-    """Compose and check the cells of a grid, or those that a generator makes of it. Raises ConfigError."""
+    """Compose and check the cells that a generator makes of a grid. Raises ConfigError."""
     compose = composer(file.stem, folders)
     cells: dict[str, Cell] = {}
     left_out: list[LeftOut] = []
-    for words in generator.cells(compose) if generator else grid:
+    for words in generator.cells(grid, compose):
         try:
             cell = Cell(words, compose(words))
         except (ConfigError, *HYDRA_ERRORS) as error:
@@ -174,7 +203,7 @@ def compose_cells(
         cells[cell.key] = cell
     if not cells:
         raise ConfigError(f"{file}: no combination of its grid is legal; the first: {left_out[0].reason}")
-    return Study(file.stem, file, tuple(cells.values()), tuple(left_out), generator)
+    return Study(file.stem, file, tuple(cells.values()), tuple(left_out), generator, grid)
 
 
 def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:
@@ -198,7 +227,7 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
     """
     files = (path for folder in folders for path in folder.rglob("*.yaml"))
     share_seeds = not any(SEED_IN_FILE.search(path.read_text(errors="replace")) for path in files)
-    known: dict[tuple[str, ...], Config] = {}
+    known: dict[Words, Config] = {}
     compose_once = cache(compose_primary)
 
     def compose(words: Sequence[str]) -> Config:

@@ -117,8 +117,7 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
     """Record the study's cells; return what is started, and what is left alone. Call it with the study locked."""
     study, directory, cells = selection
     directory.write_cells(study)
-    if study.generator:
-        study.generator.record(study, directory.notes)
+    study.generator.record(study, directory.notes)
     states = {state.key: state for state in known_states(directory)}
     submission, tasks = Submission(), []
     for cell in cells:
@@ -134,8 +133,7 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
 
 def has_chosen(study: Study, cell: Cell, exit_code: int | None) -> bool:
     """Tell whether a cell is a rate that gave no finite training, which is a result: the worst."""
-    staged = study.generator is not None and study.generator.is_staged
-    return staged and cell.config.data.holdout > 0 and exit_code == NonFiniteError.code
+    return study.generator.is_staged and cell.config.data.holdout > 0 and exit_code == NonFiniteError.code
 
 
 def only_results(selection: Selection) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, model_validator
 
-from roadmap.config.fields import Float, Int, Section, key, shown
+from roadmap.config.fields import Float, Int, key, shown
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, NonFiniteError
 from roadmap.files import disk_errors, write_json
@@ -21,13 +21,13 @@ from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY, Split, Status, Summary, read_or_empty
 from roadmap.steps.hydra_errors import HYDRA_ERRORS
+from roadmap.sweep.generators import Generator, Words
 from roadmap.sweep.study_dir import TUNING
 
 if TYPE_CHECKING:  # studies have generators
     from roadmap.sweep.plan import Row
     from roadmap.sweep.study import Study
 
-Words = tuple[str, ...]
 RATE = "recipe.lr"
 ABOUT_EDGE = "the edge of the grid, so the best may lie beyond: tuned.factors=LIST widens it"
 CHOSEN = {RATE: "tuned.factors=LIST says among which rates", "data.holdout": "tuned.holdout=SHARE says how much"}
@@ -36,31 +36,6 @@ CHOSEN = {RATE: "tuned.factors=LIST says among which rates", "data.holdout": "tu
 def _as_list(value: Any) -> Any:
     """Return the items of `0.5,1,2`, or of one number."""
     return value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int | float) else value
-
-
-class Settings(Section):
-    """What the study is told."""
-
-    prefix = "tuned."
-
-    factors: Annotated[tuple[Float, ...], BeforeValidator(_as_list)] = key(
-        (0.25, 0.5, 1.0, 2.0, 4.0), about="numbers above 0, 1 among them, such as 0.5,1,2"
-    )
-    holdout: Float = key(0.1, gt=0, le=0.9, about="share of the training images that chooses the rates")
-    seeds: Annotated[tuple[Int, ...], BeforeValidator(_as_list)] = key(
-        (0,), about="whole numbers from 0, such as 0,1: the seeds of the runs that choose"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "Settings":
-        factors, seeds = self.factors, self.seeds
-        if not 2 <= len(set(factors)) <= 100 or 1 not in factors or not all(1e-6 <= f <= 1e6 for f in factors):
-            raise ConfigError(
-                f"tuned.factors={shown(factors)}: must be two numbers or more from 1e-6 to 1e6, 1 among them"
-            )
-        if not seeds or len(seeds) > 100 or not all(0 <= seed < 2**31 for seed in seeds):
-            raise ConfigError(f"tuned.seeds={shown(seeds)}: must be whole numbers from 0")
-        return self
 
 
 @dataclass(frozen=True)
@@ -89,28 +64,6 @@ class Choice:
         return self.rate is not None and at_edge(self.rate, self.accuracies)
 
 
-def cells(settings: Settings, grid: Sequence[Words], compose: Callable[[Words], Config]) -> Iterator[Words]:
-    """Yield the overrides of the first phase, and of the second as far as the rows' rates are known.
-
-    Raises ConfigError for an override that the study itself chooses.
-    """
-    rows = rows_of(grid)
-    choices = []
-    for row, seeds in rows.items():
-        try:
-            own = compose((*row, f"seed={settings.seeds[0]}")).recipe.lr
-        except (ConfigError, *HYDRA_ERRORS):  # toggles that do not go together, say: whoever composes it again says so
-            yield (*row, *seeds[0])
-            continue
-        tried = tried_words(settings, row, own)
-        yield from (words for each in tried.values() for words in each)
-        choices.append(choice_of(row, own, {r: list(map(compose, each)) for r, each in tried.items()}))
-    for choice in choices:
-        if choice.rate is not None:
-            rate = () if choice.rate == choice.own else (f"{RATE}={choice.rate!r}",)
-            yield from ((*choice.row, *seed, *rate) for seed in rows[choice.row])
-
-
 def rows_of(grid: Iterable[Words]) -> dict[Words, list[Words]]:
     """Return the rows of a grid, each with the words of its seeds. Raises ConfigError for what the study chooses."""
     rows: dict[Words, list[Words]] = {}
@@ -123,7 +76,7 @@ def rows_of(grid: Iterable[Words]) -> dict[Words, list[Words]]:
     return rows
 
 
-def tried_words(settings: Settings, row: Words, own: float) -> dict[float, list[Words]]:
+def tried_words(settings: "TunedRates", row: Words, own: float) -> dict[float, list[Words]]:
     """Return the overrides of a row's first phase, by rate, a seed each; rates have six digits."""
     tried = {}
     for factor in sorted(set(settings.factors)):
@@ -169,54 +122,102 @@ def choices(study: "Study") -> list[Choice]:
     return [choice_of(row, owns[row], tried) for row, tried in found.items()]
 
 
-def outlook(settings: Settings, study: "Study", grid: Sequence[Words], rows: Sequence["Row"]) -> Iterator[str]:
-    """Yield what the second phase adds to the plan, as far as its cells are not among the `rows`."""
-    seeds, known = rows_of(grid), choices(study)
-    waiting = [choice for choice in known if choice.rate is None]
-    later = sum(len(seeds[choice.row]) for choice in waiting)
-    first = sum(cell.config.data.holdout > 0 for cell in study.cells)
-    second = len(study.cells) - first
-    yield (
-        f"phase 1: {first} cells, {len(settings.factors)} rates a row on {1 - settings.holdout:.3g} of the training "
-        f"images; phase 2: {second + later} cells on all of them, {second} listed, {later} once their rows have rates"
+class TunedRates(Generator):
+    """Both phases of each row: at several rates, then at the best of them."""
+
+    is_staged = True
+    prefix = "tuned."
+
+    factors: Annotated[tuple[Float, ...], BeforeValidator(_as_list)] = key(
+        (0.25, 0.5, 1.0, 2.0, 4.0), about="numbers above 0, 1 among them, such as 0.5,1,2"
     )
-    hours = {row.key: row.hours for row in rows}
-    of_row = {cell.overrides: hours.get(cell.key) for cell in study.cells if cell.config.data.holdout}
-    costs = [
-        found[0] * len(seeds[choice.row]) / (1 - settings.holdout)
-        for choice in waiting
-        if (found := [h for words, h in of_row.items() if h is not None and words[: len(choice.row)] == choice.row])
-    ]
-    if costs:
-        yield f"these {later} cells: about {sum(costs):.3g} hours more"
+    holdout: Float = key(0.1, gt=0, le=0.9, about="share of the training images that chooses the rates")
+    seeds: Annotated[tuple[Int, ...], BeforeValidator(_as_list)] = key(
+        (0,), about="whole numbers from 0, such as 0,1: the seeds of the runs that choose"
+    )
 
+    @model_validator(mode="after")
+    def _check(self) -> "TunedRates":
+        factors, seeds = self.factors, self.seeds
+        if not 2 <= len(set(factors)) <= 100 or 1 not in factors or not all(1e-6 <= f <= 1e6 for f in factors):
+            raise ConfigError(
+                f"tuned.factors={shown(factors)}: must be two numbers or more from 1e-6 to 1e6, 1 among them"
+            )
+        if not seeds or len(seeds) > 100 or not all(0 <= seed < 2**31 for seed in seeds):
+            raise ConfigError(f"tuned.seeds={shown(seeds)}: must be whole numbers from 0")
+        return self
 
-def news(settings: Settings, study: "Study") -> Iterator[str]:
-    """Yield which rates the rows take, and where the grid was too narrow."""
-    known = choices(study)
-    done = [choice for choice in known if choice.ended]
-    yield f"{len(done)} of {len(known)} rows have ended their first phase"
-    for choice in done:
-        if choice.rate is None:
-            yield f"{choice.name}: no rate gave a training that was finite: no second phase"
-            continue
-        edge = f"; {ABOUT_EDGE}" if choice.at_edge else ""
-        yield f"{choice.name}: rate {choice.rate:g}, {choice.rate / choice.own:.3g} times the recipe's own{edge}"
+    def cells(self, grid: Sequence[Words], compose: Callable[[Words], Config]) -> Iterator[Words]:
+        """Yield the overrides of the first phase, and of the second as far as the rows' rates are known.
 
+        Raises ConfigError for an override that the study itself chooses.
+        """
+        rows = rows_of(grid)
+        choices = []
+        for row, seeds in rows.items():
+            try:
+                own = compose((*row, f"seed={self.seeds[0]}")).recipe.lr
+            except (
+                ConfigError,
+                *HYDRA_ERRORS,
+            ):  # toggles that do not go together, say: whoever composes it again says so
+                yield (*row, *seeds[0])
+                continue
+            tried = tried_words(self, row, own)
+            yield from (words for each in tried.values() for words in each)
+            choices.append(choice_of(row, own, {r: list(map(compose, each)) for r, each in tried.items()}))
+        for choice in choices:
+            if choice.rate is not None:
+                rate = () if choice.rate == choice.own else (f"{RATE}={choice.rate!r}",)
+                yield from ((*choice.row, *seed, *rate) for seed in rows[choice.row])
 
-def record(settings: Settings, study: "Study", notes: Path) -> None:
-    """Write the choices, with the numbers that they rest on, into a study's notes. Raises DiskError."""
-    rows = [
-        {
-            "row": choice.name,
-            "own": choice.own,
-            "rate": choice.rate,
-            "at_edge": choice.at_edge,
-            "ended": choice.ended,
-            "heldout_top1": {f"{rate!r}": top1 for rate, top1 in choice.accuracies.items()},
-            "runs": {f"{rate!r}": runs for rate, runs in choice.runs.items()},
-        }
-        for choice in choices(study)
-    ]
-    with disk_errors(notes / TUNING):
-        write_json(notes / TUNING, {"schema": 1, **settings.values(), "rows": rows})
+    def outlook(self, study: "Study", rows: Sequence["Row"] = ()) -> Iterator[str]:
+        """Yield what the second phase adds to the plan, as far as its cells are not among the `rows`."""
+        seeds, known = rows_of(study.grid), choices(study)
+        waiting = [choice for choice in known if choice.rate is None]
+        later = sum(len(seeds[choice.row]) for choice in waiting)
+        first = sum(cell.config.data.holdout > 0 for cell in study.cells)
+        second = len(study.cells) - first
+        yield (
+            f"phase 1: {first} cells, {len(self.factors)} rates a row on {1 - self.holdout:.3g} of the training "
+            f"images; phase 2: {second + later} cells on all of them, {second} listed, {later} once their rows "
+            "have rates"
+        )
+        hours = {row.key: row.hours for row in rows}
+        of_row = {cell.overrides: hours.get(cell.key) for cell in study.cells if cell.config.data.holdout}
+        costs = [
+            found[0] * len(seeds[choice.row]) / (1 - self.holdout)
+            for choice in waiting
+            if (found := [h for words, h in of_row.items() if h is not None and words[: len(choice.row)] == choice.row])
+        ]
+        if costs:
+            yield f"these {later} cells: about {sum(costs):.3g} hours more"
+
+    def news(self, study: "Study") -> Iterator[str]:
+        """Yield which rates the rows take, and where the grid was too narrow."""
+        known = choices(study)
+        done = [choice for choice in known if choice.ended]
+        yield f"{len(done)} of {len(known)} rows have ended their first phase"
+        for choice in done:
+            if choice.rate is None:
+                yield f"{choice.name}: no rate gave a training that was finite: no second phase"
+                continue
+            edge = f"; {ABOUT_EDGE}" if choice.at_edge else ""
+            yield f"{choice.name}: rate {choice.rate:g}, {choice.rate / choice.own:.3g} times the recipe's own{edge}"
+
+    def record(self, study: "Study", notes: Path) -> None:
+        """Write the choices, with the numbers that they rest on, into a study's notes. Raises DiskError."""
+        rows = [
+            {
+                "row": choice.name,
+                "own": choice.own,
+                "rate": choice.rate,
+                "at_edge": choice.at_edge,
+                "ended": choice.ended,
+                "heldout_top1": {f"{rate!r}": top1 for rate, top1 in choice.accuracies.items()},
+                "runs": {f"{rate!r}": runs for rate, runs in choice.runs.items()},
+            }
+            for choice in choices(study)
+        ]
+        with disk_errors(notes / TUNING):
+            write_json(notes / TUNING, {"schema": 1, **self.values(), "rows": rows})
