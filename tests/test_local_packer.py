@@ -15,7 +15,7 @@ from roadmap.files import read_json, write_json
 from roadmap.runs.process import is_alive, process_start, terminate
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
-from roadmap.sweep.scheduler import MAX_SEEDS, group_by_row
+from roadmap.sweep.local_scheduler import MAX_SEEDS, group_by_row
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Selection, choose_cells

@@ -14,8 +14,8 @@ from roadmap.files import read_json, write_json
 from roadmap.report.read.run import read_run
 from roadmap.runs import checkpoint, run_logger
 from roadmap.runs.progress import Progress
+from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.run_directory import RunDirectory, Suspect
 from roadmap.runs.schema import checksum
 from roadmap.training import train as training
 from roadmap.training.train import train
@@ -45,7 +45,7 @@ def status(config):
 
 
 def report(config):
-    return read_run(RunDirectory(run_path(config), "the run"))
+    return read_run(RecordedRun(run_path(config), "the run"))
 
 
 def first(tensors):

@@ -11,7 +11,7 @@ import pytest
 
 from roadmap.errors import ConfigError
 from roadmap.files import write_json
-from roadmap.sweep import queue, sbatch
+from roadmap.sweep import sbatch, slurm_queue
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.slurm import recover_pending
 from roadmap.sweep.study_dir import StudyDir
@@ -171,7 +171,7 @@ def test_options_and_rows_that_cannot_be_are_refused_before_anything_is_queued(s
 ])  # fmt: skip
 def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm, call, study, monkeypatch, end, told):
     monkeypatch.setattr(sbatch, "TIMEOUT_S", 1.0)
-    monkeypatch.setattr(queue, "max_array_size", lambda: None)
+    monkeypatch.setattr(slurm_queue, "max_array_size", lambda: None)
     slurm.write("sbatch", SBATCH + end)
     began = time.monotonic()
     code, said = call("submit", "cluster.report=false")
@@ -281,7 +281,7 @@ def test_reconcile_adds_no_report_while_one_waits(slurm, call, study):
 def test_every_call_has_a_bound(slurm, command):
     slurm.write(command, "exec sleep 60")
     began = time.monotonic()
-    assert queue.run(command, timeout_s=0.3) == (None, f"{command} does not answer within 0 s")
+    assert slurm_queue.run(command, timeout_s=0.3) == (None, f"{command} does not answer within 0 s")
     assert time.monotonic() - began < 10
 
 

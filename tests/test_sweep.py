@@ -18,7 +18,7 @@ from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
-from roadmap.sweep import cluster, launchers, plan, queue
+from roadmap.sweep import cluster, launchers, plan, slurm_queue
 from roadmap.sweep.cell_states import CellState, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local, slurm
@@ -63,10 +63,10 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
     ({"state": "stopped"}, SLURM, "RUNNING", "running", False),
     (ELSEWHERE, SLURM, "COMPLETING", "running", False),
     ({"state": "stopped"}, SLURM, "FAILED", "stopped", False),
-    ({"state": "failed"}, SLURM, queue.GONE, "failed", False),
+    ({"state": "failed"}, SLURM, slurm_queue.GONE, "failed", False),
     (ELSEWHERE, SLURM, "OUT_OF_MEMORY", "failed", True),
     (ELSEWHERE, SLURM, "NODE_FAIL", "failed", True),
-    (ELSEWHERE, SLURM, queue.GONE, "failed", True),
+    (ELSEWHERE, SLURM, slurm_queue.GONE, "failed", True),
     ({}, SLURM, "FAILED", "failed", True),
     ({}, SLURM, "CANCELLED", "stopped", False),
     (ELSEWHERE, SLURM, None, "unknown", False),  # no answer is no knowledge
@@ -78,8 +78,8 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
     ({**ALIVE, "pid": 2**22 + 1}, None, None, "failed", True),
     ({}, LOCAL, "LOCAL", "queued", False),
     (ALIVE, LOCAL, "LOCAL", "running", False),
-    ({}, LOCAL, queue.GONE, "planned", False),
-    (ALIVE, LOCAL, queue.GONE, "running", False),  # its scheduler was killed, the run goes on
+    ({}, LOCAL, slurm_queue.GONE, "planned", False),
+    (ALIVE, LOCAL, slurm_queue.GONE, "running", False),  # its scheduler was killed, the run goes on
     (ELSEWHERE, {**LOCAL, "host": "n17"}, None, "unknown", False),
 ])  # fmt: skip
 def test_a_cells_state_is_its_own_word_then_the_queues_and_unknown_is_unknown(own, last, job, state, killed):
@@ -95,12 +95,13 @@ def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_pat
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     fake("squeue", "printf '7_0|RUNNING|None\\n7_1|PENDING|Priority\\n'")
     fake("sacct", "printf '3_0|CANCELLED by 1000\\n3_0.batch|CANCELLED\\n'")
-    answer = queue.query({"demo-1"}, ["7_0", "7_1", "3_0", "4"])
-    assert [answer.state(job) for job in ("7_0", "7_1", "3_0", "4")] == ["RUNNING", "PENDING", "CANCELLED", queue.GONE]
+    answer = slurm_queue.query({"demo-1"}, ["7_0", "7_1", "3_0", "4"])
+    states = [answer.state(job) for job in ("7_0", "7_1", "3_0", "4")]
+    assert states == ["RUNNING", "PENDING", "CANCELLED", slurm_queue.GONE]
     fake("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert queue.query({"demo-1"}, ["3_0"]).state("3_0") == queue.GONE
+    assert slurm_queue.query({"demo-1"}, ["3_0"]).state("3_0") == slurm_queue.GONE
     fake("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
-    answer = queue.query({"demo-1"})
+    answer = slurm_queue.query({"demo-1"})
     assert answer.state("7_0") is None and "Unable to contact slurm controller" in answer.error
 
 
@@ -137,13 +138,13 @@ AGAIN = {"by": "reconcile", "step": 9}
 
 @pytest.mark.parametrize(("state", "rows", "job", "left"), [
     ({"state": "failed", "killed": True}, [{}], "FAILED", ""),
-    ({"state": "failed", "killed": True}, [{}], queue.GONE, ""),
+    ({"state": "failed", "killed": True}, [{}], slurm_queue.GONE, ""),
     ({"state": "failed", "killed": True, "cancelled": True}, [{}], "FAILED", "cancelled"),
     ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "CANCELLED", "cancelled"),
     ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "PREEMPTED", ""),
-    ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], queue.GONE, "nobody knows by whom"),
-    ({"state": "stopped", "exit_code": 75, "reason": "SIGUSR2"}, [{}], queue.GONE, ""),
-    ({"state": "stopped", "exit_code": 75, "reason": "PeerLost: another rank is gone"}, [{}], queue.GONE, ""),
+    ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], slurm_queue.GONE, "nobody knows by whom"),
+    ({"state": "stopped", "exit_code": 75, "reason": "SIGUSR2"}, [{}], slurm_queue.GONE, ""),
+    ({"state": "stopped", "exit_code": 75, "reason": "PeerLost: another rank is gone"}, [{}], slurm_queue.GONE, ""),
     ({"state": "failed", "exit_code": 70, "reason": "not finite"}, [{}], "FAILED", "mend it"),
     ({"state": "failed", "exit_code": 93, "reason": "3 deaths", "killed": False}, [{}], "FAILED", "3 deaths"),
     ({"state": "failed", "killed": True, "global_step": 9}, [{}, *[AGAIN] * 3], "FAILED", "3 restarts"),

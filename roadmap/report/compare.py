@@ -15,7 +15,7 @@ from roadmap.report.draw.curves import compared_curves
 from roadmap.report.draw.style import image
 from roadmap.report.write.comparison_page import as_json, as_text
 from roadmap.runs.recorded_config import flatten_config, from_flat
-from roadmap.runs.run_directory import RunDirectory
+from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.schema import CONFIG
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
 
@@ -76,7 +76,7 @@ def layer_lines(found: Comparison) -> list[str]:
         return [f"not known: {clean(error, 200)}"]
 
 
-def recorded_config(run: RunDirectory) -> Config:
+def recorded_config(run: RecordedRun) -> Config:
     """Return the checked config of a run. Raises ConfigError, ValueError and OSError."""
     return from_flat(flatten_config(parse_yaml(run.read(CONFIG).decode())))
 

@@ -14,7 +14,7 @@ from typing import Any
 from roadmap import paper
 from roadmap.errors import ConfigError, DataError
 from roadmap.runs.process import is_alive
-from roadmap.runs.run_directory import ArchivedRun, RunDirectory, Suspect
+from roadmap.runs.recorded_run import ArchivedRun, RecordedRun, Suspect
 from roadmap.runs.schema import QUANTITIES, STATUS, SUMMARY, Status, Summary, check_record
 from roadmap.runs.search import RUN_NAME, find_run_directories
 from roadmap.text import clean, nearest, plain_table, reason, shorten
@@ -62,7 +62,7 @@ def _order(run: ListedRun) -> tuple[Any, ...]:
     return run.study, run.regime, run.data, paper.position(run.step, {}), run.cell, run.seed or 0, run.path
 
 
-def list_run(run: RunDirectory) -> ListedRun:
+def list_run(run: RecordedRun) -> ListedRun:
     """Return how a run stands; never raises for a bad one."""
     known = named(run)
     try:
@@ -73,7 +73,7 @@ def list_run(run: RunDirectory) -> ListedRun:
         return replace(known, reason=f"cannot be read ({reason(error)})")
 
 
-def named(run: RunDirectory) -> ListedRun:
+def named(run: RecordedRun) -> ListedRun:
     """Return what a run's folders say of it."""
     seed, cell, place = run.named
     if not RUN_NAME.fullmatch(seed) or len(seed) > 15:
@@ -85,7 +85,7 @@ def named(run: RunDirectory) -> ListedRun:
     return ListedRun(clean(run.shown, 500), study, regime, data, cell, step, int(seed.removeprefix("seed")))
 
 
-def progress(run: RunDirectory, known: ListedRun) -> ListedRun:
+def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
     """Add how far a run is. Raises Suspect, ValueError and OSError."""
     status = check_record(Status, run.status(), STATUS)
     if status.state is None:
@@ -107,7 +107,7 @@ def progress(run: RunDirectory, known: ListedRun) -> ListedRun:
     return replace(known, state=state, reason=why)
 
 
-def _unfinished(run: RunDirectory, status: Status) -> tuple[str, str]:
+def _unfinished(run: RecordedRun, status: Status) -> tuple[str, str]:
     """Return the state of a run that is not done, and what is to be known of it."""
     if status.state in ("stopped", "failed"):
         return status.state, status.reason or ""

@@ -15,8 +15,8 @@ from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
 from roadmap.files import atomic_file, deny_others, disk_errors
 from roadmap.runs.archive import MAX_RATIO, SMALL, SUFFIX, list_archive
 from roadmap.runs.metrics import without_steps
+from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.result import hash_of
-from roadmap.runs.run_directory import RunDirectory, Suspect
 from roadmap.runs.schema import LOG, METRICS, RECORD, SUMMARY, checksum
 from roadmap.runs.search import find_run_directories
 from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
@@ -37,7 +37,7 @@ def pack(folder: str, out: Path, *, steps: bool = True) -> tuple[int, int, int]:
         raise DataError(str(problems[0]))
     if not runs:
         raise DataError(f"{clean(folder)}: holds no run")
-    named: dict[str, RunDirectory] = {}
+    named: dict[str, RecordedRun] = {}
     for run in runs:
         first = named.setdefault("/".join(run.folder.parts[-DEPTH:]), run)
         if first is not run:
@@ -60,7 +60,7 @@ def pack(folder: str, out: Path, *, steps: bool = True) -> tuple[int, int, int]:
     return len(runs), total, out.stat().st_size
 
 
-def evaluations(run: RunDirectory) -> dict[str, bytes]:
+def evaluations(run: RecordedRun) -> dict[str, bytes]:
     """Return ledger and summary of a finished run without its lines of training; no report reads those.
 
     Nothing for a run whose ledger is not, by a hash, the one that it ended with: what is wrong with it must be seen.
@@ -78,7 +78,7 @@ def evaluations(run: RunDirectory) -> dict[str, bytes]:
     return {METRICS: ledger, SUMMARY: (json.dumps(summary, indent=2) + "\n").encode()}
 
 
-def add_run(archive: ZipFile, name: str, run: RunDirectory, instead: dict[str, bytes]) -> None:
+def add_run(archive: ZipFile, name: str, run: RecordedRun, instead: dict[str, bytes]) -> None:
     """Add the files of a run that are there, its status first: what is written meanwhile is newer than it says.
 
     `instead` has the bytes of some of them. Raises DataError for a file that no run writes, or that holds a secret of

@@ -9,7 +9,7 @@ from pathlib import Path
 from roadmap.errors import DataError
 from roadmap.files import is_system_name, nearby
 from roadmap.runs.archive import SUFFIX, find_archive, list_archive
-from roadmap.runs.run_directory import ArchivedRun, RunDirectory
+from roadmap.runs.recorded_run import ArchivedRun, RecordedRun
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY
 from roadmap.text import clean, nearest
 
@@ -30,14 +30,14 @@ class Problem:
         return f"{clean(self.path)}: {clean(self.reason, 300)}"
 
 
-def find_run_directories(roots: Iterable[str], *, archives: bool = False) -> tuple[list[RunDirectory], list[Problem]]:
+def find_run_directories(roots: Iterable[str], *, archives: bool = False) -> tuple[list[RecordedRun], list[Problem]]:
     """Return the run directories at any depth below `roots`, each once, and what could not be searched.
 
     A root is a folder, an archive, or a folder within one; where a study's folder is gone, `make pack` may have left
     its archive beside it. Archives that lie in folders count only where `archives`.
     Links are followed and each folder is entered once; nothing inside a run directory is searched.
     """
-    found: list[RunDirectory] = []
+    found: list[RecordedRun] = []
     problems: list[Problem] = []
     seen: set[tuple[int, int, str]] = set()
     for root in roots:
@@ -64,14 +64,14 @@ def find_run_directories(roots: Iterable[str], *, archives: bool = False) -> tup
                 problems.append(Problem(root, f"holds more than {MAX_FOLDERS} folders: the rest was not searched"))
                 return found, problems
             if _is_run(folder.name, {entry.name for entry in entries}):
-                found.append(RunDirectory(folder, shown))
+                found.append(RecordedRun(folder, shown))
             else:
                 inner = [entry for entry in reversed(entries) if _enter(entry, archives)]
                 waiting += [(_real(entry), os.path.join(shown, entry.name)) for entry in inner]
     return found, problems
 
 
-def runs_of_archive(path: Path, within: str, shown: str) -> list[RunDirectory]:
+def runs_of_archive(path: Path, within: str, shown: str) -> list[RecordedRun]:
     """Return the run directories below a folder within an archive. Raises DataError where it is none that is safe."""
     archive, folders = list_archive(path)
     runs: set[str] = set()

@@ -9,7 +9,7 @@ from typing import Any
 from roadmap.errors import ConfigError
 from roadmap.runs.process import is_alive, terminate
 from roadmap.runs.schema import STATUS, Status, read_or_empty
-from roadmap.sweep import queue
+from roadmap.sweep import slurm_queue
 from roadmap.sweep.cell_states import CellState, cell_states, processes
 from roadmap.sweep.launchers.slurm import recover_pending, waiting_reports
 from roadmap.sweep.study_dir import Row, StudyDir
@@ -50,8 +50,8 @@ def cancel(study: StudyDir) -> Cancellation:
         for state in states:
             if state.state in ("queued", "running", "unknown"):
                 cancel_cell(study, state, jobs.get(state.key, []), done)
-        queue.scancel(done.jobs)
-        queue.scancel(waiting_reports(study))
+        slurm_queue.scancel(done.jobs)
+        slurm_queue.scancel(waiting_reports(study))
         study.append_jobs({"cell": key, "kind": "cancelled"} for key in done.cells)
     wait_for(done.processes)  # without the lock: they record their end
     if done.processes:
@@ -64,7 +64,7 @@ def cancel(study: StudyDir) -> Cancellation:
 def cancel_cell(study: StudyDir, state: CellState, rows: Sequence[Row], done: Cancellation) -> None:
     """Note the job of a cell, or ask its process to stop, or note why that cannot be."""
     last = next((row for row in reversed(rows) if row.get("job")), None)
-    if state.slurm_state in queue.PENDING + queue.RUNNING:
+    if state.slurm_state in slurm_queue.PENDING + slurm_queue.RUNNING:
         done.jobs.append(str(state.job))
         done.cells.append(state.key)
         return

@@ -15,7 +15,7 @@ from roadmap.runs.disk_use import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.process import is_alive
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
-from roadmap.sweep import queue
+from roadmap.sweep import slurm_queue
 from roadmap.sweep.study_dir import Row, StudyDir
 
 STATES = ("queued", "running", "stopped", "done", "failed", "unknown", "planned")
@@ -73,27 +73,27 @@ class CellState:
     git_dirty: bool | None = None
 
 
-def cell_states(study: StudyDir) -> tuple[list[CellState], queue.Queue]:
+def cell_states(study: StudyDir) -> tuple[list[CellState], slurm_queue.Queue]:
     """Return every cell of a study, and what the queue answered. Raises DataError where nothing was submitted."""
     cells, jobs = study.cells(), study.jobs()
     submitted = [rows for rows in map(slurm_jobs, jobs.values()) if rows]
-    answer = queue.query(
+    answer = slurm_queue.query(
         (str(row["name"]) for rows in submitted for row in rows), (str(rows[-1]["job"]) for rows in submitted)
     )
     states = {cell["key"]: cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells}
     if pending := study.pending():
-        add_pending(states, pending, queue.query([pending["name"]]))
+        add_pending(states, pending, slurm_queue.query([pending["name"]]))
     return list(states.values()), answer
 
 
-def add_pending(states: dict[str, CellState], pending: Row, answer: queue.Queue) -> None:
+def add_pending(states: dict[str, CellState], pending: Row, answer: slurm_queue.Queue) -> None:
     """Note of each cell whose submission got no answer what Slurm has of it."""
     found = {row["cell"]: job for row, job in pending_jobs(pending, answer)}
     for row in pending["rows"]:
         cell, job = states.get(row["cell"]), found.get(row["cell"])
         if cell is None or cell.state in ("done", "queued", "running"):
             continue
-        if job in answer.in_state(*queue.PENDING, *queue.RUNNING):
+        if job in answer.in_state(*slurm_queue.PENDING, *slurm_queue.RUNNING):
             cell.state, cell.job, cell.reason = "queued", job, "its submission got no answer; make roadmap completes it"
             add_job(cell, answer.jobs[str(job)])
         elif answer.answered:
@@ -102,7 +102,7 @@ def add_pending(states: dict[str, CellState], pending: Row, answer: queue.Queue)
             cell.state, cell.reason = "unknown", "its submission got no answer"
 
 
-def pending_jobs(pending: Row, answer: queue.Queue) -> Iterator[tuple[Row, str]]:
+def pending_jobs(pending: Row, answer: slurm_queue.Queue) -> Iterator[tuple[Row, str]]:
     """Yield the cells of a submission that was not recorded, each with the job that Slurm has of it."""
     by_index = {int(job.partition("_")[2] or 0): job for job in answer.jobs}
     yield from ((row, by_index[index]) for index, row in enumerate(pending["rows"]) if index in by_index)
@@ -123,7 +123,7 @@ def slurm_jobs(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("kind") == "slurm"]
 
 
-def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answer: queue.Queue) -> CellState:
+def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answer: slurm_queue.Queue) -> CellState:
     """Return the state of one cell from its record in the study, its jobs, and its run directory."""
     run = study.path / cell["key"]
     status = read_or_empty(Status, run / STATUS)
@@ -131,11 +131,11 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     newest = rows[-1] if rows else {}
     ended = newest.get("kind") == "ended"  # so this machine's scheduler wrote
     cancelled = newest.get("kind") == "cancelled"
-    job = queue.GONE if ended else job_state(last, answer)
-    state = classify(status, last, "CANCELLED" if cancelled and job == queue.GONE else job)
+    job = slurm_queue.GONE if ended else job_state(last, answer)
+    state = classify(status, last, "CANCELLED" if cancelled and job == slurm_queue.GONE else job)
     if ended and newest.get("exit_code") and status.state is None:
         state = State("failed", f"exit code {newest['exit_code']} before the run began")
-    if job == queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):
+    if job == slurm_queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):
         state = State(state.name, "; ".join(filter(None, ["its scheduler was killed", state.reason])), killed=True)
     found = CellState(cell["key"], cell["step"], cell["variant"], cell["seed"], state.name, state.killed)
     found.reason, found.cancelled = state.reason, cancelled
@@ -151,10 +151,10 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     return found
 
 
-def add_job(cell: CellState, job: queue.Job) -> None:
+def add_job(cell: CellState, job: slurm_queue.Job) -> None:
     """Note what Slurm says of a cell's job, and why one that waits does."""
     cell.slurm_state, cell.slurm_reason, cell.node = job.state, job.reason or None, job.node or cell.node
-    if job.state in queue.PENDING:
+    if job.state in slurm_queue.PENDING:
         cell.starts, cell.never_starts = utc(job.started), bool(job.never_starts)
         cell.reason = "; ".join(filter(None, [job.waits_for and f"Slurm: {job.waits_for}", cell.reason]))
     else:
@@ -166,7 +166,7 @@ def utc(seconds: float | None) -> str | None:
     return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def job_state(last: Row | None, answer: queue.Queue) -> str | None:
+def job_state(last: Row | None, answer: slurm_queue.Queue) -> str | None:
     """Return the state of a cell's last job: Slurm's word, GONE, LOCAL (our own scheduler), None for no answer."""
     if last is None:
         return None
@@ -174,7 +174,7 @@ def job_state(last: Row | None, answer: queue.Queue) -> str | None:
         return answer.state(str(last["job"]))
     if last["host"] != socket.gethostname():
         return None
-    return next((state for state, process in processes(last).items() if is_alive(*process)), queue.GONE)
+    return next((state for state, process in processes(last).items() if is_alive(*process)), slurm_queue.GONE)
 
 
 def processes(row: Row) -> dict[str, tuple[int, int | None]]:
@@ -188,9 +188,9 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
     own, reason = status.state, status.reason or ""
     if own == "done":
         return State("done")
-    if job in queue.PENDING:
+    if job in slurm_queue.PENDING:
         return State("queued", reason)
-    if job in queue.RUNNING:
+    if job in slurm_queue.RUNNING:
         return State("running", "" if own == "running" else reason)
     lives = process_alive(status) if own in ("running", "begun") else False
     if job == LOCAL:
@@ -223,7 +223,7 @@ def _job_ended(own: str | None, last: Row, job: str) -> State:
         return State("planned")
     if own is None and job.startswith("CANCELLED"):
         return State("stopped", "cancelled before it began")
-    how = "" if job == queue.GONE else f" ({job})"
+    how = "" if job == slurm_queue.GONE else f" ({job})"
     if own is None:
         return State("failed", f"its job ended before the run began{how}", killed=True)
     return State("failed", f"ended without a word{how}: killed, out of memory, or its node was lost", killed=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from roadmap.errors import ConfigError, NoProgress, StoppedEarly
 from roadmap.runs.permissions import refuse_unsafe
-from roadmap.sweep import queue
+from roadmap.sweep import slurm_queue
 from roadmap.sweep.cell_states import CellState, cell_states, slurm_jobs
 from roadmap.sweep.launchers.slurm import Config, recover_pending, submit_tasks
 from roadmap.sweep.snapshot import FOLDER
@@ -77,7 +77,7 @@ def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> s
         return f"{state.reason}; mend it, then make roadmap"
     if state.state == "stopped" and state.exit_code != StoppedEarly.code:
         return state.reason
-    if state.state == "stopped" and re.search("SIGTERM|SIGINT", state.reason) and job == queue.GONE:
+    if state.state == "stopped" and re.search("SIGTERM|SIGINT", state.reason) and job == slurm_queue.GONE:
         return f"{state.reason}, nobody knows by whom; make roadmap goes on"
     in_vain = 0
     for row in reversed(rows):

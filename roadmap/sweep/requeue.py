@@ -12,7 +12,7 @@ from pathlib import Path
 from roadmap.errors import StoppedEarly
 from roadmap.files import read_json_or_empty, write_json
 from roadmap.runs.schema import STATUS, Status, read_or_empty
-from roadmap.sweep import queue
+from roadmap.sweep import slurm_queue
 
 MAX_WITHOUT_PROGRESS = 3
 
@@ -30,7 +30,7 @@ def main(args: list[str]) -> int:
         print(f"not queued again: {times} jobs in a row ended without a step of progress", flush=True)
         return 0
     print(f"saved at step {status.step}, queued again", flush=True)
-    _, error = queue.run("scontrol", "requeue", job)
+    _, error = slurm_queue.run("scontrol", "requeue", job)
     if error:
         print(f"not queued again: {error}; make reconcile does it", flush=True)
     return 0
@@ -42,7 +42,7 @@ def time_was_up(reason: str, job: str) -> bool:
         return True
     if "SIGTERM" not in reason:
         return False
-    out, _ = queue.run("scontrol", "show", "job", job)
+    out, _ = slurm_queue.run("scontrol", "show", "job", job)
     return re.search(r"\bPreemptTime=\d", out or "") is not None
 
 

@@ -17,7 +17,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.files import disk_errors
-from roadmap.sweep import queue
+from roadmap.sweep import slurm_queue
 
 TIMEOUT_S = 60.0
 OURS = ("requeue",)  # an option that nobody named
@@ -40,14 +40,14 @@ def submit_commands(folder: Path, parameters: dict[str, object], commands: Seque
     script = folder / f".submission_file_{uuid.uuid4().hex}.sh"
     with disk_errors(script):
         script.write_text(executor._make_submission_file_text(executor._submitit_command_str, ""), encoding="utf-8")
-    out, error = queue.run("sbatch", str(script), timeout_s=TIMEOUT_S)
+    out, error = slurm_queue.run("sbatch", str(script), timeout_s=TIMEOUT_S)
     if out is None and not NO_ANSWER.search(error):
         script.unlink(missing_ok=True)
         raise ConfigError(f"Slurm refuses the study: {error}{named_settings(error, parameters)}")
     try:
         job = executor._get_job_id_from_submission_command(out or "")
     except FailedSubmissionError:
-        reason = error or f"sbatch answers {queue.error_line(out or '') or 'nothing'}"
+        reason = error or f"sbatch answers {slurm_queue.error_line(out or '') or 'nothing'}"
         raise StoppedEarly(f"nobody knows whether Slurm has queued the study ({reason})") from None
     jobs = [f"{job}_{index}" for index in range(len(commands))] if len(commands) > 1 else [job]
     for each, command in zip(jobs, commands, strict=True):

@@ -12,7 +12,7 @@ from roadmap.files import read_json
 from roadmap.runs.disk_use import size_text
 from roadmap.runs.progress import clock, hours_text
 from roadmap.sweep.cell_states import STATES, CellState
-from roadmap.sweep.queue import Queue
+from roadmap.sweep.slurm_queue import Queue
 from roadmap.sweep.study_dir import TUNING, StudyDir
 from roadmap.text import plain_table
 

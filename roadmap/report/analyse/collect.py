@@ -13,13 +13,13 @@ from pathlib import Path
 from roadmap.report.analyse.comparability import comparable, count_once
 from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
-from roadmap.runs.run_directory import RunDirectory, Suspect
+from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.search import Problem, find_run_directories
 from roadmap.text import clean, reason
 
 LONG = 2**28  # bytes of ledgers, from which on more processes are worth their start of a second
 MOST_PROCESSES = 8
-Source = RunDirectory | wandb.WandbRun
+Source = RecordedRun | wandb.WandbRun
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_sources(found: Sequence[Source]) -> tuple[list[Run], list[Problem], lis
 
 def _read_all(sources: Sequence[Source]) -> Iterator[Run | tuple[str, bool]]:
     """Read every source, in order; many long ledgers in several processes: each takes a tenth of a second and more."""
-    directories = [source for source in sources if isinstance(source, RunDirectory)]
+    directories = [source for source in sources if isinstance(source, RecordedRun)]
     processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     if processes > 1 and sum(directory.metrics_size() for directory in directories) > LONG:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:

@@ -20,7 +20,7 @@ from roadmap.report.analyse.gains import gain_over
 from roadmap.report.read.foreign_values import number
 from roadmap.report.read.run import Run
 from roadmap.runs.archive import find_archive
-from roadmap.runs.run_directory import RunDirectory
+from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.search import RUN_NAME, Problem, find_run_directories
 from roadmap.text import clean, nearest, shorten
 
@@ -51,7 +51,7 @@ class Side:
 
     name: str
     cell: Cell
-    first: RunDirectory  # of its first run
+    first: RecordedRun  # of its first run
     hours: float | None  # by the clock, mean over seeds
     left_out: tuple[Problem, ...]
 
@@ -153,7 +153,7 @@ def find_side(name: str, within: str = "") -> Side:
     return Side(name, cell_of(runs), directories[runs[0].path], fmean(known) if known else None, left_out)
 
 
-def _directories(name: str, within: str) -> tuple[Sequence[RunDirectory], list[Problem]]:
+def _directories(name: str, within: str) -> tuple[Sequence[RecordedRun], list[Problem]]:
     if not name.strip():
         raise ConfigError("a side is empty; name two runs, or two rows: A=gelu B=kernel_7")
     path, packed = os.path.normpath(name), find_archive(Path(name))

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from roadmap.runs.run_directory import Suspect
+from roadmap.runs.recorded_run import Suspect
 from roadmap.runs.schema import CONFIG
 from roadmap.text import clean, flatten
 

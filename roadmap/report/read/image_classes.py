@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from roadmap.runs.run_directory import Suspect
+from roadmap.runs.recorded_run import Suspect
 from roadmap.runs.schema import CORRECT, LABELS, PREDICTIONS, SUMMARY
 from roadmap.text import clean
 

@@ -14,7 +14,7 @@ from roadmap.report.read.foreign_values import config_texts, decimal, digits, li
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
-from roadmap.runs.run_directory import RunDirectory, Suspect
+from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY, Split
 from roadmap.text import clean
 
@@ -93,7 +93,7 @@ class Unfinished(Exception):
     """This run gives no number yet."""
 
 
-def read_run(source: RunDirectory | WandbRun) -> Run:
+def read_run(source: RecordedRun | WandbRun) -> Run:
     """Read and check one run. Raises Unfinished, Suspect (with the reason) and OSError."""
     status = source.status()
     if not isinstance(status.get("state"), str):
@@ -119,7 +119,7 @@ def read_run(source: RunDirectory | WandbRun) -> Run:
     return run
 
 
-def _run(source: RunDirectory | WandbRun, summary: Values, status: Values, config: Values, metrics: Metrics) -> Run:
+def _run(source: RecordedRun | WandbRun, summary: Values, status: Values, config: Values, metrics: Metrics) -> Run:
     """Turn a record into a Run. Raises Suspect."""
     if summary.get("state", "done") != "done":
         raise Suspect(f"{SUMMARY}: state={clean(summary['state'], 40)}, {STATUS} says done")
@@ -242,7 +242,7 @@ def _check_bits(run: Run) -> None:
         raise Suspect(f"{CORRECT}: says {top1:g} % are right, {SUMMARY} says top1={run.top1:g}")
 
 
-def _progress(source: RunDirectory | WandbRun, status: Values) -> str:
+def _progress(source: RecordedRun | WandbRun, status: Values) -> str:
     """Return e.g. `epoch 7 of 20, stopped`."""
     epochs = whole(status.get("epochs"))
     if "epochs" not in status:

@@ -20,7 +20,7 @@ import numpy as np
 from roadmap.errors import ConfigError
 from roadmap.files import MAX_JSON
 from roadmap.runs.metrics import Metrics
-from roadmap.runs.run_directory import Suspect, json_object, read_bits, read_numbers
+from roadmap.runs.recorded_run import Suspect, json_object, read_bits, read_numbers
 from roadmap.runs.schema import CORRECT, RECORD, STATUS
 from roadmap.runs.search import Problem
 from roadmap.runs.wandb_client import import_wandb, start_service

@@ -20,7 +20,7 @@ from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.process import process_start
 from roadmap.sweep.cluster import ClusterConfig
-from roadmap.sweep.scheduler import LocalTask, Scheduler, Slot
+from roadmap.sweep.local_scheduler import LocalTask, Scheduler, Slot
 from roadmap.sweep.snapshot import git_state_of, take_snapshot
 from roadmap.sweep.study import Cell
 from roadmap.sweep.study_dir import Row

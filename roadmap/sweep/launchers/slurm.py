@@ -18,7 +18,7 @@ from pathlib import Path
 
 from roadmap.errors import DONE, ConfigError, StoppedEarly
 from roadmap.files import disk_errors
-from roadmap.sweep import queue, snapshot
+from roadmap.sweep import slurm_queue, snapshot
 from roadmap.sweep.cell_states import pending_jobs, slurm_jobs
 from roadmap.sweep.sbatch import give_work, has_work, submit_commands
 from roadmap.sweep.slurm_settings import Config
@@ -42,7 +42,7 @@ def require() -> None:
 def check_gpu_types(cells: Iterable[Config]) -> None:
     """Raise ConfigError where cells that want GPUs, each with its settings, could land on different types of them."""
     unnamed = [cell for cell in cells if not (cell.gpu_type or cell.constraint or cell.mixed_gpus)]
-    types = sorted({kind for name in {cell.partition for cell in unnamed} for kind in queue.gpu_types(name)})
+    types = sorted({kind for name in {cell.partition for cell in unnamed} for kind in slurm_queue.gpu_types(name)})
     if len(types) > 1:
         raise ConfigError(
             f"cluster.gpu_type=null: the study could be spread over {', '.join(types)}; name one, "
@@ -91,7 +91,7 @@ def submit_tasks(
 
     Call it with the study locked. Raises ConfigError with Slurm's own message, StoppedEarly (no answer), DiskError.
     """
-    size = (queue.max_array_size() if len(tasks) > 1 else None) or len(tasks)
+    size = (slurm_queue.max_array_size() if len(tasks) > 1 else None) or len(tasks)
     groups: dict[str, tuple[Config, list[Task]]] = {}
     for task in tasks:
         of_task = config.of_cell(task.key)
@@ -167,7 +167,7 @@ def recover_pending(study: StudyDir) -> None:
     pending = study.pending()
     if pending is None:
         return
-    answer = queue.query([pending["name"]])
+    answer = slurm_queue.query([pending["name"]])
     if not answer.answered:
         raise ConfigError(
             f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); "
@@ -175,7 +175,7 @@ def recover_pending(study: StudyDir) -> None:
         )
     folder, found = study.notes / FOLDER, []
     for row, job in pending_jobs(pending, answer):
-        if not has_work(folder, job) and job in answer.in_state(*queue.PENDING, *queue.RUNNING):
+        if not has_work(folder, job) and job in answer.in_state(*slurm_queue.PENDING, *slurm_queue.RUNNING):
             give_work(folder, job, run_command(study.notes / snapshot.FOLDER / row["snapshot"], row))
         if has_work(folder, job):
             found.append((row, job))
@@ -188,11 +188,12 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
     Where Slurm refuses it, `make report` draws it.
     """
     names = array_names(study)
-    active = queue.query(names).in_state(*queue.PENDING, *queue.RUNNING)
+    active = slurm_queue.query(names).in_state(*slurm_queue.PENDING, *slurm_queue.RUNNING)
     arrays = sorted({job.split("_")[0] for job in active}, key=int)
     behind = f"afterany:{':'.join(arrays)}" if arrays else None
     for job in waiting_reports(study)[:1]:
-        if behind is None or queue.run("scontrol", "update", f"JobId={job}", f"Dependency={behind}")[0] is not None:
+        update = ("scontrol", "update", f"JobId={job}", f"Dependency={behind}")
+        if behind is None or slurm_queue.run(*update)[0] is not None:
             return
     command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
     parameters = placement(config) | {
@@ -214,7 +215,7 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
 
 def waiting_reports(study: StudyDir) -> list[str]:
     """Return the jobs that wait to draw a study's report."""
-    return queue.query(f"{name}-report" for name in array_names(study)).in_state(*queue.PENDING)
+    return slurm_queue.query(f"{name}-report" for name in array_names(study)).in_state(*slurm_queue.PENDING)
 
 
 def array_names(study: StudyDir) -> list[str]:

@@ -35,7 +35,7 @@ class Suspect(Exception):
 
 
 @dataclass(frozen=True)
-class RunDirectory:
+class RecordedRun:
     """One run directory and the name under which the user sees it. Every method raises Suspect and OSError."""
 
     folder: Path
@@ -119,7 +119,7 @@ class RunDirectory:
 
 
 @dataclass(frozen=True)
-class ArchivedRun(RunDirectory):
+class ArchivedRun(RecordedRun):
     """A run directory in an archive; `folder` is the archive's path with the run's own behind it."""
 
     archive: Archive
