@@ -86,35 +86,31 @@ class RealSlurm:
         key = self.place / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        files = {
-            "key-file": "munge.key",
-            "socket": "munge.sock",
-            "pid-file": "munged.pid",
-            "log-file": "munged.log",
-            "seed-file": "munge.seed",
-        }
-        self.run("munged", "--force", *(f"--{name}={self.place / file}" for name, file in files.items()))
+        files = ("key-file=munge.key", "socket=munge.sock", "pid-file=munged.pid", "log-file=munged.log")
+        files += ("seed-file=munge.seed",)
+        self.run("munged", "--force", *(f"--{file.replace('=', f'={self.place}/')}" for file in files))
         self.start_controller()
         for node in ("n1", "n2"):
             self.start_node(node)
-        until(
-            lambda: self.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"], 60, self.logs
-        )
+        until(self.is_idle, 60, self.logs)
 
     def start_controller(self) -> None:
         """Start slurmctld, with the jobs that it knew."""
         self.run("slurmctld", "-f", self.env["SLURM_CONF"])
-        until(lambda: self.answers(), 30, self.logs)
+        until(self.answers, 30, self.logs)
 
     def start_node(self, node: str) -> None:
         """Start a slurmd."""
         self.run("slurmd", "-N", node, "-f", self.env["SLURM_CONF"])
 
+    def is_idle(self) -> bool:
+        """Tell whether both nodes wait for work."""
+        return self.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"]
+
     def answers(self) -> bool:
         """Tell whether the controller answers."""
-        return (
-            subprocess.run(["squeue", "-h"], env=self.env, capture_output=True, timeout=30, check=False).returncode == 0
-        )
+        done = subprocess.run(["squeue", "-h"], env=self.env, capture_output=True, timeout=30, check=False)
+        return done.returncode == 0
 
     def run(self, *words: str) -> str:
         """Run a command of Slurm's and return what it prints."""

@@ -79,16 +79,8 @@ class Lab:
 
     def start(self, verb, *words, env=None):
         cells = ["--", *WORDS, *CLUSTER, *(w for w in words if "=" in w)] if verb == "submit" else []
-        command = [
-            sys.executable,
-            "-m",
-            "roadmap.sweep",
-            verb,
-            *(w for w in words if "=" not in w),
-            "--runs",
-            str(self.runs),
-            *cells,
-        ]
+        command = [sys.executable, "-m", "roadmap.sweep", verb, *(w for w in words if "=" not in w)]
+        command += ["--runs", str(self.runs), *cells]
         env = {**self.slurm.env, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root, env=env
@@ -183,7 +175,7 @@ def test_a_preempted_study_ends_bit_equal_and_charted(lab, calm):
     assert lab.run().parents[2].joinpath(".study", "slurm").stat().st_mode & 0o777 == 0o700
     for seed in (0, 1):
         lab.until_steps(cell=f"gelu/seed{seed}")
-    lab.slurm.run("sbatch", "-p", "urgent", "-N2", "-n4", "-o", "/dev/null", "--wrap", "true")
+    preempt(lab, job)
     until(lambda: all(lab.restarts(f"{job}_{task}") == 1 for task in (0, 1)), 120, lab.told)
     lab.until_states("done")
     assert_same(record(lab.run()), calm)
@@ -199,30 +191,24 @@ def test_a_preempted_study_ends_bit_equal_and_charted(lab, calm):
     assert lab.slurm.states() == before
 
 
-def test_a_preemption_with_a_time_of_grace_is_queued_again_once(lab, calm):
-    job = re.search(r"job (\d+)", lab.call("submit", lab.write(), "cluster.partition=grace"))[1]
-    lab.until_steps()
+def preempt(lab, _):
     lab.slurm.run("sbatch", "-p", "urgent", "-N2", "-n4", "-o", "/dev/null", "--wrap", "true")
-    until(lambda: lab.restarts(job) == 1, 120, lab.told)
-    lab.until_states("done")
-    assert lab.restarts(job) == 1
-    assert_same(record(lab.run()), calm)
 
 
-def test_the_notice_before_the_time_limit_saves_and_queues_again_once(lab, calm):
-    job = re.search(r"job (\d+)", lab.call("submit", lab.write()))[1]
-    lab.until_steps()
+def notify(lab, job):
     lab.slurm.run("scancel", "--signal=USR2", job)  # what Slurm itself sends `notice_s` before the end
-    until(lambda: lab.restarts(job) == 1, 120, lab.told)
-    lab.until_states("done")
-    assert lab.restarts(job) == 1
-    assert_same(record(lab.run()), calm)
 
 
-def test_scontrol_requeue_goes_on_where_it_was(lab, calm):
-    job = re.search(r"job (\d+)", lab.call("submit", lab.write()))[1]
-    lab.until_steps()
+def requeue(lab, job):
     lab.slurm.run("scontrol", "requeue", job)
+
+
+@pytest.mark.parametrize(("interrupt", "partition"), [(preempt, "grace"), (notify, "main"), (requeue, "main")])
+def test_what_is_preempted_notified_or_requeued_is_queued_again_once_and_goes_on(lab, calm, interrupt, partition):
+    job = re.search(r"job (\d+)", lab.call("submit", lab.write(), f"cluster.partition={partition}"))[1]
+    lab.until_steps()
+    interrupt(lab, job)
+    until(lambda: lab.restarts(job) == 1, 120, lab.told)
     lab.until_states("done")
     assert lab.restarts(job) == 1
     assert_same(record(lab.run()), calm)
@@ -257,11 +243,7 @@ def test_a_lost_node_is_noticed_and_its_cells_go_on_elsewhere(lab, calm):
         lab.until_states("done")
     finally:
         lab.slurm.start_node(node)
-        until(
-            lambda: lab.slurm.run("sinfo", "-h", "-N", "-o", "%T", "-p", "main").split() == ["idle", "idle"],
-            60,
-            lab.slurm.logs,
-        )
+        until(lab.slurm.is_idle, 60, lab.slurm.logs)
     assert_same(record(lab.run()), calm)
 
 

@@ -63,24 +63,24 @@ def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str]
 
 def visible_gpus() -> dict[str, str]:
     """Return the names of this machine's GPUs by index; {} without any. CUDA_VISIBLE_DEVICES narrows them."""
-    try:
-        command = ["nvidia-smi", "--query-gpu=index,name", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    found = dict(line.split(", ", 1) for line in done.stdout.strip().splitlines() if ", " in line)
+    found = dict(line.split(", ", 1) for line in nvidia_smi("index,name") if ", " in line)
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
 
 
 def several_fit() -> bool:
     """Tell whether each GPU takes several processes: an administrator may have made it exclusive."""
+    return {*nvidia_smi("compute_mode")} == {"Default"}
+
+
+def nvidia_smi(query: str) -> list[str]:
+    """Return what the driver says of each GPU, a line each; [] without any."""
     try:
-        command = ["nvidia-smi", "--query-gpu=compute_mode", "--format=csv,noheader"]
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return False
-    return set(done.stdout.split()) <= {"Default"}
+        return []
+    return done.stdout.strip().splitlines()
 
 
 def cut_slots(config: Config, gpus: dict[str, str], cores: Sequence[int], *, use_gpus: bool) -> list[Slot]:
@@ -96,11 +96,10 @@ def cut_slots(config: Config, gpus: dict[str, str], cores: Sequence[int], *, use
     starts = range(0, number - size + 1, size)
     if not starts:
         raise ConfigError(f"cluster.per_cell={size}: there are {number} {'GPUs' if use_gpus else 'CPU cores'} here")
-    if use_gpus:
-        slots = [Slot(gpus=tuple(gpus)[i : i + size]) for i in starts]
-    else:
-        slots = [Slot(cores=tuple(cores)[i : i + size]) for i in starts]
-    return slots[: config.max_running]
+    slots = (
+        Slot(gpus=tuple(gpus)[i : i + size]) if use_gpus else Slot(cores=tuple(cores)[i : i + size]) for i in starts
+    )
+    return list(slots)[: config.max_running]
 
 
 def claim_cells(selection: Selection, *, shared: bool) -> tuple[str, list[LocalTask]]:
