@@ -9,14 +9,15 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, ParamSpec, TextIO
 from urllib.parse import quote
 
-from roadmap.errors import ConfigError
+from roadmap.errors import DONE, ConfigError, RoadmapError, exit_code
 
+P = ParamSpec("P")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|passphrase|credential")  # of a variable of the environment
 SECRET_WORD = re.compile(r"[a-z]{,11}|\S{,7}")  # a value that is none: `disabled`, `1`
@@ -164,6 +165,28 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of ending the process with 2."""
         raise ConfigError(f"{message}; see --help")
+
+
+def command_line(main: Callable[P, int]) -> Callable[P, int]:
+    """Let a command's function, whose value is its exit code, end as all of ours do: no secret is printed, an error of
+    ours is one line, Ctrl-C is a stop, and a reader that has seen enough (`| head`) is none."""
+
+    @wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        redact_output()
+        try:
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+        except (RoadmapError, KeyboardInterrupt) as error:
+            if isinstance(error, RoadmapError):
+                print(printable_lines(f"error: {error}"), file=sys.stderr, flush=True)
+            return exit_code(error)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        return code
+
+    return run
 
 
 def shorten(text: str, limit: int) -> str:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from roadmap.errors import DONE, ConfigError, RoadmapError
+from roadmap.errors import DONE, ConfigError
 from roadmap.files import expand, nearby
 from roadmap.runs.archive import find_archive
 from roadmap.runs.listing import FILTERS, STATES, as_text, list_runs, select
-from roadmap.text import ArgumentParser, clean, printable_lines, redact_output
+from roadmap.text import ArgumentParser, clean, command_line, printable_lines
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 64 for a wrong command, 65 where there is no run."""
-    redact_output()
     parser = ArgumentParser(prog="python -m roadmap.runs", description="Every run, with state, accuracy, time, path.")
     source = "folders of runs, archives (default: ROADMAP_RUNS, or runs)"
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=source)
@@ -26,28 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="X", help=f"only these{allowed}")
     parser.add_argument("--newest", action="store_true", help="the last changed first, not by study and step")
     parser.add_argument("--json", action="store_true", help="for scripts")
-    try:
-        args = parser.parse_args(argv)
-        default = os.environ.get("ROADMAP_RUNS") or "runs"
-        sources = [str(expand(source)) for source in args.sources or [default]]
-        for source in sources:
-            if not os.path.lexists(source) and not find_archive(Path(source)):
-                first = "; the first run makes it: python run.py +step=gelu"
-                hint = first if source == str(expand(default)) else nearby(expand(source))
-                raise ConfigError(f"{clean(source)}: no such folder or archive{hint}")
-        every = list_runs(sources)
-        runs = select(every, {name: getattr(args, name) for name in FILTERS})
-        if args.newest:
-            runs.sort(key=lambda run: run.updated or "", reverse=True)
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        text = as_text(runs, len(every), sources[0] if len(sources) == 1 else "", width)
-        print(json.dumps([asdict(run) for run in runs], indent=1) if args.json else printable_lines(text))
-        sys.stdout.flush()
-    except RoadmapError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return error.code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    args = parser.parse_args(argv)
+    default = os.environ.get("ROADMAP_RUNS") or "runs"
+    sources = [str(expand(source)) for source in args.sources or [default]]
+    for source in sources:
+        if not os.path.lexists(source) and not find_archive(Path(source)):
+            first = "; the first run makes it: python run.py +step=gelu"
+            hint = first if source == str(expand(default)) else nearby(expand(source))
+            raise ConfigError(f"{clean(source)}: no such folder or archive{hint}")
+    every = list_runs(sources)
+    runs = select(every, {name: getattr(args, name) for name in FILTERS})
+    if args.newest:
+        runs.sort(key=lambda run: run.updated or "", reverse=True)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    text = as_text(runs, len(every), sources[0] if len(sources) == 1 else "", width)
+    print(json.dumps([asdict(run) for run in runs], indent=1) if args.json else printable_lines(text))
     return DONE
 
 

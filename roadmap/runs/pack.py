@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, LargeZipFile, ZipFile, ZipInfo
 
-from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
+from roadmap.errors import DONE, ConfigError, DataError
 from roadmap.files import atomic_file, deny_others, disk_errors
 from roadmap.runs.archive import MAX_RATIO, SMALL, SUFFIX, list_archive
 from roadmap.runs.metrics import without_steps
@@ -19,7 +19,7 @@ from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.result import hash_of
 from roadmap.runs.schema import LOG, METRICS, RECORD, SUMMARY, checksum
 from roadmap.runs.search import find_run_directories
-from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
+from roadmap.text import ArgumentParser, clean, command_line, printable_lines, redact
 
 DEPTH = 4  # folders that name a run: study, regime-data, cell, seed
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the oldest time that a zip knows
@@ -103,24 +103,19 @@ def add_run(archive: ZipFile, name: str, run: RecordedRun, instead: dict[str, by
         archive.writestr(member, data)
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    redact_output()
     deny_others()
     parser = ArgumentParser(prog="python -m roadmap.runs.pack", description="Runs as one file, without checkpoints.")
     parser.add_argument("folder", metavar="FOLDER", help="a study, or any folder of runs")
     parser.add_argument("--out", metavar="FILE", help="the archive to write, or to replace (default: FOLDER.zip)")
     about = "leave the lines of training out of the ledgers of finished runs: a tenth of the size and less"
     parser.add_argument("--no-steps", action="store_true", help=about)
-    try:
-        args = parser.parse_args(argv)
-        out = Path(args.out or f"{args.folder.rstrip('/')}{SUFFIX}")
-        count, total, size = pack(args.folder, out, steps=not args.no_steps)
-        line = f"{out}: {count} runs, {total / 1e6:.2f} MB in {size / 1e6:.2f} MB, without checkpoints"
-        print(printable_lines(line))
-    except RoadmapError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return error.code
+    args = parser.parse_args(argv)
+    out = Path(args.out or f"{args.folder.rstrip('/')}{SUFFIX}")
+    count, total, size = pack(args.folder, out, steps=not args.no_steps)
+    print(printable_lines(f"{out}: {count} runs, {total / 1e6:.2f} MB in {size / 1e6:.2f} MB, without checkpoints"))
     return DONE
 
 

@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roadmap.errors import DONE, DataError, NonFiniteError, RoadmapError, StoppedEarly
+from roadmap.errors import DONE, DataError, NonFiniteError
 from roadmap.files import deny_others
 from roadmap.runs.provenance import git_problem
 from roadmap.sweep import launchers
 from roadmap.sweep.study_dir import StudyDir, study_names
-from roadmap.text import ArgumentParser, printable_lines, redact_output
+from roadmap.text import ArgumentParser, command_line, printable_lines
 
 if TYPE_CHECKING:  # each verb imports what it needs: status answers in a moment
     from roadmap.sweep.cluster import ClusterConfig
@@ -29,21 +29,12 @@ def echo(line: str) -> None:
     print(printable_lines(line), flush=True)
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    redact_output()
     deny_others()
-    try:
-        args = parse_args(sys.argv[1:] if argv is None else argv)
-        return VERBS[args.verb](args)
-    except RoadmapError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr, flush=True)
-        return error.code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except KeyboardInterrupt:
-        return StoppedEarly.code
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    return VERBS[args.verb](args)
 
 
 def parse_args(argv: Sequence[str]) -> Args:
@@ -175,27 +166,21 @@ def reconcile(args: Args) -> int:
     """Restart what died without being asked to."""
     from roadmap.sweep.reconcile import reconcile as reconcile_study
 
-    for study in directories(args):
-        echo(f"{study.name}: {reconcile_study(study)}")
-    return DONE
+    return for_each(args, reconcile_study)
 
 
 def cancel(args: Args) -> int:
     """Cancel what is queued or at work."""
     from roadmap.sweep.cancel import cancel as cancel_study
 
-    for study in directories(args):
-        echo(f"{study.name}: {cancel_study(study)}")
-    return DONE
+    return for_each(args, cancel_study)
 
 
 def sync(args: Args) -> int:
     """Send to W&B what it lacks."""
     from roadmap.sweep.sync import sync as sync_study
 
-    for study in directories(args):
-        echo(f"{study.name}: {sync_study(study, echo)} rows sent")
-    return DONE
+    return for_each(args, lambda study: f"{sync_study(study, echo)} rows sent")
 
 
 def prune(args: Args) -> int:
@@ -212,6 +197,13 @@ def prune(args: Args) -> int:
             echo("nothing is removed; YES=1 (--yes) does not ask")
             return DONE
     echo(disk.prune(found, echo))
+    return DONE
+
+
+def for_each(args: Args, act: Callable[[StudyDir], object]) -> int:
+    """Do something with every study, and print what came of it."""
+    for study in directories(args):
+        echo(f"{study.name}: {act(study)}")
     return DONE
 
 
