@@ -5,7 +5,6 @@ is enough to list it, and less than the report checks before it counts a number.
 """
 
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,7 +12,7 @@ from typing import Any
 
 from roadmap import paper
 from roadmap.errors import ConfigError, DataError
-from roadmap.runs.process import is_alive
+from roadmap.runs.process import lives
 from roadmap.runs.recorded_run import ArchivedRun, RecordedRun, Suspect
 from roadmap.runs.schema import QUANTITIES, STATUS, SUMMARY, Status, Summary, check_record
 from roadmap.runs.search import RUN_NAME, find_run_directories
@@ -113,9 +112,10 @@ def _unfinished(run: RecordedRun, status: Status) -> tuple[str, str]:
         return status.state, status.reason or ""
     if isinstance(run, ArchivedRun):
         return "running", "when it was packed"
-    if status.host != socket.gethostname():
+    alive = lives(status.host, status.pid, status.pid_start)
+    if alive is None:
         return "running", f"on {status.host}, by its own word" if status.host else ""
-    return ("running", "") if is_alive(status.pid, status.pid_start) else ("failed", "killed: its process is gone")
+    return ("running", "") if alive else ("failed", "killed: its process is gone")
 
 
 def _percent(value: Any, file: str) -> float | None:

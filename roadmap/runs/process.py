@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def is_alive(pid: Any, born: int | None) -> bool:
     """Tell whether a process lives, and is the one that began then; an older record does not say when."""
     began = process_start(pid)
     return began is not None and born in (None, began)
+
+
+def lives(host: str | None, pid: Any, born: int | None) -> bool | None:
+    """Tell whether a recorded process lives; None for one of another host, of which nobody here knows."""
+    return is_alive(pid, born) if host == socket.gethostname() else None
 
 
 def terminate(pid: int, born: int | None) -> str:

@@ -231,8 +231,9 @@ class RunLogger:
             if note not in self._noted:
                 self.info(f"warning: {note}")
         self._noted.update(notes)
-        if self.wandb is not None:
-            self.run.status["wandb_rows"] = self.wandb.log_rows(self.run.status["wandb_rows"], manifest["rows"])
+        sent = self.run.status["wandb_rows"]
+        if self.wandb is not None and self.wandb.log(self._rows[sent : manifest["rows"]]):
+            self.run.status["wandb_rows"] = max(sent, manifest["rows"])
         epoch, step = manifest["epochs_evaluated"], manifest["global_step"]
         self.run.update(epoch=epoch, step=step, time_s=round(self._saved_s, 1))
 

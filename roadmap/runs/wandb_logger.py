@@ -10,7 +10,7 @@ import logging
 import netrc
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from roadmap.config import KEYS
 from roadmap.config.choices import WandbCheckpoints, WandbMode
 from roadmap.config.schema import Config
 from roadmap.errors import DONE, StoppedEarly
-from roadmap.runs.metrics import read_metrics
+from roadmap.files import finite_or_null
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
 from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, staging_below, start_service
 from roadmap.runs.wandb_media import checkpoint_artifact, evaluation_media, git_settings, write_diff
@@ -156,21 +156,18 @@ class WandbLogger:
             run.save(str(diff), base_path=run.dir, policy="now")
         return run
 
-    def log_rows(self, sent: int, upto: int) -> int:
-        """Log rows of `metrics.jsonl`, from `sent` up to those behind a checkpoint; return how many are sent now.
+    def log(self, rows: Sequence[dict[str, Any]]) -> bool:
+        """Log rows of the ledger; tell whether the client has taken them.
 
-        A client that is killed takes with it what it held in memory: `make sync` finds out, and sends it.
+        One that is killed takes with it what it held in memory: `make sync` finds out, and sends it.
         """
-        if self.run is None:
-            return sent
-        return self._try(self._log_rows, sent, upto) or sent
+        return self.run is not None and bool(self._try(self._log, rows))
 
-    def _log_rows(self, sent: int, upto: int) -> int:
+    def _log(self, rows: Sequence[dict[str, Any]]) -> bool:
         assert self.run is not None
-        rows = read_metrics(self.path / METRICS).rows[:upto]
-        for row in rows[sent:]:
+        for row in finite_or_null(rows):
             self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
-        return max(sent, len(rows))
+        return True
 
     def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
         """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that

@@ -1,13 +1,12 @@
 """Cancel what is queued or at work of a study: Slurm's jobs, and the processes of this machine."""
 
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from roadmap.errors import ConfigError
-from roadmap.runs.process import is_alive, terminate
+from roadmap.runs.process import is_alive, lives, terminate
 from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep import slurm_queue
 from roadmap.sweep.cell_states import CellState, cell_states, processes
@@ -74,7 +73,7 @@ def cancel_cell(study: StudyDir, state: CellState, rows: Sequence[Row], done: Ca
         found = [(last["host"], *process) for process in processes(last).values()]
     if status.state in ("begun", "running"):
         found.append((status.host, status.pid, status.pid_start))
-    here = [(pid, born) for host, pid, born in found if host == socket.gethostname() and is_alive(pid, born)]
+    here = [(pid, born) for host, pid, born in found if lives(host, pid, born)]
     if not here:
         elsewhere = [f"process {pid} is on {host}, cancel it there" for host, pid, _ in found]
         done.lines.append(f"{state.key}: {elsewhere[0] if elsewhere else 'no process of it is known'}")

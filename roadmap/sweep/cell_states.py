@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from roadmap.errors import ConfigError
 from roadmap.runs.disk_use import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
-from roadmap.runs.process import is_alive
+from roadmap.runs.process import is_alive, lives
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import slurm_queue
 from roadmap.sweep.study_dir import Row, StudyDir
@@ -192,15 +192,15 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
         return State("queued", reason)
     if job in slurm_queue.RUNNING:
         return State("running", "" if own == "running" else reason)
-    lives = process_alive(status) if own in ("running", "begun") else False
+    alive = lives(status.host, status.pid, status.pid_start) if own in ("running", "begun") else False
     if job == LOCAL:
-        return State("running" if lives else "queued", reason)
+        return State("running" if alive else "queued", reason)
     if own in ("stopped", "failed"):
         return State(own, reason)
-    if lives:
+    if alive:
         return State("running")
     if last is None:
-        return _never_submitted(status, lives)
+        return _never_submitted(status, alive)
     if job is None:
         return State(
             "unknown", f"it is on {last['host']}, ask there" if last["kind"] == "local" else "Slurm does not answer"
@@ -208,11 +208,11 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
     return _job_ended(own, last, job)
 
 
-def _never_submitted(status: Status, lives: bool | None) -> State:
+def _never_submitted(status: Status, alive: bool | None) -> State:
     """Return the state of a cell that this study never submitted: somebody may run it by hand."""
     if status.state is None:
         return State("planned")
-    if lives is None:
+    if alive is None:
         return State("unknown", f"was begun on {status.host}, not by this study; ask there")
     return State("failed", "killed: its process is gone", killed=True)
 
@@ -229,11 +229,6 @@ def _job_ended(own: str | None, last: Row, job: str) -> State:
     return State("failed", f"ended without a word{how}: killed, out of memory, or its node was lost", killed=True)
 
 
-def process_alive(status: Status) -> bool | None:
-    """Tell whether the process that writes a run still lives; None on another host."""
-    return is_alive(status.pid, status.pid_start) if status.host == socket.gethostname() else None
-
-
 def add_progress(cell: CellState, run: Path, status: Status) -> None:
     """Fill in how far a cell's run is, and how long it will still take."""
     cell.epoch, cell.global_step = status.epoch, status.step
@@ -243,7 +238,7 @@ def add_progress(cell: CellState, run: Path, status: Status) -> None:
     )  # fmt: skip
     cell.started, cell.updated = status.started, status.updated
     cell.lost_s = status.lost_s or 0.0
-    cell.devices = status.world_size and status.world_size / max(getattr(status, "group_size", None) or 1, 1)
+    cell.devices = status.world_size and status.world_size / (status.group_size or 1)
     cell.checkpoints_gb = sum(checkpoint_sizes(run).values()) / 1e9
     if cell.state == "done":
         cell.surplus_gb = sum(older_files(run).values()) / 1e9
