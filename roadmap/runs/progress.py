@@ -73,6 +73,11 @@ def hours_text(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
+def size_text(size_gb: float) -> str:
+    """Return a size in GB or MB."""
+    return f"{size_gb:,.1f} GB" if size_gb >= 1 else f"{1000 * size_gb:.1f} MB"
+
+
 class Progress:
     """Shows a run's steps: `advance` after each, `write` for a line that stays."""
 

@@ -26,7 +26,6 @@ NO_INFLUENCE = (
     "data/imagenet.py",
     "data/verify.py",
     "runs/progress.py",
-    "runs/disk_use.py",
     "runs/wandb_logger.py",
     "runs/wandb_media.py",
     "runs/wandb_client.py",

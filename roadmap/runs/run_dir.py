@@ -27,6 +27,7 @@ from roadmap.files import (
     read_yaml,
     remove_temporaries,
 )
+from roadmap.runs.checkpoint_files import list_checkpoints, newest_place
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.recorded_config import differences, hash_before_schema_2, identity, lost_keys
 from roadmap.runs.schema import (
@@ -41,8 +42,6 @@ from roadmap.runs.schema import (
     SUMMARY,
     Status,
     info_keys,
-    list_checkpoints,
-    parse_checkpoint,
     read_record,
     write_record,
 )
@@ -57,12 +56,6 @@ def run_path(config: Config) -> Path:
     """Return the directory of a run."""
     place = f"{config.regime.name}-{config.data.name}"
     return expand(config.paths.runs).absolute() / config.study / place / config.cell / f"seed{config.seed}"
-
-
-def newest_place(folder: Path) -> list[int]:
-    """Return global step and epochs evaluated of the newest checkpoint, by its name; [0, 0] where there is none."""
-    newest = next((parse_checkpoint(path.name) for path in list_checkpoints(folder)), None)
-    return list(newest or (0, 0))
 
 
 def alive(holder: str) -> bool:

@@ -7,7 +7,6 @@ length and hash, and a checksum of its own.
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -28,7 +27,6 @@ CORRECT, PREDICTIONS, LABELS = "correct.npy", "predictions.npy", "labels.npy"
 RECORD = {STATUS: MAX_JSON, SUMMARY: MAX_JSON, CONFIG: MAX_YAML, METRICS: 2**30, LOG: 2**26}
 RECORD |= {CORRECT: 2**22, PREDICTIONS: 2**25, LABELS: 2**25}
 CHECKPOINTS = "checkpoints"
-CHECKPOINT = re.compile(r"step-(\d{10,19})-(\d{5,19})\.(pt|json)")  # global step, epochs evaluated
 MANIFEST_SCHEMA = 2
 
 
@@ -95,7 +93,7 @@ class Status(RunInfo):
     pid: int | None = None
     pid_start: int | None = None  # in the kernel's ticks: a later process may have the same number
     wandb_id: str | None = None
-    wandb_rows: int | None = None  # lines of the ledger that W&B has
+    wandb_rows: int | None = None  # lines of the ledger that W&B's client was given
     time_s: float | None = None  # of training, at the newest checkpoint
     lost_s: float | None = None  # of training after a checkpoint that a later start did again, at least
 
@@ -152,23 +150,6 @@ class Manifest(RunInfo):
     rows: int | None = None  # lines of the ledger up to this checkpoint
     rows_sha256: str | None = None
     checksum: str | None = None  # of all the other keys
-
-
-def checkpoint_name(global_step: int, epochs_evaluated: int) -> str:
-    """Return the name of the checkpoint of a step and of the epochs that were evaluated by then."""
-    return f"step-{global_step:010d}-{epochs_evaluated:05d}.pt"
-
-
-def parse_checkpoint(name: str) -> tuple[int, int] | None:
-    """Return global step and epochs evaluated of a checkpoint by its name, None for a name that is none of ours."""
-    found = CHECKPOINT.fullmatch(name)
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the files that have the name of a checkpoint, the newest first."""
-    found = [(counts, path) for path in folder.glob("step-*.pt") if (counts := parse_checkpoint(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None:

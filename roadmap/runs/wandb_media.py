@@ -9,6 +9,7 @@ import numpy as np
 from roadmap.config.choices import WandbCheckpoints
 from roadmap.files import read_regular
 from roadmap.runs import provenance
+from roadmap.runs.checkpoint_files import list_checkpoints, parse_checkpoint
 from roadmap.runs.schema import (
     CHECKPOINTS,
     LABELS,
@@ -16,8 +17,6 @@ from roadmap.runs.schema import (
     STATUS,
     Manifest,
     Status,
-    list_checkpoints,
-    parse_checkpoint,
     read_or_empty,
     read_record,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.errors import ConfigError
-from roadmap.runs.disk_use import checkpoint_sizes, older_files
+from roadmap.runs.checkpoint_files import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.process import is_alive, lives
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty

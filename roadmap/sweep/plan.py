@@ -13,8 +13,7 @@ from roadmap.config.choices import Device, Optimizer
 from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.net import Cost, cost
-from roadmap.runs.disk_use import size_text
-from roadmap.runs.progress import hours_text
+from roadmap.runs.progress import hours_text, size_text
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, Status, read_or_empty

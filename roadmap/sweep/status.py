@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.files import read_json
-from roadmap.runs.disk_use import size_text
-from roadmap.runs.progress import clock, hours_text
+from roadmap.runs.progress import clock, hours_text, size_text
 from roadmap.sweep.cell_states import STATES, CellState
 from roadmap.sweep.slurm_queue import Queue
 from roadmap.sweep.study_dir import TUNING, StudyDir

@@ -9,8 +9,9 @@ from torch import nn
 from roadmap.config import Config
 from roadmap.errors import DataError
 from roadmap.net import build_net, load_weights
+from roadmap.runs.checkpoint_files import list_checkpoints
 from roadmap.runs.progress import SweepProgress
-from roadmap.runs.schema import CHECKPOINTS, list_checkpoints
+from roadmap.runs.schema import CHECKPOINTS
 from roadmap.runs.weights_source import name_initial_weights
 from roadmap.training.saved_weights import Weights, errors_of_weights, read_any
 
