@@ -193,12 +193,16 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file. Raises ValueError (with the file's name) where it is none, OSError where it cannot be read."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of KEY: VALUE lines. Raises ValueError (with the file's name) where it is none, OSError where it
+    cannot be read."""
     try:
-        return parse_yaml(read_regular(path, MAX_YAML).decode())
+        values = parse_yaml(read_regular(path, MAX_YAML).decode())
     except ValueError as error:
         raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds no KEY: VALUE lines")
+    return values
 
 
 @contextmanager

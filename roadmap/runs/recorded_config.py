@@ -37,7 +37,7 @@ def lost_keys(values: dict[str, Any]) -> list[str]:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the config that a run directory records. Raises DataError where it is none, or holds none."""
     try:
-        values = read_yaml(path / CONFIG)
+        return read_yaml(path / CONFIG)
     except FileNotFoundError:
         if not path.exists():
             raise DataError(f"there is no such file or run directory{nearby(path)}") from None
@@ -47,9 +47,6 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{CONFIG}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(f"{CONFIG}: holds no config that can be read ({one_line(error)})") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{CONFIG}: holds no config that can be read")
-    return values
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:

@@ -165,7 +165,7 @@ def find_generator(file: Path, params: Mapping[str, Any], overrides: Iterable[st
 def check_lists(file: Path) -> None:
     """Raise ConfigError for a list of the grid that Hydra would read otherwise than it looks."""
     try:
-        body = read_yaml(file)
+        body: Any = read_yaml(file)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
     for key in ("hydra", "sweeper", "params"):
