@@ -67,7 +67,10 @@ def _within(end, value):
     if end.startswith("one of"):
         return str(value) in end
     word, number = end.rsplit(" ", 1)
-    return {"at least": value >= float(number), "above": value > float(number), "at most": value <= float(number)}[word]
+    number = float(number)
+    return {"at least": value >= number, "above": value > number, "at most": value <= number, "below": value < number}[
+        word
+    ]
 
 
 @pytest.mark.parametrize("key", TEXTS)

@@ -296,7 +296,11 @@ class TestLibraries:
                 config.replace(weights="timm:convnext_femto.d1_in1k", initial_weights="timm:convnext_femto.d1_in1k"),
                 DIGITS,
             )
-        for wrong, told in (("timm:convnext_ato.d2_in1k", "did you mean convnext_atto.d2_in1k"),):
+        for wrong, told in (
+            ("timm:convnext_ato.d2_in1k", "did you mean convnext_atto.d2_in1k"),
+            ("timm:resnetblur50.bt_in1k", "is no net of the roadmap"),  # its keys and shapes are ResNet-50's
+            ("timm:convnext_xxlarge.clip_laion2b_soup_ft_in1k", "is no net of the roadmap"),
+        ):
             with pytest.raises(ConfigError, match=told):
                 self.read(config.replace(weights=wrong, initial_weights=wrong), DIGITS)
 

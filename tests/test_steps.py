@@ -341,6 +341,10 @@ BAD = {  # override: what the message must hold
     "data.decoder=cpu": ["the file of this data= in conf/data does not have it", "+data.decoder=VALUE sets it"],
     "+model._target_=os.system": ["model._target_", "no such key"],
     "+stp=gelu": ["stp", "did you mean +step"],
+    "+recipe.lr=1": ["+recipe.lr: is in the config already", "without the plus sign"],
+    "recipe.beta2=1": ["recipe.beta2=1", "at least 0 and below 1"],  # torch's AdamW takes none
+    "recipe.cutmix=1e-310": ["recipe.cutmix=1e-310", "must be 0 or at least 1e-300"],
+    "weights=https://host/x.pt": ["weights=https://host/x.pt: is an address"],
     "~recipe.lr": ["~recipe.lr"],
     "+cell=x": ["cell=x"],
     "variant=without_gelu": ["+variant=NAME"],

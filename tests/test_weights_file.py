@@ -8,6 +8,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -167,6 +169,32 @@ def test_a_file_that_names_thousands_of_classes_is_refused_at_once(tmp_path):
         saved(tmp_path, classes)
 
 
+def test_an_archive_that_holds_more_than_its_size_is_refused_unread(tmp_path, theirs):
+    torch.save(theirs["timm"], tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "w.pth", "w") as bomb:
+        for each in plain.infolist():
+            kind = zipfile.ZIP_DEFLATED if each.filename.endswith("data.pkl") else zipfile.ZIP_STORED
+            bomb.writestr(each.filename, plain.read(each), kind)
+    with pytest.raises(DataError, match=r"refused: \S*data\.pkl in it is compressed"):
+        read_weights_file(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_tensor_of_tensors_is_none_of_the_nets(tmp_path, theirs):
+    key = "stages.0.blocks.0.mlp.fc1.weight"
+    nested = theirs["timm"] | {key: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}
+    torch.save(nested, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=rf"{key} is no plain tensor with values: nested"):
+        load_weights(build_net(NET, 3), read_weights_file(tmp_path / "w.pth"))
+
+
+def test_thousands_of_nets_in_one_container_are_refused_at_once():
+    began = time.process_time()
+    with pytest.raises(DataError, match="hold 20000 nets in one container, at most 100"):
+        find_weights({f"net{n}.layer1.0.conv1.weight": torch.ones(1) for n in range(20_000)})
+    assert time.process_time() - began < 5
+
+
 SEVERAL = {
     "the authors': an average first": (
         lambda w: {"model_ema": dict(w["official"]), "model": w["official"]},
@@ -179,6 +207,7 @@ SEVERAL = {
     ),
     "averages alone": (lambda w: {"ema": w["timm"], "swa": dict(w["timm"])}, ("ema", "swa")),
     "formats": (lambda w: {"a": w["timm"], "b": w["official"]}, ("a", "b")),
+    "another inside": (lambda w: w["timm"] | {"teacher": dict(w["timm"])}, ("", "teacher")),
 }
 
 
@@ -188,7 +217,7 @@ def test_of_several_one_is_taken_and_said_and_a_name_chooses(net, theirs, kind):
     made = make(theirs)
     found = find_weights(made)
     assert (found.name, found.others) == (taken, (other,))
-    assert f"taken of {taken}, not {other}, weights_key=NAME chooses" in found.origin
+    assert f"taken of {taken or 'the top'}, not {other}, weights_key=NAME chooses" in found.origin
     chosen = find_weights(made, other)
     assert (chosen.name, chosen.others) == (other, (taken,))
     assert same_net(found, net)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -191,6 +191,8 @@ def _allowed(field: FieldInfo) -> str:
                 ends.append(f"above {gt:g}")
             case Le(le):
                 ends.append(f"at most {le}")
+            case Lt(lt):
+                ends.append(f"below {lt:g}")
     return " and ".join(ends)
 
 

@@ -9,6 +9,7 @@ from roadmap.errors import ConfigError
 SGD, ADAMW = ("recipe.optimizer", "sgd"), ("recipe.optimizer", "adamw")
 STEP, COSINE = ("recipe.schedule", "step"), ("recipe.schedule", "cosine")
 LINEAR = ("recipe.lr_scaling", "linear")
+MIN_ALPHA = 1e-300  # of a Beta distribution: NumPy draws NaN from lesser ones
 
 
 class RecipeConfig(Section):
@@ -37,8 +38,8 @@ class RecipeConfig(Section):
     )
     step_factor: Float = key(0.1, gt=0, le=1, needs=STEP)
     momentum: Float = key(0.9, ge=0, le=1, about="sgd", needs=SGD)
-    beta1: Float = key(0.9, ge=0, le=1, about="adamw", needs=ADAMW)
-    beta2: Float = key(0.999, ge=0, le=1, about="adamw", needs=ADAMW)
+    beta1: Float = key(0.9, ge=0, lt=1, about="adamw", needs=ADAMW)
+    beta2: Float = key(0.999, ge=0, lt=1, about="adamw", needs=ADAMW)
     eps: Float = key(1e-8, gt=0, le=1, about="adamw", needs=ADAMW)
     weight_decay: Float = key(1e-4, ge=0, le=100)
     decay_1d: bool = key(True, about="whether norms, biases and layer scales decay too")
@@ -76,6 +77,9 @@ class RecipeConfig(Section):
             raise ConfigError(
                 f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most recipe.epochs={self.epochs}"
             )
+        for name in ("mixup", "cutmix"):
+            if 0 < (alpha := getattr(self, name)) < MIN_ALPHA:
+                raise ConfigError(f"recipe.{name}={alpha:g}: must be 0 or at least {MIN_ALPHA:g}")
         for name in ("min_lr", "warmup_lr"):
             if getattr(self, name) > self.base_lr:
                 value = f"{getattr(self, name):g}"

@@ -24,6 +24,7 @@ SIGNS = {
 WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 AVERAGES = re.compile(r"(?<![a-z])(?:ema|swa|avg|averaged?|shadow|teacher|momentum)(?![a-z])")
 DEPTH = 8  # containers within each other
+MAX_NETS = 100  # in one container: each is looked for among all its keys
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class FoundWeights:
         """Return format and place in words, and what was not taken."""
         notes = [f"not {' or '.join(self.others)}, weights_key=NAME chooses"] if self.others else []
         notes += [f"{len(self.unread)} other tensors not read, {self.unread[0]} the first"] if self.unread else []
-        taken = f" of {self.name}" if self.others else ""
+        taken = f" of {self.name or 'the top'}" if self.others else ""
         return f"{self.fmt} format" + (f" ({', '.join([f'taken{taken}', *notes])})" if notes else "")
 
 
@@ -90,6 +91,8 @@ def _nets(path: tuple[str, ...], entries: dict[str, Any]) -> Iterator[FoundWeigh
         for key in entries
         if key == sign or key.endswith("." + sign)
     }
+    if len(prefixes) > MAX_NETS:
+        raise DataError(f"weights: hold {len(prefixes)} nets in one container, at most {MAX_NETS}")
     inner = [key for key in entries if key.startswith(tuple(filter(None, prefixes)))]
     for prefix, fmt in prefixes.items():
         name = ".".join([*path, *([prefix.rstrip(".")] if len(prefixes) > 1 and prefix else [])])

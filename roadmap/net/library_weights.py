@@ -1,5 +1,7 @@
 """Published weights as torchvision and timm have them, fetched by these libraries' own code into their own caches."""
 
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +9,9 @@ from roadmap.errors import ConfigError, DataError
 from roadmap.text import clean, nearest
 
 NEAREST = 8  # names that a wrong one is answered with
+# timm's nets that are built here. Others have the same keys and shapes and compute something else: resnetblur50,
+# resnetaa50, or convnext_xxlarge with another eps.
+TIMM = re.compile(r"resnet\d+|convnext(v2)?_(?!xxlarge)[a-z]+")
 
 
 def default_tag(library: str, net: str) -> str:
@@ -26,6 +31,7 @@ def default_tag(library: str, net: str) -> str:
 def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
     """Return the tensors of a library's weights by key, on the CPU. Raises ConfigError, and DataError without them."""
     load = (_torchvision_loader if library == "torchvision" else _timm_loader)(net, tag)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries
     try:
         return load()
     except Exception as error:  # no network, a server's answer, a damaged cache: each library has errors of its own
@@ -54,6 +60,9 @@ def _timm_loader(net: str, tag: str) -> Any:
     known = timm.list_pretrained()
     if f"{net}.{tag}" not in known:
         raise ConfigError(f"weights=timm:{net}.{tag}: {_not_there('weights', f'{net}.{tag}', known)}")
+    if not TIMM.fullmatch(net):
+        nets = sorted({name.partition(".")[0] for name in known if TIMM.fullmatch(name.partition(".")[0])})
+        raise ConfigError(f"weights=timm:{net}.{tag}: is no net of the roadmap; {nearest(net, nets, NEAREST)}")
     return lambda: timm.create_model(f"{net}.{tag}", pretrained=True).state_dict()
 
 

@@ -145,8 +145,9 @@ def reshaped(tensor: Any, like: torch.Tensor, what: str) -> torch.Tensor:
     """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied so."""
     if not isinstance(tensor, torch.Tensor):
         raise DataError(f"{what} is no tensor, but of type {type(tensor).__name__}")
-    if tensor.is_meta or tensor.layout != torch.strided:
-        raise DataError(f"{what} is no plain tensor with values: device {tensor.device.type}, layout {tensor.layout}")
+    if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else f"device {tensor.device.type}, layout {tensor.layout}"
+        raise DataError(f"{what} is no plain tensor with values: {kind}")
     if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
         raise DataError(f"{what} has type {tensor.dtype}, this net wants {like.dtype}")
     if [n for n in tensor.shape if n != 1] != [n for n in like.shape if n != 1]:

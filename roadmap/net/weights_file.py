@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from roadmap.errors import DataError
+from roadmap.text import printable, shorten
 
 # Of the standard library, modules whose classes merely hold values. Whatever else of it a file asks for is there to
 # be called, as in a file that runs a command where it is read carelessly.
@@ -88,7 +89,8 @@ def load_torch(path: Path) -> Any:
     Raises whatever torch does for a damaged file, and for one that asks for what could be called.
     """
     placeholders: dict[str, type] = {}
-    mapped = zipfile.is_zipfile(path)  # read where it lies, so that reading again costs nothing
+    if mapped := zipfile.is_zipfile(path):  # read where it lies, so that reading again costs nothing
+        refuse_compressed(path)
     while True:
         allowed: list[Any] = [*PLAIN, *((kind, name) for name, kind in placeholders.items())]
         try:
@@ -102,6 +104,14 @@ def load_torch(path: Path) -> Any:
                 placeholders[given[1]] = placeholder(given[1], DictPlaceholder)
             else:
                 raise
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raise DataError for an archive that holds more than its size: `torch.save` compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        if compressed := [each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED]:
+            name = shorten(printable(compressed[0]), 80)
+            raise DataError(f"refused: {name} in it is compressed, and torch compresses nothing")
 
 
 def holds_values(name: str) -> bool:

@@ -38,6 +38,8 @@ class LibraryWeights:
 def library_weights(weights: str | None) -> LibraryWeights | None:
     """Return the library's weights that `weights` names, None for a file or a folder. Raises ConfigError."""
     if (found := LIBRARY.fullmatch(weights or "")) is None:
+        if "://" in (weights or ""):
+            raise ConfigError(f"weights={shown(weights)}: is an address; fetch the file, and say where it is")
         return None
     if (name := LIBRARY_NAME.fullmatch(found[2])) is None:
         raise ConfigError(f"weights={shown(weights)}: must be {found[1]}:NAME or {found[1]}:NAME.TAG")

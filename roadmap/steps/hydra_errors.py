@@ -41,6 +41,8 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
         return f"-cn {found[1]}: there is no such file; {nearest(found[1], known)}"
     if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
         return _explain_choice(found[1], steps, folders)
+    if found := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"+{found[1]}: is in the config already; {found[1]}=VALUE, without the plus sign, sets it"
     if found := re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", text):
         return _unknown_key(found[1].split("@")[0])
     if isinstance(error, OverrideParseException):
