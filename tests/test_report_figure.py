@@ -79,7 +79,7 @@ def test_a_bar_leads_to_each_row_from_its_parent_and_its_gain_is_printed(whole):
     for row in steps:
         assert signed(row.gain.gain) + ("*" if row.gain.told else "") in texts
     assert {True, False} == {row.gain.told for row in steps}
-    assert any("told from zero" in text.get_text() for text in figure.legends[0].get_texts())
+    assert any("significant" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_only_steps_that_were_kept_are_filled(whole):

@@ -286,7 +286,7 @@ def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
     classes = groups[0].rows[1].gain.changes.classes
     assert np.flatnonzero(classes.told).tolist() == [1]
     (text,) = findings(groups)
-    assert "1 of 5 differences are told from zero over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
+    assert "1 of 5 differences are significant over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
     assert f"enhanced_recipe class 1 +{classes.change[1]:.2f} points." in text
     assert "that holds for these trained nets only." in text
 
@@ -391,4 +391,4 @@ def test_the_figures_name_the_ends_and_say_what_a_seed_alone_changes(tmp_path):
     assert words == ["fixed: right here, wrong before", "broken", "what another seed alone changes"]
     gids = [artist.get_gid() for artist in drawings["classes"].axes[0].lines if artist.get_gid()]
     assert any("class 1: +" in gid for gid in gids)
-    assert "filled: told from zero" in drawings["classes"].legends[0].get_title().get_text()
+    assert "filled: significant" in drawings["classes"].legends[0].get_title().get_text()

@@ -33,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     deny_others()
     parser = ArgumentParser(
         prog="python -m roadmap.report",
-        description="Charts, tables and a page of the roadmap, from run directories or from W&B.",
-        epilog="Kinds of suspect runs: " + "; ".join(f"{kind}: {about}" for kind, about in KINDS.items()) + ".",
+        description="Write figures, tables and a page from run directories, archives or W&B.",
+        epilog="Kinds of runs: " + "; ".join(f"{kind}: {about}" for kind, about in KINDS.items()) + ".",
     )
-    source = "a folder of runs, a study, one run; an archive of them; or wandb:ENTITY/PROJECT[?group=STUDY]"
+    source = "a run, a study or any folder of runs; an archive of them; or wandb:ENTITY/PROJECT[?group=STUDY]"
     parser.add_argument("runs", nargs="+", metavar="SOURCE", help=source)
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to write; made if it is not there")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to write the report")
     allow: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KIND"}
-    parser.add_argument("--allow", **allow, help="count suspect runs of these kinds, marked †")
-    parser.add_argument("--tables-only", action="store_true", help="tables and findings, without figures and page")
-    parser.add_argument("--wandb", action="store_true", help="charts and tables also to a summary run of each study")
+    parser.add_argument("--allow", **allow, help="include runs of these kinds, marked †")
+    parser.add_argument("--tables-only", action="store_true", help="only tables and findings, no figures and page")
+    parser.add_argument("--wandb", action="store_true", help="also send charts and tables to a summary run per study")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end the report
     try:
         args = parser.parse_args(argv)
@@ -80,7 +80,7 @@ def report(
     print(to_text(groups, collected))
     if not any(group.rows for group in groups):
         print("No finished run of a plain step (without variant or override): there is no chart of the roadmap.")
-    print("Written:", *(f"  {clean(out / name, 500)}" for name in sorted(files)), sep="\n")
+    print(_written(out, files))
     earlier = sorted(path.name for path in out.glob("*.*") if path.suffix[1:] in FORMATS and path.name not in files)
     if earlier:
         print(f"Of an earlier report, not written now: {clean(', '.join(earlier))}")
@@ -120,6 +120,15 @@ def figures_and_page(groups: Sequence[Group], collected: Collected) -> dict[str,
         shown.append(Picture(drawing.name, drawing.caption, files[f"{drawing.name}.svg"]))
     html = page(groups, collected, findings(groups), shown)
     return files | {"index.html": redact(html.decode()).encode()}
+
+
+def _written(out: Path, names: Collection[str]) -> str:
+    """Return where the files are: the page first, then the names of the others, figures without their formats."""
+    figures = sorted({name.rsplit(".", 1)[0] for name in names if name.endswith(FORMATS)})
+    others = ", ".join(sorted(name for name in names if not name.endswith((*FORMATS, ".html"))))
+    lines = [f"Page:    {out / 'index.html'}"] if "index.html" in names else []
+    lines += [f"Figures: {', '.join(figures)} ({', '.join(FORMATS)})"] if figures else []
+    return "\n".join(clean(line, 1_000) for line in [f"Written to {out}", *lines, f"Tables:  {others}"])
 
 
 def _nothing(sources: Sequence[str], collected: Collected) -> str:

@@ -26,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 64 where there is no such run, 65 where none is sound, 74."""
     redact_output()
     deny_others()
-    parser = ArgumentParser(prog="python -m roadmap.report.compare", description="Two runs, or two rows, side by side.")
+    parser = ArgumentParser(prog="python -m roadmap.report.compare", description="Compare two runs or two rows.")
     side = "a run, or a folder of its seeds, also in an archive; or a row of SOURCE: gelu, gelu/seed0"
     parser.add_argument("a", metavar="A", help=side)
-    parser.add_argument("b", metavar="B", help="what is compared with it")
-    parser.add_argument("--within", default="", metavar="SOURCE", help="a study, or an archive, in which rows are")
-    parser.add_argument("--out", metavar="DIR", help="write the curves (PNG, SVG), the page and its JSON there")
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("b", metavar="B", help="the run or row to compare with A")
+    parser.add_argument("--within", default="", metavar="SOURCE", help="a study or an archive that contains the rows")
+    parser.add_argument("--out", metavar="DIR", help="where to write curves (PNG, SVG), a page and its JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end it
     try:
         args = parser.parse_args(argv)

@@ -107,9 +107,11 @@ def add_run(archive: ZipFile, name: str, run: RecordedRun, instead: dict[str, by
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     deny_others()
-    parser = ArgumentParser(prog="python -m roadmap.runs.pack", description="Runs as one file, without checkpoints.")
+    parser = ArgumentParser(
+        prog="python -m roadmap.runs.pack", description="Pack the records of runs into one file, without checkpoints."
+    )
     parser.add_argument("folder", metavar="FOLDER", help="a study, or any folder of runs")
-    parser.add_argument("--out", metavar="FILE", help="the archive to write, or to replace (default: FOLDER.zip)")
+    parser.add_argument("--out", metavar="FILE", help="the archive to write or replace (default: FOLDER.zip)")
     about = "leave the lines of training out of the ledgers of finished runs: a tenth of the size and less"
     parser.add_argument("--no-steps", action="store_true", help=about)
     args = parser.parse_args(argv)

@@ -8,40 +8,40 @@ from roadmap.steps.tree import CONF, about, regimes, step_tree
 
 GROUPS = (  # group, how it is written, heading
     ("step", "+step=", "Steps, in the roadmap's order"),
-    ("regime", "regime=", "Regimes: the sizes between which the roadmap leads"),
-    ("scale", "scale=", "Scales: regime, data and length together"),
+    ("regime", "regime=", "Regimes: the sizes of the networks at both ends"),
+    ("scale", "scale=", "Scales: regime, data set and length of training together"),
     ("data", "data=", "Data sets"),
-    ("recipe", "recipe=", "Recipes (the step chooses, the command line may overrule)"),
-    ("variant", "+variant=", "Variants: one toggle changed on top of a step"),
+    ("recipe", "recipe=", "Recipes (chosen by the step, unless given)"),
+    ("variant", "+variant=", "Variants: one change on top of a step"),
     ("debug", "debug=", "Debugging"),
 )
 
 HEAD = """\
 Train one step of the ResNet-to-ConvNeXt roadmap.
 
-  python run.py +step=inverted_bottleneck                      one ablation, on a laptop
-  python run.py +step=gelu regime=tiny data=imagenet scale=imagenet data.root=FOLDER
-  python run.py +step=gelu model.kernel_size=9 seed=1          any key can be set
-  python run.py +step=gelu mode=evaluate weights=FILE          top-1 of weights, or of our runs
-  python run.py mode=predict weights=RUN images=FOLDER         what is on images; mode=export: ONNX
-  python run.py -cd MYFOLDER +step=mine                        your own, MYFOLDER/step/mine.yaml
-  python run.py -cd sweeps -cn demo                            all rows, one after the other
+  python run.py +step=inverted_bottleneck                 train one step on digits, on a laptop
+  python run.py +step=gelu model.kernel_size=9 seed=1     change any key
+  python run.py +step=gelu scale=imagenet data.root=FOLDER     train on ImageNet with the paper's recipe
+  python run.py +step=gelu scale=imagenet data.root=FOLDER mode=evaluate weights=FILE     evaluate weights
+  python run.py mode=predict weights=RUN images=FOLDER    classify images (mode=export writes ONNX)
+  python run.py -cd MYFOLDER +step=mine                   a step of your own, MYFOLDER/step/mine.yaml
+  python run.py -cd sweeps -cn demo                       all rows, one after the other
 """
 
 TAIL = """\
 Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.* checkpoint.* seed study
-      device mode weights dry fresh allow_drift; dry=true prints every key, and does nothing
-Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk,
-      75 stopped, the same command goes on, 78 the run directory holds another run, 93 no progress
-More: python run.py --help step (or another group, or all): a line about each;   make: all commands
-      python -m roadmap.sweep --help (studies), and so roadmap.report, .steps, .bench;   docs/
-      eval "$(python run.py -sc install=bash)": the TAB key completes groups, names and keys"""
+      device mode weights dry fresh allow_drift.   dry=true prints every key without running.
+Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk error,
+      75 stopped (the same command continues), 78 the directory has another run, 93 no progress.
+More: python run.py --help step (or another group, or all) explains each choice.   make lists all
+      commands.   python -m roadmap.sweep --help (studies), also roadmap.report, .steps, .bench.
+      eval "$(python run.py -sc install=bash)" turns on completion by the TAB key.   docs/"""
 WIDTH = 100
 
 
 def short_help() -> str:
     """Return what to type, for a command line that says nothing."""
-    return HEAD + "\npython run.py --help lists the steps, regimes, scales, data sets, variants and keys"
+    return HEAD + "\npython run.py --help lists all steps, regimes, scales, data sets, variants and keys."
 
 
 def config_dirs(words: Sequence[str]) -> list[Path]:

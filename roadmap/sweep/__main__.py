@@ -41,17 +41,22 @@ def parse_args(argv: Sequence[str]) -> Args:
     """Read the command line. Raises ConfigError."""
     parser = ArgumentParser(
         prog="python -m roadmap.sweep",
-        description="Plan, submit and watch studies; overrides for all cells follow a --.",
+        description="Plan, submit and watch studies.",
+        epilog="Overrides for all cells follow after --: submit demo --cluster local -- recipe.epochs=5.",
     )
     parser.add_argument("verb", choices=tuple(VERBS))
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a name in sweeps/, or FOLDER/NAME.yaml")
-    parser.add_argument("--runs", default=os.environ.get("ROADMAP_RUNS", "runs"), help="the runs directory")
+    parser.add_argument(
+        "--runs",
+        default=os.environ.get("ROADMAP_RUNS", "runs"),
+        help="the directory of all runs (default: ROADMAP_RUNS, or runs)",
+    )
     parser.add_argument("--cluster", default="slurm", choices=launchers.names())
-    parser.add_argument("--steps", default="", help="only these steps")
-    parser.add_argument("--seeds", default="", help="only these seeds")
-    parser.add_argument("--json", action="store_true", help="status for scripts")
+    parser.add_argument("--steps", default="", help="only these steps, 'resnet gelu'")
+    parser.add_argument("--seeds", default="", help="only these seeds, '0 1'")
+    parser.add_argument("--json", action="store_true", help="print status as JSON")
     parser.add_argument("--yes", action="store_true", help="prune without asking")
-    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="how often watch looks")
+    parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="interval of watch")
     own = list(argv)
     end = own.index("--") if "--" in own else len(own)
     args = parser.parse_args(own[:end])

@@ -17,11 +17,11 @@ Compared = Sequence[tuple[Cell, Gain]]
 
 
 def findings(groups: Sequence[Group]) -> list[str]:
-    """Return one paragraph a group: what its data support, and what they do not."""
-    return [_paragraph(group) for group in groups if group.cells or group.tuning]
+    """Return one text per group, a sentence per line: what its data support, and what they do not."""
+    return [_sentences(group) for group in groups if group.cells or group.tuning]
 
 
-def _paragraph(group: Group) -> str:
+def _sentences(group: Group) -> str:
     where = f"(regime {group.regime}, {group.data})"
     cells = f"{len(group.cells)} cells, {_seeds(group)}" if group.cells else "no cell on the validation images yet"
     parts = [f"Study {clean(group.study, 80)} {where}: {cells}."]
@@ -35,7 +35,7 @@ def _paragraph(group: Group) -> str:
         parts.append(ranks.sentence)
     if group.caution:
         parts.append(f"Caution: {group.caution}.")
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 def _over_seeds(compared: Compared) -> list[str]:
@@ -46,15 +46,15 @@ def _over_seeds(compared: Compared) -> list[str]:
     parts = []
     if tested:
         parts.append(
-            f"Over seeds, {len(sure)} of {len(tested)} differences from the step before are told from zero "
+            f"Over seeds, {len(sure)} of {len(tested)} gains over the step before are significant "
             f"(Welch's test, adjusted by Holm for all of the study, 5 %){': ' + _listed(sure) if sure else ''}."
         )
     if unsure:
-        parts.append(f"Not told from zero: {_names(unsure)}.")
+        parts.append(f"Not significant: {_names(unsure)}.")
     if single:
         parts.append(
-            f"One seed of a row is all there is for {len(single)} of {len(compared)} differences, so nothing is known "
-            "of how another training would end, and no interval over seeds is given."
+            f"{len(single)} of {len(compared)} gains rest on one seed of a row: whether another training would give "
+            "the same is not known, and they have no interval over seeds."
         )
     return parts
 
@@ -64,11 +64,11 @@ def _over_images(compared: Compared) -> list[str]:
     if not tested:
         return []
     parts = [
-        f"On the same validation images, one net against one net, {sum(p < ALPHA for p in tested)} of {len(tested)} "
-        "pairs differ (McNemar's test, adjusted by Holm, 5 %); that holds for these trained nets only."
+        f"On the same validation images, {sum(p < ALPHA for p in tested)} of {len(tested)} pairs of nets differ "
+        "(McNemar's test, adjusted by Holm, 5 %); this holds for these trained nets only."
     ]
     if against := [cell for cell, gain in compared if gain.contradicted]:
-        parts.append(f"The pair points the other way than the means over seeds in {_names(against)}.")
+        parts.append(f"The pair contradicts the means over seeds in {_names(against)}.")
     return parts
 
 
@@ -85,12 +85,12 @@ def _over_classes(compared: Compared) -> list[str]:
         told.sort(key=lambda one: -abs(one[1].change[one[2]]))
         names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in told[:NAMED]]
         more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
-        what = f"Class by class, {len(told)} of {tests} differences are told from zero over seeds"
+        what = f"Class by class, {len(told)} of {tests} differences are significant over seeds"
         parts.append(f"{what} (Welch's test, {adjusted}): {'; '.join(names)}{more}.")
     if differ:
-        nothing = "" if told or not tests else "; over seeds none is told from zero"
+        nothing = "" if told or not tests else "; over seeds none is significant"
         what = f"Over the images of a class, {differ} of {of_images} differ (sign-flip test, {adjusted})"
-        parts.append(f"{what}; that holds for these trained nets only{nothing}.")
+        parts.append(f"{what}; this holds for these trained nets only{nothing}.")
     return parts
 
 

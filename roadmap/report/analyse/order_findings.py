@@ -12,11 +12,11 @@ Gain = Callable[[Worth], float | None]
 def over_orders(found: Attribution) -> Iterator[str]:
     """Yield sentences: the worths with their intervals, then which of them the paper's order flatters."""
     if found.incomplete:
-        yield f"Sampled orders left out, since nets of theirs have no usable run: {found.incomplete}."
+        yield f"Sampled orders left out because one of their nets has no usable run: {found.incomplete}."
     largest = sorted(found.worths, key=lambda worth: -worth.value)
     yield (
-        f"Over {found.orders} sampled order{'s' * (found.orders > 1)} of the toggles ({found.num_nets} nets) their "
-        f"worths in points, whatever came before, are: {'; '.join(map(_worth, largest))}."
+        f"Over {found.orders} sampled order{'s' * (found.orders > 1)} of the toggles ({found.num_nets} nets), their "
+        f"mean gains in points are: {'; '.join(map(_worth, largest))}."
     )
     if found.lacks:
         yield f"No interval is given for them: {found.lacks}."
@@ -26,7 +26,7 @@ def over_orders(found: Attribution) -> Iterator[str]:
     shares = [worth.of_seeds for worth in found.worths if worth.of_seeds is not None]
     if shares:
         share = sum(shares) / len(shares)
-        yield f"Seeds are behind {share:.0%} of the variance of these means, orders behind the rest."
+        yield f"Seeds cause {share:.0%} of the variance of these means, and orders the rest."
 
 
 def _flattered(found: Attribution, where: str, gain: Gain, p: Gain) -> Iterator[str]:
@@ -40,7 +40,7 @@ def _flattered(found: Attribution, where: str, gain: Gain, p: Gain) -> Iterator[
         if told:
             names = [f"{w.toggle} ({signed(gain(w))} there, {signed(w.value)} over the orders)" for w in told]
             parts.append(f"{verb} {listed(names)}")
-    text = " and ".join(parts) or "is told from the mean of all orders for no toggle"
+    text = " and ".join(parts) or "differs significantly from the mean over all orders for no toggle"
     yield f"The paper's order, {where}, {text} (adjusted by Holm for {len(tested)} toggles, 5 %)."
 
 

@@ -33,12 +33,12 @@ class Ranking:
         if interval is None:
             verdict = ""
         elif interval.low > 0:
-            verdict = "; so the order here says something about the paper's"
+            verdict = "; the order here agrees with the paper's more than by chance"
         elif interval.high < 0:
-            verdict = "; so the order here runs against the paper's"
+            verdict = "; the order here is opposed to the paper's"
         else:
-            verdict = "; so this scale does not show that its order says anything about the paper's"
-        rows = f"Order of {self.found.n} rows against the paper's ({self.table})"
+            verdict = "; so nothing shows that the order at this scale says anything about the paper's"
+        rows = f"The order of {self.found.n} rows compared with the paper's ({self.table})"
         return f"{rows}: {self.lines[0]}, {self.lines[1]}{verdict}."
 
 

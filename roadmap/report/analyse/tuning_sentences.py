@@ -9,11 +9,11 @@ from roadmap.text import clean
 NAMED = 8  # rows named one by one in a sentence
 # By verdict: what is said of the steps' gains that have it.
 VERDICTS = {
-    "survives": "Gains that survive (told from zero with the one recipe and, in the same direction, with own rates)",
-    "lost": "Gains told from zero with the one recipe, and not with own rates (no proof that they are zero)",
-    "turns": "Gains told from zero with both, in opposite directions",
-    "appears": "Gains told from zero with own rates only",
-    "open": "Gains told from zero with neither",
+    "survives": "Gains that survive (significant with the one recipe and, in the same direction, with own rates)",
+    "lost": "Gains significant with the one recipe, and not with own rates (no proof that they are zero)",
+    "turns": "Gains significant with both, in opposite directions",
+    "appears": "Gains significant with own rates only",
+    "open": "Gains significant with neither",
 }
 
 

@@ -12,7 +12,7 @@ from roadmap.report.draw.step_gains import draw_rows
 from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, where
 
 MOST_DOTS = 40  # a row
-TOLD = "filled: told from zero over seeds (Welch's test, adjusted by Benjamini and Hochberg for the study)"
+TOLD = "filled: significant over seeds (Welch's test, adjusted by Benjamini and Hochberg for the study)"
 
 
 def changed_images(group: Group) -> Figure:

@@ -29,7 +29,7 @@ FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),
     ("leave_one_out", leave_one_out, "One toggle taken out of the whole net."),
     ("one_at_a_time", one_at_a_time, "One toggle alone on top of the plain net."),
-    ("attribution", toggle_worths, "What each toggle is worth, whatever came before it."),
+    ("attribution", toggle_worths, "Mean gain of each toggle over random orders."),
     ("ranking", rank_agreement, "Whether the order of the rows here is the paper's."),
 )
 # Those of a study in which every row has its own learning rate.

@@ -22,7 +22,7 @@ from roadmap.runs.schema import QUANTITIES
 TOP1 = QUANTITIES["top1"]
 SYMBOLS = {"yes": ("o", INK), "no": ("o", "white"), "reference": ("s", "white")}  # by adopted: marker, fill
 OWN = "^"  # marker in place of a circle, of a step that the paper does not have
-TOLD = "* told from zero (Welch, Holm)"
+TOLD = "* significant (Welch, Holm)"
 NO_WIDTH = 0.01  # of axes that only hold text: the layout leaves room for it
 TITLE = "From ResNet to ConvNeXt, step by step"
 Cells = Sequence[tuple[int, Cell]]  # row and cell

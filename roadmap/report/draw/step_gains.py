@@ -15,7 +15,7 @@ from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, dr
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 NO_INTERVAL = "one seed a row: no interval is known"
-TOLD = "* told from zero by Welch's test, adjusted by Holm for the study"
+TOLD = "* significant by Welch's test, adjusted by Holm for the study"
 
 
 def step_gains(group: Group) -> Figure:

@@ -28,7 +28,7 @@ def toggle_worths(group: Group) -> Figure:
         raise NothingToDraw("there is no worth to draw: no order of toggles whose nets are all trained")
     with style.styled():
         labels = [_label(group, worth) for worth in found.worths]
-        title = f"Worth of each toggle over {found.orders} orders, {where(group)}"
+        title = f"Mean gain of each toggle over {found.orders} orders, {where(group)}"
         figure, axes = draw_rows(title, labels, "gain (points)")
         axes.axvline(0, color=QUIET, lw=0.7)
         for row, worth in enumerate(found.worths):
@@ -61,4 +61,6 @@ def _notes(found: Attribution) -> str:
     if found.lacks:
         return f"no interval is known: {found.lacks}"
     told = any(worth.in_order_p is not None for worth in found.worths)
-    return "lines: 95 % over orders and seeds" + ("\n* its step in the paper's order is told from it (Holm)" * told)
+    return "lines: 95 % over orders and seeds" + (
+        "\n* its step in the paper's order differs significantly from the mean (Holm)" * told
+    )

@@ -59,11 +59,11 @@ def _ends(key: str, name: str, unit: str, path: str, about: str) -> tuple[Number
 
 
 ABOUT_SEEDS = (
-    "a row, for Welch's test to tell this gain from zero at 5 % over all steps of the study with power 80 %, were gain "
-    "and spread as measured; in brackets over the 95 % interval of their ratio"
+    "per row, for this gain to become significant (Welch's test, 5 % over all steps of the study, power 80 %) if gain "
+    "and spread are as measured; in brackets over the 95 % interval of their ratio"
 )
-ABOUT_FIXED = "right here and wrong in the parent's net of the same seed, mean over the seeds that both have"
-ABOUT_BY_SEED = "images that one seed has right and another of the same row has not: mean of both rows"
+ABOUT_FIXED = "correct here and wrong in the parent's net of the same seed, mean over the seeds that both have"
+ABOUT_BY_SEED = "images that one seed of a row classifies correctly and another one does not: mean of both rows"
 ABOUT_CLASSES = (
     "change of the class's top-1 in points; in brackets p over seeds (Welch), then over its images (sign-flip test of "
     "these trained nets), both adjusted by Benjamini and Hochberg for all classes of all steps of the study"
@@ -73,7 +73,7 @@ SPREAD = (
     *_ends("top1", "95 %", "%", "interval", "t interval of the mean over seeds"),
 )
 COMPARED = (
-    Number("gain", "gain", "points", at("gain.gain"), "top-1 of the row less that of its parent"),
+    Number("gain", "gain", "points", at("gain.gain"), "top-1 of the row minus that of its parent"),
     *_ends("gain", "gain", "points", "gain.over_seeds", "Welch's 95 % interval over seeds"),
     Number("p", "p", "", at("gain.p"), "Welch's test over seeds, two-sided, of this step alone"),
     Number("p_holm", "p (Holm)", "", at("gain.p_holm"), "the same, adjusted by Holm for all steps of the study"),
@@ -81,7 +81,7 @@ COMPARED = (
     Number("seeds_needed", "seeds needed", "", at("gain.seeds_needed.likely"), ABOUT_SEEDS),
     Number("seeds_needed_low", "seeds needed from", "", at("gain.seeds_needed.low"), ABOUT_SEEDS),
     Number("seeds_needed_high", "seeds needed to", "", at("gain.seeds_needed.high"), ABOUT_SEEDS),
-    *_ends("images", "images", "points", "gain.over_images", "bootstrap over images, these trained nets held fixed"),
+    *_ends("images", "images", "points", "gain.over_images", "bootstrap over images, for these trained nets"),
     Number(
         "mcnemar_p",
         "McNemar p",
@@ -97,7 +97,7 @@ COMPARED = (
         "adjusted by Holm for all steps of the study",
     ),
     Number("fixed", "images fixed", "", at("gain.changes.fixed"), ABOUT_FIXED),
-    Number("broken", "images broken", "", at("gain.changes.broke"), "the same, the other way round"),
+    Number("broken", "images broken", "", at("gain.changes.broke"), "the same, the other way around"),
     Number("by_seed", "by a seed alone", "", at("gain.changes.by_seed"), ABOUT_BY_SEED),
     Number("paper_top1", "paper top-1", "%", at("paper.top1"), "as printed in Tables 10 and 11"),
     Number("paper_top1_std", "paper std. dev.", "points", at("paper.top1_std"), "as printed, over three seeds"),

@@ -33,15 +33,20 @@ def tables_of(group: Group) -> list[Table]:
 
 def worth_columns() -> list[Column]:
     """Return the columns of a toggle's worth over the sampled orders."""
-    told = "of its difference from the worth, adjusted by Holm over the toggles"
+    told = "of its difference from the mean gain, adjusted by Holm over the toggles"
     return [
         Column("toggle", at("toggle")),
-        Column("worth (points)", _points("value"), at("value"), "gain over the net before, mean over the orders"),
+        Column(
+            "mean gain (points)", _points("value"), at("value"), "gain over the net before it, mean over the orders"
+        ),
         Column("95 % over orders and seeds", lambda w: between(w.interval), at("interval.low"), "see docs/report.md"),
         Column(
-            "over orders (points)", _plain("orders_std"), at("orders_std"), "std. dev. of the gain, without the seeds'"
+            "over orders (points)",
+            _plain("orders_std"),
+            at("orders_std"),
+            "std. dev. of the gain between orders, without the part due to seeds",
         ),
-        Column("of seeds", _share, at("of_seeds"), "share of the worth's variance that seeds are the cause of"),
+        Column("of seeds", _share, at("of_seeds"), "share of the variance of the mean gain that is due to seeds"),
         Column("its step", _points("in_order"), at("in_order"), "gain in the paper's order, in these runs"),
         Column("step's p (Holm)", lambda w: p_text(w.in_order_p), at("in_order_p"), told),
         Column("paper gain", _points("paper_gain"), at("paper_gain"), "difference of the printed means"),

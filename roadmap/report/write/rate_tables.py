@@ -112,7 +112,7 @@ TITLE = "Own learning rates"
 ABOUT_EDGE = "the lowest or highest rate that was tried was chosen: the best may lie beyond the grid"
 ABOUT_HELDOUT = "at the chosen rate, on training images that were held out; no accuracy on the validation images"
 ABOUT_VERDICT = (
-    "survives: told from zero (Welch, Holm over the steps of each roadmap) with the one recipe and, in the same "
+    "survives: significant (Welch, Holm over the steps of each roadmap) with the one recipe and, in the same "
     "direction, with own rates; lost: with the one recipe only; turns: in the other direction; appears: with own rates "
     "only; open: with neither"
 )

@@ -79,7 +79,8 @@ def to_markdown(groups: Sequence[Group], collected: Collected, findings: Sequenc
     parts = ["# Roadmap: results", ""]
     for title, items in listed_problems(groups, collected):
         parts += [f"**{for_markdown(title)}**", "", *(f"- {for_markdown(item)}" for item in items), ""]
-    parts += [line for text in findings for line in (for_markdown(text, 5_000), "")]
+    for text in findings:
+        parts += [*(f"- {for_markdown(line, 5_000)}" for line in text.splitlines()), ""]
     for group in groups:
         parts += [f"## {for_markdown(heading(group))}", ""]
         parts += [f"**{for_markdown(group.caution)}**", ""] if group.caution else []
