@@ -373,7 +373,7 @@ class TestReport:
         lost = next(net for net in nets(orders(5)[3]) if sum(net in nets(order) for order in orders(5)) == 1)
         group = self.report(tmp_path, 5, leave_out=[lost])
         assert (group.attribution.orders, group.attribution.incomplete) == (4, 1)
-        assert "Sampled orders left out, since nets of theirs have no usable run: 1." in findings([group])[0]
+        assert "Sampled orders left out because one of their nets has no usable run: 1." in findings([group])[0]
 
     def test_every_form_of_the_report_has_the_worths(self, tmp_path):
         write_nets(tmp_path / "runs", orders(4), flattering(), spread=0.05)

@@ -15,7 +15,7 @@ from roadmap.files import read_json, write_json
 from roadmap.runs.process import is_alive, process_start, terminate
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
-from roadmap.sweep.local_scheduler import MAX_SEEDS, group_by_row
+from roadmap.sweep.local_scheduler import MAX_SEEDS, Scheduler, Slot, group_by_row
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Selection, choose_cells
@@ -130,6 +130,22 @@ def test_an_error_of_the_scheduler_itself_leaves_no_run_behind(tmp_path):
     record.mkdir()  # where the end of a run cannot be recorded
     os.kill(packer.runs[0], signal.SIGTERM)
     packer.ended()
+
+
+@pytest.mark.parametrize(
+    ("script", "ended"),
+    [("print('no images'); sys.exit(65)", 3), ("print(sys.argv[1]); sys.exit(65)", 6), ("print('done')", 6)],
+)
+def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, script, ended):
+    """Images that are not there are told three times, not fifty; what differs from cell to cell says nothing."""
+    study = StudyDir(tmp_path, "demo")
+    tasks = [LocalTask(study, key, [sys.executable, "-c", f"import sys; {script}", key]) for key in "abcdef"]
+    with study.lock():
+        study.append_jobs({"cell": task.key, "kind": "local", "job": "local", "pid": 1, "log": "x"} for task in tasks)
+    told = []
+    assert Scheduler([Slot()], told.append).run(tasks) == (65 if "65" in script else 0)
+    assert sum(line.startswith("[") for line in told) == ended
+    assert ("3 others do not begin" in told[-1]) == (ended == 3)
 
 
 @pytest.mark.timeout(600)

@@ -552,7 +552,9 @@ def test_the_command_writes_the_report_and_says_where(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("Suspect")
     assert "gelu/seed7" in shown.splitlines()[1]
-    assert all(str(p) in shown for p in out.iterdir())
+    written = shown.partition(f"Written to {out}")[2]
+    assert str(out / "index.html") in written
+    assert all(p.stem in written for p in out.iterdir())
     assert (out / "table.md").read_text().index("gelu/seed7") < (out / "table.md").read_text().index("| step")
 
 

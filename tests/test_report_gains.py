@@ -76,7 +76,7 @@ def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
     assert (gain.over_seeds, gain.p, gain.p_holm, gain.bootstrap, gain.seeds_needed) == (None,) * 5
     text = to_markdown(groups, collected, findings(groups)).decode()
     assert "none: one seed" in text
-    assert "One seed of a row is all there is for 1 of 1 differences" in text
+    assert "1 of 1 gains rest on one seed of a row" in text
     assert "significant" not in text
 
 
@@ -127,7 +127,7 @@ def test_a_pair_that_points_the_other_way_than_the_means_says_so(tmp_path):
     gain = cell_of(groups, "enhanced_recipe").gain
     assert gain.gain > 0 and gain.only_this < gain.only_parent
     (text,) = findings(groups)
-    assert "The pair points the other way than the means over seeds in enhanced_recipe." in text
+    assert "The pair contradicts the means over seeds in enhanced_recipe." in text
     assert f"{gain.only_this} / {gain.only_parent}, against the gain" in to_markdown(groups, collected).decode()
 
 
@@ -199,7 +199,7 @@ def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
     seeds(tmp_path, "enhanced_recipe", (60.0, 60.1, 60.2))
     seeds(tmp_path, "stage_ratio", (60.1, 60.2, 60.0))
     (text,) = findings(aggregate(collect([tmp_path]).runs))
-    assert "1 of 2 differences" in text
+    assert "1 of 2 gains" in text
     assert "enhanced_recipe +10.00 points (+9.77 to +10.23, p < 0.001)" in text
     assert "Not significant: stage_ratio." in text
 
@@ -212,7 +212,7 @@ def test_findings_hold_the_papers_gain_against_our_interval(tmp_path):
     assert "lies within our interval in 1 of 2 steps; outside it in patchify_stem." in text
 
 
-@pytest.mark.parametrize(("slope", "words"), [(1, "says something about"), (-1, "runs against"), (0, "does not show")])
+@pytest.mark.parametrize(("slope", "words"), [(1, "agrees with"), (-1, "is opposed to"), (0, "nothing shows")])
 def test_the_order_of_a_small_study_is_held_against_the_papers(tmp_path, slope, words):
     rng = np.random.default_rng(1)
     from roadmap import paper
@@ -221,7 +221,7 @@ def test_the_order_of_a_small_study_is_held_against_the_papers(tmp_path, slope, 
         if row.adopted != "reference":
             write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1)
     (text,) = findings(aggregate(collect([tmp_path]).runs))
-    assert "Order of 17 rows against the paper's (tiny): Spearman's rho" in text
+    assert "The order of 17 rows compared with the paper's (tiny): Spearman's rho" in text
     assert words in text
 
 

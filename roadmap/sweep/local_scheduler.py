@@ -29,6 +29,7 @@ from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.study_dir import StudyDir
 
 POLL_S = 0.2
+ALIKE = 3  # cells that end with the same error, before any has trained: what is wrong is wrong with all of them
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOGS, GROUPS = "logs", "groups"
 MAX_SEEDS = 8  # of one process: torch has 32 streams, of which a run takes up to three
@@ -104,6 +105,7 @@ class Scheduler:
         self.stopped = self.again = False
         self.passed_on = 0  # signals that the cells at work have got
         self.codes: list[int] = []
+        self.errors: list[str] = []  # in which cells ended
         self.total = 0
         self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
 
@@ -111,9 +113,13 @@ class Scheduler:
         """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
         handlers = {number: signal.signal(number, self._stop) for number in not_ignored()}
         waiting, self.total = group_by_row(tasks), len(tasks)
+        skipped: list[list[LocalTask]] = []
         lines: list[tuple[Slot, list[Job]]] = [(slot, []) for slot in self.slots]
         try:
             while any(line for _, line in lines) or (waiting and not self.stopped):
+                if waiting and self._all_fail_alike():
+                    skipped, waiting = waiting, []
+                    self._show(f"all cells so far end with this error: {sum(map(len, skipped))} others do not begin")
                 while waiting and not self.stopped:
                     slot, line = min(lines, key=lambda found: len(found[1]))
                     if line and (waiting[0][0].row is None or len(line) > self.ahead):
@@ -130,7 +136,7 @@ class Scheduler:
                 job.process.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            for task in (task for group in waiting for task in group):
+            for task in (task for group in (*waiting, *skipped) for task in group):
                 record_end(task, None)
         if self.stopped:
             ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
@@ -197,6 +203,10 @@ class Scheduler:
         lines = log.read_bytes().decode(errors="replace").strip().splitlines()
         line = f"[{len(self.codes)}/{self.total}] {lines[-1] if lines else task.key}"
         self._show(line + (f" (exit code {code}; {log})" if code else ""))
+        self.errors += [lines[-1] if lines else ""] if code else []
+
+    def _all_fail_alike(self) -> bool:
+        return ALIKE <= len(self.codes) == len(self.errors) and len(set(self.errors)) == 1 and self.errors[0] != ""
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         self.again |= self.stopped and number in KEYBOARD
