@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.bench.compiled import compile_kernel
+from roadmap.bench.counted import compile_kernel
 from roadmap.net.kernels.depthwise import KERNELS, MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.depthwise_columns import MAP_TILES as COLUMN_TILES
 from roadmap.net.kernels.depthwise_columns import WEIGHT_TILES as COLUMN_WEIGHT_TILES

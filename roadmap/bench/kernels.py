@@ -24,7 +24,7 @@ import torch
 from roadmap.bench.bound import DTYPES, Rates, measured_rates
 from roadmap.bench.measure import free_memory, seconds
 from roadmap.bench.net import CPU_BATCH, CPU_SIZE, GPU_BATCH, row_configs
-from roadmap.bench.operations import CHECKED, OpShape, forms_at, operation_at, relative_errors, shapes_of
+from roadmap.bench.operations import CHECKED, OpShape, combined, forms_at, operation_at, relative_errors, shapes_of
 from roadmap.bench.options import count, names, on_gpu, plain_parser
 from roadmap.bench.results import Results
 from roadmap.config.choices import Device, Precision
@@ -38,7 +38,7 @@ from roadmap.text import one_line
 
 MOST_WORKERS = 12  # processes that compile tiles ahead
 FEW = 2  # tiles that are tried at an operation's later shapes
-OURS = ("triton", "columns")  # forms that are compiled
+OURS = ("triton", "columns", "epilogue", "product")  # forms that are compiled
 GPU_CALLS, CPU_CALLS = 20, 9  # of a form
 FLUSH_BYTES = 2**28  # more than any cache holds
 WORSE = 1.5  # times torch's own error, beyond which a form does not count
@@ -123,16 +123,16 @@ def measure_all(
     rows: list[Row] = []
     firsts: dict[tuple[object, ...], OpShape] = {}
     for shape in shapes:
-        firsts.setdefault(shape[:3], shape)
+        firsts.setdefault(shape.family, shape)
     fastest: dict[tuple[object, ...], list[str]] = {}  # of an operation's tiles, at its first shape
-    others = [shape for shape in shapes if firsts[shape[:3]] != shape]
+    others = [shape for shape in shapes if firsts[shape.family] != shape]
     for part, most in ((list(firsts.values()), None), (others, FEW)):
         with compiled_ahead(part, device, kind, most, end - time.monotonic(), fastest):
             for shape in part:
                 if time.monotonic() > end:
                     break
                 found = measure_shape(shape, device, kind, batch, most, fastest)
-                fastest.setdefault(shape[:3], sorted(found, key=lambda form: found[form].ms or math.inf))
+                fastest.setdefault(shape.family, sorted(found, key=lambda form: found[form].ms or math.inf))
                 bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
                 if row := best_row(shape, found, bounds):
                     rows.append(row)
@@ -150,7 +150,7 @@ def chosen_forms(
     forms = list(forms_at(shape, device))
     if most is None:
         return forms
-    order = [form for form in fastest.get(shape[:3], forms) if form in forms]
+    order = [form for form in fastest.get(shape.family, forms) if form in forms]
     kinds = dict.fromkeys(base(form) for form in forms)
     return [form for kind in kinds for form in [f for f in order if base(f) == kind][:most]]
 
@@ -188,14 +188,17 @@ def measure_shape(
     forms = chosen_forms(shape, device, most, fastest)
     exact = operation_at(shape, CHECKED, kind, device, exact=True)("plain")
     few, many = (operation_at(shape, images, kind, device) for images in (CHECKED, batch))
-    found: dict[str, Measured] = {}
-    for form in forms:
+
+    def measure(form: str) -> Measured:
         try:
             error = relative_errors(few(form), exact)
-            found[form] = Measured(median_ms(partial(many, form), device), error)
+            return Measured(median_ms(partial(many, form), device), error)
         except Exception as problem:  # whatever a compiler raises: the others go on, and the reason is shown
-            found[form] = Measured(None, None, f"{type(problem).__name__}: {one_line(problem)}")
-    return found
+            return Measured(None, None, f"{type(problem).__name__}: {one_line(problem)}")
+
+    found = {form: measure(form) for form in forms}
+    more = combined({form: measured.ms for form, measured in found.items() if measured.ms is not None})
+    return found | {form: measure(form) for form in more if form not in found}
 
 
 def median_ms(call: Callable[[], object], device: torch.device) -> float:
@@ -249,7 +252,7 @@ def bounds_s(shape: OpShape, kind: torch.dtype, batch: int, rates: tuple[Rates, 
     products, scalars = (
         rates  # of matrix units, and of the multiply-adds in fp32 that depthwise convolutions are made of
     )
-    rate = products if shape.operation.startswith("pointwise") else scalars
+    rate = products if shape.has_products else scalars
     moved = shape.moved(batch) * kind.itemsize
     return {"memory": moved / products.bytes_per_s, "arithmetic": shape.flop(batch) / rate.flop_per_s}
 

@@ -48,11 +48,13 @@ class Tile(NamedTuple):
 
     def fitting(self, rows: int, columns: int, deep: int, like: torch.Tensor) -> "Tile":
         """Return it no larger than a product of this size needs, with as many stages as shared memory holds."""
-        limits = (rows, columns, deep if interpreted() else min(deep, self.deep * 2 // like.element_size()))
-        most = [256, 512, 512] if interpreted() else self[:3]  # the interpreter's time goes by the number of programs
-        block = [max(16, min(m, power_of_2(limit))) for m, limit in zip(most, limits, strict=True)]
-        stage = (block[0] + block[1]) * block[2] * like.element_size()
-        return Tile(*block, self.warps, max(1, min(self.stages, shared_memory(like.device) // stage)), self.registers)
+        if interpreted():  # whose time goes by the number of programs
+            return self._replace(rows=256, columns=512, deep=512)
+        size = like.element_size()
+        sides = (rows, self.rows), (columns, self.columns), (deep, self.deep * 2 // size)
+        m, n, k = (max(16, min(most, power_of_2(needed))) for needed, most in sides)
+        stages = min(self.stages, shared_memory(like.device) // ((m + n) * k * size))
+        return Tile(m, n, k, self.warps, max(1, stages), self.registers)
 
 
 # Tiles to try on a GPU, the first by itself, by the channels of the output that they are for at most. A recorded form
@@ -148,9 +150,7 @@ def fuse_gelu(conv: nn.Conv2d, product: nn.Conv2d, form: str) -> None:
 
 def has_products(kind: torch.dtype) -> bool:
     """Tell whether a GPU's matrix units take a type: fp32 they take as TF32, where torch is let."""
-    return kind in (torch.bfloat16, torch.float16) or (
-        kind == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    )
+    return kind in (torch.bfloat16, torch.float16) or (kind == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
 
 
 def tile_of(form: str, which: int, channels: int) -> Tile:
@@ -167,16 +167,16 @@ def tiles_for(tiles: Mapping[int, str], channels: int) -> list[str]:
 
 
 def shared_memory(device: torch.device) -> int:
-    """Return the bytes of shared memory that a program may have, a KiB less for what the kernels need besides."""
+    """Return the bytes of shared memory that a program's tiles may have: a KiB is the driver's, one for sums."""
     if device.type != "cuda":
         return 1 << 30
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor - 2048
 
 
 def options(tile: Tile) -> dict[str, Any]:
     """Return what Triton is told of a tile."""
     limit = {"maxnreg": tile.registers} if tile.registers else {}
-    return {"PRECISION": "tf32", "num_warps": tile.warps, "num_stages": tile.stages, **limit}
+    return {"WIDEN": interpreted(), "num_warps": tile.warps, "num_stages": tile.stages, **limit}
 
 
 @operation(

@@ -1,7 +1,7 @@
-"""Triton kernels of a matrix product whose operand is GELU of a map, computed as the map is loaded: stored it never is.
+"""Triton kernels of a matrix product whose operand is GELU of a map, computed as the map is loaded and never stored.
 
-The map before GELU is `hidden` (R, H), one row a pixel; the product's weight is (C, H), its output (R, C). Sums are kept
-in fp32; those over rows come in two stages, a share a program first, in a fixed order. Needs Triton;
+The map before GELU is `hidden` (R, H), one row a pixel; the product's weight is (C, H), its output (R, C). Sums are in
+fp32; those over rows come in two stages, a share a program first, in a fixed order. Needs Triton;
 `roadmap.net.kernels.gelu_product` starts them.
 """
 
@@ -13,10 +13,20 @@ import triton.language as tl
 
 
 @triton.jit
-def upper_tail(x):
-    """Return 1 - Phi(|x|) of the normal distribution and exp(-x^2 / 2), within 1e-7.
+def add_product(a, b, total, WIDEN: tl.constexpr):
+    """Add the matrix product of two blocks of one type; WIDEN multiplies in fp32: the interpreter cannot in bf16."""
+    if WIDEN:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="tf32")
 
-    Abramowitz and Stegun, 7.1.26, for erf: half the instructions of the library's, and the exponential is the density's.
+
+@triton.jit
+def upper_tail(x):
+    """Return 1 - Phi(|x|) of the normal distribution, within 3e-7, and exp(-x^2 / 2).
+
+    Abramowitz and Stegun, 7.1.26, for erf: fewer instructions than the library's, the exponential is that of the
+    density, and far from zero it is nearer to the true tail than 1 - erf in fp32.
     """
     s = 1.0 + tl.abs(x) * 0.2316418882
     t = tl.math.rsqrt(s * s)  # 1 / s in one instruction
@@ -43,7 +53,7 @@ def gelu_slope(x):
 @triton.jit(do_not_specialize=["rows"])
 def gelu_forward_kernel(
     hidden, weight, bias, y, rows,
-    C: tl.constexpr, H: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, HAS_BIAS: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """y (R, C) = GELU(hidden (R, H)) weight (C, H)^T + bias (C,)."""
@@ -59,7 +69,7 @@ def gelu_forward_kernel(
         in_h = at + k < H
         h = tl.load(of_hidden + at, mask=in_r[:, None] & in_h[None, :], other=0.0).to(tl.float32)
         w = tl.load(of_weight + at, mask=in_h[:, None] & in_c[None, :], other=0.0)
-        total = tl.dot(gelu(h).to(w.dtype), w, total, input_precision=PRECISION)
+        total = add_product(gelu(h).to(w.dtype), w, total, WIDEN)
     if HAS_BIAS:
         total += tl.load(bias + c, mask=in_c, other=0.0).to(tl.float32)[None, :]
     to = y + r.to(tl.int64)[:, None] * C + c[None, :]
@@ -69,7 +79,7 @@ def gelu_forward_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def gelu_input_gradient_kernel(
     g, weight, hidden, dh, partial, rows,
-    C: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dh (R, H) = (g (R, C) weight (C, H)) GELU'(hidden (R, H)), and partial (P, H): a program's share of dh's sum."""
@@ -89,7 +99,7 @@ def gelu_input_gradient_kernel(
         in_c = c + k < C
         grad = tl.load(of_g + c, mask=in_r[:, None] & in_c[None, :], other=0.0)
         w = tl.load(of_weight + c * H, mask=in_c[:, None] & in_h[None, :], other=0.0)
-        total = tl.dot(grad, w, total, input_precision=PRECISION)
+        total = add_product(grad, w, total, WIDEN)
     total *= gelu_slope(h.to(tl.float32))
     tl.store(dh + at, total.to(dh.dtype.element_ty), mask=inside)
     tl.store(partial + share.to(tl.int64) * H + n, tl.sum(total, axis=0), mask=in_h)
@@ -98,7 +108,7 @@ def gelu_input_gradient_kernel(
 @triton.jit(do_not_specialize=["rows", "share"])
 def gelu_weight_gradient_kernel(
     g, hidden, partial, rows, share,
-    C: tl.constexpr, H: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """partial (P, C, H): g (R, C)^T GELU(hidden (R, H)) of a program's `share` of the rows, a multiple of BLOCK_R."""
@@ -112,6 +122,6 @@ def gelu_weight_gradient_kernel(
         in_r = row + k < rows
         h = tl.load(hidden + (row + k)[None, :] * H + n[:, None], mask=in_h[:, None] & in_r[None, :], other=0.0)
         grad = tl.load(g + (row + k)[:, None] * C + c[None, :], mask=in_r[:, None] & in_c[None, :], other=0.0)
-        total = tl.dot(gelu(h.to(tl.float32)).to(grad.dtype), grad, total, input_precision=PRECISION)
+        total = add_product(gelu(h.to(tl.float32)).to(grad.dtype), grad, total, WIDEN)
     to = partial + tl.program_id(2).to(tl.int64) * C * H + c[None, :] * H + n[:, None]
     tl.store(to, total, mask=in_h[:, None] & in_c[None, :])
