@@ -133,6 +133,7 @@ class GeluProductFunction(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of hidden, its bias, weight and bias."""
         hidden, weight, stored = ctx.saved_tensors
+        g = g.contiguous()
         dh, before = gelu_input_gradient_by_triton(g, weight, hidden, ctx.form)
         if stored is None:
             dw = gelu_weight_gradient_by_triton(g, hidden, ctx.form)
@@ -180,7 +181,7 @@ def options(tile: Tile) -> dict[str, Any]:
 
 
 @operation(
-    "gelu_product_forward", lambda hidden, weight, bias, form: hidden.new_empty((*hidden.shape[:-1], len(weight)))
+    "gelu_product_forward", lambda hidden, weight, bias, form: hidden.new_empty((*hidden.shape[:-1], weight.shape[0]))
 )
 def gelu_forward_by_triton(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, form: str
