@@ -135,7 +135,7 @@ def expand(path: str | Path) -> Path:
 
 
 def nearby(path: Path) -> str:
-    """Return what lies there instead of a path that leads to nothing: `; FOLDER: did you mean X? There are: ...`."""
+    """Return what lies there instead of a path that leads to nothing: `; did you mean X? FOLDER has: ...`."""
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
@@ -143,10 +143,10 @@ def nearby(path: Path) -> str:
         names = sorted(n for n in os.listdir(missing.parent) if not n.startswith(".") and not is_system_name(n))
     except OSError:
         return ""
-    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], limit=8) if names else "it is empty"
     alike = next((how for name in names if (how := unlike(missing.name, name))), "")
-    where = "in this folder" if missing.parent == Path() else clean(missing.parent)
-    return f"; {where}: {there}{alike and f' ({alike})'}"
+    where = "this folder" if missing.parent == Path() else clean(missing.parent)
+    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], 8, f"{where} has")
+    return f"; {there if names else f'{where} is empty'}{alike and f' ({alike})'}"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

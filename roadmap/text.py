@@ -95,7 +95,7 @@ def check_name(key: str, name: str) -> str:
     return name
 
 
-def nearest(name: str, known: Iterable[str], limit: int | None = None) -> str:
+def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: str = "There are") -> str:
     """Return `did you mean X? There are: ...`, the nearest names first, at most `limit` of them."""
     names = list(known)
     at = name.rfind(".") + 1  # a section that all share makes no two names alike
@@ -105,7 +105,7 @@ def nearest(name: str, known: Iterable[str], limit: int | None = None) -> str:
     in_order = [*close, *(n for n in names if n not in close)]
     listed = ", ".join(in_order[:limit])
     listed += f" and {len(in_order) - limit} more" if limit and len(in_order) > limit else ""
-    return (f"did you mean {close[0]}? " if close else "") + f"There are: {listed}"
+    return (f"did you mean {close[0]}? " if close else "") + f"{listing}: {listed}"
 
 
 def unlike(name: str, other: str) -> str:

@@ -104,7 +104,7 @@ def test_a_runs_validation_images_get_the_classes_that_they_got_in_training(
         assert arrays["features"].dtype == np.float32
         np.testing.assert_allclose(arrays["features"], pooled.numpy(), rtol=1e-4, atol=1e-5)
     lines = capsys.readouterr().out.splitlines()
-    best = [f"{rows[0][f'class_{n}']} {float(rows[0][f'probability_{n}']):.4f}" for n in range(1, 6)]
+    best = [f"{rows[0][f'class_{n}']} ({100 * float(rows[0][f'probability_{n}']):.2f} %)" for n in range(1, 6)]
     assert (len(lines), lines[0]) == (40, f"00.png: {', '.join(best)}")
 
 

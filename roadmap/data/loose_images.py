@@ -54,7 +54,9 @@ def find_loose_images(path: Path) -> LooseImages:
             if is_image(path, name):
                 names.append(name)
             else:
-                problems.append(f"{path / name}: is no image, by its name ({' '.join(sorted(IMAGE_SUFFIXES))})")
+                problems.append(
+                    f"{path / name}: not an image file (its name must end in {', '.join(sorted(IMAGE_SUFFIXES))})"
+                )
         except DataError as error:  # an image of a kind that is not read
             problems.append(str(error))
     if not names:
