@@ -9,6 +9,7 @@ from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw import style
 from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, where, wrapped
+from roadmap.report.draw.trade_offs import number_rows, row_key
 from roadmap.runs.schema import QUANTITIES
 
 TOP1 = QUANTITIES["top1"].heading
@@ -98,12 +99,15 @@ def rank_agreement(group: Group) -> Figure:
         raise NothingToDraw("there is no order to draw: fewer than five rows of the paper")
     with style.styled():
         figure = style.new_figure(f"Order of the steps here and in the paper, {where(group)}", 2.6)
+        names, columns, height = row_key(figure, group)
+        figure.set_figheight(2.6 + height)
         axes = figure.subplots()
         for cell, printed in zip(ranks.rows, ranks.paper, strict=True):
             fill = KEPT if cell.adopted == "yes" else "white"
             (dot,) = axes.plot(printed.top1, cell.top1, "o", ms=3.5, mfc=fill, mec=INK, mew=0.7)
+            dot.set_label(str(1 + group.rows.index(cell)))
             hover(dot, f"{cell.label}: ours {cell.top1:.2f} %, the paper's {printed.top1:.2f} %")
         axes.set(xlabel=f"the paper's {TOP1}, regime {ranks.table}", ylabel=f"ours, {TOP1}")
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        style.legend(figure, [], "\n".join(ranks.lines))
+        number_rows(figure, names, columns, "\n".join(ranks.lines))
         return figure

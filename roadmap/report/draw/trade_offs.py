@@ -31,11 +31,10 @@ def trade_offs(group: Group) -> Figure:
     if not known:
         raise NothingToDraw("there is no cost to draw: fewer than two rows with one")
     rows = math.ceil(len(known) / COLUMNS)
-    names = [f"{i} {drawable(cell.label, cell.step)}" for i, cell in enumerate(group.rows, 1)]
     with style.styled():
         figure = style.new_figure(f"What accuracy costs, {where(group)}", 1)
-        columns = int((style.COLUMN - 0.12) // (style.text_width(figure, names, KEY_SIZE) + 0.1)) or 1
-        figure.set_figheight(0.55 + 1.55 * rows + 0.11 * math.ceil(len(names) / columns))
+        names, columns, height = row_key(figure, group)
+        figure.set_figheight(0.55 + 1.55 * rows + height)
         panels = figure.subplots(rows, COLUMNS, squeeze=False)
         fronts = [_trade_off(axes, group, cost) for axes, cost in zip(panels.flat, known, strict=False)]
         for axes in panels.flat[len(known) :]:
@@ -43,12 +42,24 @@ def trade_offs(group: Group) -> Figure:
         for axes in panels[:, 0]:
             axes.set_ylabel(TOP1.heading, labelpad=2)
         words = "\n".join([FRONT] * any(fronts) + [NO_FRONT] * (not all(fronts)))
-        handles = [Line2D([], [], ls="", label=name) for name in names]
-        style.legend(figure, handles, words, ncols=columns, fontsize=KEY_SIZE, handlelength=0, handletextpad=0)
-        figure.draw_without_rendering()  # the layout, before labels are placed in it
-        for axes in panels.flat[: len(known)]:
-            _number(axes)
+        number_rows(figure, names, columns, words)
         return figure
+
+
+def row_key(figure: Figure, group: Group) -> tuple[list[str], int, float]:
+    """Return the rows' numbers and names, in how many columns they fit below a figure, and their height in inches."""
+    names = [f"{i} {drawable(cell.label, cell.step)}" for i, cell in enumerate(group.rows, 1)]
+    columns = int((style.COLUMN - 0.12) // (style.text_width(figure, names, KEY_SIZE) + 0.1)) or 1
+    return names, columns, 0.11 * math.ceil(len(names) / columns)
+
+
+def number_rows(figure: Figure, names: Sequence[str], columns: int, words: str) -> None:
+    """Write the numbers of the rows, which are the labels of their points, beside these, and what they mean below."""
+    handles = [Line2D([], [], ls="", label=name) for name in names]
+    style.legend(figure, handles, words, ncols=columns, fontsize=KEY_SIZE, handlelength=0, handletextpad=0)
+    figure.draw_without_rendering()  # the layout, before labels are placed in it
+    for axes in figure.axes:
+        _number(axes)
 
 
 def costs(group: Group) -> list[Quantity]:
