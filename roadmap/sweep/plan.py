@@ -131,12 +131,14 @@ def as_text(study: Study, rows: Sequence[Row], unit: str = "GPU") -> str:
     inferred = sum(row.source.startswith("inferred") for row in todo)
     hours = f"{hours_text(sum(timed))} {unit}-hours for {len(timed)} of them"
     hours += f" ({inferred} inferred from the others)" if inferred else ""
+    rest = (
+        f"to do: {len(todo)}, {hours if timed else 'hours unknown without a speed (cluster.images_per_s=)'}, "
+        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints by estimate, "
+        f"{size_text(sum(row.last_gb for row in todo))} after make prune"
+    )
     lines = [
         plain_table([head, *map(table_row, rows)], right=(1, 2, 3, 5, 6)),
-        f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done; to do: {len(todo)}, "
-        f"{hours if timed else 'no speed measured on this hardware'}, "
-        f"{size_text(sum(row.checkpoint_gb for row in todo))} of checkpoints by estimate"
-        + (f", {size_text(sum(row.last_gb for row in todo))} after make prune" if todo else ""),
+        f"{study.name}: {len(rows)} cells, {len(rows) - len(todo)} done" + (f"; {rest}" if todo else ""),
     ]
     lines += study.generator.outlook(study, rows)
     return "\n".join([*lines, *(f"left out: {' '.join(left.overrides)}: {left.reason}" for left in study.left_out)])
