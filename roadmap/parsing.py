@@ -84,7 +84,7 @@ def check_yaml(text: str, loader: Any) -> None:
                 sizes[anchor] = nodes - before, depth
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _, _ in containers):
-                raise ValueError(f"*{event.anchor} stands within itself")
+                raise ValueError(f"*{event.anchor} contains itself")
             size, depth = sizes.get(str(event.anchor), (1, 0))
             nodes += size - 1
         elif isinstance(event, yaml.ScalarEvent):

@@ -24,8 +24,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 TOO_MUCH = {
     "bomb": (BOMB, "more than 10000 values"),
     "merged bomb": ("a: &a {x: 1, y: 2}\n" + BOMB.replace("a: &a", "z: &z\n  <<: *a\na: &a"), "more than 10000 values"),
-    "loop": ("x: &a {b: *a}\n", r"\*a stands within itself"),
-    "loop of a list": ("x: &a [1, [*a]]\n", r"\*a stands within itself"),
+    "loop": ("x: &a {b: *a}\n", r"\*a contains itself"),
+    "loop of a list": ("x: &a [1, [*a]]\n", r"\*a contains itself"),
     "deep": ("x: " + "[" * 50 + "]" * 50 + "\n", "nested more than 32 deep"),
     "deep lines": ("".join(" " * i + "a:\n" for i in range(100)), "nested more than 32 deep"),
     "endless brackets": ("x: " + "[" * 100_000, "nested more than 32 deep"),
@@ -143,7 +143,7 @@ def test_so_in_a_study_and_in_local_settings(folder, monkeypatch, tmp_path):
 
     (tmp_path / "conf" / "local").mkdir(parents=True)
     (tmp_path / "conf" / "local" / "default.yaml").write_text(HEAD + "x: &a {b: *a}\n")
-    with pytest.raises(ConfigError, match=r"local/default\.yaml: \*a stands within itself"):
+    with pytest.raises(ConfigError, match=r"local/default\.yaml: \*a contains itself"):
         config_files.check_config_dirs([tmp_path / "conf"], tmp_path / "conf")
 
 

@@ -117,7 +117,7 @@ def test_a_run_in_both_sources_counts_once(served):
 def test_runs_of_other_peoples_code_are_left_out_and_counted(served):
     server, tmp_path = served
     done = report(server, "wandb:team/roadmap", tmp_path / "out")
-    assert "Runs of the project that are none of ours, not read: 3" in done.stdout
+    assert "Runs of the project that are not of this roadmap, not read: 3" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["foreign_runs"] == 3
 
 

@@ -59,7 +59,7 @@ def test_every_run_is_listed_with_state_accuracy_epochs_time_and_path(runs, caps
         "roadmap/nano-digits/gelu,model.kernel_size=9/seed2",
         "roadmap/nano-digits/layer_norm/seed0",
         "roadmap/nano-digits/layer_norm/seed1: killed: its process is gone",
-        "roadmap/nano-digits/layer_norm/seed2: on node7, by its own word",
+        "roadmap/nano-digits/layer_norm/seed2: on node7, as it recorded",
         "roadmap/nano-digits/layer_norm/seed3: NonFiniteError: loss",
     ]
     assert "61.50    3/3  2026-11-26 10:00" in table[4]

@@ -257,7 +257,7 @@ def test_a_dead_controller_makes_nothing_look_dead(lab, calm):
         assert "gives no answer" in lab.call("status", "trial")
         assert "nothing is restarted" in lab.call("reconcile", "trial")
         assert "nothing is cancelled" in lab.call("cancel", "trial", code=64)
-        assert "nobody knows what is queued" in lab.call("submit", lab.write(), code=64)
+        assert "it is not known what is queued" in lab.call("submit", lab.write(), code=64)
     finally:
         lab.slurm.start_controller()
     lab.until_states("done")
@@ -351,7 +351,7 @@ def test_one_failing_cell_neither_stops_nor_hides_the_others(lab):
     failed = [cell for cell in cells.values() if cell["state"] == "failed"]
     assert failed and all("not finite" in cell["reason"] and cell["exit_code"] == 70 for cell in failed)
     told = lab.call("reconcile", "trial")
-    assert "0 restarted" in told and "mend it, then make roadmap" in told
+    assert "0 restarted" in told and "fix it, then make roadmap" in told
 
 
 def test_a_study_runs_the_code_of_its_submission(lab, tmp_path):

@@ -176,7 +176,7 @@ def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm,
     began = time.monotonic()
     code, said = call("submit", "cluster.report=false")
     assert time.monotonic() - began < 30
-    assert code == 75 and told in said and "nobody knows whether Slurm has queued the study" in said
+    assert code == 75 and told in said and "it is not known whether Slurm has queued the study" in said
     cells = cell_states(study)[0]
     assert [cell.state for cell in cells] == ["queued"] * 3
     assert all("its submission got no answer; make roadmap completes it" in cell.reason for cell in cells)

@@ -81,7 +81,7 @@ class NetConfig(Section):
         for name, wanted in (("inverted", True), ("activations_per_block", 1)):
             if self.grn and (value := getattr(self, name)) != wanted:
                 raise ConfigError(
-                    f"model.grn=true with model.{name}={shown(value)}: it stands behind the one activation of an "
+                    f"model.grn=true with model.{name}={shown(value)}: it follows the only activation of an "
                     f"inverted bottleneck, model.{name}={shown(wanted)}"
                 )
         return self

@@ -113,7 +113,7 @@ def known_states(study: StudyDir) -> list[CellState]:
     states, answer = cell_states(study)
     if not answer.answered:
         raise ConfigError(
-            f"{study.name}: Slurm gives no answer ({answer.error}), so nobody knows what is queued; try again"
+            f"{study.name}: Slurm gives no answer ({answer.error}), so it is not known what is queued; try again"
         )
     return states
 

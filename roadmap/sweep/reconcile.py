@@ -74,11 +74,11 @@ def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> s
     if state.exit_code == NoProgress.code:
         return state.reason or "it made no progress"
     if state.state == "failed" and not state.killed:
-        return f"{state.reason}; mend it, then make roadmap"
+        return f"{state.reason}; fix it, then make roadmap"
     if state.state == "stopped" and state.exit_code != StoppedEarly.code:
         return state.reason
     if state.state == "stopped" and re.search("SIGTERM|SIGINT", state.reason) and job == slurm_queue.GONE:
-        return f"{state.reason}, nobody knows by whom; make roadmap goes on"
+        return f"{state.reason}, for an unknown reason; make roadmap continues it"
     in_vain = 0
     for row in reversed(rows):
         if row.get("by") != "reconcile" or row.get("step") != state.global_step:

@@ -23,7 +23,7 @@ def out_file(out: str | None, default: str, suffixes: Sequence[str]) -> Path:
 def require_new(path: Path) -> None:
     """Raise Refused where there is a file already."""
     if path.exists() or path.is_symlink():
-        raise Refused(f"{path}: is there already and stays as it is; out= names another file")
+        raise Refused(f"{path}: exists already and is not overwritten; out= chooses another file")
 
 
 @contextmanager

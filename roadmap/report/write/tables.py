@@ -143,10 +143,10 @@ def listed_problems(groups: Sequence[Group], collected: Collected) -> list[tuple
         ("Suspect, left out of every number", collected.suspect),
         ("Suspect, but counted because it was allowed, and marked †", collected.allowed),
         ("Computed with other code, hardware or versions: counted, and marked †", collected.rounding),
-        ("Not finished, no number yet", collected.unfinished),
+        ("Not finished, not counted", collected.unfinished),
         ("Missing", missing),
     )
     found = [(f"{title} ({len(items)}):", [str(item) for item in items]) for title, items in parts if items]
     if collected.foreign:
-        found.append((f"Runs of the project that are none of ours, not read: {collected.foreign}", []))
+        found.append((f"Runs of the project that are not of this roadmap, not read: {collected.foreign}", []))
     return found
