@@ -1,9 +1,8 @@
-"""A set is checked before it costs: what must be there, every image opened, and a memory that hides no change."""
+"""A set is checked before it costs: what must be there, every image opened, and what is remembered of it."""
 
 import hashlib
 import importlib.resources
 import json
-import logging
 import os
 import re
 import shutil
@@ -21,8 +20,7 @@ from PIL import Image
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config, PathsConfig
-from roadmap.data import cache, datasets, image_folder, verify
-from roadmap.data.rgb import RULES
+from roadmap.data import datasets, verify
 from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly
 
 from .conftest import ROOT
@@ -35,23 +33,13 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (24, 20)) -> 
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
 
 
-def settle(root: Path) -> None:
-    """Wait until a tree is as old as a folder must be to be remembered."""
-    settled_s = cache.SETTLED_NS / 1e9
-    newest = max(p.stat().st_ctime for p in [root, *root.rglob("*")] if p.is_dir())
-    while time.time() <= newest + settled_s:
-        os.sched_yield()
-
-
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch) -> Path:
-    """Three classes, four training and two validation images each; folders settle after a fiftieth of a second."""
-    monkeypatch.setattr(cache, "SETTLED_NS", 20_000_000)
+def root(tmp_path: Path) -> Path:
+    """Three classes, four training and two validation images each."""
     for split, num_images in (("train", 4), ("val", 2)):
         for c, name in enumerate(CLASSES):
             for i in range(num_images):
                 write_image(tmp_path / "data" / split / name / f"{i}.jpg", seed=100 * c + i)
-    settle(tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -61,7 +49,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def config(root: Path, runs: Path, fresh: bool = False, **changes) -> Config:
-    data = DataConfig(**({"name": "imagefolder", "root": str(root), "workers": 2} | changes))
+    data = DataConfig(**({"name": "imagefolder", "root": str(root)} | changes))
     return Config(data=data, paths=PathsConfig(runs=str(runs)), fresh=fresh)
 
 
@@ -69,14 +57,15 @@ def config(root: Path, runs: Path, fresh: bool = False, **changes) -> Config:
 def opened(monkeypatch) -> list[str]:
     """Return the list of the images that are opened, and open them in this process."""
     names: list[str] = []
+    find_problem = verify.find_problem
 
-    def here(folder, names_of, todo, processes):
-        for first in range(0, len(todo), 4):
-            chunk = todo[first : first + 4]
-            names.extend(os.fsdecode(names_of[i]) for i in chunk)
-            yield chunk, verify.open_images(str(folder), names_of[chunk].tolist())
+    def note(folder, files, index):
+        names.append(os.fsdecode(files[index]))
+        return find_problem(folder, files, index)
 
-    monkeypatch.setattr(verify, "open_in_processes", here)
+    monkeypatch.setattr(verify, "find_problem", note)
+    monkeypatch.setattr(verify, "num_cores", lambda: 0)
+    monkeypatch.setattr(verify, "CHUNK", 4)
     return names
 
 
@@ -146,7 +135,7 @@ def test_every_broken_image_is_named_and_only_what_changed_is_opened_again(root,
         capsys.readouterr().err.splitlines(),
     ):
         assert [line.split(": ")[0].removeprefix(f"{root}/") for line in lines] == names
-    assert not any(cache.checked_on(runs, p.stem, RULES) for p in (runs / ".data").glob("*.json"))
+    assert not any(verify.checked_on(runs, p.stem) for p in (runs / ".data").glob("*.json"))
     for path in (root / "train" / "cat").glob("[ln]*.jpg"):
         path.unlink()
     for name in ("train/ant/3.jpg", "train/bee/1.jpg", "val/cat/0.jpg"):
@@ -202,20 +191,37 @@ def test_stopped_it_goes_on_where_it_was_and_fresh_opens_all(root, runs, opened,
 def test_a_damaged_memory_of_what_was_opened_is_not_trusted(root, runs, opened, damage):
     verify.data_check(config(root, runs))
     (path,) = (runs / ".data").glob("opened-*")
-    spoil(path, damage)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    if damage == "other":  # whole, but not what is asked for
+        verify.write_opened(path, np.array([1.5]))
+    else:
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes({"cut": whole[:middle], "flip": flipped, "text": b"not arrays at all"}[damage])
     opened.clear()
     verify.data_check(config(root, runs))
     assert len(opened) == 18
 
 
-def test_a_process_that_dies_is_told_and_what_was_opened_is_kept(root, runs, monkeypatch):
-    monkeypatch.setattr(verify, "open_images", die)
-    with pytest.raises(LoaderError, match=r"was killed .* between train/ant/0.jpg and val/cat/1.jpg"):
+def test_python_objects_in_it_run_nothing(root, runs, opened, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    verify.data_check(config(root, runs))
+    (path,) = (runs / ".data").glob("opened-*")
+    np.savez(tmp_path / "trap.npz", ids=np.array([Trap()], dtype=object))
+    evil = (tmp_path / "trap.npz").read_bytes()
+    path.write_bytes(hashlib.sha256(evil).digest() + evil)
+    verify.data_check(config(root, runs))
+    assert len(opened) == 36
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_process_that_dies_is_told(root, runs, monkeypatch):
+    monkeypatch.setattr(verify, "find_problem", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(LoaderError, match="a process that prepares images was killed"):
         verify.data_check(config(root, runs))
-
-
-def die(folder: str, names: list[bytes]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs, opened, monkeypatch):
@@ -247,158 +253,6 @@ def test_sets_in_memory_are_loaded_and_counted(runs, monkeypatch):
         verify.data_check(config(Path(), runs, name="digits"))
 
 
-# The listing that is remembered
-
-
-def spoil(path: Path, damage: str) -> None:
-    whole = bytearray(path.read_bytes())
-    if damage == "cut":
-        whole = whole[: len(whole) // 2]
-    elif damage == "flip":
-        whole[len(whole) // 2] ^= 1
-    elif damage == "text":
-        whole = bytearray(b"not arrays at all")
-    if damage == "other":  # whole, but not what is asked for
-        cache.write_arrays(path, names=np.array([b"x"]), ids=np.array([1.5]))
-    else:
-        path.write_bytes(whole)
-
-
-def change(root: Path, kind: str) -> None:
-    folder = root / "train" / "bee"
-    if kind == "added":
-        write_image(folder / "9.jpg")
-    elif kind == "removed":
-        (folder / "2.jpg").unlink()
-    elif kind == "replaced":
-        write_image(root / "new.jpg", size=(30, 30))
-        os.replace(root / "new.jpg", folder / "2.jpg")
-    elif kind == "overwritten":
-        write_image(folder / "2.jpg", size=(30, 30))
-    elif kind == "renamed":
-        (folder / "2.jpg").rename(folder / "7.jpg")
-    elif kind == "class renamed":
-        for split in ("train", "val"):
-            (root / split / "bee").rename(root / split / "asp")
-    elif kind == "classes swapped":
-        for split in ("train", "val"):
-            (root / split / "bee").rename(root / split / "x")
-            (root / split / "cat").rename(root / split / "bee")
-            (root / split / "x").rename(root / split / "cat")
-    else:  # with the folder's times put back, as copying tools do
-        before = folder.stat()
-        write_image(folder / "9.jpg")
-        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-CHANGES = [
-    "added",
-    "removed",
-    "replaced",
-    "overwritten",
-    "renamed",
-    "class renamed",
-    "classes swapped",
-    "times put back",
-]
-
-
-@pytest.mark.parametrize("kind", CHANGES)
-def test_what_is_remembered_hides_no_change(root, runs, kind):
-    data = DataConfig(name="imagefolder", root=str(root))
-    first = datasets.load(data, str(runs)).fingerprint
-    assert list((runs / ".data").glob("listing-*"))
-    assert datasets.load(data, str(runs)).fingerprint == first
-    if kind == "classes swapped":  # so that they differ in more than their pixels
-        write_image(root / "train" / "bee" / "more.jpg")
-        settle(root)
-        first = datasets.load(data, str(runs)).fingerprint
-    change(root, kind)
-    now, truth = datasets.load(data, str(runs)), datasets.load(data)
-    assert now.fingerprint == truth.fingerprint != first
-    assert now.train.files.tolist() == truth.train.files.tolist()
-    assert now.train.labels.tolist() == truth.train.labels.tolist()
-
-
-def test_an_image_emptied_or_gone_behind_the_memory_is_named(root, runs):
-    data = DataConfig(name="imagefolder", root=str(root))
-    datasets.load(data, str(runs))
-    (root / "val" / "cat" / "1.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"val/cat/1.jpg: is empty"):
-        datasets.load(data, str(runs))
-
-
-def test_folders_that_have_not_changed_are_not_listed_again(root, runs, monkeypatch):
-    data = DataConfig(name="imagefolder", root=str(root))
-    listed: list[str] = []
-    real = image_folder.image_names
-    monkeypatch.setattr(
-        image_folder, "image_names", lambda folder: listed.append(f"{folder.parent.name}/{folder.name}") or real(folder)
-    )
-    datasets.load(data, str(runs))
-    assert len(listed) == 6
-    listed.clear()
-    datasets.load(data, str(runs))
-    assert listed == []
-    write_image(root / "val" / "bee" / "9.jpg")
-    datasets.load(data, str(runs))
-    assert listed == ["val/bee"]
-
-
-def test_a_folder_that_changed_just_now_is_not_remembered(root, runs, monkeypatch):
-    monkeypatch.setattr(cache, "SETTLED_NS", 3_600_000_000_000)
-    datasets.load(DataConfig(name="imagefolder", root=str(root)), str(runs))
-    assert not list((runs / ".data").glob("listing-*"))
-
-
-def test_what_is_passed_over_is_told_at_every_start(root, runs, caplog):
-    (root / "train" / "ant" / "notes.txt").write_text("x")
-    settle(root)
-    for _ in range(2):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            datasets.load(DataConfig(name="imagefolder", root=str(root)), str(runs))
-        assert "notes.txt not taken for an image" in caplog.text
-
-
-@pytest.mark.parametrize("damage", ["cut", "flip", "text", "other"])
-def test_a_damaged_listing_is_ignored_and_written_anew(root, runs, damage):
-    data = DataConfig(name="imagefolder", root=str(root))
-    first = datasets.load(data, str(runs)).fingerprint
-    (path,) = (runs / ".data").glob("listing-*")
-    whole = path.read_bytes()
-    spoil(path, damage)
-    assert datasets.load(data, str(runs)).fingerprint == first
-    assert len(cache.Listing(path).known) == 6
-    assert len(path.read_bytes()) == len(whole)
-
-
-def test_a_listing_with_python_objects_in_it_runs_nothing(root, runs, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
-
-    data = DataConfig(name="imagefolder", root=str(root))
-    datasets.load(data, str(runs))
-    (path,) = (runs / ".data").glob("listing-*")
-    np.savez(
-        tmp_path / "trap.npz",
-        **{name: np.array([Trap()], dtype=object) for name in ("folders", "stamps", "counts", "names")},
-    )
-    evil = (tmp_path / "trap.npz").read_bytes()
-    path.write_bytes(hashlib.sha256(evil).digest() + evil)
-    datasets.load(data, str(runs))
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_a_place_that_cannot_be_written_costs_a_warning_only(root, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    with caplog.at_level(logging.WARNING):
-        found = datasets.load(DataConfig(name="imagefolder", root=str(root)), str(tmp_path / "file"))
-    assert len(found.train) == 12
-    assert "listed anew at every start" in caplog.text
-
-
 # What a training says of it
 
 
@@ -406,7 +260,7 @@ def test_training_can_say_whether_exactly_this_set_was_checked(root, runs):
     data = DataConfig(name="imagefolder", root=str(root))
 
     def standing(**changes):
-        return verify.verification_note(datasets.load(config(root, runs, **changes).data, str(runs)), data, str(runs))
+        return verify.verification_note(datasets.load(config(root, runs, **changes).data), data, str(runs))
 
     assert "not fully checked; mode=data_check" in standing()
     verify.data_check(config(root, runs))

@@ -25,7 +25,7 @@ from roadmap.data import (
     train_batches,
     train_index_batches,
 )
-from roadmap.data.image_file import read_image
+from roadmap.data.folders import read_image
 from roadmap.errors import ConfigError, DataError, StoppedEarly
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose

@@ -256,7 +256,7 @@ def test_a_wrong_number_of_classes_is_named(root):
 
 
 def test_imagenette_is_found_in_its_own_folder_and_two_of_them_are_a_question(tmp_path, monkeypatch):
-    monkeypatch.setattr("roadmap.data.image_folder.check_published", lambda *_: None)  # tests/test_data_check.py has it
+    monkeypatch.setattr("roadmap.data.folders.check_published", lambda *_: None)  # tests/test_data_check.py has it
     for split in ("train", "val"):
         for c in range(10):
             write_image(tmp_path / "imagenette2-160" / split / f"n{c}" / "0.JPEG")

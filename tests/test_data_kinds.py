@@ -14,9 +14,8 @@ from roadmap.config.choices import Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.config.schema import Config
-from roadmap.data import cache, decoding, eval_batches, load, train_batches, verify
-from roadmap.data.image_file import read_image
-from roadmap.data.image_folder import label_note
+from roadmap.data import decoding, eval_batches, load, train_batches, verify
+from roadmap.data.folders import label_note, read_image
 from roadmap.errors import DataError
 
 CPU = torch.device("cpu")
@@ -158,23 +157,16 @@ def test_what_would_be_lost_is_refused_by_check_training_and_evaluation_alike(ro
     assert capsys.readouterr().err.count(words) == 2
 
 
-def test_what_was_found_whole_by_other_rules_is_opened_again(root, tmp_path, monkeypatch):
+def test_what_was_found_whole_by_other_rules_is_opened_again(root, tmp_path, monkeypatch, capsys):
     settings = Config(mode="data_check", data=config(root), paths={"runs": str(tmp_path / "runs")})
     monkeypatch.setattr(verify, "RULES", verify.RULES - 1)
     verify.data_check(settings)
     assert "fully checked on" in verify.verification_note(load(settings.data), settings.data, settings.paths.runs)
     monkeypatch.undo()
     assert "not fully checked" in verify.verification_note(load(settings.data), settings.data, settings.paths.runs)
-    opened = []
-    monkeypatch.setattr(verify, "open_images", lambda folder, names: opened.extend(names) or [None] * len(names))
-    monkeypatch.setattr(
-        verify,
-        "open_in_processes",
-        lambda folder, names, todo, processes: [(todo, verify.open_images(str(folder), names[todo].tolist()))],
-    )
     verify.data_check(settings)
-    assert len(opened) == 8
-    assert cache.checked_on(settings.paths.runs, load(settings.data).fingerprint, verify.RULES)
+    assert "opened before" not in capsys.readouterr().err
+    assert verify.checked_on(settings.paths.runs, load(settings.data).fingerprint)
 
 
 def test_a_jpeg_without_its_end_is_not_left_to_nvjpeg(root):

@@ -94,7 +94,7 @@ def config_of(args: argparse.Namespace, runs: str) -> Config:
 @contextmanager
 def run_context(config: Config) -> Iterator[RunContext]:
     """Yield the context of a run that is about to take its first step, in a run directory as training has it."""
-    images, ranks = datasets.load(config.data, config.paths.runs), Ranks(device=choose_device(config.device))
+    images, ranks = datasets.load(config.data), Ranks(device=choose_device(config.device))
     run_info = check_run(config, images, ranks)
     run = RunDir(run_path(config))
     logger = RunLogger(run, config, run_info, ranks.device, SweepProgress())

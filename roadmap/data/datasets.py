@@ -19,10 +19,9 @@ from torch import Tensor
 from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
-from roadmap.data import image_folder, in_memory
+from roadmap.data import folders, in_memory
+from roadmap.data.folders import Files, read_image
 from roadmap.data.holdout import holdout_mask
-from roadmap.data.image_file import read_image
-from roadmap.data.image_folder import Files
 from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
 from roadmap.errors import ConfigError, DataError
@@ -74,26 +73,25 @@ def is_in_memory(data: DataConfig) -> bool:
     return catalog.find(data.name, data.kind).in_memory
 
 
-def load(data: DataConfig, runs: str | None = None) -> ImageSet:
+def load(data: DataConfig) -> ImageSet:
     """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
 
     With `holdout` the validation images are not read: a share of the training images (or of their subset) is in their
     stead, and the rest is left to train on.
 
-    With `runs`, the folder of the runs, class folders that have not changed since the last time are not listed again.
     Raises DataError for what is missing, broken or miscounted on disk, ConfigError for a number that the set cannot
     meet.
     """
-    found = find(data, runs, splits_read(data))
+    found = find(data, splits_read(data))
     whole, fingerprint = take_subset(data, found)
     train, val = (to_split(found, split, data.image_size) for split in SPLITS)
     return ImageSet(train, val, found.classes, fingerprint, whole)
 
 
-def load_val(data: DataConfig, runs: str | None = None) -> tuple[Split, tuple[str, ...]]:
+def load_val(data: DataConfig) -> tuple[Split, tuple[str, ...]]:
     """Load the images that are evaluated, as `load` does, and the names of the classes; of `train` nothing is needed
     unless they are held out of it."""
-    found = find(data, runs, splits_read(data)[-1:])
+    found = find(data, splits_read(data)[-1:])
     take_subset(data, found)
     return to_split(found, "val", data.image_size), found.classes
 
@@ -103,16 +101,14 @@ def splits_read(data: DataConfig) -> tuple[str, ...]:
     return ("train",) if data.holdout else SPLITS
 
 
-def find(
-    data: DataConfig, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
-) -> Arrays | Files:
+def find(data: DataConfig, splits: Sequence[str] = SPLITS, *, lenient: bool = False) -> Arrays | Files:
     """Read a set into memory, or list its files; `lenient` lists broken ones too. Raises DataError, ConfigError."""
     row = catalog.find(data.name, data.kind)
 
     def read() -> Arrays | Files:
         if row.in_memory:
             return in_memory.load(data, row, splits)
-        return image_folder.find(data, row, runs, splits, lenient=lenient)
+        return folders.find(data, row, splits, lenient=lenient)
 
     try:
         # In a thread of its own: no signal ends a read that a dead mount holds, but one ends the wait for a thread.

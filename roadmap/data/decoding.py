@@ -24,7 +24,7 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import transforms
 from roadmap.data.datasets import Split
-from roadmap.data.image_file import open_image, read_image
+from roadmap.data.folders import open_image, read_image
 from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError

@@ -16,9 +16,8 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import in_memory, transforms
 from roadmap.data.decoding import decode
+from roadmap.data.folders import IMAGE_SUFFIXES, is_hidden, is_image, read_image
 from roadmap.data.gpu_transforms import normalisation, normalise
-from roadmap.data.image_file import read_image
-from roadmap.data.image_folder import IMAGE_SUFFIXES, is_hidden, is_image
 from roadmap.data.workers import load_batches
 from roadmap.errors import DataError
 from roadmap.files import nearby

@@ -4,36 +4,35 @@
 
 Classes and counts first, then every file is decoded in `data.workers` processes (as many as there are cores where that
 is 0). What was opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has
-only its new files opened.
+only its new files opened. The images may lie on a disk that cannot be written. A file in `.data` is whole or it is
+ignored; nothing in it can run code.
 """
 
 import hashlib
+import io
 import os
-import signal
-import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, connection, get_context, parent_process
+import zipfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config
-from roadmap.data import cache, datasets, image_folder
-from roadmap.data.image_file import read_image
+from roadmap.data import datasets
+from roadmap.data.folders import Files, read_image
 from roadmap.data.rgb import RULES
-from roadmap.data.workers import LESS, STALL_S
+from roadmap.data.workers import load_batches
 from roadmap.distributed.device import num_cores
-from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked
-from roadmap.errors import DataError, LoaderError, StoppedEarly
-from roadmap.files import atomic_write, disk_errors
+from roadmap.distributed.signals import StopSignal
+from roadmap.errors import DataError, StoppedEarly
+from roadmap.files import atomic_write, disk_errors, expand, read_json, read_regular, write_json
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.text import printable
 
@@ -48,8 +47,8 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
     if datasets.is_in_memory(config.data):
         return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
-    found = datasets.find(config.data, runs, lenient=True)
-    assert isinstance(found, image_folder.Files)
+    found = datasets.find(config.data, lenient=True)
+    assert isinstance(found, Files)
     _, fingerprint = datasets.take_subset(config.data, found)
     with StopSignal() as stop:
         broken = open_all(config, found, stop, sweep)
@@ -63,24 +62,20 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         "rules": RULES,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    with disk_errors(cache.cache_dir(runs) / f"{fingerprint}.json"):
-        # A run with a holdout reads the training images alone, and knows no more than their fingerprint.
-        for checked in (fingerprint, datasets.fingerprint_of(config.data.name, found, SPLITS[:1])):
-            cache.write_verdict(runs, checked, verdict)
+    # A run with a holdout reads the training images alone, and knows no more than their fingerprint.
+    for checked in (fingerprint, datasets.fingerprint_of(config.data.name, found, SPLITS[:1])):
+        path = cache_dir(runs) / f"{checked}.json"
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {**verdict, "fingerprint": checked})
     if broken:
         num_images = sum(map(len, found.labels.values()))
         report_broken(config, broken, sweep)
         raise DataError(
             f"{found.folder}: {len(broken)} of {num_images} images cannot be read; {report_path(config)} names all"
         )
-    return summary(
-        config,
-        len(found.labels["train"]),
-        len(found.labels["val"]),
-        len(found.classes),
-        "every file opened",
-        fingerprint,
-    )
+    counts = {split: len(labels) for split, labels in found.labels.items()}
+    return summary(config, counts, found.classes, "every file opened", fingerprint)
 
 
 def check_in_memory(config: Config) -> str:
@@ -90,25 +85,24 @@ def check_in_memory(config: Config) -> str:
     for split, expected in catalog.find(data.name, data.kind).num_images.items():
         if getattr(data, f"{split}_images") is None and counts[split] != expected:
             raise DataError(f"data={data.name}: {counts[split]} {split} images, the set has {expected}")
-    return summary(config, counts["train"], counts["val"], len(images.classes), "all read", images.fingerprint)
+    return summary(config, counts, images.classes, "all read", images.fingerprint)
 
 
-def summary(config: Config, num_train: int, num_val: int, num_classes: int, how: str, fingerprint: str) -> str:
+def summary(config: Config, counts: dict[str, int], classes: tuple[str, ...], how: str, fingerprint: str) -> str:
     """Return the line of a set that is as it must be."""
-    counts = f"{num_train} + {num_val} images in {num_classes} classes"
-    return f"data={config.data.name}: {counts}, {how}, fingerprint {fingerprint}"
+    found = f"{counts['train']} + {counts['val']} images in {len(classes)} classes"
+    return f"data={config.data.name}: {found}, {how}, fingerprint {fingerprint}"
 
 
-def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep: SweepProgress) -> list[str]:
+def open_all(config: Config, found: Files, stop: StopSignal, sweep: SweepProgress) -> list[str]:
     """Open every image that was not found whole before; return what is wrong with the others, in the set's order.
 
     Raises StoppedEarly once asked to stop; what was opened is kept.
     """
     names = np.concatenate([found.names["train"], found.names["val"]])
     ids = image_ids(found)
-    path = cache.cache_dir(config.paths.runs) / f"opened-{RULES}-{cache.folder_key(found.folder)}.npz"
-    opened = None if config.fresh else cache.read_arrays(path, {"ids": "u"})
-    whole = np.isin(ids, opened["ids"]) if opened is not None else np.zeros(len(ids), dtype=bool)
+    path = cache_dir(config.paths.runs) / f"opened-{RULES}-{folder_key(found.folder)}.npz"
+    whole = np.zeros(len(ids), dtype=bool) if config.fresh else np.isin(ids, read_opened(path))
     before = int(whole.sum())
     progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep)
     if before:
@@ -118,34 +112,40 @@ def open_all(config: Config, found: image_folder.Files, stop: StopSignal, sweep:
         )
     broken: list[str] = []
     saved = time.monotonic()
+    chunks = torch.from_numpy(np.flatnonzero(~whole)).split(CHUNK)
+    problem_of = partial(find_problem, found.folder, names)
+    opening = load_batches(problem_of, list, chunks, config.data.workers or num_cores(), torch.device("cpu"))
     try:
-        opening = open_in_processes(found.folder, names, np.flatnonzero(~whole), config.data.workers or num_cores())
-        for chunk, reasons in stop.interruptible(opening):
-            whole[chunk] = [reason is None for reason in reasons]
-            broken += [reason for reason in reasons if reason is not None]
+        for chunk, problems in zip(chunks, stop.interruptible(opening), strict=True):
+            whole[chunk.numpy()] = [problem is None for problem in problems]
+            broken += [problem for problem in problems if problem is not None]
             progress.count(len(chunk), len(broken))
             if time.monotonic() - saved > SAVE_S:
-                save_opened(path, ids[whole])
+                write_opened(path, ids[whole])
                 saved = time.monotonic()
             stop.raise_if_set()
     except StoppedEarly as error:
         raise StoppedEarly(f"{error}: {progress.done} of {len(names)} images opened") from None
     finally:
         progress.close()
-        save_opened(path, ids[whole])
+        write_opened(path, ids[whole])
     return broken
 
 
-def save_opened(path: Path, ids: np.ndarray) -> None:
-    """Keep the ids of the images found whole. Raises DiskError."""
-    with disk_errors(path):
-        cache.write_arrays(path, ids=ids)
+def find_problem(folder: Path, names: np.ndarray, index: int) -> str | None:
+    """Decode one image in full; return what is wrong with it, if anything is."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what Pillow only warns about
+            read_image(folder / os.fsdecode(names[index]))
+    except DataError as error:
+        return str(error)
+    return None
 
 
-def image_ids(found: image_folder.Files) -> np.ndarray:
+def image_ids(found: Files) -> np.ndarray:
     """Return 64 bits for each image, of its name, size and time of change: a file that was replaced is another."""
     ids = bytearray()
-    for split in ("train", "val"):
+    for split in SPLITS:
         for name, size, mtime in zip(
             found.names[split], found.sizes[split].tolist(), found.mtimes[split].tolist(), strict=True
         ):
@@ -153,64 +153,37 @@ def image_ids(found: image_folder.Files) -> np.ndarray:
     return np.frombuffer(bytes(ids), dtype=np.uint64)
 
 
-def open_in_processes(
-    folder: Path, names: np.ndarray, todo: np.ndarray, processes: int
-) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-    """Yield chunks of `todo` in order, each with None for an image that is whole and the reason for one that is not.
-
-    Raises LoaderError where a process died, or a read does not end.
-    """
-    waiting: deque[tuple[np.ndarray, Future[list[str | None]]]] = deque()
-    chunks = (todo[first : first + CHUNK] for first in range(0, len(todo), CHUNK))
-    pool, before = ProcessPoolExecutor(processes, get_context("fork"), initializer=init_worker), active_children()
+def read_opened(path: Path) -> np.ndarray:
+    """Return the ids of the images found whole; none of a file that is missing, damaged or another one."""
+    none = np.zeros(0, dtype=np.uint64)
     try:
-        while True:
-            while len(waiting) < 4 * processes and (chunk := next(chunks, None)) is not None:
-                with blocked():  # the first one starts the processes
-                    waiting.append((chunk, pool.submit(open_images, str(folder), names[chunk].tolist())))
-            if not waiting:
-                return
-            yield waiting[0][0], waiting[0][1].result(timeout=STALL_S)
-            waiting.popleft()
-    except (BrokenProcessPool, TimeoutError) as error:
-        first, last = (printable(os.fsdecode(names[i])) for i in (waiting[0][0][0], waiting[-1][0][-1]))
-        what = f"no image was read for {STALL_S:g} s, the folder does not answer;"
-        if isinstance(error, BrokenProcessPool):
-            what = f"a process that opened images was killed (out of memory?) between {first} and {last};"
-        raise LoaderError(f"{folder}: {what} {LESS}") from None
-    finally:
-        for process in set(active_children()) - set(before):  # none of them writes, and a read may never end
-            process.kill()
-        pool.shutdown(cancel_futures=True)
+        content = read_regular(path)
+        if hashlib.sha256(memoryview(content)[32:]).digest() != content[:32]:
+            return none
+        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as file:
+            ids: np.ndarray = file["ids"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return none
+    return ids if ids.dtype == np.uint64 else none
 
 
-def open_images(folder: str, names: list[bytes]) -> list[str | None]:
-    """Decode images in full; return None for each that is whole, else what is wrong with it."""
-    return [open_image(Path(folder) / os.fsdecode(name)) for name in names]
+def write_opened(path: Path, ids: np.ndarray) -> None:
+    """Keep the ids of the images found whole, behind a hash of them. Raises DiskError."""
+    out = io.BytesIO()
+    np.savez(out, allow_pickle=False, ids=ids)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, hashlib.sha256(out.getvalue()).digest() + out.getvalue())
 
 
-def open_image(path: Path) -> str | None:
-    """Decode one image in full; return what is wrong with it, if anything is."""
-    try:
-        read_image(path)
-    except DataError as error:
-        return str(error)
-    return None
+def cache_dir(runs: Path | str) -> Path:
+    """Return the folder of what is remembered; no study can have its name."""
+    return expand(runs).absolute() / ".data"
 
 
-def init_worker() -> None:
-    """Leave signals to the parent, say nothing of what Pillow only warns about, and end when the parent is gone."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
-    parent = parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(0)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def folder_key(folder: Path) -> str:
+    """Return a short name for a folder of images, the same by whatever links it is reached."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
 
 
 class ImageProgress(Progress):
@@ -235,7 +208,7 @@ class ImageProgress(Progress):
 
 def report_path(config: Config) -> Path:
     """Return the file that names the broken images of a set."""
-    return cache.cache_dir(config.paths.runs) / f"broken-{config.data.name}.txt"
+    return cache_dir(config.paths.runs) / f"broken-{config.data.name}.txt"
 
 
 def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> None:
@@ -253,6 +226,16 @@ def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) ->
     if datasets.is_in_memory(data):
         return f"images {images.fingerprint[:12]}: held in memory, all read"
     for fingerprint, of in ((images.fingerprint, ""), (images.whole, "the whole set ")):
-        if fingerprint and (when := cache.checked_on(runs, fingerprint, RULES)):
+        if fingerprint and (when := checked_on(runs, fingerprint)):
             return f"images {images.fingerprint[:12]}: {of}fully checked on {when}"
     return f"images {images.fingerprint[:12]}: not fully checked; mode=data_check opens every one of them"
+
+
+def checked_on(runs: Path | str, fingerprint: str) -> str | None:
+    """Return when every image of exactly this set was opened and found whole by these rules, or None."""
+    try:
+        verdict: dict[str, Any] = read_json(cache_dir(runs) / f"{fingerprint}.json")
+    except (OSError, ValueError):
+        return None
+    wanted = {"fingerprint": fingerprint, "state": "whole", "rules": RULES}
+    return str(verdict.get("time")) if wanted.items() <= verdict.items() else None

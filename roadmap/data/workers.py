@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from roadmap.data import shared_batch
+from roadmap.data.shared_batch import AVAILABLE, SharedBatch
 from roadmap.distributed.device import is_out_of_memory, num_cores
 from roadmap.distributed.signals import STOP_SIGNALS, blocked
 from roadmap.errors import DataError, LoaderError, RoadmapError
@@ -59,8 +59,9 @@ class CollateOrError:
                 return item
         try:
             batch = self.collate(items)
+            of_tensors = isinstance(batch, Tensor | tuple)
             in_worker = get_worker_info() is not None
-            return shared_batch.SharedBatch(batch) if in_worker and shared_batch.AVAILABLE else batch
+            return SharedBatch(batch) if of_tensors and in_worker and AVAILABLE else batch
         except (MemoryError, RuntimeError, OSError) as error:
             return no_memory(error)
 

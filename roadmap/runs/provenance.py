@@ -23,7 +23,6 @@ PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = ("config", "data", "distributed", "net", "runs", "training")  # what a result depends on
 NO_INFLUENCE = (
     "data/download.py",
-    "data/imagenet.py",
     "data/verify.py",
     "runs/progress.py",
     "runs/wandb_logger.py",

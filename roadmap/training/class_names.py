@@ -2,7 +2,7 @@
 
 from roadmap import catalog
 from roadmap.config import Config
-from roadmap.data import datasets, image_folder, in_memory
+from roadmap.data import datasets, folders, in_memory
 from roadmap.errors import DataError
 from roadmap.runs.progress import SweepProgress
 from roadmap.text import clean, printable
@@ -31,11 +31,11 @@ def set_classes(config: Config, weights: Weights, sweep: SweepProgress) -> tuple
         sweep.write(f"classes are named by number: data.root=FOLDER, where {row.title} is, has their names")
         return None
     try:
-        found = datasets.find(config.data, config.paths.runs, ("val",), lenient=True)
+        found = datasets.find(config.data, ("val",), lenient=True)
     except DataError as error:
         sweep.write(clean(f"classes are named by number: {error}", 500))
         return None
-    folders = isinstance(found, image_folder.Files)
-    if not weights.of_run and folders and (note := image_folder.label_note(found.classes, config.data.class_order)):
+    in_folders = isinstance(found, folders.Files)
+    if not weights.of_run and in_folders and (note := folders.label_note(found.classes, config.data.class_order)):
         sweep.write(note)
     return tuple(map(printable, found.classes))

@@ -13,7 +13,7 @@ from roadmap import data
 from roadmap.config import Config
 from roadmap.config.choices import Precision
 from roadmap.data import datasets, sampling
-from roadmap.data.image_folder import label_note
+from roadmap.data.folders import label_note
 from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.ranks import Ranks
 from roadmap.net import use_kernels
@@ -47,7 +47,7 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     device = choose_device(config.device)
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
-    val, classes = datasets.load_val(config.data, config.paths.runs)
+    val, classes = datasets.load_val(config.data)
     if not weights.of_run and val.files is not None and (note := label_note(classes, config.data.class_order)):
         sweep.write(note)
     net_cost(config, len(classes))

@@ -1,29 +1,34 @@
-"""Sets whose images are files in class folders: `train/<class>/*.jpg` and `val/<class>/*.jpg`.
+"""Sets whose images are files in class folders, `train/<class>/*.jpg` and `val/<class>/*.jpg`: listed, and read.
 
 Labels follow the names of the class folders, sorted as text (or by number: `data.class_order`). A missing or stray
 folder would shift every label after it without an error, so both splits must have the same classes, and nothing that
 may be an image is passed over in silence.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from roadmap.catalog import SPLITS, DataSet
 from roadmap.config.choices import ClassOrder
 from roadmap.config.images import DataConfig
-from roadmap.data import cache, download
-from roadmap.data.image_file import problem_of
+from roadmap.data import download
+from roadmap.data.rgb import to_rgb
 from roadmap.errors import DataError
-from roadmap.files import is_system_name, nearby
+from roadmap.files import is_system_name, nearby, open_regular
 from roadmap.text import clean, printable, reason, unlike
 
 log = logging.getLogger(__name__)
@@ -35,6 +40,9 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 )
 LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
 WORDNET_ID = re.compile(r"n\d{8}")
+# By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+MAX_BYTES = 2**30  # a larger file is no image, and would fill the memory
 
 
 @dataclass
@@ -81,9 +89,7 @@ def label_note(classes: Sequence[str], order: ClassOrder) -> str | None:
     return f"labels of the class folders in {order} order: {labels}; {others} gives others"
 
 
-def find(
-    data: DataConfig, row: DataSet, runs: str | None = None, splits: Sequence[str] = SPLITS, *, lenient: bool = False
-) -> Files:
+def find(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS, *, lenient: bool = False) -> Files:
     """List the images of a set, in `data.root` or the row's subfolder of it; fetch them first if that was asked for.
 
     Raises DataError for anything missing or broken, and unless a published set has its classes and counts.
@@ -96,7 +102,7 @@ def find(
         raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
     if not folders:
         folders = [download.fetch(data, root, f"no folder {splits[0]} or {row.subfolder}")]
-    files = list_images(folders[0], runs, splits, lenient=lenient, order=data.class_order)
+    files = list_images(folders[0], splits, lenient=lenient, order=data.class_order)
     if row.classes_sha256:
         check_published(files, row)
     return files
@@ -126,45 +132,32 @@ def check_published(files: Files, row: DataSet) -> None:
 
 
 def list_images(
-    folder: Path,
-    runs: str | None = None,
-    splits: Sequence[str] = SPLITS,
-    *,
-    lenient: bool = False,
-    order: ClassOrder = ClassOrder.text,
+    folder: Path, splits: Sequence[str] = SPLITS, *, lenient: bool = False, order: ClassOrder = ClassOrder.text
 ) -> Files:
     """List splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
 
-    What is remembered in `runs` spares listing a folder that has not changed since. `lenient` takes files that are
-    empty or cannot be asked for their size as well, for a check that opens all files and names every broken one.
+    `lenient` takes files that are empty or cannot be asked for their size as well, for a check that opens all files and
+    names every broken one.
     """
     classes = {split: class_folders(folder / split, order) for split in splits}
     if len(classes) > 1:
         check_same_classes(folder, classes["train"], classes["val"])
     names = classes[splits[0]]
     files, others = Files(folder, {}, {}, {}, {}, tuple(names)), list[str]()
-    listing = (
-        cache.Listing(cache.cache_dir(runs) / f"listing-{cache.folder_key(folder)}.npz") if runs is not None else None
-    )
     for split in splits:
+        folders = [folder / split / name for name in names]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            listed = list(
-                pool.map(
-                    lambda path: list_class(path, listing, lenient=lenient), (folder / split / name for name in names)
-                )
-            )
-        others += [f"{split}/{c}/{name}" for c, images in zip(names, listed, strict=True) for name in images.others]
-        prefixes = (os.fsencode(f"{split}/{name}/") for name in names)
+            listed = list(pool.map(partial(list_class, lenient=lenient), folders))
+        found = [(f"{split}/{name}", images) for name, images in zip(names, listed, strict=True)]
+        others += [f"{place}/{name}" for place, images in found for name in images.others]
         files.names[split] = np.array(
-            [prefix + name for prefix, images in zip(prefixes, listed, strict=True) for name in images.names]
+            [os.fsencode(f"{place}/{name}") for place, images in found for name in images.names]
         )
         files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
         files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
         files.labels[split] = np.repeat(np.arange(len(names)), [len(images.names) for images in listed])
     if others:
         log.warning("%s: %s not taken for an image", folder, clean(first_few(others)))
-    if listing is not None and len(classes) == len(SPLITS):  # of one split, what is known of the other would be lost
-        listing.save()
     return files
 
 
@@ -200,72 +193,41 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
 class Images:
     """The images of one class folder, sorted by name: sizes in bytes, times of change in ns; and what is no image."""
 
-    names: list[bytes]
-    sizes: list[int]
-    mtimes: list[int]
+    names: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    mtimes: list[int] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
-def list_class(folder: Path, listing: cache.Listing | None = None, *, lenient: bool = False) -> Images:
-    """Return the images of a class folder. Raises DataError if there are none, or one is empty (unless `lenient`)."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
-    try:
-        key, stamp = os.fsencode(f"{folder.parent.name}/{folder.name}"), cache.stamp_of(os.fstat(handle))
-        names, others = listing.names(key, stamp) if listing is not None else None, list[str]()
-        if names is None:
-            names, others = image_names(folder)
-            # What is passed over aloud is passed over aloud each time.
-            if listing is not None and not others and cache.stamp_of(os.fstat(handle)) == stamp:
-                listing.add(key, stamp, names)
-        images = stat_images(folder, handle, names, lenient=lenient)
-        images.others = sorted(others)
-        return images
-    finally:
-        os.close(handle)
+def list_class(folder: Path, *, lenient: bool = False) -> Images:
+    """Return the images of a class folder.
 
-
-def stat_images(folder: Path, handle: int, names: list[bytes], *, lenient: bool) -> Images:
-    """Ask each image of an open folder for its size and time.
-
-    Raises DataError for one that is empty, gone, or no file of an image's size, unless `lenient`.
+    Raises DataError for a folder in it, or no image; for one that is empty, gone, or no file of an image's size, unless
+    `lenient`.
     """
-    images = Images(names, [], [])
-    for name in names:
-        try:
-            about = os.stat(name, dir_fd=handle)
-            size, mtime = about.st_size, about.st_mtime_ns
-        except OSError as error:
-            if not lenient:
-                raise DataError(f"{folder / os.fsdecode(name)}: cannot be read ({reason(error)})") from error
-            size = mtime = 0
-        if not lenient and (problem := problem_of(about)):
-            raise DataError(f"{folder / os.fsdecode(name)}: {problem}")
-        images.sizes.append(size)
-        images.mtimes.append(mtime)
-    return images
-
-
-def image_names(folder: Path) -> tuple[list[bytes], list[str]]:
-    """Return the sorted names of a class folder's images, and of what is none.
-
-    Raises DataError for a folder in it, or no image.
-    """
-    images, others = [], []
-    for entry in scan(folder):
+    images = Images()
+    for entry in sorted(scan(folder), key=lambda entry: os.fsencode(entry.name)):
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
-            raise DataError(f"{folder / entry.name}: a folder inside a class folder; expected images only")
-        if is_image(folder, entry.name):
-            images.append(os.fsencode(entry.name))
-        else:
-            others.append(entry.name)
-    if not images:
+            raise DataError(f"{entry.path}: a folder inside a class folder; expected images only")
+        if not is_image(folder, entry.name):
+            images.others.append(entry.name)
+            continue
+        size = mtime = 0
+        try:
+            about = entry.stat()
+            size, mtime, problem = about.st_size, about.st_mtime_ns, problem_of(about)
+        except OSError as error:
+            problem = f"cannot be read ({reason(error)})"
+        if problem and not lenient:
+            raise DataError(f"{entry.path}: {problem}")
+        images.names.append(entry.name)
+        images.sizes.append(size)
+        images.mtimes.append(mtime)
+    if not images.names:
         raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(images), others
+    return images
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -298,3 +260,36 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and how many more there are."""
     names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def problem_of(about: os.stat_result) -> str:
+    """Return what forbids reading an image at all: a pipe, say, would never end."""
+    if not stat.S_ISREG(about.st_mode):
+        return "not a regular file"
+    if about.st_size > MAX_BYTES:
+        return f"is no image (larger than {MAX_BYTES / 2**30:g} GiB)"
+    return "" if about.st_size else "is empty (0 bytes)"
+
+
+def open_image(path: Path) -> BufferedReader:
+    """Open a file that may be an image. Raises OSError for one that must not be read."""
+    file = open_regular(path)
+    if problem := problem_of(os.fstat(file.fileno())):
+        file.close()
+        raise OSError(errno.EINVAL, problem, str(path))
+    return file
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image as RGB.
+
+    Raises DataError that names the file if it is truncated, no image, too large to be one, or lost in 8-bit RGB.
+    """
+    try:
+        with open_image(path) as file, Image.open(file, formats=FORMATS) as image:
+            return to_rgb(image)
+    except MemoryError:
+        raise  # no fault of the file
+    except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
+        why = re.sub(r"<_io[^>]*>", "the file", reason(error))
+        raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error
