@@ -85,7 +85,7 @@ def folders(tmp_path):
 
 
 def test_class_folders_give_their_share_and_the_validation_images_are_not_read(folders):
-    found = load(DataConfig(name="imagefolder", root=str(folders), holdout=0.2, image_size=8), str(folders / "runs"))
+    found = load(DataConfig(name="imagefolder", root=str(folders), holdout=0.2, image_size=8))
     names = [{bytes(name) for name in split.files} for split in (found.train, found.val)]
     assert list(map(len, names)) == [32, 8]
     assert not names[0] & names[1]
@@ -125,7 +125,7 @@ def test_a_data_check_opens_all_and_a_run_with_a_holdout_knows(folders, tmp_path
     words = ["data=imagefolder", f"data.root={folders}", "data.workers=1", "data.holdout=0.2"]
     config = compose("gelu", "nano", [*words, f"paths.runs={tmp_path / 'runs'}"])
     assert "40 + 2 images in 2 classes" in verify.data_check(config)
-    found = load(config.data, config.paths.runs)
+    found = load(config.data)
     assert "the whole set fully checked" in verify.verification_note(found, config.data, config.paths.runs)
 
 
