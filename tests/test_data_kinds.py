@@ -180,9 +180,9 @@ def test_a_jpeg_without_its_end_is_not_left_to_nvjpeg(root):
     for i, data in enumerate((whole, whole + b"\0\0")):
         (root / "train" / "a" / f"{i}.png").write_bytes(data)
     crop = decoding.TrainCrop(load(config(root)).train, 16, Interpolation.bicubic, True, 0, 0)
-    reader, count = decoding.NvjpegReader(crop), decoding.Refusals()
+    reader = decoding.NvjpegReader(crop)
     batch = decoding.collate_encoded([reader(i) for i in (0, 1)])
-    crops = decoding.decode_batch(batch, [0, 1], crop, decode_many, CPU, count)
+    crops = decoding.decode_batch(batch, [0, 1], crop, decode_many, CPU, [])
     assert torch.equal(crops, torch.stack([crop(0), crop(1)]))
     (root / "train" / "a" / "1.png").write_bytes(whole[:-600])
     with pytest.raises(DataError, match=r"a/1.png: cannot be decoded"):

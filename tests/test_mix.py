@@ -87,12 +87,9 @@ def test_with_both_off_images_and_labels_come_back_as_they_are(batch):
     assert got[1] is labels
 
 
-def test_an_odd_batch_is_refused_before_anything_runs(batch):
-    images, labels = batch
+def test_an_odd_batch_is_refused_before_anything_runs():
     for recipe in (RecipeConfig(batch_size=63, mixup=0.8), RecipeConfig(batch_size=63, cutmix=1.0)):
         with pytest.raises(ConfigError, match=r"recipe.micro_batch is 63: must be even"):
             check_mixup(recipe)
     check_mixup(RecipeConfig(batch_size=63))
     check_mixup(RecipeConfig(batch_size=64, mixup=0.8))
-    with pytest.raises(ConfigError, match="must be even"):
-        mixup_batch(images[:7], labels[:7], RecipeConfig(mixup=0.8), 5, 0, 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from roadmap.config.choices import Capture
+from roadmap.config.choices import When
 from roadmap.distributed import signals
 from roadmap.errors import Busy, NonFiniteError, OutOfMemory, StoppedEarly
 from roadmap.files import read_json
@@ -40,7 +40,7 @@ WORDS = ("recipe.drop_path=0.3", "recipe.mixup=0.8", "recipe.ema_decay=0.9", "re
 def form(request, monkeypatch):
     """Let steps be eager, or captured with a replay that takes the step again."""
     if request.param == "captured":
-        monkeypatch.setattr(setup, "choose_graph", lambda config, *_: config.cuda_graph == Capture.auto)
+        monkeypatch.setattr(setup, "choose_graph", lambda config, *_: config.cuda_graph == When.auto)
         monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
     return request.param
 

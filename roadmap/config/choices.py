@@ -32,16 +32,7 @@ class Init(StrEnum):
 
 
 class When(StrEnum):
-    """A part that the paper leaves open: `auto` is our reading, the others force it in or out."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class Capture(StrEnum):
-    """Whether steps are replayed as CUDA graphs; `auto`: on one GPU, for small images and compiled nets, whose kernels
-    take less time than launching them."""
+    """Whether something is in: `auto` is our reading or choice, the others force it in or out."""
 
     auto = "auto"
     always = "always"

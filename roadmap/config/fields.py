@@ -71,22 +71,18 @@ def section(kind: type["Section"]) -> Any:
     return Field(default_factory=kind)
 
 
-def _as_int(value: Any) -> Any:
-    if isinstance(value, bool | float) or (isinstance(value, str) and len(value) > MAX_DIGITS):
-        raise PydanticCustomError("int_type", "not a whole number")
-    try:
-        return int(value) if isinstance(value, str) else value
-    except ValueError:
-        raise PydanticCustomError("int_type", "not a whole number") from None
+def _number(kind: type[int] | type[float], *refused: type) -> BeforeValidator:
+    """Return what takes a number, also as text, but no truth value and none of the types that are refused."""
 
+    def read(value: Any) -> Any:
+        try:
+            if isinstance(value, (bool, *refused)) or (isinstance(value, str) and len(value) > MAX_DIGITS):
+                raise ValueError(value)
+            return kind(value) if isinstance(value, str) else value
+        except ValueError:
+            raise PydanticCustomError(f"{kind.__name__}_type", "not a number") from None
 
-def _as_float(value: Any) -> Any:
-    if isinstance(value, bool) or (isinstance(value, str) and len(value) > MAX_DIGITS):
-        raise PydanticCustomError("float_type", "not a number")
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        raise PydanticCustomError("float_type", "not a number") from None
+    return BeforeValidator(read)
 
 
 def _as_text(value: Any) -> Any:
@@ -100,8 +96,8 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, StrEnum) else value
 
 
-Int = Annotated[int, BeforeValidator(_as_int)]  # no truth values, no 20.5; "20" is 20
-Float = Annotated[float, BeforeValidator(_as_float)]  # finite
+Int = Annotated[int, _number(int, float)]  # no 20.5; "20" is 20
+Float = Annotated[float, _number(float)]  # finite
 Text = Annotated[str, BeforeValidator(_as_text), Len(0, MAX_TEXT)]
 
 
@@ -169,12 +165,8 @@ def _keys(kind: type[Section]) -> Iterator[tuple[str, Key]]:
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
-    extra = field.json_schema_extra
-    return (
-        extra
-        if isinstance(extra, dict)
-        else dict.fromkeys(("affects", "evaluation", "local", "needs")) | {"one_of": (), "cells": True}
-    )
+    extra: Any = (field if isinstance(field.json_schema_extra, dict) else key()).json_schema_extra
+    return extra
 
 
 def _allowed(field: FieldInfo) -> str:

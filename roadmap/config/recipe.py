@@ -63,6 +63,26 @@ class RecipeConfig(Section):
     )
 
     @property
+    def images_per_pass(self) -> int:
+        """Return the images of one forward pass on one device."""
+        return self.micro_batch or self.batch_size
+
+    def check_passes(self, num_devices: int) -> None:
+        """Raise ConfigError where the batch is no whole number of passes over all devices."""
+        if num_devices > 1 and self.micro_batch is None:
+            raise ConfigError(
+                f"recipe.micro_batch=null: one forward pass takes the whole batch, so {num_devices} devices have "
+                "nothing to share; give a micro-batch, such as "
+                f"recipe.micro_batch={max(1, self.batch_size // num_devices)}"
+            )
+        images = num_devices * self.images_per_pass
+        if self.batch_size % images:
+            raise ConfigError(
+                f"recipe.batch_size={self.batch_size}: is no whole number of passes over {num_devices} devices x "
+                f"recipe.micro_batch={self.micro_batch} = {images} images"
+            )
+
+    @property
     def base_lr(self) -> float:
         """Return the rate that the schedule starts from, at this batch size."""
         return self.lr * self.batch_size / self.lr_batch_size if self.lr_scaling == LrScaling.linear else self.lr

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from roadmap.config.choices import Capture, Device, ExportFormat, Kernels, Mode, WandbCheckpoints, WandbMode
+from roadmap.config.choices import Device, ExportFormat, Kernels, Mode, WandbCheckpoints, WandbMode, When
 from roadmap.config.fields import Affects, Float, Int, Key, Section, Text, key, keys, section, shown
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
@@ -95,7 +95,7 @@ class Config(Section):
         "auto", affects=Affects.rounding, one_of=("auto", "true", "false"),
         about="auto: torch.compile on a GPU, for large images and for rows that are compiled while another trains",
     )  # fmt: skip
-    cuda_graph: Capture = key(Capture.auto, affects=Affects.rounding, about="optimizer steps as CUDA graphs")
+    cuda_graph: When = key(When.auto, affects=Affects.rounding, about="optimizer steps as CUDA graphs")
     kernels: Kernels = key(
         Kernels.auto, affects=Affects.rounding, evaluation=True, about="forms of the net's operations"
     )

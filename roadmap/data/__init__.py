@@ -14,7 +14,7 @@ from roadmap.config.recipe import RecipeConfig
 from roadmap.data import decoding, gpu_transforms, transforms
 from roadmap.data.datasets import ImageSet, Split, is_in_memory, load
 from roadmap.data.rand_augment import parse_policy
-from roadmap.data.sampling import epoch_order, eval_index_batches, sample_seed, train_index_batches
+from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -75,7 +75,6 @@ __all__ = [
     "ImageSet",
     "Split",
     "check_pipeline",
-    "epoch_order",
     "eval_batches",
     "eval_index_batches",
     "load",

@@ -34,9 +34,8 @@ log = logging.getLogger(__name__)
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
 END_OF_JPEG = (0xFF, 0xD9)
-DecodeMany = Callable[
-    [list[Tensor]], list[Tensor]
-]  # files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; RuntimeError if it refuses
+# Files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; raises RuntimeError for what it refuses.
+DecodeMany = Callable[[list[Tensor]], list[Tensor]]
 
 
 def resolve_decoder(data: DataConfig) -> Decoder:
@@ -165,42 +164,30 @@ def collate_encoded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor,
     )
 
 
-@dataclass
-class Refusals:
-    """How many files of an epoch a decoder refused, of how many."""
-
-    refused: int = 0
-    seen: int = 0
-
-
 def decode_batch(
     batch: tuple[Tensor, Tensor, Tensor],
     ids: Sequence[int],
     train_crop: TrainCrop,
     decode_many: DecodeMany,
     device: torch.device,
-    count: Refusals,
+    refused: list[int],
 ) -> Tensor:
     """Decode and cut a batch on the device: uint8 `(B, size, size, 3)`.
 
-    What the decoder refuses is decoded on the CPU, and counted.
+    What the decoder refuses is decoded on the CPU, and its id added to `refused`.
     """
     data, lengths, boxes = batch
     files = data.split(lengths.tolist())
     coded = [i for i, box in enumerate(boxes.tolist()) if tuple(box) != NO_BOX]
     images = dict(zip(coded, decode_or_none([files[i] for i in coded], decode_many), strict=True))
-    count.seen += len(ids)
     crops = []
     for i, index in enumerate(ids):
         image = images.get(i)
         if image is not None:
-            crops.append(
-                resized_crop(
-                    image.permute(1, 2, 0), tuple(boxes[i].tolist()), train_crop.size, train_crop.interpolation
-                )
-            )
+            box = tuple(boxes[i].tolist())
+            crops.append(resized_crop(image.permute(1, 2, 0), box, train_crop.size, train_crop.interpolation))
         elif i in images:
-            count.refused += 1
+            refused.append(index)
             crops.append(train_crop(index).to(device))
         else:
             crops.append(files[i].view(train_crop.size, train_crop.size, 3).to(device, non_blocking=True))
@@ -261,18 +248,15 @@ def train_crops(
     from torchvision.io import ImageReadMode, decode_jpeg
 
     decode_many: DecodeMany = partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
-    count = Refusals()
+    refused: list[int] = []
     files = load_batches(NvjpegReader(train_crop), collate_encoded, index_batches, data.workers, device)
     aside = side_stream(device)
     for ids, batch in zip(index_batches, files, strict=True):
-        yield aside(partial(decode_batch, batch, ids.tolist(), train_crop, decode_many, device, count))
-    if count.refused:
-        log.info(
-            "epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU",
-            epoch + 1,
-            count.refused,
-            count.seen,
-        )
+        yield aside(partial(decode_batch, batch, ids.tolist(), train_crop, decode_many, device, refused))
+    if refused:
+        seen = sum(map(len, index_batches))
+        told = f"nvJPEG refused {len(refused)} of {seen} images, which were decoded on the CPU"
+        log.info("epoch %d: %s", epoch + 1, told)
 
 
 @dataclass(frozen=True)
@@ -287,11 +271,8 @@ class EvalReader:
 
     def __call__(self, index: int) -> Tensor:
         """Return uint8 `(size, size, 3)`. Raises DataError."""
-        image = (
-            self.split.read(index)
-            if self.split.images is not None
-            else Image.fromarray(decode(self.split.path(index)).numpy())
-        )
+        in_memory = self.split.images is not None
+        image = self.split.read(index) if in_memory else Image.fromarray(decode(self.split.path(index)).numpy())
         return torch.from_numpy(np.array(self.crop(image)))
 
 

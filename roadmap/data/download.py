@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roadmap import catalog
 from roadmap.catalog import DataSet
 from roadmap.config.images import DataConfig
 from roadmap.errors import ConfigError, DataError
@@ -19,42 +18,37 @@ from roadmap.text import reason
 TIMEOUT_S = 30.0  # a server that says nothing for so long is not there
 
 
-def data_root(data: DataConfig) -> Path:
+def data_root(data: DataConfig, row: DataSet) -> Path:
     """Return the folder that `data.root` names. Raises DataError if there is none, saying what can be done."""
     if not data.root:
-        raise DataError(f"data={data.name} needs a folder: set data.root or ROADMAP_DATA{hint(data)}")
+        raise DataError(f"data={data.name} needs a folder: set data.root or ROADMAP_DATA{hint(data, row)}")
     try:
         root = expand(data.root)
     except ConfigError as error:
         raise DataError(f"data.root={error}") from None
-    if not root.is_dir() and not (data.download and can_be_fetched(data)):
+    if not root.is_dir() and not (data.download and row.can_be_fetched):
         where = f"it comes from data.root or ROADMAP_DATA{nearby(root)}"
-        raise DataError(f"data.root={data.root}: no such folder ({where}){hint(data)}")
+        raise DataError(f"data.root={data.root}: no such folder ({where}){hint(data, row)}")
     return root
 
 
-def can_be_fetched(data: DataConfig) -> bool:
-    """Whether it is known where the set can be fetched."""
-    return catalog.find(data.name, data.kind).can_be_fetched
-
-
-def hint(data: DataConfig) -> str:
+def hint(data: DataConfig, row: DataSet) -> str:
     """Return whether the set can be fetched: where it can and was not asked for, and where it cannot and was."""
-    if can_be_fetched(data):
+    if row.can_be_fetched:
         return "" if data.download else "; data.download=true fetches this set into it"
     return f"; data.download=true cannot fetch {data.name}" if data.download else ""
 
 
-def fetch(data: DataConfig, root: Path, missing: str) -> Path:
+def fetch(data: DataConfig, row: DataSet, root: Path, missing: str) -> Path:
     """Fetch a public set and return its folder.
 
     Raises DataError, with what is `missing`, if it was not asked for or fails.
     """
-    if not data.download or not can_be_fetched(data):
-        raise DataError(f"{root}: {missing}{hint(data)}")
+    if not data.download or not row.can_be_fetched:
+        raise DataError(f"{root}: {missing}{hint(data, row)}")
     try:
         with socket_timeout(TIMEOUT_S):
-            return fetch_set(catalog.find(data.name, data.kind), root)
+            return fetch_set(row, root)
     # torchvision raises RuntimeError for a wrong sum; URLError, timeouts and a full or read-only disk are OSError.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(

@@ -68,18 +68,14 @@ class Arrays:
 
 
 def load(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
-    """Load splits of a set by the loader that its row names, or its kind; a loader may have read all of them.
+    """Load splits of a set by the loader that its row names, or its kind.
 
     Raises DataError for files that are missing, broken or others.
     """
     loader = LOADERS.get(row.loader) if row.kind == DataKind.memory else npz
     if loader is None:
         raise ConfigError(f"data.kind=memory: there is no loader {row.loader}, only {', '.join(LOADERS)}")
-    arrays = loader(data, row, splits)
-    for read in (arrays.pixels, arrays.labels):
-        for split in read.keys() - set(splits):
-            del read[split]
-    return arrays
+    return loader(data, row, splits)
 
 
 def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) -> Tensor:
@@ -125,8 +121,8 @@ def digits(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Ar
     pixels = np.rint(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 17 levels, 0 to 16
     halves = {"train": ~validates, "val": validates}
     return Arrays(
-        {split: pixels[half] for split, half in halves.items()},
-        {split: table[half, 64] for split, half in halves.items()},
+        {split: pixels[halves[split]] for split in splits},
+        {split: table[halves[split], 64] for split in splits},
         class_numbers(10),
     )
 
@@ -154,7 +150,7 @@ def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Array
 
     Each holds `images`, uint8 `(N, H, H)` or `(N, H, H, 3)`, and `labels`, integers `(N,)` from 0 up.
     """
-    root = download.data_root(data)
+    root = download.data_root(data, row)
     arrays = Arrays({}, {}, ())
     for split in splits:
         arrays.pixels[split], arrays.labels[split] = read_npz(root / f"{split}.npz")
@@ -192,11 +188,11 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def idx(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load a set in MNIST's format: in `root/FashionMNIST/raw` as for torchvision, in `root`, or as Debian has it."""
-    root = download.data_root(data)
+    root = download.data_root(data, row)
     folders = [root / row.torchvision / "raw", root, root / data.name.replace("_", "-")]
     folder = next((p for p in folders if idx_file(p, splits[0], "images") is not None), None)
     if folder is None:
-        folder = download.fetch(data, root, f"no {idx_name(splits[0], 'images')}(.gz) in {folders[0]} or {root}")
+        folder = download.fetch(data, row, root, f"no {idx_name(splits[0], 'images')}(.gz) in {folders[0]} or {root}")
     arrays = Arrays({}, {}, row.classes or class_numbers(row.num_classes or 0), black_border=True)
     for split in splits:
         pixels, labels = (read_idx(folder, split, what, row) for what in ("images", "labels"))
@@ -262,10 +258,10 @@ def cifar(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arr
     from torchvision import datasets
 
     published = getattr(datasets, row.torchvision)
-    root = download.data_root(data)
+    root = download.data_root(data, row)
     folder = root / published.base_folder
     if not folder.is_dir():
-        folder = download.fetch(data, root, f"no folder {folder}")
+        folder = download.fetch(data, row, root, f"no folder {folder}")
     meta = read_pickle(folder / published.meta["filename"], published.meta["md5"])
     arrays = Arrays({}, {}, tuple(meta[published.meta["key"]]))
     files = {"train": published.train_list, "val": published.test_list}

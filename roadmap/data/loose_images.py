@@ -68,21 +68,19 @@ def files_below(top: Path, problems: list[str]) -> Iterator[str]:
 
     What is hidden or a system's own is passed over, a folder that cannot be read is a problem.
     """
-    waiting, seen = [""], set[tuple[int, int]]()
-    while waiting:
-        here = waiting.pop()
-        try:
-            about = os.stat(top / here)
-            with os.scandir(top / here) as found:
-                entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda e: e.name)
-        except OSError as error:
-            problems.append(f"{top / here}: cannot be read ({reason(error)})")
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be read ({reason(error)})")
+
+    seen: set[str] = set()
+    for root, folders, files in os.walk(top, onerror=note, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link that leads back
+            folders.clear()
             continue
-        if (about.st_dev, about.st_ino) in seen:  # a link that leads back
-            continue
-        seen.add((about.st_dev, about.st_ino))
-        yield from (os.path.join(here, entry.name) for entry in entries if not entry.is_dir())
-        waiting += [os.path.join(here, entry.name) for entry in reversed(entries) if entry.is_dir()]
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        here = os.path.relpath(root, top)
+        yield from (os.path.normpath(os.path.join(here, name)) for name in sorted(files) if not is_hidden(name))
 
 
 class LooseReader:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from roadmap.config.choices import Capture, Device, Precision
+from roadmap.config.choices import Device, Precision, When
 from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.errors import ConfigError
@@ -91,12 +91,12 @@ def choose_graph(config: Config, device: torch.device, precision: Precision, wor
         "with fp16, which scales its loss": precision == Precision.fp16,
     }
     reason = next((reason for reason, is_so in found.items() if is_so), None)
-    if config.cuda_graph == Capture.always:
+    if config.cuda_graph == When.always:
         if reason is not None:
             raise ConfigError(f"cuda_graph=always: a step cannot be captured {reason}; cuda_graph=auto or never")
         return True
     pays = not config.has_large_images or choose_compile(config, device)
-    return reason is None and pays and config.cuda_graph == Capture.auto
+    return reason is None and pays and config.cuda_graph == When.auto
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from roadmap.config.toggles import NetConfig
+from roadmap.errors import ConfigError
 from roadmap.net.net import build_net
 
 aten = torch.ops.aten
@@ -28,18 +29,19 @@ class Cost:
 
 
 def cost(cfg: NetConfig, num_classes: int, image_size: int) -> Cost:
-    """Return what a net costs, by the paper's counting rule. Raises RuntimeError where the image is too small."""
-    net = _meta(cfg, num_classes)
-    counted = _count(net, image_size)
-    return Cost(counted.flop // 2 / 1e9, counted.outputs / 1e6, count_params(net) / 1e6)
+    """Return what a net costs, by the paper's counting rule (Tables 10 and 11 print GMACs as "GFLOPs").
 
-
-def count_macs(cfg: NetConfig, num_classes: int, image_size: int) -> int:
-    """Return the multiply-accumulates of one image (Tables 10 and 11 print them in 1e9, as "GFLOPs").
-
-    Raises RuntimeError where the image is too small for the net.
+    Raises ConfigError where the images are too small for it.
     """
-    return _count(_meta(cfg, num_classes), image_size).flop // 2  # a multiply-accumulate counts as two
+    net = _meta(cfg, num_classes)
+    try:
+        counted = _count(net, image_size)
+    except RuntimeError:
+        raise ConfigError(
+            f"data.image_size={image_size}: too small for this net, which divides it by {cfg.reduction}"
+        ) from None
+    macs = counted.flop // 2  # a multiply-accumulate counts as two
+    return Cost(macs / 1e9, counted.outputs / 1e6, count_params(net) / 1e6)
 
 
 def count_params(net: nn.Module | NetConfig, num_classes: int = 1000) -> int:

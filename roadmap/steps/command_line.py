@@ -66,9 +66,7 @@ class CommandLine:
             check_overrides(self.overrides, folders)
             check_config_dirs(folders, CONF)
             step_tree(folders)
-            with (
-                TemporaryDirectory() as scratch
-            ):  # for what Hydra writes at a sweep's start, before anything is checked
+            with TemporaryDirectory() as scratch:  # for what Hydra writes at a sweep's start, before any check
                 os.environ["ROADMAP_SCRATCH"] = scratch
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(self.task)()
         except (RoadmapError, *HYDRA_ERRORS) as error:

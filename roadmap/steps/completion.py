@@ -17,13 +17,12 @@ from roadmap.errors import ConfigError
 from roadmap.steps.compose import bounded_time, hydra_initialized
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs
-from roadmap.steps.hydra_guard import GROUPS, MAX_WORDS, check_options, check_overrides
-from roadmap.steps.tree import CONF
+from roadmap.steps.hydra_guard import MAX_WORDS, check_options, check_overrides
+from roadmap.steps.tree import ADDED, CONF, GROUPS
 
 OPTIONS = ("-sc", "--shell-completion")
 VERBS = ("install=bash", "uninstall=bash", "query=bash")
 OFFERED = re.compile(r"[+~]?[A-Za-z0-9_./=,:@%-]{1,200}")
-ADDED = ("step", "variant")  # with a plus sign, these alone
 HEADS = {*GROUPS, *(name.split(".")[0] for name in KEYS)} - {*ADDED}
 
 

@@ -4,17 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from roadmap.steps.tree import CONF, about, regimes, step_tree
-
-GROUPS = (  # group, how it is written, heading
-    ("step", "+step=", "Steps, in the roadmap's order"),
-    ("regime", "regime=", "Regimes: the sizes of the networks at both ends"),
-    ("scale", "scale=", "Scales: regime, data set and length of training together"),
-    ("data", "data=", "Data sets"),
-    ("recipe", "recipe=", "Recipes (chosen by the step, unless given)"),
-    ("variant", "+variant=", "Variants: one change on top of a step"),
-    ("debug", "debug=", "Debugging"),
-)
+from roadmap.steps.tree import ADDED, CONF, GROUPS, about, regimes, step_tree
 
 HEAD = """\
 Train one step of the ResNet-to-ConvNeXt roadmap.
@@ -58,21 +48,24 @@ def config_dirs(words: Sequence[str]) -> list[Path]:
 def help_text(folders: Sequence[Path], words: Sequence[str] = ()) -> str:
     """Return the help, with what the config folders hold: on one screen, or with a line about each of the groups that
     are among the words (`all` of them)."""
-    wanted = [group for group, _, _ in GROUPS if {group, "all"} & set(words)]
-    listed = [_names(group, prefix, folders) for group, prefix, _ in GROUPS]
+    wanted = [group for group in GROUPS if {group, "all"} & set(words)]
+    listed = [_names(group, folders) for group in GROUPS]
     parts = [HEAD, *([] if wanted else ["\n".join(listed) + "\n"])]
-    for group, prefix, heading in GROUPS:
-        if group in wanted:
-            found = choices(group, folders)
-            width = max(len(name) for name in found)
-            lines = (f"  {prefix}{name:<{width}}  {line}" for name, line in found.items())
-            parts.append(f"{heading}:\n" + "\n".join(lines) + "\n")
+    for group in wanted:
+        found = choices(group, folders)
+        width = max(len(name) for name in found)
+        lines = (f"  {_prefix(group)}{name:<{width}}  {line}" for name, line in found.items())
+        parts.append(f"{GROUPS[group]}:\n" + "\n".join(lines) + "\n")
     return "\n".join([*parts, TAIL])
 
 
-def _names(group: str, prefix: str, folders: Sequence[Path]) -> str:
+def _prefix(group: str) -> str:
+    return f"{'+' * (group in ADDED)}{group}="
+
+
+def _names(group: str, folders: Sequence[Path]) -> str:
     return textwrap.fill(
-        " ".join(choices(group, folders)), WIDTH, initial_indent=f"{prefix:<11}", subsequent_indent=" " * 11,
+        " ".join(choices(group, folders)), WIDTH, initial_indent=f"{_prefix(group):<11}", subsequent_indent=" " * 11,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

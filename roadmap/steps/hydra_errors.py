@@ -16,7 +16,7 @@ from roadmap.config import KEYS
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.files import read_yaml
-from roadmap.steps.tree import CONF, step_tree
+from roadmap.steps.tree import ADDED, CONF, step_tree
 from roadmap.text import flatten, nearest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
@@ -84,12 +84,12 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
     known = steps if group == "step" else sorted(there)
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
-    sign = "+" if group in {"step", "variant"} else ""
+    sign = "+" * (group in ADDED)
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 
 def _unknown_key(key: str) -> str:
-    if key in {"step", "variant"}:
+    if key in ADDED:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
     section, known = key.split(".")[0], [name for name in KEYS if name not in DERIVED]
     if key in known:
@@ -98,7 +98,7 @@ def _unknown_key(key: str) -> str:
     beside = [name for name in known if name.startswith(f"{section}.")]
     if not beside and "." in key and (CONF.parent / "sweeps" / f"{section}.yaml").is_file():
         return f"{key}: a rule makes this study's cells, which Hydra cannot: make roadmap STUDY={section} CLUSTER=local"
-    top = ["+step", "+variant", *dict.fromkeys(name.split(".")[0] for name in known)]
+    top = [*(f"+{name}" for name in ADDED), *dict.fromkeys(name.split(".")[0] for name in known)]
     return f"{key}: there is no such key; {nearest(key, beside or top)}"
 
 

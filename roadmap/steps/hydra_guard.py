@@ -19,9 +19,8 @@ from roadmap.config import KEYS
 from roadmap.errors import ConfigError
 from roadmap.files import nearby
 from roadmap.steps.hydra_errors import quote
+from roadmap.steps.tree import GROUPS
 from roadmap.text import SAFE_NAME, clean, nearest, shorten
-
-GROUPS = ("step", "variant", "regime", "scale", "data", "recipe", "debug")
 
 # Hydra's own options that may be typed, spelled in full, and whether a value follows. argparse would take
 # abbreviations of all of them: one unpickles a file (--experimental-rerun). Not --config-path: what it names takes the

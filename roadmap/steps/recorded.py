@@ -17,6 +17,7 @@ from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand
 from roadmap.runs.recorded_config import flatten_config, from_flat, read_config
 from roadmap.steps.cell_name import SAFE_CELL, check_variant, variant_name
+from roadmap.steps.tree import ADDED
 from roadmap.text import check_name, clean, flatten
 
 # What is this machine's own affair; where the images lie, how many workers read them: as the run had it.
@@ -49,7 +50,7 @@ def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
     for key in typed:
         same = run[key] == now[key] or str(run[key]) == str(now[key])  # seed='0' is text
         if not same and KEYS[key].affects == Affects.result and not may_differ(key):
-            sign = "+" * (key in ("step", "variant"))
+            sign = "+" * (key in ADDED)
             raise ConfigError(
                 f"{sign}{key}={shown(now[key])}: the run in weights={path} has {shown(run[key])}, "
                 f"and mode={composed['mode']} takes it as it is; leave this out"

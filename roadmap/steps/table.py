@@ -5,14 +5,13 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from roadmap import paper
 from roadmap.config import Config
 from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError, RoadmapError
-from roadmap.steps.branches import branches
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
 from roadmap.text import ArgumentParser, flatten, plain_table
@@ -80,6 +79,38 @@ def as_tree(table: Sequence[Row], config_dir: str | None = None) -> str:
         _, label, gmacs, *_ = cells(known[name])
         lines.append([drawing, gmacs, label, paper.remark(name, tree[name].adopted)])
     return plain_table([["step", "gmacs", "label", ""], *lines], right=(1,))
+
+
+def branches(parents: Mapping[str, str | None]) -> list[str]:
+    """Return a line a step, in the manner of `git log --graph`: what leads to it, and its name.
+
+    `parents` holds the steps in the roadmap's order. Of several children the one from which the most follows goes on
+    with the line, the first of equals; the others leave it before, in their order.
+    """
+    children: dict[str | None, list[str]] = {}
+    for name, parent in parents.items():
+        children.setdefault(parent, []).append(name)
+    return [line for root in children.get(None, []) for line in _line(root, "", children)]
+
+
+def _line(name: str, margin: str, children: Mapping[str | None, Sequence[str]]) -> Iterator[str]:
+    """Yield the drawing of a step and of all that follows, the line at a margin."""
+    yield f"{margin}* {name}"
+    below = children.get(name, ())
+    if not below:
+        return
+    following = max(below, key=lambda child: _count(child, children))
+    for child in below:
+        if child != following:
+            first, *rest = _line(child, "", children)
+            yield f"{margin}|-{first}"
+            yield from (f"{margin}| {line}" for line in rest)
+    yield from _line(following, margin, children)
+
+
+def _count(name: str, children: Mapping[str | None, Sequence[str]]) -> int:
+    """Return how many steps follow one."""
+    return sum(1 + _count(child, children) for child in children.get(name, ()))
 
 
 def as_table(table: Sequence[Row]) -> str:

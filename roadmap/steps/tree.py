@@ -15,6 +15,16 @@ from roadmap.parsing import parse_yaml
 from roadmap.text import clean, nearest, one_line, reason
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+GROUPS = {  # that may be chosen, each with its heading
+    "step": "Steps, in the roadmap's order",
+    "regime": "Regimes: the sizes of the networks at both ends",
+    "scale": "Scales: regime, data set and length of training together",
+    "data": "Data sets",
+    "recipe": "Recipes (chosen by the step, unless given)",
+    "variant": "Variants: one change on top of a step",
+    "debug": "Debugging",
+}
+ADDED = ("step", "variant")  # with a plus sign, these alone: no defaults list has them
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from roadmap.errors import DiskError
 from roadmap.files import read_json, write_json
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
-from roadmap.steps.hydra_guard import GROUPS
-from roadmap.steps.tree import CONF
+from roadmap.steps.tree import CONF, GROUPS
 from roadmap.sweep.study_dir import StudyDir
 
 ROOT = CONF.parent

@@ -23,7 +23,6 @@ from roadmap.sweep.cell_states import known_states
 from roadmap.sweep.snapshot import config_dir
 from roadmap.sweep.study import Cell, Study
 from roadmap.sweep.study_dir import StudyDir
-from roadmap.training.grad_accumulation import check_micro_batch
 
 START = ("planned", "stopped", "failed")  # what a person's command starts again
 PATHS = ("paths.runs", "data.root", "weights", "initial_weights")
@@ -77,7 +76,7 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
         )
     for cell in cells:
         try:
-            check_micro_batch(cell.config.recipe, ranks)
+            cell.config.recipe.check_passes(ranks)
         except ConfigError as error:
             raise ConfigError(f"cluster.per_cell={ranks}: {cell.key}: {error}") from None
         if statuses[cell.key].state is not None:

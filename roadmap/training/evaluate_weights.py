@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from roadmap import data
 from roadmap.config import Config
 from roadmap.config.choices import Precision
@@ -16,13 +14,11 @@ from roadmap.data import datasets, sampling
 from roadmap.data.folders import label_note
 from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.ranks import Ranks
-from roadmap.net import use_kernels
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import caution_note
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate
-from roadmap.training.saved_weights import build_loaded, choose_saved_precision, errors_of_weights, read_weights
-from roadmap.training.setup import net_cost
+from roadmap.training.saved_weights import errors_of_weights, load_net, read_weights
 from roadmap.training.step import Batch
 
 
@@ -50,11 +46,7 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     val, classes = datasets.load_val(config.data)
     if not weights.of_run and val.files is not None and (note := label_note(classes, config.data.class_order)):
         sweep.write(note)
-    net_cost(config, len(classes))
-    net = build_loaded(config, weights, len(classes))
-    net.to(device).to(memory_format=torch.channels_last)  # as in training
-    use_kernels(net, device, config.kernels)
-    precision = choose_saved_precision(config, weights, device)
+    net, precision = load_net(config, weights, len(classes), device)
     indices = sampling.eval_index_batches(len(val), eval_batch_size(config.data.image_size, device))
     batches = data.eval_batches(val, config.data, config.recipe, indices, device=device)
     progress = Progress(config.cell, len(indices), 0, sweep)

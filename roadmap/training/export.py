@@ -26,11 +26,9 @@ from roadmap.errors import ConfigError, ExportError, NonFiniteError
 from roadmap.files import atomic_file
 from roadmap.runs.progress import SweepProgress
 from roadmap.text import clean
-from roadmap.training.class_names import class_names
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.output_file import out_file, write_errors
-from roadmap.training.saved_weights import build_loaded, errors_of_weights, read_weights
-from roadmap.training.setup import net_cost
+from roadmap.training.saved_weights import build_loaded, class_names, errors_of_weights, read_weights
 
 SUFFIXES = {ExportFormat.onnx: ".onnx", ExportFormat.torch_export: ".pt2"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of format=onnx
@@ -55,7 +53,6 @@ def export(config: Config, sweep: SweepProgress | None = None) -> str:
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
         classes = class_names(config, weights, sweep)
-    net_cost(config, len(classes))
     net = build_loaded(config, weights, len(classes))
     images = [example(config, number) for number in BATCHES]
     with torch.inference_mode():

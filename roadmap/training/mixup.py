@@ -25,16 +25,10 @@ def mixes(recipe: RecipeConfig) -> bool:
 
 def check_mixup(recipe: RecipeConfig) -> None:
     """Raise ConfigError for a batch that cannot be paired with its own reverse; call it before anything is written."""
-    if mixes(recipe):
-        check_even_batch(recipe.micro_batch or recipe.batch_size)
-
-
-def check_even_batch(batch_size: int) -> None:
-    """Raise ConfigError for an odd batch: the image in its middle would be mixed with itself."""
-    if batch_size % 2:
+    if mixes(recipe) and recipe.images_per_pass % 2:  # the image in its middle would be mixed with itself
         raise ConfigError(
-            f"recipe.batch_size or recipe.micro_batch is {batch_size}: must be even with recipe.mixup or recipe.cutmix "
-            "above 0, which mix pairs of images"
+            f"recipe.batch_size or recipe.micro_batch is {recipe.images_per_pass}: must be even with recipe.mixup or "
+            "recipe.cutmix above 0, which mix pairs of images"
         )
 
 
@@ -49,11 +43,10 @@ def mixup_batch(
     """Mix a batch, a function of (seed, global_step).
 
     `(B, 3, H, W)`, `(B,)` -> new images, soft targets `(B, num_classes)`. With both off, images and labels come back as
-    they are, and smoothing is the loss's business. Raises ConfigError for an odd batch.
+    they are, and smoothing is the loss's business.
     """
     if not mixes(recipe):
         return images, labels
-    check_even_batch(len(images))
     height, width = images.shape[-2:]
     lam, box = draw_mix(recipe, height, width, np.random.RandomState(mix_seed(seed, global_step)))
     if box is not None:

@@ -21,16 +21,13 @@ from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, NonFiniteError, StoppedEarly
 from roadmap.files import expand
-from roadmap.net import use_kernels
 from roadmap.runs.progress import SweepProgress
 from roadmap.text import clean, printable
-from roadmap.training.class_names import class_names
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import eval_batch_size
 from roadmap.training.output_file import out_file, require_new
 from roadmap.training.predictions import DEFAULT, new_predictions
-from roadmap.training.saved_weights import build_loaded, choose_saved_precision, errors_of_weights, read_weights
-from roadmap.training.setup import net_cost
+from roadmap.training.saved_weights import class_names, errors_of_weights, load_net, read_weights
 
 NUM_BEST = 5  # classes named for an image
 
@@ -74,10 +71,7 @@ def predict(config: Config, sweep: SweepProgress | None = None) -> str:
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
         classes = class_names(config, weights, sweep)
-    net_cost(config, len(classes))
-    net = build_loaded(config, weights, len(classes)).to(device).to(memory_format=torch.channels_last)
-    use_kernels(net, device, config.kernels)
-    precision = choose_saved_precision(config, weights, device)
+    net, precision = load_net(config, weights, len(classes), device)
     predictor = Predictor(net, min(NUM_BEST, len(classes)))
     for problem in images.problems:
         sweep.write(clean(problem, 500))

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import zipfile
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from roadmap.report.write.escape import FORMULA, for_csv
 from roadmap.training.output_file import write_errors
 
 DEFAULT = "predictions.csv"
-CHUNK = 2**20  # bytes
 
 
 class PredictionsCsv:
@@ -44,50 +43,21 @@ class PredictionsCsv:
 class FeaturesNpz:
     """Features by image: arrays `names (N,)` and `features (N, C)`, float32, of which any number fits."""
 
-    def __init__(self, file: BinaryIO, features: IO[bytes], names: IO[bytes]) -> None:
-        """Write into a file in the end, and meanwhile into two that are thrown away."""
-        self._file, self._features, self._names = file, features, names
-        self.shape = (0, 0)
-        self._longest = 1
+    def __init__(self, file: BinaryIO, features: IO[bytes]) -> None:
+        """Write into a file in the end, and features meanwhile into one that is thrown away."""
+        self._file, self._features = file, features
+        self._names: list[str] = []
 
     def write(self, names: Sequence[str], features: np.ndarray) -> None:
         """Add images: features `(B, C)`."""
         self._features.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
-        for name in names:
-            self._names.write(name.encode("utf-8", "surrogateescape") + b"\0")
-            self._longest = max(self._longest, len(name))
-        self.shape = (self.shape[0] + len(names), features.shape[1])
+        self._names += (os.fsencode(name).decode("utf-8", "replace") for name in names)  # what is no text shows as such
 
     def close(self) -> None:
-        """Write the archive, a piece at a time."""
-        with zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            write_member(archive, "names", f"<U{self._longest}", self.shape[:1], self._name_pieces())
-            write_member(archive, "features", "<f4", self.shape, pieces(self._features))
-
-    def _name_pieces(self) -> Iterator[bytes]:
-        rest = b""
-        for piece in pieces(self._names):
-            *whole, rest = (rest + piece).split(b"\0")
-            names = [name.decode("utf-8", "replace") for name in whole]  # what is no text is shown as such
-            yield np.array(names, dtype=f"<U{self._longest}").tobytes()
-
-
-def pieces(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield what was written into a file, from its start."""
-    file.seek(0)
-    while piece := file.read(CHUNK):
-        yield piece
-
-
-def write_member(
-    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...], data: Iterator[bytes]
-) -> None:
-    """Write an array into an .npz, its header and then its bytes."""
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        header: dict[str, Any] = {"descr": dtype, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(member, header)
-        for piece in data:
-            member.write(piece)
+        """Write the archive; NumPy writes what lies in a file piece by piece."""
+        self._features.flush()
+        features = np.memmap(self._features, "<f4", "r").reshape(len(self._names), -1)
+        np.savez(self._file, names=np.array(self._names), features=features)
 
 
 @contextmanager
@@ -101,8 +71,7 @@ def new_predictions(
         archive = None
         if features is not None:
             new = stack.enter_context(atomic_file(features, new=True))
-            unnamed = (stack.enter_context(TemporaryFile(dir=features.parent)) for _ in range(2))
-            archive = FeaturesNpz(new, *unnamed)
+            archive = FeaturesNpz(new, stack.enter_context(TemporaryFile(dir=features.parent)))
         yield table, archive
         table.close()
         if archive is not None:

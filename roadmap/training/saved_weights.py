@@ -1,4 +1,4 @@
-"""Weights that are there already: a published file's, a library's, or a run's of ours.
+"""Weights that are there already: a published file's, a library's, or a run's of ours; what their classes are called.
 
 Of a file only tensors are read, never code.
 """
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from roadmap import catalog
 from roadmap.config import KEYS, Config
 from roadmap.config.choices import Precision
+from roadmap.data import datasets, folders, in_memory
 from roadmap.distributed.device import choose_precision
 from roadmap.errors import DataError
 from roadmap.files import expand, nearby, read_json_or_empty
-from roadmap.net import build_net, load_weights
+from roadmap.net import build_net, cost, load_weights, use_kernels
 from roadmap.net.find_weights import FoundWeights, find_weights
 from roadmap.net.library_weights import default_tag, fetch_weights
 from roadmap.net.weights import FORMATS, foreign_name
@@ -146,14 +148,56 @@ def recorded_classes(run: Path) -> tuple[str, ...] | None:
 
 
 def build_loaded(config: Config, weights: Weights, num_classes: int) -> nn.Module:
-    """Return the config's net with weights in it, on the CPU. Raises DataError where they do not fit."""
+    """Return the config's net with weights in it, on the CPU.
+
+    Raises DataError where they do not fit, ConfigError where the images are too small for the net.
+    """
+    cost(config.model, num_classes, config.data.image_size)
     net = build_net(config.model, num_classes)
     with errors_of_weights(config):
         load_weights(net, weights.tensors)
     return net.eval()
 
 
-def choose_saved_precision(config: Config, weights: Weights, device: torch.device) -> Precision:
-    """Return the precision of a run's training; what is published for a file was as a rule measured in fp32."""
+def load_net(config: Config, weights: Weights, num_classes: int, device: torch.device) -> tuple[nn.Module, Precision]:
+    """Return the config's net with weights in it, as it computes on a device, and the precision for it.
+
+    That of a run's training; what is published for a file was as a rule measured in fp32. Errors as `build_loaded`.
+    """
+    net = build_loaded(config, weights, num_classes)
+    net.to(device).to(memory_format=torch.channels_last)  # as in training
+    use_kernels(net, device, config.kernels)
     published = config.recipe.precision == Precision.auto and not weights.of_run
-    return choose_precision(Precision.fp32 if published else config.recipe.precision, device)
+    return net, choose_precision(Precision.fp32 if published else config.recipe.precision, device)
+
+
+def class_names(config: Config, weights: Weights, sweep: SweepProgress) -> tuple[str, ...]:
+    """Return the names of the net's classes: those of the run, else those of the set, else numbers.
+
+    Raises DataError where the set has another number of classes.
+    """
+    known = config.data.num_classes or catalog.find(config.data.name, config.data.kind).num_classes
+    names = weights.classes or set_classes(config, weights, sweep)
+    for number in (known, names and len(names)):
+        if number and number != weights.num_classes:
+            raise DataError(f"are for {weights.num_classes} classes, data={config.data.name} has {number}")
+    return names or in_memory.class_numbers(weights.num_classes)
+
+
+def set_classes(config: Config, weights: Weights, sweep: SweepProgress) -> tuple[str, ...] | None:
+    """Return the names of a set's classes, None where its images, which may be elsewhere, are needed for them."""
+    row = catalog.find(config.data.name, config.data.kind)
+    if row.classes or not row.needs_root:
+        return row.classes or None
+    if not config.data.root:
+        sweep.write(f"classes are named by number: data.root=FOLDER, where {row.title} is, has their names")
+        return None
+    try:
+        found = datasets.find(config.data, ("val",), lenient=True)
+    except DataError as error:
+        sweep.write(clean(f"classes are named by number: {error}", 500))
+        return None
+    in_folders = isinstance(found, folders.Files)
+    if not weights.of_run and in_folders and (note := folders.label_note(found.classes, config.data.class_order)):
+        sweep.write(note)
+    return tuple(map(printable, found.classes))

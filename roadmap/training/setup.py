@@ -17,7 +17,7 @@ from roadmap.distributed.device import choose_compile, choose_graph, choose_prec
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, Refused
 from roadmap.files import MAX_JSON
-from roadmap.net import Cost, cost
+from roadmap.net import cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.null_logger import NullLogger
@@ -30,7 +30,6 @@ from roadmap.text import printable
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
 from roadmap.training.device_errors import device_errors
-from roadmap.training.grad_accumulation import check_micro_batch, micro_batch_size
 from roadmap.training.state import RunContext, TrainState, build_state
 
 log = logging.getLogger("roadmap")
@@ -55,17 +54,17 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
     sampling.train_index_batches(len(images.train.labels), recipe.batch_size, config.seed, 0)
     data.check_pipeline(config.data, recipe, device)
     mixup.check_mixup(recipe)
-    check_micro_batch(recipe, ranks.world_size)
+    recipe.check_passes(ranks.world_size)
     if recipe.sync_batch_norm and device.type != "cuda":
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
-    if micro_batch_size(recipe) == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
+    if recipe.images_per_pass == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
         raise ConfigError(
             f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the "
             "net; at least 2 images"
         )
     precision = choose_precision(recipe.precision, device)
     return {
-        **asdict(net_cost(config, len(images.classes))),
+        **asdict(cost(config.model, len(images.classes), size)),
         "num_classes": len(images.classes),
         "classes": recorded_names(images.classes),
         "data_fingerprint": images.fingerprint,
@@ -85,17 +84,6 @@ def recorded_names(classes: Sequence[str]) -> list[str] | None:
     """Return the names of classes as a run's records have them; None where they would fill a record."""
     names = [printable(name) for name in classes]
     return names if len(json.dumps(names, indent=2)) <= MAX_NAMES else None
-
-
-def net_cost(config: Config, num_classes: int) -> Cost:
-    """Return what the config's net costs. Raises ConfigError where the images are too small for it."""
-    size = config.data.image_size
-    try:
-        return cost(config.model, num_classes, size)
-    except RuntimeError:
-        raise ConfigError(
-            f"data.image_size={size}: too small for this net, which divides it by {config.model.reduction}"
-        ) from None
 
 
 def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitStack) -> bool:

@@ -41,7 +41,7 @@ from roadmap.training.step import require_steps_taken, train_step
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]  # of a run, and what it comes to
-Evaluations = tuple[Evaluation, Evaluation | None]  # of the net, and of its moving average where there is one
+Numbers = dict[str, float]  # of an evaluation: loss, top1, top5, and ema_top1, ema_top5 of a moving average
 
 
 def train(config: Config, sweep: SweepProgress | None = None) -> dict[str, Any]:
@@ -129,23 +129,21 @@ def run_steps(
         stack.callback(release_step, state)
         with logger.paused():
             yield
-        result, of_ema = yield from fit(ctx, state)
-        values = {"top1": result.top1, "top5": result.top5, "val_images": len(result.correct)}
-        values["epoch"] = state.epochs_evaluated
-        values |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5} if of_ema else {}
-        return logger.finish(values)
+        numbers = yield from fit(ctx, state)
+        del numbers["loss"]
+        return logger.finish(numbers | {"val_images": len(images.val), "epoch": state.epochs_evaluated})
 
 
-def fit(ctx: RunContext, state: TrainState) -> Steps[Evaluations]:
-    """Train up to the recipe's last epoch; return the last evaluation. Asked to stop, saves and raises StoppedEarly."""
-    results = None
+def fit(ctx: RunContext, state: TrainState) -> Steps[Numbers]:
+    """Train up to the recipe's last epoch; return its evaluation. Asked to stop, saves and raises StoppedEarly."""
+    numbers = None
     try:
         with device_errors(ctx, state):
             for epoch in range(state.epochs_evaluated, ctx.config.recipe.epochs):
                 yield from train_one_epoch(ctx, state, epoch)
-                results = evaluate_epoch(ctx, state)
+                numbers = evaluate_epoch(ctx, state)
                 save_checkpoint(ctx, state)
-            return results or evaluate_again(ctx, state)
+            return numbers or evaluate_again(ctx, state)
     except StoppedEarly:
         if not state.in_step:
             save_checkpoint(ctx, state)
@@ -179,37 +177,36 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[Non
     require_steps_taken(state, last=epoch + 1 == config.recipe.epochs)
 
 
-def evaluate_epoch(ctx: RunContext, state: TrainState) -> Evaluations:
+def evaluate_epoch(ctx: RunContext, state: TrainState) -> Numbers:
     """Evaluate after an epoch, and record it."""
-    result, of_ema = evaluate_nets(ctx, state)
+    numbers, files = evaluate_nets(ctx, state)
     state.epochs_evaluated += 1
-    if result.top1 > state.best_top1:
-        state.best_top1, state.best_step = result.top1, state.global_step
-    values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
-    values |= {"val/ema_top1": of_ema.top1, "val/ema_top5": of_ema.top5} if of_ema else {}
-    ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, files_of(ctx, result))
-    return result, of_ema
+    if numbers["top1"] > state.best_top1:
+        state.best_top1, state.best_step = numbers["top1"], state.global_step
+    values = {f"val/{name}": number for name, number in numbers.items()}
+    ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, files)
+    return numbers
 
 
-def evaluate_again(ctx: RunContext, state: TrainState) -> Evaluations:
+def evaluate_again(ctx: RunContext, state: TrainState) -> Numbers:
     """Evaluate a run that was stopped between its last checkpoint and its result."""
-    results = evaluate_nets(ctx, state)
-    ctx.logger.write_evaluation(files_of(ctx, results[0]))
-    return results
+    numbers, files = evaluate_nets(ctx, state)
+    ctx.logger.write_evaluation(files)
+    return numbers
 
 
-def files_of(ctx: RunContext, result: Evaluation) -> dict[str, bytes]:
-    """Return the files of an evaluation of this run's net by name."""
-    return evaluation_files(result, ctx.images.val.labels, len(ctx.images.classes))
+def evaluate_nets(ctx: RunContext, state: TrainState) -> tuple[Numbers, dict[str, bytes]]:
+    """Evaluate the net, and its moving average where there is one; return the numbers, and the net's files by name.
 
-
-def evaluate_nets(ctx: RunContext, state: TrainState) -> Evaluations:
-    """Evaluate the net, and its moving average where there is one. Raises NonFiniteError for either."""
+    Raises NonFiniteError for either.
+    """
     where = f"step {state.global_step}"
     result = evaluate_net(ctx, state.net).require_finite(f"{where}: the net")
-    if state.ema is None:
-        return result, None
-    return result, evaluate_net(ctx, state.ema.module).require_finite(f"{where}: the moving average")
+    numbers = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
+    if state.ema is not None:
+        of_ema = evaluate_net(ctx, state.ema.module).require_finite(f"{where}: the moving average")
+        numbers |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5}
+    return numbers, evaluation_files(result, ctx.images.val.labels, len(ctx.images.classes))
 
 
 def evaluate_net(ctx: RunContext, net: nn.Module) -> Evaluation:

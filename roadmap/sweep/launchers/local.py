@@ -15,7 +15,7 @@ from pathlib import Path
 
 from roadmap import catalog
 from roadmap.config import Config as RunConfig
-from roadmap.config.choices import Capture, Device
+from roadmap.config.choices import Device, When
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.process import process_start
@@ -131,7 +131,7 @@ def sharing(task: LocalTask, config: RunConfig) -> LocalTask:
 
 def row_of(config: RunConfig) -> str | None:
     """Return what is equal for the cells that may share a GPU; None for one that fills it, or wants none."""
-    if config.has_large_images or config.cuda_graph == Capture.never or config.device == Device.cpu:
+    if config.has_large_images or config.cuda_graph == When.never or config.device == Device.cpu:
         return None
     return json.dumps({**config.values(), "seed": None}, sort_keys=True)
 
