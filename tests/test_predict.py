@@ -112,7 +112,6 @@ def test_any_number_of_images_passes_in_batches(predicting_digits, monkeypatch, 
     whole = predicting_digits(features=True)
     features = np.load(tmp_path / "out.npz")["features"]
     monkeypatch.setattr(predicting, "eval_batch_size", lambda *_: 7)
-    monkeypatch.setattr("roadmap.training.predictions.CHUNK", 50)  # names and numbers are cut anywhere
     parts = predicting_digits(features=True, out=str(tmp_path / "parts.csv"))
     assert parts == whole
     arrays = np.load(tmp_path / "parts.npz")
@@ -127,9 +126,7 @@ def birds(tmp_path_factory):
     for split in ("train", "val"):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True)
-            for number, (suffix, mode) in enumerate(
-                ((".png", "RGB"), (".jpg", "L"), (".webp", "RGB"), (".jpg", "RGB"))
-            ):
+            for number, (suffix, mode) in enumerate(KINDS):
                 size = (int(rng.integers(70, 200)), int(rng.integers(70, 200)))
                 pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
                 image = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).convert(mode)
@@ -152,11 +149,7 @@ def test_images_of_class_folders_are_prepared_as_torchvision_does_it_and_classes
 ):
     config, root, net = birds
     predict(config.replace(weights=str(root / "w.pt"), images=str(root / "val"), out=str(tmp_path / "out.csv")))
-    mode = T.InterpolationMode(config.recipe.interpolation.value)
-    steps = T.Compose(
-        [T.Resize(73, mode), T.CenterCrop(64), T.ToTensor(), T.Normalize(config.data.mean, config.data.std)]
-    )
-    theirs = torchvision.datasets.ImageFolder(str(root / "val"), steps)
+    theirs = torchvision.datasets.ImageFolder(str(root / "val"), torchvisions(config))
     rows = rows_of(tmp_path / "out.csv")
     assert [row["image"] for row in rows] == [os.path.relpath(path, root / "val") for path, _ in theirs.samples]
     with torch.no_grad():
@@ -307,12 +300,8 @@ def test_a_timm_net_and_its_file_name_the_same_classes(birds, tmp_path):
     image = root / "val" / CLASSES[3] / "0.png"
     keys = {"weights": str(tmp_path / "timm.pth"), "images": str(image), "out": str(tmp_path / "out.csv")}
     predict(config.replace(model=model, features=True, **keys))
-    mode = T.InterpolationMode(config.recipe.interpolation.value)
-    steps = T.Compose(
-        [T.Resize(73, mode), T.CenterCrop(64), T.ToTensor(), T.Normalize(config.data.mean, config.data.std)]
-    )
     with torch.no_grad():
-        batch = steps(Image.open(image).convert("RGB"))[None]
+        batch = torchvisions(config)(Image.open(image).convert("RGB"))[None]
         best = theirs(batch).softmax(1)[0]
         pooled = theirs.forward_head(theirs.forward_features(batch), pre_logits=True)
     (row,) = rows_of(tmp_path / "out.csv")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -51,7 +50,8 @@ class FeaturesNpz:
     def write(self, names: Sequence[str], features: np.ndarray) -> None:
         """Add images: features `(B, C)`."""
         self._features.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
-        self._names += (os.fsencode(name).decode("utf-8", "replace") for name in names)  # what is no text shows as such
+        # What is no text is shown as such.
+        self._names += (name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names)
 
     def close(self) -> None:
         """Write the archive; NumPy writes what lies in a file piece by piece."""
