@@ -5,10 +5,10 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import version
@@ -30,7 +30,7 @@ from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.recorded import config_of_run, takes_a_net, takes_a_run
-from roadmap.steps.tree import CONF, regimes, step_folders, step_tree
+from roadmap.steps.tree import CONF, Step, regimes, step_folders, step_tree
 from roadmap.text import check_name, flatten, nearest
 
 
@@ -120,46 +120,56 @@ def validate(
     composes the plain step that the name is the difference from. `mode=data_check` needs no step, and stays without a
     name. Raises ConfigError, DataError for `weights` that cannot be read, and OmegaConf's errors (for `plain_error`).
     """
-    choices, tree = hydra.runtime.choices, step_tree(folders)
-    debug = choices.get("debug")
-    known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
-    if debug is not None and debug not in known:
-        raise ConfigError(f"debug={debug}: there is no such debug; {nearest(str(debug), known)}")
-    name, of_run = choices.get("step"), takes_a_run(cfg.get("mode"), cfg.get("weights"))
-    if name is None and takes_a_net(cfg.get("mode")) and cfg.get("weights") and not library_weights(str(cfg.weights)):
-        of_run |= not expand(str(cfg.weights)).exists()  # whose reading will say so
-    if name is None and cfg.get("mode") != Mode.data_check and not of_run:
-        raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
-    if name is not None and name not in tree:
-        raise ConfigError(f"+step={name}: one step at a time; {nearest(str(name), tree)}")
-    with bounded_time():
-        values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
-    assert isinstance(values, dict)
-    for key in DERIVED:
-        if isinstance(values.get(key), dict):
-            raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
-        if key in values:
-            raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
-    named = {str(key): value for key, value in values.items()}
-    if of_run and flatten(named).keys() <= KEYS.keys():
-        return config_of_run(flatten(named), hydra)
+    step, of_run = _chosen_step(cfg, hydra.runtime.choices, folders)
+    values = _values(cfg)
+    if of_run and flatten(values).keys() <= KEYS.keys():
+        return config_of_run(flatten(values), hydra)
     try:
-        config = Config(**named)
+        config = Config(**values)
     except ConfigError as error:
-        if path := file_of_unknown_key(named, hydra.overrides.task, folders):
+        if path := file_of_unknown_key(values, hydra.overrides.task, folders):
             raise ConfigError(f"{path}: {error}") from None
         raise
-    if name is None:  # a data check concerns the images only, and leaves no run directory
+    if step is None:  # a data check concerns the images only, and leaves no run directory
         return config
-    step = tree[str(name)]
     config.step, config.variant = step.name, variant_name(hydra)
     config.parent, config.label, config.adopted = step.parent, step.label(config.regime.name), step.adopted
-    named = {"step": config.step, "study": config.study, "regime": config.regime.name}
-    for key, value in named.items():
+    for key, value in {"step": config.step, "study": config.study, "regime": config.regime.name}.items():
         check_name(key, value)
     if config.mode == Mode.train and config.weights:
         # Where their name is given, the weights themselves may be gone by now.
-        name = config.initial_weights or name_initial_weights(config.weights, config.weights_key)
-        config.initial_weights = check_initial_weights(name)
+        weights = config.initial_weights or name_initial_weights(config.weights, config.weights_key)
+        config.initial_weights = check_initial_weights(weights)
     config.cell = cell_name(config, cfg, hydra, lambda words: compose_plain(str(hydra.job.config_name), words))
     return config
+
+
+def _chosen_step(
+    cfg: DictConfig, choices: Mapping[str, str | None], folders: Sequence[Path]
+) -> tuple[Step | None, bool]:
+    """Return the step that was chosen, if any, and whether a run of ours in `weights` says everything."""
+    tree, name, debug = step_tree(folders), choices.get("step"), choices.get("debug")
+    known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
+    if debug is not None and debug not in known:
+        raise ConfigError(f"debug={debug}: there is no such debug; {nearest(debug, known)}")
+    mode, weights = cfg.get("mode"), cfg.get("weights")
+    of_run = takes_a_run(mode, weights)
+    if name is None and takes_a_net(mode) and weights and not library_weights(str(weights)):
+        of_run |= not expand(str(weights)).exists()  # whose reading will say so
+    if name is None and mode != Mode.data_check and not of_run:
+        raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
+    if name is not None and name not in tree:
+        raise ConfigError(f"+step={name}: one step at a time; {nearest(name, tree)}")
+    return tree[name] if name else None, of_run
+
+
+def _values(cfg: DictConfig) -> dict[str, Any]:
+    """Return the values of a composed config. Raises ConfigError for one that only we may set."""
+    with bounded_time():
+        values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    assert isinstance(values, dict)
+    for key in DERIVED & values.keys():
+        if isinstance(values[key], dict):
+            raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
+        raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
+    return {str(key): value for key, value in values.items()}
