@@ -168,7 +168,7 @@ def _values(cfg: DictConfig) -> dict[str, Any]:
     with bounded_time():
         values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     assert isinstance(values, dict)
-    for key in DERIVED & values.keys():
+    for key in filter(values.__contains__, DERIVED):
         if isinstance(values[key], dict):
             raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
