@@ -130,8 +130,9 @@ def run_steps(
         with logger.paused():
             yield
         numbers = yield from fit(ctx, state)
-        del numbers["loss"]
-        return logger.finish(numbers | {"val_images": len(images.val), "epoch": state.epochs_evaluated})
+        del numbers["loss"]  # the summary has the accuracies
+        counts = {"val_images": len(images.val), "epoch": state.epochs_evaluated}
+        return logger.finish(numbers | counts)
 
 
 def fit(ctx: RunContext, state: TrainState) -> Steps[Numbers]:
