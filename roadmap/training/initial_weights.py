@@ -13,7 +13,7 @@ from roadmap.runs.checkpoint_files import list_checkpoints
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.schema import CHECKPOINTS
 from roadmap.runs.weights_source import name_initial_weights
-from roadmap.training.saved_weights import Weights, errors_of_weights, read_any
+from roadmap.training.saved_weights import Weights, errors_of_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_initial_weights(
     if now != config.initial_weights:
         raise DataError(f"weights={config.weights}: are {now}, and the run is one from {config.initial_weights}")
     with errors_of_weights(config):
-        weights = read_any(config, sweep)
+        weights = read_weights(config, sweep, any_net=True)
         why = why_new_head(weights, classes)
         net = build_net(config.model, len(classes))
         tensors, own = dict(weights.tensors), net.state_dict()

@@ -68,13 +68,23 @@ def errors_of_weights(config: Config) -> Iterator[None]:
         raise DataError(f"weights={config.weights}: {error}") from None
 
 
-def read_weights(config: Config, sweep: SweepProgress) -> Weights:
-    """Read `config.weights` for a net that is used as it is: a run's must be of the config's net. Raises DataError."""
-    path = _run_folder(config)
-    if path is None:
+def read_weights(config: Config, sweep: SweepProgress, *, any_net: bool = False) -> Weights:
+    """Read `config.weights`: a run's must be of the config's net, unless they are loaded where they fit (`any_net`).
+
+    Raises DataError, Refused.
+    """
+    path = expand(str(config.weights))
+    if library_weights(config.weights) is not None or not path.is_dir():
         return read_file(config)
     refuse_unsafe(path, path, "weights")
     recorded = read_config(path)
+    if not any_net:
+        require_same_net(recorded, config, sweep)
+    return read_run(path, recorded, config, sweep)
+
+
+def require_same_net(recorded: dict[str, Any], config: Config, sweep: SweepProgress) -> None:
+    """Raise DataError where a run is of another net; what else differs from its own evaluation is told."""
     if lost := lost_keys(recorded):
         sweep.write(clean(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}", 500))
     changes = differences(identity(recorded), identity(config.values()))
@@ -84,21 +94,6 @@ def read_weights(config: Config, sweep: SweepProgress) -> Weights:
         raise DataError(f"a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
     if changes:
         sweep.write(f"not evaluated as the run itself was: {'; '.join(changes)}")
-    return read_run(path, recorded, config, sweep)
-
-
-def read_any(config: Config, sweep: SweepProgress) -> Weights:
-    """Read `config.weights` of whatever net, to be loaded where they fit. Raises DataError, Refused."""
-    path = _run_folder(config)
-    if path is None:
-        return read_file(config)
-    refuse_unsafe(path, path, "weights")
-    return read_run(path, read_config(path), config, sweep)
-
-
-def _run_folder(config: Config) -> Path | None:
-    path = expand(str(config.weights))
-    return path if library_weights(config.weights) is None and path.is_dir() else None
 
 
 def read_file(config: Config) -> Weights:
