@@ -75,14 +75,6 @@ def nets(order: Sequence[str]) -> list[Net]:
     return [frozenset(order[:n]) for n in range(len(order) + 1)]
 
 
-def legal_nets() -> set[Net]:
-    """Return every net on the way of some legal order."""
-    found = {frozenset[str]()}
-    for toggle in sorted(toggles(), key=lambda t: len(NEEDS.get(t, ()))):
-        found |= {net | {toggle} for net in found if net.issuperset(NEEDS.get(toggle, ()))}
-    return found
-
-
 def choice(net: Net) -> tuple[str, tuple[str, ...]]:
     """Return the step and the variants that make a net: the paper's own step; one toggle taken out of the whole net;
     else those put in, on top of `stage_ratio` where it is among them (its step sets a width, too)."""
