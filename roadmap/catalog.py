@@ -45,9 +45,7 @@ class DataSet:
     classes_sha256: str = ""  # kind=folders: of the sorted names of the class folders, one a line
     subfolder: str = ""  # kind=folders: where train and val may lie under `data.root`, a pattern
     needs_root: bool = True  # false: it comes with the packages, or is made up
-    torchvision: str = (
-        ""  # the class of torchvision.datasets that knows its files, their sums and where they are fetched
-    )
+    torchvision: str = ""  # its class in torchvision.datasets, which knows files, sums and where they are fetched
     archive: Archive | None = None  # where it is fetched, if torchvision does not know
     caution: str = ""  # what must be said of an accuracy on it
 

@@ -194,10 +194,8 @@ def test_a_host_that_does_not_resolve_is_told_in_time(forks, tmp_path):
     ("env", "expected"),
     [
         ({}, RankEnv()),
-        (
-            {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"},
-            RankEnv(),
-        ),  # an interactive shell, or a batch script
+        # An interactive shell, or a batch script.
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, RankEnv()),
         (slurm(3, step=str(2**32 - 5), tasks=4), RankEnv()),
         (slurm(3, tasks=4), RankEnv(3, 4, 3, Launcher.slurm)),
         (slurm(0, tasks=1), RankEnv()),
