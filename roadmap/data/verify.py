@@ -31,7 +31,7 @@ from roadmap.data.rgb import RULES
 from roadmap.data.workers import load_batches
 from roadmap.distributed.device import num_cores
 from roadmap.distributed.signals import StopSignal
-from roadmap.errors import DataError, StoppedEarly
+from roadmap.errors import DataError, LoaderError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors, expand, read_json, read_regular, write_json
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.text import printable
@@ -112,7 +112,8 @@ def open_all(config: Config, found: Files, stop: StopSignal, sweep: SweepProgres
         )
     broken: list[str] = []
     saved = time.monotonic()
-    chunks = torch.from_numpy(np.flatnonzero(~whole)).split(CHUNK)
+    todo = torch.from_numpy(np.flatnonzero(~whole))
+    chunks = todo.split(CHUNK)
     problem_of = partial(find_problem, found.folder, names)
     opening = load_batches(problem_of, list, chunks, config.data.workers or num_cores(), torch.device("cpu"))
     try:
@@ -126,6 +127,9 @@ def open_all(config: Config, found: Files, stop: StopSignal, sweep: SweepProgres
             stop.raise_if_set()
     except StoppedEarly as error:
         raise StoppedEarly(f"{error}: {progress.done} of {len(names)} images opened") from None
+    except LoaderError as error:
+        first = printable(os.fsdecode(names[todo[progress.done - before]]))
+        raise LoaderError(f"{error}; it was at {first} or behind it") from None
     finally:
         progress.close()
         write_opened(path, ids[whole])
