@@ -220,7 +220,7 @@ def test_python_objects_in_it_run_nothing(root, runs, opened, tmp_path):
 
 def test_a_process_that_dies_is_told(root, runs, monkeypatch):
     monkeypatch.setattr(verify, "find_problem", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(LoaderError, match="was killed .*; it was at train/ant/0.jpg or behind it"):
+    with pytest.raises(LoaderError, match=r"was killed .*; it was at train/ant/0.jpg or behind it"):
         verify.data_check(config(root, runs))
 
 
