@@ -75,7 +75,7 @@ def of_file(tmp_path):
 
     def call(step, fmt="torch_export", regime="nano", change=lambda weights: weights, **keys):
         config = compose(step, regime, ("recipe.layer_scale=0.1",) if step == "separate_downsampling" else ())
-        net = drawn(lambda: build_net(config.model, 10))
+        net = drawn(lambda: build_net(config.model, config.data.num_classes))
         torch.save(change(net.state_dict()), tmp_path / "w.pt")
         out = tmp_path / f"net{SUFFIX[fmt]}"
         asked = {"mode": Mode.export, "weights": str(tmp_path / "w.pt"), "format": ExportFormat(fmt), "out": str(out)}

@@ -96,7 +96,10 @@ def main(argv: Sequence[str]) -> int:
 def setting_of(args: argparse.Namespace, config: Config, device: torch.device) -> Setting:
     """Return how a row's nets are run. Raises ConfigError where the images are too small for it."""
     size, classes = args.image_size or config.data.image_size, config.data.num_classes or 1000
-    cost(config.model, classes, size)
+    try:
+        cost(config.model, classes, size)
+    except ConfigError:
+        raise ConfigError(f"--image-size={size}: too small for the net of {config.step}") from None
     return Setting(device, choose_precision(config.recipe.precision, device), 1, size, classes)
 
 
