@@ -41,7 +41,7 @@ from roadmap.training.step import require_steps_taken, train_step
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]  # of a run, and what it comes to
-Numbers = dict[str, float]  # of an evaluation: loss, top1, top5, and ema_top1, ema_top5 of a moving average
+Metrics = dict[str, float]  # of an evaluation: loss, top1, top5, and ema_top1, ema_top5 of a moving average
 
 
 def train(config: Config, sweep: SweepProgress | None = None) -> dict[str, Any]:
@@ -71,19 +71,6 @@ def train_spawned_rank(config: Config, sweep: SweepProgress, env: RankEnv, port:
 def train_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int | None = None) -> dict[str, Any]:
     """Do one rank's part of a run; return the summary."""
     return run_to_end(run_steps(config, sweep, env, port))
-
-
-def run_to_end(steps: Steps[T]) -> T:
-    """Take all steps of a run, one after the other; return what it comes to."""
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    except BaseException as error:
-        steps.throw(error)  # what came between two steps is the run's, too; one that it has raised is raised again
-        raise
 
 
 def run_steps(
@@ -129,22 +116,22 @@ def run_steps(
         stack.callback(release_step, state)
         with logger.paused():
             yield
-        numbers = yield from fit(ctx, state)
-        del numbers["loss"]  # the summary has the accuracies
+        metrics = yield from fit(ctx, state)
+        del metrics["loss"]  # the summary has the accuracies
         counts = {"val_images": len(images.val), "epoch": state.epochs_evaluated}
-        return logger.finish(numbers | counts)
+        return logger.finish(metrics | counts)
 
 
-def fit(ctx: RunContext, state: TrainState) -> Steps[Numbers]:
+def fit(ctx: RunContext, state: TrainState) -> Steps[Metrics]:
     """Train up to the recipe's last epoch; return its evaluation. Asked to stop, saves and raises StoppedEarly."""
-    numbers = None
+    metrics = None
     try:
         with device_errors(ctx, state):
             for epoch in range(state.epochs_evaluated, ctx.config.recipe.epochs):
                 yield from train_one_epoch(ctx, state, epoch)
-                numbers = evaluate_epoch(ctx, state)
+                metrics = evaluate_epoch(ctx, state)
                 save_checkpoint(ctx, state)
-            return numbers or evaluate_again(ctx, state)
+            return metrics or evaluate_again(ctx, state)
     except StoppedEarly:
         if not state.in_step:
             save_checkpoint(ctx, state)
@@ -178,36 +165,36 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[Non
     require_steps_taken(state, last=epoch + 1 == config.recipe.epochs)
 
 
-def evaluate_epoch(ctx: RunContext, state: TrainState) -> Numbers:
+def evaluate_epoch(ctx: RunContext, state: TrainState) -> Metrics:
     """Evaluate after an epoch, and record it."""
-    numbers, files = evaluate_nets(ctx, state)
+    metrics, files = evaluate_nets(ctx, state)
     state.epochs_evaluated += 1
-    if numbers["top1"] > state.best_top1:
-        state.best_top1, state.best_step = numbers["top1"], state.global_step
-    values = {f"val/{name}": number for name, number in numbers.items()}
+    if metrics["top1"] > state.best_top1:
+        state.best_top1, state.best_step = metrics["top1"], state.global_step
+    values = {f"val/{name}": value for name, value in metrics.items()}
     ctx.logger.log_evaluation(state.epochs_evaluated, state.global_step, values, files)
-    return numbers
+    return metrics
 
 
-def evaluate_again(ctx: RunContext, state: TrainState) -> Numbers:
+def evaluate_again(ctx: RunContext, state: TrainState) -> Metrics:
     """Evaluate a run that was stopped between its last checkpoint and its result."""
-    numbers, files = evaluate_nets(ctx, state)
+    metrics, files = evaluate_nets(ctx, state)
     ctx.logger.write_evaluation(files)
-    return numbers
+    return metrics
 
 
-def evaluate_nets(ctx: RunContext, state: TrainState) -> tuple[Numbers, dict[str, bytes]]:
-    """Evaluate the net, and its moving average where there is one; return the numbers, and the net's files by name.
+def evaluate_nets(ctx: RunContext, state: TrainState) -> tuple[Metrics, dict[str, bytes]]:
+    """Evaluate the net, and its moving average where there is one; return the metrics, and the net's files by name.
 
     Raises NonFiniteError for either.
     """
     where = f"step {state.global_step}"
     result = evaluate_net(ctx, state.net).require_finite(f"{where}: the net")
-    numbers = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
+    metrics = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
     if state.ema is not None:
         of_ema = evaluate_net(ctx, state.ema.module).require_finite(f"{where}: the moving average")
-        numbers |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5}
-    return numbers, evaluation_files(result, ctx.images.val.labels, len(ctx.images.classes))
+        metrics |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5}
+    return metrics, evaluation_files(result, ctx.images.val.labels, len(ctx.images.classes))
 
 
 def evaluate_net(ctx: RunContext, net: nn.Module) -> Evaluation:
@@ -225,3 +212,16 @@ def save_checkpoint(ctx: RunContext, state: TrainState) -> None:
     """Let a checkpoint be written beside training. Raises NonFiniteError, and DiskError for this or an earlier one."""
     manifest = {"identity": identity(ctx.config.values()), **state.counters()}
     ctx.logger.save_checkpoint(state.state_dict(), manifest, state.best_step)
+
+
+def run_to_end(steps: Steps[T]) -> T:
+    """Take all steps of a run, one after the other; return what it comes to."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except BaseException as error:
+        steps.throw(error)  # what came between two steps is the run's, too; one that it has raised is raised again
+        raise
