@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import zipfile
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_images_of_class_folders_are_prepared_as_torchvision_does_it_and_classes
     assert [float(row["probability_1"]) for row in rows] == pytest.approx(expected.values[:, 0].tolist(), abs=1e-4)
 
 
-def test_what_is_no_image_is_named_and_the_rest_is_done(digits, command, tmp_path):
+def test_what_is_no_image_is_named_and_the_rest_is_done(digits, predicting_digits, command, tmp_path):
     run, folder, _ = digits
     mixed = tmp_path / "mixed"
     (mixed / "deep" / "deeper").mkdir(parents=True)
@@ -194,14 +195,16 @@ def test_what_is_no_image_is_named_and_the_rest_is_done(digits, command, tmp_pat
     assert len(np.load(tmp_path / "out.npz")["names"]) == 5
     assert not list(tmp_path.glob(".*"))
 
-    for path in (mixed / "text.jpg", mixed / "pipe.png"):
-        alone = command("mode=predict", f"weights='{run}'", f"images={path}", f"out={tmp_path / 'none.csv'}")
-        assert (alone.returncode, len(alone.stderr.splitlines())) == (65, 2)
-    for path, told in ((mixed / "empty", "holds no image"), (mixed / "a.pgn", "did you mean a.png?")):
-        alone = command("mode=predict", f"weights='{run}'", f"images={path}", f"out={tmp_path / 'none.csv'}")
-        assert alone.returncode == 65
-        assert told in alone.stderr
-    assert not (tmp_path / "none.csv").exists()
+    none = tmp_path / "none.csv"
+    for path, told in (
+        (mixed / "text.jpg", "none of 1 can be read as an image"),
+        (mixed / "pipe.png", "none of 1 can be read as an image"),
+        (mixed / "empty", "holds no image"),
+        (mixed / "a.pgn", "did you mean a.png?"),
+    ):
+        with pytest.raises(DataError, match=re.escape(told)):
+            predicting_digits(path, out=str(none))
+        assert not none.exists()
 
 
 def test_a_file_that_is_there_stays_as_it_is(digits, predicting_digits, tmp_path):
