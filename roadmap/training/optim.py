@@ -1,4 +1,4 @@
-"""The optimizer with its decay groups, the learning rate as a pure function of the step, and the moving average.
+"""The optimizer with its decay groups, and the learning rate as a pure function of the step.
 
 Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model zoo for the original one.
 """
@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from roadmap.config.choices import Optimizer, Schedule
 from roadmap.config.recipe import RecipeConfig
@@ -80,17 +79,3 @@ def uncompiled(cls: T) -> T:
     guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(cls, name)) for name in guarded}
     return type(cls.__name__, (cls,), methods | {"step": torch.no_grad()(inspect.unwrap(cls.step))})  # type: ignore[return-value]
-
-
-def build_ema(net: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return the average of a net, begun at its weights as they are now; None where the recipe has none.
-
-    As in the authors' code it starts from the first weights and covers the buffers. Off in the roadmap (Table 10): nets
-    with BatchNorm suffer from it. After each optimizer step `update_parameters(net)` makes it
-    `decay * average + (1 - decay) * net`.
-    """
-    if decay is None:
-        return None
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    average.update_parameters(net)  # torch's first update is a copy
-    return average
