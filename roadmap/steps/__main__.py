@@ -3,7 +3,5 @@
 import sys
 
 from roadmap.steps.table import main
-from roadmap.text import redact_output
 
-redact_output()
 sys.exit(main())

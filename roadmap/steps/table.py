@@ -4,17 +4,16 @@ from one to another."""
 import csv
 import io
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from roadmap import paper
 from roadmap.config import Config
 from roadmap.config.toggles import NetConfig
-from roadmap.errors import ConfigError, RoadmapError
+from roadmap.errors import ConfigError
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
-from roadmap.text import ArgumentParser, flatten, plain_table
+from roadmap.text import ArgumentParser, command_line, flatten, plain_table
 
 COLUMNS = ("step", "label", "gmacs", "macts", "params_m", "paper_gmacs", "paper_top1", "note")
 
@@ -203,6 +202,7 @@ def shape(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes)) or "scalar"
 
 
+@command_line
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = ArgumentParser(
@@ -218,16 +218,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-dir", "-cd", metavar="FOLDER", help="a folder with steps of your own (FOLDER/step/NAME.yaml)"
     )
-    try:
-        args = parser.parse_args(words)
-        if args.diff:
-            print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))
-            return 0
-        table = rows(args.regime, args.config_dir)
-        print(as_tree(table, args.config_dir) if args.tree else FORMATS[args.format](table))
-    except RoadmapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except BrokenPipeError:
-        sys.stderr.close()
+    args = parser.parse_args(words)
+    if args.diff:
+        print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))
+        return 0
+    table = rows(args.regime, args.config_dir)
+    print(as_tree(table, args.config_dir) if args.tree else FORMATS[args.format](table))
     return 0
