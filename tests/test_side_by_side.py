@@ -20,7 +20,7 @@ from roadmap.net import build_net
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.compose import compose
-from roadmap.sweep import scheduler
+from roadmap.sweep import local_scheduler
 from roadmap.training import cuda_graph, group, setup, state, step
 from roadmap.training import train as training
 from roadmap.training.cuda_graph import CapturedStep
@@ -240,7 +240,9 @@ print(json.dumps([counters["inductor"]["fxgraph_cache_hit"], counters["aot_autog
 @pytest.mark.timeout(1800)
 def test_what_a_process_has_compiled_the_next_one_finds_on_disk(tmp_path):
     """And the seeds of a row are compiled once."""
-    env = scheduler.environment(scheduler.Slot(), ROOT, 1) | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    env = local_scheduler.environment(local_scheduler.Slot(), ROOT, 1) | {
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")
+    }
     found = []
     for study in ("first", "second"):
         words = (*SMALL, "recipe.epochs=1", "wandb.mode=disabled", "compile=true", f"study={study}")
