@@ -29,7 +29,7 @@ def training_curves(group: Group) -> Figure:
         figure = style.new_figure(f"Training curves, {where(group)}", 0.65 + 0.8 * rows)
         panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
         panels[0, 0].set(xlim=(0, last * 1.03), ylim=(min(top1s) - 1, min(100.0, max(top1s) + 2)))
-        panels[0, 0].xaxis.set_major_locator(MaxNLocator(2, integer=True))
+        panels[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panels[0, 0].yaxis.set_major_locator(MaxNLocator(3))
         for axes, cell in zip(panels.flat, cells, strict=False):
             for run in cell.runs:
