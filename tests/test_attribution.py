@@ -384,9 +384,9 @@ class TestReport:
         assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in rows)
         (group,) = json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
         assert len(group["attribution"]["worths"]) == 12
-        assert "Worth over the sampled orders" in (tmp_path / "out" / "table.md").read_text()
+        assert "Mean gains over the sampled orders" in (tmp_path / "out" / "table.md").read_text()
         page = (tmp_path / "out" / "index.html").read_text()
-        assert "Worth over the sampled orders" in page
+        assert "Mean gains over the sampled orders" in page
         assert "(attribution)" in page
         assert "+variant=[with_" in page  # the command of a net
         assert (tmp_path / "out" / "attribution.png").stat().st_size > 1000

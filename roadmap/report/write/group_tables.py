@@ -1,10 +1,11 @@
 """Which tables there are of a group, and the columns of a toggle's worth."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from roadmap.report.analyse.attribution import Worth
-from roadmap.report.analyse.cells import Group
+from roadmap.report.analyse.cells import MARK, Group
 from roadmap.report.analyse.formats import between, p_text, signed
 from roadmap.report.write.columns import Column, Table, at, change_columns, gain_columns, row_columns
 from roadmap.report.write.rate_tables import rate_tables
@@ -20,15 +21,21 @@ def tables_of(group: Group) -> list[Table]:
         ("Other cells", group.others, row_columns(group)),
         ("Gains over the step before", compared, gain_columns()),
         (HOLDOUTS, () if group.tuning else group.holdouts, row_columns(group)),
-        ("Worth over the sampled orders", group.attribution.worths if group.attribution else (), worth_columns()),
+        ("Mean gains over the sampled orders", group.attribution.worths if group.attribution else (), worth_columns()),
         ("Images and classes", [cell for cell in compared if cell.gain and cell.gain.changes], change_columns()),
     )
     found = []
     for title, cells, columns in parts:
-        filled = [column for column in columns if any(map(column.text, cells))]
+        filled = [_explained(column, cells) for column in columns if any(map(column.text, cells))]
         if cells:
             found.append(Table(title, filled, list(cells), [[c.text(cell) for c in filled] for cell in cells]))
     return [*found, *rate_tables(group)]
+
+
+def _explained(column: Column, cells: Sequence[Any]) -> Column:
+    """Return a column without a word about a mark that no row has."""
+    unmarked = column.about.startswith(MARK) and not any(MARK in column.text(cell) for cell in cells)
+    return replace(column, about="") if unmarked else column
 
 
 def worth_columns() -> list[Column]:
