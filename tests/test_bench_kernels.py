@@ -7,6 +7,7 @@ import torch
 
 from roadmap.bench import __main__ as bench
 from roadmap.bench import kernels
+from roadmap.bench.bound import Rates
 from roadmap.bench.counted import counted, inner_loop
 from roadmap.bench.kernels import Measured, best_row, chosen_forms
 from roadmap.bench.operations import OpShape, shapes_of
@@ -59,6 +60,7 @@ def test_later_shapes_of_an_operation_try_the_tiles_that_were_fastest_at_the_fir
 def test_recorded_on_a_cpu_it_is_what_auto_reads(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ROADMAP_KERNELS", str(tmp_path / "kernels.json"))
     monkeypatch.setattr(kernels, "CPU_CALLS", 1)
+    monkeypatch.setattr(kernels, "measured_rates", lambda device, precision: Rates(1e11, 1e10))  # test_bench_bound
     words = ["--device", "cpu", "--regime", "nano", "--rows", "separate_downsampling", "--batch", "2", "--record"]
     assert bench.main(["kernels", *words, "--operations", "pointwise", "--json", str(tmp_path / "all.json")]) == 0
     (table,) = read_tables(tmp_path / "kernels.json")

@@ -28,10 +28,10 @@ def real_config(run, step, **recipe):
     (run / schema.CONFIG).write_text(yaml.safe_dump(values))
 
 
-@pytest.fixture
-def study(tmp_path):
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
     """Two rows of three seeds, a stopped run in one of them, and a variant with one seed of another number."""
-    runs = tmp_path / "runs"
+    runs = tmp_path_factory.mktemp("shared")
     for seed in range(3):
         for at, step in enumerate(("increase_width", "inverted_bottleneck")):
             run = write_run(
@@ -42,6 +42,12 @@ def study(tmp_path):
     unfinished(runs, "inverted_bottleneck", 3)
     write_run(runs, "gelu", 7, correct=RIGHT[5], variant="without_mixup", cell="gelu+without_mixup")
     return runs / "roadmap"
+
+
+@pytest.fixture
+def study(shared, tmp_path):
+    """Return a copy of that study."""
+    return shutil.copytree(shared, tmp_path / "runs" / "roadmap")
 
 
 def compared(*words, code=0, capsys):

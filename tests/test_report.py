@@ -1,6 +1,7 @@
 """The report's numbers: which runs count, which do not and why, how seeds become rows, what the command writes."""
 
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,8 +20,9 @@ from roadmap import paper
 from roadmap.report import aggregate, charts, collect, frame
 from roadmap.report.__main__ import main
 from roadmap.report.analyse import collect as collecting
+from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.escape import for_csv, for_markdown
-from roadmap.report.write.tables import to_csv, to_markdown
+from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
 from roadmap.runs.metrics import read_metrics
 from roadmap.text import clean, shorten
@@ -43,24 +45,14 @@ def set_last_val(run: Path, **values: object) -> None:
 # --- seeds and rows
 
 
-def test_seeds_become_n_mean_and_standard_deviation(tmp_path):
-    values = [71.25, 70.5, 73.125]
-    for seed, top1 in enumerate(values):
-        write_run(tmp_path, "gelu", seed, top1=top1)
-    (row,) = aggregate(collect([tmp_path]).runs)[0].rows
-    assert row.n == 3
-    assert row.seeds == (0, 1, 2)
-    assert row.top1 == pytest.approx(np.mean(values))
-    assert row.top1_std == pytest.approx(statistics.stdev(values)) == pytest.approx(np.std(values, ddof=1))
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=5))
-def test_aggregates_agree_with_numpy_for_any_accuracies(tmp_path_factory, values):
+def test_seeds_become_n_mean_and_standard_deviation_as_numpys_for_any_accuracies(tmp_path_factory, values):
     runs = tmp_path_factory.mktemp("runs")
     for seed, top1 in enumerate(values):
         write_run(runs, "gelu", seed, top1=top1, epochs=1)
     (row,) = aggregate(collect([runs]).runs)[0].rows
+    assert (row.n, row.seeds) == (len(values), tuple(range(len(values))))
     assert row.top1 == pytest.approx(np.mean(values))
     assert row.top1_std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
 
@@ -104,16 +96,8 @@ def test_own_steps_stand_behind_their_parents_in_the_table(tmp_path):
     write_run(tmp_path, "my_first", parent="kernel_7", label="first")
     write_run(tmp_path, "orphan", parent="never_run")
     table = frame(aggregate(collect([tmp_path]).runs))
-    assert list(table["step"]) == [
-        "kernel_7",
-        "my_first",
-        "my_next",
-        "kernel_9",
-        "gelu",
-        "separate_downsampling",
-        "swin",
-        "orphan",
-    ]
+    behind = ["my_first", "my_next"]
+    assert list(table["step"]) == ["kernel_7", *behind, "kernel_9", "gelu", "separate_downsampling", "swin", "orphan"]
     assert list(table["label"])[1:3] == ["first", "next"]
 
 
@@ -157,7 +141,7 @@ def test_variants_and_overrides_are_no_rows_but_listed_apart(tmp_path):
     write_run(tmp_path, "gelu", top1=20.0, cell="gelu,recipe.lr=0.001")
     groups = aggregate(collect([tmp_path]).runs)
     assert list(frame(groups)["top1_mean"]) == [50.0]
-    assert dict(frame(groups, others=True)[["cell", "top1_mean"]].values) == {
+    assert dict(frame(groups, "others")[["cell", "top1_mean"]].values) == {
         "gelu+without_depthwise": 10.0,
         "gelu,recipe.lr=0.001": 20.0,
     }
@@ -319,7 +303,10 @@ BREAKS = {
 def test_a_suspect_run_is_listed_left_out_and_hides_no_other(tmp_path, name):
     damage, reason = BREAKS[name]
     write_run(tmp_path, "gelu", 0, top1=40.0)
-    damage(write_run(tmp_path, "gelu", 1, top1=50.0))
+    run = write_run(tmp_path, "gelu", 1, top1=50.0)
+    if name == next(iter(BREAKS)):  # nothing of it is suspect before it is damaged
+        assert (len(collect([tmp_path]).runs), collect([tmp_path]).suspect) == (2, ())
+    damage(run)
     collected = collect([tmp_path])
     assert [(run.seed, run.top1) for run in collected.runs] == [(0, 40.0)]
     (finding,) = collected.suspect
@@ -328,13 +315,6 @@ def test_a_suspect_run_is_listed_left_out_and_hides_no_other(tmp_path, name):
     shown = str(finding)
     assert len(shown) < 1000
     assert shown == clean(shown, 1000)
-
-
-def test_an_undamaged_run_of_the_same_make_counts(tmp_path):
-    """The counterpart of the test above: nothing of it is suspect before it is damaged."""
-    write_run(tmp_path, "gelu", 1, top1=50.0)
-    collected = collect([tmp_path])
-    assert (len(collected.runs), collected.suspect, collected.unfinished) == (1, (), ())
 
 
 def test_the_same_folder_by_two_names_counts_once_and_silently(tmp_path):
@@ -430,16 +410,6 @@ def test_what_a_system_keeps_of_deleted_runs_is_not_counted(tmp_path, name):
     assert [run.step for run in collected.runs] == ["gelu"]
 
 
-def test_a_home_that_cannot_be_written_says_nothing_and_ends_nothing(tmp_path):
-    write_run(tmp_path / "runs", "gelu")
-    nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl"}
-    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
-    command = [sys.executable, "-m", "roadmap.report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "out" / "index.html").exists()
-
-
 def test_many_long_ledgers_are_read_in_several_processes_with_the_same_result(tmp_path, monkeypatch):
     for step in ("resnet", "gelu", "kernel_7"):
         write_run(tmp_path, step, top1=50.0)
@@ -532,7 +502,7 @@ def test_csv_can_be_read_back_and_computes_nothing(tmp_path):
     for i, label in enumerate(labels):
         for seed in range(2):
             write_run(tmp_path, f"own{i}", seed, top1=50.123456 + seed, parent="gelu", label=label)
-    rows = list(csv.DictReader(to_csv(aggregate(collect([tmp_path]).runs)).decode().splitlines()))
+    rows = list(csv.DictReader(csv_files(aggregate(collect([tmp_path]).runs))["table.csv"].decode().splitlines()))
     assert [row["label"] for row in rows] == [*(f"'{label}" for label in labels[:4]), 'a, "b" | c', "plain"]
     assert all(float(row["top1_mean"]) == pytest.approx(50.623456) for row in rows)
     assert all(float(row["top1_std"]) == pytest.approx(statistics.stdev([0, 1]), abs=1e-5) for row in rows)
@@ -559,17 +529,27 @@ def test_the_command_writes_the_report_and_says_where(tmp_path, capsys):
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
-    write_roadmap(tmp_path / "runs", seeds=2, epochs=1)
+    chain = ("resnet", "enhanced_recipe", "move_up_depthwise", "kernel_5", "kernel_7", "gelu")
+    for i, (step, seed) in enumerate(itertools.product(chain, range(2))):
+        write_run(tmp_path / "runs", step, seed, top1=50.0 + i, epochs=2)
     write_run(tmp_path / "runs", "gelu", cell="gelu,recipe.lr=1")
-    for name in ("a", "b"):
+    for name in ("1", "2"):
         command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name]
-        subprocess.run(
-            command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "1" if name == "a" else "2"}
-        )
-    files = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert TABLES | {"other_cells.csv", "roadmap.png", "roadmap.svg", "roadmap.pdf"} <= set(files)
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": name})
+    files = sorted(p.name for p in (tmp_path / "1").iterdir())
+    assert TABLES | {"other_cells.csv", "roadmap.png", "ranking.svg", "kernel_size.pdf"} <= set(files)
     for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_a_table_that_an_earlier_report_left_is_emptied_where_it_is_no_longer_true(tmp_path):
+    write_run(tmp_path / "runs", "gelu")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tuning.csv").write_text("study,step\nold,gelu\n")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--tables-only"]) == 0
+    (heading,) = (tmp_path / "out" / "tuning.csv").read_text().splitlines()
+    assert heading.startswith("study,regime,data,step")
+    assert not (tmp_path / "out" / "holdout.csv").exists()
 
 
 def test_tiny_and_base_share_a_chart_and_other_groups_have_their_own(tmp_path):
@@ -606,38 +586,19 @@ def test_a_report_of_variants_alone_has_tables_and_no_chart(tmp_path, capsys):
     assert "there is no chart" in capsys.readouterr().out
 
 
-def nothing(tmp_path: Path) -> Path:
-    (tmp_path / "runs").mkdir()
-    return tmp_path / "runs"
-
-
-def only_unfinished(tmp_path: Path) -> Path:
-    unfinished(tmp_path / "runs", "gelu")
-    return tmp_path / "runs"
-
-
-def only_suspect(tmp_path: Path) -> Path:
-    break_line(write_run(tmp_path / "runs", "gelu"))
-    return tmp_path / "runs"
-
-
-def a_file(tmp_path: Path) -> Path:
-    (tmp_path / "runs").write_text("no folder")
-    return tmp_path / "runs"
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (nothing, "nothing to report"),
-        (only_unfinished, "epoch 7 of 20"),
-        (only_suspect, "corrupt"),
-        (a_file, "not a folder"),
-        (lambda p: p / "absent", "no such folder"),
+        (lambda runs: runs.mkdir(), "nothing to report"),
+        (lambda runs: unfinished(runs, "gelu"), "epoch 7 of 20"),
+        (lambda runs: break_line(write_run(runs, "gelu")), "corrupt"),
+        (lambda runs: runs.write_text("no folder"), "not a folder"),
+        (lambda runs: None, "no such folder"),
     ],
 )
 def test_without_one_usable_run_it_exits_65_in_plain_words_and_writes_nothing(tmp_path, capsys, make, words):
-    assert main([str(make(tmp_path)), "--out", str(tmp_path / "out")]) == 65
+    make(tmp_path / "runs")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 65
     captured = capsys.readouterr()
     assert words in captured.err
     assert len(captured.err.splitlines()) <= 2
@@ -679,10 +640,13 @@ def test_as_a_command_it_imports_neither_torch_nor_hydra_and_shows_no_traceback(
     assert "Traceback" not in failed.stderr
 
 
-def test_a_terminal_without_our_signs_does_not_end_the_report(tmp_path):
+def test_a_terminal_without_our_signs_and_a_home_that_cannot_be_written_do_not_end_the_report(tmp_path):
     for seed in range(2):
         write_run(tmp_path / "runs", "gelu", seed, top1=50.0 + seed)
+    nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl", "PYTHONIOENCODING": "ascii"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
     command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    done = subprocess.run(command, capture_output=True, env=env, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"50.50 ? 0.71" in done.stdout
+    assert (tmp_path / "out" / "index.html").exists()

@@ -18,8 +18,8 @@ from roadmap.report.analyse.formats import signed
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.chart_rows import limits
 from roadmap.report.draw.style import image
+from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.group_tables import tables_of
-from roadmap.report.write.tables import to_csv
 from tests.fabricate import write_roadmap, write_run
 
 
@@ -260,7 +260,8 @@ def test_one_unit_of_macs_holds_for_the_whole_report(tmp_path):
         (table,) = tables_of(group)
         assert table.texts[0][table.headings.index("MACs (M)")] == text
         assert text in texts_of(roadmap_chart(group))
-    assert [row["gmacs"] for row in csv.DictReader(to_csv(groups).decode().splitlines())] == ["0.0018", "4.089"]
+    rows = csv.DictReader(csv_files(groups)["table.csv"].decode().splitlines())
+    assert [row["gmacs"] for row in rows] == ["0.0018", "4.089"]
 
 
 def test_both_regimes_stand_side_by_side_and_a_missing_run_is_said(tmp_path):

@@ -12,10 +12,11 @@ from roadmap.report import aggregate, collect, findings
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Gain
 from roadmap.report.write.columns import gain_columns
+from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.escape import for_tex
 from roadmap.report.write.group_tables import tables_of
 from roadmap.report.write.results_json import to_json
-from roadmap.report.write.tables import to_csv, to_markdown, to_tex
+from roadmap.report.write.tables import to_markdown, to_tex
 from tests.fabricate import write_roadmap, write_run
 
 CHAIN = ("resnet", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise")
@@ -73,7 +74,7 @@ def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
     collected = collect([tmp_path])
     groups = aggregate(collected.runs)
     gain = groups[0].rows[1].gain
-    assert (gain.over_seeds, gain.p, gain.p_holm, gain.bootstrap, gain.seeds_needed) == (None,) * 5
+    assert (gain.over_seeds, gain.p, gain.p_holm, gain.seeds_needed) == (None,) * 4
     text = to_markdown(groups, collected, findings(groups)).decode()
     assert "none: one seed" in text
     assert "1 of 1 gains rest on one seed of a row" in text
@@ -85,15 +86,6 @@ def test_equal_seeds_have_no_spread_and_say_so(tmp_path):
     seeds(tmp_path, "enhanced_recipe", (51.0, 51.0))
     collected = collect([tmp_path])
     assert "none: all seeds equal" in to_markdown(aggregate(collected.runs), collected).decode()
-
-
-def test_the_bootstrap_over_seeds_comes_with_the_eighth(tmp_path):
-    rng = np.random.default_rng(0)
-    for n in (7, 8):
-        seeds(tmp_path / str(n), "resnet", rng.normal(50, 1, 8))
-        seeds(tmp_path / str(n), "enhanced_recipe", rng.normal(52, 1, n))
-        (gain,) = [row.gain for row in aggregate(collect([tmp_path / str(n)]).runs)[0].rows if row.gain]
-        assert (gain.bootstrap is not None) == (n == 8)
 
 
 def nets(n: int, level: float, seed: int) -> list[np.ndarray]:
@@ -144,13 +136,13 @@ def test_seeds_needed_are_a_range_for_the_test_of_the_whole_study(tmp_path):
     collected = collect([tmp_path])
     groups = aggregate(collected.runs)
     gain = cell_of(groups, "enhanced_recipe").gain
-    effect = statistics.effect((51, 51.3, 51.4), (50, 50.5, 50.2))
+    effect = statistics.welch((51, 51.3, 51.4), (50, 50.5, 50.2)).effect
     assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.told)  # two steps, two tests
     needed = gain.seeds_needed
     assert f"| {needed.likely} ({needed.low} to {needed.high}) |" in to_markdown(groups, collected).decode()
     unsure = cell_of(groups, "stage_ratio").gain
     assert (unsure.told, unsure.seeds_needed.high) == (False, None)
-    row = list(csv.DictReader(to_csv(groups).decode().splitlines()))[2]
+    row = list(csv.DictReader(csv_files(groups)["table.csv"].decode().splitlines()))[2]
     assert (row["seeds_needed"], row["seeds_needed_high"]) == (str(unsure.seeds_needed.likely), "")
 
 
@@ -248,7 +240,7 @@ def test_the_csv_keeps_a_very_small_p(tmp_path):
     seeds(tmp_path, "resnet", (10.0, 10.1, 10.2))
     seeds(tmp_path, "enhanced_recipe", (90.0, 90.1, 90.2))
     groups = aggregate(collect([tmp_path]).runs)
-    row = list(csv.DictReader(to_csv(groups).decode().splitlines()))[1]
+    row = list(csv.DictReader(csv_files(groups)["table.csv"].decode().splitlines()))[1]
     assert 0 < float(row["p"]) == pytest.approx(groups[0].rows[1].gain.p)
 
 

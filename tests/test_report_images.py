@@ -16,7 +16,7 @@ from roadmap.report.analyse.confusion import confusion
 from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, sign_flip
 from roadmap.report.analyse.statistics import false_discovery, welch_of_columns
 from roadmap.report.read.image_classes import ImageClasses
-from roadmap.report.write import classes as written
+from roadmap.report.write import csv_files as written
 from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
 from tests.fabricate import write_run
@@ -316,8 +316,8 @@ def test_classes_csv_has_a_line_for_every_class_of_every_step_and_computes_nothi
         ("enhanced_recipe", "2", "ox"),
     ]
     assert (lines[0]["images"], lines[0]["fixed"], lines[0]["broken"], lines[0]["change"]) == ("4", "1.5", "0", "37.5")
-    monkeypatch.setattr(written, "MOST_LINES", 2)
-    assert written.to_classes_csv(aggregate(collect([tmp_path / "runs"]).runs)) is None
+    monkeypatch.setattr(written, "MOST_CLASS_LINES", 2)
+    assert "classes.csv" not in written.csv_files(aggregate(collect([tmp_path / "runs"]).runs))
 
 
 def test_older_runs_have_images_and_no_classes(tmp_path):

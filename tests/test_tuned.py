@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
 from roadmap.files import write_json
-from roadmap.report import aggregate, at_own_rates, collect, findings, gallery
+from roadmap.report import aggregate, collect, findings, gallery
 from roadmap.report.__main__ import main as report
 from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.runs.rate_choice import at_edge, choose_rate
@@ -215,13 +215,18 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tuning(runs):
+def group(runs):
     """Return what the report makes of the tuned study."""
-    return next(g.tuning for g in at_own_rates(aggregate(collect([runs]).runs)) if g.study == "own")
+    return next(group for group in aggregate(collect([runs]).runs) if group.study == "own")
 
 
-def test_held_out_accuracies_are_no_cells_of_the_roadmap(runs):
-    group = next(g for g in aggregate(collect([runs]).runs) if g.study == "own")
+@pytest.fixture(scope="module")
+def tuning(group):
+    """Return its rows and its two roadmaps."""
+    return group.tuning
+
+
+def test_held_out_accuracies_are_no_cells_of_the_roadmap(runs, group):
     assert {cell.holdout for cell in group.cells} == {0.0}
     assert {cell.holdout for cell in group.holdouts} == {0.1}
     assert len(group.holdouts) == 15
@@ -236,8 +241,8 @@ def test_each_row_takes_its_best_rate_and_is_beside_the_one_recipe(tuning):
         *("resnet", "enhanced_recipe,recipe.lr=0.004", "stage_ratio", "patchify_stem,recipe.lr=0.008"),
     ]
     assert {row.plain.study for row in tuning.rows} == {"plain"}
-    assert [row.step for row in tuning.rows if tuning.at_edge(row)] == ["patchify_stem"]
-    assert [tuning.lacking(row) for row in tuning.rows] == [(), (), (4.0,), ()]
+    assert [row.step for row in tuning.rows if row.at_edge] == ["patchify_stem"]
+    assert [row.lacking for row in tuning.rows] == [(), (), (4.0,), ()]
 
 
 def test_gains_are_welchs_adjusted_over_each_roadmap_and_the_verdict_needs_both(tuning):
@@ -247,19 +252,19 @@ def test_gains_are_welchs_adjusted_over_each_roadmap_and_the_verdict_needs_both(
         p = [ttest_ind(row.top1s, parent.top1s, equal_var=False).pvalue for row, parent in pairs]
         assert [row.gain.p_holm for row, _ in pairs] == pytest.approx(list(multipletests(p, method="holm")[1]))
         assert [row.gain.gain for row, _ in pairs] == pytest.approx([row.top1 - up.top1 for row, up in pairs])
-    told = [[gain and gain.told for gain in tuning.gains(row)] for row in tuning.rows]
+    told = [[gain and gain.told for gain in row.gains] for row in tuning.rows]
     verdicts = {(True, True): "survives", (True, False): "lost", (False, True): "appears", (False, False): "open"}
-    assert [tuning.verdict(row) for row in tuning.rows[1:]] == [verdicts[tuple(pair)] for pair in told[1:]]
-    assert {"survives", "appears"} <= {tuning.verdict(row) for row in tuning.rows}
+    assert [row.verdict for row in tuning.rows[1:]] == [verdicts[tuple(pair)] for pair in told[1:]]
+    assert {"survives", "appears"} <= {row.verdict for row in tuning.rows}
 
 
-def test_the_figures_show_both_roadmaps_on_one_axis_and_a_panel_a_row(tuning):
-    figure = own_rates(tuning)
+def test_the_figures_show_both_roadmaps_on_one_axis_and_a_panel_a_row(group, tuning):
+    figure = own_rates(group)
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"The one recipe", "Each row at its own rate"} <= texts
     spans = {axes.get_xlim() for axes in figure.axes if axes.get_xlabel() == "top-1 (%)"}
     assert len(spans) == 1
-    panels = rate_sensitivity(tuning).axes
+    panels = rate_sensitivity(group).axes
     assert len(panels) == 4
     filled = [line.get_xdata()[0] for axes in panels for line in axes.lines if line.get_markersize() == 4]
     assert filled == [row.factor for row in tuning.rows]
@@ -296,7 +301,7 @@ def test_without_a_plain_study_the_tuned_one_gives_what_it_has(tmp_path):
         write(tmp_path, "own", "resnet", factor, [60 - factor], holdout=0.1)
         write(tmp_path, "own", "enhanced_recipe", factor, [60 - abs(factor - 1)], holdout=0.1)
     write(tmp_path, "own", "enhanced_recipe", 1, [61.0, 61.2])
-    (group,) = at_own_rates(aggregate(collect([tmp_path]).runs))
+    (group,) = aggregate(collect([tmp_path]).runs)
     resnet, enhanced = group.tuning.rows
     assert (resnet.tuned, resnet.plain) == (None, None)
     assert enhanced.tuned.cell == enhanced.plain.cell == "enhanced_recipe"

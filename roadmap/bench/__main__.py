@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from roadmap.errors import DONE, ConfigError, RoadmapError, StoppedEarly
-from roadmap.text import clean, redact_output
+from roadmap.errors import DONE, ConfigError
+from roadmap.text import clean, command_line
 
 # Modules with a main(argv) -> exit code, and what each measures.
 BENCHMARKS = {
@@ -20,23 +20,17 @@ BENCHMARKS = {
 }
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Run a benchmark and return its exit code; 64 for a wrong command."""
-    redact_output()
-    try:
-        if argv and argv[0] in ("-h", "--help"):
-            print("usage: python -m roadmap.bench NAME [OPTIONS]; NAME --help has the options\n")
-            print(*(f"  {name:<10}{about}" for name, about in BENCHMARKS.items()), sep="\n")
-            return DONE
-        if not argv or argv[0] not in BENCHMARKS:
-            given = f"{clean(argv[0])}: there is no such benchmark; " if argv else ""
-            raise ConfigError(f"python -m roadmap.bench: {given}allowed: {', '.join(BENCHMARKS)}; see --help")
-        return int(import_module(f"roadmap.bench.{argv[0]}").main(argv[1:]))
-    except RoadmapError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.code
-    except KeyboardInterrupt:
-        return StoppedEarly.code
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: python -m roadmap.bench NAME [OPTIONS]; NAME --help has the options\n")
+        print(*(f"  {name:<10}{about}" for name, about in BENCHMARKS.items()), sep="\n")
+        return DONE
+    if not argv or argv[0] not in BENCHMARKS:
+        given = f"{clean(argv[0])}: there is no such benchmark; " if argv else ""
+        raise ConfigError(f"python -m roadmap.bench: {given}allowed: {', '.join(BENCHMARKS)}; see --help")
+    return int(import_module(f"roadmap.bench.{argv[0]}").main(argv[1:]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The gradient of the images, which nobody needs, is not taken off: at most 1 % of
 measured, by a large matrix product and a large copy. Both bounds hold at once, so the larger time counts.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from roadmap.bench.measure import seconds
+from roadmap.bench.measure import Call, seconds
 from roadmap.config.choices import Optimizer, Precision
 from roadmap.config.recipe import RecipeConfig
 
@@ -82,11 +81,8 @@ def measured_rates(device: torch.device, precision: Precision) -> Rates:
     source = torch.ones(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
-    def best_s(call: Callable[[], object]) -> float:
-        def timed() -> None:
-            call()
-
-        return min([seconds(device, timed) for _ in range(2 + repeats)][2:])  # the first two warm up
+    def best_s(call: Call) -> float:
+        return min([seconds(device, call) for _ in range(2 + repeats)][2:])  # the first two warm up
 
     product_s = best_s(lambda: torch.mm(a, b, out=out))
     return Rates(2 * size**3 / product_s, 2 * source.numel() / best_s(lambda: target.copy_(source)))

@@ -107,13 +107,7 @@ def candidates(config: Config, setting: Setting, forms: Sequence[str], libraries
 
     def candidate(name: str, form: str, build: Build, peer: str | None = None) -> Candidate:
         def start() -> Call:
-            images, labels = setting.example()
-            step = FORMS[form](build, config, setting, tuned=peer is not None)
-
-            def call() -> None:
-                step(images, labels)
-
-            return call
+            return partial(FORMS[form](build, config, setting, tuned=peer is not None), *setting.example())
 
         return Candidate(f"{name} {form}", setting.batch, start, peer)
 

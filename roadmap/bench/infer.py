@@ -1,15 +1,14 @@
 """`python -m roadmap.bench infer`: how fast chosen rows answer, beside the nets of other libraries.
 
-Two numbers a candidate: the latency of one image (median and 95th percentile), and the images/s of its best batch. That
+Each row is measured twice, all candidates in turn: the latency of one image, and the images/s of the best batch. That
 batch is sought upward, by doubling, with each library's uncompiled net, until a doubling twice gains nothing, memory
-ends, or the time does; the other forms of the net are measured at it. All candidates of a row then run in turn. Images
-are random and stay on the device; channels-last, inference mode, bf16 on a GPU that has it.
+ends, or the time does; the other forms of the net are measured at it. Images are random and stay on the device;
+channels-last, inference mode, bf16 on a GPU that has it.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from roadmap.bench.forms import Build, Setting
 from roadmap.bench.input import time_limit
-from roadmap.bench.measure import Call, Candidate, best_against_peers, free_memory, measure, seconds, speed_ratio
+from roadmap.bench.measure import Call, Candidate, free_memory, measure, seconds
 from roadmap.bench.net import row_configs
-from roadmap.bench.options import chosen_peers, count, names, on_gpu, parser
+from roadmap.bench.options import above_zero, chosen_peers, count, names, on_gpu, parser
 from roadmap.bench.peers import CONVNEXT, RESNET, has_net, peer_net
-from roadmap.bench.results import Results, entry, rate
+from roadmap.bench.results import Results
 from roadmap.config.choices import Device, Kernels
 from roadmap.config.schema import Config
 from roadmap.distributed.device import autocast, choose_device, choose_precision, is_out_of_memory
@@ -40,7 +39,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 PEER_FORMS = ("eager", "compiled", "graph")
 ON_CPU = ("eager", "kernels")  # compiling for a CPU takes longer than measuring there
-HEAD = ("row", "candidate", "ms of one image", "95th percentile", "x baseline", "best batch", "images/s", "x baseline")
 GAIN, PATIENCE = 1.02, 2  # a batch counts as better from here on; worse ones in a row that end the search
 CALLS, TRY_S = 5, 0.2  # of a try at least
 FEWEST = 5  # measurements of each candidate, however short the time
@@ -69,19 +67,17 @@ def main(argv: Sequence[str]) -> int:
     )
     options.add_argument("--image-size", type=count, help="pixels; default: the regime's")
     options.add_argument("--most", type=count, help=f"images of a batch; default: {MOST_ON_GPU}, or {MOST_ON_CPU}")
-    options.add_argument("--limit", type=float, default=300.0, help="seconds, for all rows; default: %(default)s")
+    options.add_argument("--limit", type=above_zero, default=300.0, help="seconds, for all rows; default: %(default)s")
     args = options.parse_args(argv)
-    if not 0 < args.limit < 1e6:
-        raise ConfigError(f"--limit={args.limit:g}: must be more than 0 seconds")
     forms = args.forms or (list(FORMS) if on_gpu(args) else list(ON_CPU))
     libraries, configs, device = chosen_peers(args), row_configs(args), choose_device(Device(args.device))
     settings = {step: setting_of(args, config, device) for step, config in configs.items()}
     first = next(iter(settings.values()))
     shared: dict[str, Any] = {"forms": forms, "peers": libraries, "most": most_of(args, device)}
-    how = f"n = {args.repeats} of one image and a fifth of that at the best batch, fewer where --limit asks, in turn"
+    how = f"n = {args.repeats} of one image and a fifth of that at the best batch, fewer where --limit asks, in turn;"
+    how += " median, 10th and 90th percentile;"
     results = Results("infer", argv, device, args, how, **shared, precision=str(first.precision))
     print(f"regime {args.regime}, images of {first.image_size}x{first.image_size}, {first.precision}", flush=True)
-    print("\n| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
     ends = time.monotonic() + args.limit
     for number, (step, config) in enumerate(configs.items()):
         share_s = (ends - time.monotonic()) / (len(configs) - number)
@@ -112,7 +108,7 @@ def measure_row(
     config: Config, setting: Setting, results: Results, args: argparse.Namespace, forms: Sequence[str],
     libraries: Sequence[str], ends: float,
 ) -> None:  # fmt: skip
-    """Seek the best batch of each library's net, measure all candidates of a row in turn, and show them."""
+    """Seek the best batch of each library's net, and measure all candidates of a row at one image and at that."""
     device, model = setting.device, config.model
     builds: dict[str, Build] = {"ours": lambda: build_net(model, setting.num_classes)}
     for library in libraries:
@@ -139,9 +135,13 @@ def measure_row(
         return found
 
     half = time.monotonic() + (ends - time.monotonic()) / 2
-    single = all_at(lambda name: 1, args.repeats, half)
+    results.add(f"{config.step}, one image", all_at(lambda name: 1, args.repeats, half))
     whole = all_at(lambda name: searches[name].batch, max(FEWEST, args.repeats // 5), ends)
-    show(config.step, single, whole, searches, results)
+    results.add(f"{config.step}, best batch", whole)
+    batches = ", ".join(f"{name} {search.batch} ({search.ended})" for name, search in searches.items())
+    tried = {name: asdict(search) for name, search in searches.items()}
+    found = results.record.get("searches", {}) | {config.step: tried}
+    results.note("searches", found, f"{config.step}: best batch: {batches}")
 
 
 def call_of(build: Build, setting: Setting, form: str, until: float, *, tuned: bool) -> Call:
@@ -150,11 +150,7 @@ def call_of(build: Build, setting: Setting, form: str, until: float, *, tuned: b
         images, _ = setting.example()
         run = forward(build, setting, **FORMS[form], tuned=tuned)
         run(images)
-
-    def call() -> None:
-        run(images)
-
-    return call
+    return partial(run, images)
 
 
 def forward(
@@ -185,81 +181,37 @@ def forward(
 
 def best_batch(build: Build, setting: Setting, most: int, until: float, *, tuned: bool) -> Search:
     """Double the batch while the images/s grow; a net that cannot be built has none, and tells it when measured."""
-    search, worse, batch = Search(), 0, 1
-    with out_of_memory(search, setting.device):
-        try:
-            run = forward(build, setting, tuned=tuned)
-        except ConfigError as error:  # whoever measures it gets it again
-            search.ended = str(error)
-            return search
-        while True:
-            images, _ = replace(setting, batch=batch).example()
-            run(images)
-            times_s: list[float] = []
-            while len(times_s) < CALLS or sum(times_s) < TRY_S:
-                times_s.append(seconds(setting.device, partial(timed, run, images)))
-            search.images_per_s[batch] = batch / min(times_s)  # what else runs here makes a call slow, and none fast
-            better = search.images_per_s[batch] > GAIN * search.images_per_s[search.batch]
-            worse = 0 if better or batch == 1 else worse + 1
-            search.batch = batch if better else search.batch
-            expected_s = 2 * (CALLS + 1) * float(np.median(times_s))
-            batch *= 2
-            if worse == PATIENCE:
-                search.ended = "no longer grew"
-            elif batch > most:
-                search.ended = f"--most={most}"
-            elif time.monotonic() + expected_s > until:
-                search.ended = "--limit"
-            if search.ended:
-                return search
-    return search
-
-
-@contextmanager
-def out_of_memory(search: Search, device: torch.device) -> Iterator[None]:
-    """End a search where memory does. Other errors pass."""
+    search = Search()
     try:
-        yield
+        search.ended = double(search, forward(build, setting, tuned=tuned), setting, most, until)
+    except ConfigError as error:  # whoever measures it gets it again
+        search.ended = str(error)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         search.ended = "memory"
-    free_memory(device)
+    free_memory(setting.device)
+    return search
 
 
-def timed(run: Callable[[Tensor], Tensor], images: Tensor) -> None:
-    """Run a forward pass for its time alone."""
-    run(images)
-
-
-def show(
-    step: str, single: Sequence[Candidate], whole: Sequence[Candidate], searches: dict[str, Search], results: Results
-) -> None:
-    """Print a row's candidates and how ours compare with the best peer, and put all of it into the record."""
-    ones, alls = (next((c for c in found if c.failed is None), None) for found in (single, whole))
-    entries = []
-    for one, every in zip(single, whole, strict=True):
-        latency, throughput = entry(one, ones, {}), entry(every, alls, {})
-        failed = one.failed or every.failed
-        about = {"candidate": one.name, "peer": one.peer, "failed": failed}
-        if failed is None:
-            latency["p95_s"] = float(np.percentile(one.times_s, 95))
-            shown = [f"{1e3 * latency['median_s']:.2f}", f"{1e3 * latency['p95_s']:.2f}"]
-            shown += [f"{latency['ratio_to_baseline'][0]:.2f}", str(every.images), rate(throughput["images_per_s"])]
-            shown.append(f"{throughput['ratio_to_baseline'][0]:.2f}")
-        else:
-            shown = [f"failed: {failed.replace('|', '/')[:160]}"]
-        print("| " + " | ".join([step, one.name, *shown]) + " |", flush=True)
-        entries.append(about | {"latency": latency, "throughput": throughput})
-    against = {}
-    for what, found in (("of one image", single), ("at its best batch", whole)):
-        if best := best_against_peers(found):
-            against[what] = {"ours": best[0].name, "peer": best[1].name, "ratio": speed_ratio(*best)}
-            median, low, high = against[what]["ratio"]
-            ratio = f"{median:.2f} ({low:.2f} to {high:.2f}) x as fast as {best[1].name}"
-            print(f"{step} {what}: {best[0].name} is {ratio}, the best peer", flush=True)
-    for name, search in searches.items():
-        print(f"{step}: best batch of {name}: {search.batch} ({search.ended})", flush=True)
-    tried = {name: asdict(search) for name, search in searches.items()}
-    results.rows.append({"row": step, "candidates": entries, "against_best_peer": against, "searches": tried})
-    results.write()
+def double(search: Search, run: Callable[[Tensor], Tensor], setting: Setting, most: int, until: float) -> str:
+    """Double the batch of a search until there is a reason not to, and return that."""
+    worse, batch = 0, 1
+    while True:
+        images, _ = replace(setting, batch=batch).example()
+        run(images)
+        times_s: list[float] = []
+        while len(times_s) < CALLS or sum(times_s) < TRY_S:
+            times_s.append(seconds(setting.device, partial(run, images)))
+        search.images_per_s[batch] = batch / min(times_s)  # what else runs here makes a call slow, and none fast
+        better = search.images_per_s[batch] > GAIN * search.images_per_s[search.batch]
+        worse = 0 if better or batch == 1 else worse + 1
+        search.batch = batch if better else search.batch
+        expected_s = 2 * (CALLS + 1) * float(np.median(times_s))
+        batch *= 2
+        if worse == PATIENCE:
+            return "no longer grew"
+        if batch > most:
+            return f"--most={most}"
+        if time.monotonic() + expected_s > until:
+            return "--limit"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from roadmap.bench.forms import FORMS, Setting
 from roadmap.bench.measure import BOUND, Candidate, free_memory, synchronize
-from roadmap.bench.options import chosen_peers, count, parser
+from roadmap.bench.options import above_zero, chosen_peers, count, parser
 from roadmap.bench.photographs import SIZE, describe_sizes, link_photographs, write_photographs
 from roadmap.bench.pipelines import BOUNDS, PIPELINES, Epoch, Start
 from roadmap.bench.results import Results, rate
@@ -76,8 +76,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
     options = parser("input", __doc__, warm_up=1)
     options.set_defaults(repeats=5)
-    options.add_argument("--seconds", type=seconds, default=6.0, help="of each candidate; default: %(default)s")
-    options.add_argument("--limit", type=seconds, default=95.0, help="seconds, for all; default: %(default)s")
+    options.add_argument("--seconds", type=above_zero, default=6.0, help="of each candidate; default: %(default)s")
+    options.add_argument("--limit", type=above_zero, default=95.0, help="seconds, for all; default: %(default)s")
     options.add_argument("--root", type=Path, help="real photographs: a folder with train/<class>/*.jpg")
     options.add_argument("--images", type=count, help="of an epoch; default: as many as can be decoded in time")
     options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images; default here: %(default)s")
@@ -118,14 +118,6 @@ def gather_images(results: Results, args: argparse.Namespace, root: Path) -> Non
     results.note("images", {"count": len(sizes), "mean_bytes": sum(sizes) / len(sizes)}, line)
     how = f"batch {args.batch}, {args.workers} workers, to {args.image_size} pixels"
     print(f"{how}, the paper's full recipe", flush=True)
-
-
-def seconds(text: str) -> float:
-    """Read a time above 0."""
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
 
 
 def pipelines(args: argparse.Namespace) -> list[tuple[str, str | None, Start]]:

@@ -6,7 +6,6 @@ won are written to the file that `kernels=auto` reads (roadmap/net/kernels/measu
 torch then takes them. Shapes that there is no time for keep what is known of them.
 """
 
-import argparse
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from roadmap.bench.bound import DTYPES, Rates, measured_rates
 from roadmap.bench.measure import free_memory, seconds
 from roadmap.bench.net import CPU_BATCH, CPU_SIZE, GPU_BATCH, row_configs
 from roadmap.bench.operations import CHECKED, OpShape, combined, forms_at, operation_at, relative_errors, shapes_of
-from roadmap.bench.options import count, names, on_gpu, plain_parser
+from roadmap.bench.options import above_zero, count, names, on_gpu, plain_parser
 from roadmap.bench.results import Results
 from roadmap.config.choices import Device, Precision
 from roadmap.config.schema import Config
@@ -92,14 +91,6 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"{len(rows)} shapes recorded in {record(table)}")
     return 0
-
-
-def above_zero(text: str) -> float:
-    """Read a number above zero."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
 
 
 def found_shapes(configs: Iterable[Config], image_size: int) -> list[OpShape]:
@@ -206,7 +197,7 @@ def median_ms(call: Callable[[], object], device: torch.device) -> float:
     for _ in range(3):
         call()
     if device.type != "cuda":
-        return 1e3 * float(np.median([seconds(device, as_call(call)) for _ in range(CPU_CALLS)]))
+        return 1e3 * float(np.median([seconds(device, call) for _ in range(CPU_CALLS)]))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
@@ -219,15 +210,6 @@ def median_ms(call: Callable[[], object], device: torch.device) -> float:
         stop.record()
     torch.cuda.synchronize(device)
     return float(np.median([start.elapsed_time(stop) for start, stop in events]))
-
-
-def as_call(call: Callable[[], object]) -> Callable[[], None]:
-    """Return a call that gives nothing: `seconds` takes what it gives for its own time."""
-
-    def run() -> None:
-        call()
-
-    return run
 
 
 def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str, float]) -> Row | None:

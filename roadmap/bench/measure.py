@@ -20,8 +20,7 @@ from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import RoadmapError
 from roadmap.text import one_line
 
-# What is timed. It may return its own seconds, where a part of it (the start of worker processes) is not to count.
-Call = Callable[[], float | None]
+Call = Callable[[], object]  # what is timed
 BOUND = "bound"  # in place of a library: not a rival, but what none can pass
 
 
@@ -108,18 +107,18 @@ def best_against_peers(candidates: Sequence[Candidate]) -> tuple[Candidate, Cand
 
 
 def seconds(device: torch.device, call: Call) -> float:
-    """Return the seconds of a call, by the device's own events on a GPU; or what the call itself returns."""
+    """Return the seconds of a call, by the device's own events on a GPU."""
     if device.type != "cuda":
         began = time.perf_counter()
-        own = call()
-        return time.perf_counter() - began if own is None else own
+        call()
+        return time.perf_counter() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     start.record()
-    own = call()
+    call()
     end.record()
     torch.cuda.synchronize(device)
-    return start.elapsed_time(end) / 1e3 if own is None else own
+    return start.elapsed_time(end) / 1e3
 
 
 def synchronize(device: torch.device) -> None:

@@ -39,6 +39,14 @@ def count(text: str) -> int:
     return value
 
 
+def above_zero(text: str) -> float:
+    """Read a number above 0."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
+
+
 def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
     """Return what reads names with commas between them, each one of those allowed."""
 

@@ -15,12 +15,8 @@ from roadmap.errors import ConfigError
 from roadmap.net import count_params
 
 LIBRARIES = ("timm", "torchvision")
-RESNET, CONVNEXT, CONVNEXT_V2, SWIN = (
-    "resnet",
-    "separate_downsampling",
-    "grn",
-    "swin",
-)  # the rows that other libraries have, too
+# The rows that other libraries have, too.
+RESNET, CONVNEXT, CONVNEXT_V2, SWIN = "resnet", "separate_downsampling", "grn", "swin"
 RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the width of the stages
 
 

@@ -1,35 +1,32 @@
 """`python -m roadmap.report SOURCE [SOURCE ...] --out DIR`: charts, tables and a page, from run directories or W&B."""
 
-import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from roadmap.errors import DONE, ConfigError, DataError, RoadmapError
+from roadmap.errors import DONE, ConfigError, DataError
 from roadmap.files import atomic_write, deny_others, disk_errors
+from roadmap.report.analyse.aggregate import aggregate
 from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.collect import Collected, collect
 from roadmap.report.analyse.comparability import KINDS
 from roadmap.report.analyse.findings import findings
-from roadmap.report.analyse.gains import aggregate
-from roadmap.report.analyse.tuning import at_own_rates
 from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
-from roadmap.report.write.classes import to_classes_csv
-from roadmap.report.write.page import Picture, page
-from roadmap.report.write.rate_tables import rate_csvs
+from roadmap.report.write.csv_files import csv_files
+from roadmap.report.write.page import page
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.summary_run import require_login, send_summaries
-from roadmap.report.write.tables import to_csv, to_markdown, to_tex, to_text, worths_csv
-from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
+from roadmap.report.write.tables import to_markdown, to_tex, to_text
+from roadmap.text import ArgumentParser, clean, command_line, redact
 
 FORMATS = ("png", "svg", "pdf")
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit code: 0, 64, 65 without one usable run, 74 where DIR cannot be written."""
-    redact_output()
     deny_others()
     parser = ArgumentParser(
         prog="python -m roadmap.report",
@@ -44,18 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tables-only", action="store_true", help="only tables and findings, no figures and page")
     parser.add_argument("--wandb", action="store_true", help="also send charts and tables to a summary run per study")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end the report
-    try:
-        args = parser.parse_args(argv)
-        if wrong := [kind for kind in args.allow if kind not in KINDS]:
-            raise ConfigError(f"--allow {clean(wrong[0])}: there is no such kind; allowed: {', '.join(KINDS)}")
-        if args.wandb:
-            require_login()
-        report(args.runs, Path(args.out), args.allow, figures=not args.tables_only, to_wandb=args.wandb)
-    except RoadmapError as error:
-        print(clean(error, 400) if isinstance(error, ConfigError) else printable_lines(str(error)), file=sys.stderr)
-        return error.code
-    except BrokenPipeError:  # `| head` has read enough; the files are written by then
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    args = parser.parse_args(argv)
+    if wrong := [kind for kind in args.allow if kind not in KINDS]:
+        raise ConfigError(f"--allow {clean(wrong[0])}: there is no such kind; allowed: {', '.join(KINDS)}")
+    if args.wandb:
+        require_login()
+    report(args.runs, Path(args.out), args.allow, figures=not args.tables_only, to_wandb=args.wandb)
     return DONE
 
 
@@ -67,10 +58,8 @@ def report(
     collected = collect(sources, allow)
     if not collected.runs:
         raise DataError(_nothing(sources, collected))
-    groups = at_own_rates(aggregate(collected.runs))
-    files = tables(groups, collected)
-    if (out / "other_cells.csv").exists():
-        files["other_cells.csv"] = to_csv(groups, others=True)  # what an earlier report left there is no longer true
+    groups = aggregate(collected.runs)
+    files = tables(groups, collected, there={path.name for path in out.glob("*.csv")})
     if figures:
         files |= figures_and_page(groups, collected)
     with disk_errors(out):
@@ -89,25 +78,16 @@ def report(
         print(*send_summaries(groups, sources), sep="\n")
 
 
-def tables(groups: Sequence[Group], collected: Collected) -> dict[str, bytes]:
-    """Return the tables and the findings by file name."""
+def tables(groups: Sequence[Group], collected: Collected, there: Collection[str] = ()) -> dict[str, bytes]:
+    """Return the tables and the findings by file name; `there` are those of an earlier report."""
     sentences = findings(groups)
     files = {
-        "table.csv": to_csv(groups),
         "table.md": to_markdown(groups, collected, sentences),
         "table.tex": to_tex(groups),
         "report.json": to_json(groups, collected, sentences),
         "findings.txt": ("\n\n".join(sentences) + "\n").encode(),
+        **csv_files(groups, there),
     }
-    files |= rate_csvs(groups)
-    if any(group.others for group in groups):
-        files["other_cells.csv"] = to_csv(groups, others=True)
-    if any(group.holdouts for group in groups):
-        files["holdout.csv"] = to_csv(groups, kind="holdouts")
-    if any(group.attribution for group in groups):
-        files["attribution.csv"] = worths_csv(groups)
-    if (classes := to_classes_csv(groups)) is not None:
-        files["classes.csv"] = classes
     return {name: redact(data.decode()).encode() for name, data in files.items()}
 
 
@@ -117,7 +97,7 @@ def figures_and_page(groups: Sequence[Group], collected: Collected) -> dict[str,
     shown = []
     for drawing in gallery(groups):
         files |= {f"{drawing.name}.{kind}": image(drawing.figure, kind) for kind in FORMATS}
-        shown.append(Picture(drawing.name, drawing.caption, files[f"{drawing.name}.svg"]))
+        shown.append((drawing, files[f"{drawing.name}.svg"]))
     html = page(groups, collected, findings(groups), shown)
     return files | {"index.html": redact(html.decode()).encode()}
 

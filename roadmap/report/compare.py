@@ -1,13 +1,12 @@
 """`python -m roadmap.report.compare A B`: two runs, or two cells over their seeds, side by side."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.config import Affects, Config
-from roadmap.errors import DONE, RoadmapError
+from roadmap.errors import DONE
 from roadmap.files import atomic_write, deny_others, disk_errors
 from roadmap.parsing import parse_yaml
 from roadmap.report.analyse.comparison import Comparison, compare, find_side
@@ -17,14 +16,14 @@ from roadmap.report.write.comparison_page import as_json, as_text
 from roadmap.runs.recorded_config import flatten_config, from_flat
 from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.schema import CONFIG
-from roadmap.text import ArgumentParser, clean, printable_lines, redact, redact_output
+from roadmap.text import ArgumentParser, clean, command_line, printable_lines, redact
 
 FORMATS = ("png", "svg")
 
 
+@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 64 where there is no such run, 65 where none is sound, 74."""
-    redact_output()
     deny_others()
     parser = ArgumentParser(prog="python -m roadmap.report.compare", description="Compare two runs or two rows.")
     side = "a run, or a folder of its seeds, also in an archive; or a row of SOURCE: gelu, gelu/seed0"
@@ -34,21 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", help="where to write curves (PNG, SVG), a page and its JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end it
-    try:
-        args = parser.parse_args(argv)
-        found = compare(*(find_side(name, args.within) for name in (args.a, args.b)))
-        layers = layer_lines(found)
-        text = printable_lines(as_text(found, layers))
-        data = redact(json.dumps(as_json(found, layers), indent=1))
-        if args.out:
-            write(Path(args.out), found, text, data)
-        print(data if args.json else text)
-        sys.stdout.flush()
-    except RoadmapError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return error.code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    args = parser.parse_args(argv)
+    found = compare(*(find_side(name, args.within) for name in (args.a, args.b)))
+    layers = layer_lines(found)
+    text = printable_lines(as_text(found, layers))
+    data = redact(json.dumps(as_json(found, layers), indent=1))
+    if args.out:
+        write(Path(args.out), found, text, data)
+    print(data if args.json else text)
     return DONE
 
 

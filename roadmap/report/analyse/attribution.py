@@ -20,6 +20,7 @@ from statistics import fmean, variance
 from scipy import stats
 
 from roadmap.config import KEYS, Affects
+from roadmap.paper import PaperRow
 from roadmap.paper.toggle_orders import FIRST, Net, Order, is_several, net_of, nets, sampled_order, toggles
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.comparability import config_value
@@ -53,9 +54,9 @@ class Mean:
     seeds_in_it: float  # h: the part of it that seeds do, as a share of their variance
     num_orders: int  # m
 
-    def spread(self, seeds: Spread, top1s: Top1s, less: Weights | None = None) -> Spread | None:
+    def spread(self, seeds: Spread | None, top1s: Top1s, less: Weights | None = None) -> Spread | None:
         """Return the spread of the mean, or of the mean less another sum over nets of the same runs."""
-        if self.over_orders is None:
+        if self.over_orders is None or seeds is None:
             return None
         left = defaultdict(float, self.weights)
         for net, weight in (less or {}).items():
@@ -102,31 +103,33 @@ class Attribution:
     lacks: str = ""  # why no interval is given
 
 
-def attribution(group: Group, groups: Sequence[Group]) -> Attribution | None:
-    """Return the toggles' worths of a group; None where it has all nets of no sampled order."""
+def with_attribution(group: Group, groups: Sequence[Group]) -> Group:
+    """Add the toggles' worths to a study of sampled orders; what it lacks are orders, and no rows of a roadmap."""
     if not any(is_several(cell.variant) for cell in group.cells):
-        return None
+        return group
     cells = nets_of(group)
     orders, incomplete = complete_orders(cells)
     if not orders:
-        return None
+        return group
     top1s = {net: cell.top1s for net, cell in cells.items()}
     seeds = seed_spread(top1s)
     lacks = "" if seeds else "no net has a second seed"
     lacks = lacks if len(orders) >= MIN_ORDERS else f"that takes {MIN_ORDERS} orders"
-    known = None if lacks else seeds
-    means = estimate(orders, top1s)
-    worths = [_with_interval(mean, known, top1s) for mean in means]
-    worths = _in_the_papers_order(worths, means, known, cells)
-    worths = _as_printed(worths, means, known, top1s, group)
-    return Attribution(
-        worths=tuple(replace(worth, left_out=_left_out(worth.toggle, cells, group, groups)) for worth in worths),
+    printed = {row.step: row.paper for row in group.rows if row.paper}
+    worths = [_worth(mean, None if lacks else seeds, cells, printed) for mean in estimate(orders, top1s)]
+    in_order_p, paper_p = (holm([getattr(worth, name) for worth in worths]) for name in ("in_order_p", "paper_p"))
+    found = Attribution(
+        worths=tuple(
+            replace(worth, in_order_p=ours, paper_p=theirs, left_out=_left_out(worth.toggle, cells, group, groups))
+            for worth, ours, theirs in zip(worths, in_order_p, paper_p, strict=True)
+        ),
         orders=len(orders),
         incomplete=incomplete,
         num_nets=len({net for order in orders for net in nets(order)}),
         seed_std=math.sqrt(seeds.variance) if seeds else None,
         lacks=lacks,
     )
+    return replace(group, attribution=found, missing=())
 
 
 def nets_of(group: Group) -> dict[Net, Cell]:
@@ -205,52 +208,36 @@ def half_width(spread: Spread) -> float:
     return float(stats.t.ppf(0.5 + LEVEL / 2, spread.df)) * math.sqrt(spread.variance)
 
 
-def _with_interval(mean: Mean, seeds: Spread | None, top1s: Top1s) -> Worth:
-    if seeds is None or (spread := mean.spread(seeds, top1s)) is None:
-        return Worth(mean.toggle, mean.value)
-    half, of_orders = half_width(spread), mean.of_orders(seeds)
+def _worth(mean: Mean, seeds: Spread | None, cells: Mapping[Net, Cell], printed: Mapping[str, PaperRow]) -> Worth:
+    """Return a toggle's worth beside its gains in the paper's order, in these runs and as printed where that compares.
+
+    Each has the p of what tells it from the worth, not adjusted yet. Without `seeds` there is no interval and no p.
+    """
+    top1s = {net: cell.top1s for net, cell in cells.items()}
+    before, after = step(mean.toggle, toggles())
+    in_order = in_order_p = paper_gain = paper_p = None
+    if before in cells and after in cells:
+        in_order = cells[after].top1 - cells[before].top1
+        in_order_p = _p(in_order - mean.value, mean.spread(seeds, top1s, {after: 1.0, before: -1.0}))
+    spread = mean.spread(seeds, top1s)
+    first, then = (printed.get((FIRST, *toggles())[len(net)]) for net in (before, after))
+    if first and then:
+        paper_gain = then.top1 - first.top1
+        if spread and first.top1_std and then.top1_std:
+            of_paper = [Spread(row**2 / PAPER_SEEDS, PAPER_SEEDS - 1) for row in (first.top1_std, then.top1_std)]
+            paper_p = _p(paper_gain - mean.value, total(spread, *of_paper))
+    half, of_orders = half_width(spread) if spread else 0.0, mean.of_orders(seeds) if seeds else 0.0
     return Worth(
-        mean.toggle,
-        mean.value,
+        toggle=mean.toggle,
+        value=mean.value,
         interval=Interval(mean.value - half, mean.value + half) if half else None,
-        orders_std=math.sqrt(of_orders * mean.num_orders),
-        of_seeds=1 - of_orders / spread.variance if spread.variance else None,
+        orders_std=math.sqrt(of_orders * mean.num_orders) if spread else None,
+        of_seeds=1 - of_orders / spread.variance if spread and spread.variance else None,
+        in_order=in_order,
+        in_order_p=in_order_p,
+        paper_gain=paper_gain,
+        paper_p=paper_p,
     )
-
-
-def _in_the_papers_order(
-    worths: Sequence[Worth], means: Sequence[Mean], seeds: Spread | None, cells: Mapping[Net, Cell]
-) -> list[Worth]:
-    """Add the gains in the paper's order in these runs, and the p of what tells them from the worths."""
-    found, ps, top1s = list(worths), list[float | None](), {net: cell.top1s for net, cell in cells.items()}
-    for i, mean in enumerate(means):
-        before, after = step(mean.toggle, toggles())
-        p = None
-        if before in cells and after in cells:
-            gain = cells[after].top1 - cells[before].top1
-            p = _p(gain - mean.value, mean.spread(seeds, top1s, {after: 1.0, before: -1.0}) if seeds else None)
-            found[i] = replace(found[i], in_order=gain)
-        ps.append(p)
-    return [replace(worth, in_order_p=p) for worth, p in zip(found, holm(ps), strict=True)]
-
-
-def _as_printed(
-    worths: Sequence[Worth], means: Sequence[Mean], seeds: Spread | None, top1s: Top1s, group: Group
-) -> list[Worth]:
-    """Add the paper's own gains where its numbers compare, and the p of what tells them from the worths."""
-    found, ps = list(worths), list[float | None]()
-    printed = {row.step: row.paper for row in group.rows if row.paper}
-    for i, mean in enumerate(means):
-        before, after = (printed.get((FIRST, *toggles())[len(net)]) for net in step(mean.toggle, toggles()))
-        p = None
-        if before and after:
-            gain = after.top1 - before.top1
-            found[i] = replace(found[i], paper_gain=gain)
-            if seeds and before.top1_std and after.top1_std and (spread := mean.spread(seeds, top1s)):
-                of_paper = [Spread(row**2 / PAPER_SEEDS, PAPER_SEEDS - 1) for row in (before.top1_std, after.top1_std)]
-                p = _p(gain - mean.value, total(spread, *of_paper))
-        ps.append(p)
-    return [replace(worth, paper_p=p) for worth, p in zip(found, holm(ps), strict=True)]
 
 
 def _p(difference: float, spread: Spread | None) -> float | None:

@@ -9,10 +9,11 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from roadmap import catalog, paper
+from roadmap.report.analyse.formats import listed
 from roadmap.report.analyse.image_changes import ImageChanges
 from roadmap.report.analyse.statistics import ALPHA, Effect, Interval, Seeds, mean_interval
-from roadmap.report.read.device_hours import hours_notes
 from roadmap.report.read.run import CellInfo, Run
+from roadmap.runs.progress import hours_text
 from roadmap.runs.schema import MEGA_MACS, QUANTITIES, Quantity
 
 if TYPE_CHECKING:  # they are computed of groups
@@ -38,7 +39,6 @@ class Gain:
     over_seeds: Interval | None = None  # Welch
     p: float | None = None
     p_holm: float | None = None
-    bootstrap: Interval | None = None  # over seeds, from 8 on
     effect: Effect | None = None
     seeds_needed: Seeds | None = None
     over_images: Interval | None = None  # the trained nets held fixed
@@ -114,12 +114,12 @@ class Group:
     study: str
     regime: str
     data: str
-    rows: tuple[Cell, ...]  # plain steps
-    others: tuple[Cell, ...]  # variants and overrides
-    holdouts: tuple[Cell, ...]  # evaluated on held-out training images: never beside the accuracies of the others
-    notes: tuple[str, ...]
-    missing: tuple[str, ...]  # rows, parents and seeds without a usable run
     made_with: tuple[str, ...]  # hardware and versions
+    holdouts: tuple[Cell, ...]  # evaluated on held-out training images: never beside the accuracies of the others
+    rows: tuple[Cell, ...] = ()  # plain steps
+    others: tuple[Cell, ...] = ()  # variants and overrides
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # rows, parents and seeds without a usable run
     macs: Quantity = QUANTITIES["gmacs"]  # in the one unit of the report
     tuning: "Tuning | None" = field(default=None, repr=False, compare=False)  # where each row has its own rate
     attribution: "Attribution | None" = None  # of a study of sampled orders
@@ -182,17 +182,8 @@ def _group(study: str, regime: str, data: str, runs: Sequence[Run]) -> Group:
     cells = [cell for cell in every if not cell.holdout]
     plain = {cell.step for cell in cells if cell.plain}
     rows = [cell for cell in cells if cell.plain or (cell.cell == paper.SWIN_CELL and cell.step not in plain)]
-    group = Group(
-        study=study,
-        regime=regime,
-        data=data,
-        rows=(),
-        others=(),
-        holdouts=tuple(cell for cell in every if cell.holdout),
-        notes=(),
-        missing=(),
-        made_with=tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""})),
-    )
+    made_with = tuple(sorted({f"{run.hardware}, {run.versions}".strip(", ") for run in runs} - {""}))
+    group = Group(study, regime, data, made_with, holdouts=tuple(cell for cell in every if cell.holdout))
     return with_rows(group, rows, [cell for cell in cells if cell not in rows])
 
 
@@ -200,8 +191,18 @@ def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -
     """Return a group with these rows and other cells, and what is to be said of them."""
     missing = tuple(_missing(rows, group.regime))
     runs = [run for cell in (*rows, *others, *group.holdouts) for run in cell.runs]
-    notes = (*_notes(rows), *_departures([*rows, *others]), *hours_notes(runs))
+    notes = (*_notes(rows), *_departures([*rows, *others]), *_hours(runs))
     return replace(group, rows=tuple(rows), others=tuple(others), notes=notes, missing=missing)
+
+
+def _hours(runs: Sequence[Run]) -> list[str]:
+    """Return a line about the GPU-hours of finished runs; none where they are not recorded."""
+    known = [run.numbers for run in runs if "gpu_hours" in run.numbers]
+    if not known:
+        return []
+    used, lost = (sum(numbers.get(key, 0.0) for numbers in known) for key in ("gpu_hours", "lost_gpu_hours"))
+    more = f", and {hours_text(lost)} lost to restarts" if lost else ""
+    return [f"{hours_text(used)} GPU-hours for {len(known)} finished run{'s' * (len(known) > 1)}{more}"]
 
 
 def cell_of(runs: Sequence[Run]) -> Cell:
@@ -287,8 +288,3 @@ def _missing(rows: Sequence[Cell], regime: str) -> list[str]:
         if lacking := sorted(all_seeds.difference(row.seeds)):
             missing.append(f"{row.cell}: no usable run of seed {listed(lacking)}, which other rows have")
     return missing
-
-
-def listed(items: Sequence[object]) -> str:
-    """Return `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(map(str, items[:-1])), str(items[-1])]))

@@ -16,6 +16,7 @@ from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Cell, Gain, cell_of
 from roadmap.report.analyse.collect import read_sources
 from roadmap.report.analyse.comparability import config_value, count_once
+from roadmap.report.analyse.formats import first_few
 from roadmap.report.analyse.gains import gain_over
 from roadmap.report.read.foreign_values import number
 from roadmap.report.read.run import Run
@@ -85,9 +86,7 @@ def compare(a: Side, b: Side) -> Comparison:
         seeds = (min(set(a.cell.seeds) & set(b.cell.seeds)),) * 2
     elif (bits := _bits_of_both(a.cell.runs[0], b.cell.runs[0])) is not None:  # the numbers of seeds pair nothing
         found, seeds = statistics.mcnemar(bits[1], bits[0]), (a.cell.seeds[0], b.cell.seeds[0])
-        gain = replace(gain, only_this=0, only_parent=0)
-        if found:
-            gain = replace(gain, only_this=found.only_this, only_parent=found.only_other, mcnemar_p=found.p)
+        gain = replace(gain, only_this=found.only_this, only_parent=found.only_other, mcnemar_p=found.p)
     return Comparison(a, b, tuple(_changed_keys(a.cell, b.cell)), tuple(_provenance(a.cell, b.cell)), gain, seeds)
 
 
@@ -143,8 +142,9 @@ def find_side(name: str, within: str = "") -> Side:
         raise DataError(f"{clean(name)}: no finished, sound run; {left_out[0]}{more}")
     cells = sorted({run.name.rpartition("/")[0] for run in runs})
     if len(cells) > 1:
-        few = ", ".join(cells[:5]) + (f" and {len(cells) - 5} more" if len(cells) > 5 else "")
-        raise ConfigError(f"{clean(name)}: holds runs of {len(cells)} cells, and a side is one; name one of {few}")
+        raise ConfigError(
+            f"{clean(name)}: holds runs of {len(cells)} cells, and a side is one; name one of {first_few(cells, 5)}"
+        )
     runs.sort(key=lambda run: run.seed)
     directories = {directory.shown: directory for directory in found}
     summaries = [directories[run.path].summary() or {} for run in runs]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from roadmap.report.analyse.cells import Cell, Gain, Group
-from roadmap.report.analyse.formats import between, p_text, signed
+from roadmap.report.analyse.formats import between, first_few, p_equals, signed
 from roadmap.report.analyse.order_findings import over_orders
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.analyse.statistics import ALPHA
@@ -83,10 +83,9 @@ def _over_classes(compared: Compared) -> list[str]:
     parts = []
     if told:
         told.sort(key=lambda one: -abs(one[1].change[one[2]]))
-        names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in told[:NAMED]]
-        more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
+        names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in told]
         what = f"Class by class, {len(told)} of {tests} differences are significant over seeds"
-        parts.append(f"{what} (Welch's test, {adjusted}): {'; '.join(names)}{more}.")
+        parts.append(f"{what} (Welch's test, {adjusted}): {first_few(names, NAMED, '; ')}.")
     if differ:
         nothing = "" if told or not tests else "; over seeds none is significant"
         what = f"Over the images of a class, {differ} of {of_images} differ (sign-flip test, {adjusted})"
@@ -106,17 +105,15 @@ def _against_paper(compared: Compared) -> list[str]:
 
 def _listed(compared: Compared) -> str:
     largest = sorted(compared, key=lambda pair: -abs(pair[1].gain))
-    texts = []
-    for cell, gain in largest[:NAMED]:
-        p = p_text(gain.p_holm)
-        p = p if p.startswith("<") else f"= {p}"
-        texts.append(f"{clean(cell.cell, 60)} {signed(gain.gain)} points ({between(gain.over_seeds)}, p {p})")
-    return "; ".join(texts) + (f"; and {len(compared) - NAMED} more" if len(compared) > NAMED else "")
+    texts = [
+        f"{clean(cell.cell, 60)} {signed(gain.gain)} points ({between(gain.over_seeds)}, p {p_equals(gain.p_holm)})"
+        for cell, gain in largest
+    ]
+    return first_few(texts, NAMED, "; ")
 
 
 def _names(cells: Sequence[Cell]) -> str:
-    names = [clean(cell.cell, 60) for cell in cells[:NAMED]]
-    return ", ".join(names) + (f" and {len(cells) - NAMED} more" if len(cells) > NAMED else "")
+    return first_few([clean(cell.cell, 60) for cell in cells], NAMED)
 
 
 def _seeds(group: Group) -> str:

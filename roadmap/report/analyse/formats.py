@@ -1,4 +1,6 @@
-"""How accuracies, differences, intervals and p values are written."""
+"""How accuracies, differences, intervals and p values are written, and how several of something are."""
+
+from collections.abc import Sequence
 
 from roadmap.report.analyse.statistics import Interval
 
@@ -12,7 +14,7 @@ def accuracy(mean: float, std: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """Return `+0.52` or `−1.23`, empty for nothing."""
-    return "" if value is None else f"{value:+.2f}".replace("-", MINUS)
+    return "" if value is None else f"{value:+z.2f}".replace("-", MINUS)
 
 
 def count(value: float | None) -> str:
@@ -28,3 +30,25 @@ def between(interval: Interval | None) -> str:
 def p_text(p: float | None) -> str:
     """Return `0.034` or `< 0.001`, empty for nothing and for NaN."""
     return "" if p is None or p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_equals(p: float | None) -> str:
+    """Return `= 0.034` or `< 0.001`, for a sentence."""
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def listed(items: Sequence[object]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(map(str, items[:-1])), str(items[-1])]))
+
+
+def first_few(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return at most so many texts, and how many more there are: `a, b and 3 more`, or `a; b; and 3 more`."""
+    more = f"{separator.strip(',')}and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
+
+
+def percent(share: float) -> str:
+    """Return a share as `21 %`."""
+    return f"{100 * share:.0f} %"

@@ -1,10 +1,11 @@
-"""What each row gains over its parent, and how sure that is. `aggregate` is the report's whole arithmetic.
+"""What each row gains over its parent, and how sure that is.
 
 Over seeds by Welch: seeds of different nets are no pairs. Over images by McNemar and a bootstrap, since both nets saw
 the same images; that says how sure these trained nets' difference is, not what another training would give.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,40 +13,36 @@ import numpy as np
 from roadmap import paper
 from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse import statistics
-from roadmap.report.analyse.attribution import attribution
-from roadmap.report.analyse.cells import Cell, Gain, Group, group_runs, with_rows
+from roadmap.report.analyse.cells import Cell, Gain, Group, with_rows
 from roadmap.report.analyse.image_changes import adjusted, image_changes
 from roadmap.report.read.image_classes import ImageClasses, with_names
 from roadmap.report.read.run import Run
 
 
-def aggregate(runs: Iterable[Run]) -> list[Group]:
-    """Return the groups of some runs, every cell with what it gains over its parent."""
-    groups = group_runs(runs)
-    compared = [[_compared(cell, group, groups) for cell in group.cells] for group in groups]
-    for study in {group.study for group in groups}:
-        _adjust([cells for group, cells in zip(groups, compared, strict=True) if group.study == study])
-    groups = [
-        replace(group, rows=tuple(cells[: len(group.rows)]), others=tuple(cells[len(group.rows) :]))
-        for group, cells in zip(groups, compared, strict=True)
-    ]
-    return [_with_attribution(group, groups) for group in groups]
-
-
-def _with_attribution(group: Group, groups: Sequence[Group]) -> Group:
-    """Add the toggles' worths to a study of sampled orders; what it lacks are orders, and no rows of a roadmap."""
-    found = attribution(group, groups)
-    return replace(group, attribution=found, missing=()) if found else group
+def with_gains(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups, every cell with what it gains over its parent, adjusted for its study."""
+    compared: dict[str, list[Cell]] = defaultdict(list)
+    for group in groups:
+        for cell in group.cells:
+            parent = parent_of(cell, group, groups)
+            compared[group.study].append(replace(cell, gain=gain_over(cell, *parent)) if parent else cell)
+    of_study = {study: iter(_adjusted(cells)) for study, cells in compared.items()}
+    found = []
+    for group in groups:
+        cells = tuple(next(of_study[group.study]) for _ in group.cells)
+        found.append(replace(group, rows=cells[: len(group.rows)], others=cells[len(group.rows) :]))
+    return found
 
 
 def roadmap_of(group: Group, cells: Sequence[Cell]) -> Group:
     """Return a group whose rows are these cells, one a step, each compared with its parent's among them; adjusted."""
     by_step = {cell.step: cell for cell in cells}
     parents = [by_step.get(cell.parent or "") for cell in cells]
-    rows = [replace(cell, gain=None) for cell in cells]
-    rows = [with_gain(row, up, up.cell) if up else row for row, up in zip(rows, parents, strict=True)]
-    _adjust([rows])
-    return with_rows(group, rows)
+    rows = [
+        replace(cell, gain=gain_over(cell, up, up.cell) if up else None)
+        for cell, up in zip(cells, parents, strict=True)
+    ]
+    return with_rows(group, _adjusted(rows))
 
 
 def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, str] | None:
@@ -79,18 +76,6 @@ def _machine(cell: Cell) -> set[tuple[object, ...]]:
     return {(run.code, run.hardware) for run in cell.runs}
 
 
-def _compared(cell: Cell, group: Group, groups: Sequence[Group]) -> Cell:
-    found = parent_of(cell, group, groups)
-    if found is None:
-        return cell
-    return with_gain(cell, *found)
-
-
-def with_gain(cell: Cell, parent: Cell, name: str) -> Cell:
-    """Return a cell with what it gains over a parent, which the tables call `name`; nothing is adjusted yet."""
-    return replace(cell, gain=gain_over(cell, parent, name))
-
-
 def gain_over(cell: Cell, parent: Cell, name: str) -> Gain:
     """Return what a cell gains over another, of this name, by itself: not adjusted for other comparisons."""
     welch = statistics.welch(cell.top1s, parent.top1s)
@@ -100,8 +85,7 @@ def gain_over(cell: Cell, parent: Cell, name: str) -> Gain:
         gain=cell.top1 - parent.top1,
         over_seeds=welch.interval if welch else None,
         p=welch.p if welch else None,
-        bootstrap=statistics.seed_bootstrap(cell.top1s, parent.top1s),
-        effect=statistics.effect(cell.top1s, parent.top1s),
+        effect=welch.effect if welch else None,
     )
     return _over_images(_beside_paper(gain, cell, parent), cell, parent)
 
@@ -122,8 +106,6 @@ def _over_images(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     )
     gain = replace(gain, changes=image_changes(ours, theirs, _classes(every)))
     found = statistics.mcnemar(ours[0], theirs[0])
-    if found is None:
-        return replace(gain, only_this=0, only_parent=0)
     return replace(gain, only_this=found.only_this, only_parent=found.only_other, mcnemar_p=found.p)
 
 
@@ -149,19 +131,19 @@ def _three(row: paper.PaperRow) -> tuple[float, ...]:
     return (row.top1,) if row.top1_std is None else (row.top1 - row.top1_std, row.top1, row.top1 + row.top1_std)
 
 
-def _adjust(parts: Sequence[list[Cell]]) -> None:
-    """Adjust the p values of a study, all its regimes and data together; changes the lists in place."""
-    gains = [cell.gain for cells in parts for cell in cells]
+def _adjusted(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of a study, all its regimes and data together, with their p values adjusted for one another."""
+    gains = [cell.gain for cell in cells]
     tests = sum(gain is not None and gain.p is not None for gain in gains)
-    seeds = iter(statistics.holm([gain.p if gain else None for gain in gains]))
-    images = iter(statistics.holm([gain.mcnemar_p if gain else None for gain in gains]))
-    changes = iter(adjusted([gain.changes if gain else None for gain in gains]))
-    for cells in parts:
-        for i, cell in enumerate(cells):
-            p, mcnemar, changed = next(seeds), next(images), next(changes)
-            if cell.gain is not None:
-                gain = replace(cell.gain, p_holm=p, mcnemar_p_holm=mcnemar, changes=changed)
-                if gain.effect:
-                    n = min(cell.n, gain.parent_n)
-                    gain = replace(gain, seeds_needed=statistics.seeds_needed(gain.effect, tests, n, gain.told))
-                cells[i] = replace(cell, gain=gain)
+    seeds = statistics.holm([gain.p if gain else None for gain in gains])
+    images = statistics.holm([gain.mcnemar_p if gain else None for gain in gains])
+    changes = adjusted([gain.changes if gain else None for gain in gains])
+    found = []
+    for cell, gain, p, mcnemar_p, changed in zip(cells, gains, seeds, images, changes, strict=True):
+        if gain is not None:
+            gain = replace(gain, p_holm=p, mcnemar_p_holm=mcnemar_p, changes=changed)
+            n = min(cell.n, gain.parent_n)
+            needed = statistics.seeds_needed(gain.effect, tests, n, gain.told) if gain.effect else None
+            cell = replace(cell, gain=replace(gain, seeds_needed=needed))
+        found.append(cell)
+    return found

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from roadmap.report.analyse.attribution import Attribution, Worth
-from roadmap.report.analyse.cells import listed
-from roadmap.report.analyse.formats import between, signed
+from roadmap.report.analyse.formats import between, listed, percent, signed
 
 Gain = Callable[[Worth], float | None]
 
@@ -26,7 +25,7 @@ def over_orders(found: Attribution) -> Iterator[str]:
     shares = [worth.of_seeds for worth in found.worths if worth.of_seeds is not None]
     if shares:
         share = sum(shares) / len(shares)
-        yield f"Seeds cause {share:.0%} of the variance of these means, and orders the rest."
+        yield f"Seeds cause {percent(share)} of the variance of these means, and orders the rest."
 
 
 def _flattered(found: Attribution, where: str, gain: Gain, p: Gain) -> Iterator[str]:

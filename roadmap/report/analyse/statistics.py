@@ -19,7 +19,6 @@ from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.95
 ALPHA, POWER = 0.05, 0.8
-MIN_BOOTSTRAP = 8  # seeds: over 3 a bootstrap interval covers 75 %, where Welch's covers 96 %
 RESAMPLES = 9_999
 MOST_SEEDS = 1_000  # more than anybody will train
 MIDDLES = (np.arange(64) + 0.5) / 64  # of as many equal parts of a distribution: averages over it are taken there
@@ -35,20 +34,31 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Effect:
+    """Cohen's d of two groups of seeds, the difference of their means over their spread; its 95 % interval."""
+
+    size: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Difference:
-    """A difference of two means over seeds: its Welch interval and two-sided p."""
+    """A difference of two means over seeds: its Welch interval, two-sided p, and size; None where it is zero."""
 
     interval: Interval
     p: float
+    effect: Effect | None
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two nets on the same images: how many only the one and only the other has right, and the two-sided p."""
+    """Two nets on the same images: how many only the one and only the other has right, and the two-sided p; None for
+    nets that agree on all of them."""
 
     only_this: int
     only_other: int
-    p: float
+    p: float | None
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -67,29 +77,16 @@ def welch(values: Sequence[float], parent: Sequence[float]) -> Difference | None
         warnings.simplefilter("ignore")  # that one side may have no spread is allowed for
         found = stats.ttest_ind(values, parent, equal_var=False)
     interval = found.confidence_interval(LEVEL)
-    return Difference(Interval(float(interval.low), float(interval.high)), float(found.pvalue))
+    effect = _effect(float(found.statistic), float(found.df), math.sqrt(1 / len(values) + 1 / len(parent)))
+    return Difference(Interval(float(interval.low), float(interval.high)), float(found.pvalue), effect)
 
 
-def seed_bootstrap(values: Sequence[float], parent: Sequence[float], seed: int = 0) -> Interval | None:
-    """Return the bootstrap interval of a difference of means over seeds; None under 8 seeds a side.
-
-    The expanded percentile interval (Hesterberg 2015, Sec. 4.2): as wide as few values need; the plain is too narrow.
-    """
-    n = min(len(values), len(parent))
-    if n < MIN_BOOTSTRAP or stdev(values) + stdev(parent) == 0:
+def _effect(t: float, df: float, scale: float) -> Effect | None:
+    """Return the size of a difference, its interval by the noncentral t with Welch's degrees of freedom."""
+    if t == 0:
         return None
-    half = stats.t.ppf(0.5 + LEVEL / 2, len(values) + len(parent) - 2)
-    expanded = 2 * stats.norm.cdf(math.sqrt(n / (n - 1)) * half) - 1
-    found = stats.bootstrap(
-        (np.asarray(values), np.asarray(parent)),
-        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-        n_resamples=RESAMPLES,
-        confidence_level=float(expanded),
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    low, high = (_noncentrality(t, df, share) * scale for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
+    return Effect(t * scale, low, high)
 
 
 def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Interval | None:
@@ -109,11 +106,11 @@ def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Inte
     return Interval(float(low), float(high))
 
 
-def mcnemar(bits: np.ndarray, parent: np.ndarray) -> McNemar | None:
-    """Compare two nets on the same images, `bits (N,)` each; exact where few images differ. None where none does."""
+def mcnemar(bits: np.ndarray, parent: np.ndarray) -> McNemar:
+    """Compare two nets on the same images, `bits (N,)` each; exact where few images differ."""
     only_this, only_other = int((bits & ~parent).sum()), int((parent & ~bits).sum())
     if only_this + only_other == 0:
-        return None
+        return McNemar(0, 0, None)
     both, neither = int((bits & parent).sum()), int((~bits & ~parent).sum())
     found = mcnemar_test(
         [[both, only_this], [only_other, neither]], exact=only_this + only_other < EXACT_BELOW, correction=False
@@ -149,33 +146,6 @@ def welch_of_columns(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
         p = np.array(stats.ttest_ind(values, parent, equal_var=False).pvalue)
     p[np.ptp(values, axis=0) + np.ptp(parent, axis=0) == 0] = np.nan
     return p
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Cohen's d of two groups of seeds, the difference of their means over their spread; its 95 % interval."""
-
-    size: float
-    low: float
-    high: float
-
-
-def effect(values: Sequence[float], parent: Sequence[float]) -> Effect | None:
-    """Return the size of a difference over seeds; None where a spread is not known or the difference is zero.
-
-    Its interval is that of the noncentral t distribution with Welch's degrees of freedom.
-    """
-    if min(len(values), len(parent)) < 2 or stdev(values) + stdev(parent) == 0:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = stats.ttest_ind(values, parent, equal_var=False)
-    scale = math.sqrt(1 / len(values) + 1 / len(parent))
-    t, df = float(found.statistic), float(found.df)
-    if t == 0:
-        return None
-    low, high = (_noncentrality(t, df, share) * scale for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
-    return Effect(t * scale, low, high)
 
 
 def _noncentrality(t: float, df: float, share: float) -> float:

@@ -9,8 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import fmean
+from typing import Any
 
 from roadmap.config import KEYS, Affects
 from roadmap.report.analyse.cells import Cell, Gain, Group
@@ -37,57 +37,40 @@ class TunedRow:
     accuracies: dict[float, float]  # in percent, by rate, ascending: the mean over the seeds that tuned it
     n: int  # of these seeds
     rate: float
-    tuned: Cell | None  # at the chosen rate
-    plain: Cell | None  # with the one recipe
+    tuned: Cell | None  # at the chosen rate, as a row of that roadmap
+    plain: Cell | None  # with the one recipe, as a row of that one
+    lacking: tuple[float, ...] = ()  # factors at which others have a result and it has none: not finite, or not done
+    at_edge: bool = False  # the lowest or the highest rate that was tried: its best may lie beyond
 
     @property
     def factor(self) -> float | None:
         """Return the chosen rate over the recipe's own."""
         return self.rate / self.own if self.own else None
 
+    @property
+    def heldout(self) -> float:
+        """Return its held-out accuracy at the chosen rate."""
+        return self.accuracies[self.rate]
 
-@dataclass(frozen=True)
-class Tuning:
-    """A tuned study: its rows, and the two roadmaps that they make, each with its gains."""
+    @property
+    def heldout_own(self) -> float | None:
+        """Return its held-out accuracy at the recipe's own rate."""
+        return self.accuracies.get(self.own) if self.own else None
 
-    rows: tuple[TunedRow, ...]
-    plain: Group  # with the one recipe
-    tuned: Group  # each row at its own rate
+    @property
+    def spread(self) -> float:
+        """Return its best less its worst held-out accuracy, in points."""
+        return max(self.accuracies.values()) - min(self.accuracies.values())
 
-    @cached_property
-    def factors(self) -> tuple[float, ...]:
-        """Return the factors that any row was tried with, ascending; none where a row's own rate is not known."""
-        if any(row.own is None for row in self.rows):
-            return ()
-        found: list[float] = []
-        for factor in sorted(rate / row.own for row in self.rows for rate in row.accuracies if row.own):
-            if not found or not same_rate(found[-1], factor):
-                found.append(factor)
-        return tuple(found)
+    @property
+    def gains(self) -> tuple[Gain | None, Gain | None]:
+        """Return what it gains over its parent with the one recipe, and with each at its own rate."""
+        return self.plain.gain if self.plain else None, self.tuned.gain if self.tuned else None
 
-    def lacking(self, row: TunedRow) -> tuple[float, ...]:
-        """Return the factors at which a row has no result, though others have: not finite, or not finished."""
-        there = [rate / row.own for rate in row.accuracies] if row.own else []
-        return tuple(f for f in self.factors if not any(same_rate(f, known) for known in there))
-
-    def at_edge(self, row: TunedRow) -> bool:
-        """Tell whether a row chose the lowest or the highest rate that was tried: its best may lie beyond."""
-        if self.factors and row.factor is not None:
-            return at_edge(row.factor, self.factors)
-        return at_edge(row.rate, tuple(row.accuracies))
-
-    def gains(self, row: TunedRow) -> tuple[Gain | None, Gain | None]:
-        """Return what a row gains over its parent with the one recipe, and with each at its own rate."""
-        plain, tuned = (
-            next((cell.gain for cell in group.rows if cell.step == row.step), None)
-            for group in (self.plain, self.tuned)
-        )
-        return plain, tuned
-
-    def verdict(self, row: TunedRow) -> str:
-        """Return what becomes of a row's gain: survives, lost, turns, appears, open; nothing where neither is
-        tested."""
-        plain, tuned = self.gains(row)
+    @property
+    def verdict(self) -> str:
+        """Return what becomes of its gain: survives, lost, turns, appears, open; nothing where neither is tested."""
+        plain, tuned = self.gains
         if tuned is None or tuned.p_holm is None or plain is None or plain.p_holm is None:
             return ""
         if plain.told and tuned.told:
@@ -95,34 +78,76 @@ class Tuning:
         return "lost" if plain.told else "appears" if tuned.told else "open"
 
 
-def at_own_rates(groups: Sequence[Group]) -> list[Group]:
-    """Return the groups, the tuned studies among them with each row at its own rate."""
-    return [_at_own_rates(group, groups) for group in groups]
+@dataclass(frozen=True)
+class Tuning:
+    """A tuned study: its rows, and the two roadmaps that they make, each with its gains."""
+
+    rows: tuple[TunedRow, ...]
+    factors: tuple[float, ...]  # that any row was tried with, ascending; none where a row's own rate is not known
+    plain: Group  # with the one recipe
+    tuned: Group  # each row at its own rate
+
+    @property
+    def rates(self) -> list[dict[str, Any]]:
+        """Return every rate that a row was tried with, by column of `rates.csv`."""
+        return [
+            {
+                "step": row.step,
+                "rate": rate,
+                "factor": rate / row.own if row.own else None,
+                "heldout_top1": top1,
+                "seeds": row.n,
+                "chosen": rate == row.rate,
+            }
+            for row in self.rows
+            for rate, top1 in row.accuracies.items()
+        ]
 
 
-def _at_own_rates(group: Group, groups: Sequence[Group]) -> Group:
-    tuning = _tuning(group, groups)
-    if tuning is None:
-        return group
-    taken = {cell.cell for cell in tuning.tuned.rows}
-    others = tuple(cell for cell in group.cells if cell.cell not in taken)
-    return replace(tuning.tuned, others=others, tuning=tuning)
-
-
-def _tuning(group: Group, groups: Sequence[Group]) -> Tuning | None:
-    """Return what a group's held-out images chose; None where no row of it has two rates."""
+def at_own_rates(group: Group, groups: Sequence[Group]) -> Group:
+    """Return a group with each row at its own rate, if its held-out images chose any; else as it is."""
     by_step: dict[str, list[Cell]] = defaultdict(list)
     for cell in group.holdouts:
         if cell.variant is None and rate_of(cell):
             by_step[cell.step].append(cell)
     tried = {step: cells for step, cells in by_step.items() if len({*map(rate_of, cells)}) >= MIN_RATES}
     if not tried:
-        return None
+        return group
     other = _plain_study(group, groups, tried)
-    rows = tuple(_row(cells, group, other) for cells in tried.values())
+    rows = [_row(cells, group, other) for cells in tried.values()]
     plain = roadmap_of(other or group, [row.plain for row in rows if row.plain])
     tuned = roadmap_of(group, [row.tuned for row in rows if row.tuned])
-    return Tuning(rows, plain, replace(tuned, notes=(NOTE, *tuned.notes)))
+    tuned = replace(tuned, notes=(NOTE, *tuned.notes))
+    factors = _factors(rows)
+    by_plain, by_tuned = ({cell.step: cell for cell in roadmap.rows} for roadmap in (plain, tuned))
+    rows = [
+        replace(
+            row,
+            plain=by_plain.get(row.step),
+            tuned=by_tuned.get(row.step),
+            lacking=_lacking(row, factors),
+            at_edge=at_edge(row.factor or 0.0, factors) if factors else at_edge(row.rate, tuple(row.accuracies)),
+        )
+        for row in rows
+    ]
+    taken = {cell.cell for cell in tuned.rows}
+    others = tuple(cell for cell in group.cells if cell.cell not in taken)
+    return replace(tuned, others=others, tuning=Tuning(tuple(rows), factors, plain, tuned))
+
+
+def _factors(rows: Sequence[TunedRow]) -> tuple[float, ...]:
+    if any(row.own is None for row in rows):
+        return ()
+    found: list[float] = []
+    for factor in sorted(rate / row.own for row in rows for rate in row.accuracies if row.own):
+        if not found or not same_rate(found[-1], factor):
+            found.append(factor)
+    return tuple(found)
+
+
+def _lacking(row: TunedRow, factors: Sequence[float]) -> tuple[float, ...]:
+    there = [rate / row.own for rate in row.accuracies] if row.own else []
+    return tuple(factor for factor in factors if not any(same_rate(factor, known) for known in there))
 
 
 def _row(cells: Sequence[Cell], group: Group, other: Group | None) -> TunedRow:

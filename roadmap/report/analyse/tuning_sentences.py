@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from roadmap.report.analyse.formats import p_text, signed
+from roadmap.report.analyse.formats import first_few, p_equals, signed
 from roadmap.report.analyse.tuning import TunedRow, Tuning
 from roadmap.text import clean
 
@@ -25,10 +25,10 @@ def tuning_sentences(tuning: Tuning) -> list[str]:
         f"Each row has its own learning rate, chosen on held-out training images and never on the validation images "
         f"({_seeds(rows)}): {len(own)} of {len(rows)} rows take the recipe's own."
     ]
-    edge = [row for row in rows if tuning.at_edge(row)]
+    edge = [row for row in rows if row.at_edge]
     if edge:
         parts.append(f"The grid is too narrow for {_names(edge)}: its edge was chosen, so the best may lie beyond.")
-    if lacking := [row for row in rows if tuning.lacking(row)]:
+    if lacking := [row for row in rows if row.lacking]:
         parts.append(f"Without a result at some rates (not finite, or not finished): {_names(lacking)}.")
     if waiting := [row for row in rows if row.tuned is None]:
         parts.append(f"Not yet trained on the whole set at their rates: {_names(waiting)}.")
@@ -38,35 +38,32 @@ def tuning_sentences(tuning: Tuning) -> list[str]:
 def _verdicts(tuning: Tuning) -> list[str]:
     found: dict[str, list[TunedRow]] = {verdict: [] for verdict in VERDICTS}
     for row in tuning.rows:
-        if verdict := tuning.verdict(row):
+        if verdict := row.verdict:
             found[verdict].append(row)
     tested = sum(map(len, found.values()))
     if not tested:
-        both = any(all(tuning.gains(row)) for row in tuning.rows)
+        both = any(all(row.gains) for row in tuning.rows)
         why = "no interval over seeds is known" if both else "no step and its parent are there with both"
         return [f"Which gains survive own rates cannot be told: {why}."]
     parts = [
-        f"{VERDICTS[verdict]}, {len(rows)} of {tested}: {_listed(rows, tuning)}."
-        for verdict, rows in found.items()
-        if rows
+        f"{VERDICTS[verdict]}, {len(rows)} of {tested}: {_listed(rows)}." for verdict, rows in found.items() if rows
     ]
     return [*parts, "Both by Welch's test, adjusted by Holm over the steps of each roadmap, 5 %."]
 
 
-def _listed(rows: Sequence[TunedRow], tuning: Tuning) -> str:
+def _listed(rows: Sequence[TunedRow]) -> str:
     texts = []
-    for row in rows[:NAMED]:
-        plain, tuned = tuning.gains(row)
+    for row in rows:
+        plain, tuned = row.gains
         assert plain is not None
         assert tuned is not None
-        ps = " and ".join(p if p.startswith("<") else f"= {p}" for p in (p_text(plain.p_holm), p_text(tuned.p_holm)))
-        texts.append(f"{clean(row.step, 60)} {signed(plain.gain)} and {signed(tuned.gain)} points (p {ps})")
-    return "; ".join(texts) + (f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+        ps = f"p {p_equals(plain.p_holm)} and {p_equals(tuned.p_holm)}"
+        texts.append(f"{clean(row.step, 60)} {signed(plain.gain)} and {signed(tuned.gain)} points ({ps})")
+    return first_few(texts, NAMED, "; ")
 
 
 def _names(rows: Sequence[TunedRow]) -> str:
-    names = [clean(row.step, 60) for row in rows[:NAMED]]
-    return ", ".join(names) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+    return first_few([clean(row.step, 60) for row in rows], NAMED)
 
 
 def _seeds(rows: Sequence[TunedRow]) -> str:

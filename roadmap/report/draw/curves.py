@@ -1,20 +1,17 @@
 """Accuracy over the epochs, over kernel sizes, and against the paper's."""
 
-import math
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw import style
-from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, where, wrapped
+from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, small_panels, where
 from roadmap.report.draw.trade_offs import number_rows, row_key
 from roadmap.runs.schema import QUANTITIES
 
 TOP1 = QUANTITIES["top1"].heading
 KERNELS = {"move_up_depthwise": 3, "kernel_5": 5, "kernel_7": 7, "kernel_9": 9, "kernel_11": 11}
-COLUMNS = 3  # of small panels
 
 
 def training_curves(group: Group) -> Figure:
@@ -25,23 +22,15 @@ def training_curves(group: Group) -> Figure:
     top1s = [top1 for cell in cells for run in cell.runs for _, top1 in run.curve]
     last = max(epoch for cell in cells for run in cell.runs for epoch, _ in run.curve)
     with style.styled():
-        rows = math.ceil(len(cells) / COLUMNS)
-        figure = style.new_figure(f"Training curves, {where(group)}", 0.65 + 0.8 * rows)
-        panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
-        panels[0, 0].set(xlim=(0, last * 1.03), ylim=(min(top1s) - 1, min(100.0, max(top1s) + 2)))
-        panels[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        panels[0, 0].yaxis.set_major_locator(MaxNLocator(3))
-        for axes, cell in zip(panels.flat, cells, strict=False):
+        labels = [drawable(cell.label, cell.step, 40) for cell in cells]
+        figure, panels = small_panels(f"Training curves, {where(group)}", 0.65, labels)
+        panels[0].set(xlim=(0, last * 1.03), ylim=(min(top1s) - 1, min(100.0, max(top1s) + 2)))
+        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panels[0].yaxis.set_major_locator(MaxNLocator(3))
+        for axes, cell in zip(panels, cells, strict=True):
             for run in cell.runs:
                 (line,) = axes.plot(*zip(*run.curve, strict=True), color=INK, lw=0.6, alpha=0.75)
                 hover(line, f"{cell.label}, seed {run.seed}: {run.top1:.2f} % after epoch {run.curve[-1][0]}")
-            axes.set_title(wrapped(figure, drawable(cell.label, cell.step, 40), 5.5, 0.98), size=5.5, pad=2)
-            axes.tick_params(labelsize=5.5)
-        for i, axes in enumerate(panels.flat):
-            if i >= len(cells):
-                axes.remove()
-            elif i + COLUMNS >= len(cells):
-                axes.tick_params(labelbottom=True)
         figure.supxlabel("epoch", size=7)
         figure.supylabel(TOP1, size=7)
         return figure

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from roadmap.report.analyse.cells import Group
-from roadmap.report.analyse.tuning import Tuning
 from roadmap.report.draw.changed_images import changed_classes, changed_images
 from roadmap.report.draw.chart_rows import charts, file_name
 from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
@@ -21,6 +20,8 @@ from roadmap.report.draw.trade_offs import trade_offs
 NARROW = "The same at the width of one column."
 # The figures of one group. A function raises NothingToDraw where the group has no data for it.
 FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
+    ("roadmap-rates", own_rates, "The roadmap with the one recipe, and with each row at its own learning rate."),
+    ("rates", rate_sensitivity, "Accuracy on held-out training images over the learning rate."),
     ("gains", step_gains, "What each step gains over its parent."),
     ("images", changed_images, "Images that each step fixed and broke beside its parent, paired by seed."),
     ("classes", changed_classes, "How much the accuracy of each class changes with each step."),
@@ -31,11 +32,6 @@ FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("one_at_a_time", one_at_a_time, "One toggle alone on top of the plain net."),
     ("attribution", toggle_worths, "Mean gain of each toggle over random orders."),
     ("ranking", rank_agreement, "Whether the order of the rows here is the paper's."),
-)
-# Those of a study in which every row has its own learning rate.
-TUNED_FIGURES: tuple[tuple[str, Callable[[Tuning], Figure], str], ...] = (
-    ("roadmap-rates", own_rates, "The roadmap with the one recipe, and with each row at its own learning rate."),
-    ("rates", rate_sensitivity, "Accuracy on held-out training images over the learning rate."),
 )
 
 
@@ -56,10 +52,6 @@ def gallery(groups: Sequence[Group]) -> Iterator[Drawing]:
             narrow = name.replace("roadmap", "roadmap-column", 1) + (f"-{group.regime}" if len(shown) > 1 else "")
             yield Drawing(narrow, roadmap_chart(group, narrow=True), NARROW)
     for suffix, group in zip(suffixes(groups), groups, strict=True):
-        if group.tuning:
-            for name, draw_tuned, caption in TUNED_FIGURES:
-                with suppress(NothingToDraw):
-                    yield Drawing(name + suffix, draw_tuned(group.tuning), caption)
         for name, draw, caption in FIGURES:
             with suppress(NothingToDraw):
                 yield Drawing(name + suffix, draw(group), caption)

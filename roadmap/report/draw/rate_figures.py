@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.tuning import TunedRow, Tuning
 from roadmap.report.draw import style
 from roadmap.report.draw.roadmap_figure import roadmap_chart
-from roadmap.report.draw.style import INK, QUIET, NothingToDraw, drawable, hover, where, wrapped
+from roadmap.report.draw.style import INK, QUIET, NothingToDraw, drawable, hover, small_panels, where
 
-COLUMNS = 3  # of small panels
 LEAST_RANGE = 2.0  # points: smaller differences are not blown up to the height of a panel
 MOST = 0.9  # of the values lie within the panels: what fell further stands at the foot
 FRACTIONS = {1 / 16: "1/16", 1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2"}
@@ -19,33 +19,31 @@ RELATIVE, ABSOLUTE = "across: the learning rate over the recipe's own", "across:
 MARKS = "filled: chosen; dotted: the recipe's own rate; triangle: below the axis; cross: no result"
 
 
-def own_rates(tuning: Tuning) -> Figure:
+def own_rates(group: Group) -> Figure:
     """Draw the roadmap with the one recipe beside the one with each row at its own rate, on one axis."""
-    if not tuning.tuned.rows:
-        raise NothingToDraw("there is no row to draw: none has been trained at its rate yet")
+    tuning = group.tuning
+    if tuning is None or not tuning.tuned.rows:
+        raise NothingToDraw("there is no row to draw: none has been trained at a rate of its own yet")
     if not tuning.plain.rows:
         return roadmap_chart(tuning.tuned, heads=["Each row at its own rate"])
     return roadmap_chart((tuning.plain, tuning.tuned), heads=["The one recipe", "Each row at its own rate"])
 
 
-def rate_sensitivity(tuning: Tuning) -> Figure:
+def rate_sensitivity(group: Group) -> Figure:
     """Draw how far each row's held-out accuracy lies below its best over the rates, a small panel a row."""
+    tuning = group.tuning
+    if tuning is None:
+        raise NothingToDraw("there is no curve to draw: no row with two rates")
     rows = tuning.rows
     drops = sorted(max(row.accuracies.values()) - top1 for row in rows for top1 in row.accuracies.values())
     depth = max(LEAST_RANGE, 1.1 * drops[int(MOST * (len(drops) - 1))])
     with style.styled():
-        lines = math.ceil(len(rows) / COLUMNS)
-        figure = style.new_figure(f"Sensitivity to the learning rate, {where(tuning.tuned)}", 0.85 + 0.8 * lines)
-        panels = figure.subplots(lines, COLUMNS, sharex=bool(tuning.factors), sharey=True, squeeze=False)
-        panels[0, 0].set_ylim(-1.12 * depth, 0.18 * depth)
-        for axes, row in zip(panels.flat, rows, strict=False):
+        labels = [drawable(row.label, row.step, 40) for row in rows]
+        title = f"Sensitivity to the learning rate, {where(group)}"
+        figure, panels = small_panels(title, 0.85, labels, share_x=bool(tuning.factors))
+        panels[0].set_ylim(-1.12 * depth, 0.18 * depth)
+        for axes, row in zip(panels, rows, strict=True):
             _sensitivity(axes, row, tuning, depth)
-            axes.set_title(wrapped(figure, drawable(row.label, row.step, 40), 5.5, 0.98), size=5.5, pad=2)
-        for i, axes in enumerate(panels.flat):
-            if i >= len(rows):
-                axes.remove()
-            elif i + COLUMNS >= len(rows):
-                axes.tick_params(labelbottom=True)
         figure.supylabel("held-out top-1, points below the row's best", size=7)
         style.legend(figure, [], f"{RELATIVE if tuning.factors else ABSOLUTE}\n{MARKS}")
         return figure
@@ -63,13 +61,12 @@ def _sensitivity(axes: Axes, row: TunedRow, tuning: Tuning, depth: float) -> Non
         marker = "v" if best - top1 > depth else "o"
         (dot,) = axes.plot(x, y, marker, ms=4 if chosen else 2.8, mfc=INK if chosen else "white", mec=INK, mew=0.6)
         hover(dot, f"{row.label}: {top1:.2f} % held-out at rate {rate:g}" + " (chosen)" * chosen)
-    for factor in tuning.lacking(row):
+    for factor in row.lacking:
         (cross,) = axes.plot(factor, -depth, "x", ms=3.5, color=QUIET, mew=0.8)
         hover(cross, f"{row.label}: no result at {factor_text(factor)} of the recipe's own rate")
     if row.own:
         axes.axvline(row.own / scale, color=QUIET, lw=0.6, ls=":", zorder=0)
     _ticks(axes, tuning.factors or tuple(row.accuracies))
-    axes.tick_params(labelsize=5.5)
 
 
 def _ticks(axes: Axes, at: Sequence[float]) -> None:

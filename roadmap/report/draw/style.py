@@ -1,6 +1,7 @@
 """How every figure looks, and how it becomes bytes: the same bytes for the same data."""
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,11 @@ from roadmap.report.analyse.cells import Group
 from roadmap.text import clean, shorten
 
 COLUMN = 3.5  # inches: one column of a paper
-# Blues that keep their order in grey; hatching, shape and outline, not colour, carry the meaning.
-KEPT, TRIED, REFERENCE, INK, QUIET, BAND = "#6baed6", "#deebf7", "#ffffff", "#1a1a1a", "#6a6a6a", "#f3f3f3"
+# Blues that keep their order in grey; shape and outline, not colour, carry the meaning.
+KEPT, TRIED, INK, QUIET, BAND = "#6baed6", "#deebf7", "#1a1a1a", "#6a6a6a", "#f3f3f3"
 STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same bytes everywhere
     "font.size": 7,
-    "hatch.linewidth": 0.7,
     "axes.linewidth": 0.6,
     "axes.labelsize": 7,
     "axes.spines.top": False,
@@ -51,6 +51,7 @@ METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+PANELS = 3  # small ones in a row
 HOVER = "hover:"  # an artist's gid that becomes the <title> of its group in SVG
 
 
@@ -93,6 +94,22 @@ def new_figure(title: str, height: float, width: float = COLUMN, size: float = 7
     shown = wrapped(figure, title, size, width * (1 - 2 * left), "bold", lines=3)
     figure.suptitle(shown, x=left, ha="left", size=size, weight="bold")
     return figure
+
+
+def small_panels(title: str, height: float, labels: Sequence[str], share_x: bool = True) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a small panel under each label, and their axes; `height` is that of the rest, in inches."""
+    lines = math.ceil(len(labels) / PANELS)
+    figure = new_figure(title, height + 0.8 * lines)
+    grid = figure.subplots(lines, PANELS, sharex=share_x, sharey=True, squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(labels):
+            axes.remove()
+            continue
+        axes.set_title(wrapped(figure, labels[i], 5.5, 0.98), size=5.5, pad=2)
+        axes.tick_params(labelsize=5.5)
+        if i + PANELS >= len(labels):
+            axes.tick_params(labelbottom=True)
+    return figure, list(grid.flat)[: len(labels)]
 
 
 def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: Any) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from roadmap.runs.recorded_run import Suspect
+from roadmap.report.read.wandb import WandbRun
+from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.schema import CORRECT, LABELS, PREDICTIONS, SUMMARY
 from roadmap.text import clean
 
@@ -43,15 +44,9 @@ def with_names(classes: Sequence[ImageClasses]) -> ImageClasses:
     return next((one for one in classes if one.names), classes[0])
 
 
-class Source(Protocol):
-    """What class numbers are read from: a run directory, or a run at W&B."""
-
-    def classes(self, name: str) -> np.ndarray | None:
-        """Return the class numbers in a file; None where there is none."""
-        ...
-
-
-def read_classes(source: Source, summary: dict[str, Any], status: dict[str, Any]) -> ImageClasses | None:
+def read_classes(
+    source: RecordedRun | WandbRun, summary: dict[str, Any], status: dict[str, Any]
+) -> ImageClasses | None:
     """Read and check the classes of a run's images; None where it has none, as runs of older versions.
 
     Raises Suspect: one file without the other, or a class that the set has not.

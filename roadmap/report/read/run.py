@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from roadmap.report.read.device_hours import hours_of
 from roadmap.report.read.foreign_values import config_texts, decimal, digits, line, number, whole
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
+from roadmap.runs.progress import hours_text
 from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY, Split
 from roadmap.text import clean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
 ADOPTED = ("yes", "no", "reference")
+MOST = 1e12  # of a number in a line
 SAME = 0.005  # percentage points: summary and ledger may be rounded differently
 Values = dict[str, Any]
 
@@ -253,9 +254,23 @@ def _progress(source: RecordedRun | WandbRun, status: Values) -> str:
     epoch, reason = number(status.get("epoch")), status.get("reason")
     where = "" if epoch is None else f"epoch {epoch:g}" + (f" of {epochs}" if epochs else "") + ", "
     failed = status["state"] == "failed" and isinstance(reason, str) and reason
-    return (
-        where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "") + hours_of(status, epochs)
-    )
+    return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "") + _hours(status, epochs)
+
+
+def _hours(status: Values, epochs: int | None) -> str:
+    """Return what a run that is not finished has used and lost, and what it needs still at its pace so far.
+
+    As `, 1.2 GPU-hours used, 0.1 lost to restarts, about 3 left`; nothing where its status lacks it.
+    """
+    keys = ("time_s", "lost_s", "step", "world_size", "group_size", "steps_per_epoch")
+    time_s, lost_s, step, ranks, group, steps = (min(number(status.get(key)) or 0.0, MOST) for key in keys)
+    devices, total = ranks / max(group, 1.0), steps * (epochs or 0)
+    if not time_s or not devices:
+        return ""
+    unit = "CPU" if str(status.get("hardware")).startswith("CPU") else "GPU"
+    lost = f", {hours_text(lost_s * devices / 3600)} lost to restarts" if lost_s else ""
+    left = f", about {hours_text(time_s * (total / step - 1) * devices / 3600)} left" if 0 < step <= total else ""
+    return f", {hours_text(time_s * devices / 3600)} {unit}-hours used{lost}{left}"
 
 
 def _name(values: Values, key: str) -> str:

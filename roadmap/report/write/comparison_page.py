@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from roadmap.report.analyse.comparison import EFFECTS, Change, Comparison, Side
-from roadmap.report.analyse.formats import accuracy, between, p_text, signed
+from roadmap.report.analyse.formats import accuracy, between, p_equals, signed
 from roadmap.runs.schema import QUANTITIES
 from roadmap.text import clean, plain_table, shorten
 
@@ -14,7 +14,7 @@ VALUE = 44  # columns of one value of a key
 LISTED, MOST_KEYS = 30, 100  # lines of what may be many
 GAIN = (
     "gain",
-    *("over_seeds", "p", "bootstrap", "effect", "over_images", "only_this", "only_parent", "mcnemar_p"),
+    *("over_seeds", "p", "effect", "over_images", "only_this", "only_parent", "mcnemar_p"),
     *("paper_gain", "paper_interval"),
 )
 
@@ -122,7 +122,7 @@ def _tests(found: Comparison) -> list[str]:
         lines.append("! other data, or another image size: the two do not compare")
     if gain.over_seeds:
         lines.append(
-            f"over seeds ({a.n} and {b.n}): {between(gain.over_seeds)} (95 %, Welch), p {_p(gain.p)},"
+            f"over seeds ({a.n} and {b.n}): {between(gain.over_seeds)} (95 %, Welch), p {p_equals(gain.p)},"
             " not adjusted for other comparisons"
         )
     else:
@@ -135,14 +135,9 @@ def _tests(found: Comparison) -> list[str]:
         else "seeds {} and {}".format(*found.paired_seeds)
     )
     lines.append(f"over images ({seeds}): only A has {gain.only_parent} right, only B {gain.only_this}")
-    lines[-1] += f"; p {_p(gain.mcnemar_p)} (McNemar)" if gain.mcnemar_p is not None else ""
+    lines[-1] += f"; p {p_equals(gain.mcnemar_p)} (McNemar)" if gain.mcnemar_p is not None else ""
     if gain.over_images:
         lines.append(f"over images drawn anew, these nets: {between(gain.over_images)} (95 %)")
     if gain.paper_gain is not None:
         lines.append(f"the paper's: {signed(gain.paper_gain)}")
     return lines
-
-
-def _p(p: float | None) -> str:
-    text = p_text(p)
-    return text if text.startswith("<") else f"= {text}"

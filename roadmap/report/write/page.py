@@ -7,8 +7,7 @@ import base64
 import hashlib
 import re
 import shlex
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
 from xml.etree import ElementTree
 
@@ -18,11 +17,13 @@ from markupsafe import Markup
 from roadmap.paper.toggle_orders import split_variant, variant_words
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
-from roadmap.report.analyse.formats import count
+from roadmap.report.analyse.confusion import confusion
 from roadmap.report.analyse.gains import parent_of
 from roadmap.report.draw import style
+from roadmap.report.draw.gallery import Drawing
 from roadmap.report.read.run import Run
-from roadmap.report.write.classes import MOST_ROWS, ClassParts, class_parts
+from roadmap.report.write.classes import changed_text, class_table, matrix, pair_table
+from roadmap.report.write.columns import column, table
 from roadmap.report.write.group_tables import tables_of
 from roadmap.report.write.tables import heading, listed_problems, slips
 from roadmap.text import clean
@@ -42,45 +43,37 @@ COLOR = re.compile("|".join(COLORS))
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 HASHED = re.compile(r".*,[0-9a-f]{12}")  # a cell whose overrides were too long for a name
 COMPARED = ("model.", "recipe.", "data.")
+MOST_ROWS = 100  # with their classes
+RUN_COLUMNS = (
+    column("seed", "seed", str),
+    column("top-1 (%)", "top1", "{:.2f}".format),
+    column("commit", "commit"),
+    column("code", "code"),
+    column("starts", "starts", str),
+    column("hardware", "hardware"),
+    column("versions", "versions"),
+    column("allowed", "marks", " ".join),
+)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the page."""
-
-    name: str
-    caption: str
-    svg: bytes
-
-
-@dataclass(frozen=True)
-class Details:
-    """All that makes a row what it is."""
-
-    cell: Cell
-    command: str
-    differences: tuple[tuple[str, str, str], ...]  # key, before, after
-    compared_with: str
-    config: str
-    classes: ClassParts | None
-
-
-def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str], pictures: Sequence[Picture]) -> bytes:
-    """Return the page in UTF-8."""
+def page(
+    groups: Sequence[Group], collected: Collected, findings: Sequence[str], pictures: Sequence[tuple[Drawing, bytes]]
+) -> bytes:
+    """Return the page in UTF-8; `pictures` are figures with their SVG."""
     names = ("page.html.j2", "page.css.j2", "page.js.j2")
     sources = {name: files("roadmap.report.write").joinpath(name).read_text(encoding="utf-8") for name in names}
     script = sources["page.js.j2"].strip()
     environment = Environment(
         loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"clean": lambda text: clean(text, 500), "count": count}
+    environment.filters["clean"] = lambda text: clean(text, 500)
     text = environment.get_template("page.html.j2").render(
         policy=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         script=Markup(script),
         style=Markup(sources["page.css.j2"]),
         warnings=listed_problems(groups, collected),
         findings=findings,
-        pictures=[(picture, inline_svg(picture.svg, f"f{i}-", picture.name)) for i, picture in enumerate(pictures)],
+        pictures=[(picture, inline_svg(svg, f"f{i}-", picture.name)) for i, (picture, svg) in enumerate(pictures)],
         groups=_groups(groups),
     )
     return text.encode()
@@ -88,36 +81,45 @@ def page(groups: Sequence[Group], collected: Collected, findings: Sequence[str],
 
 def _groups(groups: Sequence[Group]) -> list[dict[str, object]]:
     """Return what the page shows of each group: the classes of the first rows alone, so that its size has an end."""
-    with_classes = {id(cell) for cell in [cell for group in groups for cell in group.cells][:MOST_ROWS]}
-    return [_group(group, groups, with_classes) for group in groups]
+    known = [id(cell) for group in groups for cell in group.cells if any(run.classes for run in cell.runs)]
+    too_many = set(known[MOST_ROWS:])
+    return [
+        {
+            "heading": heading(group),
+            "caution": group.caution,
+            "tables": tables_of(group),
+            "notes": (*group.notes, *slips(group)),
+            "made_with": group.made_with,
+            "rows": [_row(cell, group, groups, id(cell) not in too_many) for cell in group.cells],
+            "without_classes": sum(id(cell) in too_many for cell in group.cells),
+        }
+        for group in groups
+    ]
 
 
-def _group(group: Group, groups: Sequence[Group], with_classes: Collection[int]) -> dict[str, object]:
-    return {
-        "heading": heading(group),
-        "caution": group.caution,
-        "tables": tables_of(group),
-        "notes": (*group.notes, *slips(group)),
-        "made_with": group.made_with,
-        "rows": [details(cell, group, groups, id(cell) in with_classes) for cell in group.cells],
-        "without_classes": sum(id(cell) not in with_classes for cell in group.cells),
-    }
-
-
-def details(cell: Cell, group: Group, groups: Sequence[Group], with_classes: bool = True) -> Details:
+def _row(cell: Cell, group: Group, groups: Sequence[Group], with_classes: bool) -> dict[str, object]:
     """Return a row's command, its config, what differs from its parent's, and what it does to classes."""
     found = parent_of(cell, group, groups)
     ours = cell.runs[0].config
     theirs = found[0].runs[0].config if found else ours
     keys = sorted(key for key in ours.keys() | theirs.keys() if key.startswith(COMPARED))
-    return Details(
-        cell=cell,
-        command=command(cell.runs[0]),
-        differences=tuple((k, theirs.get(k, ""), ours.get(k, "")) for k in keys if ours.get(k) != theirs.get(k)),
-        compared_with=found[1] if found else "",
-        config="\n".join(f"{key}: {clean(value, 300)}" for key, value in ours.items()),
-        classes=class_parts(cell) if with_classes else None,
-    )
+    changes = cell.gain.changes.classes if cell.gain and cell.gain.changes else None
+    classes = class_table(changes) if changes and with_classes else None
+    confused = confusion(cell.runs) if with_classes else None
+    return {
+        "cell": cell,
+        "command": command(cell.runs[0]),
+        "differences": [(k, theirs.get(k, ""), ours.get(k, "")) for k in keys if ours.get(k) != theirs.get(k)],
+        "compared_with": found[1] if found else "",
+        "config": "\n".join(f"{key}: {clean(value, 300)}" for key, value in ours.items()),
+        "runs": table("runs", cell.runs, RUN_COLUMNS),
+        "changed": changed_text(cell),
+        "classes": classes,
+        "left_out": len(changes.images) - len(classes.cells) if changes and classes else 0,
+        "pairs": pair_table(confused) if confused and confused.matrix is None and confused.pairs else None,
+        "matrix": matrix(confused) if confused else [],
+        "seeds": confused.seeds if confused else 0,
+    }
 
 
 def command(run: Run) -> str:

@@ -10,8 +10,7 @@ from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.write.columns import numbers
-from roadmap.report.write.rate_tables import row_values
-from roadmap.report.write.tables import values
+from roadmap.report.write.csv_files import OF_GROUP, TUNING, cell_paths, line
 from roadmap.runs.search import Problem
 from roadmap.text import clean
 
@@ -52,13 +51,13 @@ def _group(group: Group) -> dict[str, Any]:
         "ranking": {"paper": ranks.table, **asdict(ranks.found)} if ranks else None,
         "cells": [_cell(group, cell) for cell in group.cells],
         "holdout_cells": [_cell(group, cell) for cell in group.holdouts],
-        "tuning": [row_values(group.tuning, row) for row in group.tuning.rows] if group.tuning else None,
+        "tuning": [line(group, row, TUNING) for row in group.tuning.rows] if group.tuning else None,
     }
 
 
 def _cell(group: Group, cell: Cell) -> dict[str, Any]:
     return {
-        **values(group, cell),
+        **line(group, cell, OF_GROUP | cell_paths()),
         "only_this": cell.gain.only_this if cell.gain else None,
         "only_parent": cell.gain.only_parent if cell.gain else None,
         "runs": [{name: getattr(run, name) for name in OF_A_RUN} for run in cell.runs],

@@ -1,77 +1,18 @@
-"""The tables of the report: a data frame, CSV, Markdown, LaTeX and the short one for the terminal. Writes no file."""
+"""The tables of the report as Markdown, as LaTeX, and in short for the terminal. Writes no file."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import pandas as pd
 
 from roadmap import paper
-from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.collect import Collected
-from roadmap.report.write.columns import ON_TERMINAL, numbers
-from roadmap.report.write.escape import for_csv, for_markdown, for_tex
-from roadmap.report.write.group_tables import tables_of
+from roadmap.report.write.escape import for_markdown, for_tex
+from roadmap.report.write.group_tables import ON_TERMINAL, tables_of
 from roadmap.runs.search import Problem
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
-Value = str | float | int | None
-WHOLE = ("n", "epochs", "image_size", "seeds_needed", "seeds_needed_low", "seeds_needed_high")
 LISTED = 20  # problems on the terminal; the Markdown file has all
-# Attributes of a cell that are columns as they are, then other columns before the numbers.
-NAMES = (
-    *("study", "regime", "data", "cell", "step", "variant", "label", "parent", "adopted"),
-    *("n", "seeds", "recipe", "epochs", "image_size"),
-)
-OTHERS = ("compared_with", "allowed", "caution")
-
-
-def values(group: Group, cell: Cell) -> dict[str, Value]:
-    """Return all that is known of a row, by column of `table.csv`."""
-    return {
-        **{name: getattr(cell, name) for name in NAMES},
-        "seeds": " ".join(map(str, cell.seeds)),
-        "compared_with": cell.gain.parent if cell.gain else None,
-        "allowed": " ".join(cell.marks),
-        "caution": group.caution,
-        **{key: number.value(cell) for key, number in numbers().items()},
-    }
-
-
-def frame(groups: Sequence[Group], others: bool = False, kind: str = "") -> pd.DataFrame:
-    """Return one line a cell in the roadmap's order: the plain steps, or with `others` the variants and overrides.
-
-    `kind` names an attribute of a group instead, such as `holdouts`.
-    """
-    kind = kind or ("others" if others else "rows")
-    lines = [values(group, cell) for group in groups for cell in getattr(group, kind)]
-    table = pd.DataFrame(lines, columns=[*NAMES, *OTHERS, *numbers()])
-    floats = [key for key in numbers() if key not in WHOLE]
-    return table.astype(dict.fromkeys(floats, float) | dict.fromkeys(WHOLE, "Int64"))
-
-
-def to_csv(groups: Sequence[Group], others: bool = False, kind: str = "") -> bytes:
-    """Return `frame` as CSV in UTF-8; empty where a value is not known, no text that a spreadsheet would compute."""
-    table = frame(groups, others, kind)
-    for name in table.select_dtypes(exclude="number").columns:
-        table[name] = [for_csv(value) if isinstance(value, str) else "" for value in table[name]]
-    return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
-
-
-def worths_csv(groups: Sequence[Group]) -> bytes:
-    """Return a line a toggle: its worth over the sampled orders and its gains elsewhere, as CSV in UTF-8."""
-    lines = []
-    for group in groups:
-        if (found := group.attribution) is None:
-            continue
-        for worth in found.worths:
-            ends = {"low": worth.interval.low, "high": worth.interval.high} if worth.interval else {}
-            where = {name: for_csv(getattr(group, name)) for name in ("study", "regime", "data")}
-            values = {key: value for key, value in asdict(worth).items() if key != "interval"}
-            lines.append({**where, **values, **ends, "orders": found.orders})
-    columns = [*("study", "regime", "data", "toggle", "value", "low", "high", "orders", "orders_std", "of_seeds")]
-    columns += ["in_order", "in_order_p", "paper_gain", "paper_p", "left_out"]
-    table = pd.DataFrame(lines, columns=columns)
-    return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
 
 
 def to_markdown(groups: Sequence[Group], collected: Collected, findings: Sequence[str] = ()) -> bytes:
