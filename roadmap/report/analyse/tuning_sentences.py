@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from roadmap.report.analyse.formats import first_few, p_equals, signed
+from roadmap.report.analyse.formats import first_few, p_text, signed
 from roadmap.report.analyse.tuning import TunedRow, Tuning
 from roadmap.text import clean
 
@@ -57,7 +57,7 @@ def _listed(rows: Sequence[TunedRow]) -> str:
         plain, tuned = row.gains
         assert plain is not None
         assert tuned is not None
-        ps = f"p {p_equals(plain.p_holm)} and {p_equals(tuned.p_holm)}"
+        ps = f"p {p_text(plain.p_holm)} and {p_text(tuned.p_holm)}"
         texts.append(f"{clean(row.step, 60)} {signed(plain.gain)} and {signed(tuned.gain)} points ({ps})")
     return first_few(texts, NAMED, "; ")
 
