@@ -63,7 +63,7 @@ def cancel(study: StudyDir) -> Cancellation:
 def cancel_cell(study: StudyDir, state: CellState, rows: Sequence[Row], done: Cancellation) -> None:
     """Note the job of a cell, or ask its process to stop, or note why that cannot be."""
     last = next((row for row in reversed(rows) if row.get("job")), None)
-    if state.slurm_state in slurm_queue.PENDING + slurm_queue.RUNNING:
+    if state.slurm_state in slurm_queue.ACTIVE:
         done.jobs.append(str(state.job))
         done.cells.append(state.key)
         return

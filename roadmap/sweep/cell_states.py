@@ -93,7 +93,7 @@ def add_pending(states: dict[str, CellState], pending: Row, answer: slurm_queue.
         cell, job = states.get(row["cell"]), found.get(row["cell"])
         if cell is None or cell.state in ("done", "queued", "running"):
             continue
-        if job in answer.in_state(*slurm_queue.PENDING, *slurm_queue.RUNNING):
+        if job in answer.in_state(*slurm_queue.ACTIVE):
             cell.state, cell.job, cell.reason = "queued", job, "its submission got no answer; make roadmap completes it"
             add_job(cell, answer.jobs[str(job)])
         elif answer.answered:

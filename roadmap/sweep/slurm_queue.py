@@ -15,6 +15,7 @@ from roadmap.errors import ConfigError
 TIMEOUT_S = 30.0
 PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+ACTIVE = PENDING + RUNNING
 GONE = "GONE"  # Slurm answers, and has forgotten the job
 # Why a job can never start, by Slurm's reason, and what is asked of whoever submitted it.
 NEVER = {

@@ -175,7 +175,7 @@ def recover_pending(study: StudyDir) -> None:
         )
     folder, found = study.notes / FOLDER, []
     for row, job in pending_jobs(pending, answer):
-        if not has_work(folder, job) and job in answer.in_state(*slurm_queue.PENDING, *slurm_queue.RUNNING):
+        if not has_work(folder, job) and job in answer.in_state(*slurm_queue.ACTIVE):
             give_work(folder, job, run_command(study.notes / snapshot.FOLDER / row["snapshot"], row))
         if has_work(folder, job):
             found.append((row, job))
@@ -188,7 +188,7 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
     Where Slurm refuses it, `make report` draws it.
     """
     names = array_names(study)
-    active = slurm_queue.query(names).in_state(*slurm_queue.PENDING, *slurm_queue.RUNNING)
+    active = slurm_queue.query(names).in_state(*slurm_queue.ACTIVE)
     arrays = sorted({job.split("_")[0] for job in active}, key=int)
     behind = f"afterany:{':'.join(arrays)}" if arrays else None
     for job in waiting_reports(study)[:1]:
