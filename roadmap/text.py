@@ -34,7 +34,7 @@ def secrets_here() -> dict[str, str]:
             found[value] = name
         if "://" in value and (password := URL_PASSWORD.search(value)):
             found[password[1]] = name
-    for file in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
+    for file in netrc_files():
         path = os.path.expanduser(file)
         try:
             keys = netrc_keys(path, os.stat(path).st_mtime_ns)
@@ -42,6 +42,11 @@ def secrets_here() -> dict[str, str]:
             continue
         found |= dict.fromkeys(keys, file)
     return found
+
+
+def netrc_files() -> list[str]:
+    """Return where keys of servers are kept: in the file that NETRC names, else in one of the home folder."""
+    return [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
 
 
 @lru_cache(8)

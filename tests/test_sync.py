@@ -14,6 +14,8 @@ from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.sync import sync
 from roadmap.training.train import train
 from tests.conftest import SMALL
+from tests.drive import accident
+from tests.test_wandb import history, inspect
 
 
 class Server:
@@ -140,6 +142,20 @@ def test_rows_that_the_network_swallowed_are_sent_and_no_other(server, study, mo
     monkeypatch.setattr(wandb, "init", server.init)
     assert sync(directory, print) == 2
     assert sorted(map(str, server.rows[run_id])) == sorted(map(str, rows))
+
+
+def test_what_the_client_of_a_killed_run_took_with_it_is_sent(server, command, tmp_path, monkeypatch):
+    words = ("+step=gelu", "wandb.mode=offline", "device=cpu", "checkpoint.every_min=0", *SMALL)
+    assert command(*words, **accident("step", 5, what="KILL", to="group")).returncode == -9
+    assert command(*words).returncode == 0
+    (run,) = (tmp_path / "runs" / "single").glob("*/*/seed0")
+    rows = as_logged(run)
+    recorded = [row for folder in sorted(run.glob("wandb/offline-run-*")) for row in history(inspect(folder))]
+    assert len(recorded) < len(rows)  # what `wandb sync` would find
+    server.rows[read_json(run / "status.json")["wandb_id"]] = recorded
+    monkeypatch.setattr(wandb, "init", server.init)
+    assert sync(StudyDir(tmp_path / "runs", "single"), print) == len(rows) - len(recorded)
+    assert sorted(map(str, recorded)) == sorted(map(str, rows))
 
 
 def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_again(study, monkeypatch):

@@ -24,7 +24,7 @@ from roadmap.files import finite_or_null
 from roadmap.runs.schema import CORRECT, LABELS, METRICS, PREDICTIONS, STATUS
 from roadmap.runs.wandb_client import Budget, end_service, import_wandb, quiet_settings, staging_below, start_service
 from roadmap.runs.wandb_media import checkpoint_artifact, evaluation_media, git_settings, write_diff
-from roadmap.text import clean, one_line, redact
+from roadmap.text import clean, netrc_files, one_line, redact
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -72,8 +72,7 @@ def _logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_BASE_URL") or settings.get("api_key"):
         return True
     host = urlsplit(settings.get("base_url", SERVER)).netloc
-    files = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for file in files:
+    for file in netrc_files():
         try:
             return netrc.netrc(os.path.expanduser(file)).authenticators(host) is not None
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
