@@ -283,7 +283,7 @@ def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):
     if cell:
         (directory.path / key).mkdir(parents=True)
         (directory.path / key / "status.json").write_text(cell)
-    directory.append_jobs([{"cell": key, "kind": "local"}])
+    directory.append_jobs([{"cell": key, "kind": "ended"}])
     task = local.LocalTask(directory, key, ["sh", "-c", "kill -HUP $PPID; exec sleep 60"])
     with pytest.raises(StoppedEarly, match=f"^{re.escape(expected)}$"):
         local.Scheduler([local.Slot()], lambda _: None).run([task])

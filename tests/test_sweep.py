@@ -341,11 +341,22 @@ def test_two_writers_of_a_study_wait_for_each_other(tmp_path):
 def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
     directory = StudyDir(tmp_path, "demo")
     with directory.lock():
-        directory.append_jobs([{"cell": "a", "job": "1"}])
+        directory.append_jobs([{"cell": "a", "kind": "ended"}])
         with (directory.notes / "jobs.jsonl").open("a") as out:
-            out.write('{"cell": "b", "jo')
-        directory.append_jobs([{"cell": "c", "job": "2"}])
-    assert {key: rows[0]["job"] for key, rows in directory.jobs().items()} == {"a": "1", "c": "2"}
+            out.write(
+                '{"cell": ["b"], "kind": "ended"}\n{"cell": "b", "kind": "local", "job": "local"}\n{"cell": "b", "jo'
+            )
+        directory.append_jobs([{"cell": "c", "kind": "cancelled"}])
+    assert {key: rows[0]["kind"] for key, rows in directory.jobs().items()} == {"a": "ended", "c": "cancelled"}
+
+
+@pytest.mark.parametrize("cells", [5, [{"key": 5}], [{"key": "a/b/seed0", "step": "a", "variant": None, "seed": 0}]])
+def test_a_study_whose_cells_are_none_is_a_plain_line(sweep, tmp_path, cells):
+    directory = StudyDir(tmp_path, "demo")
+    directory.make()
+    write_json(directory.notes / "cells.json", {"schema": 1, "cells": cells})
+    code, told = sweep("status", "demo", "--runs", tmp_path)
+    assert code == 65 and "cells.json: cannot be read (" in told and len(told.splitlines()) == 1
 
 
 def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(tmp_path):

@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
 
 from roadmap.errors import ConfigError, DataError, DiskError
 from roadmap.files import deny_others, disk_errors, expand, file_lock, nearby, read_json, write_json
 from roadmap.parsing import json_object
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import refuse_unsafe
+from roadmap.runs.schema import Record, check_record
 from roadmap.text import check_name
 
 if TYPE_CHECKING:  # it needs Hydra
@@ -26,6 +29,55 @@ NOTES, CELLS, JOBS, PENDING, TUNING = ".study", "cells.json", "jobs.jsonl", "pen
 LOCK_WAIT_S = 120.0  # a submission takes seconds
 SCHEMA = 1
 Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it
+
+
+class _Recipe(Record):
+    epochs: int
+
+
+class _Config(Record):
+    recipe: _Recipe
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class CellRecord(Record):
+    """A cell in `cells.json`, as it was resolved when it was submitted."""
+
+    key: str
+    step: str
+    variant: str | None
+    seed: int
+    config: _Config
+
+
+class StudyRecord(Record):
+    """`cells.json`."""
+
+    cells: list[CellRecord]
+
+
+class JobRecord(Record):
+    """A line of `jobs.jsonl`."""
+
+    cell: str
+    kind: Literal["slurm", "local", "ended", "cancelled"]
+    job: str | None = None
+    name: str | None = None
+    log: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    run_pid: int | None = None
+
+
+NEEDED = {"slurm": {"job", "name", "log"}, "local": {"job", "log", "host", "pid"}}  # of a line, by its kind
+
+
+def is_job(row: Row) -> bool:
+    """Tell whether a line of `jobs.jsonl` is what a submission or a scheduler writes."""
+    try:
+        return NEEDED.get(JobRecord.model_validate(row).kind, set()) <= row.keys()
+    except ValidationError:
+        return False
 
 
 class StudyDir:
@@ -60,6 +112,9 @@ class StudyDir:
         """Return what was written at submission: cells, and combinations left out. Raises DataError for nothing."""
         try:
             found = read_json(self.notes / CELLS)
+            if found.get("schema") != SCHEMA:
+                raise ValueError(f"written in schema {found.get('schema')}, this is {SCHEMA}")
+            check_record(StudyRecord, found, CELLS)
         except FileNotFoundError:
             there = nearby(self.path) if not self.path.exists() else ""
             raise DataError(
@@ -67,8 +122,6 @@ class StudyDir:
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
-        if found.get("schema") != SCHEMA:
-            raise DataError(f"{self.notes / CELLS}: written in schema {found.get('schema')}, this is {SCHEMA}")
         return found
 
     def write_cells(self, study: "Study") -> None:
@@ -90,7 +143,7 @@ class StudyDir:
             write_json(self.notes / CELLS, values)
 
     def jobs(self) -> dict[str, list[Row]]:
-        """Return what was recorded of each cell, oldest first; a line that a killed writer tore is passed over."""
+        """Return what was recorded of each cell, oldest first; a torn line, or one that is none, is passed over."""
         try:
             lines = (self.notes / JOBS).read_bytes().splitlines()
         except FileNotFoundError:
@@ -99,7 +152,7 @@ class StudyDir:
             raise DiskError(f"{self.notes / JOBS}: cannot be read ({error.strerror})") from None
         found: dict[str, list[Row]] = {}
         for row in map(json_object, lines):
-            if row and "cell" in row:
+            if row and is_job(row):
                 found.setdefault(row["cell"], []).append(row)
         return found
 
