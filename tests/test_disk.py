@@ -142,18 +142,7 @@ def test_what_was_written_is_read_back_before_it_counts(small, monkeypatch):
     assert not list(run_path(config).rglob("step-*"))
 
 
-@pytest.mark.parametrize("depth", range(6))
-def test_a_place_that_everybody_can_write_is_refused(tmp_path, depth):
-    path = tmp_path / "runs" / "study" / "nano-digits" / "gelu" / "seed0"
-    path.mkdir(parents=True)
-    folder = (path, *path.parents)[depth]
-    folder.chmod(0o777)
-    with pytest.raises(Refused, match=rf"{folder.name} is writable for everyone \(mode 777\)"):
-        refuse_unsafe(path)
-    folder.chmod(0o1777)  # as /tmp: nobody can replace what is another's
-    refuse_unsafe(path)
-    folder.chmod(0o775)  # a group's own: two people may run one study
-    refuse_unsafe(path)
+LOADED = ("config.yaml", "status.json", "metrics.jsonl", "checkpoints/step-1.pt", "checkpoints/step-1.json")
 
 
 @pytest.fixture
@@ -161,22 +150,24 @@ def run_dir(tmp_path):
     """A run's directory with what a run loads, below a folder of one's own."""
     path = tmp_path / "home" / "runs" / "study" / "nano-digits" / "gelu" / "seed0"
     (path / "checkpoints").mkdir(parents=True)
-    for name in ("config.yaml", "status.json", "metrics.jsonl", "checkpoints/step-1.pt", "checkpoints/step-1.json"):
+    for name in LOADED:
         (path / name).write_text("")
     return path
 
 
-LOADED = (
-    "config.yaml",
-    "status.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "checkpoints/step-1.pt",
-    "checkpoints/step-1.json",
-)
+@pytest.mark.parametrize("depth", range(6))
+def test_a_place_that_everybody_can_write_is_refused(run_dir, depth):
+    folder = (run_dir, *run_dir.parents)[depth]
+    folder.chmod(0o777)
+    with pytest.raises(Refused, match=rf"{folder.name} is writable for everyone \(mode 777\)"):
+        refuse_unsafe(run_dir)
+    folder.chmod(0o1777)  # as /tmp: nobody can replace what is another's
+    refuse_unsafe(run_dir)
+    folder.chmod(0o775)  # a group's own: two people may run one study
+    refuse_unsafe(run_dir)
 
 
-@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("name", [*LOADED, "checkpoints"])
 def test_what_a_run_loads_is_refused_where_everybody_can_write_it_or_another_user_did(run_dir, name):
     refuse_unsafe(run_dir)
     (run_dir / name).chmod(0o777)
