@@ -31,5 +31,9 @@ class Generator(Section):
         """Yield lines for a submission: what the choice of cells has come to."""
         yield from ()
 
+    def is_result(self, config: Config, exit_code: int | None) -> bool:
+        """Tell whether a cell that failed so is an answer, and not tried again."""
+        return False
+
     def record(self, study: "Study", notes: Path) -> None:
         """Keep that choice in the study's notes. Raises DiskError."""

@@ -121,7 +121,7 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
     submission, tasks = Submission(), []
     for cell in cells:
         state = states[cell.key]
-        ended = "not finite" if has_chosen(study, cell, state.exit_code) else state.state
+        ended = "not finite" if study.generator.is_result(cell.config, state.exit_code) else state.state
         if ended not in START:
             submission.left[ended] = submission.left.get(ended, 0) + 1
             continue
@@ -130,15 +130,11 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
     return submission, tasks
 
 
-def has_chosen(study: Study, cell: Cell, exit_code: int | None) -> bool:
-    """Tell whether a cell is a rate that gave no finite training, which is a result: the worst."""
-    return study.generator.is_staged and cell.config.data.holdout > 0 and exit_code == NonFiniteError.code
-
-
 def only_results(selection: Selection) -> bool:
     """Tell whether the trainings that were not finite are all such results."""
     codes = ((cell, read_or_empty(Status, run_path(cell.config) / STATUS).exit_code) for cell in selection.cells)
-    return all(has_chosen(selection.study, cell, code) for cell, code in codes if code == NonFiniteError.code)
+    is_result = selection.study.generator.is_result
+    return all(is_result(cell.config, code) for cell, code in codes if code == NonFiniteError.code)
 
 
 def run_args(study: Study, cell: Cell, code: Path) -> list[str]:

@@ -205,6 +205,10 @@ class TunedRates(Generator):
             edge = f"; {ABOUT_EDGE}" if choice.at_edge else ""
             yield f"{choice.name}: rate {choice.rate:g}, {choice.rate / choice.own:.3g} times the recipe's own{edge}"
 
+    def is_result(self, config: Config, exit_code: int | None) -> bool:
+        """Tell whether a cell is a rate that gave no finite training: the worst."""
+        return config.data.holdout > 0 and exit_code == NonFiniteError.code
+
     def record(self, study: "Study", notes: Path) -> None:
         """Write the choices, with the numbers that they rest on, into a study's notes. Raises DiskError."""
         rows = [
