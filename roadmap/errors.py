@@ -7,9 +7,8 @@ class RoadmapError(Exception):
     """An error that ends the process with `code` and one or two plain lines, never a traceback."""
 
     code = 1
-    on_all_ranks = (
-        False  # every rank of the run raises it in the same place, so that the ranks can go on to another run
-    )
+    # Whether every rank of the run raises it in the same place, so that the ranks can go on to another run.
+    on_all_ranks = False
 
 
 class ConfigError(RoadmapError, ValueError):

@@ -7,12 +7,8 @@ from pathlib import Path
 
 from roadmap.errors import Refused
 
-NOT_LOADED = {
-    "wandb",
-    "snapshots",
-    "logs",
-    "slurm",
-}  # folders in a run's or a study's directory; a snapshot has its own
+# Folders in a run's or a study's directory; each snapshot is checked by itself.
+NOT_LOADED = {"wandb", "snapshots", "logs", "slurm"}
 
 
 def refuse_unsafe(path: Path, runs: Path | None = None, key: str = "paths.runs") -> None:

@@ -233,10 +233,8 @@ def add_progress(cell: CellState, run: Path, status: Status) -> None:
     """Fill in how far a cell's run is, and how long it will still take."""
     cell.epoch, cell.global_step = status.epoch, status.step
     cell.restarts = max((status.starts or 1) - 1, 0)
-    cell.exit_code, cell.hardware, cell.node, cell.wandb_id = (
-        status.exit_code, status.hardware, status.host, status.wandb_id
-    )  # fmt: skip
-    cell.started, cell.updated = status.started, status.updated
+    cell.exit_code, cell.hardware, cell.node = status.exit_code, status.hardware, status.host
+    cell.started, cell.updated, cell.wandb_id = status.started, status.updated, status.wandb_id
     cell.lost_s = status.lost_s or 0.0
     cell.devices = status.world_size and status.world_size / (status.group_size or 1)
     cell.checkpoints_gb = sum(checkpoint_sizes(run).values()) / 1e9

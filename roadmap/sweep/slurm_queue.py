@@ -114,9 +114,8 @@ def read_jobs(out: str | None) -> dict[str, Job]:
         job, state, reason, node, *times = [*(part.strip() for part in line.split("|")), *[""] * 6][:7]
         if job and state:
             reason = "" if reason in ("None", "(null)") else reason
-            found[job.partition("_[")[0]] = Job(
-                state.split()[0], reason, node, *map(seconds, times)
-            )  # "CANCELLED by 1000"
+            state = state.split()[0]  # of "CANCELLED by 1000"
+            found[job.partition("_[")[0]] = Job(state, reason, node, *map(seconds, times))
     return found
 
 

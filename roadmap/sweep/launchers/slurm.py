@@ -260,9 +260,8 @@ def srun_words(config: Config) -> list[str]:
 
 def requeue_command(code: Path, runs_file: Path) -> str:
     """Return the shell's line that may queue the job again, with the code of the snapshot."""
-    module = (
-        "requeue" if (code / "roadmap" / "sweep" / "requeue.py").exists() else "after"
-    )  # as older snapshots call it
+    older = not (code / "roadmap" / "sweep" / "requeue.py").exists()
+    module = "after" if older else "requeue"
     python = shlex.quote(sys.executable)
     return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.{module} $code {shlex.quote(str(runs_file))}"
 
