@@ -177,12 +177,9 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
-        values = parse_json(read_regular(path, MAX_JSON))
+        return parse_json(read_regular(path, MAX_JSON))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({one_line(error)})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return values
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:

@@ -22,14 +22,17 @@ PLAIN_TAGS = (None, "!", "tag:yaml.org,2002:str")
 C_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser, where there is one
 
 
-def parse_json(data: bytes) -> Any:
-    """Read JSON; a number that is not finite becomes None. Raises ValueError, also for what is nested too deeply."""
+def parse_json(data: bytes) -> dict[str, Any]:
+    """Read a JSON object; a number that is not finite becomes None. Raises ValueError, also for what is nested too
+    deeply."""
     try:
         values = _DECODER.decode(data.decode())
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         _check_depth(values)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
     return values
 
 
@@ -111,7 +114,6 @@ def _check_scalar(event: yaml.ScalarEvent) -> None:
 def json_object(line: bytes) -> dict[str, Any] | None:
     """Return the object that a line of JSON holds, None where it holds none: its writer died in it."""
     try:
-        value = parse_json(line)
+        return parse_json(line)
     except ValueError:
         return None
-    return value if isinstance(value, dict) else None

@@ -87,7 +87,7 @@ def test_numbers_that_are_none_are_read_as_they_are_written():
         "c": None,
         "d": 1.5,
     }
-    assert parse_json(("[" + "{}," * 1000 + "{}]").encode())[0] == {}
+    assert parse_json(('{"a": [' + "{}," * 1000 + "{}]}").encode())["a"][0] == {}
 
 
 def make(path, kind):
