@@ -5,7 +5,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from roadmap.errors import Refused
+from roadmap.errors import DiskError, Refused
+from roadmap.files import deny_others
 
 # Folders in a run's or a study's directory; each snapshot is checked by itself.
 NOT_LOADED = {"wandb", "snapshots", "logs", "slurm"}
@@ -36,6 +37,16 @@ def refuse_unsafe(path: Path, runs: Path | None = None, key: str = "paths.runs")
             strangers = {about.st_uid, part.lstat().st_uid} - trusted  # the latter of a link
             if part not in above and strangers and not _is_of_our_group(part.parent):
                 raise Refused(f"{key}: {shown} belongs to another user (uid {strangers.pop()}); take another folder")
+
+
+def make_folder(path: Path, runs: Path | None = None, key: str = "paths.runs") -> None:
+    """Make a folder that nobody but its owner and group can write. Raises Refused as `refuse_unsafe`, DiskError."""
+    refuse_unsafe(path, runs, key)
+    deny_others()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{key}: {path} cannot be made ({error.strerror})") from None
 
 
 def on_the_way(path: Path) -> Iterator[Path]:

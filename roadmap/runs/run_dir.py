@@ -19,7 +19,6 @@ from roadmap.config import Affects, Config
 from roadmap.errors import DataError, DiskError, LoaderError, NoProgress, PeerLost, Refused, RoadmapError
 from roadmap.files import (
     atomic_write,
-    deny_others,
     disk_errors,
     expand,
     file_lock,
@@ -28,7 +27,7 @@ from roadmap.files import (
     remove_temporaries,
 )
 from roadmap.runs.checkpoint_files import list_checkpoints, newest_place
-from roadmap.runs.permissions import refuse_unsafe
+from roadmap.runs.permissions import make_folder, refuse_unsafe
 from roadmap.runs.recorded_config import differences, hash_before_schema_2, identity, lost_keys
 from roadmap.runs.schema import (
     CHECKPOINTS,
@@ -218,12 +217,7 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for
         an unsafe place."""
-        refuse_unsafe(self.path)
-        deny_others()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"paths.runs: {self.path} cannot be written ({error.strerror})") from None
+        make_folder(self.path)
         busy = f"{self.path}: another process is writing this run"
         # A killed holder's worker processes notice within seconds; a live one is not waited for.
         with file_lock(self.path / ".lock", busy, ORPHANS_S, may_end=lambda holder: not alive(holder)):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from roadmap.errors import ConfigError, DataError, DiskError
-from roadmap.files import deny_others, disk_errors, expand, file_lock, nearby, read_json, write_json
+from roadmap.files import disk_errors, expand, file_lock, nearby, read_json, write_json
 from roadmap.parsing import json_object
 from roadmap.runs.metrics import append_metrics
-from roadmap.runs.permissions import refuse_unsafe
+from roadmap.runs.permissions import make_folder
 from roadmap.runs.schema import Record, check_record
 from roadmap.text import check_name
 
@@ -90,12 +90,7 @@ class StudyDir:
 
     def make(self) -> None:
         """Make the folder. Raises DiskError where it cannot be written, Refused where everybody could."""
-        refuse_unsafe(self.notes, self.path.parent, "RUNS")
-        deny_others()
-        try:
-            self.notes.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"RUNS={self.path.parent}: {self.notes} cannot be made ({error.strerror})") from None
+        make_folder(self.notes, self.path.parent, "RUNS")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
