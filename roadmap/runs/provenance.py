@@ -48,11 +48,16 @@ def git_state(*paths: str) -> dict[str, str | bool | None]:
 
     In a snapshot they are those of the checkout that it was taken from.
     """
-    if (taken := PACKAGE.parent / SNAPSHOT).exists():
-        about = read_json(taken)
-        return {"git_commit": about.get("git_commit"), "git_dirty": about.get("git_dirty")}
+    if (PACKAGE.parent / SNAPSHOT).exists():
+        return git_state_of(PACKAGE.parent)
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *paths)
     return {"git_commit": commit and commit.strip(), "git_dirty": None if changes is None else bool(changes)}
+
+
+def git_state_of(snapshot: Path) -> dict[str, str | bool | None]:
+    """Return commit and dirtiness of a snapshot's code, as they were when it was taken."""
+    values = read_json(snapshot / SNAPSHOT)
+    return {"git_commit": values.get("git_commit"), "git_dirty": values.get("git_dirty")}
 
 
 def git(*words: str) -> str | None:

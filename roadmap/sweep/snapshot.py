@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap.errors import DiskError
-from roadmap.files import read_json, write_json
+from roadmap.files import write_json
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.tree import CONF, GROUPS
@@ -52,12 +52,6 @@ def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
 def config_dir(snapshot: Path, study_file: Path) -> Path:
     """Return the folder of the study's file in a snapshot, for `-cd`."""
     return snapshot / ("sweeps" if study_file.parent == ROOT / "sweeps" else OWN)
-
-
-def git_state_of(snapshot: Path) -> dict[str, str | bool | None]:
-    """Return commit and dirtiness of a snapshot's code, as they were when it was taken."""
-    values = read_json(snapshot / SNAPSHOT)
-    return {"git_commit": values.get("git_commit"), "git_dirty": values.get("git_dirty")}
 
 
 def files_to_copy(study_file: Path) -> Iterator[tuple[str, Path]]:

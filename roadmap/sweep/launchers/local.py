@@ -19,9 +19,10 @@ from roadmap.config.choices import Device, When
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.process import process_start
+from roadmap.runs.provenance import git_state_of
 from roadmap.sweep.cluster import ClusterConfig
 from roadmap.sweep.local_scheduler import LocalTask, Scheduler, Slot
-from roadmap.sweep.snapshot import git_state_of, take_snapshot
+from roadmap.sweep.snapshot import take_snapshot
 from roadmap.sweep.study import Cell
 from roadmap.sweep.study_dir import Row
 from roadmap.sweep.submit import Selection, choose_cells, on_gpu

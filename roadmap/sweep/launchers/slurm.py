@@ -18,6 +18,7 @@ from pathlib import Path
 
 from roadmap.errors import DONE, ConfigError, StoppedEarly
 from roadmap.files import disk_errors
+from roadmap.runs.provenance import git_state_of
 from roadmap.sweep import slurm_queue, snapshot
 from roadmap.sweep.cell_states import pending_jobs, slurm_jobs
 from roadmap.sweep.sbatch import give_work, has_work, submit_commands
@@ -123,7 +124,7 @@ def submit_array(
             each.mkdir(mode=folder_mode(study), exist_ok=True)
         runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
     shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
-    shared |= {"cluster": config.values(), **snapshot.git_state_of(code)}
+    shared |= {"cluster": config.values(), **git_state_of(code)}
     rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
     study.set_pending({"name": name, "rows": rows})
     parameters = array_parameters(name, code, runs_file, config, use_gpus)
