@@ -152,10 +152,10 @@ def test_what_the_client_of_a_killed_run_took_with_it_is_sent(server, command, t
     rows = as_logged(run)
     recorded = history(inspect(max(run.glob("wandb/offline-run-*"))))  # of the killed start nothing is on disk
     assert 0 < len(recorded) < len(rows)
-    server.rows[read_json(run / "status.json")["wandb_id"]] = recorded
+    there = server.rows[read_json(run / "status.json")["wandb_id"]] = [*recorded]
     monkeypatch.setattr(wandb, "init", server.init)
     assert sync(StudyDir(tmp_path / "runs", "single"), print) == len(rows) - len(recorded)
-    assert sorted(map(str, recorded)) == sorted(map(str, rows))
+    assert sorted(map(str, there)) == sorted(map(str, rows))
 
 
 def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_again(study, monkeypatch):
