@@ -32,7 +32,7 @@ def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Train one step, or go on where an earlier start ended."""
     run = RunDir(run_path(config))
     if env.world_size == 1 and not config.fresh and run.is_done(config.values()):  # several ranks agree on it later
-        sweep.write(f"{config.cell}: already finished")
+        sweep.write("; ".join([f"{config.cell}: already finished", *run.notes]))
         return result_line(config, load_result(run.path))
     if env.is_main:
         sweep.write(f"{config.cell}: starting")

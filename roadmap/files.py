@@ -134,6 +134,11 @@ def expand(path: str | Path) -> Path:
         raise ConfigError(f"{path}: there is no home folder of that name; write the path in full") from None
 
 
+def same_path(a: str, b: str) -> bool:
+    """Tell whether two paths lead to the same place, by links too."""
+    return os.path.realpath(os.path.expanduser(a)) == os.path.realpath(os.path.expanduser(b))
+
+
 def nearby(path: Path) -> str:
     """Return what lies there instead of a path that leads to nothing: `; did you mean X? FOLDER has: ...`."""
     missing = path

@@ -184,6 +184,13 @@ def test_an_npz_that_holds_something_else_is_named(tmp_path, case):
     assert "\n" not in str(raised.value)
 
 
+def test_a_label_past_a_million_makes_no_classes_up_to_it(tmp_path):
+    labels = {"labels": np.full(20, 2**40)}
+    np.savez(write_npz(tmp_path, 12, 12) / "val.npz", **arrays("val", 12, 12) | labels)
+    with pytest.raises(DataError, match=r"val.npz: labels from 1099511627776 to .*, expected 0 to 999999"):
+        load(own(tmp_path))
+
+
 def test_an_npz_that_is_missing_or_none_is_named(tmp_path):
     path = write_npz(tmp_path, 12, 12) / "train.npz"
     whole = path.read_bytes()

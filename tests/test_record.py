@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from roadmap.errors import DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import read_json, write_json
@@ -15,7 +16,7 @@ from roadmap.report.read.run import read_run
 from roadmap.runs import checkpoint, run_logger
 from roadmap.runs.progress import Progress
 from roadmap.runs.recorded_run import RecordedRun, Suspect
-from roadmap.runs.run_dir import run_path
+from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import checksum
 from roadmap.training import train as training
 from roadmap.training.train import train
@@ -382,6 +383,29 @@ def test_a_finished_run_typed_again_says_so_at_once_without_torch(trained):
     assert done.stderr == f"{config.cell}: already finished\n"
     assert done.stdout.startswith(f"{config.cell}: top-1 ")
     assert (run_path(config) / "status.json").read_bytes() == before
+
+
+def test_a_finished_run_says_where_its_images_were_if_another_folder_is_asked_for(small, tmp_path):
+    """Nothing lists the images of a run that is done, and a folder of one's own may hold others under the same name."""
+    config = small("gelu")
+    root, other, link = (tmp_path / name for name in ("images", "other images", "link"))
+    link.symlink_to(root)
+    at = {path: config.data.replace(name="mine", kind="npz", root=str(path)) for path in (root, other, link)}
+    folder = run_path(config.replace(data=at[root]))
+    folder.mkdir(parents=True)
+    for name in RECORD:
+        (folder / name).touch()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.replace(data=at[root]).values()))
+    write_json(folder / "status.json", {"state": "done"})
+    notes = {}
+    for path, data in at.items():
+        run = RunDir(folder)
+        assert run.is_done(config.replace(data=data).values())
+        notes[path] = run.notes
+    assert notes.pop(other)[0].startswith(
+        f"on the images of data.root={root}; if those of data.root={other} are others"
+    )
+    assert not any(notes.values())
 
 
 # Threads, the right epoch, restarts.

@@ -8,6 +8,7 @@ from roadmap.config.choices import ClassOrder, Crop, Decoder, Pipeline
 from roadmap.config.fields import Affects, Float, Int, Section, Text, key, shown
 from roadmap.errors import ConfigError
 
+MAX_CLASSES = 1_000_000
 Colours = tuple[Float, Float, Float]
 
 
@@ -27,7 +28,7 @@ class DataConfig(Section):
     download: bool = key(
         False, affects=Affects.place, evaluation=True, local=True, about="fetch a public set into `root`"
     )
-    num_classes: Int | None = key(None, ge=2, le=1_000_000, about="null: counted from the class folders")
+    num_classes: Int | None = key(None, ge=2, le=MAX_CLASSES, about="null: counted from the class folders")
     class_order: ClassOrder = key(
         ClassOrder.text, evaluation=True, about="labels of class folders: 1, 10, 2 as text; 1, 2, 10 by number"
     )

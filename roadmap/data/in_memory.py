@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.catalog import SPLITS, DataKind, DataSet
-from roadmap.config.images import DataConfig
+from roadmap.config.images import MAX_CLASSES, DataConfig
 from roadmap.data import download
 from roadmap.data.sampling import Draw, derived_seed
 from roadmap.errors import ConfigError, DataError
@@ -155,6 +155,7 @@ def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Array
     for split in splits:
         arrays.pixels[split], arrays.labels[split] = read_npz(root / f"{split}.npz")
     num_classes = data.num_classes or 1 + max(int(labels.max()) for labels in arrays.labels.values())
+    num_classes = min(num_classes, MAX_CLASSES)  # a class has a name, and the net's head a row: a label is no hash
     for split, labels in arrays.labels.items():
         check_labels(root / f"{split}.npz", labels, num_classes)
     arrays.classes = class_numbers(num_classes)

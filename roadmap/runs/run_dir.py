@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from roadmap import catalog
 from roadmap.config import Affects, Config
 from roadmap.errors import DataError, DiskError, LoaderError, NoProgress, PeerLost, Refused, RoadmapError
 from roadmap.files import (
@@ -25,6 +26,7 @@ from roadmap.files import (
     read_json_or_empty,
     read_yaml,
     remove_temporaries,
+    same_path,
 )
 from roadmap.runs.checkpoint_files import list_checkpoints, newest_place
 from roadmap.runs.permissions import make_folder, refuse_unsafe
@@ -166,9 +168,22 @@ class RunDir:
         return [*RESULT_FILES, *more]
 
     def is_done(self, values: dict[str, Any]) -> bool:
-        """Tell whether the run is done by its record, which is read and left as it is. Raises as `load_status`."""
+        """Tell whether the run is done by its record, which is read and left as it is. Raises as `load_status`.
+
+        Its images are not listed again: where those asked for lie in another folder, that is noted.
+        """
         refuse_unsafe(self.path)
-        return self._read_record(values) is not None and self.status.get("state") == "done"
+        before = self._read_record(values)
+        if before is None or self.status.get("state") != "done":
+            return False
+        there, here = ((each.get("data") or {}).get("root") for each in (before, values))
+        own = catalog.find(str(values["data"]["name"]), values["data"]["kind"]).num_classes is None
+        if own and there and here and not same_path(str(there), str(here)):
+            self.notes.append(
+                f"on the images of data.root={there}; if those of data.root={here} are others, "
+                "a data set with a name of its own keeps them apart (docs/data.md)"
+            )
+        return True
 
     def _keep_threads(self, run_info: dict[str, Any]) -> None:
         """Let the run compute with as many threads as it began with, where that is known: their number moves bits."""

@@ -120,7 +120,7 @@ class Group:
             directory = RunDir(run_path(run.config))
             try:
                 if directory.is_done(run.config.values()):
-                    run.sweep.write(f"{run.config.cell}: already finished")
+                    run.sweep.write("; ".join([f"{run.config.cell}: already finished", *directory.notes]))
                     self._leave(run, load_result(directory.path))
                     continue
             except Exception as error:
