@@ -11,10 +11,10 @@ Train one step of the ResNet-to-ConvNeXt roadmap.
 
   python run.py +step=inverted_bottleneck                 train one step on digits, on a laptop
   python run.py +step=gelu model.kernel_size=9 seed=1     change any key
-  python run.py +step=gelu scale=imagenet data.root=FOLDER     train on ImageNet with the paper's recipe
-  python run.py +step=gelu scale=imagenet data.root=FOLDER mode=evaluate weights=FILE     evaluate weights
+  python run.py +step=gelu scale=imagenet data.root=FOLDER     train on ImageNet as in the paper
+  python run.py +step=gelu mode=evaluate weights=FILE     evaluate weights; for a run: weights=RUN
   python run.py mode=predict weights=RUN images=FOLDER    classify images (mode=export writes ONNX)
-  python run.py -cd MYFOLDER +step=mine                   a step of your own, MYFOLDER/step/mine.yaml
+  python run.py -cd MYFOLDER +step=mine                   your own step, MYFOLDER/step/mine.yaml
   python run.py -cd sweeps -cn demo                       all rows, one after the other
 """
 
