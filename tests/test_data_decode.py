@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from roadmap.data import (
     train_batches,
     train_index_batches,
 )
+from roadmap.data.datasets import BatchSpec
 from roadmap.data.folders import read_image
 from roadmap.errors import ConfigError, DataError, StoppedEarly
 from roadmap.runs.run_dir import run_path
@@ -362,13 +364,11 @@ def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplo
         "torchvision.io.decode_jpeg",
         lambda data, mode, device=None: refuse(data) if device else decode_jpeg(data, mode),
     )
-    arguments = {"seed": 5, "epoch": 3, "device": CPU}
+    spec = BatchSpec(split, data, OFFICIAL, list(torch.arange(32).split(8)), CPU, seed=5, epoch=3)
     with caplog.at_level(logging.INFO):
-        crops = torch.cat(
-            list(decoding.train_crops(split, data, OFFICIAL, list(torch.arange(32).split(8)), **arguments))
-        )
+        crops = torch.cat(list(decoding.train_crops(spec)))
     monkeypatch.undo()
-    expected = torch.cat(list(decoding.train_crops(split, config(root), OFFICIAL, [torch.arange(32)], **arguments)))
+    expected = torch.cat(list(decoding.train_crops(replace(spec, data=config(root)))))
     assert torch.equal(crops, expected)
     said = [record.getMessage() for record in caplog.records if "nvJPEG" in record.getMessage()]
     assert said == ["epoch 4: nvJPEG refused 1 of 32 images, which were decoded on the CPU"]
@@ -408,13 +408,13 @@ def test_a_gpu_augments_the_same_images_and_nvjpeg_is_near_libjpeg(root):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nvjpeg_leaves_memory_alone_that_queued_work_has_yet_to_read(root):
     data, cuda = config(root, decoder="nvjpeg"), torch.device("cuda")
-    split, order = load(data).train, list(torch.arange(32).split(8))
-    list(decoding.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))  # the decoder is started
+    spec = BatchSpec(load(data).train, data, OFFICIAL, list(torch.arange(32).split(8)), cuda)
+    list(decoding.train_crops(spec))  # the decoder is started
     given_up = [torch.full((3, 60, 60), 7, dtype=torch.uint8, device=cuda) for _ in range(256)]
     torch.cuda._sleep(2_000_000_000)  # a second or so, while the host goes on
     read = [tensor.clone() for tensor in given_up]
     del given_up
-    list(decoding.train_crops(split, data, OFFICIAL, order, seed=0, epoch=0, device=cuda))
+    list(decoding.train_crops(spec))
     assert all(bool((tensor == 7).all()) for tensor in read)
 
 

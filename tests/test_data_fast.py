@@ -13,7 +13,6 @@ from roadmap.data import (
     check_pipeline,
     eval_batches,
     eval_index_batches,
-    gpu_transforms,
     load,
     train_batches,
     train_index_batches,
@@ -217,16 +216,11 @@ def test_a_gpu_prepares_the_same_images():
     for crop in ("pad", "resized"):
         data = synthetic(**(EVERYTHING | {"crop": crop}))
         split, order = load(data).train, train_index_batches(60, 12, 5, 3)
-        ours = list(
-            gpu_transforms.train_batches(
-                split, data, RecipeConfig(), order, seed=0, epoch=0, device=torch.device("cuda")
-            )
+        ours, on_cpu = (
+            train_batches(split, data, RecipeConfig(), order, seed=0, epoch=0, device=device)
+            for device in (torch.device("cuda"), CPU)
         )
-        for (x, y), (x_cpu, y_cpu) in zip(
-            ours,
-            gpu_transforms.train_batches(split, data, RecipeConfig(), order, seed=0, epoch=0, device=CPU),
-            strict=True,
-        ):
+        for (x, y), (x_cpu, y_cpu) in zip(ours, on_cpu, strict=True):
             assert x.is_cuda
             assert torch.equal(y.cpu(), y_cpu)
             assert torch.allclose(x.cpu(), x_cpu, atol=1e-3)

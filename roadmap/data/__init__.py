@@ -12,7 +12,7 @@ from roadmap.config.choices import Pipeline
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import decoding, gpu_transforms, transforms
-from roadmap.data.datasets import ImageSet, Split, is_in_memory, load
+from roadmap.data.datasets import BatchSpec, ImageSet, Split, is_in_memory, load
 from roadmap.data.rand_augment import parse_policy
 from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 
@@ -60,7 +60,7 @@ def train_batches(
     and DataError when it comes to an image that cannot be read.
     """
     check_pipeline(data, recipe, device)
-    return TRAIN[data.pipeline](split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
+    return TRAIN[data.pipeline](BatchSpec(split, data, recipe, index_batches, device, seed, epoch))
 
 
 def eval_batches(
@@ -68,7 +68,7 @@ def eval_batches(
 ) -> Batches:
     """Iterate over batches for evaluation, nothing random about them; shapes and errors as in `train_batches`."""
     check_pipeline(data, recipe)
-    return EVAL[data.pipeline](split, data, recipe, index_batches, device=device)
+    return EVAL[data.pipeline](BatchSpec(split, data, recipe, index_batches, device))
 
 
 __all__ = [

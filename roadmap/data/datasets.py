@@ -19,6 +19,7 @@ from torch import Tensor
 from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
+from roadmap.config.recipe import RecipeConfig
 from roadmap.data import folders, in_memory
 from roadmap.data.folders import Files, read_image
 from roadmap.data.holdout import holdout_mask
@@ -55,6 +56,19 @@ class Split:
         assert self.folder is not None
         assert self.files is not None
         return self.folder / os.fsdecode(self.files[index])
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which images of a split are wanted, how they are prepared, and where."""
+
+    split: Split
+    data: DataConfig
+    recipe: RecipeConfig
+    index_batches: Sequence[Tensor]  # ids, int64 `(B,)` each
+    device: torch.device
+    seed: int = 0  # of what is random about a training image, with the epoch and its id
+    epoch: int = 0
 
 
 @dataclass

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
 from roadmap.config.images import DataConfig
-from roadmap.config.recipe import RecipeConfig
 from roadmap.data import transforms
-from roadmap.data.datasets import Split
+from roadmap.data.datasets import BatchSpec, Split
 from roadmap.data.folders import open_image, read_image
 from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
@@ -229,18 +228,11 @@ def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor
     return aside
 
 
-def train_crops(
-    split: Split,
-    data: DataConfig,
-    recipe: RecipeConfig,
-    index_batches: Sequence[Tensor],
-    *,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> Iterator[Tensor]:
+def train_crops(spec: BatchSpec) -> Iterator[Tensor]:
     """Yield crops of class folders, uint8 `(B, size, size, 3)` on the device; random boxes with `data.crop=resized`."""
-    train_crop = TrainCrop(split, data.image_size, recipe.interpolation, data.crop == Crop.resized, seed, epoch)
+    data, device, index_batches = spec.data, spec.device, spec.index_batches
+    is_random = data.crop == Crop.resized
+    train_crop = TrainCrop(spec.split, data.image_size, spec.recipe.interpolation, is_random, spec.seed, spec.epoch)
     if resolve_decoder(data) == Decoder.cpu:
         for crops in load_batches(train_crop, torch.stack, index_batches, data.workers, device):
             yield crops.to(device, non_blocking=True)
@@ -256,7 +248,7 @@ def train_crops(
     if refused:
         seen = sum(map(len, index_batches))
         told = f"nvJPEG refused {len(refused)} of {seen} images, which were decoded on the CPU"
-        log.info("epoch %d: %s", epoch + 1, told)
+        log.info("epoch %d: %s", spec.epoch + 1, told)
 
 
 @dataclass(frozen=True)
@@ -276,10 +268,8 @@ class EvalReader:
         return torch.from_numpy(np.array(self.crop(image)))
 
 
-def eval_crops(
-    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], device: torch.device
-) -> Iterator[Tensor]:
+def eval_crops(spec: BatchSpec) -> Iterator[Tensor]:
     """Yield images resized and cropped at the centre by Pillow, uint8 `(B, size, size, 3)`, on the device."""
-    reader: Callable[[int], Any] = EvalReader(split, transforms.eval_crop(data, recipe))
-    for crops in load_batches(reader, torch.stack, index_batches, data.workers, device):
-        yield crops.to(device, non_blocking=True)
+    reader: Callable[[int], Any] = EvalReader(spec.split, transforms.eval_crop(spec.data, spec.recipe))
+    for crops in load_batches(reader, torch.stack, spec.index_batches, spec.data.workers, spec.device):
+        yield crops.to(spec.device, non_blocking=True)

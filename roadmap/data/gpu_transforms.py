@@ -5,7 +5,7 @@ Flips and moves are drawn on the CPU for the whole epoch and looked up by the im
 each batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from roadmap.config.choices import Crop
 from roadmap.config.images import DataConfig
-from roadmap.config.recipe import RecipeConfig
 from roadmap.data.counter_rng import states
-from roadmap.data.datasets import Split
+from roadmap.data.datasets import BatchSpec, Split
 from roadmap.data.decoding import eval_crops, train_crops
 from roadmap.data.image_ops import to_device
 from roadmap.data.rand_augment import apply_rand_augment, draw_layers, parse_policy
@@ -45,87 +44,58 @@ class Augmentation:
         return Augmentation(*(None if t is None else t[ids] for t in (self.flip, self.window, self.box, self.theta)))
 
 
-def train_batches(
-    split: Split,
-    data: DataConfig,
-    recipe: RecipeConfig,
-    index_batches: Sequence[Tensor],
-    *,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
 
     Raises DataError when it comes to an image that cannot be read.
     """
-    policy, labels = parse_policy(data, recipe), to_device(split.labels, device)
-    scale, bias = normalisation(data, device)
-    batches_of = batches_in_memory if split.images is not None else batches_from_files
-    batches = batches_of(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
-    for ids, (at, images) in zip(index_batches, batches, strict=True):
+    data, recipe, seed, epoch = spec.data, spec.recipe, spec.seed, spec.epoch
+    policy, labels = parse_policy(data, recipe), to_device(spec.split.labels, spec.device)
+    scale, bias = normalisation(data, spec.device)
+    batches = (batches_in_memory if spec.split.images is not None else batches_from_files)(spec)
+    for batch_ids, (at, images) in zip(spec.index_batches, batches, strict=True):
+        ids = batch_ids.numpy()
         if policy is not None:
-            images = apply_rand_augment(
-                images, policy, draw_layers(policy, seed, epoch, ids.numpy()), recipe.interpolation
-            )
+            images = apply_rand_augment(images, policy, draw_layers(policy, seed, epoch, ids), recipe.interpolation)
         images = normalise(images, scale, bias)
         if recipe.random_erasing:
-            boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids.numpy())
-            erase(images.permute(0, 2, 3, 1), boxes, states(Draw.noise, seed, epoch, ids.numpy()))
+            boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids)
+            erase(images.permute(0, 2, 3, 1), boxes, states(Draw.noise, seed, epoch, ids))
         yield images, labels[at]
 
 
-def batches_in_memory(
-    split: Split,
-    data: DataConfig,
-    recipe: RecipeConfig,
-    index_batches: Sequence[Tensor],
-    *,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_in_memory(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of a set in memory, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, C)`."""
-    pixels, todo = pixels_on(split, device), draw_augmentation(len(split), data, seed, epoch).to(device)
-    for ids in index_batches:
-        at = to_device(ids, device)
-        yield at, augment(pixels, at, todo, data.padding, recipe.interpolation)
+    pixels = pixels_on(spec.split, spec.device)
+    todo = draw_augmentation(len(spec.split), spec.data, spec.seed, spec.epoch).to(spec.device)
+    for ids in spec.index_batches:
+        at = to_device(ids, spec.device)
+        yield at, augment(pixels, at, todo, spec.data.padding, spec.recipe.interpolation)
 
 
-def batches_from_files(
-    split: Split,
-    data: DataConfig,
-    recipe: RecipeConfig,
-    index_batches: Sequence[Tensor],
-    *,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_from_files(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of class folders, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, 3)`."""
-    moves = (
-        data.replace(crop=Crop.none) if data.crop == Crop.resized else data
-    )  # that crop is cut where the image is decoded
-    todo = draw_augmentation(len(split), moves, seed, epoch).to(device)
-    crops = train_crops(split, data, recipe, index_batches, seed=seed, epoch=epoch, device=device)
-    for ids, batch in zip(index_batches, crops, strict=True):
+    data, device = spec.data, spec.device
+    # A resized crop is cut where the image is decoded.
+    moves = data.replace(crop=Crop.none) if data.crop == Crop.resized else data
+    todo = draw_augmentation(len(spec.split), moves, spec.seed, spec.epoch).to(device)
+    for ids, batch in zip(spec.index_batches, train_crops(spec), strict=True):
         at, rows = to_device(ids, device), torch.arange(len(ids), device=device)
-        yield at, augment(batch, rows, todo.select(at), data.padding, recipe.interpolation)
+        yield at, augment(batch, rows, todo.select(at), data.padding, spec.recipe.interpolation)
 
 
-def eval_batches(
-    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def eval_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images normalised, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
 
     Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the
     byte. Raises DataError when it comes to an image that cannot be read.
     """
+    split, device = spec.split, spec.device
     labels = to_device(split.labels, device)
-    scale, bias = normalisation(data, device)
-    as_they_are = split.images is not None and data.resize_size is None
-    crops = None if as_they_are else eval_crops(split, data, recipe, index_batches, device)
-    for ids in index_batches:
+    scale, bias = normalisation(spec.data, device)
+    as_they_are = split.images is not None and spec.data.resize_size is None
+    crops = None if as_they_are else eval_crops(spec)
+    for ids in spec.index_batches:
         ids = to_device(ids, device)
         yield normalise(pixels_on(split, device)[ids] if crops is None else next(crops), scale, bias), labels[ids]
 

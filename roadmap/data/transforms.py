@@ -19,7 +19,7 @@ from torch import Tensor
 from roadmap.config.choices import Crop
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data.datasets import Split
+from roadmap.data.datasets import BatchSpec, Split
 from roadmap.data.sampling import sample_seed
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
@@ -30,27 +30,16 @@ Transform = Callable[[Image.Image], Tensor]
 RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|t(weights|3aw?)))*")
 
 
-def train_batches(
-    split: Split,
-    data: DataConfig,
-    recipe: RecipeConfig,
-    index_batches: Sequence[Tensor],
-    *,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
-    prepared = Prepared(split, train_transform(data, recipe), (seed, epoch))
-    yield from device_batches(prepared, index_batches, data.workers, device)
+    prepared = Prepared(spec.split, train_transform(spec.data, spec.recipe), (spec.seed, spec.epoch))
+    yield from device_batches(prepared, spec.index_batches, spec.data.workers, spec.device)
 
 
-def eval_batches(
-    split: Split, data: DataConfig, recipe: RecipeConfig, index_batches: Sequence[Tensor], *, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def eval_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images cropped at the centre, float32 `(B, 3, H, W)`, channels-last, labels int64 `(B,)`, on the device."""
-    prepared = Prepared(split, eval_transform(data, recipe))
-    yield from device_batches(prepared, index_batches, data.workers, device)
+    prepared = Prepared(spec.split, eval_transform(spec.data, spec.recipe))
+    yield from device_batches(prepared, spec.index_batches, spec.data.workers, spec.device)
 
 
 def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
