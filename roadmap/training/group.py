@@ -33,18 +33,6 @@ class Gate(Protocol):
         """Wait; return whether it has opened: not where a signal has come, or nobody is left to open it."""
 
 
-class OpenGate:
-    """Of a group that has the device from the beginning."""
-
-    def is_open(self) -> bool:
-        """Tell that it is."""
-        return True
-
-    def wait(self, stop: StopSignal) -> bool:
-        """Go on, unless a signal has come."""
-        return stop.signal is None
-
-
 @dataclass(eq=False)
 class GroupRun:
     """A run of a group. What is the process's own comes and goes with its turn: threads, log, stream."""
@@ -89,8 +77,9 @@ class Group:
     """Trains runs side by side, as many at once as the device has memory for."""
 
     def __init__(self, runs: Sequence[GroupRun], ended: Ended, gate: Gate | None = None) -> None:
+        """Without a gate the device is the group's own from the beginning."""
         self.waiting, self.active, self.limit = list(runs), list[GroupRun](), len(runs)
-        self.ended, self.gate, self.opened = ended, gate or OpenGate(), False
+        self.ended, self.gate, self.opened = ended, gate, False
         self.stop = StopSignal()
 
     def train(self) -> None:
@@ -98,9 +87,9 @@ class Group:
         with self.stop:
             try:
                 self._drop_finished()
-                self.opened = self.gate.is_open()
+                self.opened = self.gate is None or self.gate.is_open()
                 self._begin_waiting()
-                self.opened = self.gate.wait(self.stop)
+                self.opened = self.gate.wait(self.stop) if self.gate is not None else self.stop.signal is None
                 if not self.opened:
                     self._end_all(StoppedEarly(self._why_stopped()))
                 while self.active or self.waiting:
