@@ -65,7 +65,7 @@ def test_a_run_is_exported_by_its_directory_alone(reference, command, tmp_path, 
     before = out.read_bytes()
     again = command(*words, runs=None)
     assert (again.returncode, len(again.stderr.splitlines())) == (78, 1)
-    assert f"{out}: is there already" in again.stderr
+    assert f"{out}: exists already" in again.stderr
     assert out.read_bytes() == before
 
 

@@ -210,7 +210,7 @@ def test_what_is_no_image_is_named_and_the_rest_is_done(digits, predicting_digit
 def test_a_file_that_is_there_stays_as_it_is(digits, predicting_digits, tmp_path):
     for name, features in (("out.csv", False), ("out.npz", True)):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(Refused, match=rf"{name}: is there already"):
+        with pytest.raises(Refused, match=rf"{name}: exists already"):
             predicting_digits(features=features)
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
