@@ -10,12 +10,13 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TextIO
 from urllib.parse import quote
 
-from roadmap.errors import DONE, ConfigError, RoadmapError, exit_code
+from roadmap.errors import DONE, ConfigError, DiskError, RoadmapError, exit_code
 
 P = ParamSpec("P")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -73,14 +74,32 @@ def _forms(value: str) -> Iterator[str]:
 
 
 class RedactedStream:
-    """A stream of text that no secret passes."""
+    """A stream of text that no secret passes. What is no result (stderr) may be lost; nothing ends by that."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, is_result: bool) -> None:
+        self._stream, self._is_result = stream, is_result
 
     def write(self, text: str) -> int:
-        """Write the text without its secrets."""
-        return self._stream.write(redact(text))
+        """Write the text without its secrets. Raises as `flush`."""
+        with self._errors():
+            self._stream.write(redact(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits. Raises BrokenPipeError where nobody reads a result, DiskError where it cannot go out."""
+        with self._errors():
+            self._stream.flush()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what waits in it can be let go
+            if self._is_result and isinstance(error, BrokenPipeError):
+                raise
+            if self._is_result:
+                raise DiskError(f"the output cannot be written ({error.strerror})") from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -89,8 +108,9 @@ class RedactedStream:
 def redact_output() -> None:
     """Let no secret pass stdout and stderr of this process from now on: prints, tracebacks, what libraries write."""
     for name in ("stdout", "stderr"):
-        if not isinstance(stream := getattr(sys, name), RedactedStream):
-            setattr(sys, name, RedactedStream(stream))
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - closed when the process was started
+        if not isinstance(stream, RedactedStream):
+            setattr(sys, name, RedactedStream(stream, is_result=name == "stdout"))
 
 
 def check_name(key: str, name: str) -> str:
@@ -174,7 +194,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def command_line(main: Callable[P, int]) -> Callable[P, int]:
     """Let a command's function, whose value is its exit code, end as all of ours do: no secret is printed, an error of
-    ours is one line, Ctrl-C is a stop, and a reader that has seen enough (`| head`) is none."""
+    ours and a lack of memory are one line, Ctrl-C is a stop, and a reader that has seen enough (`| head`) is none."""
 
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -182,16 +202,29 @@ def command_line(main: Callable[P, int]) -> Callable[P, int]:
         try:
             code = main(*args, **kwargs)
             sys.stdout.flush()
-        except (RoadmapError, KeyboardInterrupt) as error:
-            if isinstance(error, RoadmapError):
-                print(printable_lines(f"error: {error}"), file=sys.stderr, flush=True)
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr, flush=True)
             return exit_code(error)
+        except (RoadmapError, MemoryError, ImportError) as found:
+            if (plain := found if isinstance(found, RoadmapError) else memory_too_small(found)) is None:
+                raise
+            print(printable_lines(f"error: {plain}"), file=sys.stderr, flush=True)
+            return plain.code
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return DONE
         return code
 
     return run
+
+
+def memory_too_small(error: BaseException) -> ConfigError | None:
+    """Return what is wrong where memory ends while modules are imported; None for any other error."""
+    if isinstance(error, MemoryError):
+        return ConfigError("memory is too small to begin; `ulimit -v` may limit it")
+    if isinstance(error, ImportError) and ("failed to map segment" in str(error) or "annot allocate" in str(error)):
+        why = "memory is too small to load it; `ulimit -v` may limit it, or its folder is mounted noexec"
+        return ConfigError(f"{one_line(error)}: {why}")
+    return None
 
 
 def shorten(text: str, limit: int) -> str:

@@ -1,17 +1,23 @@
 """`python run.py` as a user types it: what it writes, what it ends with, and what it refuses."""
 
+import functools
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import yaml
 
+from roadmap.errors import DataError, DiskError
 from roadmap.steps.tree import CONF
+from roadmap.text import RedactedStream, command_line
 
 from . import drive
+from .conftest import ROOT
 
 SMALL = (
     "data.train_images=96",
@@ -219,3 +225,83 @@ def test_synthetic_images_say_so(command):
     done = command("+step=gelu", "data=synthetic", "data.num_classes=10", *SMALL, "wandb.mode=disabled")
     assert done.returncode == 0, done.stderr
     assert "synthetic images: the accuracy means nothing" in done.stdout
+
+
+LITTLE = 1_200_000 * 1024  # bytes of address space: Python starts, torch cannot be loaded
+
+
+@pytest.mark.parametrize(
+    "command", ["run.py +step=gelu dry=true", "-m roadmap.steps --regime nano", "-m roadmap.sweep plan demo"]
+)
+def test_memory_that_is_too_small_to_load_torch_is_a_line(command):
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (LITTLE, LITTLE))
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit
+    )
+    assert done.returncode == 64, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(r"error: .*memory is too small.*`ulimit -v` may limit it.*", done.stderr.splitlines()[-1])
+
+
+def fails_by(error: BaseException):
+    def work() -> int:
+        raise error
+
+    return work
+
+
+def test_every_command_ends_in_a_line_and_a_code(capfd):
+    assert command_line(lambda: 3)() == 3
+    assert command_line(fails_by(DataError("a\x1bb: is\nbroken")))() == 65
+    assert command_line(fails_by(KeyboardInterrupt()))() == 75
+    assert command_line(fails_by(MemoryError()))() == 64
+    assert capfd.readouterr().err.splitlines()[:3] == ["error: a?b: is", "broken", "interrupted"]
+    with pytest.raises(ImportError, match="no such name"):  # a bug, or another environment: its traceback helps
+        command_line(fails_by(ImportError("no such name")))()
+
+
+def test_every_command_of_the_package_goes_through_it():
+    alone = {
+        "roadmap/training/__main__.py",
+        "roadmap/sweep/requeue.py",
+        "roadmap/data/imagenet.py",
+    }  # of others, or long work
+    for path in sorted(ROOT.glob("roadmap/**/*.py")):
+        text = path.read_text()
+        if '__name__ == "__main__"' in text and str(path.relative_to(ROOT)) not in alone:
+            assert "command_line" in text, path
+
+
+def unread() -> int:
+    """Return the end of a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def test_lines_that_nobody_can_read_end_nothing_and_a_result_that_is_lost_is_told():
+    for is_result, end, error in (
+        (False, unread(), None),
+        (True, unread(), BrokenPipeError),
+        (True, "/dev/full", DiskError),
+    ):
+        with open(end, "w") as file:
+            stream = RedactedStream(file, is_result=is_result)
+            with pytest.raises(error) if error else nullcontext():
+                print("a line", file=stream, flush=True)
+            print("what comes after it", file=stream, flush=True)
+
+
+def test_a_run_whose_screen_is_gone_goes_on_to_its_end(tmp_path):
+    words = ("+step=gelu", *SMALL, "wandb.mode=disabled", f"paths.runs={tmp_path}")
+    with open(unread(), "w") as out:
+        done = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, stdout=out, stderr=out, check=False)
+    assert done.returncode == 0
+    (status,) = tmp_path.rglob("status.json")
+    assert json.loads(status.read_text())["state"] == "done"
+    with open("/dev/full", "w") as out:
+        done = subprocess.run(
+            [sys.executable, "run.py", *words], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 74
+    assert done.stderr.splitlines()[-1] == b"error: the output cannot be written (No space left on device)"

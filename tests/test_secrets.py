@@ -97,7 +97,7 @@ def test_every_writer_of_a_run_takes_it_out(tmp_path, capsys):
     assert "\x1b" not in text
     write_record(Status, tmp_path / "status.json", {"state": "failed", "reason": f"TypeError: no {KEY}"})
     RunDir(tmp_path).update(reason=KEY)
-    RedactedStream(sys.stderr).write(f"no {KEY}\n")
+    RedactedStream(sys.stderr, is_result=False).write(f"no {KEY}\n")
     assert capsys.readouterr().err == "no ***\n"
     assert not files_with(tmp_path, KEY)
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 from roadmap.config.choices import When
 from roadmap.distributed import signals
 from roadmap.errors import Busy, NonFiniteError, OutOfMemory, StoppedEarly
-from roadmap.files import read_json
+from roadmap.files import read_json, write_json
 from roadmap.net import build_net
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
@@ -267,3 +268,18 @@ def test_every_row_of_a_sweep_is_compiled():
             model = state.compiled(ctx, net)
         model(torch.randn(2, 3, 32, 32))
         assert counter.frame_count == 1, row
+
+
+def test_a_group_whose_starter_is_gone_with_the_pipe_that_it_reports_to_ends_every_run_alike(small, tmp_path):
+    configs = [small("gelu", f"seed={seed}") for seed in range(3)]
+    logs = [tmp_path / f"{seed}.log" for seed in range(3)]
+    runs = [{"config": c.values(), "log": str(log), "compile": False} for c, log in zip(configs, logs, strict=True)]
+    write_json(tmp_path / "group.json", {"share": 0.5, "runs": runs})
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "roadmap.training", str(tmp_path / "group.json")]
+    with open(write, "w") as out:  # stdin ends without a line, as where the starter was killed
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, check=False)
+    assert done.returncode == 75
+    assert all(log.read_text().endswith("whoever started it is gone; the same command goes on\n") for log in logs)
+    assert {status(config)["state"] for config in configs if (run_path(config) / "status.json").exists()} <= {"stopped"}

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -37,12 +38,10 @@ class SweepProgress:
         (self.out or sys.stderr).flush()
 
     def print(self, line: str) -> None:
-        """Write a line of the result to stdout, above a bar on the same terminal."""
-        try:
+        """Write a line of the result to stdout, above a bar on the same terminal. Raises DiskError."""
+        with suppress(BrokenPipeError):  # nobody reads on, as behind `| head`
             tqdm.write(printable_lines(self.prefix() + line), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads on, as behind `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def left(self, share_done: float, share_before: float) -> str:
         """Return how long all runs still take, by what this process did; `share_before` of this run was done before."""

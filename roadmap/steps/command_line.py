@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from roadmap.config import Config
 from roadmap.distributed.rank_env import RankEnv, rank_env
-from roadmap.errors import ConfigError, RoadmapError, StoppedEarly
+from roadmap.errors import RoadmapError, StoppedEarly
 from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.weights_source import library_weights
@@ -30,7 +30,7 @@ from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
-from roadmap.text import printable_lines, redact_output
+from roadmap.text import memory_too_small, printable_lines, redact_output
 
 # Does one run, and returns the line in which it is told what came out.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
@@ -71,6 +71,8 @@ class CommandLine:
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(self.task)()
         except (RoadmapError, *HYDRA_ERRORS) as error:
             return self.report(error)
+        except BrokenPipeError:  # the help is longer than somebody reads
+            return 0
         except KeyboardInterrupt:
             return StoppedEarly.code if self.sweep.stopped else self.report(StoppedEarly("interrupted"))
         except SystemExit as error:  # argparse's 2 for what it does not know
@@ -86,9 +88,11 @@ class CommandLine:
         try:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
-                print(printable_lines(self.sweep.prefix() + line), flush=True)
-        except MemoryError:  # while modules are imported
-            self.codes.append(self.report(ConfigError("memory is too small to begin; `ulimit -v` may limit it")))
+                self.sweep.print(line)
+        except (MemoryError, ImportError) as error:
+            if (plain := memory_too_small(error)) is None:
+                raise
+            self.codes.append(self.report(plain))
         except (RoadmapError, *HYDRA_ERRORS) as error:
             self.codes.append(self.report(error))
             self.sweep.stopped |= isinstance(error, StoppedEarly)

@@ -23,7 +23,7 @@ import json
 import select
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
             error = outcome if isinstance(outcome, BaseException) else None
             run.sweep.write(error_text(error) if error else result_line(run.config, outcome))  # type: ignore[arg-type]
             codes.append(exit_code(error))
-            reports.write(json.dumps({"run": numbers[run], "code": codes[-1]}) + "\n")
+            with suppress(BrokenPipeError):  # whoever asked is gone; the others are saved all the same
+                reports.write(json.dumps({"run": numbers[run], "code": codes[-1]}) + "\n")
 
         try:
             Group(runs, ended, StdinGate(group["share"])).train()
