@@ -205,8 +205,8 @@ def command_line(main: Callable[P, int]) -> Callable[P, int]:
         except KeyboardInterrupt as error:
             print("interrupted", file=sys.stderr, flush=True)
             return exit_code(error)
-        except (RoadmapError, MemoryError, ImportError) as found:
-            if (plain := found if isinstance(found, RoadmapError) else memory_too_small(found)) is None:
+        except (RoadmapError, MemoryError, ImportError, FileNotFoundError) as found:
+            if (plain := found if isinstance(found, RoadmapError) else machine_error(found)) is None:
                 raise
             print(printable_lines(f"error: {plain}"), file=sys.stderr, flush=True)
             return plain.code
@@ -217,8 +217,11 @@ def command_line(main: Callable[P, int]) -> Callable[P, int]:
     return run
 
 
-def memory_too_small(error: BaseException) -> ConfigError | None:
-    """Return what is wrong where memory ends while modules are imported; None for any other error."""
+def machine_error(error: Exception) -> RoadmapError | None:
+    """Return what this machine lacks where a command cannot even begin, memory or a folder for temporary files; None
+    for any other error."""
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        return DiskError("TMPDIR: no folder for temporary files can be written; name one that can be")
     if isinstance(error, MemoryError):
         return ConfigError("memory is too small to begin; `ulimit -v` may limit it")
     if isinstance(error, ImportError) and ("failed to map segment" in str(error) or "annot allocate" in str(error)):

@@ -30,7 +30,7 @@ from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
 from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
-from roadmap.text import memory_too_small, printable_lines, redact_output
+from roadmap.text import machine_error, printable_lines, redact_output
 
 # Does one run, and returns the line in which it is told what came out.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
@@ -71,6 +71,10 @@ class CommandLine:
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(self.task)()
         except (RoadmapError, *HYDRA_ERRORS) as error:
             return self.report(error)
+        except FileNotFoundError as error:
+            if (plain := machine_error(error)) is None:
+                raise
+            return self.report(plain)
         except BrokenPipeError:  # the help is longer than somebody reads
             return 0
         except KeyboardInterrupt:
@@ -89,8 +93,8 @@ class CommandLine:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
                 self.sweep.print(line)
-        except (MemoryError, ImportError) as error:
-            if (plain := memory_too_small(error)) is None:
+        except (MemoryError, ImportError, FileNotFoundError) as error:
+            if (plain := machine_error(error)) is None:
                 raise
             self.codes.append(self.report(plain))
         except (RoadmapError, *HYDRA_ERRORS) as error:
