@@ -116,9 +116,8 @@ def cells(found: Mapping[str, Any], bounds: Bounds) -> list[str]:
     speed, memory = found["images_per_s"], found["peak_memory_gb"]
     line = [found["candidate"], rate(speed), f"{1e3 * found['median_s']:.1f}", spread]
     line += [f"{found['ratio_to_baseline'][0]:.2f}", "-" if memory is None else f"{memory:.2f}"]
-    return (
-        line + [rate(value) for value in bounds.values()] + ([f"{100 * found['share_of_bound']:.0f} %"] * bool(bounds))
-    )
+    line += [rate(value) for value in bounds.values()]
+    return [*line, f"{100 * found['share_of_bound']:.0f} %"] if bounds else line
 
 
 def rate(value: float) -> str:
