@@ -300,6 +300,12 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=r"bare\.yaml: the first line of a step must be: # @package _global_"):
             compose("bare", "nano", config_dir=folder)
 
+    def test_a_mark_that_no_editor_shows_is_named(self, folder):
+        text = "# @package _global_\ndefaults:\n  - gelu\n  - _self_\n"
+        (folder / "step" / "bare.yaml").write_text(text, encoding="utf-8-sig")
+        with pytest.raises(ConfigError, match=r"bare\.yaml: begins with a byte-order mark"):
+            compose("bare", "nano", config_dir=folder)
+
     def test_labels_that_are_not_utf8_are_named(self, folder):
         (folder / "step" / "labels.csv").write_bytes("step,label\nmine,größer\n".encode("cp1252"))
         with pytest.raises(ConfigError, match=r"labels\.csv.*UTF-8"):

@@ -59,9 +59,12 @@ def about(path: Path) -> str:
 def read_config(path: Path) -> str:
     """Return a config file's text. Raises ConfigError where it is no regular file of UTF-8, or too large."""
     try:
-        return read_regular(path, MAX_YAML).decode()
+        text = read_regular(path, MAX_YAML).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{clean(path)}: cannot be read ({reason(error)})") from None
+    if text.startswith("\ufeff"):  # Hydra would not see the first line for what it is
+        raise ConfigError(f"{clean(path)}: begins with a byte-order mark; save it as UTF-8 without one")
+    return text
 
 
 @lru_cache(maxsize=1000)
