@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roadmap import paper
+from roadmap.errors import ConfigError
 from roadmap.report import aggregate, charts, collect, frame
 from roadmap.report.__main__ import main
 from roadmap.report.analyse import collect as collecting
@@ -650,3 +651,9 @@ def test_a_terminal_without_our_signs_and_a_home_that_cannot_be_written_do_not_e
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"50.50 ? 0.71" in done.stdout
     assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_an_empty_source_is_not_this_folder():
+    """As `--runs "$NOT_SET"` has it: all that lies below would be reported."""
+    with pytest.raises(ConfigError, match="source '': is empty"):
+        collect([""])

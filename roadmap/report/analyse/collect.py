@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from roadmap.errors import ConfigError
 from roadmap.report.analyse.comparability import comparable, count_once
 from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
@@ -37,10 +38,12 @@ class Collected:
 def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Collected:
     """Read every run of some sources; never raises for a bad run.
 
-    `allow` names kinds of suspect runs that count nevertheless (`comparability.KINDS`). Raises ConfigError where a W&B
-    source is misnamed; what W&B does not give is listed.
+    `allow` names kinds of suspect runs that count nevertheless (`comparability.KINDS`). Raises ConfigError where a
+    source is empty or a W&B source is misnamed; what W&B does not give is listed.
     """
     names = [str(source) for source in sources]
+    if "" in names:
+        raise ConfigError("source '': is empty, as of a variable that is not set; `.` is this folder")
     found: list[Source] = []
     directories, suspect = find_run_directories(name for name in names if not name.startswith(wandb.PREFIX))
     found += directories
