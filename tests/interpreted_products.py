@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu, linear
 
+from roadmap.bench import kernels
+from roadmap.bench.operations import OpShape
 from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
 from roadmap.net.kernels import gelu_product as made
@@ -195,6 +197,15 @@ def test_training_gives_the_losses_of_the_plain_net_within_the_noise_of_seeds(sm
     ours, forms = losses("kernels=auto", "seed=0", "study=ours")
     assert "gelu product/1/1/1" in forms
     assert 0 < np.abs(ours - seeds[0]).mean() < 0.2 * seeds.std(axis=0, ddof=1).mean()
+
+
+def test_the_benchmark_checks_every_form_against_float64_and_joins_the_best_tiles(monkeypatch):
+    monkeypatch.setattr(kernels, "CPU_CALLS", 1)
+    shape = OpShape("gelu", None, None, 32, 2, 8)
+    found = kernels.measure_shape(shape, CPU, torch.float32, 2)
+    assert not [form for form, measured in found.items() if measured.failed]
+    assert {form.split("/")[0] for form in found} == {"plain", "triton", *FORMS}
+    assert all(measured.error < 2 * found["plain"].error + 1e-6 for measured in found.values())
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from roadmap.bench import __main__ as bench
-from roadmap.bench import kernels
+from roadmap.bench import kernels, operations
 from roadmap.bench.bound import Rates
 from roadmap.bench.counted import counted, inner_loop
 from roadmap.bench.kernels import Measured, best_row, chosen_forms
-from roadmap.bench.operations import OpShape, shapes_of
+from roadmap.bench.operations import OpShape, combined, forms_at, shapes_of
 from roadmap.net.kernels import PASSES
 from roadmap.net.kernels.measured import read_tables
 from roadmap.steps.compose import compose
@@ -46,6 +46,31 @@ def test_the_fastest_form_that_is_as_exact_as_torchs_own_is_recorded():
     row = best_row(SHAPE, found, {"memory": 0.25})
     assert (row.form, row.gain, row.height) == ("columns/7/32/1", 4.0, 56)
     assert row.ms["memory bound"] == 0.25 and "wrong" not in row.ms
+
+
+def test_gelu_is_measured_with_its_product_and_the_best_tiles_of_its_passes_together(monkeypatch):
+    monkeypatch.setattr(operations, "can_run", lambda form, spec: True)
+    shape = OpShape("gelu", None, None, 384, 56, 96)
+    forms = list(forms_at(shape, CPU))
+    assert forms[:2] == ["plain", "triton"] and {"epilogue/0", "product/0/0/0", "product/1/0/0", "product/0/0/1"} <= {
+        *forms
+    }
+    assert len(forms) == len(set(forms)) < 20
+    pixels = 2 * 56 * 56
+    assert shape.flop(2) == 3 * 2 * pixels * 96 * 384
+    assert shape.moved(2) == pixels * (4 * 384 + 3 * 96) + 3 * 96 * 384
+    ms = {
+        "plain": 3.0,
+        "epilogue/0": 2.5,
+        "epilogue/4": 2.0,
+        "product/0/0/0": 1.9,
+        "product/2/0/0": 1.5,
+        "product/0/0/3": 1.8,
+    }
+    assert combined(ms) == ["product/2/4/3"]
+    assert combined({"plain": 1.0, "triton": 0.5, "epilogue/0": 0.4}) == []
+    narrow, wide = shape, shape._replace(channels=768, c_out=192, height=28)
+    assert narrow.family != wide.family and SHAPE.family == SHAPE._replace(channels=192).family
 
 
 def test_later_shapes_of_an_operation_try_the_tiles_that_were_fastest_at_the_first(monkeypatch):

@@ -203,6 +203,21 @@ def test_a_users_own_table_comes_first_by_the_nearest_shape(capability, own_file
     assert forms["norm"].startswith("triton")  # what it has not measured is the repository's
 
 
+def test_gelu_in_its_product_is_taken_where_it_was_recorded_to_win(capability, own_file):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(9, 0)
+    won = {48: "product/1/0/2", 96: "epilogue/3", 384: "plain"}
+    record(table(*(Row(operation="gelu", channels=c, form=form, gain=1.2) for c, form in won.items())))
+    forms = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto)
+    found = {name: form for name, form in forms.items() if name.startswith("gelu")}
+    widths = {"gelu of 48": "product/1/0/2", "gelu of 96": "epilogue/3", "gelu of 384": "plain"}
+    assert widths.items() <= found.items()
+    grn = kernels.forms_of(TOY["grn"], GPU, Kernels.auto)
+    assert (grn["gelu of 48"], grn["gelu of 384"]) == ("triton", "plain")
+    fast = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.fast)
+    assert fast["gelu"] == "triton"  # what nobody has measured is not the first choice
+
+
 def test_recording_replaces_the_same_shapes_and_keeps_all_else(own_file):
     record(table(row("plain", channels=96, height=56), row("triton", channels=192, height=28)))
     record(table(row("plain", channels=8), hardware="another"))

