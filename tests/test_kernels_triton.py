@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from roadmap.bench.compiled import compile_product
+from roadmap.bench.compiled import main as compiled
 from roadmap.bench.counted import compile_kernel
 from roadmap.net.kernels.depthwise import KERNELS, MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.depthwise_columns import MAP_TILES as COLUMN_TILES
@@ -103,12 +104,27 @@ def channel_cases(channels):
         yield made.residual_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4, 0
 
 
+def residual_stream_cases(channels):
+    """Yield those that read or write the residual stream, which is fp32 under autocast, with what is fp32 in them."""
+    from roadmap.net.kernels import triton_channels as made
+
+    rows, block, warps = norm_block(channels, 10_000)
+    yield made.norm_kernel, {"BLOCK_R": rows, "BLOCK_C": block}, warps, ("x",)
+    yield made.norm_kernel, {"BLOCK_R": rows, "BLOCK_C": block}, warps, ("y",)
+    yield made.norm_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block}, warps, ("x", "dx")
+    rows, block = join_block(channels, 10_000)
+    for keep in (False, True):
+        yield made.residual_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4, ("shortcut", "out")
+        yield made.residual_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4, ("g",)
+
+
 def augment_cases():
     """Yield RandAugment's kernels for images of 224 pixels."""
     from roadmap.data import triton_augment as made
 
     yield made.tables_kernel, {"PIXELS": 224 * 224}, 4, 0
-    yield made.pixels_kernel, {"SIZE": 224, "CUBIC": True}, 4, 0
+    for cubic in (True, False):
+        yield made.pixels_kernel, {"SIZE": 224, "CUBIC": cubic}, 4, 0
 
 
 def assert_products_fit(widths, kind, capability, tiles=None):
@@ -150,6 +166,13 @@ def test_small_kernels_compile_for_an_h100_and_spill_nothing():
     assert_fits(channel_cases(96), "bf16", 90)
     assert_fits(augment_cases(), "u8", 90)
     assert_products_fit([96], "bf16", 90, tiles=1)
+    for function, constants, warps, wide in residual_stream_cases(96):
+        assert compile_kernel(function, constants, 90, warps=warps, wide=wide).stack == 0
+
+
+def test_the_command_that_counts_them_prints_a_line_a_tile(capsys):
+    assert compiled(["--kernels", "3"]) == 0
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| map", "| weight gradient"]
 
 
 @pytest.mark.slow
@@ -160,6 +183,7 @@ def test_every_kernel_compiles_for_all_types_and_sizes(kind, capability):
     for kernel in KERNELS:
         for stride in (1, 2):
             assert_fits(depthwise_cases(kernel, stride), kind, capability)
+    assert_fits(augment_cases(), "u8", capability)
     for channels in (24, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048):
         assert_fits(channel_cases(channels), kind, capability)
     assert_products_fit([24, 96, 192, 768], kind, capability, tiles=None if (kind, capability) == ("bf16", 90) else 1)

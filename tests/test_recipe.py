@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 
 from roadmap.errors import ConfigError, NonFiniteError, Refused
 from roadmap.files import read_json
@@ -80,6 +82,39 @@ def test_moving_average_is_the_authors_and_covers_buffers():
     for key, value in by_hand.items():
         assert torch.allclose(average.module.state_dict()[key], value, atol=1e-5), key
     assert build_ema(net, None) is None
+
+
+class Moves(TorchFunctionMode):
+    """Counts what the host would wait for on a GPU: numbers that are read, tensors that are copied there and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("to", "cpu", "cuda", "item", "tolist", "numpy", "nonzero"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_moving_average_is_torchs_own_to_the_bit_and_nothing_is_waited_for():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    ours = build_ema(net, 0.9)
+    theirs = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs.update_parameters(net)
+    for _ in range(3):
+        net(torch.randn(8, 3, 6, 6)).sum().backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.sub_(p.grad)
+        with Moves() as moves:
+            ours.update_parameters(net)
+        theirs.update_parameters(net)
+        assert not moves.found
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
 
 
 def test_moving_average_has_its_own_evaluation(reference):

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of an H100's multiprocessor
 FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")  # pointers that are not of the map's type
-MAPS = (
-    *("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden"),
-    *("images", "changed", "fixed", "tables"),  # of bytes
-)
+MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden")
+BYTES = ("images", "changed", "fixed", "tables")  # in place of maps, where images are augmented
 OTHERS = {"eps": "fp32", "ops": "*i32", "args": "*fp64"}
 
 
@@ -51,19 +49,19 @@ class Compiled(NamedTuple):
 
 def compile_kernel(
     function: Any, constants: Mapping[str, Any], capability: int, *, kind: str = "bf16", warps: int = 4,
-    registers: int = 0, stages: int = 3,
+    registers: int = 0, stages: int = 3, wide: Sequence[str] = (),
 ) -> Compiled:  # fmt: skip
-    """Compile a kernel of Triton without a GPU, its maps of a type, and count what came out."""
+    """Compile a kernel of Triton without a GPU, its maps of a type, the `wide` ones fp32, and count what came out."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature, attributes = {}, {}
+    signature, attributes, maps = {}, {}, BYTES if kind == "u8" else MAPS
     for index, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in MAPS or name in FP32:
-            signature[name] = f"*{kind if name in MAPS else 'fp32'}"
+        elif name in maps or name in FP32:
+            signature[name] = f"*{kind if name in maps and name not in wide else 'fp32'}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = OTHERS.get(name, "i32")

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from types import MappingProxyType
@@ -23,7 +23,16 @@ import torch
 from roadmap.bench.bound import DTYPES, Rates, measured_rates
 from roadmap.bench.measure import free_memory, seconds
 from roadmap.bench.net import CPU_BATCH, CPU_SIZE, GPU_BATCH, row_configs
-from roadmap.bench.operations import CHECKED, OpShape, combined, forms_at, operation_at, relative_errors, shapes_of
+from roadmap.bench.operations import (
+    CHECKED,
+    OpShape,
+    combined,
+    compile_form,
+    forms_at,
+    operation_at,
+    relative_errors,
+    shapes_of,
+)
 from roadmap.bench.options import above_zero, count, names, on_gpu, plain_parser
 from roadmap.bench.results import Results
 from roadmap.config.choices import Device, Precision
@@ -163,12 +172,6 @@ def compiled_ahead(
             wait(started, timeout=max(0.0, seconds) / 2)
             pool.shutdown(cancel_futures=True)
     yield
-
-
-def compile_form(shape: OpShape, form: str, kind: torch.dtype) -> None:
-    """Run a form once, in a process of its own."""
-    with suppress(Exception):  # it fails again, with its reason, where it is measured
-        operation_at(shape, CHECKED, kind, torch.device("cuda"))(form)
 
 
 def measure_shape(

@@ -1,6 +1,7 @@
 """The operations of a regime's nets at the shapes that they have there, in every form, on random data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -227,6 +228,12 @@ def of_module(modules: Mapping[str, nn.Module], x: Tensor, g: Tensor, form: str)
     with torch.autocast(x.device.type, x.dtype, enabled=x.dtype in (torch.bfloat16, torch.float16)):
         y = module(x)
     return (y.detach(), *torch.autograd.grad(y, [x, *module.parameters()], g.to(y.dtype)))
+
+
+def compile_form(shape: OpShape, form: str, kind: torch.dtype) -> None:
+    """Run a form once, in a process of its own, which imports no more than this module."""
+    with suppress(Exception):  # it fails again, with its reason, where it is measured
+        operation_at(shape, CHECKED, kind, torch.device("cuda"))(form)
 
 
 def relative_errors(results: Tensors, exact: Tensors) -> float:

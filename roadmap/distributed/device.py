@@ -16,9 +16,11 @@ from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.errors import ConfigError
 
-# What the CPU's allocator, cuBLAS, the driver, oneDNN and C++ say in a plain RuntimeError.
+# What the CPU's allocator, cuBLAS, the driver, oneDNN and C++ say in a plain RuntimeError; cuDNN's convolutions, where
+# torch has met a lack of memory in each of their algorithms and kept quiet about it; Triton, where it loads a kernel.
 OUT_OF_MEMORY = re.compile(
-    r"DefaultCPUAllocator|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory|std::bad_alloc"
+    r"DefaultCPUAllocator|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory"
+    r"|std::bad_alloc|unable to find an engine to execute this computation|Triton Error \[CUDA\]: out of memory"
     r"|could not create a (primitive|memory( object)?)\s*$"
 )
 

@@ -83,8 +83,9 @@ def capture(step: Callable[[], Results]) -> tuple[Graph, Results]:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.empty_cache()  # a graph has memory of its own, as much again
     graph = torch.cuda.CUDAGraph()
-    # On the stream of its own: what matrix products work in belongs to a stream.
-    with torch.cuda.graph(graph, stream=side):
+    # On the stream of its own: what matrix products work in belongs to a stream. What other threads do meanwhile, such
+    # as one that pins the batches of another run, is none of the capture's business, and does not break it.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         results = step()
     return graph, results
 
@@ -104,6 +105,7 @@ class CapturedStep:
         self.state = state
         self.in_use = False
         self.random = torch.Generator(device) if device.type == "cuda" else None
+        self.stream: torch.cuda.Stream | None = None  # of the run that it was loaded with last
         images = torch.zeros(ctx.micro_batch, 3, size, size, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(ctx.micro_batch, dtype=torch.int64, device=device)
@@ -140,6 +142,11 @@ class CapturedStep:
     def load_state(self, source: TrainState) -> TrainState:
         """Copy a run's state into the captured tensors; return the state that lives there from now on."""
         captured, self.in_use = self.state, True
+        if self.images.is_cuda:
+            here = torch.cuda.current_stream()
+            if self.stream is not None:
+                here.wait_stream(self.stream)  # the run before may have been cut off within a step
+            self.stream = here
         set_lr(captured.optimizer, float(source.optimizer.param_groups[0]["lr"]))
         captured.net.load_state_dict(source.net.state_dict())
         for ours, theirs in zip(captured.net.parameters(), source.net.parameters(), strict=True):
