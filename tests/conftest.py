@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import os
 import shutil
 import signal
@@ -28,6 +29,32 @@ SMALL = (
 for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, default)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--results", type=Path, help="a file that gets a line of JSON with each test that has ended")
+
+
+def pytest_configure(config):
+    if path := config.getoption("--results"):
+        config.pluginmanager.register(ResultLines(path))
+
+
+class ResultLines:
+    """Writes how each test ended when it is known: a run of the tests that is cut off has told what it has found."""
+
+    def __init__(self, path: Path) -> None:
+        self.out = path.open("w")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        line = {"test": report.nodeid, "outcome": report.outcome, "time_s": round(report.duration, 2)}
+        print(
+            json.dumps(line | ({"error": report.longreprtext[-6000:]} if report.failed else {})),
+            file=self.out,
+            flush=True,
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -39,9 +39,10 @@ def runs(pid):
 def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
     assert main(["gpu", "--plan", "--minutes", "8"]) == 0
     whole = capsys.readouterr().out
-    assert "left out" not in whole and "DIR/kernels.json" in whole
-    for name in ("device", "tests", "kernels", "net", "input", "mini", "runs"):
+    assert "DIR/kernels.json" in whole and "--results DIR/tests.jsonl" in whole
+    for name in ("device", "tests", "nets", "one seed", "three seeds", "kernels", "input"):
         assert f"s  {name}: python " in whole
+    assert whole.count("left out") == 1 and "left out        runs: needs 40 s" in whole
     assert float(whole.splitlines()[-1].split()[0]) <= 8 * 60 - gpu.STOP_S
     assert main(["gpu", "--plan", "--minutes", "2"]) == 0
     short = capsys.readouterr().out
@@ -108,6 +109,33 @@ run_parts([Part("device", ("-c", {FOREVER!r}), 60, 0)], time.monotonic() + 120, 
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait() != 0
+
+
+def test_the_tests_part_has_a_line_for_each_test_when_it_has_ended(tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text("def test_a():\n    pass\n\n\ndef test_b():\n    assert 'this' == 'that'\n")
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
+    words = ["-q", "-p", "no:cacheprovider", "--results", str(tmp_path / "tests.jsonl"), str(file)]
+    subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, check=False)
+    found = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
+    assert [(line["test"].rpartition("::")[2], line["outcome"]) for line in found] == [
+        ("test_a", "passed"), ("test_b", "failed"),
+    ]  # fmt: skip
+    assert "assert 'this' == 'that'" in found[1]["error"]
+
+
+def test_nets_compile_side_by_side_and_are_timed_one_at_a_time(tmp_path, capsys):
+    nets = "gelu/ours/eager,separate_downsampling/timm/eager,gelu/ours/none"
+    small = ("--", "--regime", "nano", "--device", "cpu", "--batch", "2", "--image-size", "32", "--repeats", "2")
+    assert main(["nets", "--out", str(tmp_path), "--nets", nets, *small]) == 1
+    ours, timm, none = capsys.readouterr().out.splitlines()
+    assert ours.startswith("gelu/ours/eager: ") and " images/s, " in ours
+    assert timm.startswith("separate_downsampling/timm/eager: ") and " images/s, " in timm
+    assert none.startswith("gelu/ours/none: not measured (")
+    (only,) = json.loads((tmp_path / "net-separate_downsampling-timm-eager.json").read_text())["rows"][0]["candidates"]
+    assert only["peer"] == "timm" and len(only["times_s"]) == 2
+    assert main(["nets", "--out", str(tmp_path), "--nets", "gelu"]) == 64
+    assert "--nets=gelu: must be ROW/WHO/FORM" in capsys.readouterr().err
 
 
 def test_wheels_beside_the_checkout_come_before_what_is_installed(tmp_path, env):

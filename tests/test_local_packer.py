@@ -13,6 +13,7 @@ import pytest
 from roadmap.config import Config
 from roadmap.files import read_json, write_json
 from roadmap.runs.process import is_alive, process_start, terminate
+from roadmap.sweep import local_scheduler
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
 from roadmap.sweep.local_scheduler import MAX_SEEDS, Scheduler, Slot, group_by_row
@@ -251,6 +252,32 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
     ]  # fmt: skip
     code, told = sweep(*words)
     assert code == 0 and "0 cells begin, 0 go on; left alone: 4 done" in told
+
+
+TRAINS = """
+import json, sys
+sys.stdin.readline()
+print(json.dumps({"run": 0, "code": 0}), flush=True)
+open(sys.argv[1], sys.argv[2]).close()
+"""
+
+
+def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_process(tmp_path, monkeypatch):
+    """The first process is there until the second one has trained: each waits for the other at a pipe."""
+    monkeypatch.setattr(local_scheduler, "record_start", lambda *_: None)
+    monkeypatch.setattr(local_scheduler, "record_end", lambda *_: None)
+    pipe, directory = tmp_path / "pipe", StudyDir(tmp_path, "demo")
+    (tmp_path / "demo" / ".study").mkdir(parents=True)
+    os.mkfifo(pipe)
+
+    def command(tasks, share):
+        return [sys.executable, "-c", TRAINS, str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key]]
+
+    monkeypatch.setattr(local_scheduler, "group_command", command)
+    tasks = [LocalTask(directory, key, [], row=key, code=ROOT) for key in ("a/0", "b/0")]
+    told = []
+    assert Scheduler([Slot()], told.append, ahead=1).run(tasks) == 0
+    assert [line for line in told if line.endswith("begins")] == ["demo: a/0 begins", "demo: b/0 begins"]
 
 
 @pytest.mark.timeout(600)

@@ -10,6 +10,7 @@ from roadmap.text import clean, command_line
 # Modules with a main(argv) -> exit code, and what each measures.
 BENCHMARKS = {
     "net": "training steps of rows, beside timm and torchvision",
+    "nets": "nets that compile side by side, each timed alone",
     "infer": "latency of one image, images/s of the best batch",
     "input": "images/s from JPEGs, beside timm's loader",
     "train": "the training loop beside a bare one",

@@ -1,9 +1,10 @@
 """`python -m roadmap.bench gpu --minutes 8 --out DIR`: what a GPU that is at hand for minutes can tell, in one command.
 
-The GPU tests, single operations, whole rows beside other libraries, input, a row of regime mini for its extrapolation,
-then runs of `make mini` for as long as there is time. Each part is a process of its own with a bound on its time, and
-writes what it has found by then into DIR; `report.json` there says how each ended. What there is no time for is left
-out, and said. Nothing is fetched: wheels in DIR of `--wheels` are unpacked and come before what is installed.
+The GPU tests, whole rows beside other libraries, a row of `make mini` with one seed and with three side by side, single
+operations, input, then runs of `make mini` for as long as there is time. Each part is a process of its own with a bound
+on its time, and writes what it has found by then into DIR; `report.json` there says how each ended. What there is no
+time for is left out, and said. Nothing is fetched: wheels in DIR of `--wheels` are unpacked and come before what is
+installed.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from typing import Any, NamedTuple
 
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import disk_errors, write_json
+from roadmap.sweep.local_scheduler import compiler_cache
 from roadmap.text import ArgumentParser
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 STOP_S = 15.0  # that a part may take to end when it is told to
 SPARE_S = 5.0  # of all the time, left over at the end
-ROWS = "separate_downsampling,resnet,kernel_11,swin"  # with a net in timm or torchvision, and the largest kernel
+OPERATIONS = "gelu,norm,join,pointwise"  # of which no table has every form; those of depthwise convolutions are in it
 MINI_ROW = "separate_downsampling"
 
 
@@ -46,16 +48,23 @@ def parts(args: argparse.Namespace) -> list[Part]:
         file = ("--json", str(args.out / f"{name}.json"))
         return Part(name, ("-m", "roadmap.bench", name, *words, *file), at_most, least)
 
-    study = ("-m", "roadmap.sweep", "submit", "mini", "--runs", str(args.out / "runs"), "--cluster", "local", "--")
-    root = () if args.root is None else (f"data.root={args.root}",)
+    def study(name: str, *words: str) -> tuple[str, ...]:
+        root = () if args.root is None else (f"data.root={args.root}",)
+        command = ("-m", "roadmap.sweep", "submit", "mini", "--runs", str(args.out / name), "--cluster", "local", "--")
+        return (*command, "wandb.mode=disabled", "device=cuda", *root, *words)
+
+    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--results", str(args.out / "tests.jsonl"))
+    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "120")
+    short = ("recipe.epochs=4", "compile=false", f"+step={MINI_ROW}")
     return [
         Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 20, 5),
-        Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"), 100, 30),
-        bench("kernels", "--record", "--minutes", "0.75", at_most=60, least=40),
-        bench("net", "--rows", ROWS, "--forms", "compiled,kernels", "--repeats", "15", at_most=90, least=60),
-        bench("input", "--limit", "65", at_most=80, least=40),
-        bench("mini", "--rows", MINI_ROW, "--peer", "none", "--repeats", "10", at_most=40, least=25),
-        Part("runs", (*study, "wandb.mode=disabled", "device=cuda", *root), 3600, 40),
+        Part("tests", (*tests, "tests/test_gpu.py"), 110, 30),
+        Part("nets", nets, 125, 100),
+        Part("one seed", study("one_seed", *short, "seed=0"), 45, 25),
+        Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 45, 25),
+        bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.6", at_most=50, least=35),
+        bench("input", "--limit", "50", at_most=60, least=40),
+        Part("runs", study("runs"), 3600, 40),
     ]
 
 
@@ -178,4 +187,10 @@ def unpack(wheels: Path, target: Path) -> None:
 def environment(packages: Path) -> dict[str, str]:
     """Return the environment of the parts: this checkout, then unpacked wheels, then what is installed."""
     path = [str(CHECKOUT), str(packages), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "WANDB_MODE": "disabled"}
+    # One cache for all parts: what the tests have compiled is there for the runs.
+    return {
+        **compiler_cache(),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "WANDB_MODE": "disabled",
+    }

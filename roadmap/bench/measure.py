@@ -79,10 +79,15 @@ class Candidate:
         self.times_s.append(seconds(device, self.call))
 
 
-def measure(candidates: Sequence[Candidate], device: torch.device, *, repeats: int, warm_up: int) -> None:
-    """Build and warm up all candidates, then time each of them `repeats` times, in turn."""
+def measure(
+    candidates: Sequence[Candidate], device: torch.device, *, repeats: int, warm_up: int,
+    gate: Callable[[], object] | None = None,
+) -> None:  # fmt: skip
+    """Build and warm up all candidates, pass a gate, then time each of them `repeats` times, in turn."""
     for candidate in candidates:
         candidate.attempt(partial(candidate.prepare, device, warm_up), device)
+    if gate is not None:
+        gate()
     for _ in range(repeats):
         for candidate in candidates:
             candidate.attempt(partial(candidate.time, device), device)

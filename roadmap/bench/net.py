@@ -6,6 +6,7 @@ the recipe's optimizer, bf16 on a GPU that has it. Beside the speed is what the 
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from roadmap.steps.tree import regimes, step_tree
 from roadmap.text import ArgumentParser
 
 CPU_SIZE, CPU_BATCH, GPU_BATCH = 64, 4, 256
+READY = "ready"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,6 +49,9 @@ def net_options(name: str, about: str | None) -> ArgumentParser:
     options.add_argument("--forms", type=names(FORMS), metavar="FORM,FORM", help=every_form)
     options.add_argument("--batch", type=count, help=f"default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
     options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
+    options.add_argument("--without-ours", action="store_true", help="measure the libraries' nets alone")
+    gate = "say `ready` on stdout when a row is compiled and warm, and time it when a line comes on stdin"
+    options.add_argument("--gate", action="store_true", help=gate)
     return options
 
 
@@ -60,18 +65,27 @@ def measure_rows(name: str, argv: Sequence[str], args: argparse.Namespace) -> di
     taken: dict[str, Any] = {"forms": forms, "peers": libraries, "rows": list(configs)}
     results = Results(name, argv, device, args, **taken, batch=batch, image_size=size, precision=precision)
     print(f"regime {args.regime}, {batch} images of {size}x{size} a step, {precision}", flush=True)
-    rates = measured_rates(device, setting.precision)
-    best = f"{rates.flop_per_s / 1e12:.3g} TFLOP/s ({precision}), {rates.bytes_per_s / 1e9:.4g} GB/s"
-    results.note("rates", rates._asdict(), f"the device, at its best: {best}")
+    rates = None if args.gate else measured_rates(device, setting.precision)  # not beside other processes
+    if rates is not None:
+        best = f"{rates.flop_per_s / 1e12:.3g} TFLOP/s ({precision}), {rates.bytes_per_s / 1e9:.4g} GB/s"
+        results.note("rates", rates._asdict(), f"the device, at its best: {best}")
     rows = {}
     for step, config in configs.items():
-        rows[step] = candidates(config, setting, forms, libraries)
-        measure(rows[step], device, repeats=args.repeats, warm_up=args.warm_up)
-        results.add(step, rows[step], bounds(works[step], rates, batch))
+        found = candidates(config, setting, forms, libraries)
+        rows[step] = [candidate for candidate in found if candidate.peer is not None or not args.without_ours]
+        gate = wait_at_gate if args.gate else None
+        measure(rows[step], device, repeats=args.repeats, warm_up=args.warm_up, gate=gate)
+        results.add(step, rows[step], bounds(works[step], rates, batch) if rates is not None else {})
         torch.compiler.reset()  # past a few nets of one class the compiler leaves the next ones eager
         free_memory(device)
     results.require_any()
     return rows
+
+
+def wait_at_gate() -> None:
+    """Tell whoever has started this process that it is ready, and wait until it may use the device alone."""
+    print(READY, flush=True)
+    sys.stdin.readline()
 
 
 def setting_of(args: argparse.Namespace, config: Config) -> Setting:

@@ -171,7 +171,7 @@ class Scheduler:
                 os.sched_setaffinity(process.pid, slot.cores)
         for task in tasks:
             record_start(task, process.pid)
-        if line[0] is job:
+        if training(line) is job:
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
@@ -180,8 +180,8 @@ class Scheduler:
             self._show(f"{task.directory.name}: {task.key} begins")
 
     def _follow(self, line: list[Job]) -> None:
-        """Record what has ended of a slot's line, and let the next one train where the first has."""
-        first = line[0] if line else None
+        """Record what has ended of a slot's line; let the next one train where all cells of the first have ended."""
+        first = training(line)
         for job in list(line):
             over = job.process.poll() is not None
             for task, code in job.ended_cells():
@@ -192,8 +192,9 @@ class Scheduler:
                 code = job.process.returncode
                 for task in job.left.values():
                     self._finish(task, code if code >= 0 else 128 - code, job.log)
-        if line and line[0] is not first and not self.stopped:
-            self._begin(line[0])
+        job_now = training(line)
+        if job_now is not None and job_now is not first and not self.stopped:
+            self._begin(job_now)
 
     def _finish(self, task: LocalTask, code: int, log: Path) -> None:
         self.codes.append(code)
@@ -226,6 +227,11 @@ class Scheduler:
     def _show(self, line: str) -> None:
         with suppress(OSError):  # the terminal is closed
             self.echo(line)
+
+
+def training(line: Sequence[Job]) -> Job | None:
+    """Return which of a slot's processes trains: the first with cells left. One that has none takes seconds to exit."""
+    return next((job for job in line if job.left), None)
 
 
 def group_by_row(tasks: Iterable[LocalTask]) -> list[list[LocalTask]]:
@@ -261,11 +267,17 @@ def environment(slot: Slot, code: Path | None, processes: int) -> dict[str, str]
     if code is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), env.get("PYTHONPATH")]))
         env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-        # What is compiled stays on disk; what holds operations with gradients of their own, such as our kernels, where
-        # torch is told that it may. What those do is in our code: the cache goes by that, too.
-        env.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
-        env.setdefault("TORCH_COMPILE_CACHE_KEY_TAG", code_hash())
+        env = compiler_cache() | env
     return env
+
+
+def compiler_cache() -> dict[str, str]:
+    """Return the environment in which all that is compiled stays on disk.
+
+    What holds operations with gradients of their own, such as our kernels, does where torch is told that it may. What
+    those do is in our code: the cache goes by that, too.
+    """
+    return {"TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD": "1", "TORCH_COMPILE_CACHE_KEY_TAG": code_hash()}
 
 
 def how_it_ended(task: LocalTask) -> str:

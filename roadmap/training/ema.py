@@ -26,6 +26,7 @@ class MovingAverage(AveragedModel):
             averages, now = by_type.setdefault(average.dtype, ([], []))
             averages.append(average)
             now.append(value)
+        assert self.multi_avg_fn is not None
         for averages, now in by_type.values():
             self.multi_avg_fn(averages, now, self.n_averaged)
         self.n_averaged += 1

@@ -1,0 +1,125 @@
+"""`python -m roadmap.bench nets --out DIR`: nets that compile side by side, and are then timed one after the other.
+
+Compiling takes most of the time that a comparison of nets needs, and fills a core or two. Here each net is a process of
+`bench net` that waits once it is compiled and warm; when all are, or the time for it is over, each has the device to
+itself in turn. DIR gets a log and a JSON file a net. Words after `--` are options of `bench net`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from roadmap.bench.net import READY
+from roadmap.bench.peers import LIBRARIES
+from roadmap.bench.results import rate
+from roadmap.distributed.device import num_cores
+from roadmap.errors import ConfigError
+from roadmap.files import disk_errors, read_json
+from roadmap.sweep.local_scheduler import compiler_cache
+from roadmap.text import ArgumentParser
+
+# ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
+NETS = (
+    "separate_downsampling/ours/captured,separate_downsampling/timm/compiled,resnet/ours/captured,"
+    "resnet/torchvision/compiled,kernel_11/ours/captured"
+)
+TIMING_S = 8.0  # that a net takes which is compiled and warm
+POLL_S = 0.2
+
+
+class Net(NamedTuple):
+    """A net that is measured, and its process."""
+
+    name: str
+    log: Path
+    json: Path
+    process: subprocess.Popen[bytes]
+
+    def is_ready(self) -> bool:
+        """Tell whether it waits for the device."""
+        return READY in self.log.read_text(errors="replace").splitlines()
+
+    def end(self) -> None:
+        """End its process, if it is still there."""
+        self.process.kill()
+        self.process.wait()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the nets; print a line for each. Returns an exit code: 1 where one could not be measured."""
+    began = time.monotonic()
+    options = ArgumentParser(prog="python -m roadmap.bench nets", description=__doc__)
+    options.formatter_class = argparse.RawTextHelpFormatter
+    options.add_argument("--out", type=Path, required=True, help="a folder for logs and JSON files")
+    options.add_argument("--nets", default=NETS, help="ROW/ours/FORM or ROW/LIBRARY/FORM; default: %(default)s")
+    options.add_argument("--limit", type=float, default=180.0, help="seconds, for all; default: %(default)s")
+    options.add_argument("more", nargs="*", metavar="OPTION", help="of `bench net`, after --")
+    args = options.parse_args(argv)
+    names = [name for name in dict.fromkeys(args.nets.split(",")) if name]
+    with disk_errors(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+    words = [words_of(name) for name in names]
+    nets = [start(name, [*own, *args.more], args.out, len(names)) for name, own in zip(names, words, strict=True)]
+    try:
+        while time.monotonic() < began + args.limit - TIMING_S * len(nets):
+            if all(net.is_ready() or net.process.poll() is not None for net in nets):
+                break
+            time.sleep(POLL_S)
+        for net in nets:
+            if net.process.poll() is None and not net.is_ready():
+                net.end()  # what compiles beside others would spoil their times
+        failed = 0
+        for net in nets:
+            outcome = measured(net, began + args.limit)
+            failed += outcome is None
+            print(f"{net.name}: {outcome or last_line(net)}", flush=True)
+    finally:
+        for net in nets:
+            net.end()
+    return int(failed > 0)
+
+
+def words_of(name: str) -> list[str]:
+    """Return what `bench net` is told of a net. Raises ConfigError."""
+    row, _, rest = name.partition("/")
+    who, _, form = rest.partition("/")
+    if who not in ("ours", *LIBRARIES) or not form:
+        raise ConfigError(f"--nets={name}: must be ROW/WHO/FORM, WHO one of ours, {', '.join(LIBRARIES)}")
+    peer = ["--peer", "none"] if who == "ours" else ["--peer", who, "--without-ours"]
+    return ["--rows", row, "--forms", form, *peer]
+
+
+def start(name: str, words: Sequence[str], out: Path, number: int) -> Net:
+    """Start the process of a net, one of so many."""
+    base = out / f"net-{name.replace('/', '-')}"
+    log, json = base.with_suffix(".log"), base.with_suffix(".json")
+    command = [sys.executable, "-m", "roadmap.bench", "net", "--gate", "--json", str(json), *words]
+    threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, num_cores() // number))}
+    with disk_errors(log), log.open("w") as lines:
+        process = subprocess.Popen(
+            command, env=compiler_cache() | threads | os.environ, stdin=subprocess.PIPE, stdout=lines, stderr=lines
+        )
+    return Net(name, log, json, process)
+
+
+def measured(net: Net, end: float) -> str | None:
+    """Let a net have the device; return what came out, None where nothing did."""
+    try:
+        net.process.communicate(b"\n", timeout=max(0.1, end - time.monotonic()))
+        rows: list[dict[str, Any]] = read_json(net.json)["rows"]
+        found = rows[0]["candidates"][0]
+        speed, ms, memory = found["images_per_s"], 1e3 * found["median_s"], found["peak_memory_gb"]
+        return f"{rate(speed)} images/s, {ms:.2f} ms, {memory:.1f} GiB"
+    except (OSError, ValueError, LookupError, TypeError, subprocess.TimeoutExpired):
+        return None
+
+
+def last_line(net: Net) -> str:
+    """Return the end of a net's log, as a reason."""
+    lines = net.log.read_text(errors="replace").strip().splitlines()
+    return f"not measured ({lines[-1][:200] if lines else 'it said nothing'}; {net.log})"
