@@ -332,6 +332,7 @@ class TestOwnStep:
 BAD = {  # override: what the message must hold
     "recipe.lr=nan": ["recipe.lr=nan", "above 0"],
     "recipe.lr=-1": ["recipe.lr=-1"],
+    "paths.runs=": ["paths.runs=: must name a folder"],
     "recipe.lr=fast": ["recipe.lr=fast", "number"],
     "recipe.epochs=0": ["recipe.epochs=0", "at least 1"],
     "recipe.epochs=1.5": ["recipe.epochs", "whole number"],

@@ -344,6 +344,14 @@ def test_a_study_of_an_earlier_version_is_read_and_its_killed_cell_restarted_wit
     assert (row["by"], row["job"], row["step"], row["line"]) == ("reconcile", "11", 9, OLDER["jobs.jsonl"]["line"])
 
 
+@pytest.mark.parametrize("values", ["{", 5, {"name": 5, "rows": []}, {"name": "a", "rows": [{"kind": "slurm"}]}])
+def test_a_damaged_note_of_a_submission_is_none(tmp_path, values):
+    directory = StudyDir(tmp_path, "trial")
+    directory.make()
+    (directory.notes / "pending.json").write_text(values if isinstance(values, str) else json.dumps(values))
+    assert directory.pending() is None
+
+
 def test_an_interrupted_submission_is_recovered_only_where_slurm_answers(slurm, tmp_path):
     directory = StudyDir(tmp_path, "trial")
     with directory.lock():

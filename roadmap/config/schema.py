@@ -28,6 +28,13 @@ class PathsConfig(Section):
 
     runs: Text = "runs"
 
+    @field_validator("runs")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():  # as of a variable that is not set: runs would lie in the current folder
+            raise ConfigError(f"paths.runs={value}: must name a folder")
+        return value
+
 
 class WandbConfig(Section):
     """Weights & Biases."""

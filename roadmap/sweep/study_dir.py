@@ -69,6 +69,13 @@ class JobRecord(Record):
     run_pid: int | None = None
 
 
+class PendingRecord(Record):
+    """`pending.json`: the array's name, and the lines that are added to `jobs.jsonl` when it is queued."""
+
+    name: str
+    rows: list[JobRecord]
+
+
 NEEDED = {"slurm": {"job", "name", "log"}, "local": {"job", "log", "host", "pid"}}  # of a line, by its kind
 
 
@@ -167,7 +174,9 @@ class StudyDir:
     def pending(self) -> dict[str, Any] | None:
         """Return the submission that was begun and whose end was not recorded, if there is one."""
         try:
-            return read_json(self.notes / PENDING)
+            found = read_json(self.notes / PENDING)
+            check_record(PendingRecord, found, PENDING)
+            return found
         except (OSError, ValueError):
             return None
 
