@@ -216,10 +216,24 @@ def links(page: Path) -> Iterator[str]:
             yield target
 
 
+def anchors(page: Path) -> list[str]:
+    """Return the names by which GitHub links to a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in links(page):
-        assert (page.parent / target.partition("#")[0]).exists(), target
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists() and (not heading or heading in anchors(file)), target
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_a_page_has_no_section_twice(page):
+    assert len(set(anchors(page))) == len(anchors(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
