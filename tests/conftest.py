@@ -25,8 +25,9 @@ SMALL = (
     "recipe.warmup_epochs=0",
 )
 
-# A shell's background job ignores the keyboard, and so would every run that a test starts.
-for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# A shell's background job ignores the keyboard, under nohup a closed terminal too, and so would every run of a test.
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+for number, default in HANDLERS.items():
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, default)
 
