@@ -359,7 +359,7 @@ class TestRuns:
         ):
             done = command("mode=evaluate", f"weights='{weights}'", runs=None)
             assert done.returncode == 65
-            assert words in done.stderr or "There are: seed0" in done.stderr
+            assert words in done.stderr or "has: seed0" in done.stderr
 
     def test_settings_of_training_alone_are_told(self, small, tmp_path):
         config = scoring(small("gelu"), tmp_path)

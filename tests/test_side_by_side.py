@@ -118,6 +118,18 @@ def alone(reference):
     return lambda seed: reference("resnet", f"seed={seed}")
 
 
+def test_every_run_of_a_group_has_begun_to_evaluate_before_one_is_waited_for(small, alone, monkeypatch):
+    events = []
+    for name in ("score_batches", "collect_scores"):
+        real = getattr(training, name)
+        monkeypatch.setattr(training, name, lambda *a, real=real, name=name: (events.append(name), real(*a))[1])
+    configs = [small("resnet", f"seed={seed}") for seed in range(2)]
+    train_group(configs)
+    assert events == 2 * [*2 * ["score_batches"], *2 * ["collect_scores"]]
+    for config in configs:
+        assert_equal_runs(config, alone(config.seed))
+
+
 def test_a_signal_saves_every_run_and_the_same_group_goes_on(small, alone, monkeypatch):
     configs = [small("resnet", f"seed={seed}") for seed in range(2)]
     with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import caution_note
 from roadmap.training.device_errors import memory_errors
-from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate
+from roadmap.training.evaluation import Evaluation, collect_scores, eval_batch_size, score_batches
 from roadmap.training.saved_weights import errors_of_weights, load_net, read_weights
 from roadmap.training.step import Batch
 
@@ -52,10 +52,10 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     progress = Progress(config.cell, len(indices), 0, sweep)
     try:
         with autocast(device, precision):
-            result = evaluate(net, watched(batches, progress, len(val)), indices, len(val), Ranks())
+            scores = score_batches(net, watched(batches, progress, len(val)))
     finally:
         progress.close()
-    result.require_finite(f"weights={config.weights}: the net")
+    result = collect_scores(scores, indices, len(val), Ranks()).require_finite(f"weights={config.weights}: the net")
     return ScoredWeights(result, weights.origin, precision)
 
 

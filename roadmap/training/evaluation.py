@@ -72,20 +72,20 @@ def shard_batches(index_batches: Sequence[Tensor], ranks: Ranks) -> tuple[list[T
 
 
 @torch.inference_mode()
-def evaluate(
-    net: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    index_batches: Sequence[Tensor],
-    num_images: int,
-    ranks: Ranks,
-) -> Evaluation:
-    """Evaluate a net on this rank's batches of images (B, 3, H, W) and labels (B,), whose ids are in `index_batches`.
+def score_batches(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Score a net on batches of images (B, 3, H, W) and labels (B,), `(5, B)` each; the host does not wait for them.
 
-    Every rank returns the evaluation of all `num_images`; leaves the net in evaluation mode. With fewer than five
-    classes `top5` counts all of them.
+    Leaves the net in evaluation mode.
     """
     net.eval()
-    scores = [score(net(images), labels) for images, labels in batches]
+    return [score(net(images), labels) for images, labels in batches]
+
+
+def collect_scores(scores: list[Tensor], index_batches: Sequence[Tensor], num_images: int, ranks: Ranks) -> Evaluation:
+    """Wait for the scores of this rank's batches, whose ids are in `index_batches`, and return what they come to.
+
+    Every rank returns the evaluation of all `num_images`. With fewer than five classes `top5` counts all of them.
+    """
     # Rows: once, top-1, top-5, loss, class; each rank fills in its own images.
     table = torch.zeros(5, num_images, dtype=torch.float64)
     if scores:

@@ -32,7 +32,14 @@ from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import STATUS
 from roadmap.training.cuda_graph import release_step
 from roadmap.training.device_errors import device_errors, memory_errors
-from roadmap.training.evaluation import Evaluation, eval_batch_size, evaluate, evaluation_files, shard_batches
+from roadmap.training.evaluation import (
+    Evaluation,
+    collect_scores,
+    eval_batch_size,
+    evaluation_files,
+    score_batches,
+    shard_batches,
+)
 from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.optim import learning_rate
 from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
@@ -129,9 +136,9 @@ def fit(ctx: RunContext, state: TrainState) -> Steps[Metrics]:
         with device_errors(ctx, state):
             for epoch in range(state.epochs_evaluated, ctx.config.recipe.epochs):
                 yield from train_one_epoch(ctx, state, epoch)
-                metrics = evaluate_epoch(ctx, state)
+                metrics = yield from evaluate_epoch(ctx, state)
                 save_checkpoint(ctx, state)
-            return metrics or evaluate_again(ctx, state)
+            return metrics or (yield from evaluate_again(ctx, state))
     except StoppedEarly:
         if not state.in_step:
             save_checkpoint(ctx, state)
@@ -165,9 +172,9 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[Non
     require_steps_taken(state, last=epoch + 1 == config.recipe.epochs)
 
 
-def evaluate_epoch(ctx: RunContext, state: TrainState) -> Metrics:
+def evaluate_epoch(ctx: RunContext, state: TrainState) -> Steps[Metrics]:
     """Evaluate after an epoch, and record it."""
-    metrics, files = evaluate_nets(ctx, state)
+    metrics, files = yield from evaluate_nets(ctx, state)
     state.epochs_evaluated += 1
     if metrics["top1"] > state.best_top1:
         state.best_top1, state.best_step = metrics["top1"], state.global_step
@@ -176,28 +183,28 @@ def evaluate_epoch(ctx: RunContext, state: TrainState) -> Metrics:
     return metrics
 
 
-def evaluate_again(ctx: RunContext, state: TrainState) -> Metrics:
+def evaluate_again(ctx: RunContext, state: TrainState) -> Steps[Metrics]:
     """Evaluate a run that was stopped between its last checkpoint and its result."""
-    metrics, files = evaluate_nets(ctx, state)
+    metrics, files = yield from evaluate_nets(ctx, state)
     ctx.logger.write_evaluation(files)
     return metrics
 
 
-def evaluate_nets(ctx: RunContext, state: TrainState) -> tuple[Metrics, dict[str, bytes]]:
+def evaluate_nets(ctx: RunContext, state: TrainState) -> Steps[tuple[Metrics, dict[str, bytes]]]:
     """Evaluate the net, and its moving average where there is one; return the metrics, and the net's files by name.
 
     Raises NonFiniteError for either.
     """
     where = f"step {state.global_step}"
-    result = evaluate_net(ctx, state.net).require_finite(f"{where}: the net")
+    result = (yield from evaluate_net(ctx, state.net)).require_finite(f"{where}: the net")
     metrics = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
     if state.ema is not None:
-        of_ema = evaluate_net(ctx, state.ema.module).require_finite(f"{where}: the moving average")
+        of_ema = (yield from evaluate_net(ctx, state.ema.module)).require_finite(f"{where}: the moving average")
         metrics |= {"ema_top1": of_ema.top1, "ema_top5": of_ema.top5}
     return metrics, evaluation_files(result, ctx.images.val.labels, len(ctx.images.classes))
 
 
-def evaluate_net(ctx: RunContext, net: nn.Module) -> Evaluation:
+def evaluate_net(ctx: RunContext, net: nn.Module) -> Steps[Evaluation]:
     """Evaluate a net on every validation image once, over all ranks. Raises StoppedEarly between batches."""
     config, split = ctx.config, ctx.images.val
     ctx.ranks.broadcast_buffers(net)
@@ -205,7 +212,9 @@ def evaluate_net(ctx: RunContext, net: nn.Module) -> Evaluation:
     mine, rounds = shard_batches(index_batches, ctx.ranks)
     batches = data.eval_batches(split, config.data, config.recipe, mine, device=ctx.device)
     with autocast(ctx.device, ctx.precision):
-        return evaluate(net, ctx.stop.stoppable(batches, rounds), mine, len(split.labels), ctx.ranks)
+        scores = score_batches(net, ctx.stop.stoppable(batches, rounds))
+    yield  # runs beside this one go on, while the device works on the scores
+    return collect_scores(scores, mine, len(split.labels), ctx.ranks)
 
 
 def save_checkpoint(ctx: RunContext, state: TrainState) -> None:
