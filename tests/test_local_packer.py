@@ -257,6 +257,7 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
 TRAINS = """
 import json, sys
 sys.stdin.readline()
+open(sys.argv[3], "w").close()
 print(json.dumps({"run": 0, "code": 0}), flush=True)
 open(sys.argv[1], sys.argv[2]).close()
 """
@@ -271,7 +272,7 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
     os.mkfifo(pipe)
 
     def command(tasks, share):
-        return [sys.executable, "-c", TRAINS, str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key]]
+        return [sys.executable, "-c", TRAINS, str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key], str(tasks[0].log)]
 
     monkeypatch.setattr(local_scheduler, "group_command", command)
     tasks = [LocalTask(directory, key, [], row=key, code=ROOT) for key in ("a/0", "b/0")]
