@@ -67,12 +67,13 @@ def no_account(monkeypatch, tmp_path_factory):
         "WANDB_DIR",
         "WANDB_MODE",
         "WANDB_PROJECT",
-        "WANDB_SERVICE",  # of a run in this process: a command has its own
         "WANDB_ENTITY",
         "ROADMAP_DATA",
         "ROADMAP_RUNS",
     ):
         monkeypatch.delenv(name, raising=False)
+    # The client's process, of a run in this process: a command has its own, and this one may end before the next test.
+    os.environ.pop("WANDB_SERVICE", None)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "nobody"))
     monkeypatch.setenv("ROADMAP_KERNELS", "")

@@ -48,7 +48,7 @@ def test_without_a_login_that_is_said_and_nothing_is_written(server, tmp_path):
     study(tmp_path / "runs", seeds=1)
     for environment in ({"WANDB_MODE": "offline"}, {"WANDB_API_KEY": None, "WANDB_BASE_URL": None}):
         done = report(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out", **environment)
-        assert done.returncode == 64 and done.stderr.startswith("--wandb: W&B is offline here"), done.stderr
+        assert done.returncode == 64 and done.stderr.startswith("error: --wandb: W&B is offline here"), done.stderr
         assert not (tmp_path / "out").exists() and not server.runs
 
 
