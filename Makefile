@@ -137,7 +137,7 @@ test-slurm: $(VENV)/.roadmap-test ## run the tests on a real Slurm that they sta
 lint: $(VENV)/.roadmap-lint ## run ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(READY) ## benchmark BENCH=train, net, infer, input, mini, kernels, compiled, or gpu (all of them)
+bench: $(READY) ## benchmark BENCH=train, net, nets, infer, input, mini, kernels, compiled, or gpu (several in minutes)
 	@$(BIN)/python -m roadmap.bench $(BENCH) $(ARGS)
 
 clean: ## delete .venv and caches; never runs

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.bench.net import READY
+from roadmap.bench.options import above_zero
 from roadmap.bench.peers import LIBRARIES
 from roadmap.bench.results import rate
 from roadmap.distributed.device import num_cores
@@ -57,13 +58,13 @@ def main(argv: Sequence[str]) -> int:
     options.formatter_class = argparse.RawTextHelpFormatter
     options.add_argument("--out", type=Path, required=True, help="a folder for logs and JSON files")
     options.add_argument("--nets", default=NETS, help="ROW/ours/FORM or ROW/LIBRARY/FORM; default: %(default)s")
-    options.add_argument("--limit", type=float, default=180.0, help="seconds, for all; default: %(default)s")
+    options.add_argument("--limit", type=above_zero, default=180.0, help="seconds, for all; default: %(default)s")
     options.add_argument("more", nargs="*", metavar="OPTION", help="of `bench net`, after --")
     args = options.parse_args(argv)
-    names = [name for name in dict.fromkeys(args.nets.split(",")) if name]
+    names = list(dict.fromkeys(args.nets.split(",")))
+    words = [words_of(name) for name in names]
     with disk_errors(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-    words = [words_of(name) for name in names]
     nets = [start(name, [*own, *args.more], args.out, len(names)) for name, own in zip(names, words, strict=True)]
     try:
         while time.monotonic() < began + args.limit - TIMING_S * len(nets):
