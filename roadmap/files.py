@@ -12,7 +12,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,6 +38,16 @@ def remove_temporaries(folder: Path, *names: str) -> list[str]:
     Only where nobody else writes.
     """
     return [line for name in names for path in folder.glob(f".{name}.*.tmp") if (line := remove(path))]
+
+
+def remove_left_by_killed(path: Path) -> None:
+    """Remove what killed writers of this host left of one file: hidden, and as large as an archive may be."""
+    start = f".{path.name}.{socket.gethostname()}."
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            pid = entry.name.removeprefix(start).removesuffix(".tmp")
+            if entry.name == f"{start}{pid}.tmp" and pid.isdecimal() and not Path("/proc", pid).exists():
+                remove(path.with_name(entry.name))
 
 
 def remove(path: Path) -> str:
@@ -79,6 +89,7 @@ def atomic_file(path: Path, *, new: bool = False) -> Iterator[BufferedRandom]:
     """
     if new and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    remove_left_by_killed(path)
     temporary = temporary_name(path)
     try:
         with open(temporary, "w+b") as out:

@@ -7,16 +7,18 @@ import json
 import netrc
 import os
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TextIO
+from typing import Any, NoReturn, ParamSpec, Self, TextIO
 from urllib.parse import quote
 
-from roadmap.errors import DONE, ConfigError, DiskError, RoadmapError, exit_code
+from roadmap import interrupted
+from roadmap.errors import DONE, ConfigError, DiskError, RoadmapError, StoppedEarly
 
 P = ParamSpec("P")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -199,22 +201,46 @@ def command_line(main: Callable[P, int]) -> Callable[P, int]:
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         redact_output()
-        try:
-            code = main(*args, **kwargs)
-            sys.stdout.flush()
-        except KeyboardInterrupt as error:
-            print("interrupted", file=sys.stderr, flush=True)
-            return exit_code(error)
-        except (RoadmapError, MemoryError, ImportError, FileNotFoundError) as found:
-            if (plain := found if isinstance(found, RoadmapError) else machine_error(found)) is None:
-                raise
-            print(printable_lines(f"error: {plain}"), file=sys.stderr, flush=True)
-            return plain.code
-        except BrokenPipeError:
-            return DONE
+        with Interrupt() as interrupt:
+            try:
+                code = main(*args, **kwargs)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                return DONE
+            except (KeyboardInterrupt, Exception) as found:
+                if interrupt.came or isinstance(found, KeyboardInterrupt):
+                    print("interrupted", file=sys.stderr, flush=True)
+                    return StoppedEarly.code
+                if (plain := found if isinstance(found, RoadmapError) else machine_error(found)) is None:
+                    raise
+                print(printable_lines(f"error: {plain}"), file=sys.stderr, flush=True)
+                return plain.code
         return code
 
     return run
+
+
+class Interrupt:
+    """Lets Ctrl-C raise KeyboardInterrupt within, in a command that it ends at once before and after.
+
+    `came` tells of it where a library has made another error of it.
+    """
+
+    came = False
+
+    def __enter__(self) -> Self:
+        self._in_command = signal.getsignal(signal.SIGINT) is interrupted
+        if self._in_command:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._in_command:
+            signal.signal(signal.SIGINT, interrupted)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def machine_error(error: Exception) -> RoadmapError | None:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import sys
 import pytest
 
 from roadmap.errors import DiskError, Refused
+from roadmap.files import atomic_write
 from roadmap.runs import checkpoint
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.run_dir import RunDir, run_path
@@ -266,3 +268,25 @@ def test_a_record_that_cannot_be_read_is_a_disk_error(small, tmp_path):
     (run.path / "config.yaml").mkdir()
     with pytest.raises(DiskError, match="cannot be read"):
         run.load_status({}, {}, allow_drift=False)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from roadmap.files import atomic_file
+with atomic_file(Path(sys.argv[1])) as out:
+    out.write(b"half")
+    out.flush()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_writer_left_goes_when_the_file_is_written_again(tmp_path):
+    file, alive = tmp_path / "a [1].zip", os.getppid()
+    subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=ROOT, check=False)
+    others = [f".a [1].zip.{socket.gethostname()}.{alive}.tmp", ".a [1].zip.elsewhere.1.tmp", ".a [1].zip.notes.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    atomic_write(file, b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, file.name])

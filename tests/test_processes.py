@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import roadmap
+from roadmap import text
 from roadmap.data import shared_batch, workers
 from roadmap.data.folders import list_images, read_image
 from roadmap.data.workers import load_batches
@@ -236,6 +238,59 @@ def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_pa
     assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+# Of each command a module that it imports before it begins, or once it has begun.
+INTERRUPTED = {
+    "report": "pandas",
+    "report.compare": "pandas",
+    "sweep": "hydra",
+    "steps": "torch",
+    "bench": "torch",
+    "runs": "zlib",
+    "runs.pack": "zipfile",
+}
+PRESS = """
+import builtins, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+real = builtins.__import__
+def press(name, *args, **kwargs):
+    if name == os.environ["PRESSED_AT"]:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *args, **kwargs)
+builtins.__import__ = press
+"""
+
+
+@pytest.mark.parametrize("module", INTERRUPTED)
+def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module):
+    (tmp_path / "sitecustomize.py").write_text(PRESS)
+    words = {"report": [tmp_path, "--out", tmp_path / "out"], "report.compare": "ab", "sweep": ["plan", "demo"]}
+    words |= {"bench": ["net", "--help"], "runs": [tmp_path], "runs.pack": [tmp_path]}
+    done = subprocess.run(
+        [sys.executable, "-m", f"roadmap.{module}", *map(str, words.get(module, []))],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PRESSED_AT": INTERRUPTED[module], "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (75, "interrupted\n")
+
+
+def test_ctrl_c_of_which_a_library_makes_an_error_is_still_a_stop(monkeypatch, capsys):
+    @text.command_line
+    def command() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        return 0
+
+    earlier = signal.signal(signal.SIGINT, roadmap.interrupted)
+    try:
+        assert command() == 75
+        assert signal.getsignal(signal.SIGINT) is roadmap.interrupted
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 # Signals
