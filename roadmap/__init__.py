@@ -4,6 +4,7 @@ import os
 import pwd
 import signal
 import sys
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,10 @@ def interrupted(*_: object) -> None:
 # of a KeyboardInterrupt.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, interrupted)
+
+if find_spec("pydantic") is None and os.path.basename(sys.argv[0]) in {"run.py", "-m"}:  # one of our commands
+    print("error: this Python lacks the packages; `make setup` installs them into .venv", file=sys.stderr)
+    sys.exit(64)
 
 try:
     pwd.getpwuid(os.getuid())

@@ -151,7 +151,7 @@ def same_path(a: str, b: str) -> bool:
 
 
 def nearby(path: Path) -> str:
-    """Return what lies there instead of a path that leads to nothing: `; did you mean X? FOLDER has: ...`."""
+    """Return what lies there instead of a path that leads to nothing: `; did you mean X? In FOLDER there are: ...`."""
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
@@ -161,7 +161,7 @@ def nearby(path: Path) -> str:
         return ""
     alike = next((how for name in names if (how := unlike(missing.name, name))), "")
     where = "this folder" if missing.parent == Path() else clean(missing.parent)
-    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], 8, f"{where} has")
+    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], 8, f"in {where} there are")
     return f"; {there if names else f'{where} is empty'}{alike and f' ({alike})'}"
 
 

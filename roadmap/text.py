@@ -122,8 +122,9 @@ def check_name(key: str, name: str) -> str:
     return name
 
 
-def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: str = "There are") -> str:
-    """Return `did you mean X? There are: ...`, the nearest names first, at most `limit` of them."""
+def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: str = "there are") -> str:
+    """Return `did you mean X? There are: ...` or, where none is near, `there are: ...`; the nearest names first, at
+    most `limit` of them."""
     names = list(known)
     at = name.rfind(".") + 1  # a section that all share makes no two names alike
     at = at if all(n.startswith(name[:at]) for n in names) else 0
@@ -132,7 +133,8 @@ def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: 
     in_order = [*close, *(n for n in names if n not in close)]
     listed = ", ".join(in_order[:limit])
     listed += f" and {len(in_order) - limit} more" if limit and len(in_order) > limit else ""
-    return (f"did you mean {close[0]}? " if close else "") + f"{listing}: {listed}"
+    begin = f"did you mean {close[0]}? {listing[0].upper()}{listing[1:]}" if close else listing
+    return f"{begin}: {listed}"
 
 
 def unlike(name: str, other: str) -> str:

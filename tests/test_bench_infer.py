@@ -113,7 +113,7 @@ def test_a_form_that_cannot_run_is_shown_and_the_rest_is_measured(capsys):
     ("words", "told"),
     [
         (["--rows", "gellu"], "argument --rows: gellu: unknown; did you mean gelu?"),
-        (["--forms", "fast"], "argument --forms: fast: unknown; There are: eager, compiled, graph, kernels"),
+        (["--forms", "fast"], "argument --forms: fast: unknown; there are: eager, compiled, graph, kernels"),
         (["--limit", "0"], "argument --limit: 0: must be above 0"),
         (["--limit", "nan"], "argument --limit: nan: must be above 0"),
         (["--rows", "gelu", "--image-size", "3"], "--image-size=3: too small for the net of gelu"),

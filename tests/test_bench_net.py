@@ -163,9 +163,9 @@ def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
     [
         (["--regime", "tinny"], "regime=tinny: there is no such regime"),
         (["--rows", "gelu,gellu"], "argument --rows: gellu: unknown; did you mean gelu?"),
-        (["--peer", "keras"], "argument --peer: keras: unknown; There are: timm, torchvision, none"),
+        (["--peer", "keras"], "argument --peer: keras: unknown; there are: timm, torchvision, none"),
         (["--peer", "none", "--peer", "timm"], "--peer=none: excludes every other"),
-        (["--forms", "swift"], "argument --forms: swift: unknown; There are: eager, compiled, graph, kernels, fast"),
+        (["--forms", "swift"], "argument --forms: swift: unknown; there are: eager, compiled, graph, kernels, fast"),
         (["--batch", "0"], "must be at least 1"),
         (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
         (["--rows", "swin", "--image-size", "3"], "--image-size=3: too small for the net of swin"),

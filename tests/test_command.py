@@ -304,3 +304,11 @@ def test_a_run_whose_screen_is_gone_goes_on_to_its_end(tmp_path):
         )
     assert done.returncode == 74
     assert done.stderr.splitlines()[-1] == b"error: the output cannot be written (No space left on device)"
+
+
+@pytest.mark.parametrize("command", ["run.py +step=gelu", "-m roadmap.report runs"])
+def test_a_python_without_the_packages_is_a_plain_error(command):
+    bare = [sys.executable, "-S", "-B", *command.split()]  # -S: as if nothing were installed
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 64
+    assert done.stderr == "error: this Python lacks the packages; `make setup` installs them into .venv\n"

@@ -138,10 +138,10 @@ def test_names_that_look_alike_show_how_they_differ(root, train, val, words):
 
 def test_a_folder_that_is_not_there_comes_with_what_is(root):
     (root / "val").rename(root / "valid")
-    refuses(root, "val: no such folder", f"did you mean valid? {root} has: valid, train")
+    refuses(root, "val: no such folder", f"did you mean valid? In {root} there are: valid, train")
     refuses(root / "trian", "did you mean train?")
     deep = root / "zzz" / "b"
-    refuses(deep, f"{root} has: train, valid")
+    refuses(deep, f"; in {root} there are: train, valid")
 
 
 def test_workers_are_no_more_than_the_cores_of_this_process(root):

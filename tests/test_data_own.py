@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ WRONG = {
     "names as labels": ({"labels": np.array(["ant"] * 20)}, "must be integers"),
     "negative labels": ({"labels": np.full(20, -1)}, "labels from -1 to -1, expected 0 to"),
     "huge labels": ({"labels": np.full(20, 2**63, np.uint64)}, "labels from 9223372036854775808"),
-    "objects": ({"labels": np.array([None] * 20)}, "must hold arrays `images` and `labels`.*allow_pickle=False"),
+    "objects": ({"labels": np.array([None] * 20)}, r"labels are object \(20,\), must be integers"),
 }
 
 
@@ -221,9 +222,34 @@ def test_a_python_object_in_an_npz_is_never_unpickled(tmp_path):
     np.savez(
         write_npz(tmp_path, 12, 12) / "train.npz", images=np.array([Trap()], dtype=object), labels=np.zeros(1, int)
     )
-    with pytest.raises(DataError, match=r"train.npz: must hold arrays"):
+    with pytest.raises(DataError, match=r"train.npz: images are object \(1,\), must be uint8"):
         load(own(tmp_path))
     assert not (tmp_path / "sprung").exists()
+
+
+def npy(dtype: str, shape: tuple[int, ...], num_bytes: int) -> bytes:
+    """Return an array's file whose header may say something else than what follows."""
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return out.getvalue() + bytes(num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_bytes", "told"),
+    [
+        ((1000, 300, 300), 90_000, r"images.npy holds 90000 bytes, its header says uint8 \(1000, 300, 300\)"),
+        ((1, 10, 10), 50_000_000, r"images.npy holds 50000000 bytes, its header says uint8 \(1, 10, 10\)"),
+        ((10**9, 300, 300), 1000, r"images are uint8 \(1000000000, 300, 300\), 83819 GiB, and this machine's memory"),
+    ],
+)
+def test_an_npz_is_refused_by_its_headers_before_it_is_unpacked(tmp_path, monkeypatch, shape, num_bytes, told):
+    write_npz(tmp_path, 12, 12)
+    with zipfile.ZipFile(tmp_path / "train.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", npy("|u1", shape, num_bytes))
+        archive.writestr("labels.npy", npy("<i8", shape[:1], 0))
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(DataError, match=rf"train.npz: .*{told}"):
+        load(own(tmp_path))
 
 
 def test_random_damage_to_an_npz_is_either_read_or_a_plain_error(tmp_path):

@@ -276,11 +276,13 @@ def test_the_run_keeps_the_names_of_its_classes_and_older_ones_fall_back_on_the_
 
 def test_outputs_that_are_not_finite_end_it_and_nothing_is_written(birds, tmp_path):
     config, root, net = birds
-    weights = net.state_dict() | {"head.bias": torch.full((6,), torch.nan)}
-    torch.save(weights, tmp_path / "nan.pt")
+    weights = net.state_dict() | {"head.weight": torch.full_like(net.head.weight, 3e38)}
+    torch.save(weights, tmp_path / "huge.pt")
     with pytest.raises(NonFiniteError, match="not finite for"):
-        predict(config.replace(weights=str(tmp_path / "nan.pt"), images=str(root / "val"), out=str(tmp_path / "o.csv")))
-    assert [path.name for path in tmp_path.iterdir()] == ["nan.pt"]
+        predict(
+            config.replace(weights=str(tmp_path / "huge.pt"), images=str(root / "val"), out=str(tmp_path / "o.csv"))
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["huge.pt"]
 
 
 def test_a_stop_leaves_no_file(digits, predicting_digits, monkeypatch, tmp_path):

@@ -399,7 +399,7 @@ def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
     (tmp_path / "file").write_text("")
     collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
     assert len(collected.runs) == 1
-    missing = f"no such folder; {tmp_path} has: file, runs"
+    missing = f"no such folder; in {tmp_path} there are: file, runs"
     assert [f.reason for f in collected.suspect] == [missing, "is not a folder, nor an archive (.zip)"]
 
 

@@ -507,8 +507,13 @@ class TestRefusals:
         torch.save(what(weights), tmp_path / "w.pt")
         self.refused(small, tmp_path / "w.pt", words)
 
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e300])
+    def test_that_are_not_finite(self, small, tmp_path, weights, value):
+        torch.save(weights | {"head.bias": torch.full((10,), value, dtype=torch.float64)}, tmp_path / "w.pt")
+        self.refused(small, tmp_path / "w.pt", "head.bias holds numbers that are not finite")
+
     def test_that_give_no_finite_outputs(self, small, tmp_path, weights):
-        torch.save(weights | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "w.pt")
+        torch.save(weights | {"head.weight": torch.full_like(weights["head.weight"], 3e38)}, tmp_path / "w.pt")
         with pytest.raises(
             NonFiniteError, match=r"weights=.*w\.pt: the net gives outputs that are not finite"
         ) as caught:

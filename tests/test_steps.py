@@ -422,3 +422,18 @@ def test_swin_comes_in_two_regimes_and_without_toggles():
         compose("swin", "nano")
     with pytest.raises(ConfigError, match=r"model.kernel_size=5 with model.reference=swin_t"):
         compose("swin", "tiny", ["model.kernel_size=5"])
+
+
+@pytest.mark.parametrize(
+    "value", ["${now:%Y}", "x${hydra:job.num}", "${python_version:}", "${oc.decode:${oc.env:CLOCK}}"]
+)
+def test_no_value_depends_on_the_clock_or_a_job(monkeypatch, value):
+    monkeypatch.setenv("CLOCK", "${now:%Y}")
+    for key in ("study", "paths.runs"):
+        with pytest.raises(ConfigError, match=rf"^{key}: refers to `\w+:`; a value may refer to other keys and"):
+            compose("gelu", "nano", [f"{key}='{value}'"])
+
+
+def test_a_value_may_be_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("CHOSEN", "3")
+    assert compose("gelu", "nano", ["seed=${oc.env:CHOSEN}"]).seed == 3

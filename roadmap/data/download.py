@@ -2,20 +2,16 @@
 
 import http.client
 import shutil
-import socket
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from roadmap.catalog import DataSet
 from roadmap.config.images import DataConfig
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand, nearby
+from roadmap.net.library_weights import TIMEOUT_S, socket_timeout
 from roadmap.text import reason
-
-TIMEOUT_S = 30.0  # a server that says nothing for so long is not there
 
 
 def data_root(data: DataConfig, row: DataSet) -> Path:
@@ -54,17 +50,6 @@ def fetch(data: DataConfig, row: DataSet, root: Path, missing: str) -> Path:
         raise DataError(
             f"data.download=true: {data.name} could not be fetched into {root} ({reason(error)})"
         ) from error
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """Give up on a silent server; torchvision's download has no setting for it."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def fetch_set(row: DataSet, root: Path) -> Path:

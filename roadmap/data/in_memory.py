@@ -6,11 +6,11 @@ Files are read where they lie, compressed or not: nothing is unpacked, nothing i
 import gzip
 import hashlib
 import pickle
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from roadmap.catalog import SPLITS, DataKind, DataSet
 from roadmap.config.images import MAX_CLASSES, DataConfig
 from roadmap.data import download
+from roadmap.data.npz_file import read_npz
 from roadmap.data.sampling import Draw, derived_seed
 from roadmap.errors import ConfigError, DataError
-from roadmap.files import open_regular, read_regular
+from roadmap.files import read_regular
 from roadmap.text import reason
 
 # The digits that validate, a bit each: those that train_test_split(test_size=0.2, stratify=labels, random_state=0)
@@ -38,6 +39,7 @@ DIGITS_VAL = (
 )
 BORDER = 2  # pixels of zeros on every side
 CIFAR_SIZE = 32  # pixels
+MAX_UNPACKED = 2**28  # bytes of a .gz; the largest there is has 47 MB
 IDX_PREFIX = {"train": "train", "val": "t10k"}
 
 
@@ -162,31 +164,6 @@ def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Array
     return arrays
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels of a file. No Python object is ever unpickled. Raises DataError."""
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            arrays = []
-            for name in ("images", "labels"):
-                with archive.open(f"{name}.npy") as member:
-                    arrays.append(np.lib.format.read_array(member, allow_pickle=False))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({reason(error)})") from error
-    except Exception as error:  # whatever a damaged archive or header leads to
-        raise DataError(
-            f"{path}: must hold arrays `images` and `labels`, as numpy.savez writes them ({reason(error)})"
-        ) from error
-    images, labels = arrays
-    found = f"{images.dtype} {images.shape}"
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
-        raise DataError(f"{path}: images are {found}, must be uint8 (N, H, H) or (N, H, H, 3)")
-    if images.shape[1] != images.shape[2] or not images.size:
-        raise DataError(f"{path}: images are {found}, must be square and at least one")
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}, must be integers ({len(images)},)")
-    return images, labels
-
-
 def idx(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load a set in MNIST's format: in `root/FashionMNIST/raw` as for torchvision, in `root`, or as Debian has it."""
     root = download.data_root(data, row)
@@ -234,15 +211,18 @@ def read_idx(folder: Path, split: str, what: str, row: DataSet) -> np.ndarray:
 
 
 def read_bytes(path: Path, unpack: bool = False) -> bytes:
-    """Read a file, gunzipped on the way if asked. Raises DataError with the reason."""
+    """Read a file, gunzipped on the way if asked, to at most `MAX_UNPACKED`. Raises DataError with the reason."""
     try:
         content = read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     try:
-        return gzip.decompress(content) if unpack else content
+        content = gzip.GzipFile(fileobj=BytesIO(content)).read(MAX_UNPACKED + 1) if unpack else content
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path}: cannot be read, the file is truncated or damaged ({reason(error)})") from error
+    if unpack and len(content) > MAX_UNPACKED:
+        raise DataError(f"{path}: unpacks to more than {MAX_UNPACKED >> 20} MiB, which no such file does")
+    return content
 
 
 def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:

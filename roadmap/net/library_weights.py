@@ -2,12 +2,16 @@
 
 import logging
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from roadmap.errors import ConfigError, DataError
 from roadmap.text import clean, nearest
 
+TIMEOUT_S = 30.0  # a server that says nothing for so long is not there
+PROBE_S = 10.0  # until one that is asked whether it is there must have answered
 NEAREST = 8  # names that a wrong one is answered with
 # timm's nets that are built here. Others have the same keys and shapes and compute something else: resnetblur50,
 # resnetaa50, or convnext_xxlarge with another eps.
@@ -33,9 +37,21 @@ def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
     load = (_torchvision_loader if library == "torchvision" else _timm_loader)(net, tag)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries
     try:
-        return load()
+        with socket_timeout(TIMEOUT_S):
+            return load()
     except Exception as error:  # no network, a server's answer, a damaged cache: each library has errors of its own
         raise DataError(f"cannot be fetched ({clean(error) or type(error).__name__})") from None
+
+
+@contextmanager
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """Give up on a silent server; torch's and torchvision's downloads have no setting for it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _torchvision_weights(net: str) -> Any:
@@ -63,7 +79,31 @@ def _timm_loader(net: str, tag: str) -> Any:
     if not TIMM.fullmatch(net):
         nets = sorted({name.partition(".")[0] for name in known if TIMM.fullmatch(name.partition(".")[0])})
         raise ConfigError(f"weights=timm:{net}.{tag}: is no net of the roadmap; {nearest(net, nets, NEAREST)}")
-    return lambda: timm.create_model(f"{net}.{tag}", pretrained=True).state_dict()
+
+    def load() -> Mapping[str, Any]:
+        with _cache_without_server():
+            return timm.create_model(f"{net}.{tag}", pretrained=True).state_dict()
+
+    return load
+
+
+@contextmanager
+def _cache_without_server() -> Iterator[None]:
+    """Let timm take what it has already where its server does not answer: it would ask it for a minute, again and
+    again. Raises ConnectionError where that is not enough."""
+    from huggingface_hub import constants, utils
+
+    offline, why = constants.HF_HUB_OFFLINE, ""
+    try:
+        utils.get_session().head(constants.ENDPOINT, timeout=PROBE_S)
+    except Exception as error:
+        constants.HF_HUB_OFFLINE, why = True, f"{constants.ENDPOINT}: {clean(error, 120)}"
+    try:
+        yield
+    except Exception as error:
+        raise ConnectionError(why) if why else error from None
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _not_there(what: str, name: str, known: Any) -> str:

@@ -142,7 +142,10 @@ def foreign_name(key: str, fmt: str) -> str:
 
 
 def reshaped(tensor: Any, like: torch.Tensor, what: str) -> torch.Tensor:
-    """Give a tensor our shape where only dimensions of one differ. Raises DataError for what cannot be copied so."""
+    """Give a tensor our shape where only dimensions of one differ.
+
+    Raises DataError for what cannot be copied so, and for numbers that are not finite in our type.
+    """
     if not isinstance(tensor, torch.Tensor):
         raise DataError(f"{what} is no tensor, but of type {type(tensor).__name__}")
     if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
@@ -152,6 +155,8 @@ def reshaped(tensor: Any, like: torch.Tensor, what: str) -> torch.Tensor:
         raise DataError(f"{what} has type {tensor.dtype}, this net wants {like.dtype}")
     if [n for n in tensor.shape if n != 1] != [n for n in like.shape if n != 1]:
         raise DataError(f"{what} has shape {list(tensor.shape)}, this net wants {list(like.shape)}")
+    if not bool(tensor.to(like.dtype).isfinite().all()):
+        raise DataError(f"{what} holds numbers that are not finite")
     return tensor.reshape(like.shape)
 
 

@@ -17,6 +17,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.conf import HydraConf
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
 from roadmap.config import KEYS, Config
@@ -27,7 +28,7 @@ from roadmap.files import expand
 from roadmap.runs.weights_source import check_initial_weights, library_weights, name_initial_weights
 from roadmap.steps.cell_name import cell_name, variant_name, without_hydra
 from roadmap.steps.config_files import check_config_dirs
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, file_of_unknown_key, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, HYDRA_RESOLVERS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.recorded import config_of_run, takes_a_net, takes_a_run
 from roadmap.steps.tree import CONF, Step, regimes, step_folders, step_tree
@@ -88,6 +89,18 @@ def bounded_time() -> Iterator[None]:
 
 
 @contextmanager
+def without_clock() -> Iterator[None]:
+    """Let no value refer to what changes from start to start, the clock and the number of a job: Hydra's resolvers are
+    away meanwhile. The same command finds the same run."""
+    for name in HYDRA_RESOLVERS:
+        OmegaConf.clear_resolver(name)
+    try:
+        yield
+    finally:
+        setup_globals()
+
+
+@contextmanager
 def hydra_initialized(folder: Path) -> Iterator[None]:
     """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder
     only."""
@@ -120,8 +133,9 @@ def validate(
     composes the plain step that the name is the difference from. `mode=data_check` needs no step, and stays without a
     name. Raises ConfigError, DataError for `weights` that cannot be read, and OmegaConf's errors (for `plain_error`).
     """
-    step, of_run = _chosen_step(cfg, hydra.runtime.choices, folders)
-    values = _values(cfg)
+    with without_clock():
+        step, of_run = _chosen_step(cfg, hydra.runtime.choices, folders)
+        values = _values(cfg)
     if of_run and flatten(values).keys() <= KEYS.keys():
         return config_of_run(flatten(values), hydra)
     try:

@@ -10,7 +10,12 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
 from roadmap.config import KEYS
 from roadmap.config.schema import DERIVED
@@ -20,6 +25,7 @@ from roadmap.steps.tree import ADDED, CONF, step_tree
 from roadmap.text import flatten, nearest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
+HYDRA_RESOLVERS = ("now", "hydra", "python_version")  # what Hydra adds to OmegaConf's own
 
 
 def plain_error(error: Exception, folders: Sequence[Path]) -> str:
@@ -120,6 +126,9 @@ def file_of_unknown_key(values: dict[str, Any], overrides: Iterable[str], folder
 def _explain_value(error: OmegaConfBaseException) -> str:
     key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "config") or ""
     first = str(error).splitlines()[0].strip()
+    if isinstance(error, UnsupportedInterpolationType):
+        known = "other keys and ${oc.env:VARIABLE}, and a run's path depends on no clock and no job"
+        return f"{key}: refers to `{first.rpartition(' ')[2]}:`; a value may refer to {known}"
     if isinstance(error, InterpolationResolutionError):
         needed = re.search(r"Interpolation key '([^']+)' not found", first)
         if needed is None:

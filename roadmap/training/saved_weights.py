@@ -75,7 +75,7 @@ def read_weights(config: Config, sweep: SweepProgress, *, any_net: bool = False)
     """
     path = expand(str(config.weights))
     if library_weights(config.weights) is not None or not path.is_dir():
-        return read_file(config)
+        return read_file(config, sweep)
     refuse_unsafe(path, path, "weights")
     recorded = read_config(path)
     if not any_net:
@@ -96,10 +96,11 @@ def require_same_net(recorded: dict[str, Any], config: Config, sweep: SweepProgr
         sweep.write(f"not evaluated as the run itself was: {'; '.join(changes)}")
 
 
-def read_file(config: Config) -> Weights:
+def read_file(config: Config, sweep: SweepProgress) -> Weights:
     """Read a file of weights, or a library's. Raises DataError."""
     if library := library_weights(config.weights):
         library = replace(library, tag=library.tag or default_tag(library.library, library.net))
+        sweep.write(f"{library}: as {library.library} has it in its cache, or else fetched")
         found = find_weights(fetch_weights(library.library, library.net, str(library.tag)), config.weights_key)
         return Weights(found.tensors, found.fmt, f"{library}, {found.origin}", of_run=False)
     path = expand(str(config.weights))
