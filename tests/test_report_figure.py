@@ -19,7 +19,7 @@ from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.chart_rows import limits
 from roadmap.report.draw.style import image
 from roadmap.report.write.csv_files import csv_files
-from roadmap.report.write.group_tables import tables_of
+from roadmap.report.write.tables import tables_of
 from tests.fabricate import write_roadmap, write_run
 
 

@@ -29,6 +29,7 @@ def own_rates(group: Group) -> Figure:
     return roadmap_chart((tuning.plain, tuning.tuned), heads=["The one recipe", "Each row at its own rate"])
 
 
+@style.styled()
 def rate_sensitivity(group: Group) -> Figure:
     """Draw how far each row's held-out accuracy lies below its best over the rates, a small panel a row."""
     tuning = group.tuning
@@ -37,16 +38,15 @@ def rate_sensitivity(group: Group) -> Figure:
     rows = tuning.rows
     drops = sorted(max(row.accuracies.values()) - top1 for row in rows for top1 in row.accuracies.values())
     depth = max(LEAST_RANGE, 1.1 * drops[int(MOST * (len(drops) - 1))])
-    with style.styled():
-        labels = [drawable(row.label, row.step, 40) for row in rows]
-        title = f"Sensitivity to the learning rate, {where(group)}"
-        figure, panels = small_panels(title, 0.85, labels, share_x=bool(tuning.factors))
-        panels[0].set_ylim(-1.12 * depth, 0.18 * depth)
-        for axes, row in zip(panels, rows, strict=True):
-            _sensitivity(axes, row, tuning, depth)
-        figure.supylabel("held-out top-1, points below the row's best", size=7)
-        style.legend(figure, [], f"{RELATIVE if tuning.factors else ABSOLUTE}\n{MARKS}")
-        return figure
+    labels = [drawable(row.label, row.step, 40) for row in rows]
+    title = f"Sensitivity to the learning rate, {where(group)}"
+    figure, panels = small_panels(title, 0.85, labels, share_x=bool(tuning.factors))
+    panels[0].set_ylim(-1.12 * depth, 0.18 * depth)
+    for axes, row in zip(panels, rows, strict=True):
+        _sensitivity(axes, row, tuning, depth)
+    figure.supylabel("held-out top-1, points below the row's best", size=7)
+    style.legend(figure, [], f"{RELATIVE if tuning.factors else ABSOLUTE}\n{MARKS}")
+    return figure
 
 
 def _sensitivity(axes: Axes, row: TunedRow, tuning: Tuning, depth: float) -> None:

@@ -45,6 +45,7 @@ WIDE = Sizes(font=8.5, small=7.5, row=0.27, line=0.19, letters=95, label=3.0, wi
 NARROW = Sizes(font=6.5, small=6, row=0.19, line=0.14, letters=62, label=style.COLUMN * 0.38, wide=False)
 
 
+@style.styled()
 def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False, heads: Sequence[str] = ()) -> Figure:
     """Return the chart of one group, or of several side by side with common rows; `narrow` fits a paper's column.
 
@@ -57,26 +58,25 @@ def roadmap_chart(groups: Group | Sequence[Group], narrow: bool = False, heads: 
     rows, sizes = chart_rows(groups), NARROW if narrow else WIDE
     if not rows:
         raise style.NothingToDraw("there is no row to draw: no finished run of a plain step")
-    with style.styled():
-        lines = [head_lines(group, sizes.letters if len(groups) == 1 else 70) for group in groups]
-        lines = [[*heads[i : i + 1], *each] for i, each in enumerate(lines)]
-        height = sizes.row * len(rows) + sizes.line * max(map(len, lines)) + (1.5 if sizes.wide else 1.25)
-        width = 2.6 + 6.5 * len(groups) if sizes.wide else style.COLUMN
-        figure = style.new_figure(TITLE, height, width, sizes.font * 1.4, pad=0.07 if sizes.wide else 0.05)
-        parts = [["steps", "values", "gain", *(["paper", "macs"] if sizes.wide else []), "gmacs"] for _ in groups]
-        ratios = {"steps": 3.0, "macs": 1.15}
-        widths = [NO_WIDTH, *(ratios.get(name, NO_WIDTH) for part in parts for name in part)]
-        grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
-        sections = figure.add_subplot(grid[0])
-        _bands(sections, rows, sizes)
-        column = 1
-        for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
-            axes = {name: figure.add_subplot(grid[column + i]) for i, name in enumerate(part)}
-            _panel(axes, group, rows, number, limits(groups if heads else [group]), sizes)
-            _head(sections if len(groups) == 1 else axes["steps"], lines[number], group, sizes, len(groups) > 1)
-            column += len(part)
-        _legend(figure, [cell for row in rows for cell in row.cells if cell], sizes)
-        return figure
+    lines = [head_lines(group, sizes.letters if len(groups) == 1 else 70) for group in groups]
+    lines = [[*heads[i : i + 1], *each] for i, each in enumerate(lines)]
+    height = sizes.row * len(rows) + sizes.line * max(map(len, lines)) + (1.5 if sizes.wide else 1.25)
+    width = 2.6 + 6.5 * len(groups) if sizes.wide else style.COLUMN
+    figure = style.new_figure(TITLE, height, width, sizes.font * 1.4, pad=0.07 if sizes.wide else 0.05)
+    parts = [["steps", "values", "gain", *(["paper", "macs"] if sizes.wide else []), "gmacs"] for _ in groups]
+    ratios = {"steps": 3.0, "macs": 1.15}
+    widths = [NO_WIDTH, *(ratios.get(name, NO_WIDTH) for part in parts for name in part)]
+    grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+    sections = figure.add_subplot(grid[0])
+    _bands(sections, rows, sizes)
+    column = 1
+    for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
+        axes = {name: figure.add_subplot(grid[column + i]) for i, name in enumerate(part)}
+        _panel(axes, group, rows, number, limits(groups if heads else [group]), sizes)
+        _head(sections if len(groups) == 1 else axes["steps"], lines[number], group, sizes, len(groups) > 1)
+        column += len(part)
+    _legend(figure, [cell for row in rows for cell in row.cells if cell], sizes)
+    return figure
 
 
 def _head(axes: Axes, lines: Sequence[str], group: Group, sizes: Sizes, several: bool) -> None:

@@ -18,23 +18,23 @@ NO_INTERVAL = "one seed a row: no interval is known"
 TOLD = "* significant by Welch's test, adjusted by Holm for the study"
 
 
+@style.styled()
 def step_gains(group: Group) -> Figure:
     """Draw what each step gains over its parent, with 95 % intervals, ours and the paper's."""
     compared = [(row, row.gain) for row in group.rows if row.gain]
     if not compared:
         raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
-    with style.styled():
-        labels = [drawable(cell.label, cell.step) + " *" * gain.told for cell, gain in compared]
-        figure, axes = draw_rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
-        axes.axvline(0, color=QUIET, lw=0.7)
-        beside = any(gain.paper_gain is not None for _, gain in compared)
-        drawn: set[str] = set()
-        for row, (cell, gain) in enumerate(compared):
-            drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
-            drawn |= _paper_gain(axes, row + 0.22, cell, gain)
-        words = [NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [TOLD] * any(gain.told for _, gain in compared)
-        style.legend(figure, _handles(drawn, compared), "\n".join(words))
-        return figure
+    labels = [drawable(cell.label, cell.step) + " *" * gain.told for cell, gain in compared]
+    figure, axes = draw_rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
+    axes.axvline(0, color=QUIET, lw=0.7)
+    beside = any(gain.paper_gain is not None for _, gain in compared)
+    drawn: set[str] = set()
+    for row, (cell, gain) in enumerate(compared):
+        drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
+        drawn |= _paper_gain(axes, row + 0.22, cell, gain)
+    words = [NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [TOLD] * any(gain.told for _, gain in compared)
+    style.legend(figure, _handles(drawn, compared), "\n".join(words))
+    return figure
 
 
 def _gain(axes: Axes, y: float, cell: Cell, gain: Gain) -> set[str]:
@@ -82,6 +82,7 @@ def one_at_a_time(group: Group) -> Figure:
     return _variants(group, "with_", "Alone on top of")
 
 
+@style.styled()
 def _variants(group: Group, prefix: str, heading: str) -> Figure:
     """Draw what each variant of a kind changes beside the net that it was made from."""
     found = [(cell, cell.variant, cell.gain) for cell in group.others if cell.gain and cell.variant]
@@ -90,25 +91,24 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
         raise NothingToDraw(f"there is no variant {prefix}... to draw beside its plain step")
     parent, _ = Counter(gain.parent for *_, gain in variants).most_common(1)[0]
     variants = [variant for variant in variants if variant[2].parent == parent]  # others are on top of other nets
-    with style.styled():
-        labels = [name.removeprefix(prefix).replace("_", " ") for _, name, _ in variants]
-        title = f"{heading} {parent}, {where(group)}"
-        figure, axes = draw_rows(title, labels, "change of top-1 (points)")
-        axes.axvline(0, color=INK, lw=0.7)
-        for row, (_, name, gain) in enumerate(variants):
-            (bar,) = axes.barh(row, gain.gain, height=0.62, color=KEPT if gain.gain >= 0 else TRIED, ec=INK, lw=0.6)
-            interval = gain.over_seeds or gain.over_images
-            hover(bar, f"{name}: {signed(gain.gain)} points; 95 % {between(interval) or 'not known'}")
-            if interval:
-                line = "-" if gain.over_seeds else ":"
-                axes.plot([interval.low, interval.high], [row, row], color=INK, lw=1.1, ls=line)
-        words = []
-        if any(gain.over_seeds for *_, gain in variants):
-            words.append("lines: 95 % over seeds (Welch)")
-        if any(gain.over_images and not gain.over_seeds for *_, gain in variants):
-            words.append("dotted: over images only, one seed")
-        style.legend(figure, [], "; ".join(words) or NO_INTERVAL)
-        return figure
+    labels = [name.removeprefix(prefix).replace("_", " ") for _, name, _ in variants]
+    title = f"{heading} {parent}, {where(group)}"
+    figure, axes = draw_rows(title, labels, "change of top-1 (points)")
+    axes.axvline(0, color=INK, lw=0.7)
+    for row, (_, name, gain) in enumerate(variants):
+        (bar,) = axes.barh(row, gain.gain, height=0.62, color=KEPT if gain.gain >= 0 else TRIED, ec=INK, lw=0.6)
+        interval = gain.over_seeds or gain.over_images
+        hover(bar, f"{name}: {signed(gain.gain)} points; 95 % {between(interval) or 'not known'}")
+        if interval:
+            line = "-" if gain.over_seeds else ":"
+            axes.plot([interval.low, interval.high], [row, row], color=INK, lw=1.1, ls=line)
+    words = []
+    if any(gain.over_seeds for *_, gain in variants):
+        words.append("lines: 95 % over seeds (Welch)")
+    if any(gain.over_images and not gain.over_seeds for *_, gain in variants):
+        words.append("dotted: over images only, one seed")
+    style.legend(figure, [], "; ".join(words) or NO_INTERVAL)
+    return figure
 
 
 def draw_rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:

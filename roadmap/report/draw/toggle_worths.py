@@ -21,27 +21,27 @@ BESIDE: tuple[tuple[str, Callable[[Worth], float | None], str, str, float], ...]
 )
 
 
+@style.styled()
 def toggle_worths(group: Group) -> Figure:
     """Draw each toggle's worth over the orders with its 95 % interval; beside it its gains elsewhere."""
     found = group.attribution
     if found is None or not found.worths:
         raise NothingToDraw("there is no worth to draw: no order of toggles whose nets are all trained")
-    with style.styled():
-        labels = [_label(group, worth) for worth in found.worths]
-        title = f"Mean gain of each toggle over {found.orders} orders, {where(group)}"
-        figure, axes = draw_rows(title, labels, "gain (points)")
-        axes.axvline(0, color=QUIET, lw=0.7)
-        for row, worth in enumerate(found.worths):
-            if worth.interval:
-                axes.plot([worth.interval.low, worth.interval.high], [row - 0.14] * 2, color=INK, lw=1.2)
-            (dot,) = axes.plot(worth.value, row - 0.14, "o", ms=3.5, color=INK, zorder=3)
-            hover(dot, f"{labels[row]}: {signed(worth.value)} points; 95 % {between(worth.interval) or 'not known'}")
-            for name, value, marker, color, below in BESIDE:
-                if (gain := value(worth)) is not None:
-                    (mark,) = axes.plot(gain, row + below, marker, ms=3, mfc=color, mec=INK, mew=0.6, zorder=2)
-                    hover(mark, f"{labels[row]}, {name}: {signed(gain)} points")
-        style.legend(figure, _handles(found), _notes(found))
-        return figure
+    labels = [_label(group, worth) for worth in found.worths]
+    title = f"Mean gain of each toggle over {found.orders} orders, {where(group)}"
+    figure, axes = draw_rows(title, labels, "gain (points)")
+    axes.axvline(0, color=QUIET, lw=0.7)
+    for row, worth in enumerate(found.worths):
+        if worth.interval:
+            axes.plot([worth.interval.low, worth.interval.high], [row - 0.14] * 2, color=INK, lw=1.2)
+        (dot,) = axes.plot(worth.value, row - 0.14, "o", ms=3.5, color=INK, zorder=3)
+        hover(dot, f"{labels[row]}: {signed(worth.value)} points; 95 % {between(worth.interval) or 'not known'}")
+        for name, value, marker, color, below in BESIDE:
+            if (gain := value(worth)) is not None:
+                (mark,) = axes.plot(gain, row + below, marker, ms=3, mfc=color, mec=INK, mew=0.6, zorder=2)
+                hover(mark, f"{labels[row]}, {name}: {signed(gain)} points")
+    style.legend(figure, _handles(found), _notes(found))
+    return figure
 
 
 def _label(group: Group, worth: Worth) -> str:

@@ -25,25 +25,25 @@ LABEL_SIZE = 4.8
 OFFSETS = ((3, 2), (-3, 2), (3, -2), (-3, -2), (0, 3.5), (0, -3.5), (5, 5), (-5, 5), (5, -5), (-5, -5))
 
 
+@style.styled()
 def trade_offs(group: Group) -> Figure:
     """Draw top-1 against each known cost; numbers name the rows, where there is room for one."""
     known = costs(group)
     if not known:
         raise NothingToDraw("there is no cost to draw: fewer than two rows with one")
     rows = math.ceil(len(known) / COLUMNS)
-    with style.styled():
-        figure = style.new_figure(f"What accuracy costs, {where(group)}", 1)
-        names, columns, height = row_key(figure, group)
-        figure.set_figheight(0.55 + 1.55 * rows + height)
-        panels = figure.subplots(rows, COLUMNS, squeeze=False)
-        fronts = [_trade_off(axes, group, cost) for axes, cost in zip(panels.flat, known, strict=False)]
-        for axes in panels.flat[len(known) :]:
-            axes.remove()
-        for axes in panels[:, 0]:
-            axes.set_ylabel(TOP1.heading, labelpad=2)
-        words = "\n".join([FRONT] * any(fronts) + [NO_FRONT] * (not all(fronts)))
-        number_rows(figure, names, columns, words)
-        return figure
+    figure = style.new_figure(f"What accuracy costs, {where(group)}", 1)
+    names, columns, height = row_key(figure, group)
+    figure.set_figheight(0.55 + 1.55 * rows + height)
+    panels = figure.subplots(rows, COLUMNS, squeeze=False)
+    fronts = [_trade_off(axes, group, cost) for axes, cost in zip(panels.flat, known, strict=False)]
+    for axes in panels.flat[len(known) :]:
+        axes.remove()
+    for axes in panels[:, 0]:
+        axes.set_ylabel(TOP1.heading, labelpad=2)
+    words = "\n".join([FRONT] * any(fronts) + [NO_FRONT] * (not all(fronts)))
+    number_rows(figure, names, columns, words)
+    return figure
 
 
 def row_key(figure: Figure, group: Group) -> tuple[list[str], int, float]:

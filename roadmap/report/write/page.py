@@ -24,8 +24,7 @@ from roadmap.report.draw.gallery import Drawing
 from roadmap.report.read.run import Run
 from roadmap.report.write.classes import changed_text, class_table, matrix, pair_table
 from roadmap.report.write.columns import column, table
-from roadmap.report.write.group_tables import tables_of
-from roadmap.report.write.tables import heading, listed_problems, slips
+from roadmap.report.write.tables import heading, listed_problems, slips, tables_of
 from roadmap.text import clean
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"

@@ -14,7 +14,7 @@ from roadmap.report.draw.chart_rows import charts
 from roadmap.report.draw.roadmap_figure import roadmap_chart
 from roadmap.report.draw.style import image
 from roadmap.report.read.wandb import PREFIX, SUMMARY_OF, parse_project
-from roadmap.report.write.group_tables import tables_of
+from roadmap.report.write.tables import tables_of
 from roadmap.runs.wandb_client import Budget, import_wandb, quiet_settings, start_service
 from roadmap.runs.wandb_logger import project_of, wandb_mode
 from roadmap.text import clean, one_line, redact

@@ -1,18 +1,46 @@
-"""The tables of the report as Markdown, as LaTeX, and in short for the terminal. Writes no file."""
+"""The tables of each group, as Markdown, as LaTeX, and in short for the terminal. Writes no file."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from roadmap import paper
 from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.collect import Collected
+from roadmap.report.write import columns
 from roadmap.report.write.escape import for_markdown, for_tex
-from roadmap.report.write.group_tables import ON_TERMINAL, tables_of
 from roadmap.runs.search import Problem
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
 LISTED = 20  # problems on the terminal; the Markdown file has all
+HOLDOUTS = "Evaluated on held-out training images: not accuracies on the validation images"
+# Columns that a terminal has room for.
+ON_TERMINAL = (
+    *("step", "top-1 (%)", "n", "MACs (G)", "MACs (M)", "parameters (M)", "epochs", "paper top-1"),
+    *("toggle", "mean gain (points)", "95 % over orders and seeds", "its step", "step's p (Holm)", "left out"),
+    *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
+    *("images fixed", "images broken", "by a seed alone"),
+    *("own rate", "factor", "edge", "gain, one recipe", "gain, own rates", "verdict"),
+)
+
+
+def tables_of(group: Group) -> list[columns.Table]:
+    """Return the tables of a group that have a row."""
+    compared = [cell for cell, _ in group.compared]
+    changed = [cell for cell, gain in group.compared if gain.changes]
+    worths = group.attribution.worths if group.attribution else ()
+    rates, holdouts = (group.tuning.rows, ()) if group.tuning else ((), group.holdouts)
+    parts: tuple[tuple[str, Sequence[Any], Sequence[columns.Column]], ...] = (
+        ("Rows", group.rows, columns.row_columns(group)),
+        ("Mean gains over the sampled orders", worths, columns.WORTH_COLUMNS),
+        ("Own learning rates", rates, columns.RATE_COLUMNS),
+        ("Other cells", group.others, columns.row_columns(group)),
+        ("Gains over the step before", compared, columns.gain_columns()),
+        (HOLDOUTS, holdouts, columns.row_columns(group)),
+        ("Images and classes", changed, columns.change_columns()),
+    )
+    return [columns.table(title, cells, of_table) for title, cells, of_table in parts if cells]
 
 
 def to_markdown(groups: Sequence[Group], collected: Collected, findings: Sequence[str] = ()) -> bytes:
