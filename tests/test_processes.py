@@ -149,6 +149,31 @@ def test_images_that_do_not_come_end_the_run(stalled, monkeypatch):
     assert not torch.multiprocessing.active_children()
 
 
+SUSPENDED = """
+import os, sys
+import torch
+from roadmap.data import workers
+workers.POLL_S, workers.STALL_S = 1, 2.0
+def prepare(index):
+    os.write(1, b".")
+    os.read(0, 1)
+    return torch.zeros(1)
+print(len(list(workers.load_batches(prepare, torch.stack, torch.arange(2).split(1), 1, torch.device("cpu")))))
+"""
+
+
+def test_a_run_that_was_suspended_has_waited_for_nothing():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED], cwd=ROOT, start_new_session=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.read(1) == b"."  # a worker reads an image
+    os.killpg(process.pid, signal.SIGSTOP)  # as `scontrol suspend`, and a terminal's Ctrl-Z
+    time.sleep(2.5)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(b"..")[0].endswith(b"2\n")
+
+
 def test_a_stop_does_not_wait_for_a_read_that_stalls(stalled, monkeypatch):
     monkeypatch.setattr(signals, "STALL_S", 0.5)
     prepare, reading = stalled

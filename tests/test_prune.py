@@ -94,12 +94,14 @@ def test_only_files_of_a_checkpoints_name_go_and_no_link_is_followed(trained, pr
     outside.write_bytes(b"mine")
     (folder / "step-0000000001-00000.pt").symlink_to(outside)
     (folder / "mine.pt").write_bytes(b"mine")
-    (run.parent / "seed0.old1").mkdir()
-    shutil.copytree(folder, run.parent / "seed0.old1" / CHECKPOINTS, symlinks=True)
+    for name in ("seed0.old1", "seed0-mine"):
+        shutil.copytree(run, run.parent / name, symlinks=True)
+    shutil.copytree(run.parent / "seed0-mine", run.parent.with_name("two\nlines") / "seed0", symlinks=True)
     code, told = prune("--yes")
-    assert code == 0 and "removed" in told
+    assert code == 0 and "removed" in told and "two lines/seed0" in told
     assert {"step-0000000001-00000.pt", "mine.pt"} < set(names(run)) and outside.read_bytes() == b"mine"
-    assert len(names(run)) == 4 and len(names(run.parent / "seed0.old1")) > 4
+    assert len(names(run)) == 4
+    assert all(len(names(run.parent / name)) > 4 for name in ("seed0.old1", "seed0-mine"))
 
 
 def test_status_says_what_checkpoints_take(trained):

@@ -15,7 +15,7 @@ from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import size_text
 from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir
-from roadmap.runs.schema import CHECKPOINTS, METRICS, STATUS, Status, read_or_empty
+from roadmap.runs.schema import CHECKPOINTS, STATUS, Status, read_or_empty
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.text import clean, one_line
 
@@ -34,16 +34,16 @@ def find_surplus(study: StudyDir, echo: Callable[[str], None]) -> list[Surplus]:
 
     Raises DataError where there is no run.
     """
-    runs = [file.parent for file in sorted(study.path.glob(f"*/*/seed*/{METRICS}")) if not file.parent.suffix]
+    runs = study.run_directories()
     if not runs:
         study.cells()  # says that nothing is there
     found = []
     for run in runs:
-        key = "/".join(run.parts[-3:])
+        key = clean("/".join(run.parts[-3:]))
         if read_or_empty(Status, run / STATUS).state != "done" or not (files := older_files(run)):
             continue
         if why := reason_to_leave(run):
-            echo(f"{clean(key)}: left, {why}")
+            echo(f"{key}: left, {why}")
         else:
             found.append(Surplus(key, run, files))
     return found
@@ -107,7 +107,7 @@ def prune(found: list[Surplus], echo: Callable[[str], None]) -> str:
         try:
             freed += remove_surplus(surplus)
         except RoadmapError as error:
-            echo(f"{clean(surplus.key)}: left, {one_line(error, 400)}")
+            echo(f"{surplus.key}: left, {one_line(error, 400)}")
             left, failed = left + 1, failed + isinstance(error, DiskError)
     line = f"{size_text(freed / 1e9)} removed" + (f"; {left} runs left" if left else "")
     if failed:

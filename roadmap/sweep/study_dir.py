@@ -19,7 +19,8 @@ from roadmap.files import disk_errors, expand, file_lock, nearby, read_json, wri
 from roadmap.parsing import json_object
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import make_folder
-from roadmap.runs.schema import Record, check_record
+from roadmap.runs.schema import METRICS, Record, check_record
+from roadmap.runs.search import RUN_NAME
 from roadmap.text import check_name
 
 if TYPE_CHECKING:  # it needs Hydra
@@ -105,6 +106,11 @@ class StudyDir:
         self.make()
         with file_lock(self.notes / ".lock", f"{self.path}: is being submitted by another process", LOCK_WAIT_S):
             yield
+
+    def run_directories(self) -> list[Path]:
+        """Return the run directories that have metrics: of a run's name, so none that was set aside or is a copy."""
+        found = sorted(file.parent for file in self.path.glob(f"*/*/seed*/{METRICS}"))
+        return [run for run in found if RUN_NAME.fullmatch(run.name)]
 
     def cells(self) -> list[dict[str, Any]]:
         """Return the cells as they were written at submission. Raises DataError where there are none."""

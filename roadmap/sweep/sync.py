@@ -41,11 +41,11 @@ def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
         try:
             number = sync_run(run, api, echo)
         except (OSError, ValueError) as error:
-            echo(f"{key}: left out, {clean(error, 300)}")
+            echo(f"{clean(key)}: left out, {clean(error, 300)}")
             left_out += 1
             continue
         sent += number
-        echo(f"{key}: {number} rows sent" if number else f"{key}: W&B has every row")
+        echo(f"{clean(key)}: {number} rows sent" if number else f"{clean(key)}: W&B has every row")
     if left_out:
         raise DataError(f"{study.name}: {sent} rows sent; {left_out} runs were left out, their records cannot be read")
     return sent
@@ -58,15 +58,14 @@ def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path
     """
     submitted = (study.notes / CELLS).exists()
     states = {cell.key: cell.state for cell in cell_states(study)[0]} if submitted else {}
-    runs = {"/".join(file.parts[-4:-1]): file.parent for file in sorted(study.path.glob(f"*/*/seed*/{METRICS}"))}
+    runs = {"/".join(run.parts[-3:]): run for run in study.run_directories()}
     for key, run in runs.items():
         states.setdefault(key, classify(read_or_empty(Status, run / STATUS), None, None).name)
     if not states:
         study.cells()  # says that nothing is there
-    runs = {key: run for key, run in runs.items() if not run.suffix}  # those set aside have one
     for key in runs:
         if states[key] == "unknown":
-            echo(f"{key}: left, it may be at work on another machine")
+            echo(f"{clean(key)}: left, it may be at work on another machine")
     return {key: run for key, run in runs.items() if states[key] not in ("queued", "running", "planned", "unknown")}
 
 
