@@ -63,16 +63,16 @@ class Forks:
         )
         self.folder, self.started = TemporaryDirectory(), 0
 
-    def start(self, words: tuple[str, ...], env: dict[str, str] | None = None) -> "Fork":
-        """Start a command line."""
+    def start(self, words: tuple[str, ...], env: dict[str, str] | None = None, command: str = "run.py") -> "Fork":
+        """Start a command line: of `run.py`, or of `report`."""
         self.started += 1
         out, err = (Path(self.folder.name, f"{self.started}.{name}") for name in ("out", "err"))
         order = {"words": words, "env": {**os.environ, **(env or {})}, "out": str(out), "err": str(err)}
-        return Fork(self, self.ask(order), words, out, err)
+        return Fork(self, self.ask({**order, "command": command}), words, out, err)
 
-    def run(self, words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
+    def run(self, words: tuple[str, ...], env: dict[str, str] | None = None, command: str = "run.py") -> Done:
         """Run a command line to its end."""
-        return self.start(words, env).wait()
+        return self.start(words, env, command).wait()
 
     def ask(self, order: dict[str, object]) -> int:
         """Pass an order on; return the number that answers it."""
@@ -117,7 +117,11 @@ def serve() -> None:
 
     import roadmap.training.evaluate_weights
     import roadmap.training.train
+    from roadmap.report.__main__ import main as report
+    from roadmap.report.read.wandb import RETRIES
 
+    RETRIES.update(max=1, wait_min_seconds=0.05, wait_max_seconds=0.2)
+    commands = {"run.py": run_module.main, "report": report}
     assert sklearn.datasets and timm.data.mixup and torch._dynamo and wandb
     assert roadmap.training.train and roadmap.training.evaluate_weights
     Plugins.instance()
@@ -131,7 +135,7 @@ def serve() -> None:
         else:
             become(order, own)
             leave_at_once()
-            code = run_module.main()
+            code = commands[order["command"]]()
             threading._shutdown()
             atexit._run_exitfuncs()
             sys.stdout.flush()

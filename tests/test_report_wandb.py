@@ -1,9 +1,6 @@
 """The report from W&B, by its own client over HTTP: the same tables as from run directories, and every failure."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,13 +12,6 @@ from tests.fabricate import unfinished, write_run
 from tests.wandb_server import KEY, Server
 
 TABLES = ("table.csv", "classes.csv", "table.md", "table.tex", "other_cells.csv", "findings.txt")
-BEGINNING = """
-import sys
-from roadmap.report.read import wandb
-wandb.RETRIES.update(max=1, wait_min_seconds=0.05, wait_max_seconds=0.2)
-from roadmap.report.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
 CONFIG = "  lr: 1.0e-06\n  rand_augment: null\n  drop: true\nmodel:\n  depths:\n  - 3\n  - 9\n"
 
 
@@ -55,23 +45,25 @@ def study(runs, seeds=2, study="roadmap", **more):
             )
 
 
-def report(server, source, out, **environment):
-    """Run the command in a process of its own, as W&B's client keeps its settings for the life of one."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    home = {
-        "HOME": str(out.parent / "home"),
-        "NETRC": str(out.parent / "netrc"),
-        "WANDB_CONFIG_DIR": str(out.parent / "config"),
-    }
-    told = {
-        "WANDB_BASE_URL": server.url,
-        "WANDB_API_KEY": KEY,
-        "WANDB_CACHE_DIR": str(out.parent / "cache"),
-        "NO_PROXY": "127.0.0.1",
-    }
-    command = [sys.executable, "-c", BEGINNING, *source.split(), "--out", out, "--tables-only"]
-    settings = {key: value for key, value in (clean | home | told | environment).items() if value is not None}
-    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+@pytest.fixture
+def report(forks):
+    """Return a function that runs the command in a process of its own, as W&B's client keeps its settings for the
+    life of one."""
+
+    def run(server, source, out, **environment):
+        told = {
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": KEY,
+            "WANDB_CACHE_DIR": str(out.parent / "cache"),
+            "WANDB_CONFIG_DIR": str(out.parent / "config"),
+            "HOME": str(out.parent / "home"),
+            "NETRC": str(out.parent / "netrc"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        env = {key: value for key, value in (told | environment).items() if value is not None}
+        return forks.run((*source.split(), "--out", str(out), "--tables-only"), env, "report")
+
+    return run
 
 
 @pytest.fixture
@@ -84,7 +76,7 @@ def served(tmp_path):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_several_pages(tmp_path, nested):
+def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_several_pages(report, tmp_path, nested):
     study(tmp_path / "runs")
     server = Server(tmp_path / "runs", nested=nested, page=4)
     try:
@@ -102,7 +94,7 @@ def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_s
     assert not any("sampledHistory" in query for query in server.asked)
 
 
-def test_a_run_in_both_sources_counts_once(served):
+def test_a_run_in_both_sources_counts_once(report, served):
     server, tmp_path = served
     done = report(server, f"wandb:team/roadmap {tmp_path / 'runs'}", tmp_path / "out")
     assert done.returncode == 0
@@ -114,14 +106,14 @@ def test_a_run_in_both_sources_counts_once(served):
     )
 
 
-def test_runs_of_other_peoples_code_are_left_out_and_counted(served):
+def test_runs_of_other_peoples_code_are_left_out_and_counted(report, served):
     server, tmp_path = served
     done = report(server, "wandb:team/roadmap", tmp_path / "out")
     assert "Runs of the project that are not of this roadmap, not read: 3" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["foreign_runs"] == 3
 
 
-def test_a_group_is_one_study(tmp_path):
+def test_a_group_is_one_study(report, tmp_path):
     study(tmp_path / "runs", study="a")
     study(tmp_path / "runs", study="b")
     server = Server(tmp_path / "runs")
@@ -132,7 +124,7 @@ def test_a_group_is_one_study(tmp_path):
     assert [group["study"] for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"]] == ["b"]
 
 
-def test_the_whole_history_is_scanned(tmp_path):
+def test_the_whole_history_is_scanned(report, tmp_path):
     write_run(tmp_path / "runs", "gelu", epochs=1_300)
     server = Server(tmp_path / "runs")
     try:
@@ -142,7 +134,7 @@ def test_the_whole_history_is_scanned(tmp_path):
     assert sum("history(" in query for query in server.asked) == 3  # 2,600 lines in pages of 1,000
 
 
-def test_a_run_that_is_not_finished_or_contradicts_itself_gives_no_number(tmp_path):
+def test_a_run_that_is_not_finished_or_contradicts_itself_gives_no_number(report, tmp_path):
     study(tmp_path / "runs")
     unfinished(tmp_path / "runs", "gelu", epoch=2, epochs=9)
     write_run(tmp_path / "runs", "kernel_7", top1=50.0, code_hash="aaaa", data_fingerprint="f", study="other")
@@ -169,7 +161,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("status", FAILURES)
-def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(served, status):
+def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(report, served, status):
     server, tmp_path = served
     server.always = {"query Runs(": status}
     done = report(server, "wandb:team/roadmap", tmp_path / "out")
@@ -181,7 +173,7 @@ def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(served, sta
     assert not (tmp_path / "out").exists()
 
 
-def test_one_failure_is_tried_again(served):
+def test_one_failure_is_tried_again(report, served):
     server, tmp_path = served
     server.fail = {
         "query Runs(": [(429, {"Retry-After": "1"})],
@@ -193,7 +185,7 @@ def test_one_failure_is_tried_again(served):
     assert not any(server.fail.values())
 
 
-def test_what_fails_for_one_run_is_listed_and_hides_no_other(served):
+def test_what_fails_for_one_run_is_listed_and_hides_no_other(report, served):
     server, tmp_path = served
     bad = server.runs[0]["name"]
     server.always = {f"/files/{bad}/correct.npy": 403}
@@ -205,7 +197,7 @@ def test_what_fails_for_one_run_is_listed_and_hides_no_other(served):
     assert sorted(cell["n"] for cell in cells) == [1, 2, 2]
 
 
-def test_a_dead_connection_and_no_login_are_said_plainly(served):
+def test_a_dead_connection_and_no_login_are_said_plainly(report, served):
     server, tmp_path = served
     none = report(server, "wandb:team/roadmap", tmp_path / "out", WANDB_API_KEY=None)
     assert none.returncode == 65
@@ -217,7 +209,7 @@ def test_a_dead_connection_and_no_login_are_said_plainly(served):
     assert len(dead.stderr.strip().splitlines()) <= 2
 
 
-def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(served):
+def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(report, served):
     server, tmp_path = served
     unknown = report(server, "wandb:team/elsewhere", tmp_path / "out")
     assert (unknown.returncode, "there is no such entity or project" in unknown.stderr) == (65, True)
@@ -251,7 +243,7 @@ def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():
     }
 
 
-def test_a_summary_that_keeps_only_the_best_is_not_believed(tmp_path):
+def test_a_summary_that_keeps_only_the_best_is_not_believed(report, tmp_path):
     study(tmp_path / "runs", seeds=1)
     server = Server(tmp_path / "runs")
     try:
@@ -264,7 +256,7 @@ def test_a_summary_that_keeps_only_the_best_is_not_believed(tmp_path):
     assert "top1=None is not a percentage" in done.stderr
 
 
-def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(tmp_path):
+def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(report, tmp_path):
     run = write_run(tmp_path / "runs", "gelu")
     server = Server(tmp_path / "runs")
     try:

@@ -209,36 +209,36 @@ def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, st
     assert [cell.state for cell in cell_states(study)[0]] == ["planned"] * 3
 
 
-@pytest.mark.parametrize(("reason", "told", "never"), [
+WAITS = [  # Slurm's reason, what is said of it, and whether the cell can never start
     ("Priority", "Slurm: Priority", False),
-    ("Resources", "Slurm: Resources", False),
-    ("Dependency", "Slurm: Dependency", False),
-    ("AssocGrpGRES", "Slurm: AssocGrpGRES", False),
-    ("QOSMaxJobsPerUserLimit", "Slurm: QOSMaxJobsPerUserLimit", False),
     ("ReqNodeNotAvail, UnavailableNodes:n1", "Slurm: ReqNodeNotAvail, UnavailableNodes:n1", False),
     ("JobHeldUser", "Slurm: JobHeldUser: scontrol release lets it go", False),
     ("None", "", False),
+    ("QOSMaxJobsPerUserLimit", "Slurm: QOSMaxJobsPerUserLimit", False),
     ("PartitionTimeLimit", "can never start, cluster.time_h is above the limit there", True),
     ("PartitionNodeLimit", "can never start, cluster.nodes", True),
     ("QOSMaxWallDurationPerJobLimit", "can never start, cluster.time_h", True),
     ("AssocMaxCpuPerJobLimit", "can never start, it asks for more than one job may have", True),
     ("DependencyNeverSatisfied", "can never start", True),
-])  # fmt: skip
-def test_status_says_why_a_cell_waits_and_when_it_can_never_start(slurm, call, reason, told, never):
-    call("submit")
-    slurm.set_reason("PENDING", f"{reason}||1700000000|1700000600|N/A")
-    code, said = call("status")
-    assert code == 0 and said.count(told) >= 3 and ("3 of them can never start as submitted" in said) == never
-    found = json.loads(call("status", "--json")[1])
-    cell = found["cells"][0]
-    assert found["never_start"] == 3 * never and found["left_out"] == []
-    assert (cell["slurm_state"], cell["slurm_reason"]) == ("PENDING", None if reason == "None" else reason)
-    assert cell["starts"] == "2023-11-14T22:23:20Z" and cell["submitted"] and cell["never_starts"] == never
-    assert cell["path"].endswith("/runs/demo/nano-digits/resnet,recipe.micro_batch=8/seed0") and cell["log"] is None
+]
 
 
-def test_a_running_cell_has_its_node(slurm, call):
+def test_status_says_why_a_cell_waits_when_it_can_never_start_and_where_it_runs(slurm, call):
     call("submit")
+    submitted = (slurm.folder / "queue").read_text()
+    for reason, told, never in WAITS:
+        (slurm.folder / "queue").write_text(submitted)
+        slurm.set_reason("PENDING", f"{reason}||1700000000|1700000600|N/A")
+        code, said = call("status")
+        assert code == 0 and said.count(told) >= 3, reason
+        assert ("3 of them can never start as submitted" in said) == never, reason
+        found = json.loads(call("status", "--json")[1])
+        cell = found["cells"][0]
+        assert found["never_start"] == 3 * never and found["left_out"] == []
+        assert (cell["slurm_state"], cell["slurm_reason"]) == ("PENDING", None if reason == "None" else reason)
+        assert cell["starts"] == "2023-11-14T22:23:20Z" and cell["submitted"] and cell["never_starts"] == never, reason
+        assert cell["path"].endswith("/runs/demo/nano-digits/resnet,recipe.micro_batch=8/seed0") and cell["log"] is None
+    (slurm.folder / "queue").write_text(submitted)
     slurm.set_reason("RUNNING", "None|n[1-2]|1700000000|1700000600|1700086400")
     cell = json.loads(call("status", "--json")[1])["cells"][0]
     assert (cell["state"], cell["node"], cell["started"]) == ("running", "n[1-2]", "2023-11-14T22:23:20Z")
