@@ -3,6 +3,7 @@
 import hashlib
 import importlib.resources
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from PIL import Image
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config, PathsConfig
-from roadmap.data import datasets, verify
+from roadmap.data import datasets, verify, workers
 from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly
 
 from .conftest import ROOT
@@ -324,10 +325,8 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
         [*words, "data.workers=2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers: list[str] = []
-    while len(workers) < 2:
+    while len(children.read_text().split()) < 2:
         assert process.poll() is None
-        workers = children.read_text().split()
         time.sleep(0.02)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)  # ends once no process holds the pipes any more
@@ -338,3 +337,17 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
         )
         assert len(errors.splitlines()) == 1
     shutil.rmtree(root)
+
+
+def test_a_worker_whose_parent_was_killed_while_it_started_ends():
+    parent = subprocess.Popen([sys.executable, "-c", ""])
+    parent.wait()
+    worker = multiprocessing.get_context("fork").Process(target=wait_as_worker_of, args=(parent.pid,))
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def wait_as_worker_of(pid: int) -> None:
+    workers.start_worker(pid, 0)
+    time.sleep(60)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -92,7 +93,7 @@ def load_batches(
         num_workers=workers,
         collate_fn=CollateOrError(collate),
         pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
+        worker_init_fn=partial(start_worker, os.getpid()),
         timeout=POLL_S if workers else 0,
         # A fork has everything imported; a rank's own default is to start anew, which takes each worker 7 s of CPU.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -162,9 +163,9 @@ def how_it_ended(code: int) -> str:
     return f"a process that prepares images cannot hand them over ({os.strerror(code)})"
 
 
-def start_worker(worker_id: int) -> None:
+def start_worker(parent: int, worker_id: int) -> None:
     """Set a worker's signals, and let it end where a batch cannot be sent: it would be lost, and waited for."""
-    leave_signals_to_parent()
+    leave_signals_to_parent(parent)
 
     def end(error: Exception, _: Any) -> None:
         os._exit(error.errno if isinstance(error, OSError) and error.errno else errno.ENOMEM)
@@ -172,22 +173,24 @@ def start_worker(worker_id: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
-def leave_signals_to_parent() -> None:
+def leave_signals_to_parent(parent: int) -> None:
     """Ignore, in a worker, the signals by which a run is asked to stop: it still needs its batches until it has saved.
 
     Slurm and terminals send them to every process of a job. A worker ends when its parent says so: SIGTERM counts from
-    the parent only. They are blocked when a worker starts.
+    the parent only. They are blocked when a worker starts. It also ends when its parent was killed, which torch does
+    not notice of a parent that was killed while the worker started.
     """
     others = set(STOP_SIGNALS) - {signal.SIGTERM}
     for number in others:
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
 
     def end_with_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
+        while os.getppid() == parent:
+            received = signal.sigtimedwait({signal.SIGTERM}, POLL_S)
+            if received is not None and received.si_pid == parent:
+                break
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
