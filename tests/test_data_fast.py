@@ -22,9 +22,9 @@ from roadmap.data.gpu_transforms import (
     Augmentation,
     affine,
     affine_theta,
+    augment,
     draw_augmentation,
     resized_crop,
-    window_and_flip,
 )
 from roadmap.data.random_crop import resized_boxes
 from roadmap.errors import ConfigError
@@ -98,9 +98,8 @@ def test_boxes_are_distributed_as_torchvisions():
 def test_a_window_is_cut_from_the_padded_image_then_mirrored(images, flip):
     padded = TF.pad(images, [4])
     corners = torch.tensor([[0, 0], [8, 8], [4, 4], [1, 7], [5, 2], [3, 3]])
-    got = window_and_flip(nhwc(images), torch.arange(6), Augmentation(torch.full((6,), flip), corners), 4).permute(
-        0, 3, 1, 2
-    )
+    todo = Augmentation(torch.full((6,), flip), corners)
+    got = augment(nhwc(images), todo, padding=4, interpolation="bilinear").permute(0, 3, 1, 2)
     for i, (top, left) in enumerate(corners.tolist()):
         expected = TF.crop(padded[i], top, left, 24, 24)
         assert torch.equal(got[i], TF.hflip(expected) if flip else expected)

@@ -5,8 +5,9 @@ Flips and moves are drawn on the CPU for the whole epoch and looked up by the im
 each batch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +25,17 @@ from roadmap.data.random_erasing import draw_erased, erase
 from roadmap.data.sampling import Draw, generator
 
 
-@dataclass
-class Augmentation:
-    """What happens to each training image of one epoch; fields are indexed by sample id, or None where they are off."""
+class Augmentation(NamedTuple):
+    """What happens to each of N training images; None where a part is off."""
 
     flip: Tensor | None = None  # bool (N,)
     window: Tensor | None = None  # int64 (N, 2): top and left of the window in the padded image
     box: Tensor | None = None  # float32 (N, 4): top, left, height, width of the resized crop, pixels
     theta: Tensor | None = None  # float32 (N, 2, 3): output to input coordinates, each from -1 to 1
 
-    def to(self, device: torch.device) -> "Augmentation":
-        """Copy all fields to a device."""
-        return Augmentation(
-            *(None if t is None else to_device(t, device) for t in (self.flip, self.window, self.box, self.theta))
-        )
-
-    def select(self, ids: Tensor) -> "Augmentation":
-        """Take those of a batch."""
-        return Augmentation(*(None if t is None else t[ids] for t in (self.flip, self.window, self.box, self.theta)))
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Augmentation":
+        """Return it with all parts changed alike: copied to a device, or those of some images."""
+        return Augmentation(*(None if part is None else change(part) for part in self))
 
 
 def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
@@ -49,12 +43,21 @@ def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
 
     Raises DataError when it comes to an image that cannot be read.
     """
-    data, recipe, seed, epoch = spec.data, spec.recipe, spec.seed, spec.epoch
-    policy, labels = parse_policy(data, recipe), to_device(spec.split.labels, spec.device)
-    scale, bias = normalisation(data, spec.device)
-    batches = (batches_in_memory if spec.split.images is not None else batches_from_files)(spec)
+    data, recipe, seed, epoch, device = spec.data, spec.recipe, spec.seed, spec.epoch, spec.device
+    policy, labels = parse_policy(data, recipe), to_device(spec.split.labels, device)
+    scale, bias = normalisation(data, device)
+    places = (to_device(ids, device) for ids in spec.index_batches)
+    batches: Iterator[tuple[Tensor, Tensor]]
+    if spec.split.images is not None:
+        pixels, drawn = pixels_on(spec.split, device), data
+        batches = ((at, pixels[at]) for at in places)
+    else:  # a resized crop is cut where the image is decoded
+        drawn = data.replace(crop=Crop.none) if data.crop == Crop.resized else data
+        batches = zip(places, train_crops(spec), strict=True)
+    todo = draw_augmentation(len(spec.split), drawn, seed, epoch).each(lambda part: to_device(part, device))
     for batch_ids, (at, images) in zip(spec.index_batches, batches, strict=True):
         ids = batch_ids.numpy()
+        images = augment(images, todo.each(itemgetter(at)), data.padding, recipe.interpolation)
         if policy is not None:
             images = apply_rand_augment(images, policy, draw_layers(policy, seed, epoch, ids), recipe.interpolation)
         images = normalise(images, scale, bias)
@@ -62,26 +65,6 @@ def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
             boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids)
             erase(images.permute(0, 2, 3, 1), boxes, states(Draw.noise, seed, epoch, ids))
         yield images, labels[at]
-
-
-def batches_in_memory(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of a set in memory, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, C)`."""
-    pixels = pixels_on(spec.split, spec.device)
-    todo = draw_augmentation(len(spec.split), spec.data, spec.seed, spec.epoch).to(spec.device)
-    for ids in spec.index_batches:
-        at = to_device(ids, spec.device)
-        yield at, augment(pixels, at, todo, spec.data.padding, spec.recipe.interpolation)
-
-
-def batches_from_files(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of class folders, cut, flipped, moved, on the device: ids, values 0 to 255 `(B, H, W, 3)`."""
-    data, device = spec.data, spec.device
-    # A resized crop is cut where the image is decoded.
-    moves = data.replace(crop=Crop.none) if data.crop == Crop.resized else data
-    todo = draw_augmentation(len(spec.split), moves, spec.seed, spec.epoch).to(device)
-    for ids, batch in zip(spec.index_batches, train_crops(spec), strict=True):
-        at, rows = to_device(ids, device), torch.arange(len(ids), device=device)
-        yield at, augment(batch, rows, todo.select(at), data.padding, spec.recipe.interpolation)
 
 
 def eval_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,19 +99,17 @@ def draw_augmentation(num_images: int, data: DataConfig, seed: int, epoch: int) 
     """
     draw = generator(Draw.epoch, seed, epoch)
     flip, top, left, angle, zoom, shift_x, shift_y = torch.rand(7, num_images, generator=draw)
-    todo = Augmentation()
-    if data.flip:
-        todo.flip = flip < 0.5
+    window = box = theta = None
     if data.crop == Crop.pad:
-        todo.window = (torch.stack((top, left), 1) * (2 * data.padding + 1)).long()
+        window = (torch.stack((top, left), 1) * (2 * data.padding + 1)).long()
     if data.crop == Crop.resized:
-        todo.box = resized_boxes(num_images, data.image_size, draw)
+        box = resized_boxes(num_images, data.image_size, draw)
     if data.rotate or data.zoom or data.shift:
         shifts = torch.stack((shift_x, shift_y), 1)
-        todo.theta = affine_theta(
+        theta = affine_theta(
             torch.deg2rad(symmetric(angle, data.rotate)), 1 + symmetric(zoom, data.zoom), symmetric(shifts, data.shift)
         )
-    return todo
+    return Augmentation(flip < 0.5 if data.flip else None, window, box, theta)
 
 
 def symmetric(uniform: Tensor, limit: float) -> Tensor:
@@ -146,30 +127,25 @@ def affine_theta(angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.cat((linear, -linear @ (2 * shift).unsqueeze(2)), 2)
 
 
-def augment(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int, interpolation: str) -> Tensor:
-    """Cut, flip and move a batch: uint8 `(N, H, W, C)` -> uint8 or float32 `(B, H, W, C)`, values 0 to 255."""
-    images = window_and_flip(pixels, ids, todo, padding)
+def augment(images: Tensor, todo: Augmentation, padding: int, interpolation: str) -> Tensor:
+    """Cut, flip and move a batch: uint8 -> uint8 or float32, `(B, H, W, C)`, values 0 to 255."""
+    if todo.window is not None:
+        images = padded_crop(images, todo.window, padding)
+    if todo.flip is not None:
+        images = torch.where(todo.flip[:, None, None, None], images.flip(2), images)
     if todo.box is not None:
-        images = resized_crop(images, todo.box[ids], interpolation)
+        images = resized_crop(images, todo.box, interpolation)
     if todo.theta is not None:
-        images = affine(images, todo.theta[ids])
+        images = affine(images, todo.theta)
     return images
 
 
-def window_and_flip(pixels: Tensor, ids: Tensor, todo: Augmentation, padding: int) -> Tensor:
-    """Cut each image's window out of the image with a border of zeros, mirrored where drawn: bytes are copied."""
-    if todo.window is None:
-        images = pixels[ids]
-        return images if todo.flip is None else torch.where(todo.flip[ids, None, None, None], images.flip(2), images)
-    size = pixels.shape[1]
-    line = torch.arange(size, device=pixels.device)
-    top_left = todo.window[ids] - padding
-    rows, cols = line + top_left[:, :1], line + top_left[:, 1:]
-    if todo.flip is not None:
-        cols = torch.where(todo.flip[ids, None], cols.flip(1), cols)
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((cols >= 0) & (cols < size))[:, None, :]
-    rows, cols = rows.clamp(0, size - 1), cols.clamp(0, size - 1)
-    return pixels[ids[:, None, None], rows[:, :, None], cols[:, None, :]] * inside[..., None]
+def padded_crop(images: Tensor, corners: Tensor, padding: int) -> Tensor:
+    """Cut each image's window, at its corner `(B, 2)`, out of the image with a border of zeros: `(B, H, W, C)`."""
+    row = torch.arange(len(images), device=images.device)[:, None, None]
+    line = torch.arange(images.shape[1], device=images.device)
+    top, left = corners[:, :1] + line, corners[:, 1:] + line
+    return F.pad(images, (0, 0, padding, padding, padding, padding))[row, top[:, :, None], left[:, None, :]]
 
 
 def resized_crop(images: Tensor, box: Tensor, interpolation: str) -> Tensor:

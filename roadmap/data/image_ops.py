@@ -1,8 +1,7 @@
 """The operations of RandAugment on batches of square images, uint8 `(N, S, S, 3)` -> uint8 `(N, S, S, 3)`, any device.
 
-The arithmetic is Pillow's, whose functions timm calls: tables of 256 values, blends in float32 that are cut off (not
-rounded), and the bicubic and bilinear sampling of `Image.transform`. Operations of a kind are done together, since on a
-GPU the number of kernels counts; nothing here waits for the device.
+The arithmetic is Pillow's, whose functions timm calls: tables of 256 values, blends in float32 that are truncated (not
+rounded), and the bicubic and bilinear sampling of `Image.transform`. Nothing here waits for the device.
 """
 
 import math
@@ -14,6 +13,9 @@ from torch import Tensor
 
 from roadmap.config.choices import Interpolation
 
+Taps = tuple[int, int]  # the pixels that are read along a line, from first to end, counted from the one at the place
+EXACT: Taps = (0, 1)
+TAPS: dict[Interpolation, Taps] = {Interpolation.bilinear: (0, 2), Interpolation.bicubic: (-1, 3)}
 LUMA = (19595, 38470, 7471)  # of red, green and blue in gray, as Pillow has them: ITU-R 601-2 in 1 / 65536
 
 
@@ -108,46 +110,26 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
     return blend(smooth, whole, factors[:, None, None, None])
 
 
-# Moves: each pixel is looked up at a place of the image, between pixels; beyond its edges is `fill`, uint8 `(S, 3)`
+# Moves: each pixel is looked up at a place of the image, between pixels; beyond its edges is `fill`
 
 
-def shift_lines(images: Tensor, moves: Tensor, fill: Tensor, interpolation: Interpolation) -> Tensor:
-    """Shear or translate each square image: `moves` float64 `(N, 3)`, 1 for columns or 0 for rows, slope, offset.
+def move(images: Tensor, matrices: Tensor, fill: Tensor, across: Taps, down: Taps) -> Tensor:
+    """Look each pixel `(x, y)` up at `(a x + b y + c, d x + e y + f)` from the corner: matrices float64 `(N, 6)`.
 
-    A pixel `v` lines from the corner comes from `slope * v + offset` further along its line: both read one line alone.
+    `across` and `down` are the pixels read along a row and a column: one alone where no place is between two.
     """
-    size = images.shape[1]
-    upright, slope, offset = moves.T[..., None, None]
-    line = torch.arange(size, dtype=torch.float64, device=images.device)
-    is_column, x, y = upright > 0, line, line[:, None]
-    across, along = torch.where(is_column, x, y), torch.where(is_column, y, x)
-    place = (along + 0.5) + slope * (across + 0.5) + offset
-    pixels, part = taps(place, size, interpolation)
-    stride = torch.where(is_column, size, 1).int()
-    index = image_offsets(images) + across.int() * (size + 1 - stride) + pixels * stride
-    value = interpolate(gather_pixels(images, index), part, interpolation)
-    return fill_outside(value, (place >= 0) & (place < size), fill)
-
-
-def rotate(images: Tensor, matrices: Tensor, fill: Tensor, interpolation: Interpolation) -> Tensor:
-    """Turn each square image by its matrix, float64 `(N, 6)`: to `(a x + b y + c, d x + e y + f)` from the corner."""
     size = images.shape[1]
     a, b, c, d, e, f = matrices.T[..., None, None]
     x = torch.arange(size, dtype=torch.float64, device=images.device) + 0.5
     y = x[:, None]
-    across, down = a * x + b * y + c, d * x + e * y + f
-    columns, part_across = taps(across, size, interpolation)
-    rows, part_down = taps(down, size, interpolation)
+    column, row = a * x + b * y + c, d * x + e * y + f
+    columns, part_across = taps(column, size, across)
+    rows, part_down = taps(row, size, down)
     index = (image_offsets(images) + rows * size)[:, None] + columns  # every row's tap with every column's
-    lines = interpolate(gather_pixels(images, index).transpose(0, 1), part_across, interpolation)
-    value = interpolate(lines, part_down, interpolation)
-    return fill_outside(value, (across >= 0) & (across < size) & (down >= 0) & (down < size), fill)
-
-
-def shift_of(op: str, arg: float, size: int) -> tuple[float, float, float]:
-    """Return what `shift_lines` needs for an operation: whether columns move, slope, offset in pixels."""
-    is_column = float(op.endswith("Y"))
-    return (is_column, arg, 0.0) if op.startswith("Shear") else (is_column, 0.0, arg * size)
+    lines = interpolate(gather_pixels(images, index).transpose(0, 1), part_across)
+    value = interpolate(lines, part_down).clamp_(0, 255).to(torch.uint8)
+    is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+    return torch.where(to_rgb(is_inside), value, fill)
 
 
 def rotation_matrix(degrees: float, size: int) -> tuple[float, ...]:
@@ -158,22 +140,21 @@ def rotation_matrix(degrees: float, size: int) -> tuple[float, ...]:
 
 
 def move_matrix(op: str, arg: float, size: int) -> tuple[float, ...]:
-    """Return a move as a matrix, as `rotate` takes it."""
+    """Return a move as a matrix, as `move` takes it."""
     if op == "Rotate":
         return rotation_matrix(arg, size)
-    is_column, slope, offset = shift_of(op, arg, size)
-    return (1.0, 0.0, 0.0, slope, 1.0, offset) if is_column else (1.0, slope, offset, 0.0, 1.0, 0.0)
+    slope, offset = (arg, 0.0) if op.startswith("Shear") else (0.0, arg * size)
+    return (1.0, 0.0, 0.0, slope, 1.0, offset) if op.endswith("Y") else (1.0, slope, offset, 0.0, 1.0, 0.0)
 
 
-def taps(place: Tensor, size: int, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
-    """Return the pixels around each place, int32 `(4 or 2, N, H, W)`, edges repeated, and how far past one it is.
+def taps(place: Tensor, size: int, reach: Taps) -> tuple[Tensor, Tensor]:
+    """Return the pixels around each place, int32 `(T, N, H, W)`, edges repeated, and how far past one it is.
 
     The place is in float64 as in Pillow: in float32 a photograph's edges would come out up to a level off.
     """
     place = place - 0.5
     first = place.floor()
-    start, end = (-1, 3) if interpolation == Interpolation.bicubic else (0, 2)
-    offsets = torch.arange(start, end, dtype=torch.int32, device=place.device)[:, None, None, None]
+    offsets = torch.arange(*reach, dtype=torch.int32, device=place.device)[:, None, None, None]
     return (first.int() + offsets).clamp_(0, size - 1), to_rgb((place - first).float())
 
 
@@ -193,13 +174,14 @@ def gather_pixels(images: Tensor, index: Tensor) -> Tensor:
     return images.reshape(-1, 3).index_select(0, index.reshape(-1)).float().view(*index.shape, 3)
 
 
-def interpolate(pixels: Tensor, part: Tensor, interpolation: Interpolation) -> Tensor:
+def interpolate(pixels: Tensor, part: Tensor) -> Tensor:
     """Interpolate between the 4 or 2 pixels of the first axis, `part` of the way from the middle one to the next.
 
-    Made of differences: a flat area stays what it is to the last bit, as in Pillow, which cuts off what comes after the
-    point.
+    Made of differences: a flat area stays what it is to the last bit, as in Pillow, which truncates.
     """
-    if interpolation == Interpolation.bilinear:
+    if len(pixels) == 1:
+        return pixels[0]
+    if len(pixels) == 2:
         return torch.addcmul(pixels[0], pixels[1] - pixels[0], part)
     before, here, next_, after = pixels.unbind(0)
     rise, fall = before - here, next_ - after
@@ -207,12 +189,24 @@ def interpolate(pixels: Tensor, part: Tensor, interpolation: Interpolation) -> T
     return torch.addcmul(here, torch.addcmul(next_ - before, bend, part), part)
 
 
-def fill_outside(value: Tensor, is_inside: Tensor, fill: Tensor) -> Tensor:
-    """Return what was interpolated as bytes, and `fill` for places beyond the image."""
-    return torch.where(to_rgb(is_inside), value.clamp_(0, 255).to(torch.uint8), fill)
-
-
-TABLES_OF: dict[str, Callable[[Tensor], Tensor]] = {"AutoContrast": autocontrast_tables, "Equalize": equalize_tables}
 FIXED_TABLES = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
-BLENDS = {"Color": color, "Sharpness": sharpness}
-LINE_SHIFTS = ("ShearX", "ShearY", "TranslateX", "TranslateY")
+MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # images, factors float32 `(N,)` -> images
+    "AutoContrast": lambda images, _: apply_lut(images, autocontrast_tables(images)),
+    "Equalize": lambda images, _: apply_lut(images, equalize_tables(images)),
+    "Contrast": lambda images, factors: apply_lut(images, contrast_tables(images, factors)),
+    "Color": color,
+    "Sharpness": sharpness,
+}
+
+
+def apply_op(images: Tensor, op: str, args: np.ndarray, fill: Tensor, interpolation: Interpolation) -> Tensor:
+    """Apply an operation (timm's name without "Increasing" and "Rel"): `args` float64 `(N,)`, fill uint8 `(S, 3)`."""
+    if op in MOVES:
+        matrices = np.array([move_matrix(op, float(arg), images.shape[1]) for arg in args])
+        across, down = (EXACT if op.endswith(axis) else TAPS[interpolation] for axis in "YX")
+        return move(images, to_device(torch.from_numpy(matrices), images.device), fill, across, down)
+    if op in FIXED_TABLES:
+        tables = torch.from_numpy(np.stack([fixed_table(op, float(arg)) for arg in args]))
+        return apply_lut(images, to_device(tables, images.device)[:, None, :].expand(-1, 3, -1))
+    return OPERATIONS[op](images, to_device(torch.from_numpy(args.astype(np.float32)), images.device))

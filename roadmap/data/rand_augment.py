@@ -7,7 +7,6 @@ So a batch is worked on operation by operation without asking the device anythin
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -142,9 +141,9 @@ def apply_layer_by_triton(
     """Return what each image's operation makes of it, uint8 `(B, S, S, 3)`: `apply_layer` in two kernels."""
     from roadmap.data import triton_augment as made
 
-    own = {"Color": made.COLOR, "Sharpness": made.SHARPNESS, "Rotate": made.MOVE, "": made.UNCHANGED}
+    own = {"Color": made.COLOR, "Sharpness": made.SHARPNESS, "": made.UNCHANGED}
     own |= {"AutoContrast": made.AUTO_CONTRAST, "Equalize": made.EQUALIZE, "Contrast": made.CONTRAST}
-    own |= dict.fromkeys(image_ops.LINE_SHIFTS, made.MOVE) | dict.fromkeys(image_ops.FIXED_TABLES, made.LOOK_UP)
+    own |= dict.fromkeys(image_ops.MOVES, made.MOVE) | dict.fromkeys(image_ops.FIXED_TABLES, made.LOOK_UP)
     (num, size), (red, green, blue) = images.shape[:2], fill
     codes, args = np.array([own[op].value for op in layer.ops], dtype=np.int32), np.zeros((num, 6))
     fixed = np.zeros((num, 256), dtype=np.uint8)
@@ -166,50 +165,9 @@ def apply_layer_by_triton(
 
 
 def apply_layer(images: Tensor, layer: Layer, fill: Tensor, interpolation: Interpolation) -> None:
-    """Let each image of a batch, uint8 `(B, S, S, 3)`, have its operation, in place."""
-    size = images.shape[1]
-    apply_tables(images, layer)
-    for name, blend in image_ops.BLENDS.items():
-        rows = np.flatnonzero(layer.ops == name)
-        replace(images, rows, layer.args[rows].astype(np.float32), blend)
-    rows = np.flatnonzero(np.isin(layer.ops, image_ops.LINE_SHIFTS))
-    shifts = [image_ops.shift_of(str(layer.ops[row]), float(layer.args[row]), size) for row in rows]
-    shift_lines = partial(image_ops.shift_lines, fill=fill, interpolation=interpolation)
-    replace(images, rows, np.array(shifts), shift_lines)
-    rows = np.flatnonzero(layer.ops == "Rotate")
-    matrices = [image_ops.rotation_matrix(float(arg), size) for arg in layer.args[rows]]
-    replace(images, rows, np.array(matrices), partial(image_ops.rotate, fill=fill, interpolation=interpolation))
-
-
-def replace(images: Tensor, rows: np.ndarray, args: np.ndarray, op: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace some images of a batch by what an operation makes of them; `args` has one row an image."""
-    if len(rows):
-        at, on_device = (to_device(torch.from_numpy(values), images.device) for values in (rows, args))
-        images.index_copy_(0, at, op(images.index_select(0, at), on_device))
-
-
-def apply_tables(images: Tensor, layer: Layer) -> None:
-    """Apply the operations that are tables of values, all of them with one look-up."""
-    groups = [
-        np.flatnonzero(np.isin(layer.ops, image_ops.FIXED_TABLES)),
-        *(np.flatnonzero(layer.ops == op) for op in (*image_ops.TABLES_OF, "Contrast")),
-    ]
-    rows = np.concatenate(groups)
-    if not len(rows):
-        return
-    at = to_device(torch.from_numpy(rows), images.device)
-    chosen, done, tables = images.index_select(0, at), 0, []
-    for kind, group in zip(("fixed", *image_ops.TABLES_OF, "Contrast"), groups, strict=True):
-        some = chosen[done : done + len(group)]
-        done += len(group)
-        if not len(group):
-            continue
-        if kind == "fixed":
-            table = np.stack([image_ops.fixed_table(layer.ops[row], layer.args[row]) for row in group])
-            tables.append(to_device(torch.from_numpy(table), images.device)[:, None, :].expand(-1, 3, -1))
-        elif kind == "Contrast":
-            factors = to_device(torch.from_numpy(layer.args[group].astype(np.float32)), images.device)
-            tables.append(image_ops.contrast_tables(some, factors))
-        else:
-            tables.append(image_ops.TABLES_OF[kind](some))
-    images.index_copy_(0, at, image_ops.apply_lut(chosen, torch.cat(tables)))
+    """Apply its operation to each image of a batch, uint8 `(B, S, S, 3)`, in place."""
+    for op in sorted(set(layer.ops) - {""}):
+        rows = np.flatnonzero(layer.ops == op)
+        at = to_device(torch.from_numpy(rows), images.device)
+        changed = image_ops.apply_op(images.index_select(0, at), op, layer.args[rows], fill, interpolation)
+        images.index_copy_(0, at, changed)
