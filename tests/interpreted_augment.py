@@ -24,9 +24,9 @@ VIEWS |= {"_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lif
 
 
 def by_both(ops, args, images, interpolation):
-    layer, fill = Layer(np.array(ops), np.array(args, dtype=np.float64)), torch.tensor(FILL, dtype=torch.uint8)
+    layer = Layer(np.array(ops), np.array(args, dtype=np.float64))
     theirs = images.clone()
-    apply_layer(theirs, layer, fill.repeat(SIDE, 1), interpolation)
+    apply_layer(theirs, layer, FILL, interpolation)
     return apply_layer_by_triton(images, layer, FILL, interpolation).int(), theirs.int()
 
 

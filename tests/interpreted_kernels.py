@@ -8,9 +8,10 @@ import torch
 
 from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
-from roadmap.net.kernels import depthwise as depthwise_module
 from roadmap.net.kernels import depthwise_columns as columns_module
-from roadmap.net.kernels.depthwise import DepthwiseFunction, strips_of
+from roadmap.net.kernels import depthwise_strided as strided_module
+from roadmap.net.kernels.depthwise import DepthwiseFunction
+from roadmap.net.kernels.depthwise_strided import strips_of
 from roadmap.net.kernels.gelu import GeluFunction
 from roadmap.net.kernels.norm import NormFunction
 from roadmap.net.kernels.residual import JoinFunction
@@ -89,8 +90,8 @@ def test_depthwise_gives_the_same_bits_in_any_number_of_strips_and_tiles(monkeyp
     inputs = depthwise_inputs((1, 12, 7, 3), 3, torch.float32)
     g = drawn(*plain_depthwise(stride)(*inputs).shape, seed=3, kind=torch.float32)
     whole = results(by_triton(stride), inputs, g)
-    monkeypatch.setattr(depthwise_module, "strips_of", lambda rows, programs, kernel: (-(-rows // 3), 3))
-    monkeypatch.setattr(depthwise_module, "of_device", lambda tile, channels, width: tile._replace(width=2, channels=8))
+    monkeypatch.setattr(strided_module, "strips_of", lambda rows, programs, kernel: (-(-rows // 3), 3))
+    monkeypatch.setattr(strided_module, "of_device", lambda tile, channels, width: tile._replace(width=2, channels=8))
     cut = results(by_triton(stride), inputs, g)
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True))  # result, and gradient of the map
     again = results(by_triton(stride), inputs, g)

@@ -8,7 +8,7 @@ import torch
 
 from roadmap.bench import infer
 from roadmap.bench.__main__ import main
-from roadmap.bench.forms import Setting
+from roadmap.bench.rows import Setting
 from roadmap.config.choices import Precision
 from roadmap.errors import ConfigError
 from roadmap.net import build_net

@@ -10,11 +10,12 @@ import torch
 
 from roadmap.bench.__main__ import BENCHMARKS, main
 from roadmap.bench.bound import Rates, step_work
-from roadmap.bench.forms import FORMS, Setting, training_step
+from roadmap.bench.forms import FORMS, training_step
 from roadmap.bench.measure import Candidate
 from roadmap.bench.mini import extrapolated
-from roadmap.bench.net import net_options, row_configs
+from roadmap.bench.net import net_options
 from roadmap.bench.peers import LIBRARIES, NETS, has_net, peer_net
+from roadmap.bench.rows import Setting, row_configs
 from roadmap.config.choices import Precision
 from roadmap.errors import ConfigError
 from roadmap.net import build_net
@@ -154,7 +155,6 @@ def test_a_peer_with_another_stem_is_refused():
 @pytest.mark.parametrize(("regime", "rows"), [("nano", 17), ("tiny", 18)])
 def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
     options = net_options("net", None)
-    options.add_argument("--regime")
     assert len(row_configs(options.parse_args(["--regime", regime]))) == rows
 
 

@@ -60,9 +60,8 @@ def batches() -> list[np.ndarray]:
 
 def ours(images: list[np.ndarray], op: str, arg: float, interpolation: str) -> np.ndarray:
     batch = torch.from_numpy(np.stack(images))
-    fill = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, 1)
     apply_layer(
-        batch, Layer(np.array([op] * len(images)), np.full(len(images), float(arg))), fill, Interpolation(interpolation)
+        batch, Layer(np.array([op] * len(images)), np.full(len(images), float(arg))), FILL, Interpolation(interpolation)
     )
     return batch.numpy().astype(int)
 
@@ -138,8 +137,7 @@ def test_images_keep_their_own_operations_whatever_else_is_in_the_batch():
     args = np.array([float(OPERATIONS[op][1][1 % len(OPERATIONS[op][1])] or 0) if op else 0.0 for op in names])
     images = [batches()[i % 4] for i in range(len(names))]
     batch = torch.from_numpy(np.stack([images[i] for i in order]))
-    fill = torch.tensor(FILL, dtype=torch.uint8).repeat(SIZE, 1)
-    apply_layer(batch, Layer(np.array(names)[order], args[order]), fill, Interpolation.bicubic)
+    apply_layer(batch, Layer(np.array(names)[order], args[order]), FILL, Interpolation.bicubic)
     for place, i in enumerate(order):
         alone = ours([images[i]], names[i], args[i], "bicubic")[0] if names[i] else images[i]
         assert np.array_equal(batch[place].numpy(), alone), names[i]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
-from roadmap.config import DataConfig
+from roadmap.config.images import DataConfig
 from roadmap.data import load
 from roadmap.errors import ConfigError, DataError
 

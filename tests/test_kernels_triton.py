@@ -12,10 +12,11 @@ import pytest
 from roadmap.bench.compiled import compile_product
 from roadmap.bench.compiled import main as compiled
 from roadmap.bench.counted import compile_kernel
-from roadmap.net.kernels.depthwise import KERNELS, MAP_TILES, WEIGHT_TILES
+from roadmap.net.kernels.depthwise import KERNELS
 from roadmap.net.kernels.depthwise_columns import MAP_TILES as COLUMN_TILES
 from roadmap.net.kernels.depthwise_columns import WEIGHT_TILES as COLUMN_WEIGHT_TILES
 from roadmap.net.kernels.depthwise_columns import tile_of
+from roadmap.net.kernels.depthwise_strided import MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.gelu import CHANNELS, PIXELS
 from roadmap.net.kernels.gelu_product import TILES, Tile, tiles_for
 from roadmap.net.kernels.norm import block_of as norm_block

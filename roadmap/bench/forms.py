@@ -1,44 +1,23 @@
 """The forms in which a whole training step is measured: forward, loss, backward, optimizer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from roadmap.bench.measure import Call, Candidate
-from roadmap.bench.peers import has_net, peer_net
-from roadmap.config.choices import Kernels, Precision
+from roadmap.bench.rows import Build, Setting, builders, start_net
+from roadmap.config.choices import Kernels
 from roadmap.config.schema import Config
 from roadmap.distributed.device import autocast
 from roadmap.errors import ConfigError
-from roadmap.net import build_net, use_kernels
 from roadmap.training import cuda_graph
 from roadmap.training.optim import build_optimizer
 
-Build = Callable[[], nn.Module]
 Step = Callable[[Tensor, Tensor], object]  # images (N, 3, H, W), labels (N,) or soft targets (N, num_classes)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the nets of a comparison are trained: the same for all of them."""
-
-    device: torch.device
-    precision: Precision
-    batch: int
-    image_size: int
-    num_classes: int
-
-    def example(self) -> tuple[Tensor, Tensor]:
-        """Return random images, channels-last, and labels, on the device."""
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(self.batch, 3, self.image_size, self.image_size, generator=generator)
-        labels = torch.randint(self.num_classes, (self.batch,), generator=generator)
-        return images.to(self.device).contiguous(memory_format=torch.channels_last), labels.to(self.device)
 
 
 def training_step(
@@ -52,20 +31,15 @@ def training_step(
     """
     if capture is cuda_graph.capture and setting.device.type != "cuda":
         raise ConfigError("a CUDA graph needs a GPU")
-    torch.manual_seed(0)
-    net = build().to(setting.device).to(memory_format=torch.channels_last).train()
-    if kernels is not None:
-        use_kernels(net, setting.device, kernels)
-        compiled = setting.device.type == "cuda"
+    net = start_net(build, setting, train=True, kernels=kernels, compiled=compiled)
     optimizer = build_optimizer(net, config.recipe)
-    model: nn.Module = torch.compile(net) if compiled else net  # type: ignore[assignment]
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         torch.backends.cudnn.benchmark = tuned
         smoothing = config.recipe.label_smoothing if labels.ndim == 1 else 0.0
         optimizer.zero_grad(set_to_none=True)
         with autocast(setting.device, setting.precision):
-            loss = cross_entropy(model(images), labels, label_smoothing=smoothing)
+            loss = cross_entropy(net(images), labels, label_smoothing=smoothing)
         loss.backward()
         optimizer.step()
         return loss, labels
@@ -104,16 +78,13 @@ PEER_FORMS = ("eager", "compiled")
 
 def candidates(config: Config, setting: Setting, forms: Sequence[str], libraries: Sequence[str]) -> list[Candidate]:
     """Return a row's candidates: our net in every form, then each library's net of that row, eager and compiled."""
+    found = []
+    for name, build in builders(config, setting, libraries).items():
+        peer = None if name == "ours" else name
 
-    def candidate(name: str, form: str, build: Build, peer: str | None = None) -> Candidate:
-        def start() -> Call:
-            return partial(FORMS[form](build, config, setting, tuned=peer is not None), *setting.example())
+        def start(form: str, build: Build = build, tuned: bool = peer is not None) -> Call:
+            return partial(FORMS[form](build, config, setting, tuned=tuned), *setting.example())
 
-        return Candidate(f"{name} {form}", setting.batch, start, peer)
-
-    found = [candidate("ours", form, lambda: build_net(config.model, setting.num_classes)) for form in forms]
-    for library in libraries:
-        if has_net(library, config.step, config.model):
-            build = partial(peer_net, library, config.step, config.model, setting.num_classes, setting.image_size)
-            found += [candidate(library, form, build, library) for form in PEER_FORMS if form in forms]
+        for form in forms if peer is None else [form for form in PEER_FORMS if form in forms]:
+            found.append(Candidate(f"{name} {form}", setting.batch, partial(start, form), peer))
     return found

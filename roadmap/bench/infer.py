@@ -17,19 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roadmap.bench.forms import Build, Setting
 from roadmap.bench.input import time_limit
 from roadmap.bench.measure import Call, Candidate, free_memory, measure, seconds
-from roadmap.bench.net import row_configs
-from roadmap.bench.options import above_zero, chosen_peers, count, names, on_gpu, parser
-from roadmap.bench.peers import CONVNEXT, RESNET, has_net, peer_net
+from roadmap.bench.options import above_zero, chosen_peers, count, names, parser
+from roadmap.bench.peers import CONVNEXT, RESNET
 from roadmap.bench.results import Results
-from roadmap.config.choices import Device, Kernels
+from roadmap.bench.rows import Build, Setting, add_rows, builders, choose_setting, row_configs, start_net
+from roadmap.config.choices import Kernels
 from roadmap.config.schema import Config
-from roadmap.distributed.device import autocast, choose_device, choose_precision, is_out_of_memory
+from roadmap.distributed.device import autocast, is_out_of_memory
 from roadmap.errors import ConfigError
-from roadmap.net import build_net, cost, use_kernels
-from roadmap.steps.tree import regimes, step_tree
 
 FORMS: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -58,68 +55,45 @@ def main(argv: Sequence[str]) -> int:
     """Measure the rows that are asked for; print a line for each candidate. Returns an exit code."""
     options = parser("infer", __doc__, warm_up=5)
     options.set_defaults(repeats=100)
-    options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
-    options.add_argument(
-        "--rows", type=names(step_tree()), default=[RESNET, CONVNEXT], metavar="STEP,STEP", help="default: %(default)s"
-    )
+    add_rows(options, [RESNET, CONVNEXT])
     options.add_argument(
         "--forms", type=names(FORMS), metavar="FORM,FORM", help=f"{', '.join(FORMS)}; default on a CPU: {ON_CPU}"
     )
-    options.add_argument("--image-size", type=count, help="pixels; default: the regime's")
     options.add_argument("--most", type=count, help=f"images of a batch; default: {MOST_ON_GPU}, or {MOST_ON_CPU}")
     options.add_argument("--limit", type=above_zero, default=300.0, help="seconds, for all rows; default: %(default)s")
     args = options.parse_args(argv)
-    forms = args.forms or (list(FORMS) if on_gpu(args) else list(ON_CPU))
-    libraries, configs, device = chosen_peers(args), row_configs(args), choose_device(Device(args.device))
-    settings = {step: setting_of(args, config, device) for step, config in configs.items()}
-    first = next(iter(settings.values()))
-    shared: dict[str, Any] = {"forms": forms, "peers": libraries, "most": most_of(args, device)}
+    libraries, configs = chosen_peers(args), row_configs(args)
+    setting = choose_setting(args, configs, batch=1)
+    on_gpu, device = setting.device.type == "cuda", setting.device
+    args.forms = args.forms or list(FORMS if on_gpu else ON_CPU)
+    args.most = args.most or (MOST_ON_GPU if on_gpu else MOST_ON_CPU)
     how = f"n = {args.repeats} of one image and a fifth of that at the best batch, fewer where --limit asks, in turn;"
     how += " median, 10th and 90th percentile;"
-    results = Results("infer", argv, device, args, how, **shared, precision=str(first.precision))
-    print(f"regime {args.regime}, images of {first.image_size}x{first.image_size}, {first.precision}", flush=True)
+    results = Results("infer", argv, device, args, how, peers=libraries, precision=str(setting.precision))
+    size = f"{setting.image_size}x{setting.image_size}"
+    print(f"regime {args.regime}, images of {size}, {setting.precision}", flush=True)
     ends = time.monotonic() + args.limit
     for number, (step, config) in enumerate(configs.items()):
         share_s = (ends - time.monotonic()) / (len(configs) - number)
         if share_s <= 0:
             print(f"{step}: left out, --limit={args.limit:g} s have passed", flush=True)
             continue
-        measure_row(config, settings[step], results, args, forms, libraries, time.monotonic() + share_s)
+        measure_row(config, setting, results, args, libraries, time.monotonic() + share_s)
     results.require_any()
     return 0
 
 
-def setting_of(args: argparse.Namespace, config: Config, device: torch.device) -> Setting:
-    """Return how a row's nets are run. Raises ConfigError where the images are too small for it."""
-    size, classes = args.image_size or config.data.image_size, config.data.num_classes or 1000
-    try:
-        cost(config.model, classes, size)
-    except ConfigError:
-        raise ConfigError(f"--image-size={size}: too small for the net of {config.step}") from None
-    return Setting(device, choose_precision(config.recipe.precision, device), 1, size, classes)
-
-
-def most_of(args: argparse.Namespace, device: torch.device) -> int:
-    """Return the largest batch that is tried."""
-    return int(args.most or (MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU))
-
-
 def measure_row(
-    config: Config, setting: Setting, results: Results, args: argparse.Namespace, forms: Sequence[str],
-    libraries: Sequence[str], ends: float,
-) -> None:  # fmt: skip
+    config: Config, setting: Setting, results: Results, args: argparse.Namespace, libraries: Sequence[str], ends: float
+) -> None:
     """Seek the best batch of each library's net, and measure all candidates of a row at one image and at that."""
-    device, model = setting.device, config.model
-    builds: dict[str, Build] = {"ours": lambda: build_net(model, setting.num_classes)}
-    for library in libraries:
-        if has_net(library, config.step, model):
-            builds[library] = partial(peer_net, library, config.step, model, setting.num_classes, setting.image_size)
+    device, builds = setting.device, builders(config, setting, libraries)
     began, searches = time.monotonic(), {}
     for number, (name, build) in enumerate(builds.items()):  # half of the time, shared by those that are left
         left_s = began + (ends - began) / 2 - time.monotonic()
         until = time.monotonic() + left_s / (len(builds) - number)
-        searches[name] = best_batch(build, setting, most_of(args, device), until, tuned=name != "ours")
-    pairs = [(name, form) for name in builds for form in forms if name == "ours" or form in PEER_FORMS]
+        searches[name] = best_batch(build, setting, args.most, until, tuned=name != "ours")
+    pairs = [(name, form) for name in builds for form in args.forms if name == "ours" or form in PEER_FORMS]
 
     def all_at(batch_of: Callable[[str], int], repeats: int, until: float) -> list[Candidate]:
         found = []
@@ -164,17 +138,12 @@ def forward(
     device = setting.device
     if mode is not None and device.type != "cuda":
         raise ConfigError("a CUDA graph needs a GPU")
-    torch.manual_seed(0)
-    net = build().to(device).to(memory_format=torch.channels_last).eval()
-    if kernels is not None:
-        use_kernels(net, device, kernels)
-        compiled = device.type == "cuda"
-    model: Callable[[Tensor], Tensor] = torch.compile(net, dynamic=False, mode=mode) if compiled else net
+    net = start_net(build, setting, train=False, kernels=kernels, compiled=compiled, dynamic=False, mode=mode)
 
     def run(images: Tensor) -> Tensor:
         torch.backends.cudnn.benchmark = tuned
         with torch.inference_mode(), autocast(device, setting.precision):
-            return model(images)
+            return net(images)
 
     return run
 

@@ -22,12 +22,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from roadmap.bench.forms import FORMS, Setting
+from roadmap.bench.forms import FORMS
 from roadmap.bench.measure import BOUND, Candidate, free_memory, synchronize
 from roadmap.bench.options import above_zero, chosen_peers, count, parser
 from roadmap.bench.photographs import SIZE, describe_sizes, link_photographs, write_photographs
 from roadmap.bench.pipelines import BOUNDS, PIPELINES, Epoch, Start
 from roadmap.bench.results import Results, rate
+from roadmap.bench.rows import Setting
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.distributed.device import choose_device, choose_precision

@@ -9,7 +9,7 @@ torch then takes them. Shapes that there is no time for keep what is known of th
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +22,6 @@ import torch
 
 from roadmap.bench.bound import DTYPES, Rates, measured_rates
 from roadmap.bench.measure import free_memory, seconds
-from roadmap.bench.net import CPU_BATCH, CPU_SIZE, GPU_BATCH, row_configs
 from roadmap.bench.operations import (
     CHECKED,
     OpShape,
@@ -33,15 +32,13 @@ from roadmap.bench.operations import (
     relative_errors,
     shapes_of,
 )
-from roadmap.bench.options import above_zero, count, names, on_gpu, plain_parser
+from roadmap.bench.options import above_zero, names, plain_parser
 from roadmap.bench.results import Results
-from roadmap.config.choices import Device, Precision
-from roadmap.config.schema import Config
-from roadmap.distributed.device import choose_device, choose_precision
+from roadmap.bench.rows import add_batch, add_rows, choose_setting, row_configs
+from roadmap.config.choices import Precision
 from roadmap.errors import ConfigError
 from roadmap.net.kernels import FORMS, base
 from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name, user_file
-from roadmap.steps.tree import regimes, step_tree
 from roadmap.text import one_line
 
 MOST_WORKERS = 12  # processes that compile tiles ahead
@@ -63,24 +60,19 @@ class Measured(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Measure the operations that are asked for; print a line for each shape. Returns an exit code."""
     options = plain_parser("kernels", __doc__)
-    options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
-    options.add_argument("--rows", type=names(step_tree()), metavar="STEP,STEP", help="default: every row")
+    add_rows(options)
+    add_batch(options)
     options.add_argument("--operations", type=names(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
-    options.add_argument("--batch", type=count, help=f"default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
-    options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
     options.add_argument("--minutes", type=above_zero, default=10.0, help="that it takes at most; default: %(default)s")
     options.add_argument("--record", action="store_true", help=f"write what won to {user_file() or 'ROADMAP_KERNELS'}")
     args = options.parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
     if args.record and user_file() is None:
         raise ConfigError("--record: ROADMAP_KERNELS= is empty, so there is no file to record in")
-    device = choose_device(Device(args.device))
     configs = row_configs(args)
-    first = next(iter(configs.values()))
-    size = args.image_size or min(first.data.image_size, first.data.image_size if on_gpu(args) else CPU_SIZE)
-    batch = args.batch or (GPU_BATCH if on_gpu(args) else CPU_BATCH)
-    precision = choose_precision(first.recipe.precision, device)
-    shapes = [s for s in found_shapes(configs.values(), size) if s.operation in (args.operations or FORMS)]
+    setting = choose_setting(args, configs)
+    device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
+    shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
     rates = measured_rates(device, precision), measured_rates(device, Precision.fp32)
     results.note(
@@ -94,20 +86,13 @@ def main(argv: Sequence[str]) -> int:
     if left:
         print(f"no time for {left} of {len(shapes)} shapes; --minutes gives more")
     if args.record and rows:
-        about = f"batch {batch}, {precision}, channels-last, median of {GPU_CALLS if on_gpu(args) else CPU_CALLS} calls"
+        calls = GPU_CALLS if device.type == "cuda" else CPU_CALLS
+        about = f"batch {batch}, {precision}, channels-last, median of {calls} calls"
         table = Table(
             device=device_name(device), hardware=hardware_name(device), torch=torch_name(), about=about, rows=rows
         )
         print(f"{len(rows)} shapes recorded in {record(table)}")
     return 0
-
-
-def found_shapes(configs: Iterable[Config], image_size: int) -> list[OpShape]:
-    """Return the shapes of the rows' operations. Raises ConfigError where the images are too small for a net."""
-    try:
-        return shapes_of(configs, image_size)
-    except RuntimeError:
-        raise ConfigError(f"--image-size={image_size}: too small for a net of these rows") from None
 
 
 def measure_all(

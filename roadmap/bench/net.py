@@ -12,30 +12,22 @@ from typing import Any
 
 import torch
 
-from roadmap import paper
 from roadmap.bench.bound import Work, bounds, measured_rates, step_work
-from roadmap.bench.forms import FORMS, GPU_FORMS, Setting, candidates
+from roadmap.bench.forms import FORMS, GPU_FORMS, candidates
 from roadmap.bench.measure import Candidate, free_memory, measure
-from roadmap.bench.options import chosen_peers, count, names, on_gpu, parser
+from roadmap.bench.options import chosen_peers, names, parser
 from roadmap.bench.results import Results
-from roadmap.config.choices import Device
+from roadmap.bench.rows import Setting, add_batch, add_rows, choose_setting, row_configs
 from roadmap.config.schema import Config
-from roadmap.distributed.device import choose_device, choose_precision
-from roadmap.errors import ConfigError
 from roadmap.net import build_net
-from roadmap.steps.compose import compose
-from roadmap.steps.tree import regimes, step_tree
 from roadmap.text import ArgumentParser
 
-CPU_SIZE, CPU_BATCH, GPU_BATCH = 64, 4, 256
 READY = "ready"
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure the rows that are asked for; print a line for each candidate. Returns an exit code."""
-    options = net_options("net", __doc__)
-    options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
-    measure_rows("net", argv, options.parse_args(argv))
+    measure_rows("net", argv, net_options("net", __doc__).parse_args(argv))
     return 0
 
 
@@ -43,12 +35,9 @@ def net_options(name: str, about: str | None) -> ArgumentParser:
     """Return the options of a benchmark of nets."""
     options = parser(name, about, warm_up=5 if torch.cuda.is_available() else 2)
     every_form = f"{', '.join(FORMS)}; default: all of them on a GPU, without {' and '.join(GPU_FORMS)} on a CPU"
-    options.add_argument(
-        "--rows", type=names(step_tree()), metavar="STEP,STEP", help="default: every row of the regime"
-    )
+    add_rows(options)
     options.add_argument("--forms", type=names(FORMS), metavar="FORM,FORM", help=every_form)
-    options.add_argument("--batch", type=count, help=f"default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
-    options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
+    add_batch(options)
     options.add_argument("--without-ours", action="store_true", help="measure the libraries' nets alone")
     gate = "say `ready` on stdout when a row is compiled and warm, and time it when a line comes on stdin"
     options.add_argument("--gate", action="store_true", help=gate)
@@ -57,10 +46,10 @@ def net_options(name: str, about: str | None) -> ArgumentParser:
 
 def measure_rows(name: str, argv: Sequence[str], args: argparse.Namespace) -> dict[str, list[Candidate]]:
     """Measure every row of `args`; return the candidates by row. Raises ConfigError before anything is measured."""
-    forms = args.forms or [form for form in FORMS if form not in GPU_FORMS or on_gpu(args)]
     libraries, configs = chosen_peers(args), row_configs(args)
-    setting = setting_of(args, next(iter(configs.values())))
+    setting = choose_setting(args, configs)
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, str(setting.precision)
+    forms = args.forms or [form for form in FORMS if form not in GPU_FORMS or device.type == "cuda"]
     works = {step: work_of(config, setting) for step, config in configs.items()}
     taken: dict[str, Any] = {"forms": forms, "peers": libraries, "rows": list(configs)}
     results = Results(name, argv, device, args, **taken, batch=batch, image_size=size, precision=precision)
@@ -88,31 +77,8 @@ def wait_at_gate() -> None:
     sys.stdin.readline()
 
 
-def setting_of(args: argparse.Namespace, config: Config) -> Setting:
-    """Return how all nets are trained: as the options say, else as the first row and the device ask for."""
-    device = choose_device(Device(args.device))
-    size, batch = config.data.image_size, GPU_BATCH
-    if device.type == "cpu":
-        size, batch = min(size, CPU_SIZE), CPU_BATCH
-    precision = choose_precision(config.recipe.precision, device)
-    return Setting(device, precision, args.batch or batch, args.image_size or size, config.data.num_classes or 1000)
-
-
-def row_configs(args: argparse.Namespace) -> dict[str, Config]:
-    """Compose the rows: those asked for, or every row that the regime has. Raises ConfigError."""
-    tree = step_tree()
-    steps = args.rows or [step for step in tree if step in paper.order()]
-    if not args.rows and compose(steps[0], args.regime).regime.reference is None:
-        steps = [step for step in steps if not tree[step].is_reference]
-    return {step: compose(step, args.regime) for step in steps}
-
-
 def work_of(config: Config, setting: Setting) -> Work:
-    """Return the work of a training step of a row's net. Raises ConfigError where the images are too small for it."""
+    """Return the work of a training step of a row's net."""
     with torch.device("meta"):
         net = build_net(config.model, setting.num_classes)
-    try:
-        return step_work(net, setting.batch, setting.image_size, config.recipe, setting.precision)
-    except RuntimeError:
-        small = f"too small for the net of {config.step}, which divides it by {config.model.reduction}"
-        raise ConfigError(f"--image-size={setting.image_size}: {small}") from None
+    return step_work(net, setting.batch, setting.image_size, config.recipe, setting.precision)

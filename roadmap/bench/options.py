@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import torch
-
 from roadmap.bench.peers import LIBRARIES
 from roadmap.errors import ConfigError
 from roadmap.text import ArgumentParser, nearest
@@ -66,8 +64,3 @@ def chosen_peers(args: argparse.Namespace) -> list[str]:
     if "none" in given and len(given) > 1:
         raise ConfigError("--peer=none: excludes every other --peer")
     return [name for name in given if name != "none"]
-
-
-def on_gpu(args: argparse.Namespace) -> bool:
-    """Tell whether the benchmark will run on a GPU, on which defaults depend."""
-    return args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())

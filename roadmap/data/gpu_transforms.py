@@ -59,7 +59,7 @@ def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
         ids = batch_ids.numpy()
         images = augment(images, todo.each(itemgetter(at)), data.padding, recipe.interpolation)
         if policy is not None:
-            images = apply_rand_augment(images, policy, draw_layers(policy, seed, epoch, ids), recipe.interpolation)
+            images = apply_rand_augment(images, policy, draw_layers(policy, seed, epoch, ids))
         images = normalise(images, scale, bias)
         if recipe.random_erasing:
             boxes = draw_erased(recipe.random_erasing, data.image_size, seed, epoch, ids)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from roadmap.config.choices import Interpolation
 
+Fill = tuple[int, int, int]  # the color of what comes into view from beyond the edges
 Taps = tuple[int, int]  # the pixels that are read along a line, from first to end, counted from the one at the place
 EXACT: Taps = (0, 1)
 TAPS: dict[Interpolation, Taps] = {Interpolation.bilinear: (0, 2), Interpolation.bicubic: (-1, 3)}
@@ -54,7 +55,9 @@ def autocontrast_tables(images: Tensor) -> Tensor:
     """Return the tables that stretch each channel from its least and largest value to 0..255: uint8 `(N, 3, 256)`."""
     low, high = (bound.double()[..., None] for bound in (images.amin((1, 2)), images.amax((1, 2))))
     values = torch.arange(256, dtype=torch.float64, device=images.device)
-    scale = torch.full_like(high, 255.0) / (high - low)  # a number over a tensor is its reciprocal first: an ulp off
+    scale = torch.full_like(high, 255.0) / (
+        high - low
+    )  # dividing a number by a tensor takes the reciprocal first: an ulp off
     stretched = (values * scale + -low * scale).clamp(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8)
 
@@ -113,7 +116,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 # Moves: each pixel is looked up at a place of the image, between pixels; beyond its edges is `fill`
 
 
-def move(images: Tensor, matrices: Tensor, fill: Tensor, across: Taps, down: Taps) -> Tensor:
+def move(images: Tensor, matrices: Tensor, fill: Fill, across: Taps, down: Taps) -> Tensor:
     """Look each pixel `(x, y)` up at `(a x + b y + c, d x + e y + f)` from the corner: matrices float64 `(N, 6)`.
 
     `across` and `down` are the pixels read along a row and a column: one alone where no place is between two.
@@ -129,7 +132,8 @@ def move(images: Tensor, matrices: Tensor, fill: Tensor, across: Taps, down: Tap
     lines = interpolate(gather_pixels(images, index).transpose(0, 1), part_across)
     value = interpolate(lines, part_down).clamp_(0, 255).to(torch.uint8)
     is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    return torch.where(to_rgb(is_inside), value, fill)
+    beyond = to_device(torch.tensor(fill, dtype=torch.uint8).repeat(size, 1), images.device)
+    return torch.where(to_rgb(is_inside), value, beyond)
 
 
 def rotation_matrix(degrees: float, size: int) -> tuple[float, ...]:
@@ -200,8 +204,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # images, factors
 }
 
 
-def apply_op(images: Tensor, op: str, args: np.ndarray, fill: Tensor, interpolation: Interpolation) -> Tensor:
-    """Apply an operation (timm's name without "Increasing" and "Rel"): `args` float64 `(N,)`, fill uint8 `(S, 3)`."""
+def apply_op(images: Tensor, op: str, args: np.ndarray, fill: Fill, interpolation: Interpolation) -> Tensor:
+    """Apply an operation, timm's name without "Increasing" and "Rel", with each image's argument, float64 `(N,)`."""
     if op in MOVES:
         matrices = np.array([move_matrix(op, float(arg), images.shape[1]) for arg in args])
         across, down = (EXACT if op.endswith(axis) else TAPS[interpolation] for axis in "YX")

@@ -1,7 +1,7 @@
 """RandAugment for a batch on the device, by the rules of timm, which the reference pipeline calls.
 
 Which image gets which operation is drawn on the CPU, by counting (`counter_rng`): it depends on (seed, epoch, id) only.
-So a batch is worked on operation by operation without asking the device anything.
+So a batch can be processed operation by operation without waiting for the device.
 """
 
 import math
@@ -17,13 +17,13 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import image_ops, transforms
 from roadmap.data.counter_rng import uniforms
-from roadmap.data.image_ops import to_device
+from roadmap.data.image_ops import Fill, to_device
 from roadmap.data.sampling import Draw
 from roadmap.errors import ConfigError
 from roadmap.net.kernels.triton_support import ceil_div, interpreted, why_no_triton
 
 STRONGEST = 10.0  # timm's magnitudes count from 0 to this, unless mmax says otherwise
-FEW = 4  # images at a time on a CPU: what is in between then stays in memory that is at hand
+FEW = 4  # images at a time on a CPU, so that intermediate results stay in its caches
 
 Level = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # From magnitude / 10 and a sign (+1 or -1) to the operation's argument, as in timm's `LEVEL_TO_ARG`.
@@ -59,7 +59,8 @@ class Policy:
     magnitude: float
     magnitude_std: float  # 0: always `magnitude`; infinite: uniform from 0 to it
     magnitude_max: float
-    fill: tuple[int, int, int]  # what comes into view from beyond the edges
+    fill: Fill
+    interpolation: Interpolation
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def parse_policy(data: DataConfig, recipe: RecipeConfig) -> Policy | None:
         op.magnitude_std,
         op.magnitude_max or STRONGEST,
         op.kwargs["fillcolor"],
+        recipe.interpolation,
     )
 
 
@@ -117,27 +119,24 @@ def to_layer(policy: Policy, which: np.ndarray, apply: np.ndarray, strength: np.
     return Layer(np.where(apply < policy.prob, plain[chosen], ""), args)
 
 
-def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer], interpolation: Interpolation) -> Tensor:
+def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer]) -> Tensor:
     """Apply each image's operations, layer by layer: values 0 to 255 `(B, H, W, C)` -> uint8 `(B, H, W, 3)`."""
     if images.is_floating_point():
         images = images.round().to(torch.uint8)
     images = images.expand(-1, -1, -1, 3).contiguous()
     if why_no_triton(images.device) is None:
         for layer in layers:
-            images = apply_layer_by_triton(images, layer, policy.fill, interpolation)
+            images = apply_layer_by_triton(images, layer, policy.fill, policy.interpolation)
         return images
-    fill = to_device(torch.tensor(policy.fill, dtype=torch.uint8).repeat(images.shape[2], 1), images.device)
     step = len(images) if images.device.type == "cuda" else FEW
     for start in range(0, len(images), step):
         for layer in layers:
             part = slice(start, start + step)
-            apply_layer(images[part], Layer(layer.ops[part], layer.args[part]), fill, interpolation)
+            apply_layer(images[part], Layer(layer.ops[part], layer.args[part]), policy.fill, policy.interpolation)
     return images
 
 
-def apply_layer_by_triton(
-    images: Tensor, layer: Layer, fill: tuple[int, int, int], interpolation: Interpolation
-) -> Tensor:
+def apply_layer_by_triton(images: Tensor, layer: Layer, fill: Fill, interpolation: Interpolation) -> Tensor:
     """Return what each image's operation makes of it, uint8 `(B, S, S, 3)`: `apply_layer` in two kernels."""
     from roadmap.data import triton_augment as made
 
@@ -164,7 +163,7 @@ def apply_layer_by_triton(
     return changed
 
 
-def apply_layer(images: Tensor, layer: Layer, fill: Tensor, interpolation: Interpolation) -> None:
+def apply_layer(images: Tensor, layer: Layer, fill: Fill, interpolation: Interpolation) -> None:
     """Apply its operation to each image of a batch, uint8 `(B, S, S, 3)`, in place."""
     for op in sorted(set(layer.ops) - {""}):
         rows = np.flatnonzero(layer.ops == op)

@@ -16,9 +16,9 @@ from omegaconf._utils import get_yaml_loader
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.files import MAX_YAML, read_regular
 from roadmap.parsing import check_yaml
 from roadmap.steps.hydra_guard import MAX_REFERENCES, SETTABLE, check_params, may_be_set
+from roadmap.steps.tree import read_config
 from roadmap.text import clean, flatten
 
 LOCAL = frozenset(name for name, key in KEYS.items() if key.local)
@@ -110,7 +110,7 @@ def _dotted(body: dict[Any, Any], prefix: str) -> list[str]:
 
 def _header(path: Path) -> str:
     """Return the package that a file names in its first lines, as Hydra reads them. Raises ConfigError."""
-    text = _text(path)
+    text = read_config(path)
     try:
         header: dict[str, str | None] = ConfigSource._get_header_dict(text[:512])
     except ValueError as error:
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[Any, Any]:
 
 @lru_cache(1024)
 def _parsed(path: Path, _: tuple[int, ...]) -> dict[Any, Any]:
-    text = _text(path)
+    text = read_config(path)
     try:
         check_yaml(text, HYDRA_LOADER)
         body = yaml.load(text, HYDRA_LOADER)
@@ -141,12 +141,3 @@ def _parsed(path: Path, _: tuple[int, ...]) -> dict[Any, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: {clean(error)}") from None
     return body if isinstance(body, dict) else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_regular(path, MAX_YAML).decode()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8") from None

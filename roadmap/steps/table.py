@@ -13,9 +13,10 @@ from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_folders, step_tree
-from roadmap.text import ArgumentParser, command_line, flatten, plain_table
+from roadmap.text import ArgumentParser, command_line, flatten, markdown_table, plain_table
 
 COLUMNS = ("step", "label", "gmacs", "macts", "params_m", "paper_gmacs", "paper_top1", "note")
+NUMBERS = range(2, 7)  # the columns of numbers
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _count(name: str, children: Mapping[str | None, Sequence[str]]) -> int:
 
 def as_table(table: Sequence[Row]) -> str:
     """Return aligned columns for a terminal."""
-    return plain_table([COLUMNS, *map(cells, table)], right=range(2, 7))
+    return plain_table([COLUMNS, *map(cells, table)], right=NUMBERS)
 
 
 def as_csv(table: Sequence[Row]) -> str:
@@ -128,8 +129,8 @@ def as_csv(table: Sequence[Row]) -> str:
 
 def as_markdown(table: Sequence[Row]) -> str:
     """Return a Markdown table."""
-    lines = [list(COLUMNS), ["---", "---", *["---:"] * 5, "---"], *map(cells, table)]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    lines = [[text.replace("|", "\\|") for text in cells(row)] for row in table]
+    return markdown_table([COLUMNS, *lines], right=NUMBERS)
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"table": as_table, "csv": as_csv, "markdown": as_markdown}

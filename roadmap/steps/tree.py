@@ -61,7 +61,8 @@ def read_config(path: Path) -> str:
     try:
         text = read_regular(path, MAX_YAML).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{clean(path)}: cannot be read ({reason(error)})") from None
+        why = reason(error) if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{clean(path)}: cannot be read ({why})") from None
     if text.startswith("\ufeff"):  # Hydra would not see the first line for what it is
         raise ConfigError(f"{clean(path)}: begins with a byte-order mark; save it as UTF-8 without one")
     return text

@@ -2,7 +2,8 @@
 
 Each of its three passes has a form. `plain` is torch's own. `flipped` (input gradient, stride 1) is a forward
 convolution with the flipped kernel, for which cuDNN and oneDNN have a better algorithm. `bias_apart` (weight gradient)
-sums the bias gradient by itself. `triton` is ours. Whatever the forms, taps that a small map cannot meet are left out.
+sums the bias gradient by itself. `columns` (stride 1) and `triton` (stride 2) are ours. In every form, taps that cannot
+reach a small map are left out.
 """
 
 from typing import Any, NamedTuple
@@ -11,57 +12,19 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from roadmap.net.kernels.depthwise_columns import (
-    forward_by_columns,
-    input_gradient_by_columns,
-    weight_gradient_by_columns,
-)
-from roadmap.net.kernels.triton_support import (
-    NHWC,
-    autocast_dtype,
-    ceil_div,
-    interpreted,
-    operation,
-    power_of_2,
-    supported,
-)
+from roadmap.net.kernels import depthwise_columns, depthwise_strided
+from roadmap.net.kernels.triton_support import NHWC, autocast_dtype, operation, supported
 
 KERNELS = (3, 5, 7, 9, 11)  # that the Triton kernels have tiles for
-PROGRAMS = 4096  # that the map is cut into at least, where it is large enough
+OURS = ("columns", "triton")  # the forms in Triton; `columns` may name its tile
 
 
 class Forms(NamedTuple):
     """The form of each pass."""
 
-    forward: str = "plain"  # plain | triton
-    input_gradient: str = "plain"  # plain | flipped | triton
-    weight_gradient: str = "plain"  # plain | bias_apart | triton
-
-
-class Tile(NamedTuple):
-    """What one program works on: pixels of a row, channels, neighbouring channels of a thread, warps."""
-
-    width: int
-    channels: int
-    vec: int
-    warps: int
-
-
-# Chosen by the registers, and the instructions a multiply-add, of the code compiled for capability 9.0.
-MAP_TILES = {
-    3: Tile(8, 32, 2, 1),
-    5: Tile(8, 32, 2, 1),
-    7: Tile(4, 32, 2, 1),
-    9: Tile(4, 32, 2, 1),
-    11: Tile(2, 32, 1, 1),
-}
-WEIGHT_TILES = {
-    3: Tile(8, 32, 2, 2),
-    5: Tile(8, 32, 2, 2),
-    7: Tile(8, 32, 2, 4),
-    9: Tile(4, 32, 1, 4),
-    11: Tile(4, 32, 1, 4),
-}
+    forward: str = "plain"
+    input_gradient: str = "plain"
+    weight_gradient: str = "plain"
 
 
 class Depthwise(nn.Conv2d):
@@ -121,19 +84,15 @@ class DepthwiseFunction(torch.autograd.Function):
 
 def output(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, form: str) -> torch.Tensor:
     """Return the output (N, C, OH, OW)."""
-    if form == "triton" and supported(x, weight, bias):
-        return forward_by_triton(x, weight, bias, stride)
-    if form.startswith("columns") and supported(x, weight, bias):
-        return forward_by_columns(x, weight, bias, form)
+    if form.startswith(OURS) and supported(x, weight, bias):
+        return forward_by_triton(x, weight, bias, stride, form)
     return conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=x.shape[1])
 
 
 def input_gradient(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: int, form: str) -> torch.Tensor:
     """Return the gradient of the map (N, C, H, W)."""
-    if form == "triton" and supported(g, weight):
-        return input_gradient_by_triton(g, weight, stride, x.shape[2], x.shape[3])
-    if form.startswith("columns") and supported(g, weight):
-        return input_gradient_by_columns(g, weight, form)
+    if form.startswith(OURS) and supported(g, weight):
+        return input_gradient_by_triton(g, weight, stride, x.shape[2], x.shape[3], form)
     if form == "flipped":
         return conv2d(g, weight.flip(-1, -2), None, 1, weight.shape[-1] // 2, groups=x.shape[1])
     return by_torch(g, x, weight, stride, [True, False, False])[0]
@@ -143,11 +102,8 @@ def weight_gradient(
     g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: int, has_bias: bool, form: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the gradients of kernel and bias."""
-    if form == "triton" and supported(g, x, weight):
-        dw, db = weight_gradient_by_triton(x, g, weight.shape[-1], stride)
-        return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
-    if form.startswith("columns") and supported(g, x, weight):
-        dw, db = weight_gradient_by_columns(x, g, weight.shape[-1], form)
+    if form.startswith(OURS) and supported(g, x, weight):
+        dw, db = weight_gradient_by_triton(x, g, weight.shape[-1], stride, form)
         return dw.to(weight.dtype), db.to(weight.dtype) if has_bias else None
     if form == "bias_apart" and has_bias:
         return by_torch(g, x, weight, stride, [False, True, False])[1], g.sum((0, 2, 3))
@@ -165,107 +121,53 @@ def by_torch(
     )
 
 
-def out_shape(x: torch.Tensor, stride: int) -> tuple[int, int, int, int]:
-    """Return the shape of the output."""
-    return x.shape[0], x.shape[1], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 @operation(
     "depthwise_forward",
-    lambda x, weight, bias, stride: torch.empty(
-        out_shape(x, stride), dtype=x.dtype, device=x.device, memory_format=NHWC
+    lambda x, weight, bias, stride, form: torch.empty(
+        depthwise_strided.out_shape(x, stride), dtype=x.dtype, device=x.device, memory_format=NHWC
     ),
 )
-def forward_by_triton(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:
+def forward_by_triton(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, form: str
+) -> torch.Tensor:
     """Return the output (N, C, OH, OW)."""
-    from roadmap.net.kernels.triton_depthwise import forward_kernel
-
     x = x.contiguous(memory_format=NHWC)
-    n, c, height, width = x.shape
-    kernel = weight.shape[-1]
-    y = torch.empty(out_shape(x, stride), dtype=x.dtype, device=x.device, memory_format=NHWC)
-    tile = of_device(MAP_TILES[kernel], c, y.shape[3])
-    columns = ceil_div(c, tile.channels), ceil_div(y.shape[3], tile.width)
-    strips, rows = strips_of(y.shape[2], columns[0] * columns[1] * n, kernel)
-    forward_kernel[(columns[0], columns[1] * strips, n)](
-        x, taps_of(weight), x if bias is None else bias, y, height, width, c, y.shape[2], y.shape[3], rows,
-        K=kernel, S=stride, HAS_BIAS=bias is not None,
-        BLOCK_W=tile.width, BLOCK_C=tile.channels, VEC=tile.vec, num_warps=tile.warps,
-    )  # fmt: skip
-    return y
+    if form.startswith("columns"):
+        return depthwise_columns.convolve(x, weight, bias, form)
+    return depthwise_strided.convolve(x, weight, bias, stride)
 
 
 @operation(
     "depthwise_input_gradient",
-    lambda g, weight, stride, height, width: torch.empty(
+    lambda g, weight, stride, height, width, form: torch.empty(
         (*g.shape[:2], height, width), dtype=g.dtype, device=g.device, memory_format=NHWC
     ),
 )
 def input_gradient_by_triton(
-    g: torch.Tensor, weight: torch.Tensor, stride: int, height: int, width: int
+    g: torch.Tensor, weight: torch.Tensor, stride: int, height: int, width: int, form: str
 ) -> torch.Tensor:
     """Return the gradient (N, C, H, W) of the map from that of the output (N, C, OH, OW)."""
-    from roadmap.net.kernels.triton_depthwise import input_gradient_kernel
-
     g = g.contiguous(memory_format=NHWC)
-    n, c, out_height, out_width = g.shape
-    kernel, taps = weight.shape[-1], taps_of(weight)
-    dx = torch.empty((n, c, height, width), dtype=g.dtype, device=g.device, memory_format=NHWC)
-    for q in range(min(stride, width)):  # the columns q, q + stride, ... meet the same columns of the kernel
-        of_class = ceil_div(width - q, stride)
-        tile = of_device(MAP_TILES[kernel], c, of_class)
-        columns = ceil_div(c, tile.channels), ceil_div(of_class, tile.width)
-        strips, rows = strips_of((height - 1 + kernel // 2) // stride + 1, columns[0] * columns[1] * n, kernel)
-        input_gradient_kernel[(columns[0], columns[1] * strips, n)](
-            g, taps, dx, height, width, c, out_height, out_width, rows,
-            K=kernel, S=stride, Q=q, BLOCK_W=tile.width, BLOCK_C=tile.channels, VEC=tile.vec, num_warps=tile.warps,
-        )  # fmt: skip
-    return dx
+    if form.startswith("columns"):
+        return depthwise_columns.convolve(g, weight, None, form, flipped=True)
+    return depthwise_strided.input_gradient(g, weight, stride, height, width)
 
 
-def fake_weight_gradient(
-    x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tensors of the shapes of a weight gradient."""
-    c = x.shape[1]
-    return x.new_empty((c, 1, kernel, kernel), dtype=torch.float32), x.new_empty((c,), dtype=torch.float32)
-
-
-@operation("depthwise_weight_gradient", fake_weight_gradient)
+@operation(
+    "depthwise_weight_gradient",
+    lambda x, g, kernel, stride, form: (
+        x.new_empty((x.shape[1], 1, kernel, kernel), dtype=torch.float32),
+        x.new_empty((x.shape[1],), dtype=torch.float32),
+    ),
+)
 def weight_gradient_by_triton(
-    x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int
+    x: torch.Tensor, g: torch.Tensor, kernel: int, stride: int, form: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of kernel (C, 1, K, K) and bias (C,), in fp32."""
-    from roadmap.net.kernels.triton_depthwise import weight_gradient_kernel
-
     x, g = x.contiguous(memory_format=NHWC), g.contiguous(memory_format=NHWC)
-    n, c, out_height, out_width = g.shape
-    tile = of_device(WEIGHT_TILES[kernel], c, out_width)
-    blocks = ceil_div(c, tile.channels)
-    programs = min(n * ceil_div(out_width, tile.width), max(1, PROGRAMS // 2 // blocks))
-    partial = torch.empty((programs, kernel * kernel + 1, c), dtype=torch.float32, device=x.device)
-    weight_gradient_kernel[(blocks, programs)](
-        x, g, partial, n, x.shape[2], x.shape[3], c, out_height, out_width,
-        K=kernel, S=stride, BLOCK_W=tile.width, BLOCK_C=tile.channels, VEC=tile.vec, num_warps=tile.warps,
-    )  # fmt: skip
+    if form.startswith("columns"):
+        partial = depthwise_columns.weight_gradient(x, g, kernel, form)
+    else:
+        partial = depthwise_strided.weight_gradient(x, g, kernel, stride)
     total = partial.sum(0)
-    return total[:-1].t().reshape(c, 1, kernel, kernel).contiguous(), total[-1].clone()
-
-
-def taps_of(weight: torch.Tensor) -> torch.Tensor:
-    """Return a kernel (C, 1, K, K) as (K * K, C), so that neighbouring channels lie together."""
-    return weight.flatten(1).t().contiguous()
-
-
-def strips_of(rows: int, programs: int, kernel: int) -> tuple[int, int]:
-    """Return into how many strips rows are cut, and the rows of each; a short strip would read mostly its margins."""
-    strips = min(ceil_div(PROGRAMS, programs), max(1, rows // (2 * kernel)))
-    each = ceil_div(rows, strips)
-    return ceil_div(rows, each), each
-
-
-def of_device(tile: Tile, channels: int, width: int) -> Tile:
-    """Return a tile, for Triton's interpreter one as large as the map: its time goes by the number of programs."""
-    if not interpreted():
-        return tile
-    return tile._replace(width=power_of_2(min(width, 64)), channels=power_of_2(min(channels, 512)))
+    return total[:-1].t().reshape(-1, 1, kernel, kernel).contiguous(), total[-1].clone()

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from roadmap.net.kernels.triton_support import NHWC, ceil_div, interpreted, operation, power_of_2
+from roadmap.net.kernels.triton_support import NHWC, ceil_div, interpreted, power_of_2
 
 PROGRAMS, WEIGHT_PROGRAMS = 8192, 4096  # that a map's work is shared among; more would read their taps too often
 
@@ -36,15 +36,14 @@ WEIGHT_TILES = {
 
 
 def convolve(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tile: ColumnTile, *, flipped: bool = False
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, form: str, *, flipped: bool = False
 ) -> torch.Tensor:
     """Return x (N, C, H, W) convolved with a kernel (C, 1, K, K), or with it turned around, channels-last."""
     from roadmap.net.kernels.triton_columns import columns_kernel
 
-    x = x.contiguous(memory_format=NHWC)
     n, c, height, width = x.shape
     kernel = weight.shape[-1]
-    tile = of_map(tile, c, width)
+    tile = of_map(tile_of(form, MAP_TILES[kernel]), c, width)
     y = torch.empty_like(x, memory_format=NHWC)
     blocks, tiles = ceil_div(c, tile.channels), ceil_div(width, tile.width)
     strips = max(1, min(PROGRAMS // (2 * blocks * tiles * n), height // (2 * kernel)))
@@ -59,15 +58,12 @@ def convolve(
     return y
 
 
-def weight_gradient(
-    x: torch.Tensor, g: torch.Tensor, kernel: int, tile: ColumnTile
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of kernel (C, 1, K, K) and bias (C,), in fp32, from maps (N, C, H, W)."""
+def weight_gradient(x: torch.Tensor, g: torch.Tensor, kernel: int, form: str) -> torch.Tensor:
+    """Return each program's part of the gradients of kernel and bias, (programs, K * K + 1, C), in fp32."""
     from roadmap.net.kernels.triton_columns import columns_weight_gradient_kernel
 
-    x, g = x.contiguous(memory_format=NHWC), g.contiguous(memory_format=NHWC)
     n, c, height, width = x.shape
-    tile = of_map(tile, c, width)
+    tile = of_map(tile_of(form, WEIGHT_TILES[kernel]), c, width)
     blocks = ceil_div(c, tile.channels)
     strips = n * ceil_div(width, tile.width)
     each = ceil_div(strips, max(1, WEIGHT_PROGRAMS // blocks))  # as many for every program: the last one is waited for
@@ -77,40 +73,13 @@ def weight_gradient(
         x, g, partial, n, height, width, CHANNELS=c, K=kernel, BLOCK_W=tile.width, BLOCK_C=tile.channels,
         num_warps=tile.warps, **({"maxnreg": tile.registers} if tile.registers else {}),
     )  # fmt: skip
-    total = partial.sum(0)
-    return total[:-1].t().reshape(c, 1, kernel, kernel).contiguous(), total[-1].clone()
+    return partial
 
 
 def of_map(tile: ColumnTile, channels: int, width: int) -> ColumnTile:
     """Return a tile no wider than the map; for Triton's interpreter, whose time goes by programs, all channels."""
     tile = tile._replace(width=min(tile.width, width))
     return tile._replace(channels=power_of_2(min(channels, 512))) if interpreted() else tile
-
-
-@operation("depthwise_columns", lambda x, weight, bias, form: torch.empty_like(x, memory_format=NHWC))
-def forward_by_columns(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, form: str) -> torch.Tensor:
-    """Return the output (N, C, H, W)."""
-    return convolve(x, weight, bias, tile_of(form, MAP_TILES[weight.shape[-1]]))
-
-
-@operation("depthwise_columns_input_gradient", lambda g, weight, form: torch.empty_like(g, memory_format=NHWC))
-def input_gradient_by_columns(g: torch.Tensor, weight: torch.Tensor, form: str) -> torch.Tensor:
-    """Return the gradient of the map (N, C, H, W) from that of the output."""
-    return convolve(g, weight, None, tile_of(form, MAP_TILES[weight.shape[-1]]), flipped=True)
-
-
-@operation(
-    "depthwise_columns_weight_gradient",
-    lambda x, g, kernel, form: (
-        x.new_empty((x.shape[1], 1, kernel, kernel), dtype=torch.float32),
-        x.new_empty((x.shape[1],), dtype=torch.float32),
-    ),
-)
-def weight_gradient_by_columns(
-    x: torch.Tensor, g: torch.Tensor, kernel: int, form: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of kernel (C, 1, K, K) and bias (C,), in fp32."""
-    return weight_gradient(x, g, kernel, tile_of(form, WEIGHT_TILES[kernel]))
 
 
 def tile_of(form: str, tiles: str) -> ColumnTile:
