@@ -1,7 +1,7 @@
 """The image sets: one row each, with everything that is known of a set before it is read.
 
 How a set's images are cut and normalised is said in its file in `conf/data/`. A new set is a row here and such a file.
-Sets of one's own need no row: they say `data.kind`, and where they are.
+A user's own set needs no row, only `data.kind` and `data.root`.
 """
 
 from collections.abc import Mapping
@@ -122,7 +122,7 @@ DATA_SETS = {
 
 
 def find(name: str, kind: str | None = None) -> DataSet:
-    """Return what is known of the set that `data.name` and `data.kind` mean; of a set of one's own, its kind alone.
+    """Return what is known of the set that `data.name` and `data.kind` mean; for a user's own set, its kind alone.
 
     Raises ConfigError for an unknown name without a kind, and for another kind than the set has.
     """

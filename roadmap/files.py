@@ -199,7 +199,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, {} where there is none that can be read."""
+    """Return the JSON object in a file, {} if none can be read."""
     try:
         return read_json(path)
     except (OSError, ValueError):

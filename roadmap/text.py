@@ -25,7 +25,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|passphrase|credential")  # of a variable of the environment
 SECRET_WORD = re.compile(r"[a-z]{,11}|\S{,7}")  # a value that is none: `disabled`, `1`
 URL_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:([^\s/@]+)(?=@)")
-MAX_READ = 10_000  # characters of a text that are read; what is longer is no name and no message
+MAX_READ = 10_000  # characters of a text that are read; anything longer is neither a name nor a message
 
 
 def secrets_here() -> dict[str, str]:
@@ -76,7 +76,7 @@ def _forms(value: str) -> Iterator[str]:
 
 
 class RedactedStream:
-    """A stream of text that no secret passes. What is no result (stderr) may be lost; nothing ends by that."""
+    """A stream of text without secrets. Output that is not a result (stderr) may be lost, which ends nothing."""
 
     def __init__(self, stream: TextIO, *, is_result: bool) -> None:
         self._stream, self._is_result = stream, is_result
@@ -108,7 +108,7 @@ class RedactedStream:
 
 
 def redact_output() -> None:
-    """Let no secret pass stdout and stderr of this process from now on: prints, tracebacks, what libraries write."""
+    """Keep secrets out of this process's stdout and stderr from now on: prints, tracebacks, output of libraries."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - closed when the process was started
         if not isinstance(stream, RedactedStream):
@@ -116,7 +116,7 @@ def redact_output() -> None:
 
 
 def check_name(key: str, name: str) -> str:
-    """Return a name that becomes a folder. Raises ConfigError, as KEY=NAME, for one that is no plain folder name."""
+    """Return a name that becomes a folder. Raises ConfigError, as KEY=NAME, if it is not a plain folder name."""
     if not SAFE_NAME.fullmatch(name):
         raise ConfigError(f"{key}={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
     return name

@@ -179,7 +179,7 @@ class TestStart:
             (lambda w: w | {"more.weight": torch.ones(3)}, "more.weight has no place in it (1 such keys)"),
             (lambda w: w | {"stem.conv.weight": torch.ones(5, 3, 4, 4)}, "stem.conv.weight has shape [5, 3, 4, 4]"),
             (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
-            (lambda w: {"some.weight": torch.ones(3)}, "the format is none that is known"),
+            (lambda w: {"some.weight": torch.ones(3)}, "the format is unknown"),
         ],
         ids=["missing", "unexpected", "shape", "no-head", "unknown"],
     )
@@ -303,8 +303,8 @@ class TestLibraries:
         assert time.monotonic() - began < 10  # asked once: its library asks for a minute
         for wrong, told in (
             ("timm:convnext_ato.d2_in1k", "did you mean convnext_atto.d2_in1k"),
-            ("timm:resnetblur50.bt_in1k", "is no net of the roadmap"),  # its keys and shapes are ResNet-50's
-            ("timm:convnext_xxlarge.clip_laion2b_soup_ft_in1k", "is no net of the roadmap"),
+            ("timm:resnetblur50.bt_in1k", "is not a net of the roadmap"),  # its keys and shapes are ResNet-50's
+            ("timm:convnext_xxlarge.clip_laion2b_soup_ft_in1k", "is not a net of the roadmap"),
         ):
             with pytest.raises(ConfigError, match=told):
                 self.read(config.replace(weights=wrong, initial_weights=wrong), DIGITS)

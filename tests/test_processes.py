@@ -388,7 +388,7 @@ def test_a_pipe_among_the_images_is_named_and_not_read(tmp_path):
     pipe.unlink()
     with pipe.open("wb") as file:
         file.truncate(2**31)
-    with pytest.raises(DataError, match=r"train/a/1.png: is no image \(larger than 1 GiB\)"):
+    with pytest.raises(DataError, match=r"train/a/1.png: is not an image \(larger than 1 GiB\)"):
         list_images(tmp_path)
 
 

@@ -303,7 +303,7 @@ def test_a_parent_that_is_killed_lets_its_ranks_save_and_stop(forks, tmp_path):
         (
             ("recipe.batch_size=256", "recipe.micro_batch=32"),
             3,
-            "no whole number of passes over 3 devices x recipe.micro_batch=32 = 96",
+            "is not a whole number of passes over 3 devices x recipe.micro_batch=32 = 96",
         ),
         (("recipe.batch_size=256", "recipe.micro_batch=64"), 8, "= 512 images"),
         (("recipe.batch_size=256", "recipe.micro_batch=null"), 2, "such as recipe.micro_batch=128"),

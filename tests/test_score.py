@@ -482,7 +482,7 @@ class TestRefusals:
         [
             (lambda w: list(w.values()), "but a list"),
             (lambda w: {"epoch": 3}, "hold no tensors"),
-            (lambda w: {"model": {**w, "head.bias": "x"}}, "head.bias is no tensor, but of type str"),
+            (lambda w: {"model": {**w, "head.bias": "x"}}, "head.bias is not a tensor, but of type str"),
             (
                 lambda w: {"model": {**w, "note": "x", "note.bias": w["head.bias"]}},
                 "note.bias has no place in it (1 such",
@@ -490,7 +490,7 @@ class TestRefusals:
             (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
             (lambda w: w | {"head.weight": w["head.weight"][:7]}, "has shape [7,"),
             (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
-            (lambda w: {"other.weight": torch.zeros(3)}, "the format is none that is known"),
+            (lambda w: {"other.weight": torch.zeros(3)}, "the format is unknown"),
         ],
         ids=[
             "list",

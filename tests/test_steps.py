@@ -283,7 +283,7 @@ class TestOwnStep:
     def test_a_parent_that_is_none_and_a_circle_of_parents_are_named(self, folder):
         head = "# @package _global_\ndefaults:\n  - {}\n  - _self_\n"
         (folder / "step" / "lost.yaml").write_text(head.format("gleu"))
-        with pytest.raises(ConfigError, match="step lost: its parent gleu is no step; did you mean gelu"):
+        with pytest.raises(ConfigError, match="step lost: its parent gleu is not a step; did you mean gelu"):
             compose("lost", "nano", config_dir=folder)
         for one, other in (("lost", "found"), ("found", "lost")):
             (folder / "step" / f"{one}.yaml").write_text(head.format(other))

@@ -5,7 +5,7 @@ The model counts a net's matrix products (convolutions, linear layers, attention
 - FLOP: two a multiply-accumulate; backward costs twice the forward pass (the gradients of A and of B): 6 x MACs.
 - bytes: forward reads A and B and writes C; backward reads the gradient of C, A and B and writes the gradients of A and
   B: 3 (A + B) + 2 C values, in the format that the net computes in. Everything between two products (norms,
-  activations, layer scale, the addition) is taken as fused into them, at no bytes: no program has to move less.
+  activations, layer scale, the addition) counts as fused into them, without bytes of its own: a lower bound.
 - The optimizer reads gradient, weight and states and writes weight and states, all float32.
 
 The gradient of the images, which nobody needs, is not taken off: at most 1 % of a ResNet's FLOP. The device's rates are

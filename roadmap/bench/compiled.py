@@ -1,4 +1,4 @@
-"""`python -m roadmap.bench compiled`: kernels in Triton compiled for a GPU that need not be here, and counted.
+"""`python -m roadmap.bench compiled`: Triton kernels compiled for a GPU that need not be present, and analysed.
 
 The depthwise kernels: for every tile registers and spilled bytes of a thread, instructions a multiply-add in the inner
 loop, warps that an SM holds, and the least milliseconds that issuing these instructions takes on an H100 for 256 maps

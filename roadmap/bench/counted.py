@@ -1,4 +1,4 @@
-"""A kernel of Triton compiled for a GPU that need not be here: registers, shared memory, instructions counted."""
+"""A Triton kernel compiled for a GPU that need not be present: its registers, shared memory and instruction counts."""
 
 import re
 import subprocess
@@ -16,9 +16,9 @@ OTHERS = {"eps": "fp32", "ops": "*i32", "args": "*fp64"}
 
 
 class Compiled(NamedTuple):
-    """What a kernel came to: of a thread registers and spilled bytes; of a program bytes of shared memory.
+    """A compiled kernel: registers and spilled bytes of a thread, bytes of shared memory of a program.
 
-    And its instructions by operation: all of them, then those of each loop.
+    `code` has its instructions by operation: all of them, then those of each loop.
     """
 
     registers: int
@@ -33,7 +33,7 @@ class Compiled(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """Return how many warps the registers of an SM are enough for."""
+        """Return for how many warps the registers of an SM suffice."""
         return REGISTERS // (-(-self.registers // 8) * 8 * 32)
 
     def executed(self, iterations: int) -> int:

@@ -1,7 +1,7 @@
 """`python -m roadmap.bench infer`: how fast chosen rows answer, beside the nets of other libraries.
 
 Each row is measured twice, all candidates in turn: the latency of one image, and the images/s of the best batch. That
-batch is sought upward, by doubling, with each library's uncompiled net, until a doubling twice gains nothing, memory
+batch is found by doubling, with each library's uncompiled net, until a doubling twice gains nothing, memory
 ends, or the time does; the other forms of the net are measured at it. Images are random and stay on the device;
 channels-last, inference mode, bf16 on a GPU that has it.
 """
@@ -149,7 +149,7 @@ def forward(
 
 
 def best_batch(build: Build, setting: Setting, most: int, until: float, *, tuned: bool) -> Search:
-    """Double the batch while the images/s grow; a net that cannot be built has none, and tells it when measured."""
+    """Double the batch while the images/s grow; a net that cannot be built has none, and fails again when measured."""
     search = Search()
     try:
         search.ended = double(search, forward(build, setting, tuned=tuned), setting, most, until)

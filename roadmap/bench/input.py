@@ -1,6 +1,6 @@
 """`python -m roadmap.bench input`: images a second from JPEGs on disk to batches ready for the net, with other loaders.
 
-One pipeline after the other, the most telling first, each with all workers to itself and for `--seconds`; the clock
+One pipeline after the other, the most informative first, each with all workers to itself and for `--seconds`; the clock
 starts when as many batches have come as there are workers, so that their start does not count and no batch is had for
 nothing. What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are synthetic
 (bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train STEP`
@@ -91,7 +91,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not 0 <= args.workers <= cores:
         raise ConfigError(f"--workers={args.workers}: must be from 0 to the {cores} cores of this machine")
     if args.root is not None and not args.root.is_dir():
-        raise ConfigError(f"--root={args.root}: is no folder")
+        raise ConfigError(f"--root={args.root}: is not a folder")
     least = 2 * args.batch * max(1, args.workers)
     args.images = args.images or max(least, int(args.seconds * IMAGES_PER_S * max(1, args.workers)))
     if args.images // args.batch < 2 * max(1, args.workers):

@@ -3,7 +3,7 @@
 An operation is timed at each shape that a row of the regime has it at, beside what moving its maps and its arithmetic
 take at least on this device. Forms that sum otherwise are compared with float64 first. With `--record` the forms that
 won are written to the file that `kernels=auto` reads (roadmap/net/kernels/measured.py): a run on this GPU and this
-torch then takes them. Shapes that there is no time for keep what is known of them.
+torch then takes them. Shapes for which there is no time keep their earlier records.
 """
 
 import math

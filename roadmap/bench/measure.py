@@ -1,4 +1,4 @@
-"""Time several candidates in one process, in turn: A B C, A B C, and so on, so that a busy machine is busy for all.
+"""Time several candidates in one process, in turn (A B C, A B C, ...), so that other load affects all of them.
 
 All candidates are built and warmed up before the first measurement, and stay built until the last. One that fails (no
 memory, no compiler, no such net) keeps its reason, and the others go on. (`torch.utils.benchmark` times one statement
@@ -21,7 +21,7 @@ from roadmap.errors import RoadmapError
 from roadmap.text import one_line
 
 Call = Callable[[], object]  # what is timed
-BOUND = "bound"  # in place of a library: not a rival, but what none can pass
+BOUND = "bound"  # in place of a library: not a rival, but a limit for all
 
 
 @dataclass
@@ -133,7 +133,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody refers to any more, so that the next peak is of its owner's making."""
+    """Free unreferenced memory, so that the next peak belongs to the candidate measured next."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

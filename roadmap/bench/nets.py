@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def words_of(name: str) -> list[str]:
-    """Return what `bench net` is told of a net. Raises ConfigError."""
+    """Return the options of `bench net` for a net. Raises ConfigError."""
     row, _, rest = name.partition("/")
     who, _, form = rest.partition("/")
     if who not in ("ours", *LIBRARIES) or not form:

@@ -116,7 +116,7 @@ def read_tensor(path: str) -> Tensor:
     return decode_image(read_file(path), mode=ImageReadMode.RGB)
 
 
-# Name, library where it is not ours, what starts it; the most telling first.
+# Name, library where it is not ours, what starts it; the most informative first.
 PIPELINES: tuple[tuple[str, str | None, Start], ...] = (
     ("ours, fast", None, partial(ours, Pipeline.fast)),
     ("timm, full recipe", "timm", timm_loader),

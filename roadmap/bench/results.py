@@ -21,7 +21,7 @@ HEAD = ("row", "candidate", "images/s", "ms", "10th to 90th", "x baseline", "GiB
 
 
 class Results:
-    """A benchmark's table and record. The file is written anew after each row: if interrupted, it has what there is."""
+    """A benchmark's table and record. The file is rewritten after each row: an interrupted one keeps them."""
 
     def __init__(
         self, name: str, argv: Sequence[str], device: torch.device, args: Namespace, how: str = "", **settings: Any

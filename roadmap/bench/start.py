@@ -1,4 +1,4 @@
-"""What it costs to begin: processor seconds of `python run.py +step=STEP` until its record has the first line."""
+"""The cost of starting: processor seconds of `python run.py +step=STEP` until its record has the first line."""
 
 import os
 import subprocess

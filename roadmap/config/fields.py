@@ -58,8 +58,8 @@ def key(
 ) -> Any:
     """Define a key. `limits` are pydantic's (ge, gt, le, min_length, ...); what is left out is its section's.
 
-    `needs=("recipe.optimizer", "sgd")`: nothing reads it elsewhere, so that it is no part of a run's identity there.
-    `cells=False`: it is said to one run, and cannot be set for the cells of a study.
+    `needs=("recipe.optimizer", "sgd")`: nothing reads it otherwise, so it is not part of a run's identity then.
+    `cells=False`: it is set for one run, never for the cells of a study.
     """
     extra: Any = {"affects": affects, "evaluation": evaluation, "local": local, "one_of": one_of, "needs": needs}
     extra["cells"] = cells

@@ -20,7 +20,7 @@ class DataConfig(Section):
 
     name: Text = key("digits", evaluation=True)
     kind: DataKind | None = key(
-        None, evaluation=True, about="of a set of one's own: how its images are kept; null: what is known of the name"
+        None, evaluation=True, about="of your own set: how its images are stored; null: as known for the name"
     )
     root: Text | None = key(
         None, affects=Affects.place, evaluation=True, local=True, about="folder of the images; else ROADMAP_DATA"

@@ -68,7 +68,7 @@ class RecipeConfig(Section):
         return self.micro_batch or self.batch_size
 
     def check_passes(self, num_devices: int) -> None:
-        """Raise ConfigError where the batch is no whole number of passes over all devices."""
+        """Raise ConfigError where the batch is not a whole number of passes over all devices."""
         if num_devices > 1 and self.micro_batch is None:
             raise ConfigError(
                 f"recipe.micro_batch=null: one forward pass takes the whole batch, so {num_devices} devices have "
@@ -78,7 +78,7 @@ class RecipeConfig(Section):
         images = num_devices * self.images_per_pass
         if self.batch_size % images:
             raise ConfigError(
-                f"recipe.batch_size={self.batch_size}: is no whole number of passes over {num_devices} devices x "
+                f"recipe.batch_size={self.batch_size}: is not a whole number of passes over {num_devices} devices x "
                 f"recipe.micro_batch={self.micro_batch} = {images} images"
             )
 

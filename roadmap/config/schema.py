@@ -160,7 +160,7 @@ KEYS: dict[str, Key] = keys(Config)
 
 
 def affects(name: str) -> Affects | None:
-    """Return what a dotted key affects; None for a key that there is not (any more)."""
+    """Return what a dotted key affects; None for a key that does not exist (any more)."""
     return KEYS[name].affects if name in KEYS else None
 
 

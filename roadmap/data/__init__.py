@@ -25,7 +25,7 @@ EVAL = {Pipeline.fast: gpu_transforms.eval_batches, Pipeline.reference: transfor
 def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device | None = None) -> None:
     """Raise ConfigError for settings that the chosen pipeline cannot honour, before anything is written or loaded.
 
-    With a device, the one on which training images are wanted.
+    `device` is where training images are wanted; without one, what depends on it is not checked.
     """
     if data.pipeline == Pipeline.fast:
         parse_policy(data, recipe)
@@ -36,7 +36,7 @@ def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device 
 
 
 def pipeline_note(data: DataConfig, device: torch.device) -> str | None:
-    """Return a line for a run's log about what was chosen for it, if anything was."""
+    """Return a line for a run's log about the decoder that was chosen, if one was."""
     if data.pipeline != Pipeline.fast or is_in_memory(data):
         return None
     return decoding.decoder_note(data) + (
@@ -57,7 +57,7 @@ def train_batches(
     """Iterate over augmented batches on the device: images float32 `(B, 3, H, W)`, channels-last, labels int64 `(B,)`.
 
     What is random about an image depends on (seed, epoch, id) only. Raises ConfigError (see `check_pipeline`) at once,
-    and DataError when it comes to an image that cannot be read.
+    and DataError on reaching an image that cannot be read.
     """
     check_pipeline(data, recipe, device)
     return TRAIN[data.pipeline](BatchSpec(split, data, recipe, index_batches, device, seed, epoch))

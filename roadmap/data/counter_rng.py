@@ -1,6 +1,6 @@
 """Counter-based random numbers: the k-th of an image in an epoch is a hash of (purpose, seed, epoch, id, k) alone.
 
-No generator's state is carried from image to image, so any batch, worker, rank or resumed run computes just its own
+No generator's state is carried from image to image, so any batch, worker, rank or resumed run computes only its own
 numbers. The hash is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 """
 
@@ -38,7 +38,7 @@ def splitmix64(bits: np.ndarray) -> np.ndarray:
 
 
 def between(limits: tuple[float, float] | np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Turn numbers from [0, 1) into numbers from a range."""
+    """Scale numbers from [0, 1) to a range."""
     return limits[0] + (limits[1] - limits[0]) * uniform
 
 

@@ -1,7 +1,7 @@
 """The image sets: `load` finds the one that a config names, checks it and returns its two splits.
 
-Small sets are held in memory as bytes, folders of images are read image by image. Nothing here is random but the choice
-of a subset.
+Small sets are held in memory as bytes, folders of images are read image by image. Only the choice of a subset
+is random.
 """
 
 import hashlib
@@ -152,7 +152,7 @@ def take_subset(data: DataConfig, found: Arrays | Files) -> tuple[str, str]:
 
 
 def fingerprint_of(name: str, found: Arrays | Files, splits: Sequence[str] = ()) -> str:
-    """Return a hash of a set's name, its classes and some splits; all that there are unless they are named."""
+    """Return a hash of a set's name, its classes and the named splits, by default all of them."""
     digest = hashlib.sha256("\0".join((name, *found.classes)).encode(errors="surrogateescape"))
     for split in splits or found.labels:
         found.update_hash(split, digest)

@@ -1,8 +1,8 @@
 """From files to crops of bytes, for the fast pipeline: decode an image (CPU or nvJPEG) and resize a box of it.
 
-What Pillow reads is the measure. JPEGs of the usual kind go through libjpeg by way of torchvision, which gives the same
-bytes with less work; all others, and those that libjpeg gives up on, go through Pillow itself, as in the reference
-pipeline. What a file says about how it was held (EXIF) is ignored by both.
+Pillow's result is the reference. Ordinary JPEGs are decoded by libjpeg through torchvision, which gives the same bytes
+with less work; all others, and those that libjpeg refuses, by Pillow itself, as in the reference pipeline. Both ignore
+the orientation that a file may specify (EXIF).
 """
 
 import logging
@@ -41,8 +41,7 @@ def resolve_decoder(data: DataConfig) -> Decoder:
     """Return the decoder that `data.decoder` means.
 
     `auto` is the CPU, everywhere: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of
-    its config, not of which of the two was faster on the day. nvJPEG is there for machines with few cores to a GPU, by
-    setting.
+    its config, not of which of the two was faster that day. nvJPEG can be chosen on machines with few cores per GPU.
     """
     return Decoder.cpu if data.decoder == Decoder.auto else data.decoder
 
@@ -65,8 +64,8 @@ def check_decoder(data: DataConfig, device: torch.device) -> None:
 def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
     """Return bytes (uint8), height, width of a JPEG that libjpeg decodes to RGB as Pillow does; None for other files.
 
-    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. None where it refuses:
-    asked for the image itself, it says why.
+    Pillow reads the header, and refuses one that claims too many pixels before any is decoded. The result is then None,
+    and the error comes when Pillow is asked for the image itself.
     """
     try:
         with open_image(path) as file:
@@ -100,7 +99,7 @@ def decode(path: Path) -> Tensor:
 def resized_crop(image: Tensor, box: Box, size: int, interpolation: Interpolation) -> Tensor:
     """Cut a box out of an image and resize it, smoothed where it shrinks: uint8 `(H, W, 3)` -> uint8 `(size, size, 3)`.
 
-    A box without pixels, which an image of a pixel or two can have, is black, as Pillow's is.
+    A box without pixels, possible for an image of a pixel or two, becomes black, as with Pillow.
     """
     top, left, height, width = box
     if not height or not width:
@@ -139,7 +138,7 @@ class TrainCrop:
 
 @dataclass(frozen=True)
 class NvjpegReader:
-    """A training image for nvJPEG: the file's bytes and the box, or the crop itself where the file is no usual JPEG."""
+    """A training image for nvJPEG: the file's bytes and the box, or the crop if the file is no ordinary JPEG."""
 
     train_crop: TrainCrop
 
@@ -154,7 +153,7 @@ class NvjpegReader:
 
 
 def collate_encoded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Put a batch of files and crops into one tensor: all bytes in a row, how many each has, and the boxes `(B, 4)`."""
+    """Pack a batch of files and crops: all bytes concatenated, the number of bytes of each, and the boxes `(B, 4)`."""
     data, boxes = zip(*items, strict=True)
     return (
         torch.cat([part.flatten() for part in data]),
@@ -194,7 +193,7 @@ def decode_batch(
 
 
 def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]:
-    """Decode files together, or where one is refused each by itself; None for those that are refused."""
+    """Decode files together or, if one is refused, one by one; None for those that are refused."""
     if not files:
         return []
     try:

@@ -29,7 +29,7 @@ def data_root(data: DataConfig, row: DataSet) -> Path:
 
 
 def hint(data: DataConfig, row: DataSet) -> str:
-    """Return whether the set can be fetched: where it can and was not asked for, and where it cannot and was."""
+    """Return a hint about fetching: that a set can be fetched if not asked for, or that it cannot if asked for."""
     if row.can_be_fetched:
         return "" if data.download else "; data.download=true fetches this set into it"
     return f"; data.download=true cannot fetch {data.name}" if data.download else ""

@@ -2,7 +2,7 @@
 
 Labels follow the names of the class folders, sorted as text (or by number: `data.class_order`). A missing or stray
 folder would shift every label after it without an error, so both splits must have the same classes, and nothing that
-may be an image is passed over in silence.
+may be an image is skipped silently.
 """
 
 import errno
@@ -34,20 +34,20 @@ from roadmap.text import clean, printable, reason, unlike
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-# Images of kinds that are not read: named and refused, since leaving them out would change the set in silence.
+# Images of kinds that are not read: refused by name, since leaving them out would silently change the set.
 OTHER_IMAGE_SUFFIXES = frozenset(
     [".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"]
 )
-LISTING_THREADS = 16  # asking for a million sizes waits for the disk, not for the processor
+LISTING_THREADS = 16  # a million file sizes are limited by the disk, not by the processor
 WORDNET_ID = re.compile(r"n\d{8}")
 # By content, since ImageNet holds a PNG called .JPEG. Never all of Pillow's formats: EPS starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-MAX_BYTES = 2**30  # a larger file is no image, and would fill the memory
+MAX_BYTES = 2**30  # a larger file is not an image, and would fill the memory
 
 
 @dataclass
 class Files:
-    """Splits as lists of files under `folder`: names as bytes, sizes in bytes, times of change in ns, labels."""
+    """Splits as lists of files under `folder`: names as bytes, sizes in bytes, modification times in ns, labels."""
 
     folder: Path
     names: dict[str, np.ndarray]
@@ -73,7 +73,7 @@ class Files:
 
 
 def by_number(name: str) -> tuple[list[Any], str]:
-    """Return what sorts names by the numbers in them: class2 before class10."""
+    """Return a sort key that compares numbers in names by value: class2 before class10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
 
 
@@ -81,7 +81,7 @@ CLASS_ORDERS: dict[ClassOrder, Callable[[str], Any]] = {ClassOrder.text: str, Cl
 
 
 def label_note(classes: Sequence[str], order: ClassOrder) -> str | None:
-    """Return which label each class has, where its names would have others in another order; else None."""
+    """Return which label each class has if another order would give other labels, else None."""
     if all(list(classes) == sorted(classes, key=order_key) for order_key in CLASS_ORDERS.values()):
         return None
     labels = first_few([f"{printable(name)}={label}" for label, name in enumerate(classes)], 20)
@@ -172,7 +172,7 @@ def check_same_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -
 
 
 def class_folders(folder: Path, order: ClassOrder) -> list[str]:
-    """Return the names, in order, of a split's class folders; hidden ones (`.ipynb_checkpoints`) are no classes."""
+    """Return the names, in order, of a split's class folders; hidden ones (`.ipynb_checkpoints`) do not count."""
     entries = scan(folder)
     found = (e.name for e in entries if e.is_dir() and not is_hidden(e.name))
     classes = sorted(found, key=CLASS_ORDERS[order])
@@ -191,7 +191,7 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
 
 @dataclass
 class Images:
-    """The images of one class folder, sorted by name: sizes in bytes, times of change in ns; and what is no image."""
+    """The images of one class folder, sorted by name: sizes in bytes, modification times in ns; and the other files."""
 
     names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -263,11 +263,11 @@ def first_few(names: Iterable[str], limit: int = 3) -> str:
 
 
 def problem_of(about: os.stat_result) -> str:
-    """Return what forbids reading an image at all: a pipe, say, would never end."""
+    """Return why a file must not be read at all, if so: reading a pipe, for example, would never end."""
     if not stat.S_ISREG(about.st_mode):
         return "not a regular file"
     if about.st_size > MAX_BYTES:
-        return f"is no image (larger than {MAX_BYTES / 2**30:g} GiB)"
+        return f"is not an image (larger than {MAX_BYTES / 2**30:g} GiB)"
     return "" if about.st_size else "is empty (0 bytes)"
 
 

@@ -1,8 +1,8 @@
 """The fast pipeline: images prepared in batches on the device, from sets in memory or from crops of class folders.
 
 What is random about an image is a function of (seed, epoch, id): not of the batch the image is in, nor of the device.
-Flips and moves are drawn on the CPU for the whole epoch and looked up by the image's id, the rest is counted out for
-each batch.
+Flips and moves are drawn on the CPU for the whole epoch and looked up by the image's id; everything else is drawn for
+each batch (`counter_rng`).
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ class Augmentation(NamedTuple):
 def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
 
-    Raises DataError when it comes to an image that cannot be read.
+    Raises DataError on reaching an image that cannot be read.
     """
     data, recipe, seed, epoch, device = spec.data, spec.recipe, spec.seed, spec.epoch, spec.device
     policy, labels = parse_policy(data, recipe), to_device(spec.split.labels, device)
@@ -71,7 +71,7 @@ def eval_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images normalised, float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device.
 
     Sets in memory as they are; class folders resized and cropped at the centre as in the reference pipeline, to the
-    byte. Raises DataError when it comes to an image that cannot be read.
+    byte. Raises DataError on reaching an image that cannot be read.
     """
     split, device = spec.split, spec.device
     labels = to_device(split.labels, device)

@@ -1,7 +1,7 @@
 """Which training images are held out: evaluated in place of the validation images, and never trained on.
 
-A function of the labels and the share alone, so that every row and every seed has the same; a larger share holds out
-the images of a smaller one too.
+A function of the labels and the share alone, so that every row and every seed has the same ones; a larger share
+includes the images of a smaller one.
 """
 
 from collections.abc import Sequence

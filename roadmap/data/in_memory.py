@@ -107,7 +107,7 @@ def fit_image(image: Image.Image, image_size: int, row: DataSet) -> Image.Image:
 def digits(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels: 1,437 to train, 360 to validate, each class in proportion.
 
-    Its file, without the library: importing that takes more than a second.
+    Reads the file without importing the library, which takes more than a second.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
@@ -157,7 +157,7 @@ def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Array
     for split in splits:
         arrays.pixels[split], arrays.labels[split] = read_npz(root / f"{split}.npz")
     num_classes = data.num_classes or 1 + max(int(labels.max()) for labels in arrays.labels.values())
-    num_classes = min(num_classes, MAX_CLASSES)  # a class has a name, and the net's head a row: a label is no hash
+    num_classes = min(num_classes, MAX_CLASSES)  # a class has a name, and the net's head a row: labels are no hashes
     for split, labels in arrays.labels.items():
         check_labels(root / f"{split}.npz", labels, num_classes)
     arrays.classes = class_numbers(num_classes)

@@ -1,4 +1,4 @@
-"""Images that are in no set: found in a file or a folder, and prepared as the validation images of a set are."""
+"""Images outside of any data set: found in a file or a folder, and prepared like the validation images of a set."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from roadmap.text import printable, reason
 
 @dataclass(frozen=True)
 class LooseImages:
-    """Files that may be images: names below a folder, in order; and a line for each thing in it that is none."""
+    """Files that may be images: their names below a folder, in order, and a line for each other file."""
 
     folder: Path
     names: list[str]
@@ -41,7 +41,7 @@ class LooseImages:
 
 
 def find_loose_images(path: Path) -> LooseImages:
-    """Return an image, or all that lie in a folder, at any depth. Raises DataError where there is none."""
+    """Find an image, or all images in a folder at any depth. Raises DataError if there is none."""
     if not path.exists():
         raise DataError(f"images={path}: there is no such file or folder{nearby(path)}")
     if not path.is_dir():
@@ -66,7 +66,7 @@ def find_loose_images(path: Path) -> LooseImages:
 def files_below(top: Path, problems: list[str]) -> Iterator[str]:
     """Yield the names of all files below a folder, relative to it, in the order of their parts; links are followed.
 
-    What is hidden or a system's own is passed over, a folder that cannot be read is a problem.
+    Hidden and system files are skipped; a folder that cannot be read is added to the problems.
     """
 
     def note(error: OSError) -> None:
@@ -84,17 +84,17 @@ def files_below(top: Path, problems: list[str]) -> Iterator[str]:
 
 
 class LooseReader:
-    """An image as a set's validation images are before they are normalised. Called with its number in a worker."""
+    """Prepares an image like a set's validation images, before normalisation. Called with its number in a worker."""
 
     def __init__(self, images: LooseImages, data: DataConfig, recipe: RecipeConfig) -> None:
         self.images, self.size, self.row = images, data.image_size, catalog.find(data.name, data.kind)
         self.fast = data.pipeline == Pipeline.fast
-        # What a set in memory holds is of the size already; it is cropped where that is asked for.
+        # Sets in memory have the right size already, and are cropped only on request.
         as_it_is = self.row.in_memory and data.resize_size is None
         self.crop = None if as_it_is else transforms.eval_crop(data, recipe)
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return uint8 `(size, size, 3)`, and whether it is one: what cannot be read is black."""
+        """Return uint8 `(size, size, 3)` and whether it could be read: black if not."""
         try:
             image = self.read(self.images.path(index))
         except DataError:
@@ -118,7 +118,7 @@ def loose_batches(
     *,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, list[int], list[int]]]:
-    """Yield batches on the device: float32 `(B, 3, H, W)`, channels-last; their numbers; those that cannot be read."""
+    """Yield batches on the device, float32 `(B, 3, H, W)`, channels-last; their numbers; those of unreadable images."""
     scale, bias = normalisation(data, device)
     mean, std = (torch.tensor(value, device=device)[:, None, None] for value in (data.mean, data.std))
     batches = load_batches(LooseReader(images, data, recipe), stack, index_batches, data.workers, device)
@@ -139,7 +139,7 @@ def stack(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def why_not_read(path: Path) -> str:
-    """Return a line that says what is wrong with an image that could not be read."""
+    """Return a line about what is wrong with an image that could not be read."""
     try:
         read_image(path)
     except DataError as error:

@@ -98,7 +98,7 @@ def parse_policy(data: DataConfig, recipe: RecipeConfig) -> Policy | None:
 
 
 def draw_layers(policy: Policy, seed: int, epoch: int, ids: np.ndarray) -> list[Layer]:
-    """Draw the operations of a batch: ids `(B,)` -> a `Layer` for each operation that is applied in turn."""
+    """Draw the operations of a batch: ids `(B,)` -> a `Layer` for each operation that an image gets."""
     drawn = uniforms(Draw.augment, seed, epoch, ids, 4 * policy.num_layers)
     return [to_layer(policy, *drawn[:, 4 * i : 4 * i + 4].T) for i in range(policy.num_layers)]
 

@@ -17,7 +17,7 @@ def draw_box(seed: int, epoch: int, index: int, height: int, width: int) -> tupl
     """Draw top, left, height and width of an image's crop, as timm's RandomResizedCropAndInterpolation does.
 
     Area 8 to 100 %, aspect log-uniform from 3/4 to 4/3, the first of ten attempts that fits; else the largest box at
-    the centre whose aspect is in that range. Of an image of a pixel or two it can be a box without pixels.
+    the centre whose aspect is in that range. For an image of a pixel or two the box may have no pixels.
     """
     drawn = uniforms(Draw.box, seed, epoch, np.array([index]), 2 * ATTEMPTS + 2)[0]
     area = between(SCALE, drawn[:ATTEMPTS]) * (height * width)

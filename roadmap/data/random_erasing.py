@@ -35,7 +35,7 @@ def draw_erased(prob: float, size: int, seed: int, epoch: int, ids: np.ndarray) 
 def erase(images: Tensor, boxes: np.ndarray, starts: np.ndarray) -> None:
     """Fill each image's box, int64 `(B, 4)` as from `draw_erased`, with normal noise: float32 `(B, H, W, 3)`, in place.
 
-    A pixel's noise depends on where its image's numbers start (uint64 `(B,)`) and on its own place.
+    A pixel's noise depends on where its image's numbers start (uint64 `(B,)`) and on its position.
     """
     size, rows = images.shape[1], np.flatnonzero(boxes[:, 2])
     if not len(rows):
@@ -46,7 +46,7 @@ def erase(images: Tensor, boxes: np.ndarray, starts: np.ndarray) -> None:
     )
     columns = to_device(torch.from_numpy(about), images.device)
     pixel = torch.arange(total, device=images.device)
-    # With the size given, nothing waits to hear from the device how long the result is.
+    # With the size given, the host need not wait for the device to know how long the result is.
     box = torch.repeat_interleave(columns[:, 3] * columns[:, 4], output_size=total)
     row, top, left, height, width, start, end = columns[box].unbind(1)
     within = pixel - (end - height * width)

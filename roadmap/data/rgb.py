@@ -1,13 +1,13 @@
-"""An opened image of any kind as 8-bit RGB: what is converted, and what is refused because nothing would be left of it.
+"""Opened images of any kind as 8-bit RGB: how they are converted, and which are refused because nothing would be left.
 
-What the authors' loader does (Pillow's `convert("RGB")`) wherever that keeps the picture: transparency is left out and
-the colours beneath it count, CMYK goes by Pillow's formula, colour profiles and EXIF orientation are ignored.
+As in the authors' loader (Pillow's `convert("RGB")`) wherever that keeps the picture: transparency is dropped and the
+colours beneath it are used, CMYK follows Pillow's formula, colour profiles and EXIF orientation are ignored.
 """
 
 import numpy as np
 from PIL import Image
 
-# Of these rules: what was found whole under others is opened again.
+# Version of these rules: images checked under other rules are opened again.
 RULES = 2
 
 
@@ -28,9 +28,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def from_16_bit(image: Image.Image) -> Image.Image:
-    """Return the high bytes of an image of 16 bits a channel. Raises ValueError where these would be next to nothing.
+    """Return the high bytes of an image of 16 bits a channel. Raises ValueError if hardly anything would be left.
 
-    Pillow takes them of colours itself, and clips grey at 255.
+    Pillow does so for colours itself, but clips grey at 255.
     """
     flat = is_flat(image)
     if image.mode.startswith("I"):
@@ -44,7 +44,7 @@ def from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def without_alpha(image: Image.Image) -> Image.Image:
-    """Return the colours of an image, those beneath transparency too. Raises ValueError where these are but one."""
+    """Return the colours of an image, also beneath transparency. Raises ValueError if there is only one colour."""
     whole = image.convert("RGBA")
     rgb = whole.convert("RGB")
     if is_flat(rgb) and not is_flat(whole):

@@ -1,4 +1,4 @@
-"""Which images come when, and the seeds of their randomness: pure functions, so that resuming needs an offset only.
+"""Which images come when, and the seeds of their randomness: pure functions, so that resuming only needs an offset.
 
 Ids are positions in a split.
 """
@@ -29,12 +29,12 @@ class Draw(IntEnum):
 
 
 def derived_seed(draw: Draw, *numbers: int) -> int:
-    """Return a 63-bit seed that is a function of the purpose and of numbers from 0 up, and of nothing else."""
+    """Return a 63-bit seed that depends only on the purpose and on numbers from 0 up."""
     return int(np.random.SeedSequence((int(draw), *numbers)).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator(draw: Draw, *numbers: int) -> torch.Generator:
-    """Return a CPU generator that starts at `derived_seed`; the global random state is left alone."""
+    """Return a CPU generator seeded with `derived_seed`; the global random state is not touched."""
     return torch.Generator().manual_seed(derived_seed(draw, *numbers))
 
 
@@ -57,7 +57,7 @@ def train_index_batches(num_images: int, batch_size: int, seed: int, epoch: int,
     """Return the epoch's batches of ids, each int64 `(batch_size,)`, without the first `skip` of them.
 
     The last incomplete batch is dropped, as in the official code: `num_images % batch_size` images.
-    Raises ConfigError where not a single batch is complete.
+    Raises ConfigError if there is no complete batch.
     """
     if batch_size > num_images:
         raise ConfigError(f"recipe.batch_size={batch_size}: larger than the {num_images} training images")
@@ -68,5 +68,5 @@ def train_index_batches(num_images: int, batch_size: int, seed: int, epoch: int,
 
 
 def eval_index_batches(num_images: int, batch_size: int) -> list[Tensor]:
-    """Return batches of ids in the set's order, none left out: the last one may be shorter."""
+    """Return batches of all ids in the set's order; the last one may be shorter."""
     return list(torch.arange(num_images).split(batch_size))

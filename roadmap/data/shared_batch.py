@@ -1,4 +1,4 @@
-"""Batches in anonymous memory: a worker process hands one over without /dev/shm, which is 64 MB in a container."""
+"""Batches in anonymous memory, passed on by worker processes without /dev/shm, which has 64 MB in a container."""
 
 import mmap
 import os
@@ -15,9 +15,9 @@ AVAILABLE = hasattr(os, "memfd_create")  # Linux
 
 
 class SharedBatch:
-    """A tensor or a tuple of tensors; pickled for another process, it becomes them again there, without a copy.
+    """A tensor or a tuple of tensors in shared memory; unpickled in another process, it is these again, without a copy.
 
-    Raises OSError where there is no memory for it.
+    Raises OSError if there is not enough memory.
     """
 
     def __init__(self, batch: Tensor | tuple[Tensor, ...]) -> None:
@@ -29,7 +29,7 @@ class SharedBatch:
             size += (tensor.nbytes // ALIGNMENT + 1) * ALIGNMENT
         self.handle = os.memfd_create("batch", os.MFD_CLOEXEC)
         try:
-            # Memory that runs out later, when it is written to, would be a SIGBUS.
+            # If memory only ran out when it is written to, the process would get a SIGBUS.
             os.posix_fallocate(self.handle, 0, size)
             for shared, tensor in zip(map_tensors(self.handle, self.layouts), tensors, strict=True):
                 shared.copy_(tensor)
@@ -46,9 +46,9 @@ class SharedBatch:
 def open_batch(
     shared: Any, layouts: Sequence[Layout], is_tensor: bool
 ) -> Tensor | tuple[Tensor, ...] | OSError | EOFError:
-    """Return the batch that another process has pickled, an error where that has ended meanwhile.
+    """Return the batch that another process has pickled, or an error if that process has ended meanwhile.
 
-    Raised, the error would end torch's thread that pins batches with a traceback.
+    If raised, the error would end torch's pinning thread with a traceback.
     """
     try:
         handle = shared.detach()
@@ -62,12 +62,12 @@ def open_batch(
 
 
 def map_tensors(handle: int, layouts: Sequence[Layout]) -> tuple[Tensor, ...]:
-    """Return the tensors that lie in a file of memory."""
+    """Return the tensors in a memory file."""
     memory = mmap.mmap(handle, 0)
     tensors = []
     for dtype, shape, strides, offset in layouts:
         count = torch.Size(shape).numel()
-        # torch takes no buffer of nothing.
+        # torch refuses an empty buffer.
         flat = torch.frombuffer(memory, dtype=dtype, count=max(count, 1), offset=offset)
         tensors.append(flat.as_strided(shape, strides))
     return tuple(tensors)

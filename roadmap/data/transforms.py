@@ -26,7 +26,7 @@ from roadmap.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
 
-# timm passes over parts of the notation that it does not know: a misspelt `mstd` would change the recipe in silence.
+# timm ignores parts of the notation that it does not know: a misspelt `mstd` would silently change the recipe.
 RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|t(weights|3aw?)))*")
 
 
@@ -43,7 +43,7 @@ def eval_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
-    """Return what happens to a training image; equal to timm's `create_transform` for what both know.
+    """Return what happens to a training image; equal to timm's `create_transform` where both support it.
 
     Raises ConfigError for a `recipe.rand_augment` that timm cannot read.
     """
@@ -130,8 +130,8 @@ def with_safe_posterize(policy: Any) -> Any:
 def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
     """Keep the highest bits of each channel; 0 bits give a black image.
 
-    At its full strength timm's `PosterizeIncreasing` asks for 0 bits. Pillow up to 12 masked every bit away, which is
-    black; since Pillow 13 `ImageOps.posterize` raises for it. About 3 images in 2,000 come to it under
+    At full strength timm's `PosterizeIncreasing` asks for 0 bits. Up to Pillow 12 that masked every bit and gave black;
+    since Pillow 13 `ImageOps.posterize` raises an error. It happens to about 3 images in 2,000 under
     rand-m9-mstd0.5-inc1.
     """
     from timm.data import auto_augment
@@ -143,11 +143,11 @@ def posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Ima
 
 @contextmanager
 def random_state(seed: int) -> Iterator[None]:
-    """Seed what transforms draw from (Python's, NumPy's, torch's CPU generators), and put the caller's state back."""
+    """Seed the generators that transforms use (Python's, NumPy's, torch's on the CPU), and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPU, in every worker
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would initialise the GPU in every worker
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """RandAugment's operations as two Triton kernels a layer, for a GPU: tables of the images that need their own, pixels.
 
-The arithmetic is that of `image_ops`, value by value (no multiply-add is fused), which launches some 200 kernels a
-layer. Needs Triton; `roadmap.data.rand_augment` starts them.
+The arithmetic is that of `image_ops`, value by value (no multiply-add is fused), which launches many kernels for each
+operation. Needs Triton; `roadmap.data.rand_augment` launches them.
 """
 
 # mypy: ignore-errors
@@ -13,7 +13,7 @@ import triton.language as tl
 # What a program does with its image.
 UNCHANGED, LOOK_UP, COLOR, SHARPNESS, MOVE = (tl.constexpr(code) for code in range(5))
 AUTO_CONTRAST, EQUALIZE, CONTRAST = (tl.constexpr(code) for code in range(5, 8))  # look up in tables of their own
-BLOCK = tl.constexpr(512)  # pixels at a time: 1024 spill registers where 16 of them are read for each
+BLOCK = tl.constexpr(512)  # pixels at a time; 1024 would spill registers where each reads 16 of them
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""`mode=data_check`: open every image of a set before it costs.
+"""`mode=data_check`: open every image of a set before training depends on it.
 
     python run.py mode=data_check data=imagenet data.root=FOLDER
 
-Classes and counts first, then every file is decoded in `data.workers` processes (as many as there are cores where that
+Classes and counts first, then every file is decoded in `data.workers` processes (one per core if that
 is 0). What was opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has
 only its new files opened. The images may lie on a disk that cannot be written. A file in `.data` is whole or it is
 ignored; nothing in it can run code.

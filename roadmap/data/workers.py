@@ -1,4 +1,4 @@
-"""Worker processes that prepare images: in the order asked for, with errors as values, deaf to a job's signals."""
+"""Worker processes that prepare images: in the order asked for, errors returned as values, a job's signals ignored."""
 
 import errno
 import multiprocessing
@@ -23,9 +23,9 @@ from roadmap.distributed.signals import STOP_SIGNALS, blocked
 from roadmap.errors import DataError, LoaderError, RoadmapError
 from roadmap.text import reason
 
-POLL_S = 2  # how often the workers are looked after while a batch is waited for
-STALL_S = 600.0  # a batch that takes longer does not come
-EXIT_S = 2.0  # in which a worker that was killed is seen to be gone
+POLL_S = 2  # how often the workers are checked while waiting for a batch
+STALL_S = 600.0  # a batch that takes longer is given up
+EXIT_S = 2.0  # within which a killed worker is seen to have ended
 LESS = "fewer data.workers, or data.workers=0, need less memory; the same command goes on"
 
 
@@ -48,7 +48,7 @@ class PrepareOrError(Dataset[Any]):
 
 
 class CollateOrError:
-    """Put a batch together, in a worker for handing it over, or return the first error in it."""
+    """Collate a batch, in a worker into shared memory, or return its first error."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
@@ -95,7 +95,7 @@ def load_batches(
         pin_memory=device.type == "cuda",
         worker_init_fn=partial(start_worker, os.getpid()),
         timeout=POLL_S if workers else 0,
-        # A fork has everything imported; a rank's own default is to start anew, which takes each worker 7 s of CPU.
+        # A fork has everything imported; a rank's default is to spawn, which costs each worker 7 s of CPU.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # it draws a number at each start: not from the run's own state
     )
@@ -111,7 +111,7 @@ def load_batches(
     except GeneratorExit:  # an epoch that is left early: torch asks its workers to end
         del batches
         raise
-    finally:  # else asking those that do not answer would take 10 s for each
+    finally:  # else each one that does not answer would take 10 s
         for process in processes:
             process.kill()
             process.join(EXIT_S)
@@ -164,7 +164,7 @@ def how_it_ended(code: int) -> str:
 
 
 def start_worker(parent: int, worker_id: int) -> None:
-    """Set a worker's signals, and let it end where a batch cannot be sent: it would be lost, and waited for."""
+    """Set a worker's signals, and end it if a batch cannot be sent, for which the parent would wait."""
     leave_signals_to_parent(parent)
 
     def end(error: Exception, _: Any) -> None:

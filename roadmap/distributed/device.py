@@ -26,7 +26,7 @@ OUT_OF_MEMORY = re.compile(
 
 
 def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
-    """Return the device of a rank: of a node's GPUs the one of its number. Raises ConfigError where there is none."""
+    """Return the device of a rank: the node's GPU with its number. Raises ConfigError if there is none."""
     if wanted == Device.cuda and not torch.cuda.is_available():
         raise ConfigError("device=cuda: there is no GPU here; device=cpu or device=auto")
     if wanted == Device.cpu or not torch.cuda.is_available():
@@ -78,14 +78,14 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
 
 
 def choose_compile(config: Config, device: torch.device) -> bool:
-    """Tell whether the net is compiled: `auto` is on a GPU, for images so large that compiling half a minute pays."""
+    """Tell whether the net is compiled: `auto` compiles on a GPU, for images so large that half a minute pays off."""
     return config.compile == "true" or (config.compile == "auto" and device.type == "cuda" and config.has_large_images)
 
 
 def choose_graph(config: Config, device: torch.device, precision: Precision, world_size: int) -> bool:
     """Tell whether a step is captured. Raises ConfigError where `cuda_graph=always` cannot be.
 
-    `auto` is on one GPU, for small images and for compiled nets: the kernels of the others take longer than launching.
+    `auto` captures on one GPU, for small images and for compiled nets; other nets' kernels take longer than launching.
     """
     found = {
         "without a GPU": device.type != "cuda",
@@ -117,7 +117,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def num_threads(number: int) -> Iterator[None]:
-    """Let operations on the CPU take so many threads meanwhile."""
+    """Let operations on the CPU use this number of threads in the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -137,7 +137,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak be this run's own, not that of an earlier one in the same process."""
+    """Reset the peak, so that it is not that of an earlier run in the same process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # Linux only; elsewhere the peak is the process's
@@ -145,7 +145,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use: by its affinity, and by the quota of its control group."""
+    """Return how many cores this process may use, by its affinity and its control group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
 

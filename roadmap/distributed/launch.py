@@ -1,4 +1,4 @@
-"""Start the ranks of a run on this machine, one process a device, and watch over them until the last one has ended.
+"""Start the ranks of a run on this machine, one process per device, and watch them until the last one has ended.
 
 Signals are passed on; a rank that dies takes the others with it, and ranks whose parent dies stop by themselves.
 """
@@ -41,7 +41,7 @@ class Child:
 
     @property
     def stopped(self) -> bool:
-        """Tell whether it ended as it was asked to: the first rank may still be saving then, and has its time."""
+        """Tell whether it ended because it was asked to: the first rank may still be saving, and gets the time."""
         return isinstance(self.result, tuple) and self.result[0] == StoppedEarly.__name__
 
     def receive(self) -> None:
@@ -60,7 +60,7 @@ def launch(target: Target, num_ranks: int) -> float:
     """
     store = listening_store()
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # the first rank would start it, which unblocks what is blocked for the ranks
+    resource_tracker.ensure_running()  # the first rank would start it, and so unblock what is blocked for the ranks
     with StopSignal(interrupts=False) as stop:
         children: list[Child] = []
         try:
@@ -128,7 +128,7 @@ def _result(children: list[Child], silent: list[str], stop: StopSignal) -> float
 
 
 def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None:
-    """Be one rank: do the work, send the result, and leave without waiting for connections to ranks that are gone."""
+    """Run as one rank: do the work, send the result, and exit without waiting for ranks that are gone."""
     leave_at_once(silent=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     redact_output()

@@ -26,7 +26,7 @@ from roadmap.distributed.rendezvous import remove_address, rendezvous
 from roadmap.errors import PeerLost, Refused, RoadmapError, error_of
 from roadmap.files import expand, read_json
 
-PRIMING_PASSES = 2  # DDP orders its buckets anew after the first pass, and sums in that order from the second on
+PRIMING_PASSES = 2  # DDP reorders its buckets after the first pass, and sums in that order from the second on
 CAUSE_TIMEOUT_S = 5.0  # how long a rank looks for the reason why another one left
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class Ranks:
 
     @contextmanager
     def share_errors(self) -> Iterator[None]:
-        """Let what ends one rank end all: an error is left for the others, a broken connection becomes its cause."""
+        """Let an error of one rank end all: the others find it, and raise it in place of the broken connection."""
         try:
             yield
         except PeerLost:

@@ -31,7 +31,7 @@ STALL_S = 5.0  # how long a stop waits for images that do not come
 
 
 def leave_at_once(code: int = StoppedEarly.code, *, silent: bool = False) -> None:
-    """From here on let a stop end this process at once, with `code`: nothing has begun, or all is done."""
+    """From here on, let a stop end this process at once with `code`: nothing has begun, or everything is done."""
 
     def leave(number: int, _: FrameType | None) -> None:
         if not silent:
@@ -49,19 +49,19 @@ def leave_at_once(code: int = StoppedEarly.code, *, silent: bool = False) -> Non
 
 
 def ignore_stops() -> None:
-    """Ignore, as the last act of a process: Python, when it is taken apart, gives signals their default back."""
+    """Ignore stops as the last act of a process: on its way out, Python restores the signals' defaults."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def not_ignored() -> list[signal.Signals]:
-    """Return the signals that stop a run, but those that whoever started the process wants ignored."""
+    """Return the signals that stop a run, except those that were ignored when the process started."""
     return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Let signals that stop a run wait while child processes are made: these begin with them blocked.
+    """Block signals that stop a run while child processes start: these begin with them blocked.
 
     A child has its parent's handlers until it has set its own.
     """
@@ -73,7 +73,7 @@ def blocked() -> Iterator[None]:
 
 
 class StopSignal:
-    """Listens for signals that stop a run while it is entered; once one has come to any rank `raise_if_set` raises.
+    """While entered, listens for signals that stop a run; once any rank has received one, `raise_if_set` raises.
 
     Asked once more from the keyboard it raises KeyboardInterrupt at once, unless `interrupts` is False: then `again` is
     set. Outside the main thread, where Python takes no handlers, it listens to nothing.
@@ -118,7 +118,7 @@ class StopSignal:
             raise error
 
     def raise_if_set(self, save_due: bool = False) -> bool:
-        """Raise StoppedEarly if a signal has come to any rank; return whether any of them finds a checkpoint due."""
+        """Raise StoppedEarly if any rank has received a signal; return whether a checkpoint is due on any of them."""
         flags = [self.signal or 0, int(save_due)]
         number, due = self.ranks.all_reduce_max(*flags) if self.ranks is not None else flags
         if number:

@@ -1,4 +1,4 @@
-"""Where in a file of weights the net's tensors lie: what training code puts around them, and before their keys."""
+"""Where in a file of weights the net's tensors are: the containers and key prefixes that training code adds."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ MAX_NETS = 100  # in one container: each is looked for among all its keys
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """What lies by key beside the tensors of one net: in what format, where, what else there is."""
+    """The tensors of one net in a file: their format, where they are, what else there is."""
 
     name: str  # of the containers, by dots, with a prefix of the keys where one container holds several nets
     fmt: str
@@ -49,8 +49,8 @@ class FoundWeights:
 def find_weights(loaded: Mapping[Any, Any], name: str | None = None) -> FoundWeights:
     """Find the weights of a net of known format wherever they lie in nested containers.
 
-    Of several those called `name`; without a name the first that are no moving average. Raises DataError where there
-    are none, or none of this name.
+    Of several, those called `name`, or else the first that are not a moving average. Raises DataError if there are
+    none, or none of this name.
     """
     holders = list(_holders(loaded))
     found = [each for path, tensors in holders for each in _nets(path, tensors)]
@@ -68,7 +68,7 @@ def find_weights(loaded: Mapping[Any, Any], name: str | None = None) -> FoundWei
 
 
 def _holders(loaded: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield the path and the entries of every container that has a tensor in it; one that holds itself counts once."""
+    """Yield the path and the entries of every container with a tensor in it; one that contains itself counts once."""
     seen = {id(loaded)}
     todo: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), loaded)]
     while todo:
@@ -104,7 +104,7 @@ def _nets(path: tuple[str, ...], entries: dict[str, Any]) -> Iterator[FoundWeigh
 
 
 def _unknown(holders: list[tuple[tuple[str, ...], dict[str, Any]]]) -> str:
-    """Say what a file holds whose weights are of no known format, and which format is the nearest."""
+    """Describe a file whose weights have no known format, and name the nearest format."""
     if not holders:
         return "weights: hold no tensors"
     path, entries = max(holders, key=lambda holder: sum(isinstance(v, torch.Tensor) for v in holder[1].values()))
@@ -118,6 +118,6 @@ def _unknown(holders: list[tuple[tuple[str, ...], dict[str, Any]]]) -> str:
     near = max(SIGNS, key=likeness.__getitem__)
     where = f" in {shorten(printable('.'.join(path)), 60)}" if path else ""
     return (
-        f"weights: the format is none that is known ({len(entries)} keys{where}: {first}); "
+        f"weights: the format is unknown ({len(entries)} keys{where}: {first}); "
         f"the nearest is {near}, which has {SIGNS[near]}"
     )

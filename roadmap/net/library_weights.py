@@ -35,7 +35,7 @@ def default_tag(library: str, net: str) -> str:
 def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
     """Return the tensors of a library's weights by key, on the CPU. Raises ConfigError, and DataError without them."""
     load = (_torchvision_loader if library == "torchvision" else _timm_loader)(net, tag)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its retries
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
     try:
         with socket_timeout(TIMEOUT_S):
             return load()
@@ -78,7 +78,7 @@ def _timm_loader(net: str, tag: str) -> Any:
         raise ConfigError(f"weights=timm:{net}.{tag}: {_not_there('weights', f'{net}.{tag}', known)}")
     if not TIMM.fullmatch(net):
         nets = sorted({name.partition(".")[0] for name in known if TIMM.fullmatch(name.partition(".")[0])})
-        raise ConfigError(f"weights=timm:{net}.{tag}: is no net of the roadmap; {nearest(net, nets, NEAREST)}")
+        raise ConfigError(f"weights=timm:{net}.{tag}: is not a net of the roadmap; {nearest(net, nets, NEAREST)}")
 
     def load() -> Mapping[str, Any]:
         with _cache_without_server():

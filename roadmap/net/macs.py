@@ -15,7 +15,7 @@ from roadmap.errors import ConfigError
 from roadmap.net.net import build_net
 
 aten = torch.ops.aten
-# What has the shape of a sum over dimensions, and where these stand among its arguments.
+# Operations whose output has the shape of a sum over dimensions, and the position of these among their arguments.
 REDUCED = {aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
 
 

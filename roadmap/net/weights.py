@@ -147,10 +147,10 @@ def reshaped(tensor: Any, like: torch.Tensor, what: str) -> torch.Tensor:
     Raises DataError for what cannot be copied so, and for numbers that are not finite in our type.
     """
     if not isinstance(tensor, torch.Tensor):
-        raise DataError(f"{what} is no tensor, but of type {type(tensor).__name__}")
+        raise DataError(f"{what} is not a tensor, but of type {type(tensor).__name__}")
     if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
         kind = "nested" if tensor.is_nested else f"device {tensor.device.type}, layout {tensor.layout}"
-        raise DataError(f"{what} is no plain tensor with values: {kind}")
+        raise DataError(f"{what} is not a plain tensor with values: {kind}")
     if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
         raise DataError(f"{what} has type {tensor.dtype}, this net wants {like.dtype}")
     if [n for n in tensor.shape if n != 1] != [n for n in like.shape if n != 1]:

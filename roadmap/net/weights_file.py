@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from roadmap.errors import DataError
 from roadmap.text import printable, shorten
 
-# Of the standard library, modules whose classes merely hold values. Whatever else of it a file asks for is there to
-# be called, as in a file that runs a command where it is read carelessly.
+# Of the standard library, modules whose classes merely hold values. Anything else that a file asks for is there
+# to be called, as in a file that runs a command when it is read carelessly.
 VALUES = {
     "argparse", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "pathlib",
     "types", "typing", "uuid",
@@ -37,7 +37,7 @@ NAMES = 100  # that get a placeholder: the file is read once for each
 
 
 class Placeholder(list[Any]):
-    """In the place of an object that is no tensor and no plain container: takes all that it is given, and forgets it.
+    """Stands in for an object other than a tensor or a plain container: accepts whatever it is given, and forgets it.
 
     A list, since torch's reader lets nothing else be appended to.
     """
@@ -55,7 +55,7 @@ class Placeholder(list[Any]):
 
 
 class DictPlaceholder:
-    """The same in the place of a dictionary of another class, whose entries are read."""
+    """The same for a dictionary of another class, whose entries are read."""
 
     def __new__(cls, *_: Any, **__: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
@@ -74,7 +74,7 @@ def read_weights_file(path: Path) -> Mapping[Any, Any]:
         loaded = load_file(path, device="cpu") if path.suffix.lower() == ".safetensors" else load_torch(path)
     except DataError:
         raise
-    except Exception as error:  # damaged files make both readers raise whatever their parsers come upon
+    except Exception as error:  # on a damaged file both readers raise whatever their parsers run into
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise DataError(f"refused: it asks for {asked[1]}, and a file of weights holds tensors only") from None
         raise DataError("cannot be read as weights: damaged, cut short, or a file of another kind") from None
@@ -117,13 +117,13 @@ def refuse_compressed(path: Path) -> None:
 def holds_values(name: str) -> bool:
     """Tell whether a name in a file may be one of a class of values: not of what the standard library lets be called.
 
-    torch itself says no to `os` and `sys`, and names what is built in without a module.
+    torch itself refuses `os` and `sys`, and names builtins without a module.
     """
     module = name.partition(".")[0]
     return "." in name and (module in VALUES or module not in STANDARD)
 
 
 def placeholder(name: str, kind: type) -> type:
-    """Return a placeholder of its own for a name, which it bears in messages."""
+    """Return a placeholder class for a name, which it bears in messages."""
     module, _, own = name.rpartition(".")
     return type(own, (kind,), {"__module__": module})

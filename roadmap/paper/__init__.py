@@ -15,7 +15,7 @@ SLIPS = {
     ("tiny", "swin"): "torchvision's Swin-T counts 4.49",
 }
 
-BEYOND = "not of the paper"  # a row that the roadmap goes on with: of another paper, or of one's own
+BEYOND = "not of the paper"  # a row beyond the paper's: of another paper, or the user's own
 
 # The one cell of ours beside which the printed Swins may stand: under Swin's own recipe.
 SWIN_CELL = "swin,recipe=swin"
@@ -90,7 +90,7 @@ def label(step: str, regime: str) -> str | None:
 
 
 def position(step: str, parents: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Return the sort key of a step: the paper's order; a step of one's own stands right behind its parent.
+    """Return the sort key of a step: the paper's order; a user's own step comes right after its parent.
 
     `parents` holds the parent of every step that is not the paper's; a parent that is unknown sorts to the end.
     """

@@ -59,7 +59,7 @@ def unmet(order: Sequence[str]) -> tuple[str, str] | None:
 def sampled_order(number: int) -> Order:
     """Return a legal order, drawn uniformly: a function of its number alone, so that more of them keep the earlier.
 
-    Orders are drawn until one is legal, one of eight. They hang on SHA-256, and on no library's generator.
+    Orders are drawn until one is legal, one of eight. They depend on SHA-256, not on a library's generator.
     """
     attempt = 0
     while True:

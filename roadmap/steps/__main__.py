@@ -8,7 +8,7 @@ from roadmap.text import command_line
 @command_line
 def main() -> int:
     """Run the command line; return the exit code."""
-    from roadmap.steps.table import main  # which loads torch, for which there may be no memory
+    from roadmap.steps.table import main  # loads torch, for which there may not be enough memory
 
     return main()
 

@@ -1,4 +1,4 @@
-"""The name of a cell: its step, its variant, and in what its result differs from its plain step's."""
+"""The name of a cell: its step, its variant, and the settings that make its result differ from the plain step's."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from roadmap.text import check_name, flatten
 
 MAX_VARIANT = 80
 SAFE_CELL = re.compile(r"[A-Za-z0-9_.,=+\[\]-]{1,80}")
-IN_PATH = ("step", "variant", "regime", "data", "scale")  # groups that the path or the name has already
+IN_PATH = ("step", "variant", "regime", "data", "scale")  # groups that are in the path or the name already
 APART = ("step", "variant", "seed", "initial_weights")
 NAMED = [k for k, key in KEYS.items() if key.affects == Affects.result and k not in APART]
 
@@ -62,7 +62,7 @@ def variant_name(hydra: HydraConf) -> str | None:
 
 
 def check_variant(name: str) -> str:
-    """Return the name of a variant, or of several. Raises ConfigError for one that is no part of a folder's name."""
+    """Return the name of a variant, or of several. Raises ConfigError for one that no folder can be named by."""
     for part in name.split("+"):
         check_name("variant", part)
     if len(name) > MAX_VARIANT:
@@ -71,7 +71,7 @@ def check_variant(name: str) -> str:
 
 
 def _sorted_overrides(overrides: Sequence[str], choices: Any) -> tuple[list[str], list[str], list[str]]:
-    """Return the overrides that the path has, those that choose another group, and those that set what a result
+    """Return the overrides that are in the path, those that choose another group, and those that set what a result
     depends on."""
     in_path, groups, values = [], [], []
     for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
@@ -97,10 +97,10 @@ def _group(override: str) -> str:
 
 
 def _differences(config: Config, cfg: DictConfig, plain: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Yield key and value where a result may differ from the plain step's, but for what follows from another key."""
+    """Yield keys and values by which a result may differ from the plain step's, unless they follow from another key."""
     written, written_before = (_flat(c, resolve=False) for c in (cfg, plain))
     before, now = _flat(plain, resolve=True), flatten(config.values())
-    with suppress(ConfigError):  # of a plain step that cannot be run: its values are compared as they are written
+    with suppress(ConfigError):  # the plain step may not be runnable: its values are then compared as they are written
         before |= flatten(Config(**_nested(plain)).values())
     for key in NAMED:
         if now[key] != before.get(key) and written.get(key) != written_before.get(key) and is_read(key, now):

@@ -1,5 +1,4 @@
-"""The command line of `run.py`: what may be typed, Hydra around each run of it, errors in plain words with their exit
-codes."""
+"""The command line of `run.py`: what may be typed, Hydra around each run, plain error messages and exit codes."""
 
 import math
 import os
@@ -32,7 +31,7 @@ from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
 from roadmap.text import machine_error, printable_lines, redact_output
 
-# Does one run, and returns the line in which it is told what came out.
+# Does one run, and returns a line about its outcome.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
 
 
@@ -43,7 +42,7 @@ class CommandLine:
         self.run, self.argv = run, list(argv)
         self.env, self.sweep = RankEnv(), SweepProgress()
         self.overrides: list[str] = []
-        self.codes: list[int] = []  # one a run: Hydra drops what a task returns in a sweep
+        self.codes: list[int] = []  # one per run: Hydra drops what a task returns in a sweep
 
     def main(self) -> int:
         """Check what was typed, then let Hydra call `task` for every run."""
@@ -61,7 +60,7 @@ class CommandLine:
                 return 0
             self.env = rank_env()
             options, self.overrides = check_options(self.argv)
-            sys.argv[1:] = [*options, *self.overrides]  # argparse takes no option between two overrides
+            sys.argv[1:] = [*options, *self.overrides]  # argparse accepts no option between two overrides
             folders = config_dirs(self.argv)
             check_overrides(self.overrides, folders)
             check_config_dirs(folders, CONF)
@@ -75,7 +74,7 @@ class CommandLine:
             if (plain := machine_error(error)) is None:
                 raise
             return self.report(plain)
-        except BrokenPipeError:  # the help is longer than somebody reads
+        except BrokenPipeError:  # the reader of the help has left
             return 0
         except KeyboardInterrupt:
             return StoppedEarly.code if self.sweep.stopped else self.report(StoppedEarly("interrupted"))
@@ -84,7 +83,7 @@ class CommandLine:
         return max(self.codes, default=0)
 
     def task(self, cfg: DictConfig) -> None:
-        """Do one run. In a sweep an error ends this run alone, and a stop ends them all."""
+        """Do one run. In a sweep an error ends only this run, and a stop ends all."""
         hydra_config = HydraConfig.get()
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         if in_sweep:
@@ -109,7 +108,7 @@ class CommandLine:
             raise KeyboardInterrupt  # the one thing that ends Hydra's sweep at once
 
     def validated(self, cfg: DictConfig, hydra_config: HydraConf) -> Config:
-        """Return the checked config of a run, and name what was typed and has no effect. Raises ConfigError."""
+        """Return the checked config of a run, and report settings without effect. Raises ConfigError."""
         folders = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "file"]
         if (library := library_weights(cfg.get("weights") and str(cfg.weights))) and library.tag is None:
             from roadmap.net.library_weights import default_tag  # which loads the library

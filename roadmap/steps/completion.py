@@ -1,6 +1,6 @@
 """Completion in bash, `eval "$(python run.py -sc install=bash)"`: Hydra's own script and search, and nothing else.
 
-Bash expands the words that it is offered, `$(...)` too. So a word of other letters than names have is not offered,
+Bash expands the words that it is offered, also `$(...)`. So only words made of the characters of names are offered,
 whoever named a file or wrote a value.
 """
 
@@ -39,10 +39,10 @@ def complete(words: Sequence[str]) -> None:
 
 
 def choices(line: str) -> list[str]:
-    """Return how the last word of a command line may go on; nothing where the words before it are wrong."""
+    """Return completions of the last word of a command line; none if the words before it are wrong."""
     try:
         return [word for word in _found(line) if OFFERED.fullmatch(word) and _may_be_typed(word)]
-    except Exception:  # whatever is wrong is told when the line is run, and not between two keys
+    except Exception:  # errors are reported when the line is run, not while it is typed
         return []
 
 

@@ -40,7 +40,7 @@ def compose(
 ) -> Config:
     """Compose one step of one regime, at the regime's own scale unless an override chooses another.
 
-    `config_dir` is a folder with steps, variants or data sets of one's own. Raises ConfigError.
+    `config_dir` is a folder with the user's own steps, variants or data sets. Raises ConfigError.
     """
     folders = step_folders(config_dir)
     check_overrides([f"+step={step}", *overrides], folders)
@@ -102,8 +102,7 @@ def without_clock() -> Iterator[None]:
 
 @contextmanager
 def hydra_initialized(folder: Path) -> Iterator[None]:
-    """Let Hydra compose as `python run.py -cd FOLDER` does; its public `initialize_config_dir` knows one folder
-    only."""
+    """Let Hydra compose as `python run.py -cd FOLDER` does; its own `initialize_config_dir` takes one folder."""
     version.setbase("1.3")
     path = create_config_search_path(str(CONF))
     path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
@@ -130,7 +129,7 @@ def validate(
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
     `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders; `compose_plain`
-    composes the plain step that the name is the difference from. `mode=data_check` needs no step, and stays without a
+    composes the plain step with which the name compares. `mode=data_check` needs no step, and gets no
     name. Raises ConfigError, DataError for `weights` that cannot be read, and OmegaConf's errors (for `plain_error`).
     """
     with without_clock():
@@ -151,7 +150,7 @@ def validate(
     for key, value in {"step": config.step, "study": config.study, "regime": config.regime.name}.items():
         check_name(key, value)
     if config.mode == Mode.train and config.weights:
-        # Where their name is given, the weights themselves may be gone by now.
+        # If their name is given, the weights themselves may be gone by now.
         weights = config.initial_weights or name_initial_weights(config.weights, config.weights_key)
         config.initial_weights = check_initial_weights(weights)
     config.cell = cell_name(config, cfg, hydra, lambda words: compose_plain(str(hydra.job.config_name), words))

@@ -1,6 +1,6 @@
-"""What a folder of configs may not hold: Hydra would act on it, or read it without end, before our schema sees it.
+"""What is refused in a folder of configs, since Hydra would act on it, or read it endlessly, before our schema sees it.
 
-Files are read as Hydra reads them: with its parser, its header, through links.
+Files are read as Hydra reads them: its parser, its header, links followed.
 """
 
 import os
@@ -27,8 +27,8 @@ HYDRA_LOADER = get_yaml_loader()  # what Hydra reads files with: another parser 
 
 
 def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
-    """Raise ConfigError for a config file that could run code or takes more than its share, or a local file that
-    changes results."""
+    """Raise ConfigError for a config file that could run code or takes too much time or memory, or a local file
+    that changes results."""
     for folder in folders:
         if folder.resolve() != ours:
             for path in config_files(folder):
@@ -75,7 +75,7 @@ def _check_file(path: Path, folder: Path) -> None:
         raise ConfigError(f"{path}: values refer to several keys each, more than {MAX_REFERENCES}")
     for entry in _texts(body.get("defaults")):
         if ".." in entry or "hydra" in re.split(r"[\s/@.:]+", entry):
-            raise ConfigError(f"{path}: its defaults name {clean(entry, 80)!r}, which is no config of a run")
+            raise ConfigError(f"{path}: its defaults name {clean(entry, 80)!r}, which is not a config of a run")
     for key, value in body.items():
         name = str(key)
         inner = _dotted(value, name) if isinstance(value, dict) else [name]
@@ -119,9 +119,9 @@ def _header(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    """Return a file's mapping; {} for one that is none or no YAML, which Hydra or the step tree will tell.
+    """Return a file's mapping; {} for a file without one, or that is not YAML: Hydra or the step tree will report it.
 
-    Raises ConfigError for one that takes more than its share.
+    Raises ConfigError for a file that takes too much time or memory.
     """
     try:
         about = path.stat()

@@ -30,7 +30,7 @@ WIDTH = 100
 
 
 def short_help() -> str:
-    """Return what to type, for a command line that says nothing."""
+    """Return the help for an empty command line."""
     return HEAD + "\npython run.py --help lists all steps, regimes, scales, data sets, variants and keys."
 
 
@@ -46,8 +46,8 @@ def config_dirs(words: Sequence[str]) -> list[Path]:
 
 
 def help_text(folders: Sequence[Path], words: Sequence[str] = ()) -> str:
-    """Return the help, with what the config folders hold: on one screen, or with a line about each of the groups that
-    are among the words (`all` of them)."""
+    """Return the help with the contents of the config folders: on one screen, or with a line for each choice of the
+    groups among the words (`all` for every group)."""
     wanted = [group for group in GROUPS if {group, "all"} & set(words)]
     listed = [_names(group, folders) for group in GROUPS]
     parts = [HEAD, *([] if wanted else ["\n".join(listed) + "\n"])]

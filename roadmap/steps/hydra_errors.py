@@ -35,7 +35,7 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
     """
     try:
         steps = list(step_tree(folders))
-    except ConfigError as broken:  # a step file that cannot be read is behind whatever Hydra says
+    except ConfigError as broken:  # a step file that cannot be read is the cause of any error of Hydra's
         return str(broken)
     if isinstance(error, OmegaConfBaseException):
         return _explain_value(error)
@@ -68,7 +68,7 @@ def quote(value: str) -> str:
 
 
 def _hint(word: str, before: str) -> str:
-    """Return how to type a word whose value is text, for Hydra and for a shell; nothing where that is not its fault."""
+    """Return how to type a word whose value is text, for Hydra and for a shell; nothing if quoting would not help."""
     key, equals, value = word.partition("=")
     quoted = f"{key}={quote(value)}"
     try:
@@ -109,7 +109,7 @@ def _unknown_key(key: str) -> str:
 
 
 def file_of_unknown_key(values: dict[str, Any], overrides: Iterable[str], folders: Sequence[Path]) -> Path | None:
-    """Return the file that sets a composed key which the schema lacks and nobody has typed."""
+    """Return the file that sets a key which the schema lacks and the user has not typed."""
     typed = {word.partition("=")[0].lstrip("+") for word in overrides}
     for key in flatten(values):
         if key in KEYS or key in DERIVED or key in typed:

@@ -1,7 +1,7 @@
-"""What a command line may not say: Hydra would act on it before our schema sees it.
+"""What is refused on a command line, since Hydra would act on it before our schema sees it.
 
 Hydra makes its launcher, sweeper, logging and callbacks from whatever `hydra.*` names; only its mode and a sweep's
-lists may be set. It reads words without any bound; so what is too long, too deep or endless is refused first.
+lists may be set. Its parser has no limits, so words that are too long, nested too deeply or endless are refused first.
 """
 
 import math
@@ -61,15 +61,15 @@ def check_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if value.startswith("-") or not value:
             raise ConfigError(f"{option}: a value must follow")
         if option in ("--config-name", "-cn") and not all(map(SAFE_NAME.fullmatch, value.split("/"))):
-            raise ConfigError(f"{option} {shorten(value, 80)}: is no name of a config; its folder goes with -cd FOLDER")
+            raise ConfigError(f"{option} {shorten(value, 80)}: is not a config's name; its folder goes with -cd FOLDER")
         if option in ("--config-dir", "-cd") and not Path(value).is_dir():
             raise ConfigError(f"{option} {shorten(value, 80)}: no such folder{nearby(Path(value))}")
     return options, others
 
 
 def check_overrides(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
-    """Raise ConfigError for a word of a command line that Hydra must not see; words that it cannot read are left to
-    it. The names of subfolders of `folders` are names of groups too."""
+    """Raise ConfigError for a word of a command line that Hydra must not see; those that it cannot parse are left to
+    it. Subfolders of `folders` are groups, too."""
     if (length := sum(map(len, words))) > MAX_WORDS:
         raise ConfigError(f"{shorten(max(words, key=len), 80)}: {length} characters in all, at most {MAX_WORDS}")
     numbers = [_check_override(word, folders) for word in words if not word.startswith("-")]
@@ -124,21 +124,21 @@ def _check_setting(key: str, value: Any, folders: Sequence[Path]) -> None:
 
 
 def check_params(params: dict[Any, Any], folders: Sequence[Path]) -> None:
-    """Raise ConfigError for a list of a sweep that is no override as a command line may have it."""
+    """Raise ConfigError for a sweep's list that would not be allowed on a command line."""
     for key in params:
         if not re.fullmatch(r"\+{0,2}[\w.]+", str(key)):
-            raise ConfigError(f"hydra.sweeper.params.{shorten(str(key), 80)}: is no key of a run")
-    # Other kinds of values are told by whoever reads the file.
+            raise ConfigError(f"hydra.sweeper.params.{shorten(str(key), 80)}: is not a key of a run")
+    # Other types of values are reported by the code that reads the file.
     check_overrides([f"{key}={value}" for key, value in params.items() if isinstance(value, str)], folders)
 
 
 def _check_choice(key: str, override: Override, given: str) -> None:
-    """Raise ConfigError for a choice of a group that is none: Hydra would open whatever file a path leads to."""
+    """Raise ConfigError for a choice that is not a name: Hydra would open any file that a path leads to."""
     value = override.value()
     if isinstance(value, Glob):
         return
     choices: list[Any] = list(value.list) if isinstance(value, ChoiceSweep) else [value]
-    if key == "variant":  # the one group of which several may be chosen at once
+    if key == "variant":  # the only group of which several may be chosen at once
         choices = [one for each in choices for one in (each if isinstance(each, list) and len(each) > 1 else [each])]
     for choice in choices:
         name = choice.text if isinstance(choice, QuotedString) else choice

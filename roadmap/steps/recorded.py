@@ -1,5 +1,4 @@
-"""`weights=RUN` where the run's net is used as it is: the config that the run was made with, and what the command line
-changes in it."""
+"""`weights=RUN` where a run's net is used unchanged: the run's config, with what the command line may change in it."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from roadmap.steps.cell_name import SAFE_CELL, check_variant, variant_name
 from roadmap.steps.tree import ADDED
 from roadmap.text import check_name, clean, flatten
 
-# What is this machine's own affair; where the images lie, how many workers read them: as the run had it.
+# Keys of this machine; the images' folder and the number of workers stay as the run had them.
 HERE = {k for k, key in KEYS.items() if key.affects == Affects.place and not k.startswith("data.")}
 HERE -= {*DERIVED, "study"}
 OF_GROUP = {"step": "step", "variant": "variant", "regime": "regime.name", "recipe": "recipe.name"}
@@ -39,7 +38,7 @@ def takes_a_run(mode: Any, weights: Any) -> bool:
 def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
     """Return the config of the run in `weights`, with what the command line says of an evaluation or a place.
 
-    `composed` is what the command line comes to by itself, by dotted key. Raises DataError for a record that cannot be
+    `composed` is the command line's own config, by dotted key. Raises DataError for a record that cannot be
     read, ConfigError for a typed key that would make another net or another run of it.
     """
     path, choices = expand(str(composed["weights"])), hydra.runtime.choices
@@ -72,7 +71,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
             check_variant(config.variant)
         check_name("regime.name", config.regime.name)
         if not SAFE_CELL.fullmatch(config.cell):
-            raise ConfigError(f"cell={config.cell}: is no name of a cell")
+            raise ConfigError(f"cell={config.cell}: is not the name of a cell")
     except (ConfigError, DataError) as error:
         raise DataError(clean(f"weights={path}: {error}", 500)) from None
     return flatten(config.values())

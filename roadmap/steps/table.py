@@ -1,4 +1,4 @@
-"""`python -m roadmap.steps`: every row of a regime beside the paper's numbers, the tree of the rows, and what changes
+"""`python -m roadmap.steps`: every row of a regime with the paper's numbers, the tree of the rows, and what changes
 from one to another."""
 
 import csv
@@ -84,8 +84,8 @@ def as_tree(table: Sequence[Row], config_dir: str | None = None) -> str:
 def branches(parents: Mapping[str, str | None]) -> list[str]:
     """Return a line a step, in the manner of `git log --graph`: what leads to it, and its name.
 
-    `parents` holds the steps in the roadmap's order. Of several children the one from which the most follows goes on
-    with the line, the first of equals; the others leave it before, in their order.
+    `parents` holds the steps in the roadmap's order. The line continues with the child that has the most
+    descendants, the first of equals; the other children branch off before it, in their order.
     """
     children: dict[str | None, list[str]] = {}
     for name, parent in parents.items():
@@ -94,7 +94,7 @@ def branches(parents: Mapping[str, str | None]) -> list[str]:
 
 
 def _line(name: str, margin: str, children: Mapping[str | None, Sequence[str]]) -> Iterator[str]:
-    """Yield the drawing of a step and of all that follows, the line at a margin."""
+    """Yield the drawing of a step and of its descendants, after a margin."""
     yield f"{margin}* {name}"
     below = children.get(name, ())
     if not below:
@@ -109,7 +109,7 @@ def _line(name: str, margin: str, children: Mapping[str | None, Sequence[str]]) 
 
 
 def _count(name: str, children: Mapping[str | None, Sequence[str]]) -> int:
-    """Return how many steps follow one."""
+    """Return the number of a step's descendants."""
     return sum(1 + _count(child, children) for child in children.get(name, ()))
 
 
@@ -184,7 +184,7 @@ def moved(name: str, before: float, after: float) -> str:
 
 
 def folded(sign: str, changes: dict[str, str]) -> list[str]:
-    """Return a line a change; blocks of a stage that change alike share one (`stages.2.block1-8.conv1.weight`)."""
+    """Return a line per change; blocks of a stage that change alike share one (`stages.2.block1-8.conv1.weight`)."""
     alike: dict[tuple[str, str], list[int]] = {}
     for name, text in changes.items():
         block = re.search(r"block(\d+)", name)

@@ -1,4 +1,4 @@
-"""The steps of the roadmap as a tree: each file names its parent, and holds its change alone."""
+"""The steps of the roadmap as a tree: each file names its parent and contains only its own change."""
 
 import csv
 import io
@@ -24,12 +24,12 @@ GROUPS = {  # that may be chosen, each with its heading
     "variant": "Variants: one change on top of a step",
     "debug": "Debugging",
 }
-ADDED = ("step", "variant")  # with a plus sign, these alone: no defaults list has them
+ADDED = ("step", "variant")  # only these take a plus sign: no defaults list has them
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the tree: what its file says, and what the paper or a `labels.csv` adds."""
+    """One step of the tree: the contents of its file, and what the paper or a `labels.csv` adds."""
 
     name: str
     parent: str | None
@@ -57,13 +57,13 @@ def about(path: Path) -> str:
 
 
 def read_config(path: Path) -> str:
-    """Return a config file's text. Raises ConfigError where it is no regular file of UTF-8, or too large."""
+    """Return a config file's text. Raises ConfigError if it is not a regular file in UTF-8, or too large."""
     try:
         text = read_regular(path, MAX_YAML).decode()
     except (OSError, UnicodeDecodeError) as error:
         why = reason(error) if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{clean(path)}: cannot be read ({why})") from None
-    if text.startswith("\ufeff"):  # Hydra would not see the first line for what it is
+    if text.startswith("\ufeff"):  # Hydra would not recognise the first line
         raise ConfigError(f"{clean(path)}: begins with a byte-order mark; save it as UTF-8 without one")
     return text
 
@@ -75,7 +75,7 @@ def _parse(text: str) -> Any:
 
 
 def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
-    """Read the steps of some config folders, in the roadmap's order. Raises ConfigError for a file that is no step."""
+    """Read the steps of config folders, in the roadmap's order. Raises ConfigError for a file that is not a step."""
     found: dict[str, Step] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         labels = _labels(folder / "step" / "labels.csv")
@@ -93,7 +93,7 @@ def _check_ancestors(name: str, parents: Mapping[str, str | None]) -> None:
     line, parent = [name], parents[name]
     while parent is not None:
         if parent not in parents:
-            raise ConfigError(f"step {line[-1]}: its parent {parent} is no step; {nearest(parent, parents)}")
+            raise ConfigError(f"step {line[-1]}: its parent {parent} is not a step; {nearest(parent, parents)}")
         if parent in line:
             raise ConfigError(f"step {name}: is its own ancestor ({' <- '.join([*line, parent])})")
         line.append(parent)

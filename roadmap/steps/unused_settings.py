@@ -1,4 +1,4 @@
-"""Settings that a user gave and that nothing will read, given the others: they are told, not passed over."""
+"""Settings that a user gave and that have no effect, given the others: they are reported, not ignored silently."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,8 +8,8 @@ from roadmap.config.choices import Crop, Mode, Norm, Pipeline
 from roadmap.steps.recorded import takes_a_run
 from roadmap.text import flatten
 
-# A key whose use hangs on more than one other (`needs` in the schema says it of those that hang on one): whether it is
-# read, and what would have to be otherwise.
+# Keys that depend on more than one other key (for those that depend on one, the schema has `needs`): whether the key is
+# read, and what it needs.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "recipe.mix_switch": (
         lambda c: c.recipe.mixup > 0 and c.recipe.cutmix > 0,
@@ -56,7 +56,7 @@ def read_in_workers(config: Config) -> bool:
 
 
 def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:
-    """Return a line for each override of a command line that changes nothing."""
+    """Return a line for each override of a command line that has no effect."""
     values, lines = flatten(config.values()), []
     for name in (word.partition("=")[0].lstrip("+") for word in overrides):
         if name in KEYS and (needs := KEYS[name].needs) and not is_read(name, values):
