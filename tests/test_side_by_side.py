@@ -18,6 +18,7 @@ from roadmap.distributed import signals
 from roadmap.errors import Busy, NonFiniteError, OutOfMemory, StoppedEarly
 from roadmap.files import read_json, write_json
 from roadmap.net import build_net
+from roadmap.runs.deferred_metrics import DeferredMetrics
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.compose import compose
@@ -118,16 +119,99 @@ def alone(reference):
     return lambda seed: reference("resnet", f"seed={seed}")
 
 
-def test_every_run_of_a_group_has_begun_to_evaluate_before_one_is_waited_for(small, alone, monkeypatch):
+def test_the_others_have_work_on_the_device_before_a_run_is_waited_for(small, alone, monkeypatch):
+    """A run's turn ends after a burst of steps, or before the host waits for its losses or its evaluation."""
     events = []
-    for name in ("score_batches", "collect_scores"):
-        real = getattr(training, name)
-        monkeypatch.setattr(training, name, lambda *a, real=real, name=name: (events.append(name), real(*a))[1])
+
+    def noted(sign, real, of_run=lambda *_: True):
+        return lambda *args: ((events.append(sign) if of_run(*args) else None), real(*args))[1]
+
+    read = noted("losses", DeferredMetrics.read, lambda metrics: metrics._rows)
+    monkeypatch.setattr(DeferredMetrics, "read", read)
+    for name, sign in (("train_step", "step"), ("score_batches", "evaluate"), ("collect_scores", "scores")):
+        monkeypatch.setattr(training, name, noted(sign, getattr(training, name)))
+    monkeypatch.setattr(group, "BURST", 2)
+    turn = group.Group._take_turn
+    monkeypatch.setattr(group.Group, "_take_turn", noted("|", turn))
     configs = [small("resnet", f"seed={seed}") for seed in range(2)]
     train_group(configs)
-    assert events == 2 * [*2 * ["score_batches"], *2 * ["collect_scores"]]
+    assert " ".join(events).split("| ")[1:] == [
+        "step ", "step ",  # the first one is read at once
+        "losses step step ", "losses step step ", "", "",  # the end of the epoch
+        "losses evaluate ", "losses evaluate ",
+        "scores step step ", "scores step step ", "step ", "step ",
+        "losses evaluate ", "losses evaluate ", "scores ", "scores",
+    ]  # fmt: skip
     for config in configs:
         assert_equal_runs(config, alone(config.seed))
+
+
+class SimulatedDevice:
+    """A host's clock and a device, in ms: work of one stream comes one after the other, of several at once."""
+
+    SPEED = (0.0, 1.0, 1.3, 1.5)  # of so many streams together
+
+    def __init__(self, streams):
+        self.now, self.work = 0.0, [0.0] * streams
+
+    def spend(self, ms):
+        """Let the host be busy; the device goes on."""
+        while ms > 1e-9:
+            busy = [left for left in self.work if left > 1e-9]
+            each = self.SPEED[len(busy)] / len(busy) if busy else 1.0
+            part = min(ms, *(left / each for left in busy), ms)
+            self.work = [max(0.0, left - part * each) for left in self.work]
+            self.now, ms = self.now + part, ms - part
+
+    def wait(self, stream):
+        while self.work[stream] > 1e-9:
+            self.spend(min(left for left in self.work if left > 1e-9))
+
+    def run(self, stream, step_ms, *, pauses, epochs=10, steps=117):
+        """Take the steps of a run of `make mini`, which pauses before it waits, or after each step alone."""
+        yield False
+        pending, due = 0, 1
+        for _ in range(epochs):
+            for _ in range(steps):
+                self.spend(1.5)
+                self.work[stream] += step_ms
+                pending += 1
+                if pauses:
+                    yield pending == due
+                if pending == due:  # the losses
+                    self.wait(stream)
+                    self.spend(8)
+                    pending, due = 0, 50
+                if not pauses:
+                    yield False
+            if pauses:
+                yield True
+            self.wait(stream)
+            self.spend(11)
+            self.work[stream] += 50  # the evaluation
+            pending = 0
+            yield True
+            self.wait(stream)
+            self.spend(75)  # its record, and the checkpoint
+        return {}
+
+
+@pytest.mark.parametrize(("step_ms", "saved"), [(4, 0.08), (7, 0.065), (15, 0.035)])
+def test_bursts_leave_the_device_less_idle_than_a_step_each_in_turn(small, monkeypatch, step_ms, saved):
+    configs = [small("resnet", f"seed={seed}") for seed in range(3)]
+
+    def row_ms(burst, *, pauses=True):
+        device = SimulatedDevice(3)
+        monkeypatch.setattr(group, "BURST", burst)
+        monkeypatch.setattr(
+            group, "run_steps", lambda config, *_, **__: device.run(config.seed, step_ms, pauses=pauses)
+        )
+        train_group(configs)
+        return device.now
+
+    ours = row_ms(group.BURST)
+    assert ours < (1 - saved) * row_ms(1, pauses=False)
+    assert ours < 1.02 * min(row_ms(burst) for burst in (8, 12, 24, 32))
 
 
 def test_a_signal_saves_every_run_and_the_same_group_goes_on(small, alone, monkeypatch):
@@ -136,7 +220,7 @@ def test_a_signal_saves_every_run_and_the_same_group_goes_on(small, alone, monke
         arranged(patch, 3, lambda config: config.seed or signal.raise_signal(signal.SIGTERM))
         outcomes = train_group(configs)
     assert [str(outcomes[seed]) for seed in range(2)] == ["stopped by SIGTERM"] * 2
-    assert [(status(config)["state"], status(config)["step"]) for config in configs] == [("stopped", 3)] * 2
+    assert [(status(config)["state"], status(config)["step"]) for config in configs] == [("stopped", 3), ("stopped", 1)]
     train_group(configs)
     for config in configs:
         assert_equal_runs(config, alone(config.seed))

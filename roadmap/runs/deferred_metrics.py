@@ -26,6 +26,10 @@ class DeferredMetrics:
         self._rows: list[tuple[Row, torch.Tensor, torch.Tensor]] = []
         self._flush_steps = 1
 
+    def is_due(self) -> bool:
+        """Tell whether it is time to read once another step's row is there."""
+        return len(self._rows) + 1 >= self._flush_steps
+
     def add(self, row: Row, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
         """Keep a step's row; tell whether it is time to read."""
         self._rows.append((row, loss, grad_norm))

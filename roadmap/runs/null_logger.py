@@ -37,6 +37,10 @@ class NullLogger:
         """Yield batches."""
         return iter(batches)
 
+    def flush_due(self) -> bool:
+        """Tell whether the next `log_step` flushes."""
+        return self._deferred.is_due()
+
     def log_step(
         self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
     ) -> None:

@@ -149,6 +149,10 @@ class RunLogger:
         """Yield batches and measure how long training waits for them."""
         return self._throughput.timed(batches)
 
+    def flush_due(self) -> bool:
+        """Tell whether the next `log_step` flushes, and so waits for the device."""
+        return self._deferred.is_due()
+
     def log_step(
         self, epoch: int, global_step: int, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, images: int
     ) -> None:

@@ -1,7 +1,8 @@
-"""Runs that differ in the seed alone, trained side by side in one process: each takes a step in turn.
+"""Runs that differ in the seed alone, trained side by side in one process: each takes a burst of steps in turn.
 
 A small net leaves most of a GPU idle. There every run has a stream and a captured step of its own, which the device
-works on at once. The runs share their images and nothing else: one that is done, held by another process, refused,
+works on at once. Before the host waits for a run, to write its record, the others have their turn: so the device has
+work meanwhile. The runs share their images and nothing else: one that is done, held by another process, refused,
 stopped, not finite or failing leaves, and the others go on.
 """
 
@@ -21,6 +22,8 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training.train import Steps, run_steps
+
+BURST = 16  # steps of a turn: the record of an epoch takes the host about as long as they take the device
 
 
 class Gate(Protocol):
@@ -51,20 +54,22 @@ class GroupRun:
         self.steps = run_steps(self.config, self.sweep, RankEnv(), shared_stop=stop, group_size=group_size)
         self.turns = 0
 
-    def advance(self, error: BaseException | None = None) -> None:
-        """Take the run to where it pauses next, or end it by an error. Raises what ends it, StopIteration as well."""
+    def advance(self, error: BaseException | None = None) -> bool:
+        """Take the run to where it pauses next, or end it by an error; return whether it then waits for the device.
+
+        Raises what ends it, StopIteration as well.
+        """
         assert self.steps is not None
         others = torch.get_num_threads()
         set_threads(self.threads)
         try:
             with torch.cuda.stream(self.stream):
-                if error is None:
-                    self.context.run(next, self.steps)
-                else:
-                    self.context.run(self.steps.throw, error)
+                call = (next, self.steps) if error is None else (self.steps.throw, error)
+                waits: bool = self.context.run(*call)
                 self.turns += 1
                 if self.stream is not None and self.turns == 2:
                     self.stream.synchronize()  # the images that it has put on the device are every run's
+                return waits
         finally:
             self.threads = torch.get_num_threads()
             set_threads(others)
@@ -95,7 +100,7 @@ class Group:
                 while self.active or self.waiting:
                     self._begin_waiting()
                     for run in list(self.active):
-                        self._advance(run, KeyboardInterrupt() if self.stop.again else None)
+                        self._take_turn(run)
             except BaseException as error:  # Ctrl-C between two steps, or an error of ours
                 self._end_all(error)
                 raise
@@ -132,11 +137,16 @@ class Group:
                 run.begin(self.stop, size)
                 self._advance(run)
 
-    def _advance(self, run: GroupRun, error: BaseException | None = None) -> None:
-        """Let a run take a step, or end it by an error; where it ends, it leaves."""
+    def _take_turn(self, run: GroupRun) -> None:
+        """Let a run take a burst of steps, or those up to where it waits for the device or ends."""
+        for _ in range(BURST):
+            if not self._advance(run, KeyboardInterrupt() if self.stop.again else None):
+                break
+
+    def _advance(self, run: GroupRun, error: BaseException | None = None) -> bool:
+        """Let a run take a step, or end it by an error; return whether it goes on at once. Where it ends, it leaves."""
         try:
-            run.advance(error)
-            return
+            return not run.advance(error)
         except StopIteration as end:
             self._leave(run, end.value)
         except OutOfMemory as found:
@@ -154,6 +164,7 @@ class Group:
         except (Exception, KeyboardInterrupt) as found:
             self._leave(run, found)
         self.stop.interrupts = True  # a run whose record is closed has taken it away
+        return False
 
     def _wait_for_memory(self, run: GroupRun) -> None:
         """Let a run wait until another one leaves; before the device is the group's own, until it is."""

@@ -3,8 +3,8 @@
 Read from top to bottom: start the ranks; in each of them check, lock the directory, restore; then epoch by epoch train,
 evaluate, save. What comes before the first step is in `roadmap.training.setup`, a step in `roadmap.training.step`.
 
-A run is a generator that pauses once it is prepared, and after each step: `roadmap.training.group` lets other runs of
-the same process take theirs meanwhile.
+A run is a generator that pauses once it is prepared, after each step, and before it waits for the device:
+`roadmap.training.group` lets other runs of the same process go on meanwhile.
 """
 
 from collections.abc import Generator
@@ -47,7 +47,7 @@ from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import require_steps_taken, train_step
 
 T = TypeVar("T")
-Steps = Generator[None, None, T]  # of a run, and what it comes to
+Steps = Generator[bool, None, T]  # of a run: at each pause whether it waits for the device next; what it comes to
 Metrics = dict[str, float]  # of an evaluation: loss, top1, top5, and ema_top1, ema_top5 of a moving average
 
 
@@ -122,7 +122,7 @@ def run_steps(
         state = restore(ctx, run)
         stack.callback(release_step, state)
         with logger.paused():
-            yield
+            yield False
         metrics = yield from fit(ctx, state)
         del metrics["loss"]  # the summary has the accuracies
         counts = {"val_images": len(images.val), "epoch": state.epochs_evaluated}
@@ -164,10 +164,11 @@ def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[Non
         lr = learning_rate(config.recipe, state.global_step, ctx.steps_per_epoch)
         loss, grad_norm = (state.step_fn or train_step)(ctx, state, batches, lr)
         state.global_step += 1
+        yield logger.flush_due()
         logger.log_step(epoch + 1, state.global_step, lr, loss, grad_norm, config.recipe.batch_size)
         if ctx.stop.raise_if_set(save_due=logger.checkpoint_due()):
             save_checkpoint(ctx, state)
-        yield
+    yield True
     logger.flush()
     require_steps_taken(state, last=epoch + 1 == config.recipe.epochs)
 
@@ -213,7 +214,7 @@ def evaluate_net(ctx: RunContext, net: nn.Module) -> Steps[Evaluation]:
     batches = data.eval_batches(split, config.data, config.recipe, mine, device=ctx.device)
     with autocast(ctx.device, ctx.precision):
         scores = score_batches(net, ctx.stop.stoppable(batches, rounds))
-    yield  # runs beside this one go on, while the device works on the scores
+    yield True
     return collect_scores(scores, mine, len(split.labels), ctx.ranks)
 
 
