@@ -290,12 +290,13 @@ def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu
     )
 
     def trains(step):
-        steps = [cell.global_step for cell in cell_states(study)[0] if cell.step == step]
-        return len(steps) == 2 and all(steps)
+        steps = [(cell.global_step, cell.state) for cell in cell_states(study)[0] if cell.step == step]
+        return len(steps) == 2 and all(taken and state == "running" for taken, state in steps)
 
     until(lambda: (study.notes / "cells.json").exists() and trains("resnet"), 250)
     until(lambda: len(by_step(study)) == 4, 250)
-    assert not trains("gelu")  # prepared, it waits
+    waiting = [(cell.state, cell.reason) for cell in cell_states(study)[0] if cell.step == "gelu"]
+    assert waiting == [("queued", "prepares itself while others train")] * 2
     os.kill(by_step(study)["resnet", 0]["pid"], signal.SIGKILL)
     until(lambda: trains("gelu"), 250)
     process.send_signal(signal.SIGTERM)

@@ -78,6 +78,9 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
     ({**ALIVE, "pid": 2**22 + 1}, None, None, "failed", True),
     ({}, LOCAL, "LOCAL", "queued", False),
     (ALIVE, LOCAL, "LOCAL", "running", False),
+    (ALIVE, {**LOCAL, "waits": False}, "LOCAL", "running", False),
+    (ALIVE, {**LOCAL, "waits": True}, "LOCAL", "queued", False),  # behind the one that trains
+    (ALIVE, {**LOCAL, "waits": True}, slurm_queue.GONE, "running", False),
     ({}, LOCAL, slurm_queue.GONE, "planned", False),
     (ALIVE, LOCAL, slurm_queue.GONE, "running", False),  # its scheduler was killed, the run goes on
     (ELSEWHERE, {**LOCAL, "host": "n17"}, None, "unknown", False),

@@ -194,6 +194,8 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
         return State("running", "" if own == "running" else reason)
     alive = lives(status.host, status.pid, status.pid_start) if own in ("running", "begun") else False
     if job == LOCAL:
+        if last is not None and last.get("waits"):
+            return State("queued", "prepares itself while others train")
         return State("running" if alive else "queued", reason)
     if own in ("stopped", "failed"):
         return State(own, reason)

@@ -169,9 +169,10 @@ class Scheduler:
         if slot.cores:
             with suppress(OSError):  # it has ended already
                 os.sched_setaffinity(process.pid, slot.cores)
+        waits = training(line) is not job
         for task in tasks:
-            record_start(task, process.pid)
-        if training(line) is job:
+            record_start(task, process.pid, waits)
+        if not waits:
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
@@ -195,6 +196,8 @@ class Scheduler:
         job_now = training(line)
         if job_now is not None and job_now is not first and not self.stopped:
             self._begin(job_now)
+            for task in job_now.left.values():
+                record_start(task, job_now.process.pid, False)
 
     def _finish(self, task: LocalTask, code: int, log: Path) -> None:
         self.codes.append(code)
@@ -302,11 +305,12 @@ def end_with_parent() -> Callable[[], None] | None:
     return call if prctl is not None else None
 
 
-def record_start(task: LocalTask, pid: int) -> None:
-    """Record the process that runs a cell."""
+def record_start(task: LocalTask, pid: int, waits: bool) -> None:
+    """Record the process that runs a cell, and whether it waits for others to end first."""
+    about = {"run_pid": pid, "run_born": process_start(pid), "waits": waits}
     with task.directory.lock():
         if rows := task.directory.jobs().get(task.key):
-            task.directory.append_jobs([rows[-1] | {"run_pid": pid, "run_born": process_start(pid)}])
+            task.directory.append_jobs([rows[-1] | about])
 
 
 def record_end(task: LocalTask, code: int | None) -> None:

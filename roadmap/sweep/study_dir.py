@@ -68,6 +68,7 @@ class JobRecord(Record):
     host: str | None = None
     pid: int | None = None
     run_pid: int | None = None
+    waits: bool | None = None  # its process prepares itself, while others train
 
 
 class PendingRecord(Record):
