@@ -11,7 +11,7 @@ from roadmap.files import read_json, write_json
 from roadmap.report import collect
 from roadmap.runs import schema
 from roadmap.runs.__main__ import main
-from roadmap.runs.listing import ListedRun, as_text, list_runs
+from roadmap.runs.listing import list_runs
 from roadmap.runs.pack import pack
 from roadmap.runs.process import process_start
 from tests.conftest import ROOT
@@ -112,14 +112,6 @@ def test_hostile_runs_are_listed_with_their_reason_and_end_nothing(tmp_path, cap
             assert line.startswith("damaged")
             assert file in line
     assert any("bad.zip: is damaged, or no archive of runs" in line for line in table)
-
-
-def test_it_fits_a_terminal_and_keeps_the_end_of_a_path():
-    runs = [ListedRun(f"{'long/' * 40}seed{n}", state="failed", reason="because " * 20 * n) for n in range(3)]
-    table = as_text(runs, 3, width=80).splitlines()
-    assert max(map(len, table)) <= 80
-    assert table[1].endswith("/long/seed0")
-    assert "long/seed2: because" in table[3]
 
 
 def test_wrong_commands(tmp_path, capsys):

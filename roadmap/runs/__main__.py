@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = select(every, {name: getattr(args, name) for name in FILTERS})
     if args.newest:
         runs.sort(key=lambda run: run.updated or "", reverse=True)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    text = as_text(runs, len(every), sources[0] if len(sources) == 1 else "", width)
+    text = as_text(runs, len(every), sources[0] if len(sources) == 1 else "")
     print(json.dumps([asdict(run) for run in runs], indent=1) if args.json else printable_lines(text))
     return DONE
 

@@ -22,7 +22,6 @@ STATES = ("done", "running", "stopped", "failed", "damaged")
 DAMAGED = STATES[-1]
 COLUMNS = ("state", "top-1", "epoch", "updated (UTC)")
 FILTERS = ("study", "step", "cell", "state", "data", "regime", "seed")
-NARROWEST = 40  # columns that a run's path has, however small the terminal
 
 
 @dataclass(frozen=True)
@@ -145,33 +144,19 @@ def select(runs: Sequence[ListedRun], wanted: dict[str, Sequence[str]]) -> list[
     return [run for run in runs if all(str(getattr(run, name)) in values for name, values in wanted.items() if values)]
 
 
-def as_text(runs: Sequence[ListedRun], total: int, below: str = "", width: int | None = None) -> str:
-    """Return a table, no wider than a terminal, with paths below a folder, and a line that counts.
-
-    `total` is the number of runs before any filter.
-    """
+def as_text(runs: Sequence[ListedRun], total: int, below: str = "") -> str:
+    """Return a table with paths below a folder, and a line that counts; `total` is the number before any filter."""
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     of = f" of {total}" if total != len(runs) else ""
     line = f"{len(runs)}{of} runs: " + (", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none")
-    if not runs:
-        return line
-    head = f"run below {clean(below)}" if below else "run"
-    left = plain_table([COLUMNS, *map(table_row, runs)], right=(1, 2)).split("\n")
-    used = max(map(len, left)) + 2
-    room = max(NARROWEST, width - used) if width else 1000
-    right = [shorten(head, room), *(where(run, below, room) for run in runs)]
-    return "\n".join([*(f"{a:{used}}{b}" for a, b in zip(left, right, strict=True)), line])
+    heading = (*COLUMNS, f"run below {clean(below)}" if below else "run")
+    table = plain_table([heading, *(table_row(run, below) for run in runs)], right=(1, 2))
+    return f"{table}\n{line}" if runs else line
 
 
-def table_row(run: ListedRun) -> tuple[str, str, str, str]:
-    """Return a run as text, but for its path."""
+def table_row(run: ListedRun, below: str) -> tuple[str, ...]:
+    """Return a run as text."""
     epochs = "" if run.epoch is None else f"{run.epoch}/{run.epochs or '?'}"
-    return run.state, QUANTITIES["top1"].text(run.top1), shorten(epochs, 12), run.updated or ""
-
-
-def where(run: ListedRun, below: str, room: int) -> str:
-    """Return a run's path below a folder, and what is to be known of it, in so many columns: a path is cut in front."""
     path = run.path.removeprefix(f"{below.rstrip('/')}/") if below else run.path
-    most = room // 2 if run.reason else room
-    path = path if len(path) <= most else f"…{path[1 - most :]}"
-    return path + (shorten(f": {run.reason}", room - len(path)) if run.reason else "")
+    path += f": {run.reason}" if run.reason else ""
+    return run.state, QUANTITIES["top1"].text(run.top1), shorten(epochs, 12), run.updated or "", path

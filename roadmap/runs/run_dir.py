@@ -6,7 +6,6 @@
 import glob
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from roadmap.files import (
 )
 from roadmap.runs.checkpoint_files import list_checkpoints, newest_place
 from roadmap.runs.permissions import make_folder, refuse_unsafe
+from roadmap.runs.process import lives
 from roadmap.runs.recorded_config import differences, hash_before_schema_2, identity, lost_keys
 from roadmap.runs.schema import (
     CHECKPOINTS,
@@ -62,9 +62,7 @@ def run_path(config: Config) -> Path:
 def alive(holder: str) -> bool:
     """Tell whether `process PID on HOST` may still be running: on another host nobody can know."""
     found = re.fullmatch(r"process (\d+) on (.*)", holder)
-    if found is None or found[2] != socket.gethostname():
-        return True
-    return Path("/proc", found[1]).exists()
+    return found is None or lives(found[2], found[1], None) is not False
 
 
 def same_run_elsewhere(path: Path, values: dict[str, Any]) -> Path | None:

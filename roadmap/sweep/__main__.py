@@ -97,7 +97,7 @@ def submit(args: Args) -> int:
     code, begun = DONE, set[str]()
     while True:
         for study, _, _ in selections:
-            for line in study.generator.news(study):
+            for line in study.generator.news():
                 echo(f"{study.name}: {line}")
         code = max(code, int(launcher.launch(selections, config, echo)))
         begun |= cell_names(selections)

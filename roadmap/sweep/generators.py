@@ -27,7 +27,7 @@ class Generator(Section):
         """Yield lines for `make plan`, whose rows there are: what is to be expected of the study."""
         yield from ()
 
-    def news(self, study: "Study") -> Iterator[str]:
+    def news(self) -> Iterator[str]:
         """Yield lines for a submission: what the choice of cells has come to."""
         yield from ()
 
@@ -35,5 +35,5 @@ class Generator(Section):
         """Tell whether a cell that failed so is an answer, and not tried again."""
         return False
 
-    def record(self, study: "Study", notes: Path) -> None:
+    def record(self, notes: Path) -> None:
         """Keep that choice in the study's notes. Raises DiskError."""

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from scipy import stats
 
 from roadmap import paper
-from roadmap.files import read_json
 from roadmap.paper.toggle_orders import Net, Order, net_of
 from roadmap.report.analyse.attribution import MIN_ORDERS, Spread, Top1s, complete_orders, estimate, seed_spread
 from roadmap.report.analyse.cells import PAPER_DATA, PAPER_SIZE
 from roadmap.report.analyse.statistics import LEVEL
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import SUMMARY
+from roadmap.runs.schema import SUMMARY, Summary, read_or_empty
 
 if TYPE_CHECKING:  # it has a generator, which comes here
     from roadmap.sweep.study import Study
@@ -38,28 +37,24 @@ def expected_width(orders: Sequence[Order], nets: Mapping[Net, int], study: "Stu
             f"half-width to expect (95 %): {median(halves):.2g} points ({min(halves):.2g} to {max(halves):.2g} by "
             f"toggle), from the {len(complete)} orders that are complete"
         )
+    seed_std, source = papers_seed_std(study), "the paper's, Table 10"
+    if seeds:
+        seed_std, source = math.sqrt(seeds.variance), "these runs'"
     unit = t * math.sqrt(median(shares))
-    if seed_std := math.sqrt(seeds.variance) if seeds else papers_seed_std(study):
-        source = "these runs'" if seeds else "the paper's, Table 10"
-        return (
-            f"half-width to expect (95 %): at least {unit * seed_std:.2g} points, by seeds alone (std. dev. "
-            f"{seed_std:.2g}, {source}); what orders add is known from {MIN_ORDERS} complete ones on"
-        )
-    return (
-        f"half-width to expect (95 %): at least {unit:.2g} times the standard deviation over seeds, which is not known "
-        f"here yet; what orders add is known from {MIN_ORDERS} complete ones on"
-    )
+    least = f"{unit:.2g} times the standard deviation over seeds, which is not known here yet"
+    if seed_std:
+        least = f"{unit * seed_std:.2g} points, by seeds alone (std. dev. {seed_std:.2g}, {source})"
+    later = f"what orders add is known from {MIN_ORDERS} complete ones on"
+    return f"half-width to expect (95 %): at least {least}; {later}"
 
 
 def finished(study: "Study") -> Top1s:
     """Return the top-1 of each seed of the study's finished runs, by their nets."""
     found: dict[Net, list[float]] = defaultdict(list)
     for cell in study.cells:
-        try:
-            top1 = float(read_json(run_path(cell.config) / SUMMARY)["top1"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if (net := net_of(cell.config.step, cell.config.variant)) is not None and math.isfinite(top1):
+        top1 = read_or_empty(Summary, run_path(cell.config) / SUMMARY).top1
+        net = net_of(cell.config.step, cell.config.variant)
+        if net is not None and top1 is not None and math.isfinite(top1):
             found[net].append(top1)
     return found
 

@@ -10,7 +10,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import ConfigError
 from roadmap.files import expand, nearby, read_json
 from roadmap.runs.schema import SUMMARY
-from roadmap.text import clean, one_line
+from roadmap.text import one_line
 
 BenchKey = tuple[str, int, str]  # regime, image size, step
 Bench = Mapping[BenchKey, Mapping[str, float]]  # images/s by candidate
@@ -105,27 +105,15 @@ def read_bench(file: str | None) -> Bench:
         raise ConfigError(f"cluster.bench={file}: no such file{nearby(path)}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cluster.bench={file}: cannot be read ({one_line(error)})") from None
-    if not (found := _speeds(record)):
+    found: dict[BenchKey, dict[str, float]] = {}
+    try:
+        for row in record["rows"] if record["benchmark"] == "net" else ():
+            key = (record["settings"]["regime"], record["settings"]["image_size"], row["row"])
+            for entry in row["candidates"]:
+                if entry["peer"] is False and 0 < (entry.get("images_per_s") or 0) < 1e9:
+                    found.setdefault(key, {})[entry["candidate"]] = float(entry["images_per_s"])
+    except (KeyError, TypeError, AttributeError):  # a record of another benchmark, or none
+        found = {}
+    if not found:
         raise ConfigError(f"cluster.bench={file}: is no record of python -m roadmap.bench net --json FILE")
     return found
-
-
-def _speeds(record: dict[str, Any]) -> dict[BenchKey, dict[str, float]]:
-    """Return images/s of our own nets by row and candidate; {} for a record of another benchmark, or none."""
-    settings, rows = _part(record.get("settings")), record.get("rows")
-    regime, size = settings.get("regime"), settings.get("image_size")
-    if record.get("benchmark") != "net" or not isinstance(rows, list) or not isinstance(size, int):
-        return {}
-    found: dict[BenchKey, dict[str, float]] = {}
-    for row in map(_part, rows):
-        entries = row.get("candidates")
-        for entry in map(_part, entries if isinstance(entries, list) else []):
-            speed = entry.get("images_per_s")
-            if isinstance(speed, int | float) and 0 < speed < 1e9 and entry.get("peer") is False:
-                key = (clean(regime, 80), size, clean(row.get("row"), 80))
-                found.setdefault(key, {})[clean(entry.get("candidate"), 80)] = float(speed)
-    return found
-
-
-def _part(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

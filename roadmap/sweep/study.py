@@ -69,7 +69,6 @@ class Study:
     cells: tuple[Cell, ...]
     left_out: tuple[LeftOut, ...]
     generator: Generator
-    grid: Sequence[Words]  # the combinations of its lists
 
 
 def study_file(name: str) -> Path:
@@ -203,7 +202,7 @@ def compose_cells(
         cells[cell.key] = cell
     if not cells:
         raise ConfigError(f"{file}: no combination of its grid is legal; the first: {left_out[0].reason}")
-    return Study(file.stem, file, tuple(cells.values()), tuple(left_out), generator, grid)
+    return Study(file.stem, file, tuple(cells.values()), tuple(left_out), generator)
 
 
 def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:

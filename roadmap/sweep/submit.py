@@ -116,7 +116,7 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
     """Record the study's cells; return what is started, and what is left alone. Call it with the study locked."""
     study, directory, cells = selection
     directory.write_cells(study)
-    study.generator.record(study, directory.notes)
+    study.generator.record(directory.notes)
     states = {state.key: state for state in known_states(directory)}
     submission, tasks = Submission(), []
     for cell in cells:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, PrivateAttr, model_validator
 
 from roadmap.config.fields import Float, Int, key, shown
 from roadmap.config.schema import Config
@@ -43,6 +43,7 @@ class Choice:
     """What a row has come to: its held-out accuracies in percent by rate, None where a training was not finite."""
 
     row: Words  # the overrides of a row without its seed
+    seeds: list[Words]  # of its second phase
     own: float  # the recipe's rate
     accuracies: dict[float, float | None]
     ended: bool  # whether all of its runs have
@@ -86,14 +87,14 @@ def tried_words(settings: "TunedRates", row: Words, own: float) -> dict[float, l
     return tried
 
 
-def choice_of(row: Words, own: float, tried: Mapping[float, Sequence[Config]]) -> Choice:
+def choice_of(row: Words, seeds: list[Words], own: float, tried: Mapping[float, Sequence[Config]]) -> Choice:
     """Return what the runs of a row's first phase have come to by their own records."""
     found = {rate: [heldout_top1(config) for config in configs] for rate, configs in tried.items()}
     ended = all(top1 is not None for top1s in found.values() for top1 in top1s)
     means = {rate: fmean(top1 for top1 in top1s if top1 is not None) for rate, top1s in found.items()} if ended else {}
     finite = {rate: mean if math.isfinite(mean) else None for rate, mean in means.items()}
     runs = {rate: ["/".join(run_path(config).parts[-3:]) for config in configs] for rate, configs in tried.items()}
-    return Choice(row, own, dict.fromkeys(found) | finite, ended, runs)
+    return Choice(row, seeds, own, dict.fromkeys(found) | finite, ended, runs)
 
 
 def heldout_top1(config: Config) -> float | None:
@@ -106,20 +107,6 @@ def heldout_top1(config: Config) -> float | None:
     if status.state != "done" or summary.split != Split.holdout or summary.top1 is None:
         return None
     return summary.top1 if 0 <= summary.top1 <= 100 else None
-
-
-def choices(study: "Study") -> list[Choice]:
-    """Return the choice of every row of a study."""
-    found: dict[Words, dict[float, list[Config]]] = {}
-    owns: dict[Words, float] = {}
-    for cell in study.cells:
-        if not cell.config.data.holdout:
-            continue
-        row = tuple(word for word in cell.overrides if word.partition("=")[0].lstrip("+") not in ("seed", *CHOSEN))
-        found.setdefault(row, {}).setdefault(cell.config.recipe.lr, []).append(cell.config)
-        if not any(word.startswith(f"{RATE}=") for word in cell.overrides):
-            owns[row] = cell.config.recipe.lr
-    return [choice_of(row, owns[row], tried) for row, tried in found.items()]
 
 
 class TunedRates(Generator):
@@ -135,6 +122,8 @@ class TunedRates(Generator):
     seeds: Annotated[tuple[Int, ...], BeforeValidator(_as_list)] = key(
         (0,), about="whole numbers from 0, such as 0,1: the seeds of the runs that choose"
     )
+
+    _choices: list[Choice] = PrivateAttr(default_factory=list)  # of the cells that were made last
 
     @model_validator(mode="after")
     def _check(self) -> "TunedRates":
@@ -152,30 +141,26 @@ class TunedRates(Generator):
 
         Raises ConfigError for an override that the study itself chooses.
         """
-        rows = rows_of(grid)
-        choices = []
-        for row, seeds in rows.items():
+        self._choices.clear()
+        for row, seeds in rows_of(grid).items():
             try:
                 own = compose((*row, f"seed={self.seeds[0]}")).recipe.lr
-            except (
-                ConfigError,
-                *HYDRA_ERRORS,
-            ):  # toggles that do not go together, say: whoever composes it again says so
+            except (ConfigError, *HYDRA_ERRORS):  # as of toggles that exclude each other: composing it again says so
                 yield (*row, *seeds[0])
                 continue
             tried = tried_words(self, row, own)
             yield from (words for each in tried.values() for words in each)
-            choices.append(choice_of(row, own, {r: list(map(compose, each)) for r, each in tried.items()}))
-        for choice in choices:
+            configs = {rate: list(map(compose, each)) for rate, each in tried.items()}
+            self._choices.append(choice_of(row, seeds, own, configs))
+        for choice in self._choices:
             if choice.rate is not None:
                 rate = () if choice.rate == choice.own else (f"{RATE}={choice.rate!r}",)
-                yield from ((*choice.row, *seed, *rate) for seed in rows[choice.row])
+                yield from ((*choice.row, *seed, *rate) for seed in choice.seeds)
 
     def outlook(self, study: "Study", rows: Sequence["Row"] = ()) -> Iterator[str]:
         """Yield what the second phase adds to the plan, as far as its cells are not among the `rows`."""
-        seeds, known = rows_of(study.grid), choices(study)
-        waiting = [choice for choice in known if choice.rate is None]
-        later = sum(len(seeds[choice.row]) for choice in waiting)
+        waiting = [choice for choice in self._choices if choice.rate is None]
+        later = sum(len(choice.seeds) for choice in waiting)
         first = sum(cell.config.data.holdout > 0 for cell in study.cells)
         second = len(study.cells) - first
         yield (
@@ -184,20 +169,18 @@ class TunedRates(Generator):
             "have rates"
         )
         hours = {row.key: row.hours for row in rows}
-        of_row = {cell.overrides: hours.get(cell.key) for cell in study.cells if cell.config.data.holdout}
         costs = [
-            found[0] * len(seeds[choice.row]) / (1 - self.holdout)
+            of_one * len(choice.seeds) / (1 - self.holdout)
             for choice in waiting
-            if (found := [h for words, h in of_row.items() if h is not None and words[: len(choice.row)] == choice.row])
+            if (of_one := hours.get(choice.runs[choice.own][0])) is not None
         ]
         if costs:
             yield f"these {later} cells: about {sum(costs):.3g} hours more"
 
-    def news(self, study: "Study") -> Iterator[str]:
+    def news(self) -> Iterator[str]:
         """Yield which rates the rows take, and where the grid was too narrow."""
-        known = choices(study)
-        done = [choice for choice in known if choice.ended]
-        yield f"{len(done)} of {len(known)} rows have ended their first phase"
+        done = [choice for choice in self._choices if choice.ended]
+        yield f"{len(done)} of {len(self._choices)} rows have ended their first phase"
         for choice in done:
             if choice.rate is None:
                 yield f"{choice.name}: no rate gave a training that was finite: no second phase"
@@ -209,7 +192,7 @@ class TunedRates(Generator):
         """Tell whether a cell is a rate that gave no finite training: the worst."""
         return config.data.holdout > 0 and exit_code == NonFiniteError.code
 
-    def record(self, study: "Study", notes: Path) -> None:
+    def record(self, notes: Path) -> None:
         """Write the choices, with the numbers that they rest on, into a study's notes. Raises DiskError."""
         rows = [
             {
@@ -221,7 +204,7 @@ class TunedRates(Generator):
                 "heldout_top1": {f"{rate!r}": top1 for rate, top1 in choice.accuracies.items()},
                 "runs": {f"{rate!r}": runs for rate, runs in choice.runs.items()},
             }
-            for choice in choices(study)
+            for choice in self._choices
         ]
         with disk_errors(notes / TUNING):
             write_json(notes / TUNING, {"schema": 1, **self.values(), "rows": rows})
