@@ -51,14 +51,14 @@ class DiskError(RoadmapError):
 
 
 class StoppedEarly(RoadmapError):
-    """A signal stopped the run, after it was saved: the same command goes on."""
+    """A signal stopped the run, after it was saved: run the same command again to continue."""
 
     code = 75
     on_all_ranks = True
 
 
 class PeerLost(RoadmapError):
-    """Another rank of the run has died, is silent or never came: the same command goes on from the last checkpoint."""
+    """Another rank of the run has died, is silent or never came; run the same command again to continue."""
 
     code = 75
 

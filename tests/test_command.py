@@ -219,7 +219,7 @@ def test_a_stop_ends_the_sweep_and_typed_again_it_goes_on(forks, tmp_path):
     cells = [line.split(",")[0] for line in again.stdout.splitlines()]
     assert cells == ["[1/3] gelu", "[2/3] kernel_5", "[3/3] kernel_7"]
     assert again.stdout.splitlines()[0] == stopped.stdout.splitlines()[0]
-    assert re.search(r"\[2/3\] kernel_5,.*: goes on at step 2,", again.stderr)
+    assert re.search(r"\[2/3\] kernel_5,.*: resuming at step 2,", again.stderr)
 
 
 def test_synthetic_images_say_so(command):

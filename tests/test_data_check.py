@@ -333,7 +333,8 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
     assert process.returncode == (75 if number != signal.SIGKILL else -9), errors
     if number != signal.SIGKILL:
         assert re.search(
-            rf"stopped by {number.name}: \d+ of 3002 images opened; the same command goes on$", errors.strip()
+            rf"stopped by {number.name}: \d+ of 3002 images opened; run the same command again to continue$",
+            errors.strip(),
         )
         assert len(errors.splitlines()) == 1
     shutil.rmtree(root)

@@ -102,7 +102,7 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(smal
     subprocess.run(["mount", "-o", "remount,size=200m", str(little_disk)], check=True)
     done = forks.run(words)
     assert done.returncode == 0, done.stderr
-    assert "goes on at step" in done.stderr
+    assert "resuming at step" in done.stderr
     assert_equal_runs(config, whole)
 
 

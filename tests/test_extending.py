@@ -45,7 +45,7 @@ def test_a_run_of_an_earlier_version_goes_on(command, tmp_path):
     assert "code_hash: 4f4a34ce132b09c6 -> " in refused.stderr
     done = command(*words, "allow_drift=true")
     assert done.returncode == 0, done.stderr
-    assert "goes on at step 3, 0 of 6 epochs done" in done.stderr
+    assert "resuming at step 3, 0 of 6 epochs done" in done.stderr
     rows, expected = (
         read_metrics(runs / CELL / "metrics.jsonl").rows for runs in (tmp_path / "runs/earlier", EARLIER / "whole")
     )

@@ -229,7 +229,7 @@ class TestGoingOn:
         gone = command(*words)
         assert gone.returncode == 65
         (line,) = gone.stderr.splitlines()
-        assert "initial_weights=, as in its config.yaml, lets it go on" in line
+        assert "set initial_weights= as in its config.yaml to continue" in line
         done = command(*words, f"initial_weights={config.initial_weights}")
         assert done.returncode == 0, done.stderr
         records.assert_equal_runs(config, whole)

@@ -90,7 +90,7 @@ def politely(pair, forks, step, signals, *overrides, edges=EDGES):
     for (where, number), name in zip(edges, signals, strict=True):
         stopped = forks.run((*words, "fresh=true"), drive.accident(where, number, what=name, rank=0))
         assert stopped.returncode == 75, stopped.stderr
-        assert f"stopped by SIG{name}; the same command goes on" in stopped.stderr
+        assert f"stopped by SIG{name}; run the same command again to continue" in stopped.stderr
         assert "Traceback" not in stopped.stderr
         assert (status(config)["state"], status(config)["exit_code"]) == ("stopped", 75)
         ends_equal(forks, words, config, whole)
@@ -133,7 +133,7 @@ def test_ranks_that_are_killed_and_stopped_in_turn(pair, forks, combination):
     told = forks.run(words, drive.accident("step", 1, rank=last))
     assert told.returncode == (-9 if ranks == 1 else 75), told.stderr
     if ranks > 1:
-        assert f"rank {last} was killed (SIGKILL); the same command goes on" in told.stderr
+        assert f"rank {last} was killed (SIGKILL); run the same command again to continue" in told.stderr
         assert "Traceback" not in told.stderr
     forks.run(words, drive.accident("saving", 2))
     # Of several ranks each hears of a signal one step later: here in the first step of the next epoch.

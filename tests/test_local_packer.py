@@ -146,7 +146,7 @@ def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, script, e
     told = []
     assert Scheduler([Slot()], told.append).run(tasks) == (65 if "65" in script else 0)
     assert sum(line.startswith("[") for line in told) == ended
-    assert ("3 others do not begin" in told[-1]) == (ended == 3)
+    assert ("3 are not started" in told[-1]) == (ended == 3)
 
 
 @pytest.mark.timeout(600)
@@ -168,16 +168,16 @@ def test_cancel_saves_and_ends_what_it_names_and_the_same_command_goes_on(sweep,
 
     until(begun, 250)
     before = pids()
-    assert "0 cells begin, 0 go on; left alone: " in sweep(*words)[1]
+    assert "0 cells to start, 0 to resume; left alone: " in sweep(*words)[1]
     code, said = sweep("cancel", "demo", "--runs", study.path.parent)
     assert code == 0 and "3 cancelled" in said and f"process {process.pid} asked to stop" in said
     assert said.count(": stopped at step ") == 2 and ": planned" in said
-    assert process.wait(10) == 75 and "the same command goes on" in told.read_text()
+    assert process.wait(10) == 75 and "run the same command again to continue" in told.read_text()
     assert not any(alive(pid) for pid in before) and pids() == before
     assert "0 cancelled" in sweep("cancel", "demo", "--runs", study.path.parent)[1]
     found, (code,) = read_study("demo", cells, study.path.parent), (study.notes / "snapshots").iterdir()
     with study.lock():
-        assert str(choose_cells(Selection(found, study, found.cells), code)[0]) == "1 cells begin, 2 go on"
+        assert str(choose_cells(Selection(found, study, found.cells), code)[0]) == "1 cells to start, 2 to resume"
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_reconcile_names_the_dead_of_a_killed_scheduler(sweep, taken):
     assert all(cell.killed and "its scheduler was killed" in cell.reason for cell in cells)
     code, told = sweep("reconcile", "demo", "--runs", taken.path.parent)
     assert code == 0 and "0 restarted" in told
-    assert told.count("make roadmap STUDY=demo CLUSTER=local goes on") == 2
+    assert told.count("to continue: make roadmap STUDY=demo CLUSTER=local") == 2
 
 
 def test_runs_of_another_host_are_named_and_left(sweep, taken):
@@ -239,7 +239,9 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
     words, study = two_rows(tmp_path)
     code, told = sweep(*words)
     assert (
-        code == 0 and "4 cells begin, 0 go on; 1 at once, the seeds of a row side by side" in told and "[4/4]" in told
+        code == 0
+        and "4 cells to start, 0 to resume; 1 at once, the seeds of a row side by side" in told
+        and "[4/4]" in told
     )
     found = by_step(study)
     assert len(found) == 4 and all(about["state"] == "done" and about["group_size"] == 2 for about in found.values())
@@ -247,11 +249,11 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
     for cell in cell_states(study)[0]:
         assert "top-1" in Path(cell.log).read_text().splitlines()[-1]
     lines = told.splitlines()
-    assert [line.split()[1].split("/")[1].split(",")[0] for line in lines if line.endswith("begins")] == [
+    assert [line.split()[1].split("/")[1].split(",")[0] for line in lines if line.endswith("started")] == [
         "resnet", "resnet", "gelu", "gelu",
     ]  # fmt: skip
     code, told = sweep(*words)
-    assert code == 0 and "0 cells begin, 0 go on; left alone: 4 done" in told
+    assert code == 0 and "0 cells to start, 0 to resume; left alone: 4 done" in told
 
 
 TRAINS = """
@@ -278,7 +280,7 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
     tasks = [LocalTask(directory, key, [], row=key, code=ROOT) for key in ("a/0", "b/0")]
     told = []
     assert Scheduler([Slot()], told.append, ahead=1).run(tasks) == 0
-    assert [line for line in told if line.endswith("begins")] == ["demo: a/0 begins", "demo: b/0 begins"]
+    assert [line for line in told if line.endswith("started")] == ["demo: a/0 started", "demo: b/0 started"]
 
 
 @pytest.mark.timeout(600)
@@ -303,7 +305,7 @@ def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu
     told = process.communicate(timeout=250)[0]
     assert process.returncode == 75
     assert told.count("(exit code 137; ") == 2
-    assert "stopping: the cells at work save" in told
+    assert "stopping: running cells save" in told
     states = {(cell.step, cell.seed): (cell.state, cell.killed) for cell in cell_states(study)[0]}
     assert states == {
         ("resnet", 0): ("failed", True), ("resnet", 1): ("failed", True),

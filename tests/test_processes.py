@@ -228,7 +228,7 @@ def test_every_signal_that_ends_jobs_is_polite(forks, tmp_path, name):
     words = (*WORDS, "data.workers=0", f"paths.runs={tmp_path}")
     stopped = forks.run(words, drive.accident("step", 2, what=name))
     assert stopped.returncode == 75, stopped.stderr
-    assert stopped.stderr.splitlines()[-1] == f"stopped by SIG{name}; the same command goes on"
+    assert stopped.stderr.splitlines()[-1] == f"stopped by SIG{name}; run the same command again to continue"
     (status,) = tmp_path.glob("single/*/*/seed0/status.json")
     assert (read_json(status)["state"], read_json(status)["step"]) == ("stopped", 2)
 
@@ -260,7 +260,7 @@ def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_pa
         cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 75
-    assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; the same command goes on"
+    assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; run the same command again to continue"
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -351,9 +351,12 @@ def test_only_a_second_press_of_a_key_interrupts_and_only_once(monkeypatch):
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        (None, "stopped (1 not begun); the same command goes on"),
-        ('{"state": "stopped"}', "stopped (1 saved); the same command goes on"),
-        ('{"state": "running"}', "stopped (1 cut off, its last checkpoint counts); the same command goes on"),
+        (None, "stopped (1 not started); run the same command again to continue"),
+        ('{"state": "stopped"}', "stopped (1 saved); run the same command again to continue"),
+        (
+            '{"state": "running"}',
+            "stopped (1 cut off after its last checkpoint); run the same command again to continue",
+        ),
     ],
 )
 def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):

@@ -242,7 +242,7 @@ def test_a_silent_rank_is_noticed_and_the_same_command_goes_on(forks, tmp_path):
     mine = words(tmp_path, "gelu", "devices=2", "comm_timeout_s=4", "checkpoint.every_min=0")
     done = forks.run(mine, drive.accident("before", 3, rank=1, what="STOP"))
     assert done.returncode == 75, done.stderr
-    assert "rank 1 did not answer; the same command goes on" in done.stderr
+    assert "rank 1 did not answer; run the same command again to continue" in done.stderr
     assert status(mine)["reason"].startswith("PeerLost")
     assert forks.run(mine).returncode == 0
 
@@ -283,7 +283,7 @@ def test_a_keyboard_interrupt_of_all_processes_is_one_polite_stop(forks, tmp_pat
     run = drive.run if where == "watch" else forks.run
     done = run(words(tmp_path, "gelu", "devices=2", "recipe.epochs=200"), accident)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
-    assert done.stderr.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
+    assert done.stderr.splitlines()[-1] == "stopped by SIGINT; run the same command again to continue"
     assert "Traceback" not in done.stderr
 
 

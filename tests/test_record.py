@@ -233,7 +233,7 @@ def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(
     for name in ("best.pt", f"{new.stem} (copy).pt", "notes.txt"):
         assert f"passed over {name}: not the name of a checkpoint" in told
         assert (checkpoints(config) / name).exists()
-    assert "goes on at step 5" in told
+    assert "resuming at step 5" in told
     assert_equal_runs(config, reference("gelu"))
 
 
@@ -430,7 +430,7 @@ def test_a_run_keeps_its_number_of_threads(small, reference, capsys):
         torch.set_num_threads(before)
     assert seen == [2]
     assert (summary["threads"], summary["rounding"]) == (2, [])
-    assert "computes with 2 threads, as it began; this machine would give 1" in capsys.readouterr().err
+    assert "uses 2 threads, as when it started; this machine would use 1" in capsys.readouterr().err
 
 
 def test_the_top1_that_is_shown_is_that_of_its_epoch(small, monkeypatch):

@@ -24,7 +24,7 @@ DIFFERENT = {
     "data": ({"data_fingerprint": "f00d"}, "images=f00d, not beef"),
     "batch": ({"batch_size": 1024}, "batch_size=1024, not 4096"),
     "config": ({"epochs": 6}, "epochs=6, not 3"),
-    "override": ({"drift": ["code_hash: aaaa -> bbbb"]}, "went on although this had changed: code_hash: aaaa"),
+    "override": ({"drift": ["code_hash: aaaa -> bbbb"]}, "continued although this had changed: code_hash: aaaa"),
 }
 USUAL = {"code_hash": "aaaa", "data_fingerprint": "beef", "hardware": "NVIDIA H100", "batch_size": 4096}
 

@@ -330,7 +330,7 @@ class TestRuns:
         done = score(older)
         assert done.returncode == 0, done.stderr
         assert f"top-1 {summary['top1']:.2f} %" in done.stdout
-        assert "does not know, and passes over: " in done.stderr
+        assert "does not know and ignores: " in done.stderr
         for wrong in (
             whole | {"step": "../../evil"},
             whole | {"cell": "a\x1b[31mred"},
@@ -370,7 +370,7 @@ class TestRuns:
         config = small("gelu")
         path = tmp_path / "seed0"
         path.mkdir()
-        self.refused(scoring(config, path), "is no run directory (it holds no config.yaml)")
+        self.refused(scoring(config, path), "is not a run directory (it has no config.yaml)")
         for text, words in (
             ("!!python/object/apply:os.system ['touch marker']", "no config that can be read"),
             ("- a list", "no config that can be read"),

@@ -95,8 +95,8 @@ def test_each_of_a_group_ends_as_alone_whatever_becomes_of_the_others(form, smal
     assert status(configs[3])["exit_code"] == 70 and len(ledger(configs[3])) >= 4
     assert isinstance(outcomes[4], Busy)
     assert [status(config)["group_size"] for config in configs[:2]] == [4, 4]
-    assert log_of(configs[0]).count("epoch 1/2") == 1 and "goes on at step" not in log_of(configs[0])
-    assert "goes on at step" in log_of(configs[1])
+    assert log_of(configs[0]).count("epoch 1/2") == 1 and "resuming at step" not in log_of(configs[0])
+    assert "resuming at step" in log_of(configs[1])
 
 
 def arranged(monkeypatch, place, accident):
@@ -377,5 +377,7 @@ def test_a_group_whose_starter_is_gone_with_the_pipe_that_it_reports_to_ends_eve
     with open(write, "w") as out:  # stdin ends without a line, as where the starter was killed
         done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, check=False)
     assert done.returncode == 75
-    assert all(log.read_text().endswith("whoever started it is gone; the same command goes on\n") for log in logs)
+    assert all(
+        log.read_text().endswith("whoever started it is gone; run the same command again to continue\n") for log in logs
+    )
     assert {status(config)["state"] for config in configs if (run_path(config) / "status.json").exists()} <= {"stopped"}

@@ -171,7 +171,7 @@ def assert_same(found, expected):
 def test_a_preempted_study_ends_bit_equal_and_charted(lab, calm):
     told = lab.call("submit", lab.write(seeds="0,1"), "cluster.report=true")
     job = re.search(r"job (\d+)", told)[1]
-    assert "2 cells begin" in told
+    assert "2 cells to start" in told
     assert lab.run().parents[2].joinpath(".study", "slurm").stat().st_mode & 0o777 == 0o700
     for seed in (0, 1):
         lab.until_steps(cell=f"gelu/seed{seed}")
@@ -187,7 +187,7 @@ def test_a_preempted_study_ends_bit_equal_and_charted(lab, calm):
     report = lab.run().parents[2] / "report"
     until(lambda: (report / "table.md").exists() and (report / "roadmap.png").exists(), 120, lab.told)
     before = lab.slurm.states()
-    assert "0 cells begin, 0 go on; left alone: 2 done" in lab.call("submit", lab.write(seeds="0,1"))
+    assert "0 cells to start, 0 to resume; left alone: 2 done" in lab.call("submit", lab.write(seeds="0,1"))
     assert lab.slurm.states() == before
 
 
@@ -254,7 +254,7 @@ def test_a_dead_controller_makes_nothing_look_dead(lab, calm):
     try:
         cell = lab.cells()["gelu/seed0"]
         assert cell["state"] in ("running", "done", "unknown"), cell
-        assert "gives no answer" in lab.call("status", "trial")
+        assert "does not answer" in lab.call("status", "trial")
         assert "nothing is restarted" in lab.call("reconcile", "trial")
         assert "nothing is cancelled" in lab.call("cancel", "trial", code=64)
         assert "it is not known what is queued" in lab.call("submit", lab.write(), code=64)
@@ -295,7 +295,7 @@ def test_two_people_who_type_at_once_make_no_job_twice(lab):
     file = lab.write(steps="gelu,depthwise", seeds="0,1", epochs=2)
     both = [lab.start("submit", file) for _ in range(2)]
     told = sorted(process.communicate(timeout=120)[0] for process in both)
-    assert "0 cells begin, 0 go on; left alone: " in told[0] and "4 cells begin" in told[1]
+    assert "0 cells to start, 0 to resume; left alone: " in told[0] and "4 cells to start" in told[1]
     assert len([job for job, state in lab.slurm.states().items() if state in ("PENDING", "RUNNING")]) == 4
     lab.until_states("done")
 
@@ -306,7 +306,7 @@ def test_slurms_refusal_is_shown_and_nothing_is_left_behind(lab):
     assert "(cluster.partition=nowhere)" in told
     assert "Traceback" not in told
     assert lab.cells()["gelu/seed0"]["state"] == "planned"
-    assert "1 cells begin" in lab.call("submit", lab.write(epochs=2))
+    assert "1 cells to start" in lab.call("submit", lab.write(epochs=2))
     lab.until_states("done")
 
 
@@ -321,7 +321,7 @@ def test_an_interrupted_submission_is_completed_by_typing_again(lab, tmp_path):
     found = {job for job, state in lab.slurm.states().items() if state in ("PENDING", "RUNNING")}
     assert len(found) == 2
     assert "its submission got no answer" in lab.call("status", "trial")
-    assert "0 cells begin, 0 go on; left alone: " in lab.call("submit", file)
+    assert "0 cells to start, 0 to resume; left alone: " in lab.call("submit", file)
     lab.until_states("done")
     assert {cell["job"] for cell in lab.cells().values()} == found
     assert all(cell["restarts"] == 0 for cell in lab.cells().values())
@@ -330,14 +330,14 @@ def test_an_interrupted_submission_is_completed_by_typing_again(lab, tmp_path):
 def test_what_can_never_start_says_so_and_says_so_when_it_is_cancelled(lab):
     seeds = ",".join(map(str, range(21)))  # more than an array of this Slurm's holds
     told = lab.call("submit", lab.write(seeds=seeds), "cluster.partition=short", "cluster.report=true")
-    assert "21 cells begin" in told and re.search(r"job \d+, \d+", told)
+    assert "21 cells to start" in told and re.search(r"job \d+, \d+", told)
     until(lambda: "21 of them can never start as submitted" in lab.call("status", "trial"), 60, lab.told)
     found = json.loads(lab.call("status", "trial", "--json"))
     assert {cell["slurm_reason"] for cell in found["cells"]} == {"PartitionTimeLimit"}
     assert lab.slurm.run("squeue", "-h", "-o", "%j").count("-report") == 1
     assert "21 cancelled" in lab.call("cancel", "trial")
     lab.until_states("stopped", seconds=60)
-    assert {(cell["reason"], cell["log"]) for cell in lab.cells().values()} == {("cancelled before it began", None)}
+    assert {(cell["reason"], cell["log"]) for cell in lab.cells().values()} == {("cancelled before it started", None)}
     assert "-report" not in lab.slurm.run("squeue", "-h", "-o", "%j")
 
 

@@ -206,7 +206,7 @@ def test_a_study_whose_config_changed_since_its_cells_ran_is_refused_with_the_fi
     check_cells(before, before.cells)
     file = mine(steps="gelu", seeds="0,1", text=MINE + "recipe:\n  weight_decay: 0.3\n")
     study = read_study(file, [], runs)
-    with pytest.raises(Refused, match=r"has run with another config \(recipe.weight_decay: .* -> 0.3\)"):
+    with pytest.raises(Refused, match=r"ran with another config \(recipe.weight_decay: .* -> 0.3\)"):
         check_cells(study, study.cells)
     assert read_json(run_path(study.cells[0].config) / "status.json")["state"] == "done"
 
@@ -216,7 +216,7 @@ def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_pa
     run = recorded(study.cells[0], tmp_path, state="stopped", status={"code_hash": "0123456789abcdef"})
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step-0000000010-00001.pt").write_bytes(b"")
-    with pytest.raises(Refused, match="was begun with other code"):
+    with pytest.raises(Refused, match="was started with other code"):
         check_cells(study, study.cells)
     study = read_study("demo", ["+step=gelu", "allow_drift=true"], tmp_path)
     check_cells(study, study.cells)

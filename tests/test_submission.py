@@ -96,7 +96,7 @@ def study(tmp_path):
 
 def test_an_array_above_slurms_size_is_split_and_one_report_waits_for_all(slurm, call, study):
     code, told = call("submit")
-    assert code == 0 and "3 cells begin, 0 go on as Slurm's job 11, 12" in told
+    assert code == 0 and "3 cells to start, 0 to resume, as Slurm job 11, 12" in told
     first, second, report = (line.split() for line in slurm.lines("accepted"))
     assert (first[0], second[0]) == ("11", "12") and report[1:] == [f"{second[1]}-report", "afterany:11:12"]
     assert [cell.job for cell in cell_states(study)[0]] == ["11_0", "11_1", "12"]
@@ -124,7 +124,7 @@ def test_any_option_of_sbatch_and_srun_reaches_the_script_as_it_was_typed(slurm,
 def test_a_row_with_resources_of_its_own_is_an_array_of_its_own_and_keeps_them_when_restarted(slurm, call, study):
     rows = ["cluster.rows={gelu: {time_h: 30, sbatch: {begin: 20:00}}}", "cluster.rows.depthwise.mem_gb=9"]
     code, told = call("submit", *rows, "cluster.report=false", "cluster.sbatch.nice=7")
-    assert code == 0 and "3 cells begin, 0 go on as Slurm's job 11, 12, 13" in told
+    assert code == 0 and "3 cells to start, 0 to resume, as Slurm job 11, 12, 13" in told
     scripts = [(slurm.folder / f"script.{job}").read_text() for job in (11, 12, 13)]
     assert [f"--time={m}\n" in text for text, m in zip(scripts, (1440, 1440, 1800), strict=True)] == [True] * 3
     assert ["--mem=9216M" in text for text in scripts] == [False, True, False]
@@ -182,7 +182,7 @@ def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm,
     assert all("its submission got no answer; make roadmap completes it" in cell.reason for cell in cells)
     slurm.write("sbatch", SBATCH + ANSWER)
     code, said = call("submit", "cluster.report=false")
-    assert code == 0 and "0 cells begin, 0 go on; left alone: 3 queued" in said
+    assert code == 0 and "0 cells to start, 0 to resume; left alone: 3 queued" in said
     assert len(slurm.lines("accepted")) == 1 and study.pending() is None
     for cell in cell_states(study)[0]:
         assert (study.notes / "slurm" / f"{cell.job}_submitted.pkl").exists()
@@ -195,7 +195,7 @@ def test_a_lost_answer_to_what_slurm_never_got_is_tried_again(slurm, call, study
     assert all("Slurm has no such job by now" in cell.reason for cell in cell_states(study)[0][:2])
     slurm.write("sbatch", SBATCH + ANSWER)
     code, said = call("submit", "cluster.report=false")
-    assert code == 0 and "3 cells begin" in said
+    assert code == 0 and "3 cells to start" in said
 
 
 def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, study):
@@ -251,16 +251,16 @@ def test_an_array_that_was_cancelled_before_it_began_says_so_and_names_no_log(sl
     names = [line.split()[1] for line in slurm.lines("accepted")]
     (slurm.folder / "queue").write_text(f"{names[0]} 11|CANCELLED|None\n{names[1]} 12_[0]|CANCELLED|None\n")
     code, said = call("status")
-    assert code == 0 and said.count("cancelled before it began") == 3 and "_log.out" not in said
+    assert code == 0 and said.count("cancelled before it started") == 3 and "_log.out" not in said
     assert "0 restarted" in call("reconcile")[1]
 
 
 def test_what_was_cancelled_here_is_known_when_slurm_has_forgotten_it(slurm, call):
     call("submit", "cluster.report=false")
     code, said = call("cancel")
-    assert code == 0 and "3 cancelled; make roadmap goes on" in said and "Slurm's jobs 11_0 11_1 12" in said
+    assert code == 0 and "3 cancelled; make roadmap continues them" in said and "Slurm's jobs 11_0 11_1 12" in said
     (slurm.folder / "queue").write_text("")
-    assert call("status")[1].count("cancelled before it began") == 3
+    assert call("status")[1].count("cancelled before it started") == 3
 
 
 def test_reconcile_adds_no_report_while_one_waits(slurm, call, study):
@@ -357,7 +357,7 @@ def test_an_interrupted_submission_is_recovered_only_where_slurm_answers(slurm, 
     with directory.lock():
         directory.set_pending({"name": "trial-1", "rows": [{"cell": "a", "kind": "slurm", "name": "trial-1"}]})
         slurm.write("squeue", "exit 1")
-        with pytest.raises(ConfigError, match="an earlier submission was interrupted, and Slurm gives no answer"):
+        with pytest.raises(ConfigError, match="an earlier submission was interrupted, and Slurm does not answer"):
             recover_pending(directory)
         (directory.notes / "slurm").mkdir()
         (directory.notes / "slurm" / "9_submitted.pkl").touch()

@@ -312,7 +312,7 @@ def test_a_plan_knows_the_space_of_checkpoints(reference):
 def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(sweep, tmp_path):
     words = ("demo", "--runs", tmp_path, "--cluster", "local", "--steps", "gelu,depthwise", "--", *THREE, *WORDS)
     code, told = sweep("submit", *words)
-    assert code == 0 and "2 cells begin, 0 go on" in told and "[2/2]" in told
+    assert code == 0 and "2 cells to start, 0 to resume" in told and "[2/2]" in told
     code, told = sweep("status", "demo", "--runs", tmp_path, "--json")
     cells = {cell["step"]: cell for cell in json.loads(told)["cells"]}
     assert {step: cell["state"] for step, cell in cells.items()} == {

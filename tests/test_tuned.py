@@ -112,19 +112,19 @@ def test_the_second_phase_is_known_row_by_row_once_the_first_has_ended(mine, tmp
 def test_typed_again_it_goes_on_and_a_rate_that_was_not_finite_is_the_worst(call, mine, tmp_path):
     code, told = call("submit")
     assert code == 0
-    assert "6 cells begin" in told
+    assert "6 cells to start" in told
     (tmp_path / "bin" / "queue").write_text("")  # all jobs have ended
     cells = held_out(mine, tmp_path)
     for name, top1 in zip(cells, (50.0, 60.0, None, 60.0, 60.0, 55.0), strict=True):
         end(cells[name], top1)
-    assert "make roadmap STUDY=mine goes on" in call("status")[1]
+    assert "make roadmap STUDY=mine continues" in call("status")[1]
     plan = call("plan", cluster="local")[1]
     assert "phase 1: 6 cells, 3 rates a row on 0.9 of the training images; phase 2: 4 cells" in plan
     code, told = call("submit")
     assert code == 0
     assert "+step=resnet: rate 0.05, 1 times the recipe's own" in told
     assert "edge" not in told  # the rate above was tried, and gelu's tie goes to the recipe's own
-    assert "4 cells begin, 0 go on as Slurm's job" in told
+    assert "4 cells to start, 0 to resume, as Slurm job" in told
     assert "5 done, 1 not finite" in told
     notes = json.loads((tmp_path / "runs" / "mine" / ".study" / "tuning.json").read_text())
     by_row = {row["row"]: row for row in notes["rows"]}

@@ -26,7 +26,7 @@ from roadmap.text import reason
 POLL_S = 2  # how often the workers are checked while waiting for a batch
 STALL_S = 600.0  # a batch that takes longer is given up
 EXIT_S = 2.0  # within which a killed worker is seen to have ended
-LESS = "fewer data.workers, or data.workers=0, need less memory; the same command goes on"
+LESS = "fewer data.workers, or data.workers=0, need less memory; run the same command again to continue"
 
 
 class PrepareOrError(Dataset[Any]):
@@ -149,7 +149,7 @@ def next_batch(batches: Iterator[Any], processes: list[BaseProcess], workers: in
                 raise no_memory(error) from None
     raise LoaderError(
         f"data.workers={workers}: no images came for {STALL_S:g} s, their folder does not answer; "
-        "the same command goes on"
+        "run the same command again to continue"
     )
 
 

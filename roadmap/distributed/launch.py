@@ -118,7 +118,7 @@ def _result(children: list[Child], silent: list[str], stop: StopSignal) -> float
     killed = {name: signal.Signals(-code).name for name, code in codes.items() if code < 0 and name not in silent}
     lost = [f"{name} was killed ({by})" for name, by in killed.items()]
     if lost := lost or [f"{name} did not answer" for name in silent]:
-        raise PeerLost(f"{', '.join(lost)}; the same command goes on")
+        raise PeerLost(f"{', '.join(lost)}; run the same command again to continue")
     if errors:
         raise error_of(*errors[0])
     if broken := [name for name, code in codes.items() if code]:

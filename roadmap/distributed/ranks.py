@@ -116,7 +116,7 @@ class Ranks:
                 break
             time.sleep(0.1)
         what = "did not answer in time" if re.search("timed? ?out", str(error), re.IGNORECASE) else "is gone"
-        return ended or PeerLost(f"another rank {what}; the same command goes on")
+        return ended or PeerLost(f"another rank {what}; run the same command again to continue")
 
     def _status_of_rank0(self) -> RoadmapError | None:
         try:

@@ -35,7 +35,7 @@ def leave_at_once(code: int = StoppedEarly.code, *, silent: bool = False) -> Non
 
     def leave(number: int, _: FrameType | None) -> None:
         if not silent:
-            os.write(2, f"stopped by {signal.Signals(number).name}; the same command goes on\n".encode())
+            os.write(2, f"stopped by {signal.Signals(number).name}; run the same command again to continue\n".encode())
         for child in multiprocessing.active_children():
             child.kill()
         if scratch := os.environ.get("ROADMAP_SCRATCH"):

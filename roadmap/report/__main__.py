@@ -72,7 +72,7 @@ def report(
     print(_written(out, files))
     earlier = sorted(path.name for path in out.glob("*.*") if path.suffix[1:] in FORMATS and path.name not in files)
     if earlier:
-        print(f"Of an earlier report, not written now: {clean(', '.join(earlier))}")
+        print(f"Left over from an earlier report: {clean(', '.join(earlier))}")
     sys.stdout.flush()
     if to_wandb:
         print(*send_summaries(groups, sources), sep="\n")

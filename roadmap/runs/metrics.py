@@ -168,7 +168,7 @@ def find_hole(what: str, numbers: list[int], last: int) -> str:
         return f"{what} {number} is missing" if found == number + 1 else f"{what}s {number} to {found - 1} are missing"
     if number <= count:
         return f"{what} {found} is there twice or out of order"
-    return f"{what}s go on to {count}, past {last}" if count > last else ""
+    return f"{what}s continue to {count}, past {last}" if count > last else ""
 
 
 def digest_of(path: Path) -> str:

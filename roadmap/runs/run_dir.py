@@ -101,7 +101,7 @@ class RunDir:
         if self.status.get("state") == "done":
             return
         if lost := lost_keys(before):
-            self.notes.append(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}")
+            self.notes.append(f"{CONFIG} has keys that this version does not know and ignores: {', '.join(lost)}")
         self.status["state"] = "begun"
         newest, recorded = newest_place(self.path / CHECKPOINTS)[0], self.status.get("step") or 0
         if newest < recorded:
@@ -115,12 +115,12 @@ class RunDir:
         drift = self._changes(run_info, [*info_keys(Affects.result), "code_hash"])
         if drift and not allow_drift:
             raise Refused(
-                f"{self.path}: was begun with other code, data, precision or devices ({'; '.join(drift)}); "
-                "fresh=true starts over, allow_drift=true goes on"
+                f"{self.path}: was started with other code, data, precision or devices ({'; '.join(drift)}); "
+                "fresh=true starts over, allow_drift=true continues"
             )
         self._keep_threads(run_info)
         rounding = self._changes(run_info, [key for key in info_keys(Affects.rounding) if key != "code_hash"])
-        self.notes += [f"goes on with other {change} (differs in rounding)" for change in rounding]
+        self.notes += [f"continues with other {change} (differs in rounding only)" for change in rounding]
         self.status["drift"] = [*(self.status.get("drift") or []), *drift]
         self.status["rounding"] = [*(self.status.get("rounding") or []), *rounding]
 
@@ -188,7 +188,7 @@ class RunDir:
         threads, here = self.status.get("threads"), run_info.get("threads")
         if threads and here and threads != here:
             run_info["threads"] = threads
-            self.notes.append(f"computes with {threads} threads, as it began; this machine would give {here}")
+            self.notes.append(f"uses {threads} threads, as when it started; this machine would use {here}")
 
     def _changes(self, run_info: dict[str, Any], keys: list[str]) -> list[str]:
         """Return what of a run's facts has changed since its status was written; what an older status lacks has not."""
@@ -222,7 +222,7 @@ class RunDir:
         if self.status["deaths"] < DEATHS:
             return
         where = f"at step {newest[0]}; see {self.path / LOG}"
-        reason = f"died {DEATHS} times without progress, {where}; started again it tries anew"
+        reason = f"died {DEATHS} times without progress, {where}; starting it again resets the count"
         self.update(state="failed", exit_code=NoProgress.code, reason=f"{NoProgress.__name__}: {reason}", deaths=0)
         raise NoProgress(f"{self.path}: {reason}")
 

@@ -222,6 +222,6 @@ class WandbLogger:
         except Exception as error:
             self.run = None
             end_service(kill=True)
-            self.warn(f"W&B failed and is left out, the run goes on ({one_line(error)}); {METRICS} has every line")
+            self.warn(f"W&B failed, and the run continues without it ({one_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None

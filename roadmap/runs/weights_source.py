@@ -65,7 +65,7 @@ def name_initial_weights(weights: str, weights_key: str | None) -> str:
     except FileNotFoundError:
         raise DataError(
             f"weights={weights}: there is no such file or run directory{nearby(path)}; "
-            "a run that has begun needs them no more: initial_weights=, as in its config.yaml, lets it go on"
+            "a run that has started does not need them: set initial_weights= as in its config.yaml to continue"
         ) from None
     except OSError as error:
         raise DataError(f"weights={weights}: cannot be read ({reason(error)})") from None

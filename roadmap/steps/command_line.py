@@ -132,7 +132,7 @@ class CommandLine:
     def report(self, error: Exception) -> int:
         """Write an error to stderr in plain words; return its exit code."""
         if isinstance(error, StoppedEarly):
-            self.write(f"{error}; the same command goes on")
+            self.write(f"{error}; run the same command again to continue")
         elif isinstance(error, RoadmapError):
             self.write(f"error: {error}")
         else:

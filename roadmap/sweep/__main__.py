@@ -199,7 +199,7 @@ def prune(args: Args) -> int:
     if not args.yes:
         print("Remove them? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            echo("nothing is removed; YES=1 (--yes) does not ask")
+            echo("nothing was removed; YES=1 (--yes) removes without asking")
             return DONE
     echo(disk.prune(found, echo))
     return DONE

@@ -28,7 +28,7 @@ class Cancellation:
     lines: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        head = f"{len(self.cells)} cancelled" + ("; make roadmap goes on" if self.cells else "")
+        head = f"{len(self.cells)} cancelled" + ("; make roadmap continues them" if self.cells else "")
         jobs = [f"  Slurm's jobs {' '.join(self.jobs)}"] if self.jobs else []
         return "\n".join([head, *jobs, *(f"  {line}" for line in self.lines)])
 
@@ -45,7 +45,7 @@ def cancel(study: StudyDir) -> Cancellation:
         jobs = study.jobs()
         states, answer = cell_states(study)
         if not answer.answered:
-            raise ConfigError(f"{study.name}: Slurm gives no answer ({answer.error}): nothing is cancelled")
+            raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}): nothing is cancelled")
         for state in states:
             if state.state in ("queued", "running", "unknown"):
                 cancel_cell(study, state, jobs.get(state.key, []), done)
@@ -56,7 +56,7 @@ def cancel(study: StudyDir) -> Cancellation:
     if done.processes:
         stopped = [state for state in cell_states(study)[0] if state.key in done.cells and state.slurm_state is None]
         done.lines += [describe(state) for state in stopped]
-        done.lines += [f"process {pid} still saves" for pid, born in done.processes if is_alive(pid, born)]
+        done.lines += [f"process {pid} is still saving" for pid, born in done.processes if is_alive(pid, born)]
     return done
 
 

@@ -113,7 +113,7 @@ def known_states(study: StudyDir) -> list[CellState]:
     states, answer = cell_states(study)
     if not answer.answered:
         raise ConfigError(
-            f"{study.name}: Slurm gives no answer ({answer.error}), so it is not known what is queued; try again"
+            f"{study.name}: Slurm does not answer ({answer.error}), so it is not known what is queued; try again"
         )
     return states
 
@@ -134,7 +134,7 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     job = slurm_queue.GONE if ended else job_state(last, answer)
     state = classify(status, last, "CANCELLED" if cancelled and job == slurm_queue.GONE else job)
     if ended and newest.get("exit_code") and status.state is None:
-        state = State("failed", f"exit code {newest['exit_code']} before the run began")
+        state = State("failed", f"exit code {newest['exit_code']} before the run started")
     if job == slurm_queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):
         state = State(state.name, "; ".join(filter(None, ["its scheduler was killed", state.reason])), killed=True)
     found = CellState(cell["key"], cell["step"], cell["variant"], cell["seed"], state.name, state.killed)
@@ -205,7 +205,7 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
         return _never_submitted(status, alive)
     if job is None:
         return State(
-            "unknown", f"it is on {last['host']}, ask there" if last["kind"] == "local" else "Slurm does not answer"
+            "unknown", f"it is on {last['host']}; check there" if last["kind"] == "local" else "Slurm does not answer"
         )
     return _job_ended(own, last, job)
 
@@ -215,7 +215,7 @@ def _never_submitted(status: Status, alive: bool | None) -> State:
     if status.state is None:
         return State("planned")
     if alive is None:
-        return State("unknown", f"was begun on {status.host}, not by this study; ask there")
+        return State("unknown", f"was started on {status.host}, not by this study; check there")
     return State("failed", "killed: its process is gone", killed=True)
 
 
@@ -224,11 +224,11 @@ def _job_ended(own: str | None, last: Row, job: str) -> State:
     if own is None and last["kind"] == "local":
         return State("planned")
     if own is None and job.startswith("CANCELLED"):
-        return State("stopped", "cancelled before it began")
+        return State("stopped", "cancelled before it started")
     how = "" if job == slurm_queue.GONE else f" ({job})"
     if own is None:
-        return State("failed", f"its job ended before the run began{how}", killed=True)
-    return State("failed", f"ended without a word{how}: killed, out of memory, or its node was lost", killed=True)
+        return State("failed", f"its job ended before the run started{how}", killed=True)
+    return State("failed", f"ended without a record{how}: killed, out of memory, or its node was lost", killed=True)
 
 
 def add_progress(cell: CellState, run: Path, status: Status) -> None:

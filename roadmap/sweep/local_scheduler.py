@@ -119,7 +119,7 @@ class Scheduler:
             while any(line for _, line in lines) or (waiting and not self.stopped):
                 if waiting and self._all_fail_alike():
                     skipped, waiting = waiting, []
-                    self._show(f"all cells so far end with this error: {sum(map(len, skipped))} others do not begin")
+                    self._show(f"all cells so far failed with this error: {sum(map(len, skipped))} are not started")
                 while waiting and not self.stopped:
                     slot, line = min(lines, key=lambda found: len(found[1]))
                     if line and (waiting[0][0].row is None or len(line) > self.ahead):
@@ -140,7 +140,7 @@ class Scheduler:
                 record_end(task, None)
         if self.stopped:
             ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
-            raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; the same command goes on")
+            raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; run the same command again to continue")
         return max(self.codes, default=0)
 
     def _start(self, tasks: list[LocalTask], slot: Slot, line: list[Job]) -> None:
@@ -178,7 +178,7 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         job.open_gate()
         for task in job.left.values():
-            self._show(f"{task.directory.name}: {task.key} begins")
+            self._show(f"{task.directory.name}: {task.key} started")
 
     def _follow(self, line: list[Job]) -> None:
         """Record what has ended of a slot's line; let the next one train where all cells of the first have ended."""
@@ -220,7 +220,7 @@ class Scheduler:
         """Pass on what came, also to a cell that was just being started then."""
         wanted = [signal.SIGTERM] * self.stopped + [signal.SIGINT] * self.again
         if wanted and not self.passed_on:
-            self._show("stopping: the cells at work save first; Ctrl-C once more interrupts them at once")
+            self._show("stopping: running cells save a checkpoint first; press Ctrl-C again to interrupt them at once")
         for number in wanted[self.passed_on :]:
             for job in self.running:
                 with suppress(ProcessLookupError):
@@ -286,7 +286,7 @@ def compiler_cache() -> dict[str, str]:
 def how_it_ended(task: LocalTask) -> str:
     """Return what a cell that was asked to stop has left, by its own status."""
     state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
-    return {"stopped": "saved", "done": "done", None: "not begun"}.get(state, "cut off, its last checkpoint counts")
+    return {"stopped": "saved", "done": "done", None: "not started"}.get(state, "cut off after its last checkpoint")
 
 
 def end_with_parent() -> Callable[[], None] | None:

@@ -45,7 +45,7 @@ def reconcile(study: StudyDir) -> Reconciliation:
         jobs = study.jobs()
         states, answer = cell_states(study)
         if not answer.answered:
-            result.error = f"Slurm gives no answer ({answer.error}): nothing is restarted"
+            result.error = f"Slurm does not answer ({answer.error}): nothing is restarted"
             return result
         groups: dict[str, list[CellState]] = {}  # by the submission that they were part of
         for state in states:
@@ -54,7 +54,9 @@ def reconcile(study: StudyDir) -> Reconciliation:
                 continue
             if rows[-1]["kind"] == "local":
                 if state.killed:
-                    result.left[state.key] = f"{state.reason}; make roadmap STUDY={study.name} CLUSTER=local goes on"
+                    result.left[state.key] = (
+                        f"{state.reason}; to continue: make roadmap STUDY={study.name} CLUSTER=local"
+                    )
             elif state.state in ("failed", "stopped"):
                 slurm = slurm_jobs(rows)
                 if reason := reason_to_leave(state, slurm, answer.state(str(slurm[-1]["job"]))):
@@ -70,7 +72,7 @@ def reconcile(study: StudyDir) -> Reconciliation:
 def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> str:
     """Return why a cell is not restarted; nothing where it is."""
     if state.cancelled or (job or "").startswith("CANCELLED"):
-        return "cancelled; make roadmap goes on"
+        return "cancelled; make roadmap continues it"
     if state.exit_code == NoProgress.code:
         return state.reason or "it made no progress"
     if state.state == "failed" and not state.killed:

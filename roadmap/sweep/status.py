@@ -48,7 +48,7 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
             f"{stuck} of them can never start as submitted: make cancel, then make roadmap with other settings."
         )
     if not queue.answered:
-        lines.append(f"The queue gives no answer ({queue.error}); what it alone could tell is unknown.")
+        lines.append(f"The queue does not answer ({queue.error}); what only the queue knows is unknown.")
     return "\n".join(lines)
 
 
@@ -85,7 +85,7 @@ def phase_line(study: StudyDir, cells: Sequence[CellState]) -> str:
         "whose rate is known"
     )
     more = any(not row.get("ended") for row in rows) and all(cell.state in ("done", "failed") for cell in phases[0])
-    return text + (f"; make roadmap STUDY={study.name} goes on with the others" if more else "")
+    return text + (f"; make roadmap STUDY={study.name} continues with the others" if more else "")
 
 
 def hours_line(cells: Sequence[CellState]) -> str:

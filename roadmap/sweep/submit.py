@@ -56,8 +56,8 @@ class Submission:
 
     def __str__(self) -> str:
         left = ", ".join(f"{number} {state}" for state, number in self.left.items())
-        text = f"{len(self.started)} cells begin, {len(self.restarted)} go on"
-        return text + (f" as Slurm's job {self.job}" if self.job else "") + (f"; left alone: {left}" if left else "")
+        text = f"{len(self.started)} cells to start, {len(self.restarted)} to resume"
+        return text + (f", as Slurm job {self.job}" if self.job else "") + (f"; left alone: {left}" if left else "")
 
 
 def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: bool = False) -> None:
@@ -101,13 +101,13 @@ def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
         return  # the run itself says what to do about a record that cannot be read
     if changes := differences(before, identity(cell.config.values())):
         raise Refused(
-            f"{study.name}: {cell.key} has run with another config ({'; '.join(changes[:5])}); "
+            f"{study.name}: {cell.key} ran with another config ({'; '.join(changes[:5])}); "
             f"give the study another name, or move {run} away"
         )
     begun = status.state != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
     if begun and not cell.config.allow_drift and status.code_hash not in (None, code_hash()):
         raise Refused(
-            f"{study.name}: {cell.key} was begun with other code ({status.code_hash} -> {code_hash()}); go back to "
+            f"{study.name}: {cell.key} was started with other code ({status.code_hash} -> {code_hash()}); go back to "
             f"{str(status.git_commit)[:12]}, or ARGS=allow_drift=true, which the report shows"
         )
 

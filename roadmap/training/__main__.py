@@ -112,9 +112,9 @@ def group_run(entry: dict[str, Any], sweep: SweepProgress) -> GroupRun:
 def error_text(error: BaseException) -> str:
     """Return the last lines of a run that an error has ended, as `run.py` has them."""
     if isinstance(error, StoppedEarly):
-        return f"{error}; the same command goes on"
+        return f"{error}; run the same command again to continue"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on"
+        return "interrupted; run the same command again to continue"
     if isinstance(error, RoadmapError):
         return f"error: {error}"
     return "".join(traceback.format_exception(error)).rstrip()

@@ -86,7 +86,7 @@ def read_weights(config: Config, sweep: SweepProgress, *, any_net: bool = False)
 def require_same_net(recorded: dict[str, Any], config: Config, sweep: SweepProgress) -> None:
     """Raise DataError where a run is of another net; what else differs from its own evaluation is told."""
     if lost := lost_keys(recorded):
-        sweep.write(clean(f"{CONFIG} holds what this version does not know, and passes over: {', '.join(lost)}", 500))
+        sweep.write(clean(f"{CONFIG} has keys that this version does not know and ignores: {', '.join(lost)}", 500))
     changes = differences(identity(recorded), identity(config.values()))
     changes = [change for change in changes if change.split(":")[0] in READ_IN_EVALUATION]
     if of_net := [change for change in changes if change.startswith("model.")]:

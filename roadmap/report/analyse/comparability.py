@@ -18,7 +18,7 @@ from roadmap.text import shorten
 
 # What `--allow` takes in, and what each word means. Code and hardware count without it.
 KINDS = {
-    "override": "went on although code or data had changed (allow_drift=true)",
+    "override": "continued although code or data had changed (allow_drift=true)",
     "code": "ran with other code than most runs of its study",
     "data": "ran on other images than most runs of its study",
     "hardware": "ran on other hardware than most runs of its study",
@@ -88,7 +88,7 @@ def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable
     reasons: dict[int, list[tuple[str, str]]] = defaultdict(list)  # kind, text
     for run in runs:
         if run.drift:
-            reasons[id(run)].append(("override", f"went on although this had changed: {run.drift}"))
+            reasons[id(run)].append(("override", f"continued although this had changed: {run.drift}"))
     sound = [run for run in runs if not reasons[id(run)] or "override" in allowed]
     for neighbours in ((_study, _recipe), (_cell,)):  # seeds are compared among those that are like the other rows
         like = [run for run in sound if all(kind == "override" for kind, _ in reasons[id(run)])]

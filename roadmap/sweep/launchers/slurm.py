@@ -171,7 +171,7 @@ def recover_pending(study: StudyDir) -> None:
     answer = slurm_queue.query([pending["name"]])
     if not answer.answered:
         raise ConfigError(
-            f"{study.name}: an earlier submission was interrupted, and Slurm gives no answer ({answer.error}); "
+            f"{study.name}: an earlier submission was interrupted, and Slurm does not answer ({answer.error}); "
             "try again"
         )
     folder, found = study.notes / FOLDER, []
