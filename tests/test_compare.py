@@ -172,11 +172,11 @@ def test_wrong_commands(study, tmp_path, capsys):
     for side, code, error in [
         ("increase_widht", 64, "did you mean increase_width?"),
         (place / "gelu", 64, "did you mean gelu+without_mixup?"),
-        (study, 64, "holds runs of 3 cells, and a side is one"),
+        (study, 64, "contains runs of 3 cells, and each side must be one"),
         ("", 64, "a side is empty"),
         (place / "inverted_bottleneck" / "seed3", 65, "no finished, sound run"),
         (tmp_path / "broken", 65, "status.json: not JSON"),
-        (tmp_path / "bad.zip", 65, "is damaged, or no archive of runs"),
+        (tmp_path / "bad.zip", 65, "is damaged, or not an archive of runs"),
     ]:
         words = (good, side, "--within", study, "--out", tmp_path / "out")
         assert error in compared(*words, code=code, capsys=capsys).err, side

@@ -56,7 +56,7 @@ def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_p
     ("images_per_s.gelo=3", "cluster.images_per_s.gelo: there is no such row; did you mean gelu?"),
     ("bench=nowhere.json", "cluster.bench=nowhere.json: no such file"),
     ("bench=README.md", "cluster.bench=README.md: cannot be read"),
-    ("bench=docs/measured/h100_nets.json", "is no record of python -m roadmap.bench net --json FILE"),
+    ("bench=docs/measured/h100_nets.json", "is not a record of python -m roadmap.bench net --json FILE"),
 ])  # fmt: skip
 def test_speeds_and_files_that_are_none_are_told(capsys, tmp_path, word, told):
     words = ["plan", "demo", "--cluster", "local", "--runs", str(tmp_path), "--steps", "resnet"]

@@ -161,7 +161,7 @@ def run_dir(tmp_path):
 def test_a_place_that_everybody_can_write_is_refused(run_dir, depth):
     folder = (run_dir, *run_dir.parents)[depth]
     folder.chmod(0o777)
-    with pytest.raises(Refused, match=rf"{folder.name} is writable for everyone \(mode 777\)"):
+    with pytest.raises(Refused, match=rf"{folder.name} is writable by everyone \(mode 777\)"):
         refuse_unsafe(run_dir)
     folder.chmod(0o1777)  # as /tmp: nobody can replace what is another's
     refuse_unsafe(run_dir)
@@ -173,7 +173,7 @@ def test_a_place_that_everybody_can_write_is_refused(run_dir, depth):
 def test_what_a_run_loads_is_refused_where_everybody_can_write_it_or_another_user_did(run_dir, name):
     refuse_unsafe(run_dir)
     (run_dir / name).chmod(0o777)
-    with pytest.raises(Refused, match=rf"{name} is writable for everyone \(mode 777\)"):
+    with pytest.raises(Refused, match=rf"{name} is writable by everyone \(mode 777\)"):
         refuse_unsafe(run_dir)
     (run_dir / name).chmod(0o755)
     if os.geteuid() == 0:
@@ -196,12 +196,12 @@ def test_where_a_link_leads_is_what_counts_and_the_folders_above_it(run_dir, tmp
     refuse_unsafe(run_dir)
     for unsafe in (target, target.parent, target.parent.parent):
         unsafe.chmod(0o777)
-        with pytest.raises(Refused, match=f"{unsafe.name} is writable for everyone"):
+        with pytest.raises(Refused, match=f"{unsafe.name} is writable by everyone"):
             refuse_unsafe(run_dir)
         unsafe.chmod(0o755)
     (tmp_path / "runs").symlink_to(run_dir.parents[3])
     (tmp_path / "home").chmod(0o777)
-    with pytest.raises(Refused, match="home is writable for everyone"):
+    with pytest.raises(Refused, match="home is writable by everyone"):
         refuse_unsafe(tmp_path / "runs" / run_dir.relative_to(run_dir.parents[3]))
     (tmp_path / "home").chmod(0o1777)
     refuse_unsafe(tmp_path / "runs" / run_dir.relative_to(run_dir.parents[3]))
@@ -236,7 +236,7 @@ def test_a_run_under_an_open_umask_makes_nothing_that_everybody_can_write_and_go
 def test_weights_of_a_run_that_everybody_can_write_are_refused(small, trained):
     run = run_path(trained())
     (run / "checkpoints").chmod(0o777)
-    with pytest.raises(Refused, match=r"weights: .*checkpoints is writable for everyone"):
+    with pytest.raises(Refused, match=r"weights: .*checkpoints is writable by everyone"):
         evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"))
 
 
@@ -248,7 +248,7 @@ def test_a_study_is_not_submitted_or_restarted_where_everybody_can_write_its_not
         pass
     for path in (study.notes / "jobs.jsonl", study.notes):
         path.chmod(0o777)
-        with pytest.raises(Refused, match=rf"RUNS: .*{path.name} is writable for everyone"), study.lock():
+        with pytest.raises(Refused, match=rf"RUNS: .*{path.name} is writable by everyone"), study.lock():
             pass
         path.chmod(0o755)
 
@@ -258,7 +258,7 @@ def test_an_unsafe_place_is_told_and_nothing_is_written(forks, tmp_path):
     (tmp_path / "runs").chmod(0o777)
     done = forks.run(("+step=gelu", *TINY, f"paths.runs={tmp_path / 'runs'}"))
     assert done.returncode == 78
-    assert "runs is writable for everyone (mode 777)" in done.stderr
+    assert "runs is writable by everyone (mode 777)" in done.stderr
     assert not list((tmp_path / "runs").iterdir())
 
 

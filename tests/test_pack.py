@@ -147,9 +147,9 @@ HOSTILE = {
     "double": (member(f"{RUN}/status.json"), "is there twice"),
     "case": (member(f"{RUN}/STATUS.JSON"), "is there twice"),
     "unicode": (member(f"{RUN}/ｓtatus.json"), "is there twice"),
-    "deep": (member("a/" * 20 + "status.json"), "no name of a file"),
-    "long": (member("a" * 600), "no name of a file"),
-    "control": (member("a\x1b[2J/status.json"), "no name of a file"),
+    "deep": (member("a/" * 20 + "status.json"), "not a valid name of a file"),
+    "long": (member("a" * 600), "not a valid name of a file"),
+    "control": (member("a\x1b[2J/status.json"), "not a valid name of a file"),
 }
 
 
@@ -190,7 +190,7 @@ KINDS = ["empty", "text", "cut", "comment", "before", "zip64", "count", "list", 
 def test_a_damaged_archive_is_a_plain_line(packed, tmp_path, capsys, kind):
     packed.write_bytes(damaged(packed.read_bytes(), kind))
     assert report([str(packed), "--out", str(tmp_path / "out")]) == 65
-    assert "study.zip: is damaged, or no archive of runs" in capsys.readouterr().err
+    assert "study.zip: is damaged, or not an archive of runs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +251,7 @@ def test_what_is_no_archive_or_no_folder_in_it_is_named(packed, tmp_path, capsys
     assert "did you mean roadmap/nano-digits?" in capsys.readouterr().err
     (tmp_path / "file.txt").write_text("x")
     assert report([str(tmp_path / "file.txt"), "--out", str(tmp_path / "out")]) == 65
-    assert "is not a folder, nor an archive (.zip)" in capsys.readouterr().err
+    assert "is neither a folder nor an archive (.zip)" in capsys.readouterr().err
 
 
 def test_wrong_commands_write_nothing(runs, packed, tmp_path, capsys, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_run_that_is_not_done_not_whole_locked_linked_or_unsafe_is_never_touch
     assert "its last checkpoint is not whole" in prune("--yes")[1]
     newest.write_bytes(whole)
     folder.chmod(0o777)
-    assert "is writable for everyone" in prune("--yes")[1]
+    assert "is writable by everyone" in prune("--yes")[1]
     folder.chmod(0o700)
     shutil.move(folder, tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")

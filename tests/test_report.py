@@ -400,7 +400,7 @@ def test_a_missing_folder_is_listed_beside_good_ones(tmp_path):
     collected = collect([tmp_path / "absent", tmp_path / "file", tmp_path / "runs"])
     assert len(collected.runs) == 1
     missing = f"no such folder; in {tmp_path} there are: file, runs"
-    assert [f.reason for f in collected.suspect] == [missing, "is not a folder, nor an archive (.zip)"]
+    assert [f.reason for f in collected.suspect] == [missing, "is neither a folder nor an archive (.zip)"]
 
 
 @pytest.mark.parametrize("name", ["#recycle", "$RECYCLE.BIN", "@eaDir", "lost+found"])

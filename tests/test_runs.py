@@ -59,7 +59,7 @@ def test_every_run_is_listed_with_state_accuracy_epochs_time_and_path(runs, caps
         "roadmap/nano-digits/gelu,model.kernel_size=9/seed2",
         "roadmap/nano-digits/layer_norm/seed0",
         "roadmap/nano-digits/layer_norm/seed1: killed: its process is gone",
-        "roadmap/nano-digits/layer_norm/seed2: on node7, as it recorded",
+        "roadmap/nano-digits/layer_norm/seed2: on node7, by its own record",
         "roadmap/nano-digits/layer_norm/seed3: NonFiniteError: loss",
     ]
     assert "61.50    3/3  2026-11-26 10:00" in table[4]
@@ -111,7 +111,7 @@ def test_hostile_runs_are_listed_with_their_reason_and_end_nothing(tmp_path, cap
             (line,) = [line for line in table if f"gelu/seed{number}:" in line]
             assert line.startswith("damaged")
             assert file in line
-    assert any("bad.zip: is damaged, or no archive of runs" in line for line in table)
+    assert any("bad.zip: is damaged, or not an archive of runs" in line for line in table)
 
 
 def test_wrong_commands(tmp_path, capsys):

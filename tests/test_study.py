@@ -160,7 +160,7 @@ def test_two_wrong_keys_are_no_combination_to_be_left_out():
     ({"steps": "gelu,gelu"}, "two cells are the same run"),
     ({"text": MINE.replace("study: mine", "study: a/b")}, "study=a/b: a name has letters"),
     ({"text": MINE.replace("study: mine", "study: yours")}, "a study is named like its file, study: mine"),
-    ({"text": MINE.replace("MULTIRUN", "RUN")}, "is no study"),
+    ({"text": MINE.replace("MULTIRUN", "RUN")}, "is not a study"),
     ({"text": MINE + "mode: evaluate\n"}, "mode=evaluate: cannot be set for a study's cells"),
     ({"text": MINE + "fresh: true\n"}, "fresh=true: cannot be set for a study's cells"),
     ({"text": MINE + "dry: true\n"}, "dry=true: cannot be set for a study's cells"),

@@ -139,12 +139,12 @@ def test_a_row_with_resources_of_its_own_is_an_array_of_its_own_and_keeps_them_w
 
 
 @pytest.mark.parametrize(("word", "told"), [
-    ("sbatch.array=0-3", "cluster.sbatch.array: is the launcher's own; set cluster.max_running"),
-    ("sbatch.arr=0-3", "cluster.sbatch.arr: may be read as --array, which is the launcher's own"),
-    ("sbatch.job_name=x", "cluster.sbatch.job_name: is the launcher's own"),
-    ("srun.output=x", "cluster.srun.output: is the launcher's own"),
+    ("sbatch.array=0-3", "cluster.sbatch.array: is set by the launcher; set cluster.max_running"),
+    ("sbatch.arr=0-3", "cluster.sbatch.arr: may be read as --array, which is set by the launcher"),
+    ("sbatch.job_name=x", "cluster.sbatch.job_name: is set by the launcher"),
+    ("srun.output=x", "cluster.srun.output: is set by the launcher"),
     ("sbatch.gres=gpu:2", "set cluster.per_cell and cluster.gpu_type"),
-    ("sbatch.-x=1", "is no option's name"),
+    ("sbatch.-x=1", "is not the name of an option"),
     ('sbatch.comment="a\\nb"', "must be one line"),
     ("sbatch.comment=\x1b[2J", "must be one line"),
     ("sbatch.comment=", "must be a text, or true"),
@@ -154,7 +154,7 @@ def test_a_row_with_resources_of_its_own_is_an_array_of_its_own_and_keeps_them_w
     ("rows.gelo.time_h=3", "cluster.rows.gelo: there is no such row; did you mean gelu?"),
     ("rows.gelu.time_h=0", "cluster.rows.gelu.time_h=0.0: must be above 0"),
     ("rows.gelu.per_cell=4", "cluster.rows.gelu.per_cell: a row has no such setting of its own"),
-    ("rows.gelu.sbatch.array=1", "cluster.rows.gelu.sbatch.array: is the launcher's own"),
+    ("rows.gelu.sbatch.array=1", "cluster.rows.gelu.sbatch.array: is set by the launcher"),
 ])  # fmt: skip
 def test_options_and_rows_that_cannot_be_are_refused_before_anything_is_queued(slurm, call, word, told):
     code, said = call("submit", f"cluster.{word}")

@@ -79,7 +79,7 @@ def list_archive(path: Path) -> tuple[Archive, dict[str, dict[str, ZipInfo]]]:
     except OSError as error:
         raise DataError(f"cannot be read ({reason(error)})") from None
     except UNREADABLE as error:
-        raise DataError(f"is damaged, or no archive of runs ({clean(error, 120)})") from None
+        raise DataError(f"is damaged, or not an archive of runs ({clean(error, 120)})") from None
     folders: dict[str, dict[str, ZipInfo]] = {}
     for member in members:
         if not member.is_dir():
@@ -132,7 +132,7 @@ def wrong_name(member: ZipInfo) -> str:
     if name.startswith("/") or "\\" in name or DRIVE.fullmatch(name) or not {"", ".", ".."}.isdisjoint(parts):
         return "leads out of the archive"
     if len(name) > MAX_NAME or len(parts) > MAX_DEPTH or not name.isprintable():
-        return "is no name of a file"
+        return "is not a valid name of a file"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR) > name.endswith("/"):
         return "is a link or a device"
     return "is a folder that holds bytes" if member.is_dir() and member.file_size else ""

@@ -165,7 +165,7 @@ def find_newest(folder: Path) -> Found | None:
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
     if any(folder.glob("*.pt")):
         raise DataError(
-            f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and keeps this aside"
+            f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and sets this aside"
         )
     return None
 

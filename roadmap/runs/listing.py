@@ -113,7 +113,7 @@ def _unfinished(run: RecordedRun, status: Status) -> tuple[str, str]:
         return "running", "when it was packed"
     alive = lives(status.host, status.pid, status.pid_start)
     if alive is None:
-        return "running", f"on {status.host}, as it recorded" if status.host else ""
+        return "running", f"on {status.host}, by its own record" if status.host else ""
     return ("running", "") if alive else ("failed", "killed: its process is gone")
 
 

@@ -48,7 +48,7 @@ class Metrics:
             listed = ", ".join(map(str, self.bad_lines[:5])) or "last"
             return f"{METRICS}: {len(self.bad_lines) + self.torn} corrupt line(s) ({listed})"
         if self.lost_loss:
-            return f"{METRICS}: holds a training loss that is not a number"
+            return f"{METRICS}: contains a training loss that is not a number"
         for kind, steps in self.steps.items():
             if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
                 return f"{METRICS}: {kind} rows are not in the order of their steps, or are there twice"
@@ -155,7 +155,7 @@ def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest
     if holes or (digest is not None and hashlib.sha256(text).hexdigest() != digest):
         raise DataError(
             f"{path}: its lines up to the checkpoint of step {global_step} are not those that were written"
-            f" ({holes or 'a value has changed'}); fresh=true starts over and keeps this aside"
+            f" ({holes or 'a value has changed'}); fresh=true starts over and sets this aside"
         )
     atomic_write(path, text)
 

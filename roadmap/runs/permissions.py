@@ -33,10 +33,10 @@ def refuse_unsafe(path: Path, runs: Path | None = None, key: str = "paths.runs")
             protected = stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_ISVTX
             can_be_loaded = stat.S_ISDIR(about.st_mode) or stat.S_ISREG(about.st_mode)  # a device is refused in reading
             if about.st_mode & stat.S_IWOTH and can_be_loaded and not protected:
-                raise Refused(f"{key}: {shown} is writable for everyone ({mode}); chmod o-w it, or take another")
+                raise Refused(f"{key}: {shown} is writable by everyone ({mode}); chmod o-w it, or use another")
             strangers = {about.st_uid, part.lstat().st_uid} - trusted  # the latter of a link
             if part not in above and strangers and not _is_of_our_group(part.parent):
-                raise Refused(f"{key}: {shown} belongs to another user (uid {strangers.pop()}); take another folder")
+                raise Refused(f"{key}: {shown} belongs to another user (uid {strangers.pop()}); use another folder")
 
 
 def make_folder(path: Path, runs: Path | None = None, key: str = "paths.runs") -> None:

@@ -162,7 +162,7 @@ def read_bits(data: bytes) -> bytes:
     """
     found = NPY_HEADER.match(data)
     if found is None or found[1] != b"|u1":
-        raise Suspect(f"{CORRECT}: holds no packed bits as a run writes them")
+        raise Suspect(f"{CORRECT}: does not contain packed bits as a run writes them")
     return read_numbers(data, CORRECT).tobytes()
 
 
@@ -170,7 +170,7 @@ def read_numbers(data: bytes, name: str) -> np.ndarray:
     """Return the unsigned numbers `(N,)` of a `.npy` file as a run writes it. Raises Suspect. As `read_bits`."""
     found = NPY_HEADER.match(data)
     if found is None:
-        raise Suspect(f"{name}: holds no class numbers as a run writes them")
+        raise Suspect(f"{name}: does not contain class numbers as a run writes them")
     dtype = np.dtype(found[1].decode())
     length, numbers = int(found[2]) * dtype.itemsize, memoryview(data)[found.end() :]
     if len(numbers) != length:

@@ -62,7 +62,7 @@ def load_result(path: Path) -> dict[str, Any]:
 
     Raises DataError where it, or a file that it rests on, cannot be read or is not as the end of the run left it.
     """
-    keep_aside = "fresh=true starts over and keeps this aside"
+    keep_aside = "fresh=true starts over and sets this aside"
     try:
         summary = read_record(Summary, path / SUMMARY)
         changed = changed_files(summary, lambda name: (path / name).read_bytes())

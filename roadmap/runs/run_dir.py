@@ -132,7 +132,7 @@ class RunDir:
         done = any(read_json_or_empty(self.path / name).get("state") == "done" for name in (STATUS, SUMMARY))
         if done and (missing := [name for name in self._result_files() if not (self.path / name).exists()]):
             lacks = f"the run is done, but its {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-            raise DataError(f"{self.path}: {lacks}; fresh=true starts over and keeps this aside")
+            raise DataError(f"{self.path}: {lacks}; fresh=true starts over and sets this aside")
         try:
             before = read_yaml(self.path / CONFIG)
             self.status = read_record(Status, self.path / STATUS)
@@ -151,11 +151,11 @@ class RunDir:
         except ValueError as error:
             reason = one_line(error)
             raise Refused(
-                f"{self.path}: holds a record that cannot be read ({reason}); fresh=true sets it aside"
+                f"{self.path}: contains a record that cannot be read ({reason}); fresh=true sets it aside"
             ) from None
         if changes:
             raise Refused(
-                f"{self.path}: holds a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
+                f"{self.path}: contains a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
             )
         return before
 

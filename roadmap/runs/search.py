@@ -108,5 +108,5 @@ def _reason(error: OSError, folder: Path) -> str:
     if isinstance(error, FileNotFoundError):
         return f"no such folder{nearby(folder)}"
     if isinstance(error, NotADirectoryError):
-        return f"is not a folder, nor an archive ({SUFFIX})"
+        return f"is neither a folder nor an archive ({SUFFIX})"
     return f"cannot be read ({error.strerror or type(error).__name__})"

@@ -39,7 +39,7 @@ def library_weights(weights: str | None) -> LibraryWeights | None:
     """Return the library's weights that `weights` names, None for a file or a folder. Raises ConfigError."""
     if (found := LIBRARY.fullmatch(weights or "")) is None:
         if "://" in (weights or ""):
-            raise ConfigError(f"weights={shown(weights)}: is an address; fetch the file, and say where it is")
+            raise ConfigError(f"weights={shown(weights)}: is an address; download the file and give its path")
         return None
     if (name := LIBRARY_NAME.fullmatch(found[2])) is None:
         raise ConfigError(f"weights={shown(weights)}: must be {found[1]}:NAME or {found[1]}:NAME.TAG")
@@ -55,7 +55,7 @@ def name_initial_weights(weights: str, weights_key: str | None) -> str:
     if library := library_weights(weights):
         if library.tag is None:
             raise ConfigError(
-                f"weights={weights}: names no tag, and what is the default may change; "
+                f"weights={weights}: names no tag, and the default may change; use for example "
                 f"{library}.{'IMAGENET1K_V1' if library.library == 'torchvision' else 'fb_in1k'}, say"
             )
         return str(library)

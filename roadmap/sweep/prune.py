@@ -43,7 +43,7 @@ def find_surplus(study: StudyDir, echo: Callable[[str], None]) -> list[Surplus]:
         if read_or_empty(Status, run / STATUS).state != "done" or not (files := older_files(run)):
             continue
         if why := reason_to_leave(run):
-            echo(f"{key}: left, {why}")
+            echo(f"{key}: skipped, {why}")
         else:
             found.append(Surplus(key, run, files))
     return found
@@ -107,9 +107,9 @@ def prune(found: list[Surplus], echo: Callable[[str], None]) -> str:
         try:
             freed += remove_surplus(surplus)
         except RoadmapError as error:
-            echo(f"{surplus.key}: left, {one_line(error, 400)}")
+            echo(f"{surplus.key}: skipped, {one_line(error, 400)}")
             left, failed = left + 1, failed + isinstance(error, DiskError)
-    line = f"{size_text(freed / 1e9)} removed" + (f"; {left} runs left" if left else "")
+    line = f"{size_text(freed / 1e9)} removed" + (f"; {left} runs skipped" if left else "")
     if failed:
         raise DiskError(line)
     return line

@@ -129,13 +129,15 @@ def checked_option(command: str, name: str, value: Any) -> tuple[str, str | bool
     option, text = name.replace("_", "-"), value if isinstance(value, str) else shown(value)
     head = f"cluster.{command}.{shown(name)}"
     if not OPTION.fullmatch(option):
-        raise ConfigError(f"{head}: is no option's name; letters, digits and dashes, as {command} --help has them")
+        raise ConfigError(
+            f"{head}: is not the name of an option; letters, digits and dashes, as {command} --help has them"
+        )
     # Slurm takes an option's first letters for it.
     if owned := next((own for own in OWN[command] if own.startswith(option)), None):
         setting = OWN[command][owned]
         instead = "; set " + " and ".join(f"cluster.{each}" for each in setting.split(" and ")) if setting else ""
         abbreviates = "" if owned == option else f"may be read as --{owned}, which "
-        raise ConfigError(f"{head}: {abbreviates}is the launcher's own{instead}")
+        raise ConfigError(f"{head}: {abbreviates}is set by the launcher{instead}")
     if value is None or text in ("null", "false"):
         return option, None
     if text == "true":

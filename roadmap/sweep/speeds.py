@@ -115,5 +115,5 @@ def read_bench(file: str | None) -> Bench:
     except (KeyError, TypeError, AttributeError):  # a record of another benchmark, or none
         found = {}
     if not found:
-        raise ConfigError(f"cluster.bench={file}: is no record of python -m roadmap.bench net --json FILE")
+        raise ConfigError(f"cluster.bench={file}: is not a record of python -m roadmap.bench net --json FILE")
     return found

@@ -129,7 +129,7 @@ def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[Words],
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
         raise ConfigError(
-            f"{file.stem}.yaml: is no study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
+            f"{file.stem}.yaml: is not a study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
         )
     generator = find_generator(file, params, overrides)
     listed = [f"{key}={value}" for key, value in params.items() if not is_setting(key)]

@@ -65,7 +65,7 @@ def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path
         study.cells()  # says that nothing is there
     for key in runs:
         if states[key] == "unknown":
-            echo(f"{clean(key)}: left, it may be running on another machine")
+            echo(f"{clean(key)}: skipped, it may be running on another machine")
     return {key: run for key, run in runs.items() if states[key] not in ("queued", "running", "planned", "unknown")}
 
 

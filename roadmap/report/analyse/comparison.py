@@ -142,9 +142,8 @@ def find_side(name: str, within: str = "") -> Side:
         raise DataError(f"{clean(name)}: no finished, sound run; {left_out[0]}{more}")
     cells = sorted({run.name.rpartition("/")[0] for run in runs})
     if len(cells) > 1:
-        raise ConfigError(
-            f"{clean(name)}: holds runs of {len(cells)} cells, and a side is one; name one of {first_few(cells, 5)}"
-        )
+        which = f"contains runs of {len(cells)} cells, and each side must be one; name one of {first_few(cells, 5)}"
+        raise ConfigError(f"{clean(name)}: {which}")
     runs.sort(key=lambda run: run.seed)
     directories = {directory.shown: directory for directory in found}
     summaries = [directories[run.path].summary() or {} for run in runs]

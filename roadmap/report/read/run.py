@@ -201,7 +201,7 @@ def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
     if metrics.problem:
         raise Suspect(metrics.problem)
     if not metrics.rows:
-        raise Suspect(f"{METRICS}: holds no evaluation")
+        raise Suspect(f"{METRICS}: contains no evaluation")
     for row in metrics.rows:
         where = f"{METRICS}, epoch {clean(row.get('epoch'), 20)}"
         _percent(row, "val/top1", where)
