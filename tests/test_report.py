@@ -455,7 +455,7 @@ def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_
 
 
 def test_a_number_that_runs_record_is_shown_everywhere_by_its_line_in_the_table(tmp_path, monkeypatch):
-    energy = schema.Quantity("energy_kwh", "energy", "kWh", 1, "lower", "of one run, mean over seeds")
+    energy = schema.Quantity("energy_kwh", "energy", "kWh", "of one run, mean over seeds", digits=1)
     monkeypatch.setitem(schema.QUANTITIES, "energy_kwh", energy)
     for seed in range(2):
         write_run(tmp_path / "runs", "resnet", seed, energy_kwh=12.5 + seed)

@@ -201,9 +201,9 @@ class Quantity:
     key: str
     title: str
     unit: str
-    digits: int  # decimals; a number below 1 has as many as three digits need
-    better: Literal["higher", "lower"]
-    about: str = ""  # one line under a table
+    about: str  # one line under a table
+    better: Literal["higher", "lower"] = "lower"
+    digits: int = 2  # decimals; a number below 1 has as many as three digits need
     measured: bool = False  # while a run trained, so that a busy machine shows in it
     scale: float = 1.0  # of the recorded number, to have it in this unit
 
@@ -220,34 +220,19 @@ class Quantity:
         return f"{value:.{self.digits}f}" if value >= 1 or value == 0 else f"{value:#.3g}"
 
 
+OF_RESTARTS = "of training that restarts did again, at least; not among GPU-hours; mean over seeds"
 QUANTITIES = {
     quantity.key: quantity
     for quantity in (
-        Quantity("top1", "top-1", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
-        Quantity("top5", "top-5", "%", 2, "higher", "accuracy after the last epoch, mean over n seeds"),
-        Quantity("gmacs", "MACs", "G", 2, "lower", "multiply-accumulates of one image"),
-        Quantity("macts", "activations", "M", 2, "lower", "outputs of convolutions and matrix products, of one image"),
-        Quantity("params_m", "parameters", "M", 2, "lower", "of the net"),
-        Quantity("train_images_per_s", "training speed", "images/s", 0, "higher", "mean over seeds", measured=True),
-        Quantity(
-            "gpu_hours",
-            "GPU-hours",
-            "h",
-            2,
-            "lower",
-            "of all GPUs of a run together, mean over seeds",
-            measured=True,
-        ),
-        Quantity(
-            "lost_gpu_hours",
-            "GPU-hours lost",
-            "h",
-            2,
-            "lower",
-            "of training that restarts did again, at least; not among GPU-hours; mean over seeds",
-            measured=True,
-        ),
-        Quantity("peak_memory_gb", "peak memory", "GiB", 2, "lower", "of one process, mean over seeds", measured=True),
+        Quantity("top1", "top-1", "%", "accuracy after the last epoch, mean over n seeds", "higher"),
+        Quantity("top5", "top-5", "%", "accuracy after the last epoch, mean over n seeds", "higher"),
+        Quantity("gmacs", "MACs", "G", "multiply-accumulates of one image"),
+        Quantity("macts", "activations", "M", "outputs of convolutions and matrix products, of one image"),
+        Quantity("params_m", "parameters", "M", "of the net"),
+        Quantity("train_images_per_s", "training speed", "images/s", "mean over seeds", "higher", 0, measured=True),
+        Quantity("gpu_hours", "GPU-hours", "h", "of all GPUs of a run together, mean over seeds", measured=True),
+        Quantity("lost_gpu_hours", "GPU-hours lost", "h", OF_RESTARTS, measured=True),
+        Quantity("peak_memory_gb", "peak memory", "GiB", "of one process, mean over seeds", measured=True),
     )
 }
 MEGA_MACS = replace(QUANTITIES["gmacs"], unit="M", scale=1000.0)  # of nets too small for G

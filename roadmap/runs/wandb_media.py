@@ -10,16 +10,7 @@ from roadmap.config.choices import WandbCheckpoints
 from roadmap.files import read_regular
 from roadmap.runs import provenance
 from roadmap.runs.checkpoint_files import list_checkpoints, parse_checkpoint
-from roadmap.runs.schema import (
-    CHECKPOINTS,
-    LABELS,
-    PREDICTIONS,
-    STATUS,
-    Manifest,
-    Status,
-    read_or_empty,
-    read_record,
-)
+from roadmap.runs.schema import CHECKPOINTS, LABELS, PREDICTIONS, STATUS, Manifest, Status, read_or_empty, read_record
 from roadmap.text import clean, redact
 
 MAX_BYTES = 2**25  # of an array of classes

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from roadmap.errors import ConfigError
-from roadmap.report.analyse.comparability import comparable, count_once
+from roadmap.report.analyse.comparability import comparable, count_once, mark_rounding
 from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
 from roadmap.runs.recorded_run import RecordedRun, Suspect
@@ -56,13 +56,14 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
     runs, unfinished, damaged = read_sources(found)
     suspect += damaged
     runs, doubles = count_once(runs)
-    like = comparable(runs, allow)
+    runs, left_out, allowed = comparable(runs, allow)
+    runs, rounding = mark_rounding(runs)
     return Collected(
-        runs=tuple(sorted(like.runs, key=lambda run: (run.study, run.regime, run.data, run.cell, run.seed))),
+        runs=tuple(sorted(runs, key=lambda run: (run.study, run.regime, run.data, run.cell, run.seed))),
         unfinished=tuple(unfinished),
-        suspect=(*suspect, *doubles, *like.left_out),
-        allowed=like.allowed,
-        rounding=like.rounding,
+        suspect=(*suspect, *doubles, *left_out),
+        allowed=tuple(allowed),
+        rounding=tuple(rounding),
         foreign=foreign,
     )
 

@@ -6,7 +6,7 @@ rounding alone (code, hardware, versions, kernels) counts, is marked, and is lis
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from roadmap import paper
@@ -73,18 +73,11 @@ def _training(run: Run) -> Hashable:
     return _study(run), run.step, run.variant, run.seed, run.recipe, sizes, tuple(values)
 
 
-@dataclass(frozen=True)
-class Comparable:
-    """The runs that count, and what is to be listed of the others and of these."""
+def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> tuple[list[Run], list[Problem], list[Problem]]:
+    """Leave out the runs that differ from their neighbours, unless every way in which they differ is allowed.
 
-    runs: tuple[Run, ...]
-    left_out: tuple[Problem, ...]
-    allowed: tuple[Problem, ...]  # would be left out, but for `--allow`
-    rounding: tuple[Problem, ...]  # a line for each difference in rounding alone: how many runs of a study have it
-
-
-def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable:
-    """Leave out the runs that differ from their neighbours, unless every way in which they differ is allowed."""
+    Return the runs that count, what is left out, and what would be but for `allowed`.
+    """
     reasons: dict[int, list[tuple[str, str]]] = defaultdict(list)  # kind, text
     for run in runs:
         if run.drift:
@@ -106,11 +99,10 @@ def comparable(runs: Sequence[Run], allowed: Collection[str] = ()) -> Comparable
             continue
         counted.append(replace(run, marks=kinds))
         taken += [Problem(run.name, f"counted because it is allowed: {text}")] if kinds else []
-    marked, lines = _mark_rounding(counted)
-    return Comparable(tuple(marked), tuple(left_out), tuple(taken), tuple(lines))
+    return counted, left_out, taken
 
 
-def _mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
+def mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
     """Mark the runs that were computed otherwise than most of their study; return a line for each difference."""
     marks: dict[int, list[str]] = defaultdict(list)
     found: dict[tuple[Hashable, str, str], list[Run]] = defaultdict(list)
