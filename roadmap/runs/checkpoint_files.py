@@ -1,6 +1,6 @@
 """The files of a run's checkpoints by their names: `step-<global step>-<epochs evaluated>.pt`, and `.json` beside it.
 
-Files of other names are nobody's here.
+Files with other names are ignored.
 """
 
 import os

@@ -106,7 +106,7 @@ def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
 
 
 def _unfinished(run: RecordedRun, status: Status) -> tuple[str, str]:
-    """Return the state of a run that is not done, and what is to be known of it."""
+    """Return the state of a run that is not done, and why."""
     if status.state in ("stopped", "failed"):
         return status.state, status.reason or ""
     if isinstance(run, ArchivedRun):

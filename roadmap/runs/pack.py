@@ -85,7 +85,7 @@ def add_run(archive: ZipFile, name: str, run: RecordedRun, instead: dict[str, by
     this machine.
     """
     for file in filter(run.has, RECORD):
-        if (run.folder / file).is_symlink():  # whoever made the run may have meant another file of this machine
+        if (run.folder / file).is_symlink():  # it might lead to any file of this machine
             raise DataError(f"{clean(run.shown)}: {file} is a link, as no run writes it, and is not packed")
         try:
             data = instead[file] if file in instead else run.read(file)

@@ -59,7 +59,7 @@ def on_the_way(path: Path) -> Iterator[Path]:
                 continue
             seen.add(part)
             yield part
-            if os.path.islink(part):  # false where a folder may not be entered: whoever writes there says so
+            if os.path.islink(part):  # false where a folder may not be entered, which writing there reports
                 waiting.append(part.parent / os.readlink(part))
 
 

@@ -24,7 +24,7 @@ def is_alive(pid: Any, born: int | None) -> bool:
 
 
 def lives(host: str | None, pid: Any, born: int | None) -> bool | None:
-    """Tell whether a recorded process lives; None for one of another host, of which nobody here knows."""
+    """Tell whether a recorded process lives; None for one of another host, where it cannot be checked."""
     return is_alive(pid, born) if host == socket.gethostname() else None
 
 

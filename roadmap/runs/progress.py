@@ -1,4 +1,4 @@
-"""Progress for whoever watches: a bar on a terminal, plain lines in a file. Knows nothing of training."""
+"""Progress for the user: a bar on a terminal, plain lines in a file. Knows nothing of training."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from roadmap.text import printable_lines
 
-tqdm.set_lock(threading.RLock())  # tqdm's own would be a semaphore between processes, which nobody here shares
+tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore between processes, which is not needed
 
 
 @dataclass
@@ -39,7 +39,7 @@ class SweepProgress:
 
     def print(self, line: str) -> None:
         """Write a line of the result to stdout, above a bar on the same terminal. Raises DiskError."""
-        with suppress(BrokenPipeError):  # nobody reads on, as behind `| head`
+        with suppress(BrokenPipeError):  # the reader has closed the pipe, as `| head` does
             tqdm.write(printable_lines(self.prefix() + line), file=sys.stdout)
             sys.stdout.flush()
 

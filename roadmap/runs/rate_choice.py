@@ -1,4 +1,4 @@
-"""Which of several learning rates a row takes: the one rule, for whoever trains at it and for whoever reports it."""
+"""Which of several learning rates a row takes: one rule, for training and for the report."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -1,5 +1,4 @@
-"""The files of a run directory, on disk or in an archive, each checked for size and form: whoever wrote them may mean
-harm."""
+"""The files of a run directory, on disk or in an archive, checked for size and form: they may be hostile."""
 
 import errno
 import os
@@ -54,7 +53,7 @@ class RecordedRun:
             return 0
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a file of this name, whatever it may be."""
+        """Tell whether there is anything of this name."""
         return os.path.lexists(self.folder / name)
 
     def size(self, name: str) -> int:

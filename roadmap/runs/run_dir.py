@@ -60,7 +60,7 @@ def run_path(config: Config) -> Path:
 
 
 def alive(holder: str) -> bool:
-    """Tell whether `process PID on HOST` may still be running: on another host nobody can know."""
+    """Tell whether `process PID on HOST` may still be running; on another host it counts as running."""
     found = re.fullmatch(r"process (\d+) on (.*)", holder)
     return found is None or lives(found[2], found[1], None) is not False
 
@@ -144,7 +144,7 @@ class RunDir:
                 lacks = Path(error.filename).name
                 raise Refused(f"{self.path}: holds {begun[-1]}, but no {lacks}; fresh=true sets it aside") from None
             return None
-        except NotADirectoryError:  # a file on the way: whoever makes the directory says so
+        except NotADirectoryError:  # a file is in the way: making the directory reports it
             return None
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
@@ -207,10 +207,10 @@ class RunDir:
                     self.update(starts=(self.status.get("starts") or 0) + 1, start_counted=True)
 
     def count_deaths(self) -> None:
-        """Count how often the run died since its newest checkpoint was written; a polite stop is no death.
+        """Count how often the run died since its newest checkpoint was written; a stop that was asked for is no death.
 
-        Raises NoProgress at the third: whatever kills it will do so again. The next start, somebody's own wish,
-        counts anew.
+        Raises NoProgress at the third, since the cause is likely to persist. A later start, which a user wants,
+        counts from zero.
         """
         if not self.status:
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 from roadmap.text import printable_lines
 
 log = logging.getLogger("roadmap")
-# Of the run whose turn it is, where several are trained side by side; None in threads that are nobody's.
+# The log of the run that is executing, where several train side by side; None in threads of no run.
 current: ContextVar["LogFile | None"] = ContextVar("current", default=None)
 
 
@@ -23,7 +23,7 @@ class LogFormatter(logging.Formatter):
 class LogFile(logging.FileHandler):
     """Keeps the package's log in a file, until it is closed.
 
-    Lines that the disk does not take are lost: whoever writes what a run needs says that the disk is full.
+    Lines that cannot be written are lost: a full disk is reported where the run's own files are written.
     """
 
     def __init__(self, path: Path) -> None:

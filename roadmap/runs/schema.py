@@ -20,7 +20,7 @@ from roadmap.files import MAX_JSON, MAX_YAML, finite_or_null, read_json, write_j
 from roadmap.text import clean, redact
 
 METRICS, SUMMARY, STATUS, CONFIG, LOG = "metrics.jsonl", "summary.json", "status.json", "config.yaml", "run.log"
-# Of the last evaluation, an entry an image in the set's order: whether it was right, the class that came first, the
+# Of the last evaluation, one entry per image in the set's order: whether it was right, the class that came first, the
 # image's own class. Older runs have the first alone.
 CORRECT, PREDICTIONS, LABELS = "correct.npy", "predictions.npy", "labels.npy"
 # The files of a record, each with the bytes that it may have: a larger one was not written by a run.
@@ -44,7 +44,7 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
-Line = Annotated[str, AfterValidator(partial(clean, limit=500))]  # a text that is shown: whoever wrote it may mean harm
+Line = Annotated[str, AfterValidator(partial(clean, limit=500))]  # a text that is shown; it may be hostile
 
 
 class RunInfo(Record):

@@ -67,8 +67,8 @@ def import_wandb() -> Any:
 
 
 def quiet_settings(init_s: float, finish_s: float) -> dict[str, Any]:
-    """Return the settings of a W&B run of ours: it waits so many seconds for its start and its end, prints nothing, and
-    sends neither the command line nor the user."""
+    """Return the settings of our W&B runs, which wait this long for start and end, print nothing, and send neither
+    the command line nor the user."""
     return {
         "console": "off",
         "silent": True,

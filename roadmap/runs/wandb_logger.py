@@ -187,7 +187,7 @@ class WandbLogger:
                     self.run.log(media)
         self.run.summary.update({k: v for k, v in summary.items() if v is not None and k not in NOT_SENT})
         for name in (STATUS, CORRECT, PREDICTIONS, LABELS):
-            if (self.path / name).exists():  # a copy: a link would show whatever the file becomes later
+            if (self.path / name).exists():  # a copy: a link would follow later changes of the file
                 copy = shutil.copy(self.path / name, self.run.dir)
                 self.run.save(copy, base_path=self.run.dir, policy="end")
         artifact = self._send_checkpoint() if exit_code == DONE and self.mode == "online" else None
@@ -216,7 +216,7 @@ class WandbLogger:
             self.warn(f"W&B: {what} did not go up ({one_line(error)})")
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call W&B; whatever it does wrong is told once, and ends the W&B run, never ours."""
+        """Call W&B. An error is shown once and ends the W&B run, never ours."""
         try:
             return self.budget.call(call, *args)
         except Exception as error:

@@ -20,7 +20,7 @@ Process = tuple[int, int | None]  # pid, and when it began
 
 @dataclass
 class Cancellation:
-    """What was done: cells by key, jobs of Slurm, processes, and what each cell is now, or why it was left."""
+    """What was done: cells by key, jobs of Slurm, processes, and what each cell is now, or why it was not cancelled."""
 
     cells: list[str] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)

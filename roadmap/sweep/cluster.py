@@ -23,9 +23,9 @@ class ClusterConfig(Section):
 
     prefix = "cluster."
     affects = Affects.place
-    literal: ClassVar[tuple[str, ...]] = ()  # keys below which a word's value is a text, whatever YAML makes of it
+    literal: ClassVar[tuple[str, ...]] = ()  # keys below which a value is text, not parsed as YAML
 
-    per_cell: Int = key(1, ge=1, le=1024, about="GPUs a cell, or CPU cores where there is no GPU")
+    per_cell: Int = key(1, ge=1, le=1024, about="GPUs per cell, or CPU cores where there is no GPU")
     max_running: Int | None = key(None, ge=1, le=1024, about="cells at once; null: as many as fit")
     mixed_gpus: bool = key(False, about="let a study's cells run on different GPU types")
     images_per_s: dict[str, Float] = key({}, about="for a plan: of one device, of the first row or {STEP: SPEED}")

@@ -99,7 +99,7 @@ class Scheduler:
     """Runs tasks on slots until none is left, or a signal comes."""
 
     def __init__(self, slots: Sequence[Slot], echo: Callable[[str], None], ahead: int = 0) -> None:
-        """`ahead`: so many groups of cells prepare themselves behind the one that trains, on each slot."""
+        """`ahead`: how many groups of cells prepare themselves behind the one that trains, on each slot."""
         self.slots, self.echo, self.ahead = list(slots), echo, ahead
         self.running: list[Job] = []
         self.stopped = self.again = False

@@ -1,4 +1,4 @@
-"""What a study costs, cell by cell, before anything is queued. What nobody measured is inferred, or empty."""
+"""What a study costs, cell by cell, before anything is queued. What was not measured is inferred, or empty."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def plan(
     given: Mapping[str, float] = MappingProxyType({}),
     bench: Bench = MappingProxyType({}),
 ) -> list[Row]:
-    """Return a row a cell. `hardware` is (a part of) the name of the GPU whose earlier runs count, or None.
+    """Return one row per cell. `hardware` is (a part of) the name of the GPU whose earlier runs count, or None.
 
     Speeds are those `given`, by row, then of earlier runs, then of `bench`, or inferred from the other rows. Raises
     DataError for a set of unknown classes.

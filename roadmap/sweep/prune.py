@@ -1,6 +1,6 @@
 """Remove the checkpoints that finished runs no longer need: all but the last, which `mode=evaluate` reads.
 
-A run is touched only where it is done and whole, safe, and in nobody's hand; only files of a checkpoint's name go.
+A run is touched only where it is done and whole, safe, and not locked; only files named like a checkpoint are removed.
 """
 
 from collections.abc import Callable

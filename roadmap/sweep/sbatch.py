@@ -1,7 +1,7 @@
 """Job arrays handed to `sbatch`, with submitit's batch script and pickles. The call has a bound, and its answer may be
-lost: nobody knows then whether the jobs are queued.
+lost: then it is unknown whether the jobs are queued.
 
-A job waits a minute for its pickle, which is written when its id is known. So a job whose id nobody learned does
+A job waits a minute for its pickle, which is written when its id is known. So a job whose id was never learned does
 nothing, until it is found by its name and given its work.
 """
 
@@ -20,7 +20,7 @@ from roadmap.files import disk_errors
 from roadmap.sweep import slurm_queue
 
 TIMEOUT_S = 60.0
-OURS = ("requeue",)  # an option that nobody named
+OURS = ("requeue",)  # an option that the user did not give
 # What says that a request may have reached Slurm, or will.
 NO_ANSWER = re.compile(
     r"(?i)does not answer|killed by signal|timed out|unable to contact|zero bytes|connection|sleeping"

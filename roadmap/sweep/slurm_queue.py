@@ -1,6 +1,6 @@
 """What Slurm knows of our jobs: `squeue` first, `sacct` for those that have left the queue, if it is there.
 
-No answer is no knowledge: it never makes a job look dead. Every call has a bound.
+Without an answer nothing is known, and no job counts as dead. Every call has a time limit.
 """
 
 import os
@@ -17,7 +17,7 @@ PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", 
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 ACTIVE = PENDING + RUNNING
 GONE = "GONE"  # Slurm answers, and has forgotten the job
-# Why a job can never start, by Slurm's reason, and what is asked of whoever submitted it.
+# Why a job can never start, by Slurm's reason.
 NEVER = {
     r"PartitionTimeLimit|\w+MaxWallDurationPerJobLimit": "cluster.time_h is above the limit there",
     r"PartitionNodeLimit|\w+MaxNodePerJobLimit": "cluster.nodes is outside the limits there",

@@ -33,7 +33,7 @@ OPTIONS = ("sbatch", "srun")
 
 
 class Config(ClusterConfig):
-    """How Slurm runs a cell: one task a rank, one GPU a task."""
+    """How Slurm runs a cell: one task per rank, one GPU per task."""
 
     literal = OPTIONS
 
@@ -41,7 +41,7 @@ class Config(ClusterConfig):
     account: Text | None = None
     qos: Text | None = None
     constraint: Text | None = None
-    gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: whatever the partition has")
+    gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: any type of the partition")
     per_cell: Int = key(8, ge=1, le=65536, about="ranks a cell; on CPUs processes")
     nodes: Int = key(1, ge=1, le=4096, about="that a cell's ranks are spread over")
     cpus_per_rank: Int = key(8, ge=1, le=1024)

@@ -63,7 +63,7 @@ def earlier_speeds(runs: Path, hardware: str | None) -> dict[SpeedKey, list[floa
 
 
 def with_inferred(nets: Sequence[Net], speeds: Sequence[Speed], bench: Bench) -> list[Speed]:
-    """Return the speeds of nets, those that nobody knows as a benchmark has them, or inferred from the others.
+    """Return the speeds of nets; unknown ones are those of a benchmark, or inferred from the others.
 
     Where no speed is known at all, what the benchmark measured counts as it is.
     """

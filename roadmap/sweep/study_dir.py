@@ -103,7 +103,7 @@ class StudyDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the study while jobs are submitted or recorded; waits for whoever has it. Raises Busy, DiskError."""
+        """Lock the study while jobs are submitted or recorded; waits for the holder. Raises Busy, DiskError."""
         self.make()
         with file_lock(self.notes / ".lock", f"{self.path}: is being submitted by another process", LOCK_WAIT_S):
             yield

@@ -1,4 +1,4 @@
-"""What each toggle is worth whatever came before it: its gain averaged over sampled orders, with its interval.
+"""What each toggle is worth independent of the order: its gain averaged over sampled orders, with its interval.
 
 The average over all legal orders is the Shapley value under precedence constraints (Faigle and Kern 1992). Orders are
 drawn independently, so t over orders is the interval of a toggle's mean gain, but for one thing: orders share nets, and
@@ -133,7 +133,7 @@ def with_attribution(group: Group, groups: Sequence[Group]) -> Group:
 
 
 def nets_of(group: Group) -> dict[Net, Cell]:
-    """Return the cells of a group by their nets: those trained alike, of whatever setting has most nets."""
+    """Return the cells of a group by their nets: those trained alike, with the setting that has the most nets."""
     alike: dict[tuple[object, ...], dict[Net, Cell]] = defaultdict(dict)
     for cell in sorted(group.cells, key=lambda cell: (len(cell.cell), cell.cell)):
         if (net := net_of(cell.step, cell.variant)) is not None:

@@ -67,7 +67,7 @@ def count_once(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
 
 
 def _training(run: Run) -> Hashable:
-    """Return what makes a training this one and no other, whatever its cell is called."""
+    """Return what identifies a training, independent of its cell's name."""
     values = [(key, config_value(run, key)) for key in _keys([run], "result")]
     sizes = (run.epochs, run.batch_size, run.image_size, run.images)
     return _study(run), run.step, run.variant, run.seed, run.recipe, sizes, tuple(values)

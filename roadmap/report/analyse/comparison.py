@@ -128,7 +128,7 @@ def _listed(values: Iterable[object]) -> str:
 def find_side(name: str, within: str = "") -> Side:
     """Return the finished, sound runs of one cell: a run, or a folder of its seeds, also in an archive.
 
-    What is no path is looked for among the runs below `within`: a cell (`gelu`), or a run of it (`gelu/seed0`). Raises
+    A name that is no path is sought among the runs below `within`, as a cell (`gelu`) or a run (`gelu/seed0`). Raises
     ConfigError where there is no such run, or several cells; DataError where no run of it gives a number.
     """
     found, problems = _directories(name, within)

@@ -27,7 +27,7 @@ class Confusion:
     """What the nets of a row made of the images of each class, means over the seeds that say so."""
 
     seeds: int
-    # (C, C) images: a row a class, a column a class that it was taken for; up to 30 classes, with their names
+    # (C, C) images: one row per class, one column per predicted class; up to 30 classes, with their names
     matrix: np.ndarray | None
     names: tuple[str, ...]
     pairs: tuple[Pair, ...]  # the most confused, the most images first

@@ -44,7 +44,7 @@ def listed(items: Sequence[object]) -> str:
 
 
 def first_few(texts: Sequence[str], most: int, separator: str = ", ") -> str:
-    """Return at most so many texts, and how many more there are: `a, b and 3 more`, or `a; b; and 3 more`."""
+    """Return at most `most` texts, and how many more there are: `a, b and 3 more`, or `a; b; and 3 more`."""
     more = f"{separator.strip(',')}and {len(texts) - most} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + more
 

@@ -157,7 +157,7 @@ def _noncentrality(t: float, df: float, share: float) -> float:
 
 @dataclass(frozen=True)
 class Seeds:
-    """How many seeds a row a difference needs: were it as measured, and over the interval of its size."""
+    """How many seeds per row a difference needs: if it is as measured, and over the interval of its size."""
 
     likely: int
     low: int

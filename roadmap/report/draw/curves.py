@@ -16,7 +16,7 @@ KERNELS = {"move_up_depthwise": 3, "kernel_5": 5, "kernel_7": 7, "kernel_9": 9, 
 
 @style.styled()
 def training_curves(group: Group) -> Figure:
-    """Draw top-1 over the epochs, a small panel a row, a line a seed."""
+    """Draw top-1 over the epochs, one small panel per row, one line per seed."""
     cells = [cell for cell in group.rows if any(run.curve for run in cell.runs)]
     if not cells:
         raise NothingToDraw("there is no curve to draw: no row with an evaluation")
@@ -38,7 +38,7 @@ def training_curves(group: Group) -> Figure:
 
 @style.styled()
 def compared_curves(a: Cell, b: Cell) -> Figure:
-    """Draw top-1 over the epochs of two cells on the same axes, a line a seed: A grey and dashed, B black."""
+    """Draw top-1 over the epochs of two cells on the same axes, one line per seed: A grey and dashed, B black."""
     figure = style.new_figure("Training curves of A and B", 2.4)
     axes = figure.subplots()
     handles = []
@@ -51,7 +51,7 @@ def compared_curves(a: Cell, b: Cell) -> Figure:
         handles.append(line)
     axes.set(xlabel="epoch", ylabel=TOP1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    style.legend(figure, handles, "a line a seed", ncols=1)
+    style.legend(figure, handles, "one line per seed", ncols=1)
     return figure
 
 

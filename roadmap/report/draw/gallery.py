@@ -26,7 +26,7 @@ FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("images", changed_images, "Images that each step fixed and broke beside its parent, paired by seed."),
     ("classes", changed_classes, "How much the accuracy of each class changes with each step."),
     ("tradeoffs", trade_offs, "Accuracy against what it costs."),
-    ("curves", training_curves, "Top-1 over the epochs, a line a seed."),
+    ("curves", training_curves, "Top-1 over the epochs, one line per seed."),
     ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),
     ("leave_one_out", leave_one_out, "One toggle taken out of the whole net."),
     ("one_at_a_time", one_at_a_time, "One toggle alone on top of the plain net."),

@@ -61,7 +61,7 @@ class NothingToDraw(ValueError):
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw and save in our style, whatever the user's settings are."""
+    """Draw and save in our style, independent of the user's settings."""
     with matplotlib.style.context(["default", STYLE]):
         yield
 

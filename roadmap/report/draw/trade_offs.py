@@ -71,7 +71,7 @@ def costs(group: Group) -> list[Quantity]:
 def is_sound(cost: Quantity, rows: Sequence[Cell]) -> bool:
     """Return whether a cost orders the rows: it is counted, or was measured on GPUs of one kind.
 
-    A CPU is shared with whatever else runs on it.
+    A CPU also runs other programs.
     """
     hardware = {run.hardware for row in rows for run in row.runs}
     return not cost.measured or (len(hardware) == 1 and not any("CPU" in name for name in hardware))
@@ -90,7 +90,7 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = False
 
 
 def _trade_off(axes: Axes, group: Group, cost: Quantity) -> bool:
-    """Draw one panel: a point a row, and the front where the cost is sound. Return whether it is."""
+    """Draw one panel: one point per row, and the front where the cost is sound. Return whether it is."""
     known = [(i, cell) for i, cell in enumerate(group.rows, 1) if cost.key in cell.numbers]
     points = [(cell.numbers[cost.key] * cost.scale, cell.top1) for _, cell in known]
     sound = is_sound(cost, [cell for _, cell in known])

@@ -34,7 +34,7 @@ SOURCE = re.compile(r"wandb:([^/?#\s]+)/([^/?#\s]+)(?:\?(.*))?")
 PAGE, TIMEOUT_S = 50, 60
 # Of one request; Retry-After is respected by the client.
 RETRIES = {"max": 4, "wait_min_seconds": 0.5, "wait_max_seconds": 30.0}
-SECRET = re.compile(r"[0-9a-zA-Z_-]{32,}")  # a key never reaches the report, whatever an error quotes
+SECRET = re.compile(r"[0-9a-zA-Z_-]{32,}")  # a key that an error quotes never reaches the report
 ANSWERS = {
     401: "refused: this login is not known (401); wandb login, or WANDB_API_KEY",
     403: "refused: this login may not read the project (403)",

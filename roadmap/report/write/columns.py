@@ -73,7 +73,7 @@ class Table:
     title: str
     columns: list[Column]
     cells: list[Any]  # what its rows are made of
-    texts: list[list[str]]  # a list a row
+    texts: list[list[str]]  # one list per row
 
     @property
     def headings(self) -> list[str]:
@@ -87,7 +87,7 @@ class Table:
 
 
 def table(title: str, cells: Sequence[Any], columns: Sequence[Column]) -> Table:
-    """Return the table of some cells, or of whatever the columns are of, without a word about a mark that none has."""
+    """Return the table of some cells, or other rows of the columns; a mark that no row has is not explained."""
     filled = [_explained(column, cells) for column in columns if any(map(column.text, cells))]
     return Table(title, filled, list(cells), [[column.text(cell) for column in filled] for cell in cells])
 

@@ -57,7 +57,7 @@ def line(group: Group, row: object, paths: Paths) -> dict[str, Any]:
 
 
 def frame(groups: Sequence[Group], kind: str = "rows") -> pd.DataFrame:
-    """Return one line a cell in the roadmap's order: the plain steps, `others` or `holdouts`."""
+    """Return one line per cell in the roadmap's order: the plain steps, `others` or `holdouts`."""
     table = _frame(groups, kind, cell_paths())
     floats = [key for key in numbers() if key not in WHOLE]
     return table.astype(dict.fromkeys(floats, float) | dict.fromkeys(WHOLE, "Int64"))

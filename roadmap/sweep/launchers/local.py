@@ -1,8 +1,8 @@
 """A study on this machine: as many cells beside each other as its GPUs, or its CPU cores, hold.
 
-Stays in the foreground; asked to stop, or its terminal closed, it passes that on, what has begun is saved, and the same
-command goes on later. Where it is killed the kernel asks its runs to stop: none trains on unseen. On GPUs the seeds of
-a row of small nets share one, trained side by side in one process (`roadmap.training.group`).
+Stays in the foreground. Asked to stop, or its terminal closed, it passes that on: what has started is saved,
+and the same command continues later. If it is killed, the kernel asks its runs to stop: none trains on unseen. On GPUs
+the seeds of a row of small nets share one, trained side by side in one process (`roadmap.training.group`).
 """
 
 import json
@@ -138,7 +138,7 @@ def row_of(config: RunConfig) -> str | None:
 
 
 def compiles_ahead(config: RunConfig) -> bool:
-    """Tell whether a row is compiled where that takes nobody's time: a small net, long enough, if nobody decided it."""
+    """Tell whether to compile a row while others train: a small net that trains long, if the user left it open."""
     known = catalog.find(config.data.name, config.data.kind).num_images.get("train")
     images = config.recipe.epochs * (config.data.train_images or known or 0)
     return config.compile == "auto" and not config.has_large_images and images >= COMPILED_IMAGES
