@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Callable
 
+from roadmap.distributed.cores import limit_threads
 from roadmap.distributed.rank_env import RankEnv, is_first
 from roadmap.distributed.signals import ignore_stops, leave_at_once
 
 if __name__ == "__main__":  # the imports below take seconds: whoever stops the run meanwhile is answered
     leave_at_once(silent=not is_first())
     atexit.register(ignore_stops)
+    limit_threads()
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's short errors end the process; ours are in plain words
 # Two runs on one CPU: OpenMP's threads, waiting busily, starve each other (on 2 cores 570 ms a step instead of 66).

@@ -18,7 +18,7 @@ from PIL import Image
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import eval_batches, eval_index_batches, load, train_batches, train_index_batches
-from roadmap.distributed.device import cgroup_quota, num_cores
+from roadmap.distributed.cores import cgroup_quota, num_cores
 from roadmap.errors import DataError
 
 CPU = torch.device("cpu")

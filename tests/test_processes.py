@@ -202,6 +202,43 @@ def test_workers_are_no_more_than_this_process_has_cores(monkeypatch):
     batches.close()
 
 
+QUOTA = """
+import os, runpy, sys
+from contextlib import suppress
+from pathlib import Path
+Path(sys.argv[1]).write_text(str(os.getpid()))
+sys.argv[1:] = ["--help", "step"]
+with suppress(SystemExit), open(os.devnull, "w") as sys.stdout:
+    runpy.run_path("run.py", run_name="__main__")
+sys.stdout = sys.__stdout__
+import torch
+from roadmap.distributed.cores import usable_cores
+print(torch.get_num_threads(), len(usable_cores()))
+"""
+
+
+def test_threads_and_cells_are_no_more_than_a_control_group_grants():
+    root = Path("/sys/fs/cgroup")
+    v2 = (root / "cgroup.controllers").exists()
+    group = root / ("" if v2 else "cpu") / f"roadmap-test-{os.getpid()}"
+    limits = {"cpu.max": "100000 100000"} if v2 else {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "100000"}
+    try:
+        group.mkdir()
+        for name, text in limits.items():
+            (group / name).write_text(text)
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", QUOTA, str(group / "cgroup.procs")],
+            cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        group.rmdir()
+    assert done.stdout.split() == ["1", "1"], done.stderr
+
+
 # Whole runs
 
 WORDS = (

@@ -419,7 +419,7 @@ def test_many_long_ledgers_are_read_in_several_processes_with_the_same_result(tm
     alone = collect([tmp_path])
     used = []
     monkeypatch.setattr(collecting, "LONG", 0)
-    monkeypatch.setattr(collecting.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(collecting, "num_cores", lambda: 2)
     monkeypatch.setattr(collecting, "get_context", lambda kind: used.append(kind) or multiprocessing.get_context(kind))
     assert collect([tmp_path]) == alone
     assert (len(alone.runs), len(alone.suspect), len(alone.unfinished), used) == (3, 1, 1, ["spawn"])

@@ -9,7 +9,6 @@ that is due to the input.
 """
 
 import argparse
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from roadmap.bench.results import Results, rate
 from roadmap.bench.rows import Setting
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
+from roadmap.distributed.cores import num_cores
 from roadmap.distributed.device import choose_device, choose_precision
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises ConfigError."""
-    cores, gpu = os.cpu_count() or 1, torch.cuda.is_available()
+    cores, gpu = num_cores(), torch.cuda.is_available()
     options = parser("input", __doc__, warm_up=1)
     options.set_defaults(repeats=5)
     options.add_argument("--seconds", type=above_zero, default=6.0, help="of each candidate; default: %(default)s")

@@ -7,7 +7,6 @@ torch then takes them. Shapes for which there is no time keep their earlier reco
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -36,6 +35,7 @@ from roadmap.bench.options import above_zero, names, plain_parser
 from roadmap.bench.results import Results
 from roadmap.bench.rows import add_batch, add_rows, choose_setting, row_configs
 from roadmap.config.choices import Precision
+from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.net.kernels import FORMS, base
 from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name, user_file
@@ -151,7 +151,7 @@ def compiled_ahead(
         for shape in shapes for form in chosen_forms(shape, device, most, fastest) if base(form) in OURS
     }  # fmt: skip
     if device.type == "cuda" and jobs:
-        workers = max(1, min(MOST_WORKERS, len(jobs), (os.cpu_count() or 2) - 1))
+        workers = max(1, min(MOST_WORKERS, len(jobs), num_cores() - 1))
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
             wait(started, timeout=max(0.0, seconds) / 2)

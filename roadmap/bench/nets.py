@@ -18,7 +18,7 @@ from roadmap.bench.net import READY
 from roadmap.bench.options import above_zero
 from roadmap.bench.peers import LIBRARIES
 from roadmap.bench.results import rate
-from roadmap.distributed.device import num_cores
+from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, read_json
 from roadmap.sweep.local_scheduler import compiler_cache

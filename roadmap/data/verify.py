@@ -29,7 +29,7 @@ from roadmap.data import datasets
 from roadmap.data.folders import Files, read_image
 from roadmap.data.rgb import RULES
 from roadmap.data.workers import load_batches
-from roadmap.distributed.device import num_cores
+from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, LoaderError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors, expand, read_json, read_regular, write_json

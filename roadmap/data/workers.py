@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from roadmap.data.shared_batch import AVAILABLE, SharedBatch
-from roadmap.distributed.device import is_out_of_memory, num_cores
+from roadmap.distributed.cores import num_cores
+from roadmap.distributed.device import is_out_of_memory
 from roadmap.distributed.signals import STOP_SIGNALS, blocked
 from roadmap.errors import DataError, LoaderError, RoadmapError
 from roadmap.text import reason

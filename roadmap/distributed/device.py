@@ -1,8 +1,6 @@
 """Where a run computes, in which number format, and how a step is taken there: compiled, or as one CUDA graph."""
 
 import errno
-import math
-import os
 import re
 import resource
 from collections.abc import Iterator
@@ -142,35 +140,3 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):  # Linux only; elsewhere the peak is the process's
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use, by its affinity and its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
-
-
-def cgroup_quota(membership: Path, root: Path) -> float:
-    """Return the cores that control groups (version 2, or 1) grant this process; infinity where none has a limit."""
-    quotas = [math.inf]
-    with suppress(OSError, ValueError):
-        for line in membership.read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers not in ("", "cpu", "cpu,cpuacct"):
-                continue
-            here = root / controllers / group.lstrip("/")
-            for folder in (here, *here.parents):  # a group has no more than those above it
-                with suppress(OSError, ValueError):
-                    quotas.append(_quota(folder))
-                if folder == root:
-                    break
-    return min(quotas)
-
-
-def _quota(folder: Path) -> float:
-    """Return the cores of one control group. Raises OSError, ValueError where it names none (`max`, -1)."""
-    if (folder / "cpu.max").exists():
-        quota, period = (folder / "cpu.max").read_text().split()
-    else:
-        quota, period = ((folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
-    return int(quota) / int(period) if int(quota) > 0 else math.inf

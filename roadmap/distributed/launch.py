@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
+from roadmap.distributed.cores import num_cores
 from roadmap.distributed.rank_env import Launcher, RankEnv
 from roadmap.distributed.rendezvous import listening_store
 from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked, leave_at_once
@@ -132,7 +133,7 @@ def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None
     leave_at_once(silent=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     redact_output()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.world_size))
+    torch.set_num_threads(max(1, num_cores() // env.world_size))
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     code = 0
     try:

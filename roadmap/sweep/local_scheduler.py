@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import StoppedEarly
 from roadmap.files import disk_errors, write_json
@@ -269,7 +270,7 @@ def environment(slot: Slot, code: Path | None, processes: int) -> dict[str, str]
         env.setdefault("OMP_NUM_THREADS", str(len(slot.cores)))
     if code is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), env.get("PYTHONPATH")]))
-        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, num_cores() // processes)))
         env = compiler_cache() | env
     return env
 

@@ -10,11 +10,13 @@ import atexit
 import os
 import sys
 
+from roadmap.distributed.cores import limit_threads
 from roadmap.distributed.signals import ignore_stops, leave_at_once
 
 if __name__ == "__main__":  # the imports below take seconds: whoever stops the group meanwhile is answered
     leave_at_once(silent=True)
     atexit.register(ignore_stops)
+    limit_threads()
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in run.py
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

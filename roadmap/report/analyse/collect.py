@@ -3,13 +3,13 @@
 A source is a folder, an archive, a folder in one, or `wandb:ENTITY/PROJECT[?group=STUDY]`.
 """
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.report.analyse.comparability import comparable, count_once, mark_rounding
 from roadmap.report.read import wandb
@@ -85,7 +85,7 @@ def read_sources(found: Sequence[Source]) -> tuple[list[Run], list[Problem], lis
 def _read_all(sources: Sequence[Source]) -> Iterator[Run | tuple[str, bool]]:
     """Read every source, in order; many long ledgers in several processes: each takes a tenth of a second and more."""
     directories = [source for source in sources if isinstance(source, RecordedRun)]
-    processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    processes = min(num_cores(), MOST_PROCESSES)
     if processes > 1 and sum(directory.metrics_size() for directory in directories) > LONG:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             yield from pool.map(_read, directories, chunksize=4)

@@ -16,6 +16,7 @@ from pathlib import Path
 from roadmap import catalog
 from roadmap.config import Config as RunConfig
 from roadmap.config.choices import Device, When
+from roadmap.distributed.cores import usable_cores
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.process import process_start
@@ -49,7 +50,7 @@ def ranks(cells: Sequence[Cell], config: Config) -> int:
 def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str], None]) -> int:
     """Run studies on this machine, cell beside cell; return the worst exit code. Raises ConfigError, StoppedEarly."""
     use_gpus = on_gpu(cell for selection in selections for cell in selection.cells)
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     slots = cut_slots(config, visible_gpus(), cores, use_gpus=use_gpus)
     shared = bool(slots[0].gpus) and config.per_cell == 1
     tasks: list[LocalTask] = []
