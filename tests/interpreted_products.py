@@ -11,7 +11,7 @@ from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
 from roadmap.net.kernels import gelu_product as made
 from roadmap.net.kernels.gelu_product import GeluProduct, GeluProductFunction, HiddenPointwise, Tile
-from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name
+from roadmap.net.kernels.measured import Row, Table, origin_here, record
 from roadmap.training.train import train
 
 from .interpreted_kernels import ROOM, gap, toy, trained
@@ -193,7 +193,8 @@ def test_training_gives_the_losses_of_the_plain_net_within_the_noise_of_seeds(sm
     seeds = np.stack([losses("kernels=plain", f"seed={seed}")[0] for seed in range(3)])
     monkeypatch.setenv("ROADMAP_KERNELS", str(tmp_path / "kernels.json"))
     row = Row(operation="gelu", channels=96, form="product/1/1/1", gain=2.0)
-    record(Table(device=device_name(CPU), hardware=hardware_name(CPU), torch=torch_name(), about="", rows=[row]))
+    name, hardware, version = origin_here(CPU)
+    record(Table(device=name, hardware=hardware, torch=version, about="", rows=[row]))
     ours, forms = losses("kernels=auto", "seed=0", "study=ours")
     assert "gelu product/1/1/1" in forms
     assert 0 < np.abs(ours - seeds[0]).mean() < 0.2 * seeds.std(axis=0, ddof=1).mean()

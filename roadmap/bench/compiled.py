@@ -102,7 +102,7 @@ def print_products(capability: int, all_tiles: bool) -> int:
 def compile_product(
     which: int, channels: int, rows: int, tile: Tile, capability: int, kind: str = "bf16"
 ) -> tuple[Compiled, Tile, tuple[int, int]]:
-    """Compile a product with GELU in it; return also its tile at this size, its programs, and the rounds of each."""
+    """Compile a product with GELU in it; also return its tile here, its programs, and their iterations."""
     from roadmap.net.kernels import triton_products as made
 
     hidden = 4 * channels

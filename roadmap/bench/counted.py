@@ -37,7 +37,7 @@ class Compiled(NamedTuple):
         return REGISTERS // (-(-self.registers // 8) * 8 * 32)
 
     def executed(self, iterations: int) -> int:
-        """Return the instructions of a warp whose longest loop is run so many times."""
+        """Return the instructions of a warp whose longest loop runs `iterations` times."""
         loop = max((loop.total() for loop in self.code[1:]), default=0)
         return self.code[0].total() + (iterations - 1) * loop
 
@@ -51,7 +51,7 @@ def compile_kernel(
     function: Any, constants: Mapping[str, Any], capability: int, *, kind: str = "bf16", warps: int = 4,
     registers: int = 0, stages: int = 3, wide: Sequence[str] = (),
 ) -> Compiled:  # fmt: skip
-    """Compile a kernel of Triton without a GPU, its maps of a type, the `wide` ones fp32, and count what came out."""
+    """Compile a Triton kernel without a GPU, maps of type `kind`, the `wide` ones fp32, and count its instructions."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -26,14 +26,14 @@ from roadmap.sweep.local_scheduler import compiler_cache
 from roadmap.text import ArgumentParser
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-STOP_S = 15.0  # that a part may take to end when it is told to
+STOP_S = 15.0  # that a part may take to end when asked to
 SPARE_S = 5.0  # of all the time, left over at the end
 OPERATIONS = "gelu,norm,join,pointwise"  # of which no table has every form; those of depthwise convolutions are in it
 MINI_ROW = "separate_downsampling"
 
 
 class Part(NamedTuple):
-    """A process, with how many seconds it takes at most and below how many it is not worth starting."""
+    """A process, the seconds that it may take at most, and those below which it is not worth starting."""
 
     name: str
     words: tuple[str, ...]  # for Python
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 def parts(args: argparse.Namespace) -> list[Part]:
-    """Return what there is to do, the most telling first."""
+    """Return the parts, the most informative first."""
 
     def bench(name: str, *words: str, at_most: float, least: float) -> Part:
         file = ("--json", str(args.out / f"{name}.json"))
@@ -69,7 +69,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do one part after the other until the time is up. Returns an exit code: 1 where a part has failed."""
+    """Run one part after the other until the time is up. Returns an exit code: 1 if a part has failed."""
     began = time.monotonic()
     options = ArgumentParser(prog="python -m roadmap.bench gpu", description=__doc__)
     options.formatter_class = argparse.RawTextHelpFormatter
@@ -117,9 +117,9 @@ def command(part: Part) -> str:
 
 
 def run_parts(todo: Sequence[Part], end: float, out: Path, env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Do parts until `end`, of the monotonic clock; return, and write after each, how each one ended.
+    """Run parts until `end`, of the monotonic clock; return how each one ended, and write it after each.
 
-    Without a first part, the device, there are no others.
+    If the first part, the device, fails, the others are left out.
     """
     found: dict[str, dict[str, Any]] = {}
     for part in todo:
@@ -139,7 +139,7 @@ def run_parts(todo: Sequence[Part], end: float, out: Path, env: Mapping[str, str
 
 
 def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """Run one part into a log of its own; told to end when its time is up, it may save what it has."""
+    """Run one part with a log of its own; when its time is up, it is asked to end and may save what it has."""
     log = out / f"{part.name.replace(' ', '_')}.log"
     began, state = time.monotonic(), "done"
     with disk_errors(log), log.open("w") as lines:
@@ -159,12 +159,12 @@ def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> d
     about |= {"command": command(part), "log": log.name}
     if state == "failed":
         told = log.read_text(errors="replace").strip().splitlines()
-        about["reason"] = f"exit code {process.returncode}: {told[-1][:200] if told else 'no word'}"
+        about["reason"] = f"exit code {process.returncode}: {told[-1][:200] if told else 'no output'}"
     return about
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that is still there, with time to save, then all that it has started."""
+    """End a process if it still runs, with time to save, then everything that it has started."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -181,7 +181,7 @@ def unpack(wheels: Path, target: Path) -> None:
             with disk_errors(target), zipfile.ZipFile(wheel) as archive:
                 archive.extractall(target)
         except zipfile.BadZipFile as error:
-            raise DataError(f"{wheel}: is no wheel ({error})") from None
+            raise DataError(f"{wheel}: is not a wheel ({error})") from None
 
 
 def environment(packages: Path) -> dict[str, str]:

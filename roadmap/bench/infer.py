@@ -44,7 +44,7 @@ MOST_ON_CPU, MOST_ON_GPU = 64, 1024  # images
 
 @dataclass
 class Search:
-    """What a net reached at which batch, and why no larger one was tried."""
+    """The images/s of a net by batch, the best batch, and why no larger one was tried."""
 
     batch: int = 1
     ended: str = ""
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 def measure_row(
     config: Config, setting: Setting, results: Results, args: argparse.Namespace, libraries: Sequence[str], ends: float
 ) -> None:
-    """Seek the best batch of each library's net, and measure all candidates of a row at one image and at that."""
+    """Find the best batch of each library's net, and measure a row's candidates with one image and with that."""
     device, builds = setting.device, builders(config, setting, libraries)
     began, searches = time.monotonic(), {}
     for number, (name, build) in enumerate(builds.items()):  # half of the time, shared by those that are left
@@ -119,7 +119,7 @@ def measure_row(
 
 
 def call_of(build: Build, setting: Setting, form: str, until: float, *, tuned: bool) -> Call:
-    """Return a forward pass that has run once: compiling must end in time. Raises TimeoutError."""
+    """Return a forward pass that has run once, to compile it. Raises TimeoutError if that takes too long."""
     with time_limit(max(until - time.monotonic(), 1.0)):
         images, _ = setting.example()
         run = forward(build, setting, **FORMS[form], tuned=tuned)

@@ -1,11 +1,11 @@
 """`python -m roadmap.bench input`: images a second from JPEGs on disk to batches ready for the net, with other loaders.
 
 One pipeline after the other, the most informative first, each with all workers to itself and for `--seconds`; the clock
-starts when as many batches have come as there are workers, so that their start does not count and no batch is had for
-nothing. What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are synthetic
-(bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train STEP`
-feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost against
-that is due to the input.
+starts when as many batches have come as there are workers, so that their start does not count and no batch is counted
+that was prepared before. What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are
+synthetic (bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train
+STEP` feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost
+against that is due to the input.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def gather_images(results: Results, args: argparse.Namespace, root: Path) -> Non
 
 
 def pipelines(args: argparse.Namespace) -> list[tuple[str, str | None, Start]]:
-    """Return ours, and those of the libraries that were asked for."""
+    """Return our pipelines, and those of the requested libraries."""
     return [pipeline for pipeline in PIPELINES if pipeline[1] in (None, *args.peers)]
 
 
@@ -150,7 +150,7 @@ def measure(
 def seconds_a_batch(
     epoch: Epoch, device: torch.device, skipped: int, use: Use, total_s: float, parts: int
 ) -> list[float]:
-    """Give batches to `use` for so many seconds; return the seconds a batch in each of so many parts of that time."""
+    """Pass batches to `use` for `total_s` seconds; return the seconds per batch in each of `parts` parts."""
     batches = chain.from_iterable(epoch(number) for number in counter())
     for _ in range(skipped):
         use(*next(batches))
@@ -174,7 +174,7 @@ def seconds_a_batch(
 
 @contextmanager
 def time_limit(limit_s: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer, whatever it waits for."""
+    """Raise TimeoutError in a block that takes longer, whatever it waits for."""
 
     def late(number: int, frame: object) -> None:
         raise TimeoutError(f"took longer than {limit_s:.0f} s")

@@ -38,7 +38,7 @@ from roadmap.config.choices import Precision
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.net.kernels import FORMS, base
-from roadmap.net.kernels.measured import Row, Table, device_name, hardware_name, record, torch_name, user_file
+from roadmap.net.kernels.measured import Row, Table, origin_here, record, user_file
 from roadmap.text import one_line
 
 MOST_WORKERS = 12  # processes that compile tiles ahead
@@ -50,7 +50,7 @@ WORSE = 1.5  # times torch's own error, beyond which a form does not count
 
 
 class Measured(NamedTuple):
-    """What a form came to: milliseconds, median; relative error; or why it failed."""
+    """A form's median milliseconds and relative error, or why it failed."""
 
     ms: float | None
     error: float | None
@@ -88,9 +88,8 @@ def main(argv: Sequence[str]) -> int:
     if args.record and rows:
         calls = GPU_CALLS if device.type == "cuda" else CPU_CALLS
         about = f"batch {batch}, {precision}, channels-last, median of {calls} calls"
-        table = Table(
-            device=device_name(device), hardware=hardware_name(device), torch=torch_name(), about=about, rows=rows
-        )
+        name, hardware, version = origin_here(device)
+        table = Table(device=name, hardware=hardware, torch=version, about=about, rows=rows)
         print(f"{len(rows)} shapes recorded in {record(table)}")
     return 0
 
@@ -131,7 +130,7 @@ def measure_all(
 def chosen_forms(
     shape: OpShape, device: torch.device, most: int | None, fastest: Mapping[tuple[object, ...], Sequence[str]]
 ) -> list[str]:
-    """Return the forms to try at a shape: every one, or of each kind the `most` that were the fastest before."""
+    """Return the forms to try at a shape: all, or of each kind the `most` that were fastest before."""
     forms = list(forms_at(shape, device))
     if most is None:
         return forms
@@ -201,7 +200,7 @@ def median_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str, float]) -> Row | None:
-    """Return what to record of a shape: the fastest form that is about as exact as torch's own."""
+    """Return the row to record for a shape: the fastest form that is about as exact as torch's own."""
     plain = found["plain"]
     if plain.ms is None or plain.error is None:
         return None
@@ -218,7 +217,7 @@ def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str,
 
 
 def bounds_s(shape: OpShape, kind: torch.dtype, batch: int, rates: tuple[Rates, Rates]) -> dict[str, float]:
-    """Return the seconds that moving an operation's values and its arithmetic take at least."""
+    """Return the least seconds for moving an operation's values, and for its arithmetic."""
     products, scalars = (
         rates  # of matrix units, and of the multiply-adds in fp32 that depthwise convolutions are made of
     )
@@ -228,7 +227,7 @@ def bounds_s(shape: OpShape, kind: torch.dtype, batch: int, rates: tuple[Rates, 
 
 
 def described(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str, float]) -> str:
-    """Return the line of a shape: the forms from the fastest one, with milliseconds."""
+    """Return a line about a shape: its forms, fastest first, with milliseconds."""
     size = f" {shape.kernel}x{shape.kernel}/{shape.stride}" if shape.kernel else ""
     order = sorted(found.items(), key=lambda item: item[1].ms if item[1].ms is not None else float("inf"))
     forms = [

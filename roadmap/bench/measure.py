@@ -44,7 +44,7 @@ class Candidate:
         return self.images / float(np.median(self.times_s))
 
     def attempt(self, action: Callable[[], None], device: torch.device) -> None:
-        """Do something unless the candidate has failed; keep the reason if it fails now."""
+        """Run an action unless the candidate has failed; keep the reason if it fails now."""
         if self.failed is not None:
             return
         try:
@@ -58,7 +58,7 @@ class Candidate:
             free_memory(device)  # outside the handler: there the error still has what was built
 
     def prepare(self, device: torch.device, warm_up: int) -> None:
-        """Build it, call it until it is warm, and once more for its memory: that of warming up does not count."""
+        """Build and warm it up, and call it once more to measure its memory, without that of the warm-up."""
         free_memory(device)
         reset_peak_memory(device)
         before_gb = peak_memory_gb(device)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def extrapolated(rows: Mapping[str, Sequence[Candidate]], images: int, seeds: int) -> list[str]:
-    """Return a line for each form of ours: the minutes that all rows take, `images` each, by their steps' speed."""
+    """Return a line for each form of ours: the minutes of all rows, `images` each, at their steps' speed."""
     lines = []
     ours = [candidate for row in rows.values() for candidate in row if candidate.peer is None]
     for form in dict.fromkeys(candidate.name for candidate in ours):

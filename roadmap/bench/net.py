@@ -72,7 +72,7 @@ def measure_rows(name: str, argv: Sequence[str], args: argparse.Namespace) -> di
 
 
 def wait_at_gate() -> None:
-    """Tell whoever has started this process that it is ready, and wait until it may use the device alone."""
+    """Tell the parent process that this one is ready, and wait until it may use the device alone."""
     print(READY, flush=True)
     sys.stdin.readline()
 

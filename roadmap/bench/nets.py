@@ -29,7 +29,7 @@ NETS = (
     "separate_downsampling/ours/captured,separate_downsampling/timm/compiled,resnet/ours/captured,"
     "resnet/torchvision/compiled,kernel_11/ours/captured"
 )
-TIMING_S = 8.0  # that a net takes which is compiled and warm
+TIMING_S = 8.0  # to time a net that is compiled and warm
 POLL_S = 0.2
 
 
@@ -96,7 +96,7 @@ def words_of(name: str) -> list[str]:
 
 
 def start(name: str, words: Sequence[str], out: Path, number: int) -> Net:
-    """Start the process of a net, one of so many."""
+    """Start the process of a net, one of `number`."""
     base = out / f"net-{name.replace('/', '-')}"
     log, json = base.with_suffix(".log"), base.with_suffix(".json")
     command = [sys.executable, "-m", "roadmap.bench", "net", "--gate", "--json", str(json), *words]
@@ -109,7 +109,7 @@ def start(name: str, words: Sequence[str], out: Path, number: int) -> Net:
 
 
 def measured(net: Net, end: float) -> str | None:
-    """Let a net have the device; return what came out, None where nothing did."""
+    """Let a net use the device; return its result, None if there is none."""
     try:
         net.process.communicate(b"\n", timeout=max(0.1, end - time.monotonic()))
         rows: list[dict[str, Any]] = read_json(net.json)["rows"]
@@ -123,4 +123,4 @@ def measured(net: Net, end: float) -> str | None:
 def last_line(net: Net) -> str:
     """Return the end of a net's log, as a reason."""
     lines = net.log.read_text(errors="replace").strip().splitlines()
-    return f"not measured ({lines[-1][:200] if lines else 'it said nothing'}; {net.log})"
+    return f"not measured ({lines[-1][:200] if lines else 'no output'}; {net.log})"

@@ -49,7 +49,7 @@ class OpShape(NamedTuple):
         return OpSpec(device, self.operation, self.kernel, self.stride, self.channels)
 
     def moved(self, batch: int) -> int:
-        """Return the values that it must read and write, once each: maps, and weights of a matrix product."""
+        """Return how many values it must read and write at least: maps, and weights of a matrix product."""
         into, out = self.channels * self.height**2, self.c_out * self.out_height**2
         if self.operation in PASSES:
             return batch * (into + out)
@@ -74,7 +74,7 @@ class OpShape(NamedTuple):
 
     @property
     def family(self) -> tuple[object, ...]:
-        """Return what it shares with the shapes whose best tiles are likely to be its own."""
+        """Return what it shares with shapes that are likely to have the same best tiles."""
         return (*self[:3], self.channels if self.operation == "gelu" else None)
 
 
@@ -111,7 +111,7 @@ def note_shapes(found: dict[OpShape, None], module: nn.Module, args: Tensors, ou
 
 
 def forms_at(shape: OpShape, device: torch.device) -> Iterator[str]:
-    """Yield the forms to try: torch's own, the others, and the tiles of those that have several."""
+    """Yield the forms to try: torch's own, the others, and each tile of those with several."""
     yield "plain"
     for form in FORMS[shape.operation]:
         if not can_run(form, shape.spec(device)):
@@ -137,7 +137,7 @@ def gelu_forms(form: str, c_out: int) -> Iterator[str]:
 
 
 def combined(ms: Mapping[str, float]) -> list[str]:
-    """Return the form that has the fastest tile of each pass, of forms of GELU that were measured; passes add up."""
+    """Return the GELU form with the fastest measured tile of each pass, since the times of passes add up."""
     products = [form.split("/") for form in sorted(ms, key=lambda form: ms[form]) if base(form) == "product"]
     epilogues = [form.split("/") for form in sorted(ms, key=lambda form: ms[form]) if base(form) == "epilogue"]
     if not products or not epilogues:
@@ -150,7 +150,7 @@ def combined(ms: Mapping[str, float]) -> list[str]:
 def operation_at(
     shape: OpShape, batch: int, kind: torch.dtype, device: torch.device, *, exact: bool = False
 ) -> Callable[[str], Tensors]:
-    """Return an operation on random maps of a batch, as a function of the form: it gives all that comes out.
+    """Return an operation on random maps of a batch, as a function of the form, which returns all results.
 
     `exact` computes the same values in float64.
     """
@@ -231,7 +231,7 @@ def of_module(modules: Mapping[str, nn.Module], x: Tensor, g: Tensor, form: str)
 
 
 def compile_form(shape: OpShape, form: str, kind: torch.dtype) -> None:
-    """Run a form once, in a process of its own, which imports no more than this module."""
+    """Run a form once to compile it, in a process that imports only this module."""
     with suppress(Exception):  # it fails again, with its reason, where it is measured
         operation_at(shape, CHECKED, kind, torch.device("cuda"))(form)
 

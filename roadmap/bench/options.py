@@ -12,7 +12,7 @@ from roadmap.text import ArgumentParser, nearest
 def parser(name: str, about: str | None, *, warm_up: int) -> ArgumentParser:
     """Return a parser with what every benchmark of speed takes: device, peers, number of measurements, JSON."""
     made = plain_parser(name, about)
-    peers = f"beside whom: {', '.join(LIBRARIES)} or none; may be given several times; default: all"
+    peers = f"libraries to compare with: {', '.join(LIBRARIES)} or none; may be given several times; default: all"
     made.add_argument("--peer", action="extend", type=names((*LIBRARIES, "none")), metavar="LIBRARY", help=peers)
     made.add_argument("--repeats", type=count, default=20, help="of each candidate; default: %(default)s")
     made.add_argument("--warm-up", type=count, default=warm_up, help="calls before the first; default: %(default)s")
@@ -46,7 +46,7 @@ def above_zero(text: str) -> float:
 
 
 def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
-    """Return what reads names with commas between them, each one of those allowed."""
+    """Return a reader of comma-separated names, each of which must be allowed."""
 
     def read(text: str) -> list[str]:
         found = [name for name in dict.fromkeys(text.split(",")) if name]
@@ -59,7 +59,7 @@ def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def chosen_peers(args: argparse.Namespace) -> list[str]:
-    """Return the libraries to measure beside; all of them by default. Raises ConfigError."""
+    """Return the libraries to compare with; all of them by default. Raises ConfigError."""
     given = list(dict.fromkeys(args.peer or LIBRARIES))
     if "none" in given and len(given) > 1:
         raise ConfigError("--peer=none: excludes every other --peer")

@@ -63,7 +63,7 @@ def torchvision_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> n
 
 
 def patchify(cfg: NetConfig) -> nn.Module:
-    """Return the stem's convolution: both libraries know the paper's four pixels only, small images need two."""
+    """Return the stem's convolution: both libraries only have the paper's stride of 4, small images need 2."""
     return nn.Conv2d(3, cfg.width, cfg.stem_stride, cfg.stem_stride)
 
 
@@ -83,7 +83,7 @@ def has_net(library: str, step: str, cfg: NetConfig) -> bool:
 
 
 def peer_net(library: str, step: str, cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
-    """Return a library's net of a row. Raises ConfigError where it has another number of parameters than ours."""
+    """Return a library's net of a row. Raises ConfigError if it has another number of parameters than ours."""
     net = NETS[library, step](cfg, num_classes, image_size)
     theirs, ours = count_params(net), count_params(cfg, num_classes)
     if theirs != ours:

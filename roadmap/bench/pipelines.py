@@ -70,7 +70,7 @@ def torchvision_loader(read: Callable[[str], Any], config: Config, device: torch
 
 
 def decoded(config: Config, device: torch.device) -> Epoch:
-    """Return no more than reading and decoding: the batch has one pixel of each image."""
+    """Return reading and decoding alone: the batch has one pixel of each image."""
     return folder_epochs(config, device, read_tensor, lambda image: image[:, :1, :1])
 
 

@@ -26,7 +26,7 @@ class Results:
     def __init__(
         self, name: str, argv: Sequence[str], device: torch.device, args: Namespace, how: str = "", **settings: Any
     ) -> None:
-        """Print what and where, and how. Raises DiskError where `--json` cannot be written, before it is measured."""
+        """Print what is measured, where and how. Raises DiskError if `--json` cannot be written."""
         self.file: Path | None = args.json
         self.rows: list[dict[str, Any]] = []
         self.head: tuple[str, ...] = ()  # of the table that is being printed
@@ -50,7 +50,7 @@ class Results:
             print("x baseline: how many times as fast as the row's first, round by round", flush=True)
 
     def note(self, key: str, value: Any, line: str) -> None:
-        """Put something beside the rows into the record, and print a line about it."""
+        """Add a value to the record, next to the rows, and print a line about it."""
         self.record[key] = value
         self.write()
         print(line, flush=True)
@@ -83,7 +83,7 @@ class Results:
                 write_json(self.file, self.record)
 
     def require_any(self) -> None:
-        """Raise ConfigError where not a single candidate could be measured, with the last one's reason."""
+        """Raise ConfigError, with the last reason, if no candidate at all could be measured."""
         entries = [found for row in self.rows for found in row["candidates"]]
         if all(found["failed"] for found in entries):
             raise ConfigError(f"nothing could be measured; {entries[-1]['candidate']}: {entries[-1]['failed']}")
@@ -126,7 +126,7 @@ def rate(value: float) -> str:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Return what it is measured on."""
+    """Return the hardware of the measurement."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if device.type == "cuda" else {}

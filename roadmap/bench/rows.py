@@ -1,4 +1,4 @@
-"""The rows that a benchmark of nets measures: which ones, how their nets are run, who else has them."""
+"""The rows that a benchmark of nets measures: which ones, how their nets are run, which libraries have them."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +69,7 @@ def row_configs(args: argparse.Namespace) -> dict[str, Config]:
 
 
 def choose_setting(args: argparse.Namespace, configs: Mapping[str, Config], batch: int | None = None) -> Setting:
-    """Return how all nets are run: as the options say, else as the first row and the device ask for.
+    """Return how all nets are run: by the options, or else by the first row and the device.
 
     Raises ConfigError where the images are too small for one of the rows.
     """
@@ -88,7 +88,7 @@ def choose_setting(args: argparse.Namespace, configs: Mapping[str, Config], batc
 
 
 def builders(config: Config, setting: Setting, libraries: Sequence[str]) -> dict[str, Build]:
-    """Return what builds a row's net, by whose it is: ours, then that of each library which has the row."""
+    """Return the functions that build a row's net: ours, then that of each library that has the row, by name."""
     found: dict[str, Build] = {"ours": lambda: build_net(config.model, setting.num_classes)}
     for library in libraries:
         if has_net(library, config.step, config.model):
@@ -101,7 +101,7 @@ def builders(config: Config, setting: Setting, libraries: Sequence[str]) -> dict
 def start_net(
     build: Build, setting: Setting, *, train: bool, kernels: Kernels | None, compiled: bool, **options: Any
 ) -> nn.Module:
-    """Build a net on the device, channels-last, with the forms of `kernels`; on a GPU these are compiled always."""
+    """Build a net on the device, channels-last, with the forms of `kernels`; on a GPU such a net is always compiled."""
     torch.manual_seed(0)
     net = build().to(setting.device).to(memory_format=torch.channels_last).train(train)
     if kernels is not None:

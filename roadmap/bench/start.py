@@ -17,7 +17,7 @@ POLL_S = 0.005
 def seconds_to_first_row(step: str, device: str = "auto") -> float | None:
     """Run a step of the demo until its ledger has a line; return the processor seconds, of all its threads, by then.
 
-    None where the system does not tell (no /proc). Raises ConfigError where the run ends before.
+    None on systems without /proc. Raises ConfigError if the run ends before.
     """
     if not Path("/proc/self/stat").exists():
         return None
@@ -38,6 +38,6 @@ def seconds_to_first_row(step: str, device: str = "auto") -> float | None:
 
 
 def processor_seconds(pid: int) -> float:
-    """Return the processor seconds of a process so far, those of its children that have ended included."""
+    """Return the processor seconds of a process so far, with those of its ended children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")

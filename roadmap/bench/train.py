@@ -93,7 +93,7 @@ def config_of(args: argparse.Namespace, runs: str) -> Config:
 
 @contextmanager
 def run_context(config: Config) -> Iterator[RunContext]:
-    """Yield the context of a run that is about to take its first step, in a run directory as training has it."""
+    """Yield the context of a run that is about to take its first step, in a run directory like that of a training."""
     images, ranks = datasets.load(config.data), Ranks(device=choose_device(config.device))
     run_info = check_run(config, images, ranks)
     run = RunDir(run_path(config))
@@ -104,7 +104,7 @@ def run_context(config: Config) -> Iterator[RunContext]:
 
 
 def loops(ctx: RunContext, libraries: list[str]) -> list[Candidate]:
-    """Return the loops to compare, a call an epoch; the bare one comes first."""
+    """Return the loops to compare, an epoch per call, the bare one first."""
     images = ctx.steps_per_epoch * ctx.config.recipe.batch_size
 
     def candidate(name: str, peer: str | None, start: Callable[[], Callable[[int], None]]) -> Candidate:

@@ -47,7 +47,7 @@ class StrideOn(StrEnum):
 
 
 class Reference(StrEnum):
-    """Nets that are compared with, not built from toggles (torchvision's)."""
+    """Nets for comparison that are not built from toggles (torchvision's)."""
 
     swin_t = "swin_t"
     swin_b = "swin_b"
@@ -121,7 +121,11 @@ class Pipeline(StrEnum):
 
 
 class Decoder(StrEnum):
-    """What decodes the JPEGs of class folders for the fast pipeline; `auto` is the CPU, whose bytes are Pillow's."""
+    """What decodes the JPEGs of class folders for the fast pipeline.
+
+    `auto` is always the CPU: its bytes are Pillow's, and a result must depend on the config, not on which of the two is
+    faster on a machine. nvJPEG can be chosen where there are few cores per GPU.
+    """
 
     auto = "auto"
     cpu = "cpu"  # libjpeg, in `data.workers` processes
@@ -139,7 +143,7 @@ class Mode(StrEnum):
 
     @property
     def takes_a_net(self) -> bool:
-        """Whether it uses a net that is trained already, as it is: of a run, all is as the run had it."""
+        """Whether it uses a trained net unchanged; for a run, with all its settings."""
         return self in (Mode.evaluate, Mode.predict, Mode.export)
 
 

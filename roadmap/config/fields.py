@@ -72,7 +72,7 @@ def section(kind: type["Section"]) -> Any:
 
 
 def _number(kind: type[int] | type[float], *refused: type) -> BeforeValidator:
-    """Return what takes a number, also as text, but no truth value and none of the types that are refused."""
+    """Return a validator that takes a number, also as text, but no truth value and none of the refused types."""
 
     def read(value: Any) -> Any:
         try:
@@ -86,7 +86,7 @@ def _number(kind: type[int] | type[float], *refused: type) -> BeforeValidator:
 
 
 def _as_text(value: Any) -> Any:
-    """Return text for what YAML took for a number or a truth value (`study=3`)."""
+    """Return text for a value that YAML read as a number or a truth value (`study=3`)."""
     if isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):

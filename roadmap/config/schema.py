@@ -63,7 +63,7 @@ class CheckpointConfig(Section):
 
 
 def _as_switch(value: Any) -> Any:
-    """Return auto, true or false as text: YAML has made truth values of two of them."""
+    """Return auto, true or false as text: YAML reads two of them as truth values."""
     return str(value).lower() if isinstance(value, bool | str) else value
 
 
@@ -139,7 +139,7 @@ class Config(Section):
         return value
 
     def check_mode(self) -> None:
-        """Raise ConfigError where the mode lacks a key without which it has nothing to do, or has one too many."""
+        """Raise ConfigError if the mode lacks a key that it needs, or has one that it does not take."""
         for name, value in NEEDED.get(self.mode, {}).items():
             if not getattr(self, name):
                 raise ConfigError(f"mode={self.mode}: needs {name}={value}")

@@ -19,7 +19,7 @@ class NetConfig(Section):
     """The net: the toggles of the roadmap, what the recipe asks of the net, and the readings that the paper leaves
     open.
 
-    Raises ConfigError for a combination of toggles that has no meaning, naming the toggles.
+    Raises ConfigError for a meaningless combination of toggles, and names them.
     """
 
     prefix = "model."

@@ -37,24 +37,15 @@ END_OF_JPEG = (0xFF, 0xD9)
 DecodeMany = Callable[[list[Tensor]], list[Tensor]]
 
 
-def resolve_decoder(data: DataConfig) -> Decoder:
-    """Return the decoder that `data.decoder` means.
-
-    `auto` is the CPU, everywhere: nvJPEG's bytes differ a little from libjpeg's, and a result must be a function of
-    its config, not of which of the two was faster that day. nvJPEG can be chosen on machines with few cores per GPU.
-    """
-    return Decoder.cpu if data.decoder == Decoder.auto else data.decoder
-
-
 def decoder_note(data: DataConfig) -> str:
     """Return which decoder a run has, for its log."""
-    what = {Decoder.cpu: "libjpeg in the worker processes", Decoder.nvjpeg: "nvJPEG on the GPU"}[resolve_decoder(data)]
+    what = "nvJPEG on the GPU" if data.decoder == Decoder.nvjpeg else "libjpeg in the worker processes"
     return f"training images are decoded by {what} (data.decoder={data.decoder})"
 
 
 def check_decoder(data: DataConfig, device: torch.device) -> None:
     """Raise ConfigError for nvJPEG without a GPU."""
-    if data.pipeline == Pipeline.fast and resolve_decoder(data) == Decoder.nvjpeg and device.type != "cuda":
+    if data.pipeline == Pipeline.fast and data.decoder == Decoder.nvjpeg and device.type != "cuda":
         raise ConfigError(
             f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
             "data.decoder=auto or cpu decodes anywhere"
@@ -232,7 +223,7 @@ def train_crops(spec: BatchSpec) -> Iterator[Tensor]:
     data, device, index_batches = spec.data, spec.device, spec.index_batches
     is_random = data.crop == Crop.resized
     train_crop = TrainCrop(spec.split, data.image_size, spec.recipe.interpolation, is_random, spec.seed, spec.epoch)
-    if resolve_decoder(data) == Decoder.cpu:
+    if data.decoder != Decoder.nvjpeg:
         for crops in load_batches(train_crop, torch.stack, index_batches, data.workers, device):
             yield crops.to(device, non_blocking=True)
         return
@@ -246,8 +237,8 @@ def train_crops(spec: BatchSpec) -> Iterator[Tensor]:
         yield aside(partial(decode_batch, batch, ids.tolist(), train_crop, decode_many, device, refused))
     if refused:
         seen = sum(map(len, index_batches))
-        told = f"nvJPEG refused {len(refused)} of {seen} images, which were decoded on the CPU"
-        log.info("epoch %d: %s", spec.epoch + 1, told)
+        line = "epoch %d: nvJPEG refused %d of %d images, which were decoded on the CPU"
+        log.info(line, spec.epoch + 1, len(refused), seen)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class ConvShape(NamedTuple):
 
 
 def block_convs(cfg: NetConfig, c_in: int, c_out: int, stride: int) -> tuple[ConvShape, ConvShape, ConvShape]:
-    """Return the shapes of a block's three convolutions: what the toggles come to."""
+    """Return the shapes of a block's three convolutions, as the toggles determine them."""
     # Reading 6: the spatial conv carries the stride (ResNet "v1.5"); the first ResNet had it on the first 1x1 conv.
     on_spatial = stride if cfg.stride_on == StrideOn.spatial else 1
     on_pointwise = 1 if cfg.stride_on == StrideOn.spatial else stride

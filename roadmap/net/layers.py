@@ -114,5 +114,5 @@ def conv(
 
 
 def wanted(when: When, auto: bool) -> bool:
-    """Tell whether an open part is in: as the config says, or by our reading."""
+    """Tell whether an optional part is in, by the config or by our reading."""
     return auto if when == When.auto else when == When.always

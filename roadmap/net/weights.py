@@ -188,14 +188,14 @@ def check_toggles(net: Net, fmt: str) -> None:
 
 
 def check_grn(net: Net, given: Mapping[str, Any], fmt: str) -> None:
-    """Raise DataError where weights are of ConvNeXt V2 and the net is not, or the other way round."""
+    """Raise DataError if the weights are of ConvNeXt V2 and the net is not, or the other way round."""
     if net.cfg.grn != (theirs := any(".grn." in key for key in given)):
         have = "have global response normalisation (ConvNeXt V2)" if theirs else "are of ConvNeXt, not of ConvNeXt V2"
         raise DataError(f"weights in {fmt} format {have}, this net has model.grn={shown(net.cfg.grn)}")
 
 
 def hint(net: nn.Module) -> str:
-    """Say what the net is, so that the right one can be chosen."""
+    """Describe the net, so that the right one can be chosen."""
     if not isinstance(net, Net):
         return f"this net is torchvision's {type(net).__name__}"
     return f"this net has model.depths={list(net.cfg.depths)} and model.width={net.cfg.width}"

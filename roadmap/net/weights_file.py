@@ -86,7 +86,7 @@ def read_weights_file(path: Path) -> Mapping[Any, Any]:
 def load_torch(path: Path) -> Any:
     """Load a file of `torch.save` with `weights_only`; each name that it does not allow becomes a placeholder.
 
-    Raises whatever torch does for a damaged file, and for one that asks for what could be called.
+    Raises torch's errors for a damaged file, and for one that asks for something callable.
     """
     placeholders: dict[str, type] = {}
     if mapped := zipfile.is_zipfile(path):  # read where it lies, so that reading again costs nothing
@@ -115,7 +115,7 @@ def refuse_compressed(path: Path) -> None:
 
 
 def holds_values(name: str) -> bool:
-    """Tell whether a name in a file may be one of a class of values: not of what the standard library lets be called.
+    """Tell whether a name in a file may be that of a class of values, and not a callable of the standard library.
 
     torch itself refuses `os` and `sys`, and names builtins without a module.
     """

@@ -93,7 +93,7 @@ def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[st
 
 
 def forms_by_name(found: list[tuple[OpSpec, str]]) -> dict[str, str]:
-    """Return the form of each operation; one that has several forms in a net has a name for each number of channels."""
+    """Return the form of each operation; if it has several forms in a net, by number of channels."""
     forms: dict[tuple[object, ...], set[str]] = {}
     for spec, form in found:
         forms.setdefault(spec[1:4], set()).add(form)
@@ -134,7 +134,7 @@ def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> list[
 
 
 def choose_form(spec: OpSpec, choice: Choice) -> str:
-    """Return the form of an operation that a choice comes to."""
+    """Return the form of an operation under a choice."""
     if choice == Kernels.plain:
         return "plain"
     possible = [form for form in FORMS[spec.operation] if can_run(form, spec)]
@@ -153,7 +153,7 @@ def base(form: str) -> str:
 
 
 def can_run(form: str, spec: OpSpec) -> bool:
-    """Tell whether a form is there for an operation on a device."""
+    """Tell whether a form exists for an operation on a device."""
     if form in STRIDES:
         known = spec.kernel is None or (spec.kernel in KERNELS and spec.stride in STRIDES[form])
         return known and why_no_triton(spec.device) is None
@@ -174,7 +174,7 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 def applies_gelu(block: Block) -> bool:
-    """Tell whether a block's second convolution is a pointwise one, with bias, whose output GELU alone reads."""
+    """Tell whether a block's second convolution is a pointwise one, with bias, whose output only GELU reads."""
     conv, gelu = block.conv2, isinstance(block.act2, nn.GELU) and block.act2.approximate == "none"
     return gelu and is_pointwise(conv) and conv.bias is not None and isinstance(block.norm2, nn.Identity)
 
@@ -185,7 +185,7 @@ def feeds_product(block: Block) -> bool:
 
 
 def narrow_norms(module: nn.Module) -> list[nn.Module]:
-    """Return the norms of a module whose output convolutions alone read."""
+    """Return the norms of a module whose output only convolutions read."""
     if isinstance(module, Downsample):
         return [module.norm]
     if isinstance(module, Block):
@@ -208,7 +208,7 @@ def reset_to_plain(module: nn.Module) -> None:
 
 
 def set_class(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
-    """Make a module one of a subclass, or of the class that it was of: all stays but what it computes with."""
+    """Change a module's class to a subclass, or back: only its computation changes."""
     module.__class__ = cls
     return module
 
@@ -219,7 +219,7 @@ def format_forms(forms: Mapping[str, str]) -> str:
 
 
 def announcement(forms: Mapping[str, str], device: torch.device, choice: Kernels) -> str:
-    """Return a line for the log: the forms of a net, and why there are none of Triton where one could expect them."""
+    """Return a line for the log: the forms of a net, and why none are in Triton where they could be expected."""
     if choice == Kernels.plain:
         return f"kernels={choice}: {format_forms(forms)}"
     of_triton = choice == Kernels.fast or device.type == "cuda"

@@ -44,9 +44,9 @@ class Depthwise(nn.Conv2d):
 
 
 def reachable_taps(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return of a kernel (C, 1, K, K) the inner 2H - 1 rows and columns: those beyond meet padding alone on a map of H.
+    """Return the inner 2H - 1 rows and columns of a kernel (C, 1, K, K): the others only meet padding on a map of H.
 
-    Exact: what is cut off adds zeros, and its gradient is zero.
+    Exact: what is left out adds zeros, and its gradient is zero.
     """
     reach, middle = max(x.shape[2:]), weight.shape[-1] // 2
     if reach > middle:

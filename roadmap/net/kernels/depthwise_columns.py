@@ -77,7 +77,7 @@ def weight_gradient(x: torch.Tensor, g: torch.Tensor, kernel: int, form: str) ->
 
 
 def of_map(tile: ColumnTile, channels: int, width: int) -> ColumnTile:
-    """Return a tile no wider than the map; for Triton's interpreter, whose time goes by programs, all channels."""
+    """Return a tile no wider than the map; for Triton's interpreter, few large ones."""
     tile = tile._replace(width=min(tile.width, width))
     return tile._replace(channels=power_of_2(min(channels, 512))) if interpreted() else tile
 

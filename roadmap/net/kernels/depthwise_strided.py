@@ -99,14 +99,14 @@ def taps_of(weight: torch.Tensor) -> torch.Tensor:
 
 
 def strips_of(rows: int, programs: int, kernel: int) -> tuple[int, int]:
-    """Return into how many strips rows are cut, and the rows of each; a short strip would read mostly its margins."""
+    """Return the number of strips that rows are cut into, and the rows of each: short ones read mostly margins."""
     strips = min(ceil_div(PROGRAMS, programs), max(1, rows // (2 * kernel)))
     each = ceil_div(rows, strips)
     return ceil_div(rows, each), each
 
 
 def of_device(tile: Tile, channels: int, width: int) -> Tile:
-    """Return a tile, for Triton's interpreter one as large as the map: its time goes by the number of programs."""
+    """Return the tile; for Triton's interpreter, whose time depends on their number, one as large as the map."""
     if not interpreted():
         return tile
     return tile._replace(width=power_of_2(min(width, 64)), channels=power_of_2(min(channels, 512)))

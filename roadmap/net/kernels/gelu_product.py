@@ -47,7 +47,7 @@ class Tile(NamedTuple):
     registers: int = 0
 
     def fitting(self, rows: int, columns: int, deep: int, like: torch.Tensor) -> "Tile":
-        """Return it no larger than a product of this size needs, with as many stages as shared memory holds."""
+        """Return the tile, no larger than a product of this size needs, with the stages that fit into shared memory."""
         if interpreted():  # whose time goes by the number of programs
             return self._replace(rows=256, columns=512, deep=512)
         size = like.element_size()
@@ -150,7 +150,7 @@ def fuse_gelu(conv: nn.Conv2d, product: nn.Conv2d, form: str) -> None:
 
 
 def has_products(kind: torch.dtype) -> bool:
-    """Tell whether a GPU's matrix units take a type: fp32 they take as TF32, where torch is let."""
+    """Tell whether a GPU's matrix units take a type: fp32 as TF32, if torch is allowed to."""
     return kind in (torch.bfloat16, torch.float16) or (kind == torch.float32 and torch.backends.cuda.matmul.allow_tf32)
 
 
@@ -175,7 +175,7 @@ def shared_memory(device: torch.device) -> int:
 
 
 def options(tile: Tile) -> dict[str, Any]:
-    """Return what Triton is told of a tile."""
+    """Return a tile's launch options for Triton."""
     limit = {"maxnreg": tile.registers} if tile.registers else {}
     return {"WIDEN": interpreted(), "num_warps": tile.warps, "num_stages": tile.stages, **limit}
 

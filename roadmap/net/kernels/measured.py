@@ -57,6 +57,11 @@ class Row(Plain):
     gain: Annotated[float, Gt(0)]
     ms: dict[str, float] = {}  # of the forms, and what bounds them
 
+    @property
+    def shape(self) -> tuple[str, int | None, int | None, int | None, int | None]:
+        """Return what was measured."""
+        return self.operation, self.kernel, self.stride, self.channels, self.height
+
 
 class Table(Plain):
     """What was measured on one device: `cpu`, or `cuda` and the compute capability."""
@@ -67,6 +72,11 @@ class Table(Plain):
     about: str  # how it was measured
     rows: list[Row]
 
+    @property
+    def origin(self) -> tuple[str, str, str]:
+        """Return where it was measured, as `origin_here` does."""
+        return self.device, self.hardware, self.torch
+
 
 class Tables(Plain):
     """A file of tables."""
@@ -75,17 +85,10 @@ class Tables(Plain):
     tables: list[Table]
 
 
-class Choice(NamedTuple):
-    """A table that counts on a device, and how many times as fast as torch's own a form of it must be."""
-
-    table: Table
-    least: float
-
-
 def best_form(spec: OpSpec) -> str:
     """Return the form that was measured to win for an operation, at the shape nearest to it; else `plain`."""
     for table, least in tables_for(spec.device):
-        rows = [row for row in table.rows if (row.operation, row.kernel, row.stride) == spec[1:4]]
+        rows = [row for row in table.rows if row.shape[:3] == spec[1:4]]
         if rows:
             row = min(rows, key=lambda row: distance(row, spec))
             return row.form if row.gain >= least else "plain"
@@ -97,32 +100,28 @@ def distance(row: Row, spec: OpSpec) -> float:
     return abs(math.log(row.channels / spec.channels)) if row.channels and spec.channels else 0.0
 
 
-def tables_for(device: torch.device) -> list[Choice]:
-    """Return the tables that count on a device, the first one first."""
-    found = [Choice(table, 0.0) for table in user_tables()[0] if is_of(table, device)]
+def tables_for(device: torch.device) -> list[tuple[Table, float]]:
+    """Return the tables that count on a device, first the most relevant; with each the least gain that counts."""
+    found = [(table, 0.0) for table in user_tables()[0] if table.origin == origin_here(device)]
     repository = {table.device: table for table in read_tables(FILE)}
     if device_name(device) in repository:
-        found.append(Choice(repository[device_name(device)], 0.0))
+        found.append((repository[device_name(device)], 0.0))
     elif device.type == "cuda" and why_no_triton(device) is None:
-        found.append(Choice(repository[REFERENCE], LEAST))
+        found.append((repository[REFERENCE], LEAST))
     return found
 
 
 def notes(device: torch.device) -> Iterator[str]:
-    """Yield what to know of the tables on a device: ignored ones, and that nobody has measured there."""
+    """Yield remarks about the tables on a device: which are ignored, and that it was not measured."""
     own, problem = user_tables()
     if problem:
         yield f"{problem}: ignored"
-    elif own and not any(is_of(table, device) for table in own):
+    elif own and not any(table.origin == origin_here(device) for table in own):
         known = ", ".join(f"{table.hardware} with torch {table.torch}" for table in own)
-        yield f"{user_file()} is of {known}, not of {hardware_name(device)} with torch {torch_name()}: ignored"
-    if any(choice.least for choice in tables_for(device)[:1]):
+        _, hardware, version = origin_here(device)
+        yield f"{user_file()} is of {known}, not of {hardware} with torch {version}: ignored"
+    if any(least for _, least in tables_for(device)[:1]):
         yield "not measured on this GPU; python -m roadmap.bench kernels --record does"
-
-
-def is_of(table: Table, device: torch.device) -> bool:
-    """Tell whether a recorded table is of this device and this torch."""
-    return of_table(table) == (device_name(device), hardware_name(device), torch_name())
 
 
 def user_file() -> Path | None:
@@ -148,31 +147,21 @@ def user_tables() -> tuple[list[Table], str | None]:
 def record(table: Table) -> Path:
     """Write a table into the user's file: its rows take the place of those of the same device, torch and shape.
 
-    Returns the file, which there must be. Raises DiskError.
+    Returns the file; `user_file` must name one. Raises DiskError.
     """
     path = user_file()
     assert path is not None
     tables, _ = user_tables()  # a damaged file is replaced
-    same = [old for old in tables if of_table(old) == of_table(table)]
-    shapes = {row_shape(row) for row in table.rows}
-    kept = [row for old in same for row in old.rows if row_shape(row) not in shapes]
-    merged = table.model_copy(update={"rows": [*table.rows, *kept]})
-    others = [old for old in tables if of_table(old) != of_table(table)]
+    same = [old for old in tables if old.origin == table.origin]
+    others = [old for old in tables if old.origin != table.origin]
+    shapes = {row.shape for row in table.rows}
+    earlier = [row for old in same for row in old.rows if row.shape not in shapes]
+    merged = table.model_copy(update={"rows": [*table.rows, *earlier]})
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, Tables(schema_version=1, tables=[merged, *others]).model_dump(exclude_defaults=True))
     read_tables.cache_clear()
     return path
-
-
-def of_table(table: Table) -> tuple[str, str, str]:
-    """Return what a table is of: device, hardware, torch."""
-    return table.device, table.hardware, table.torch
-
-
-def row_shape(row: Row) -> tuple[str, int | None, int | None, int | None, int | None]:
-    """Return what a row is of."""
-    return row.operation, row.kernel, row.stride, row.channels, row.height
 
 
 @cache
@@ -187,15 +176,16 @@ def read_tables(path: Path) -> list[Table]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device as the tables have it."""
+    """Return a device's name in the tables."""
     if device.type != "cuda":
         return device.type
     return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
 
 
-def hardware_name(device: torch.device) -> str:
-    """Return what a table was recorded on: the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def origin_here(device: torch.device) -> tuple[str, str, str]:
+    """Return what identifies a table recorded here: device, the GPU's name, torch's version."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return device_name(device), hardware, torch_name()
 
 
 def torch_name() -> str:
