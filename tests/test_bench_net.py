@@ -14,7 +14,8 @@ from roadmap.bench.forms import FORMS, training_step
 from roadmap.bench.measure import Candidate
 from roadmap.bench.mini import extrapolated
 from roadmap.bench.net import net_options
-from roadmap.bench.peers import LIBRARIES, NETS, has_net, peer_net
+from roadmap.bench.options import LIBRARIES
+from roadmap.bench.peers import NETS, has_net, peer_net
 from roadmap.bench.rows import Setting, row_configs
 from roadmap.config.choices import Precision
 from roadmap.errors import ConfigError

@@ -8,19 +8,17 @@ With `--products` the matrix products with GELU in them, at the shapes of ConvNe
 pixels, with the milliseconds that issuing, moving the maps, and multiplying whole tiles take at least.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from roadmap.bench.counted import SHARED, WARPS, Compiled, compile_kernel
-from roadmap.bench.options import names
+from roadmap.bench.options import empty_parser, names
 from roadmap.errors import ConfigError
 from roadmap.net.kernels.depthwise_columns import MAP_TILES, WEIGHT_TILES, ColumnTile, tile_of
 from roadmap.net.kernels.gelu_product import TILES, Tile, shares_of, tiles_for
 from roadmap.net.kernels.triton_support import ceil_div, has_triton
-from roadmap.text import ArgumentParser
 
 CAPABILITIES = ("90", "80")
 MULTIPLY_ADDS = 256 * 56 * 56 * 96  # of a tap
@@ -32,10 +30,7 @@ PRODUCTS = ("forward", "input gradient", "weight gradient")
 
 def main(argv: Sequence[str]) -> int:
     """Compile the tiles of kernels and print a line for each. Raises ConfigError without Triton."""
-    options = ArgumentParser(
-        prog="python -m roadmap.bench compiled", description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
+    options = empty_parser("compiled", __doc__)
     sizes = [str(kernel) for kernel in MAP_TILES]
     options.add_argument("--kernels", type=names(sizes), default=sizes, metavar="K,K", help=f"of {', '.join(sizes)}")
     options.add_argument("--capability", default="90", choices=CAPABILITIES)

@@ -20,10 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from roadmap.bench.options import empty_parser
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import disk_errors, write_json
 from roadmap.sweep.local_scheduler import compiler_cache
-from roadmap.text import ArgumentParser
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 STOP_S = 15.0  # that a part may take to end when asked to
@@ -71,8 +71,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
 def main(argv: Sequence[str]) -> int:
     """Run one part after the other until the time is up. Returns an exit code: 1 if a part has failed."""
     began = time.monotonic()
-    options = ArgumentParser(prog="python -m roadmap.bench gpu", description=__doc__)
-    options.formatter_class = argparse.RawTextHelpFormatter
+    options = empty_parser("gpu", __doc__)
     options.add_argument(
         "--minutes", type=float, default=8.0, help="that all of it takes at most; default: %(default)s"
     )

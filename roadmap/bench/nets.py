@@ -5,7 +5,6 @@ Compiling takes most of the time that a comparison of nets needs, and fills a co
 itself in turn. DIR gets a log and a JSON file a net. Words after `--` are options of `bench net`.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,14 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.bench.net import READY
-from roadmap.bench.options import above_zero
-from roadmap.bench.peers import LIBRARIES
+from roadmap.bench.options import LIBRARIES, above_zero, empty_parser
 from roadmap.bench.results import rate
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, read_json
 from roadmap.sweep.local_scheduler import compiler_cache
-from roadmap.text import ArgumentParser
 
 # ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
 NETS = (
@@ -54,8 +51,7 @@ class Net(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Measure the nets; print a line for each. Returns an exit code: 1 where one could not be measured."""
     began = time.monotonic()
-    options = ArgumentParser(prog="python -m roadmap.bench nets", description=__doc__)
-    options.formatter_class = argparse.RawTextHelpFormatter
+    options = empty_parser("nets", __doc__)
     options.add_argument("--out", type=Path, required=True, help="a folder for logs and JSON files")
     options.add_argument("--nets", default=NETS, help="ROW/ours/FORM or ROW/LIBRARY/FORM; default: %(default)s")
     options.add_argument("--limit", type=above_zero, default=180.0, help="seconds, for all; default: %(default)s")

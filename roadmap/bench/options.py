@@ -4,13 +4,14 @@ import argparse
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from roadmap.bench.peers import LIBRARIES
 from roadmap.errors import ConfigError
 from roadmap.text import ArgumentParser, nearest
 
+LIBRARIES = ("timm", "torchvision")
+
 
 def parser(name: str, about: str | None, *, warm_up: int) -> ArgumentParser:
-    """Return a parser with what every benchmark of speed takes: device, peers, number of measurements, JSON."""
+    """Return a parser with the options of every comparison: device, peers, number of measurements, JSON."""
     made = plain_parser(name, about)
     peers = f"libraries to compare with: {', '.join(LIBRARIES)} or none; may be given several times; default: all"
     made.add_argument("--peer", action="extend", type=names((*LIBRARIES, "none")), metavar="LIBRARY", help=peers)
@@ -19,11 +20,16 @@ def parser(name: str, about: str | None, *, warm_up: int) -> ArgumentParser:
     return made
 
 
-def plain_parser(name: str, about: str | None) -> ArgumentParser:
-    """Return a parser with what every benchmark takes: device, JSON."""
-    made = ArgumentParser(
+def empty_parser(name: str, about: str | None) -> ArgumentParser:
+    """Return a benchmark's parser without options."""
+    return ArgumentParser(
         prog=f"python -m roadmap.bench {name}", description=about, formatter_class=argparse.RawTextHelpFormatter
     )
+
+
+def plain_parser(name: str, about: str | None) -> ArgumentParser:
+    """Return a parser with the options of every measurement: device, JSON."""
+    made = empty_parser(name, about)
     made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     made.add_argument("--json", type=Path, metavar="FILE", help="write every single time and all about it")
     return made

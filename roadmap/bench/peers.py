@@ -14,7 +14,6 @@ from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net import count_params
 
-LIBRARIES = ("timm", "torchvision")
 # The rows that other libraries have, too.
 RESNET, CONVNEXT, CONVNEXT_V2, SWIN = "resnet", "separate_downsampling", "grn", "swin"
 RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the width of the stages
