@@ -106,6 +106,27 @@ def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_pat
     fake("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
     answer = slurm_queue.query({"demo-1"})
     assert answer.state("7_0") is None and "Unable to contact slurm controller" in answer.error
+    fake("squeue", "printf '7_0|RUNNING|None\\n7_1|PEND'")
+    assert slurm_queue.query({"demo-1"}).error == "squeue's answer is cut off"
+
+
+def test_an_id_that_another_users_job_has_by_now_is_not_ours(monkeypatch, tmp_path):
+    for name, text in {
+        "squeue": "",
+        "sacct": """case "$*" in *--name=demo-1*) ;; *) echo '3_0|RUNNING|None';; esac""",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert slurm_queue.query({"demo-1"}, ["3_0"]).state("3_0") == slurm_queue.GONE
+
+
+def test_a_line_of_some_tasks_says_nothing_of_the_others_of_their_array():
+    jobs = slurm_queue.read_jobs("12_[3-4,6%2]|CANCELLED|None\n12_0|RUNNING|None\n13|FAILED|None\n")
+    answer = slurm_queue.Queue(jobs)
+    states = [answer.state(job) for job in ("12_0", "12_2", "12_3", "12_4", "12_5", "12_6", "13", "13_7")]
+    gone = slurm_queue.GONE
+    assert states == ["RUNNING", gone, "CANCELLED", "CANCELLED", gone, "CANCELLED", "FAILED", "FAILED"]
 
 
 def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):

@@ -89,34 +89,47 @@ def query(names: Iterable[str], jobs: Iterable[str] = ()) -> Queue:
     queue = squeue(wanted) if wanted else Queue()
     gone = sorted(set(jobs) - queue.jobs.keys())
     if wanted and queue.answered and gone:
-        queue.jobs |= sacct(gone)
+        queue.jobs |= sacct(wanted, gone)
     return queue
 
 
 def squeue(names: list[str]) -> Queue:
     """Return the jobs with some names that are in the queue, or have just left it."""
     out, error = run("squeue", "--noheader", "--array", "--all", "--states=all", f"--name={','.join(names)}",
-                     "--format=%i|%T|%r|%N|%V|%S|%e", SLURM_TIME_FORMAT="%s")  # fmt: skip
+                     "--format=%i|%T|%r|%N|%V|%S|%e", SLURM_TIME_FORMAT="%s", SLURM_BITSTR_LEN="0")  # fmt: skip
+    if out and not out.endswith("\n"):
+        return Queue(error="squeue's answer is cut off")
     return Queue(read_jobs(out), error)
 
 
-def sacct(jobs: list[str]) -> dict[str, Job]:
-    """Return what accounting knows of jobs that have left the queue; nothing where there is none."""
+def sacct(names: list[str], jobs: list[str]) -> dict[str, Job]:
+    """Return what accounting knows of jobs that have left the queue; nothing where there is none.
+
+    Ids are used again, by anybody's jobs: only those with one of the names are ours.
+    """
     out, _ = run("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
+                 f"--name={','.join(names)}",
                  "--format=JobID,State,Reason,NodeList,Submit,Start,End", SLURM_TIME_FORMAT="%s")  # fmt: skip
     return read_jobs(out)
 
 
 def read_jobs(out: str | None) -> dict[str, Job]:
     """Return the jobs in lines of id, state, reason, nodes, and the times of submission, start and end."""
-    found = {}
+    found: dict[str, Job] = {}
     for line in (out or "").splitlines():
         job, state, reason, node, *times = [*(part.strip() for part in line.split("|")), *[""] * 6][:7]
         if job and state:
             reason = "" if reason in ("None", "(null)") else reason
             state = state.split()[0]  # of "CANCELLED by 1000"
-            found[job.partition("_[")[0]] = Job(state, reason, node, *map(seconds, times))
+            found |= dict.fromkeys(task_ids(job), Job(state, reason, node, *map(seconds, times)))
     return found
+
+
+def task_ids(job: str) -> list[str]:
+    """Return the ids of the tasks that share a line, `12_[0,3-5%2]`; of any other line its own id."""
+    array, _, tasks = job.partition("_[")
+    spans = re.findall(r"(\d+)(?:-(\d+))?", tasks.partition("%")[0])
+    return [f"{array}_{n}" for first, last in spans for n in range(int(first), int(last or first) + 1)] or [array]
 
 
 def seconds(text: str) -> float | None:
