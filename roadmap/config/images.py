@@ -3,7 +3,7 @@
 from pydantic import model_validator
 
 from roadmap import catalog
-from roadmap.catalog import DataKind
+from roadmap.catalog import DataKind, DataSet
 from roadmap.config.choices import ClassOrder, Crop, Decoder, Pipeline
 from roadmap.config.fields import Affects, Float, Int, Section, Text, key, shown
 from roadmap.errors import ConfigError
@@ -58,6 +58,11 @@ class DataConfig(Section):
         0.0, ge=0, le=0.9, evaluation=True,
         about="share of the training images, class by class, evaluated in place of the validation images",
     )  # fmt: skip
+
+    @property
+    def known(self) -> DataSet:
+        """Return what the catalog knows of the set."""
+        return catalog.find(self.name, self.kind)
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":

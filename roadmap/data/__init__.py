@@ -12,7 +12,7 @@ from roadmap.config.choices import Pipeline
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import decoding, gpu_transforms, transforms
-from roadmap.data.datasets import BatchSpec, ImageSet, Split, is_in_memory, load
+from roadmap.data.datasets import BatchSpec, ImageSet, Split, load
 from roadmap.data.rand_augment import parse_policy
 from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 
@@ -31,13 +31,13 @@ def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device 
         parse_policy(data, recipe)
     elif recipe.rand_augment is not None:
         transforms.rand_augment(data, recipe)
-    if device is not None and not is_in_memory(data):
+    if device is not None and not data.known.in_memory:
         decoding.check_decoder(data, device)
 
 
 def pipeline_note(data: DataConfig, device: torch.device) -> str | None:
     """Return a line for a run's log about the decoder that was chosen, if one was."""
-    if data.pipeline != Pipeline.fast or is_in_memory(data):
+    if data.pipeline != Pipeline.fast or data.known.in_memory:
         return None
     return decoding.decoder_note(data) + (
         "; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else ""

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
@@ -82,11 +81,6 @@ class ImageSet:
     whole: str = ""  # the fingerprint of the set that a subset was taken from
 
 
-def is_in_memory(data: DataConfig) -> bool:
-    """Whether the images of a set are held in memory, and not read one by one."""
-    return catalog.find(data.name, data.kind).in_memory
-
-
 def load(data: DataConfig) -> ImageSet:
     """Find, check and load the image set of a config; `train_images` and `val_images` keep a fixed subset.
 
@@ -117,7 +111,7 @@ def splits_read(data: DataConfig) -> tuple[str, ...]:
 
 def find(data: DataConfig, splits: Sequence[str] = SPLITS, *, lenient: bool = False) -> Arrays | Files:
     """Read a set into memory, or list its files; `lenient` lists broken ones too. Raises DataError, ConfigError."""
-    row = catalog.find(data.name, data.kind)
+    row = data.known
 
     def read() -> Arrays | Files:
         if row.in_memory:

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from roadmap import catalog
 from roadmap.config.choices import Pipeline
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
@@ -87,7 +86,7 @@ class LooseReader:
     """Prepares an image like a set's validation images, before normalisation. Called with its number in a worker."""
 
     def __init__(self, images: LooseImages, data: DataConfig, recipe: RecipeConfig) -> None:
-        self.images, self.size, self.row = images, data.image_size, catalog.find(data.name, data.kind)
+        self.images, self.size, self.row = images, data.image_size, data.known
         self.fast = data.pipeline == Pipeline.fast
         # Sets in memory have the right size already, and are cropped only on request.
         as_it_is = self.row.in_memory and data.resize_size is None

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from roadmap import catalog
 from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config
@@ -44,7 +43,7 @@ SHOWN = 20  # broken images named on the screen; a file names them all
 def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
     """Check a set in full; return the line that says so. Raises DataError, StoppedEarly, LoaderError, DiskError."""
     config = config.replace(data=config.data.replace(holdout=0.0))  # all images, whichever part of them is trained on
-    if datasets.is_in_memory(config.data):
+    if config.data.known.in_memory:
         return check_in_memory(config)
     runs, sweep = config.paths.runs, sweep or SweepProgress()
     found = datasets.find(config.data, lenient=True)
@@ -82,7 +81,7 @@ def check_in_memory(config: Config) -> str:
     """Load a set that is held in memory, and count."""
     data, images = config.data, datasets.load(config.data)
     counts = {"train": len(images.train), "val": len(images.val)}
-    for split, expected in catalog.find(data.name, data.kind).num_images.items():
+    for split, expected in data.known.num_images.items():
         if getattr(data, f"{split}_images") is None and counts[split] != expected:
             raise DataError(f"data={data.name}: {counts[split]} {split} images, the set has {expected}")
     return summary(config, counts, images.classes, "all read", images.fingerprint)
@@ -227,7 +226,7 @@ def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> No
 
 def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) -> str:
     """Return, for the log of a training, whether every image of exactly this set was opened by a data check."""
-    if datasets.is_in_memory(data):
+    if data.known.in_memory:
         return f"images {images.fingerprint[:12]}: held in memory, all read"
     for fingerprint, of in ((images.fingerprint, ""), (images.whole, "the whole set ")):
         if fingerprint and (when := checked_on(runs, fingerprint)):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from roadmap import catalog
 from roadmap.config.schema import Config
 from roadmap.errors import DataError
 from roadmap.files import disk_errors, finite_or_null
@@ -101,6 +100,6 @@ def result_line(config: Config, summary: dict[str, Any]) -> str:
 def caution_note(config: Config) -> str:
     """Return what has to follow an accuracy on these images, in brackets; mostly nothing."""
     notes = ["held-out training images"] if config.data.holdout else []
-    notes.append(catalog.find(config.data.name, config.data.kind).caution)
+    notes.append(config.data.known.caution)
     text = "; ".join(filter(None, notes))
     return f" ({text})" if text else ""

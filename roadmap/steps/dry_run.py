@@ -2,7 +2,6 @@
 
 import yaml
 
-from roadmap import catalog
 from roadmap.config import Config
 from roadmap.net import cost
 from roadmap.runs.recorded_config import identity_hash
@@ -13,7 +12,7 @@ def describe(config: Config) -> str:
     """Return the resolved config, then the run's directory, cell, identity, parameters and GMACs, a line each."""
     lines = [yaml.safe_dump(config.values(), sort_keys=False, allow_unicode=True)]
     if config.step:
-        known = catalog.find(config.data.name, config.data.kind).num_classes
+        known = config.data.known.num_classes
         num_classes = config.data.num_classes or known or 1000
         net = cost(config.model, num_classes, config.data.image_size)
         lines += [

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-from roadmap import catalog
 from roadmap.config import KEYS, Config, is_read
 from roadmap.config.choices import Crop, Mode, Norm, Pipeline
 from roadmap.steps.recorded import takes_a_run
@@ -25,12 +24,12 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "recipe.layer_scale": (lambda c: c.model.reference is None, "a net of ours"),
     "data.workers": (lambda c: read_in_workers(c), "data.pipeline=reference or a set of class folders"),
     "data.decoder": (
-        lambda c: c.data.pipeline == Pipeline.fast and not in_memory(c),
+        lambda c: c.data.pipeline == Pipeline.fast and not c.data.known.in_memory,
         "a set of class folders with data.pipeline=fast",
     ),
     "data.val_images": (lambda c: not c.data.holdout, "data.holdout=0: the validation images are not read"),
     "data.holdout": (lambda c: c.mode != Mode.data_check, "mode=train or mode=evaluate: a check opens all images"),
-    "data.class_order": (lambda c: not in_memory(c), "a set of class folders"),
+    "data.class_order": (lambda c: not c.data.known.in_memory, "a set of class folders"),
     "initial_weights": (lambda c: c.mode == Mode.train, "mode=train"),
     "weights_key": (lambda c: bool(c.weights), "weights="),
     **dict.fromkeys(("images", "features"), (lambda c: c.mode == Mode.predict, "mode=predict")),
@@ -45,14 +44,10 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
 }
 
 
-def in_memory(config: Config) -> bool:
-    """Whether the images are held in memory, and not read one by one."""
-    return catalog.find(config.data.name, config.data.kind).in_memory
-
-
 def read_in_workers(config: Config) -> bool:
     """Whether images are prepared one by one before a batch is made of them."""
-    return config.data.pipeline == Pipeline.reference or not in_memory(config) or config.data.resize_size is not None
+    data = config.data
+    return data.pipeline == Pipeline.reference or not data.known.in_memory or data.resize_size is not None
 
 
 def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:

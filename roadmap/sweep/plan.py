@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import torch
 
-from roadmap import catalog
 from roadmap.config.choices import Device, Optimizer
 from roadmap.config.schema import Config
 from roadmap.errors import DataError
@@ -91,7 +90,7 @@ def make_row(cell: Cell, net: Cost, images_per_s: float | None, source: str) -> 
 
 def hours_of(config: Config, images_per_s: float | None) -> float | None:
     """Return the hours that one device trains a cell; None where speed or number of images is not known."""
-    known = catalog.find(config.data.name, config.data.kind).num_images
+    known = config.data.known.num_images
     images = (1 - config.data.holdout) * (config.data.train_images or known.get("train") or 0)
     return config.recipe.epochs * images / images_per_s / 3600 if images_per_s and images else None
 
@@ -99,7 +98,7 @@ def hours_of(config: Config, images_per_s: float | None) -> float | None:
 def num_classes(config: Config) -> int:
     """Return how many classes a set has, before it is read. Raises DataError where only its files know."""
     data = config.data
-    known = data.num_classes or catalog.find(data.name, data.kind).num_classes
+    known = data.num_classes or data.known.num_classes
     if known is None:
         raise DataError(f"data={data.name}: a plan needs data.num_classes=N")
     return known

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from roadmap import catalog
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.errors import ConfigError, DataError, NonFiniteError, Refused
@@ -86,7 +85,7 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
 def check_images_folder(config: Config) -> None:
     """Raise DataError where a set's folder is not given, or is not there."""
     data = config.data
-    if catalog.find(data.name, data.kind).needs_root and not data.root:
+    if data.known.needs_root and not data.root:
         raise DataError(f"data={data.name} needs a folder: ARGS=data.root=FOLDER, or ROADMAP_DATA")
     if data.root and not data.download and not expand(data.root).is_dir():
         raise DataError(f"data.root={data.root}: no such folder{nearby(expand(data.root))}")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from roadmap import catalog
 from roadmap.config import KEYS, Config
 from roadmap.config.choices import Precision
 from roadmap.data import datasets, folders, in_memory
@@ -172,7 +171,7 @@ def class_names(config: Config, weights: Weights, sweep: SweepProgress) -> tuple
 
     Raises DataError where the set has another number of classes.
     """
-    known = config.data.num_classes or catalog.find(config.data.name, config.data.kind).num_classes
+    known = config.data.num_classes or config.data.known.num_classes
     names = weights.classes or set_classes(config, weights, sweep)
     for number in (known, names and len(names)):
         if number and number != weights.num_classes:
@@ -182,7 +181,7 @@ def class_names(config: Config, weights: Weights, sweep: SweepProgress) -> tuple
 
 def set_classes(config: Config, weights: Weights, sweep: SweepProgress) -> tuple[str, ...] | None:
     """Return the names of a set's classes, None where its images, which may be elsewhere, are needed for them."""
-    row = catalog.find(config.data.name, config.data.kind)
+    row = config.data.known
     if row.classes or not row.needs_root:
         return row.classes or None
     if not config.data.root:

@@ -38,7 +38,7 @@ MAX_NAMES = MAX_JSON // 4  # bytes of the names of all classes in each record, o
 
 def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
     """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
-    if not datasets.is_in_memory(config.data):
+    if not config.data.known.in_memory:
         return datasets.load(config.data)
     key = config.data.values()
     if cache.get("images", (None,))[0] != key:

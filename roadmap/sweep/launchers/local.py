@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from roadmap import catalog
 from roadmap.config import Config as RunConfig
 from roadmap.config.choices import Device, When
 from roadmap.distributed.cores import usable_cores
@@ -140,7 +139,7 @@ def row_of(config: RunConfig) -> str | None:
 
 def compiles_ahead(config: RunConfig) -> bool:
     """Tell whether to compile a row while others train: a small net that trains long, if the user left it open."""
-    known = catalog.find(config.data.name, config.data.kind).num_images.get("train")
+    known = config.data.known.num_images.get("train")
     images = config.recipe.epochs * (config.data.train_images or known or 0)
     return config.compile == "auto" and not config.has_large_images and images >= COMPILED_IMAGES
 
