@@ -13,7 +13,6 @@ import torchvision
 from PIL import Image
 from torchvision import transforms as T
 
-from roadmap.catalog import DATA_SETS
 from roadmap.config.choices import Mode
 from roadmap.config.images import DataConfig
 from roadmap.data import in_memory
@@ -38,7 +37,7 @@ def digits(reference, tmp_path_factory):
     """A run that was trained, and its 40 validation images as files of 8 x 8 pixels: run, folder, labels."""
     config = reference(*RUN)
     folder = tmp_path_factory.mktemp("digits")
-    found = in_memory.digits(DataConfig(), DATA_SETS["digits"])
+    found = in_memory.digits(DataConfig())
     from roadmap.data.datasets import subset
 
     ids = subset("data.val_images", 40, 360, "val")

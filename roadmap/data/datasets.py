@@ -111,12 +111,11 @@ def splits_read(data: DataConfig) -> tuple[str, ...]:
 
 def find(data: DataConfig, splits: Sequence[str] = SPLITS, *, lenient: bool = False) -> Arrays | Files:
     """Read a set into memory, or list its files; `lenient` lists broken ones too. Raises DataError, ConfigError."""
-    row = data.known
 
     def read() -> Arrays | Files:
-        if row.in_memory:
-            return in_memory.load(data, row, splits)
-        return folders.find(data, row, splits, lenient=lenient)
+        if data.known.in_memory:
+            return in_memory.load(data, splits)
+        return folders.find(data, splits, lenient=lenient)
 
     try:
         # In a thread of its own: no signal ends a read that a dead mount holds, but one ends the wait for a thread.

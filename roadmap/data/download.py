@@ -14,37 +14,37 @@ from roadmap.net.library_weights import TIMEOUT_S, socket_timeout
 from roadmap.text import reason
 
 
-def data_root(data: DataConfig, row: DataSet) -> Path:
+def data_root(data: DataConfig) -> Path:
     """Return the folder that `data.root` names. Raises DataError if there is none, saying what can be done."""
     if not data.root:
-        raise DataError(f"data={data.name} needs a folder: set data.root or ROADMAP_DATA{hint(data, row)}")
+        raise DataError(f"data={data.name} needs a folder: set data.root or ROADMAP_DATA{hint(data)}")
     try:
         root = expand(data.root)
     except ConfigError as error:
         raise DataError(f"data.root={error}") from None
-    if not root.is_dir() and not (data.download and row.can_be_fetched):
+    if not root.is_dir() and not (data.download and data.known.can_be_fetched):
         where = f"it comes from data.root or ROADMAP_DATA{nearby(root)}"
-        raise DataError(f"data.root={data.root}: no such folder ({where}){hint(data, row)}")
+        raise DataError(f"data.root={data.root}: no such folder ({where}){hint(data)}")
     return root
 
 
-def hint(data: DataConfig, row: DataSet) -> str:
+def hint(data: DataConfig) -> str:
     """Return a hint about fetching: that a set can be fetched if not asked for, or that it cannot if asked for."""
-    if row.can_be_fetched:
+    if data.known.can_be_fetched:
         return "" if data.download else "; data.download=true fetches this set into it"
     return f"; data.download=true cannot fetch {data.name}" if data.download else ""
 
 
-def fetch(data: DataConfig, row: DataSet, root: Path, missing: str) -> Path:
+def fetch(data: DataConfig, root: Path, missing: str) -> Path:
     """Fetch a public set and return its folder.
 
     Raises DataError, with what is `missing`, if it was not asked for or fails.
     """
-    if not data.download or not row.can_be_fetched:
-        raise DataError(f"{root}: {missing}{hint(data, row)}")
+    if not data.download or not data.known.can_be_fetched:
+        raise DataError(f"{root}: {missing}{hint(data)}")
     try:
         with socket_timeout(TIMEOUT_S):
-            return fetch_set(row, root)
+            return fetch_set(data.known, root)
     # torchvision raises RuntimeError for a wrong sum; URLError, timeouts and a full or read-only disk are OSError.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         raise DataError(

@@ -89,19 +89,19 @@ def label_note(classes: Sequence[str], order: ClassOrder) -> str | None:
     return f"labels of the class folders in {order} order: {labels}; {others} gives others"
 
 
-def find(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS, *, lenient: bool = False) -> Files:
+def find(data: DataConfig, splits: Sequence[str] = SPLITS, *, lenient: bool = False) -> Files:
     """List the images of a set, in `data.root` or the row's subfolder of it; fetch them first if that was asked for.
 
     Raises DataError for anything missing or broken, and unless a published set has its classes and counts.
     """
-    root = download.data_root(data, row)
+    row, root = data.known, download.data_root(data)
     folders = [root]
     if row.subfolder and not (root / splits[0]).is_dir():
         folders = sorted(p for p in root.glob(row.subfolder) if p.is_dir())
     if len(folders) > 1:
         raise DataError(f"{root}: holds {', '.join(p.name for p in folders)}; set data.root to one of them")
     if not folders:
-        folders = [download.fetch(data, row, root, f"no folder {splits[0]} or {row.subfolder}")]
+        folders = [download.fetch(data, root, f"no folder {splits[0]} or {row.subfolder}")]
     files = list_images(folders[0], splits, lenient=lenient, order=data.class_order)
     if row.classes_sha256:
         check_published(files, row)

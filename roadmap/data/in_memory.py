@@ -69,15 +69,16 @@ class Arrays:
         digest.update(np.ascontiguousarray(self.labels[split], dtype="<i8").data)
 
 
-def load(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+def load(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load splits of a set by the loader that its row names, or its kind.
 
     Raises DataError for files that are missing, broken or others.
     """
+    row = data.known
     loader = LOADERS.get(row.loader) if row.kind == DataKind.memory else npz
     if loader is None:
         raise ConfigError(f"data.kind=memory: there is no loader {row.loader}, only {', '.join(LOADERS)}")
-    return loader(data, row, splits)
+    return loader(data, splits)
 
 
 def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) -> Tensor:
@@ -104,7 +105,7 @@ def fit_image(image: Image.Image, image_size: int, row: DataSet) -> Image.Image:
     return Image.fromarray(fitted[0].permute(1, 2, 0).contiguous().numpy())
 
 
-def digits(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+def digits(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels: 1,437 to train, 360 to validate, each class in proportion.
 
     Reads the file without importing the library, which takes more than a second.
@@ -129,8 +130,9 @@ def digits(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Ar
     )
 
 
-def synthetic(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+def synthetic(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     """Draw random images and labels, always the same: as many, of as many classes, as asked for or as the row says."""
+    row = data.known
     num_classes = data.num_classes or row.num_classes or 0
     shape = (data.image_size, data.image_size, 3)
     arrays = Arrays({}, {}, class_numbers(num_classes))
@@ -147,12 +149,12 @@ def class_numbers(num_classes: int) -> tuple[str, ...]:
     return tuple(str(c) for c in range(num_classes))
 
 
-def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+def npz(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load `root/train.npz` and `root/val.npz`.
 
     Each holds `images`, uint8 `(N, H, H)` or `(N, H, H, 3)`, and `labels`, integers `(N,)` from 0 up.
     """
-    root = download.data_root(data, row)
+    root = download.data_root(data)
     arrays = Arrays({}, {}, ())
     for split in splits:
         arrays.pixels[split], arrays.labels[split] = read_npz(root / f"{split}.npz")
@@ -164,13 +166,13 @@ def npz(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Array
     return arrays
 
 
-def idx(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+def idx(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     """Load a set in MNIST's format: in `root/FashionMNIST/raw` as for torchvision, in `root`, or as Debian has it."""
-    root = download.data_root(data, row)
+    row, root = data.known, download.data_root(data)
     folders = [root / row.torchvision / "raw", root, root / data.name.replace("_", "-")]
     folder = next((p for p in folders if idx_file(p, splits[0], "images") is not None), None)
     if folder is None:
-        folder = download.fetch(data, row, root, f"no {idx_name(splits[0], 'images')}(.gz) in {folders[0]} or {root}")
+        folder = download.fetch(data, root, f"no {idx_name(splits[0], 'images')}(.gz) in {folders[0]} or {root}")
     arrays = Arrays({}, {}, row.classes or class_numbers(row.num_classes or 0), black_border=True)
     for split in splits:
         pixels, labels = (read_idx(folder, split, what, row) for what in ("images", "labels"))
@@ -231,18 +233,18 @@ def check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
         raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
 
 
-def cifar(data: DataConfig, row: DataSet, splits: Sequence[str] = SPLITS) -> Arrays:
+def cifar(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     """Read CIFAR's pickled batches, in torchvision's layout (`root/cifar-10-batches-py`).
 
     torchvision's class says which files there are and which MD5 sum each has.
     """
     from torchvision import datasets
 
-    published = getattr(datasets, row.torchvision)
-    root = download.data_root(data, row)
+    published = getattr(datasets, data.known.torchvision)
+    root = download.data_root(data)
     folder = root / published.base_folder
     if not folder.is_dir():
-        folder = download.fetch(data, row, root, f"no folder {folder}")
+        folder = download.fetch(data, root, f"no folder {folder}")
     meta = read_pickle(folder / published.meta["filename"], published.meta["md5"])
     arrays = Arrays({}, {}, tuple(meta[published.meta["key"]]))
     files = {"train": published.train_list, "val": published.test_list}
@@ -270,6 +272,6 @@ def read_pickle(path: Path, md5: str) -> Any:
 
 
 # Of `DataSet.loader`; a set without a row in the catalog has the loader of its own name.
-LOADERS: dict[str, Callable[[DataConfig, DataSet, Sequence[str]], Arrays]] = {
+LOADERS: dict[str, Callable[[DataConfig, Sequence[str]], Arrays]] = {
     loader.__name__: loader for loader in (digits, idx, cifar, synthetic)
 }
