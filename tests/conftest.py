@@ -98,6 +98,29 @@ def command(forks, tmp_path):
 
 
 @pytest.fixture
+def report_command(forks):
+    """Return a function that reports runs, of a W&B too, in a process of its own: W&B's client keeps its settings for
+    the life of one."""
+
+    def call(server, source: str, out: Path, **environment: str | None) -> subprocess.CompletedProcess[str]:
+        from .wandb_server import KEY
+
+        told = {
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": KEY,
+            "WANDB_CACHE_DIR": str(out.parent / "cache"),
+            "WANDB_CONFIG_DIR": str(out.parent / "config"),
+            "HOME": str(out.parent / "home"),
+            "NETRC": str(out.parent / "netrc"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        env = {key: value for key, value in (told | environment).items() if value is not None}
+        return forks.run((*source.split(), "--out", str(out), "--tables-only"), env, "report")
+
+    return call
+
+
+@pytest.fixture
 def sweep(capsys):
     """Return a function that types `python -m roadmap.sweep WORDS` here; it returns the exit code and what was said."""
 

@@ -153,7 +153,7 @@ def test_a_peer_with_another_stem_is_refused():
         peer_net("torchvision", config.step, config.model, 10, 32)
 
 
-@pytest.mark.parametrize(("regime", "rows"), [("nano", 17), ("tiny", 18)])
+@pytest.mark.parametrize(("regime", "rows"), [("nano", 17), pytest.param("tiny", 18, marks=pytest.mark.slow)])
 def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
     options = net_options("net", None)
     assert len(row_configs(options.parse_args(["--regime", regime]))) == rows

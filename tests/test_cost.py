@@ -59,20 +59,20 @@ def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_p
     ("bench=docs/measured/h100_nets.json", "is not a record of python -m roadmap.bench net --json FILE"),
 ])  # fmt: skip
 def test_speeds_and_files_that_are_none_are_told(capsys, tmp_path, word, told):
-    words = ["plan", "demo", "--cluster", "local", "--runs", str(tmp_path), "--steps", "resnet"]
-    assert main([*words, "--", "device=cpu", f"cluster.{word}"]) == 64
+    words = ["plan", "demo", "--cluster", "local", "--runs", str(tmp_path), "--", "+step=resnet"]
+    assert main([*words, "device=cpu", f"cluster.{word}"]) == 64
     assert told in capsys.readouterr().err
 
 
 def test_a_plan_takes_the_speed_of_the_first_row_and_marks_what_it_infers(capsys, tmp_path):
     file = bench_file(tmp_path / "b.json", {"resnet": {"k": 300.0}, "gelu": {"k": 100.0}}, "CPU", "nano", 32)
-    words = ["plan", "demo", "--cluster", "local", "--runs", str(tmp_path), "--steps", "resnet,gelu,depthwise"]
+    words = ["plan", "demo", "--cluster", "local", "--runs", str(tmp_path), "--", "+step=resnet,gelu,depthwise"]
     given = ["cluster.images_per_s=600", f"cluster.bench={file}", "device=cpu", "recipe.epochs=36"]
-    assert main([*words, "--", *given]) == 0
+    assert main([*words, *given]) == 0
     lines = {line.split("/")[1].split(",")[0]: line for line in capsys.readouterr().out.splitlines() if "/" in line}
     assert "600  given " in lines["resnet"] and "200  inferred, bench     0.0719" in lines["gelu"]
     assert "inferred, MACs" in lines["depthwise"]
-    assert main([*words, "--", "device=cpu", "cluster.images_per_s={gelu: 50}"]) == 0
+    assert main([*words, "device=cpu", "cluster.images_per_s={gelu: 50}"]) == 0
     told = capsys.readouterr().out
     assert "50  given" in told and "(2 inferred from the others)" in told
     assert load_cluster(local.Config, "local").images_per_s == {}

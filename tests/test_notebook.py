@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
 from roadmap.runs.pack import pack
@@ -46,13 +45,12 @@ def test_it_is_stored_without_outputs_and_every_code_cell_follows_a_sentence():
     assert all(kinds[i - 1] == "markdown" for i, kind in enumerate(kinds) if kind == "code")
 
 
-@pytest.mark.parametrize("folder", [ROOT, NOTEBOOK.parent], ids=["root", "notebooks"])
-def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch, folder):
+def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch):
     for seed in range(2):
         write_run(tmp_path, "resnet", seed, top1=40.0 + seed)
         write_run(tmp_path, "enhanced_recipe", seed, top1=50.0 + seed)
     monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
-    notebook = executed(folder)
+    notebook = executed(ROOT)
     assert "4 finished runs in" in text_of(notebook)
     assert "EXAMPLE" not in text_of(notebook)
     assert "Study roadmap" in text_of(notebook)

@@ -249,8 +249,9 @@ def outside(figure) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("rows", [3, 40])
-@pytest.mark.parametrize("seeds", [1, 9])
+@pytest.mark.parametrize(("rows", "seeds"), [
+    (3, 9), (40, 1), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(40, 9, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_nothing_leaves_the_page_with_few_or_many_rows_long_labels_one_seed_or_many(tmp_path, rows, seeds):
     steps = [*paper.order(), *(f"own{i}" for i in range(40))][:rows]
     for i, step in enumerate(steps):

@@ -11,7 +11,7 @@ from roadmap.report.analyse import statistics
 # Student's sleep data ("The probable error of a mean", 1908); results as in R's documentation of `sleep` and `t.test`.
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-STUDIES = 2_000
+STUDIES = 1_000
 
 
 def test_the_t_interval_of_students_sleep_data():
@@ -83,7 +83,7 @@ def test_the_interval_of_an_effect_holds_it_in_95_of_100_studies():
 def test_seeds_needed_never_contradict_the_verdict_beside_them():
     """16 tests a study: where three seeds have not told a difference from zero, three are never said to be enough."""
     rng = np.random.default_rng(2)
-    for _ in range(15):
+    for _ in range(8):
         gains = rng.exponential(0.4, 16)
         values = [(rng.normal(80 + gain, 0.1, 3), rng.normal(80, 0.1, 3)) for gain in gains]
         found = [statistics.welch(*pair) for pair in values]

@@ -9,7 +9,7 @@ from PIL import Image
 from roadmap.report.read.wandb import find_wandb_runs
 from roadmap.report.write.summary_run import summary_id
 from roadmap.runs.wandb_client import import_wandb
-from tests.test_report_wandb import report, study
+from tests.test_report_wandb import study
 from tests.wandb_server import Server
 
 
@@ -22,10 +22,12 @@ def server(tmp_path):
     here.close()
 
 
-def test_chart_and_gains_go_to_one_run_of_the_group_and_again_to_the_same(server, tmp_path, monkeypatch):
+def test_chart_and_gains_go_to_one_run_of_the_group_and_again_to_the_same(
+    report_command, server, tmp_path, monkeypatch
+):
     study(tmp_path / "runs")
     for again in (False, True):
-        done = report(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out", WANDB_PROJECT="roadmap")
+        done = report_command(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out", WANDB_PROJECT="roadmap")
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1].startswith("W&B: http://"), again
         (sent,) = server.runs
@@ -44,17 +46,17 @@ def test_chart_and_gains_go_to_one_run_of_the_group_and_again_to_the_same(server
     assert (found, foreign, problems) == ([], 0, [])
 
 
-def test_without_a_login_that_is_said_and_nothing_is_written(server, tmp_path):
+def test_without_a_login_that_is_said_and_nothing_is_written(report_command, server, tmp_path):
     study(tmp_path / "runs", seeds=1)
     for environment in ({"WANDB_MODE": "offline"}, {"WANDB_API_KEY": None, "WANDB_BASE_URL": None}):
-        done = report(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out", **environment)
+        done = report_command(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out", **environment)
         assert done.returncode == 64 and done.stderr.startswith("error: --wandb: W&B is offline here"), done.stderr
         assert not (tmp_path / "out").exists() and not server.runs
 
 
-def test_a_server_that_refuses_leaves_the_report_and_says_to_try_again(server, tmp_path):
+def test_a_server_that_refuses_leaves_the_report_and_says_to_try_again(report_command, server, tmp_path):
     study(tmp_path / "runs", seeds=1)
     server.always["upsertBucket"] = 403
-    done = report(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out")
+    done = report_command(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out")
     assert done.returncode == 75 and "does not take the summary" in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1 and (tmp_path / "out" / "table.csv").exists()

@@ -46,27 +46,6 @@ def study(runs, seeds=2, study="roadmap", **more):
 
 
 @pytest.fixture
-def report(forks):
-    """Return a function that runs the command in a process of its own, as W&B's client keeps its settings for the
-    life of one."""
-
-    def run(server, source, out, **environment):
-        told = {
-            "WANDB_BASE_URL": server.url,
-            "WANDB_API_KEY": KEY,
-            "WANDB_CACHE_DIR": str(out.parent / "cache"),
-            "WANDB_CONFIG_DIR": str(out.parent / "config"),
-            "HOME": str(out.parent / "home"),
-            "NETRC": str(out.parent / "netrc"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        env = {key: value for key, value in (told | environment).items() if value is not None}
-        return forks.run((*source.split(), "--out", str(out), "--tables-only"), env, "report")
-
-    return run
-
-
-@pytest.fixture
 def served(tmp_path):
     """Serve a study, and what the same study's run directories give."""
     study(tmp_path / "runs")
@@ -76,13 +55,15 @@ def served(tmp_path):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_several_pages(report, tmp_path, nested):
+def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_several_pages(
+    report_command, tmp_path, nested
+):
     study(tmp_path / "runs")
     server = Server(tmp_path / "runs", nested=nested, page=4)
     try:
-        done = report(server, "wandb:team/roadmap", tmp_path / "wandb")
+        done = report_command(server, "wandb:team/roadmap", tmp_path / "wandb")
         assert (done.returncode, done.stderr) == (0, "")
-        assert report(server, str(tmp_path / "runs"), tmp_path / "folders").returncode == 0
+        assert report_command(server, str(tmp_path / "runs"), tmp_path / "folders").returncode == 0
     finally:
         server.close()
     for name in TABLES:
@@ -94,9 +75,9 @@ def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_s
     assert not any("sampledHistory" in query for query in server.asked)
 
 
-def test_a_run_in_both_sources_counts_once(report, served):
+def test_a_run_in_both_sources_counts_once(report_command, served):
     server, tmp_path = served
-    done = report(server, f"wandb:team/roadmap {tmp_path / 'runs'}", tmp_path / "out")
+    done = report_command(server, f"wandb:team/roadmap {tmp_path / 'runs'}", tmp_path / "out")
     assert done.returncode == 0
     assert done.stdout.count("a copy of") == 6
     assert all(
@@ -106,35 +87,35 @@ def test_a_run_in_both_sources_counts_once(report, served):
     )
 
 
-def test_runs_of_other_peoples_code_are_left_out_and_counted(report, served):
+def test_runs_of_other_peoples_code_are_left_out_and_counted(report_command, served):
     server, tmp_path = served
-    done = report(server, "wandb:team/roadmap", tmp_path / "out")
+    done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     assert "Runs of the project that are not of this roadmap, not read: 3" in done.stdout
     assert json.loads((tmp_path / "out" / "report.json").read_text())["foreign_runs"] == 3
 
 
-def test_a_group_is_one_study(report, tmp_path):
+def test_a_group_is_one_study(report_command, tmp_path):
     study(tmp_path / "runs", study="a")
     study(tmp_path / "runs", study="b")
     server = Server(tmp_path / "runs")
     try:
-        assert report(server, "wandb:team/roadmap?group=b", tmp_path / "out").returncode == 0
+        assert report_command(server, "wandb:team/roadmap?group=b", tmp_path / "out").returncode == 0
     finally:
         server.close()
     assert [group["study"] for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"]] == ["b"]
 
 
-def test_the_whole_history_is_scanned(report, tmp_path):
+def test_the_whole_history_is_scanned(report_command, tmp_path):
     write_run(tmp_path / "runs", "gelu", epochs=1_300)
     server = Server(tmp_path / "runs")
     try:
-        assert report(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
+        assert report_command(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
     finally:
         server.close()
     assert sum("history(" in query for query in server.asked) == 3  # 2,600 lines in pages of 1,000
 
 
-def test_a_run_that_is_not_finished_or_contradicts_itself_gives_no_number(report, tmp_path):
+def test_a_run_that_is_not_finished_or_contradicts_itself_gives_no_number(report_command, tmp_path):
     study(tmp_path / "runs")
     unfinished(tmp_path / "runs", "gelu", epoch=2, epochs=9)
     write_run(tmp_path / "runs", "kernel_7", top1=50.0, code_hash="aaaa", data_fingerprint="f", study="other")
@@ -143,7 +124,7 @@ def test_a_run_that_is_not_finished_or_contradicts_itself_gives_no_number(report
         for run in server.runs:
             if run["summary"].get("step") == "kernel_7":
                 run["summary"]["top1"] = 60.0
-        done = report(server, "wandb:team/roadmap", tmp_path / "out")
+        done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     finally:
         server.close()
     assert done.returncode == 0
@@ -161,10 +142,10 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("status", FAILURES)
-def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(report, served, status):
+def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(report_command, served, status):
     server, tmp_path = served
     server.always = {"query Runs(": status}
-    done = report(server, "wandb:team/roadmap", tmp_path / "out")
+    done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     assert done.returncode == 65
     assert FAILURES[status] in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
@@ -173,23 +154,23 @@ def test_a_project_that_cannot_be_listed_ends_with_65_in_plain_words(report, ser
     assert not (tmp_path / "out").exists()
 
 
-def test_one_failure_is_tried_again(report, served):
+def test_one_failure_is_tried_again(report_command, served):
     server, tmp_path = served
     server.fail = {
         "query Runs(": [(429, {"Retry-After": "1"})],
         "HistoryPage": [(429, {})],
         "/correct.npy": [(500, {})],
     }
-    done = report(server, "wandb:team/roadmap", tmp_path / "out")
+    done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert not any(server.fail.values())
 
 
-def test_what_fails_for_one_run_is_listed_and_hides_no_other(report, served):
+def test_what_fails_for_one_run_is_listed_and_hides_no_other(report_command, served):
     server, tmp_path = served
     bad = server.runs[0]["name"]
     server.always = {f"/files/{bad}/correct.npy": 403}
-    done = report(server, f"wandb:team/roadmap {tmp_path / 'absent'}", tmp_path / "out")
+    done = report_command(server, f"wandb:team/roadmap {tmp_path / 'absent'}", tmp_path / "out")
     assert done.returncode == 0
     assert f"wandb:team/roadmap/{bad}: W&B:" in done.stdout
     assert "no such folder" in done.stdout
@@ -197,24 +178,24 @@ def test_what_fails_for_one_run_is_listed_and_hides_no_other(report, served):
     assert sorted(cell["n"] for cell in cells) == [1, 2, 2]
 
 
-def test_a_dead_connection_and_no_login_are_said_plainly(report, served):
+def test_a_dead_connection_and_no_login_are_said_plainly(report_command, served):
     server, tmp_path = served
-    none = report(server, "wandb:team/roadmap", tmp_path / "out", WANDB_API_KEY=None)
+    none = report_command(server, "wandb:team/roadmap", tmp_path / "out", WANDB_API_KEY=None)
     assert none.returncode == 65
     assert "no login: wandb login, or WANDB_API_KEY" in none.stderr
     server.close()
-    dead = report(server, "wandb:team/roadmap", tmp_path / "out")
+    dead = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     assert dead.returncode == 65
     assert "the server cannot be reached" in dead.stderr
     assert len(dead.stderr.strip().splitlines()) <= 2
 
 
-def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(report, served):
+def test_an_unknown_project_and_one_without_a_roadmap_run_are_said_plainly(report_command, served):
     server, tmp_path = served
-    unknown = report(server, "wandb:team/elsewhere", tmp_path / "out")
+    unknown = report_command(server, "wandb:team/elsewhere", tmp_path / "out")
     assert (unknown.returncode, "there is no such entity or project" in unknown.stderr) == (65, True)
     server.runs = [run for run in server.runs if run["displayName"] == "theirs"]
-    foreign = report(server, "wandb:team/roadmap", tmp_path / "out")
+    foreign = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     assert (foreign.returncode, "the project holds 3 runs, none of this roadmap" in foreign.stderr) == (65, True)
 
 
@@ -243,27 +224,27 @@ def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():
     }
 
 
-def test_a_summary_that_keeps_only_the_best_is_not_believed(report, tmp_path):
+def test_a_summary_that_keeps_only_the_best_is_not_believed(report_command, tmp_path):
     study(tmp_path / "runs", seeds=1)
     server = Server(tmp_path / "runs")
     try:
         for run in server.runs:
             run["summary"]["top1"] = {"max": 99.0}
-        done = report(server, "wandb:team/roadmap", tmp_path / "out")
+        done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
     finally:
         server.close()
     assert done.returncode == 65
     assert "top1=None is not a percentage" in done.stderr
 
 
-def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(report, tmp_path):
+def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(report_command, tmp_path):
     run = write_run(tmp_path / "runs", "gelu")
     server = Server(tmp_path / "runs")
     try:
         server.runs[0]["disk"].pop(schema.STATUS)
-        assert report(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
+        assert report_command(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
         server.runs[0]["state"] = "crashed"
-        done = report(server, "wandb:team/roadmap", tmp_path / "out2")
+        done = report_command(server, "wandb:team/roadmap", tmp_path / "out2")
     finally:
         server.close()
     assert run.exists()

@@ -56,8 +56,8 @@ def plain_hydra(name, lists):
 
 
 @pytest.mark.parametrize(("name", "given"), [
-    ("kernel_size", {}),
-    ("leave_one_out", {"seed": "0,2"}),
+    ("kernel_size", {"+step": "kernel_5,kernel_7"}),
+    ("leave_one_out", {"+variant": "without_gelu,without_kernel_7", "seed": "0,2"}),
     ("roadmap_base", {"+step": "resnet,enhanced_recipe,gelu,swin", "seed": "1,0"}),
 ])  # fmt: skip
 def test_cells_are_those_that_plain_hydra_makes(name, given):
