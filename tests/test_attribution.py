@@ -33,11 +33,11 @@ from roadmap.paper.toggle_orders import (
 from roadmap.report import aggregate, collect, findings
 from roadmap.report.__main__ import main as report_main
 from roadmap.report.analyse.attribution import complete_orders, estimate, half_width, seed_spread
+from roadmap.report.draw.step_gains import toggle_worths
 from roadmap.report.draw.style import NothingToDraw
-from roadmap.report.draw.toggle_worths import toggle_worths
 from roadmap.steps.compose import compose
 from roadmap.steps.recorded import read_run_config
-from roadmap.sweep.order_outlook import expected_width
+from roadmap.sweep.sampled_orders import expected_width
 from roadmap.sweep.study import SWEEPS, Cell, read_study
 from tests.fabricate import write_run
 

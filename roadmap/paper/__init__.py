@@ -15,6 +15,7 @@ SLIPS = {
     ("tiny", "swin"): "torchvision's Swin-T counts 4.49",
 }
 
+DATA, IMAGE_SIZE = "imagenet", 224  # of the printed numbers
 BEYOND = "not of the paper"  # a row beyond the paper's: of another paper, or the user's own
 
 # The one cell of ours beside which the printed Swins may stand: under Swin's own recipe.

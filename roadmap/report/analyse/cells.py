@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # they are computed of groups
     from roadmap.report.analyse.attribution import Attribution
     from roadmap.report.analyse.tuning import Tuning
 
-PAPER_DATA, PAPER_SIZE = "imagenet", 224
 MOST_OF_A_STUDY = 5  # rows from which on a group is a roadmap, and a row that is not there is missing
 NO_RUN = "no usable run of:"  # a row that is missing; charts show it too
 MARK = "†"  # at a row that counts runs which differ from most of the study
@@ -221,7 +220,7 @@ def cell_of(runs: Sequence[Run]) -> Cell:
 
 
 def _is_papers_data(cell: CellInfo) -> bool:
-    return cell.data == PAPER_DATA and cell.image_size == PAPER_SIZE
+    return (cell.data, cell.image_size) == (paper.DATA, paper.IMAGE_SIZE)
 
 
 def _departures(cells: Sequence[Cell]) -> list[str]:

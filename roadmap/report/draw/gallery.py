@@ -12,9 +12,8 @@ from roadmap.report.draw.chart_rows import charts, file_name
 from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
 from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.report.draw.roadmap_figure import roadmap_chart
-from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_gains
+from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_gains, toggle_worths
 from roadmap.report.draw.style import NothingToDraw
-from roadmap.report.draw.toggle_worths import toggle_worths
 from roadmap.report.draw.trade_offs import trade_offs
 
 NARROW = "The same at the width of one column."

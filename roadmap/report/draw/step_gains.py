@@ -1,13 +1,16 @@
-"""What each step gains over its parent, and what each variant changes: rows of differences with their intervals."""
+"""What each step gains over its parent, what each variant changes, and what each toggle is worth over sampled orders:
+rows of differences with their intervals."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from roadmap import paper
+from roadmap.report.analyse.attribution import Attribution, Worth
 from roadmap.report.analyse.cells import Cell, Gain, Group
 from roadmap.report.analyse.formats import between, signed
 from roadmap.report.draw import style
@@ -16,6 +19,12 @@ from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, dr
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 NO_INTERVAL = "one seed a row: no interval is known"
 TOLD = "* significant by Welch's test, adjusted by Holm for the study"
+# What stands beside a worth: name, value, marker, colour, and how far below the middle of the row.
+BESIDE: tuple[tuple[str, Callable[[Worth], float | None], str, str, float], ...] = (
+    ("its step, the paper's order", lambda worth: worth.in_order, "s", KEPT, 0.14),
+    ("left out of the whole net", lambda worth: worth.left_out, "v", "white", 0.14),
+    ("its step, as printed", lambda worth: worth.paper_gain, "D", "white", 0.3),
+)
 
 
 @style.styled()
@@ -109,6 +118,51 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
         words.append("dotted: over images only, one seed")
     style.legend(figure, [], "; ".join(words) or NO_INTERVAL)
     return figure
+
+
+@style.styled()
+def toggle_worths(group: Group) -> Figure:
+    """Draw each toggle's worth over the orders with its 95 % interval; beside it its gains elsewhere."""
+    found = group.attribution
+    if found is None or not found.worths:
+        raise NothingToDraw("there is no worth to draw: no order of toggles whose nets are all trained")
+    labels = [_worth_label(group, worth) for worth in found.worths]
+    title = f"Mean gain of each toggle over {found.orders} orders, {where(group)}"
+    figure, axes = draw_rows(title, labels, "gain (points)")
+    axes.axvline(0, color=QUIET, lw=0.7)
+    for row, worth in enumerate(found.worths):
+        if worth.interval:
+            axes.plot([worth.interval.low, worth.interval.high], [row - 0.14] * 2, color=INK, lw=1.2)
+        (dot,) = axes.plot(worth.value, row - 0.14, "o", ms=3.5, color=INK, zorder=3)
+        hover(dot, f"{labels[row]}: {signed(worth.value)} points; 95 % {between(worth.interval) or 'not known'}")
+        for name, value, marker, color, below in BESIDE:
+            if (gain := value(worth)) is not None:
+                (mark,) = axes.plot(gain, row + below, marker, ms=3, mfc=color, mec=INK, mew=0.6, zorder=2)
+                hover(mark, f"{labels[row]}, {name}: {signed(gain)} points")
+    style.legend(figure, _worth_handles(found), _worth_notes(found))
+    return figure
+
+
+def _worth_label(group: Group, worth: Worth) -> str:
+    told = any(worth.is_told(worth.in_order, worth.in_order_p, flatters) for flatters in (True, False))
+    return drawable(paper.label(worth.toggle, group.regime) or worth.toggle, worth.toggle) + " *" * told
+
+
+def _worth_handles(found: Attribution) -> list[Line2D]:
+    handles = [Line2D([], [], color=INK, lw=1.2 * (not found.lacks), marker="o", ms=3.5, label="mean over the orders")]
+    for name, value, marker, color, _ in BESIDE:
+        if any(value(worth) is not None for worth in found.worths):
+            handles.append(Line2D([], [], ls="", marker=marker, ms=3, mfc=color, mec=INK, mew=0.6, label=name))
+    return handles
+
+
+def _worth_notes(found: Attribution) -> str:
+    if found.lacks:
+        return f"no interval is known: {found.lacks}"
+    told = any(worth.in_order_p is not None for worth in found.worths)
+    return "lines: 95 % over orders and seeds" + (
+        "\n* its step in the paper's order differs significantly from the mean (Holm)" * told
+    )
 
 
 def draw_rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:
