@@ -135,19 +135,17 @@ def _run(source: RecordedRun | WandbRun, summary: Values, status: Values, config
     def size(key: str, section: str) -> int | None:
         return whole(summary[key]) if key in summary else digits(texts.get(f"{section}.{key}", ""))
 
+    names: Values = {key: _name(summary, key) for key in ("study", "regime", "data", "cell", "step", "recipe")}
+    others: Values = {key: None if summary.get(key) is None else _name(summary, key) for key in ("variant", "parent")}
+    shown: Values = {key: line(summary.get(key)) for key in ("drift", "rounding", "hardware", "precision", "versions")}
     return Run(
         path=source.shown,
-        study=_name(summary, "study"),
-        regime=_name(summary, "regime"),
-        data=_name(summary, "data"),
-        cell=_name(summary, "cell"),
         seed=seed,
-        step=_name(summary, "step"),
-        variant=_name(summary, "variant") if summary.get("variant") is not None else None,
-        parent=_name(summary, "parent") if summary.get("parent") is not None else None,
-        label=(clean(label) if isinstance(label, str) else "") or _name(summary, "step"),
+        **names,
+        **others,
+        **shown,
+        label=(clean(label) if isinstance(label, str) else "") or names["step"],
         adopted=summary["adopted"],
-        recipe=_name(summary, "recipe"),
         epochs=size("epochs", "recipe"),
         image_size=size("image_size", "data"),
         batch_size=size("batch_size", "recipe"),
@@ -155,11 +153,6 @@ def _run(source: RecordedRun | WandbRun, summary: Values, status: Values, config
         images=line(summary.get("data_fingerprint")),
         holdout=_holdout(summary, texts),
         code=line(summary.get("code_hash")) or line(status.get("git_commit")),
-        drift=line(summary.get("drift")),
-        rounding=line(summary.get("rounding")),
-        hardware=line(summary.get("hardware")),
-        precision=line(summary.get("precision")),
-        versions=line(summary.get("versions")),
         commit=line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
         starts=whole(status.get("starts")),
         val_images=whole(summary.get("val_images")),
