@@ -88,7 +88,7 @@ def test_gains_of_one_seed_have_the_images_interval_dotted_or_say_that_none_is_k
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours, 95 % over images only"]
     without = step_gains(groups_of(tmp_path / "none")[0])
     assert not ends(without.axes[0], ":")
-    assert without.legends[0].get_title().get_text() == "one seed a row: no interval is known"
+    assert without.legends[0].get_title().get_text() == "one seed per row: no interval is known"
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_typed_again_it_goes_on_and_a_rate_that_was_not_finite_is_the_worst(call
         end(cells[name], top1)
     assert "make roadmap STUDY=mine continues" in call("status")[1]
     plan = call("plan", cluster="local")[1]
-    assert "phase 1: 6 cells, 3 rates a row on 0.9 of the training images; phase 2: 4 cells" in plan
+    assert "phase 1: 6 cells, 3 rates per row on 0.9 of the training images; phase 2: 4 cells" in plan
     code, told = call("submit")
     assert code == 0
     assert "+step=resnet: rate 0.05, 1 times the recipe's own" in told

@@ -42,10 +42,10 @@ class Config(ClusterConfig):
     qos: Text | None = None
     constraint: Text | None = None
     gpu_type: Text | None = key(None, about="as Slurm calls it (`gpu:TYPE:N`); null: any type of the partition")
-    per_cell: Int = key(8, ge=1, le=65536, about="ranks a cell; on CPUs processes")
+    per_cell: Int = key(8, ge=1, le=65536, about="ranks per cell; on CPUs processes")
     nodes: Int = key(1, ge=1, le=4096, about="that a cell's ranks are spread over")
     cpus_per_rank: Int = key(8, ge=1, le=1024)
-    mem_gb: Float | None = key(None, gt=0, le=1e6, about="memory a node; null: the partition's default")
+    mem_gb: Float | None = key(None, gt=0, le=1e6, about="memory per node; null: the partition's default")
     time_h: Float = key(24.0, gt=0, le=10_000, about="of a job; a longer run continues in the next job")
     notice_s: Int = key(120, ge=10, le=3600, about="seconds before the limit at which a run is asked to save")
     max_running: Int | None = key(None, ge=1, le=1_000_000, about="cells at once; null: as many as Slurm gives")

@@ -164,7 +164,7 @@ class TunedRates(Generator):
         first = sum(cell.config.data.holdout > 0 for cell in study.cells)
         second = len(study.cells) - first
         yield (
-            f"phase 1: {first} cells, {len(self.factors)} rates a row on {1 - self.holdout:.3g} of the training "
+            f"phase 1: {first} cells, {len(self.factors)} rates per row on {1 - self.holdout:.3g} of the training "
             f"images; phase 2: {second + later} cells on all of them, {second} listed, {later} once their rows "
             "have rates"
         )

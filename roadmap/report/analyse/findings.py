@@ -118,7 +118,7 @@ def _names(rows: Sequence[Cell | TunedRow]) -> str:
 
 def _seeds(group: Group) -> str:
     low, high = min(cell.n for cell in group.cells), max(cell.n for cell in group.cells)
-    return f"{low} seed{'s' * (low > 1)} a cell" if low == high else f"{low} to {high} seeds a cell"
+    return f"{low} seed{'s' * (low > 1)} per cell" if low == high else f"{low} to {high} seeds per cell"
 
 
 def _own_rates(tuning: Tuning) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _own_rates(tuning: Tuning) -> Iterator[str]:
     own = [row for row in rows if row.factor is not None and abs(row.factor - 1) < 1e-6]
     yield (
         "Each row has its own learning rate, chosen on held-out training images and never on the validation images "
-        f"({rates} rates a row, {least} seed{'s' * (least > 1)} each): {len(own)} of {len(rows)} rows take the "
+        f"({rates} rates per row, {least} seed{'s' * (least > 1)} each): {len(own)} of {len(rows)} rows take the "
         "recipe's own."
     )
     if edge := [row for row in rows if row.at_edge]:

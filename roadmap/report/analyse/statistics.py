@@ -165,7 +165,7 @@ class Seeds:
 
 
 def seeds_needed(found: Effect, tests: int, n: int, told: bool) -> Seeds:
-    """Return how many seeds a row the report's test needs to tell a difference from zero with power 80 %.
+    """Return how many seeds per row the report's test needs to tell a difference from zero with power 80 %.
 
     The test is Welch's at 5 % divided by the `tests` of the study: Holm finds it then, whatever the others show. Where
     `n` seeds have not told it, fewer are no answer.

@@ -80,7 +80,7 @@ def head_lines(group: Group, limit: int) -> list[str]:
     """Return the lines above a panel: regime, data, epochs, seeds, and what must not be read out of it."""
     low, high = min(row.n for row in group.rows), max(row.n for row in group.rows)
     seeds = f"n = {low} seed" + "s" * (low > 1) if low == high else f"n = {low} to {high} seeds"
-    seeds += " a row, so no spread is known" if high == 1 else ""
+    seeds += " per row, so no spread is known" if high == 1 else ""
     lines = [f"regime {group.regime}, {catalog.title(group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
     absent = [text for text in group.missing if text.startswith(NO_RUN)]

@@ -17,7 +17,7 @@ from roadmap.report.draw import style
 from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, where
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
-NO_INTERVAL = "one seed a row: no interval is known"
+NO_INTERVAL = "one seed per row: no interval is known"
 TOLD = "* significant by Welch's test, adjusted by Holm for the study"
 # What stands beside a worth: name, value, marker, colour, and how far below the middle of the row.
 BESIDE: tuple[tuple[str, Callable[[Worth], float | None], str, str, float], ...] = (

@@ -126,7 +126,7 @@ def _tests(found: Comparison) -> list[str]:
             " not adjusted for other comparisons"
         )
     else:
-        lines.append("over seeds: not known; a spread needs two seeds a side that differ")
+        lines.append("over seeds: not known; a spread needs two differing seeds per side")
     if found.paired_seeds is None:
         return [*lines, "over images: not known; no bits, or not of the same images"]
     seeds = (
