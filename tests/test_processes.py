@@ -275,7 +275,9 @@ def test_a_service_of_wandb_that_is_killed_is_one_line(forks, tmp_path):
     done = forks.run(words, drive.accident("before", 2, to="service"))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if "W&B failed and is left out" in line]) == 1
+    assert (
+        len([line for line in done.stderr.splitlines() if "W&B failed, and the run continues without it" in line]) == 1
+    )
 
 
 IMPORTS = """

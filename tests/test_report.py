@@ -593,7 +593,7 @@ def test_a_report_of_variants_alone_has_tables_and_no_chart(tmp_path, capsys):
         (lambda runs: runs.mkdir(), "nothing to report"),
         (lambda runs: unfinished(runs, "gelu"), "epoch 7 of 20"),
         (lambda runs: break_line(write_run(runs, "gelu")), "corrupt"),
-        (lambda runs: runs.write_text("no folder"), "not a folder"),
+        (lambda runs: runs.write_text("no folder"), "neither a folder"),
         (lambda runs: None, "no such folder"),
     ],
 )

@@ -232,10 +232,13 @@ def swapped(name, array):
         (lambda run: (run / schema.LABELS).unlink(), "labels.npy is missing beside predictions.npy"),
         (lambda run: (run / schema.PREDICTIONS).unlink(), "predictions.npy is missing beside labels.npy"),
         (lambda run: (run / schema.CORRECT).unlink(), "correct.npy is missing beside predictions.npy"),
-        (lambda run: np.save(run / schema.LABELS, np.zeros(8)), "labels.npy: holds no class numbers"),
-        (lambda run: np.save(run / schema.LABELS, np.zeros(8, np.int8)), "labels.npy: holds no class numbers"),
-        (lambda run: np.save(run / schema.LABELS, np.zeros((8, 1), np.uint8)), "labels.npy: holds no class numbers"),
-        (lambda run: (run / schema.LABELS).write_bytes(b"PK\x03\x04"), "labels.npy: holds no class numbers"),
+        (lambda run: np.save(run / schema.LABELS, np.zeros(8)), "labels.npy: does not contain class numbers"),
+        (lambda run: np.save(run / schema.LABELS, np.zeros(8, np.int8)), "labels.npy: does not contain class numbers"),
+        (
+            lambda run: np.save(run / schema.LABELS, np.zeros((8, 1), np.uint8)),
+            "labels.npy: does not contain class numbers",
+        ),
+        (lambda run: (run / schema.LABELS).write_bytes(b"PK\x03\x04"), "labels.npy: does not contain class numbers"),
         (
             lambda run: (run / schema.LABELS).write_bytes((run / schema.LABELS).read_bytes()[:-1]),
             "labels.npy: cannot be read (7 bytes instead of 8)",

@@ -199,7 +199,7 @@ def test_a_process_of_the_client_that_dies_is_one_line_and_none_after_the_result
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == [lines[0].split(":")[0], "W&B"]
-    assert lines[2].startswith("W&B failed and is left out")
+    assert lines[2].startswith("W&B failed, and the run continues without it")
     assert "top-1" in lines[3]
     assert len(lines) == 4, done.stdout
     assert list(tmp_path.glob("single/*/*/seed0/wandb/core.log"))  # where it says what has killed it
