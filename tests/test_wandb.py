@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -106,6 +107,9 @@ def test_disabled_leaves_no_trace(reference):
         ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "online"),
         ({"WANDB_API_KEY": "x" * 40, "WANDB_MODE": "offline"}, "offline"),
         ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_API_KEY": "x" * 40, "WANDB_DISABLED": "true"}, "disabled"),
+        ({"WANDB_MODE": "offline", "WANDB_DISABLED": "true"}, "offline"),
+        ({"WANDB_DISABLED": "false"}, "offline"),
     ],
 )
 def test_online_where_there_is_a_login(monkeypatch, env, mode):
@@ -265,3 +269,17 @@ def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, caps
     )
     assert train(config)["state"] == "done"
     assert capsys.readouterr().err.count("disk of the client is full") == 1
+
+
+def test_a_process_of_the_client_that_lacks_memory_is_not_waited_for_without_end():
+    script = "from roadmap.runs import wandb_client as c\nc.START_S = 3.0\nc.start_service()\nprint('started')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1200 * 2**20,) * 2),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "TimeoutError: its process has not started in 3 s; does it lack memory?"

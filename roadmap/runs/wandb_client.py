@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+START_S = 40.0  # until the process has started: the client itself gives it 30
 END_S = 5.0  # until the process, which has nothing left to send, is killed
 FREE_S = 1.0  # a call as short as this is work, no wait
 
@@ -84,7 +85,8 @@ def quiet_settings(init_s: float, finish_s: float) -> dict[str, Any]:
 def start_service(log: Path = Path(os.devnull), settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Start W&B's process, unless it runs; what it would write on our terminal goes to a file.
 
-    It writes there when it crashes, when it cannot keep its own log, and after our last line.
+    It writes there when it crashes, when it cannot keep its own log, and after our last line. Raises TimeoutError where
+    it does not start, and whatever W&B raises: one that lacks memory lets the client wait for itself without end.
     """
     if not sys.stdin or not sys.stdin.isatty() or not sys.stdout.isatty():  # who can answer is asked for a login
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -93,7 +95,10 @@ def start_service(log: Path = Path(os.devnull), settings: Mapping[str, Any] = Ma
         os.environ["WANDB_CACHE_DIR"] = _scratch().name
     wandb = import_wandb()
     with _stderr_to(log):
-        wandb.setup(wandb.Settings(silent=True, **settings))
+        try:
+            Budget(START_S).call(wandb.setup, wandb.Settings(silent=True, **settings))
+        except TimeoutError:
+            raise TimeoutError(f"its process has not started in {START_S:.0f} s; does it lack memory?") from None
     atexit.unregister(end_service)
     atexit.register(end_service)  # after W&B's own hook, and so before it, which waits as long as it takes
 

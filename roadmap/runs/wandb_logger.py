@@ -53,6 +53,8 @@ def wandb_mode(config: Config) -> str:
     if config.wandb.mode != WandbMode.auto:
         return str(config.wandb.mode)
     mode = os.environ.get("WANDB_MODE", "")
+    if not mode and os.environ.get("WANDB_DISABLED", "").lower() in {"true", "1", "yes"}:  # W&B's older way
+        return "disabled"
     mode = mode or read_settings().get("mode", "")  # `wandb offline` leaves it
     if mode in {"online", "offline", "disabled", "dryrun"}:
         return mode.replace("dryrun", "offline")  # W&B's older word
@@ -116,7 +118,8 @@ class WandbLogger:
             return ""
         if self.mode == "offline":
             return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*"
-        return f"W&B: {self._try(getattr, self.run, 'url')}"
+        url = self._try(getattr, self.run, "url")  # none where a server says nothing of whose run it is
+        return f"W&B: {url}" if url else ""
 
     def _go_online(self, config: Config, run_id: str, values: dict[str, Any]) -> None:
         try:
