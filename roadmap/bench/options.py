@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from pathlib import Path
 
 from roadmap.errors import ConfigError
@@ -65,8 +66,16 @@ def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def chosen_peers(args: argparse.Namespace) -> list[str]:
-    """Return the libraries to compare with; all of them by default. Raises ConfigError."""
+    """Return the libraries to compare with; by default all that are installed, the others are named.
+
+    Raises ConfigError, also for one that was asked for and is not installed.
+    """
     given = list(dict.fromkeys(args.peer or LIBRARIES))
     if "none" in given and len(given) > 1:
         raise ConfigError("--peer=none: excludes every other --peer")
-    return [name for name in given if name != "none"]
+    chosen = [name for name in given if name != "none"]
+    if missing := [name for name in chosen if find_spec(name) is None]:
+        if args.peer:
+            raise ConfigError(f"--peer={missing[0]}: is not installed")
+        print(f"not installed, and left out: {', '.join(missing)}")
+    return [name for name in chosen if name not in missing]

@@ -1,14 +1,13 @@
 """The nets of four rows as other libraries have them: timm's and torchvision's ResNet, ConvNeXt and Swin, timm's
-ConvNeXt V2."""
+ConvNeXt V2.
+
+A library is imported where it is measured: the other benchmarks run without it.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import convnext, resnet, swin_transformer
 from torch import nn
-from torchvision.models import ResNet
-from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-from torchvision.models.resnet import Bottleneck
 
 from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
@@ -21,12 +20,16 @@ RESNET_STEM = (64, 4)  # width and stride of both libraries' stems, whatever the
 
 def timm_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's ResNet."""
+    from timm.models import resnet
+
     bottleneck: Any = resnet.Bottleneck  # annotated as an instance there
     return resnet.ResNet(bottleneck, cfg.depths, num_classes, drop_path_rate=cfg.drop_path)
 
 
 def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's ConvNeXt; its pointwise convolutions are linear layers, which is its faster form."""
+    from timm.models import convnext
+
     dims = tuple(cfg.width * 2**stage for stage in range(4))
     net = convnext.ConvNeXt(
         num_classes=num_classes, depths=cfg.depths, dims=dims, kernel_sizes=cfg.kernel_size,
@@ -38,6 +41,8 @@ def timm_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Modul
 
 def timm_swin(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return timm's Swin."""
+    from timm.models import swin_transformer
+
     heads = tuple(cfg.width // 32 * 2**stage for stage in range(4))
     return swin_transformer.SwinTransformer(
         image_size, num_classes=num_classes, embed_dim=cfg.width, depths=cfg.depths, num_heads=heads,
@@ -47,11 +52,15 @@ def timm_swin(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
 
 def torchvision_resnet(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return torchvision's ResNet."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
     return ResNet(Bottleneck, list(cfg.depths), num_classes)
 
 
 def torchvision_convnext(cfg: NetConfig, num_classes: int, image_size: int) -> nn.Module:
     """Return torchvision's ConvNeXt."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
     widths = [cfg.width * 2**stage for stage in range(4)]
     stages = zip(widths, [*widths[1:], None], cfg.depths, strict=True)
     settings = [CNBlockConfig(c, after, depth) for c, after, depth in stages]

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageDataset, create_loader
-from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -45,6 +43,9 @@ def ours(pipeline: Pipeline, config: Config, device: torch.device) -> Epoch:
 
 def timm_loader(config: Config, device: torch.device) -> Epoch:
     """Return timm's loader with the recipe's transforms; erasing runs on the device behind its prefetcher."""
+    from timm.data import ImageDataset, create_loader
+    from timm.data.auto_augment import RandAugment
+
     cfg, recipe, on_gpu = config.data, config.recipe, device.type == "cuda"
     images = ImageDataset(f"{cfg.root}/train")
     loader = create_loader(

@@ -13,11 +13,6 @@ from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
-from timm.data.mixup import Mixup
-from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.utils import AverageMeter
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -150,6 +145,12 @@ def bare_epoch(ctx: RunContext, state: TrainState, epoch: int) -> None:
 
 def timm_loop(ctx: RunContext) -> Callable[[int], None]:
     """Return an epoch of timm's net, optimizer, scheduler, mixing and loss, as in its script. Raises ConfigError."""
+    from timm.data.mixup import Mixup
+    from timm.loss import SoftTargetCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import CosineLRScheduler
+    from timm.utils import AverageMeter
+
     config, recipe, classes, steps = ctx.config, ctx.config.recipe, len(ctx.images.classes), ctx.steps_per_epoch
     if recipe.optimizer != Optimizer.adamw:
         raise ConfigError(f"--step={config.step}: timm's loop has AdamW only, not the recipe's {recipe.optimizer}")
