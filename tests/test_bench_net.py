@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,16 @@ SMALL = ("--device", "cpu", "--batch", "2", "--image-size", "32", "--repeats", "
 def rates(monkeypatch):
     """Take the device's rates as given: test_bench_bound measures them."""
     monkeypatch.setattr("roadmap.bench.net.measured_rates", lambda device, precision: Rates(1e11, 1e10))
+
+
+def test_a_library_that_is_not_installed_is_named_and_left_out(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    words = ("net", "--regime", "nano", "--rows", "separate_downsampling", "--forms", "eager", *SMALL)
+    assert main([*words]) == 0
+    found = capsys.readouterr().out
+    assert "not installed, and left out: timm\n" in found and "torchvision eager" in found and "timm eager" not in found
+    assert main([*words, "--peer", "timm"]) == 64
+    assert capsys.readouterr().err == "error: --peer=timm: is not installed\n"
 
 
 def test_rows_and_candidates_are_measured_and_recorded(tmp_path, capsys):
@@ -170,6 +181,7 @@ def test_every_row_of_a_regime_is_measured_by_default(regime, rows):
         (["--batch", "0"], "must be at least 1"),
         (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
         (["--rows", "swin", "--image-size", "3"], "--image-size=3: too small for the net of swin"),
+        (["--regime", "nano", "--rows", "resnet", "--without-ours"], "nothing could be measured; no library has such"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_refused(capsys, words, told):

@@ -86,7 +86,8 @@ class Results:
         """Raise ConfigError, with the last reason, if no candidate at all could be measured."""
         entries = [found for row in self.rows for found in row["candidates"]]
         if all(found["failed"] for found in entries):
-            raise ConfigError(f"nothing could be measured; {entries[-1]['candidate']}: {entries[-1]['failed']}")
+            why = f"{entries[-1]['candidate']}: {entries[-1]['failed']}" if entries else "no library has such a net"
+            raise ConfigError(f"nothing could be measured; {why}")
 
 
 def entry(candidate: Candidate, baseline: Candidate | None, bounds: Bounds) -> dict[str, Any]:
