@@ -37,7 +37,6 @@ from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL, small_run
 from .records import ledger, newest, stopped_at
-from .test_data_ops import photographs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 CUDA = torch.device("cuda")
@@ -281,6 +280,9 @@ def test_evaluation_counts_as_on_the_cpu(on_gpu):
 @pytest.mark.parametrize(("decoder", "levels"), [("cpu", 0.01), ("nvjpeg", 4.0)])
 def test_the_fast_pipeline_gives_the_cpus_images_with_both_decoders(tmp_path, decoder, levels):
     """NvJPEG doubles the color's pixels where libjpeg interpolates: 1.5 levels on average."""
+    pytest.importorskip("timm")  # which reads the recipe's RandAugment; the other tests do without
+    from .test_data_ops import photographs
+
     data = photographs(tmp_path)
     recipe = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
     split, order = load(data).train, list(torch.arange(40).split(16))

@@ -274,6 +274,12 @@ def test_memory_that_is_too_small_for_one_run_is_its_error(small, monkeypatch):
     assert all(isinstance(outcome, OutOfMemory) for outcome in outcomes.values()) and len(outcomes) == 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_each_runs_error(small):
+    outcomes = train_group([small("resnet", f"seed={seed}", "device=cuda") for seed in range(2)])
+    assert [str(outcomes[seed]).partition(";")[0] for seed in range(2)] == ["device=cuda: there is no GPU here"] * 2
+
+
 def test_a_net_that_the_compiler_fails_on_is_trained_uncompiled(small, alone, monkeypatch, capsys):
     config = small("resnet", "seed=0")
     outcomes = {}

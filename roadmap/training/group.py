@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from roadmap.config.choices import Device
 from roadmap.config.schema import Config
-from roadmap.distributed.device import choose_device
 from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import CompilerError, OutOfMemory, StoppedEarly
@@ -132,7 +132,7 @@ class Group:
                 size = min(self.limit, len(self.active) + len(self.waiting))
                 self.waiting.remove(run)
                 self.active.append(run)
-                if run.stream is None and choose_device(run.config.device).type == "cuda":
+                if run.stream is None and run.config.device != Device.cpu and torch.cuda.is_available():
                     run.stream = torch.cuda.Stream()
                 run.begin(self.stop, size)
                 self._advance(run)
