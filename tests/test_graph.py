@@ -110,7 +110,7 @@ def test_the_next_seed_uses_the_capture_of_the_one_before(monkeypatch, job_of):
         job = job_of("gelu", kept=kept, seed=seed)
         captured = with_captured_step(job, build_state(job))
         same(run(job, captured, 2), run(job, build_state(job), 2))
-        cuda_graph.release_step(captured)
+        cuda_graph.release_step(job, captured)
     assert len(captures) == 1
     other = job_of("layer_norm", kept=kept)
     with_captured_step(other, build_state(other))

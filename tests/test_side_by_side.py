@@ -38,12 +38,18 @@ from .test_graph import capture_on_cpu
 WORDS = ("recipe.drop_path=0.3", "recipe.mixup=0.8", "recipe.ema_decay=0.9", "recipe.micro_batch=16")
 
 
+@pytest.fixture
+def captured(monkeypatch):
+    """Let steps be captured, with a replay that takes the step again."""
+    monkeypatch.setattr(setup, "choose_graph", lambda config, *_: config.cuda_graph == When.auto)
+    monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
+
+
 @pytest.fixture(params=["eager", "captured"])
-def form(request, monkeypatch):
-    """Let steps be eager, or captured with a replay that takes the step again."""
+def form(request):
+    """Let steps be eager, or captured."""
     if request.param == "captured":
-        monkeypatch.setattr(setup, "choose_graph", lambda config, *_: config.cuda_graph == When.auto)
-        monkeypatch.setattr(CapturedStep.__init__, "__defaults__", (capture_on_cpu,))
+        request.getfixturevalue("captured")
     return request.param
 
 
@@ -258,6 +264,25 @@ def test_runs_that_memory_has_no_room_for_wait_for_the_others(small, alone, monk
     outcomes = train_group(configs)
     assert [outcomes[seed]["state"] for seed in range(3)] == ["done"] * 3
     assert capsys.readouterr().err.count("memory is too small for 3 runs at once: 2 at a time") == 1
+    for config in configs:
+        assert_equal_runs(config, alone(config.seed))
+
+
+def test_a_run_that_memory_has_no_room_for_gives_its_captured_step_up(captured, small, alone, monkeypatch):
+    configs, cache, outcomes, had = [small("resnet", f"seed={seed}") for seed in range(2)], {}, {}, []
+    real = training.score_batches
+
+    def score_batches(*args):
+        had.append(len(cache["steps"]))
+        if len(had) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args)
+
+    monkeypatch.setattr(training, "score_batches", score_batches)
+    runs = [GroupRun(config, SweepProgress(cache=cache)) for config in configs]
+    Group(runs, lambda run, outcome: outcomes.update({run.config.seed: outcome})).train()
+    assert had == [2, 2, 1, 1, 1]
+    assert [outcomes[seed]["state"] for seed in range(2)] == ["done"] * 2
     for config in configs:
         assert_equal_runs(config, alone(config.seed))
 

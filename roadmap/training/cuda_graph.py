@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from roadmap.errors import OutOfMemory
 from roadmap.training import mixup
 from roadmap.training.optim import set_lr
 from roadmap.training.state import RunContext, TrainState, build_state
@@ -47,10 +48,12 @@ def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
     return step.load_state(state)
 
 
-def release_step(state: TrainState) -> None:
-    """Let another run have the captured step of this one, if it has one."""
+def release_step(ctx: RunContext, state: TrainState, kind: type[BaseException] | None = None, *_: object) -> None:
+    """Let another run have the captured step of this one, if it has one; where memory was too small, give it up."""
     if isinstance(state.step_fn, CapturedStep):
         state.step_fn.in_use = False
+        if kind is not None and issubclass(kind, OutOfMemory):
+            ctx.cache["steps"].remove(state.step_fn)
 
 
 @contextmanager

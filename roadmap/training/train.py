@@ -120,7 +120,7 @@ def run_steps(
         precision = Precision(run_info["precision"])
         ctx = RunContext(config, images, ranks, logger, stop, precision, run_info["cuda_graph"], initial, sweep.cache)
         state = restore(ctx, run)
-        stack.callback(release_step, state)
+        stack.push(partial(release_step, ctx, state))
         with logger.paused():
             yield False
         metrics = yield from fit(ctx, state)
