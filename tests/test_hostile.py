@@ -336,6 +336,8 @@ COMMANDS = st.tuples(
 @given(COMMANDS)
 @example(("+step=gelu", "-m", "seed=1,2", "+variant=null,without_gelu"))
 @example(("+step=gelu", "-m", "seed=1,2", "debug=null"))
+@example(("+step=gelu", "-m", "seed=range(5,0)"))
+@example(("+step=gelu", "-m", "hydra.sweeper.params.seed='1,2'"))
 def test_no_command_line_ends_otherwise_than_with_a_plain_word(command):
     with pytest.MonkeyPatch.context() as monkeypatch:
         code, took, written = typed(monkeypatch, *command)

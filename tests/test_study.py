@@ -157,6 +157,8 @@ def test_two_wrong_keys_are_no_combination_to_be_left_out():
 @pytest.mark.parametrize(("change", "told"), [
     ({"seeds": ""}, "hydra.sweeper.params.seed is empty"),
     ({"seeds": "[0,1]"}, "write its values with commas"),
+    ({"seeds": "range(5,0)"}, "seed=range(5,0): names no values"),
+    ({"seeds": "${now:%S},7"}, "seed: refers to `now:`"),
     ({"steps": "gelu,gelu"}, "two cells are the same run"),
     ({"text": MINE.replace("study: mine", "study: a/b")}, "study=a/b: a name has letters"),
     ({"text": MINE.replace("study: mine", "study: yours")}, "a study is named like its file, study: mine"),
@@ -172,6 +174,12 @@ def test_a_file_that_is_no_study_is_refused_in_plain_words(mine, change, told):
     with pytest.raises(ConfigError) as error:
         read_study(mine(**change))
     assert told in str(error.value)
+
+
+def test_a_glob_stands_for_all_steps_but_those_that_the_regime_lacks(mine):
+    study = read_study(mine(steps="glob(*)", seeds="0"))
+    assert {"resnet", "wide_kernel", "separate_downsampling"} <= {cell.config.step for cell in study.cells}
+    assert [left.overrides[0] for left in study.left_out] == ["+step=swin"]
 
 
 def test_a_folder_that_is_not_there_is_told_before_anything_is_queued(tmp_path):

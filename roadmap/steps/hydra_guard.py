@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
 from roadmap.files import nearby
-from roadmap.steps.hydra_errors import quote
+from roadmap.steps.hydra_errors import HYDRA_RESOLVERS, quote
 from roadmap.steps.tree import GROUPS
 from roadmap.text import SAFE_NAME, clean, nearest, shorten
 
@@ -36,6 +36,7 @@ OPTIONS = {
 MAX_WORD, MAX_BRACKETS, MAX_WORDS = 4000, 1000, 8000
 MAX_DEPTH = 10  # of brackets within each other
 MAX_REFERENCES = 4  # `${...}` in one value, and values of a file with several: each may double what it stands for
+CLOCK = re.compile(rf"\$\{{\s*({'|'.join(HYDRA_RESOLVERS)})\s*:")
 MAX_RUNS = 10_000  # of one sweep: Hydra makes them all before the first one starts
 SETTABLE = "of Hydra's own settings only hydra.mode and hydra.sweeper.params may be set"
 
@@ -125,9 +126,11 @@ def _check_setting(key: str, value: Any, folders: Sequence[Path]) -> None:
 
 def check_params(params: dict[Any, Any], folders: Sequence[Path]) -> None:
     """Raise ConfigError for a sweep's list that would not be allowed on a command line."""
-    for key in params:
+    for key, value in params.items():
         if not re.fullmatch(r"\+{0,2}[\w.]+", str(key)):
             raise ConfigError(f"hydra.sweeper.params.{shorten(str(key), 80)}: is not a key of a run")
+        if found := CLOCK.search(str(value)):
+            raise ConfigError(f"{shorten(str(key), 80)}: refers to `{found[1]}:`; no run depends on the clock or a job")
     # Other types of values are reported by the code that reads the file.
     check_overrides([f"{key}={value}" for key, value in params.items() if isinstance(value, str)], folders)
 
@@ -154,9 +157,12 @@ def _num_values(word: str, value: Any) -> int:
     if not isinstance(value, RangeSweep):
         return 1
     try:
-        return max(1, sum(1 for _ in islice(value.range(), MAX_RUNS + 1)))
+        number = sum(1 for _ in islice(value.range(), MAX_RUNS + 1))
     except (HydraException, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{shorten(word, 80)}: cannot be counted ({clean(error, 80)})") from None
+    if not number:
+        raise ConfigError(f"{shorten(word, 80)}: names no values; range(FIRST,END,STEP) ends before END")
+    return number
 
 
 def may_be_set(key: str) -> bool:

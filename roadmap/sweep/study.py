@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
@@ -122,7 +123,8 @@ def read_study(
 def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[Words], Generator]:
     """Return the overrides of every combination in Hydra's order, given lists replacing the file's, and what makes
     cells of them. Raises ConfigError."""
-    parser, words = OverridesParser.create(), [word for word in overrides if not is_setting(word)]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows what glob(*) stands for
+    words = [word for word in overrides if not is_setting(word)]
     parsed = zip(words, parser.parse_overrides(words), strict=True)
     single = [word for word, override in parsed if not override.is_sweep_override()]
     hydra = compose_primary(file.stem, single).hydra
