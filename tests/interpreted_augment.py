@@ -36,7 +36,7 @@ def cut():
 
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_an_operation_gives_the_bytes_of_the_operations_of_torch(op):
-    images = cut()
+    images = cut()[::2].contiguous() if op in MOVES else cut()
     for interpolation in list(Interpolation) if op in MOVES else [Interpolation.bicubic]:
         for arg in OPERATIONS[op][1][1:] or (None,):  # the interpreter takes its time
             ours, theirs = by_both([op] * len(images), [arg or 0.0] * len(images), images, interpolation)

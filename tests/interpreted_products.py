@@ -186,7 +186,7 @@ def test_compiled_it_is_one_graph_and_gives_the_same_bits(autocast):
 
 def test_training_gives_the_losses_of_the_plain_net_within_the_noise_of_seeds(small, tmp_path, monkeypatch):
     def losses(*words):
-        config = small("separate_downsampling", *words)
+        config = small("separate_downsampling", "recipe.epochs=1", *words)
         summary = train(config)
         return np.array([row["train/loss"] for row in ledger(config) if row["kind"] == "train"]), summary["kernels"]
 

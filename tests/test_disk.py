@@ -106,9 +106,7 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(smal
     assert_equal_runs(config, whole)
 
 
-@pytest.mark.parametrize(
-    "nth", [pytest.param(n, marks=pytest.mark.slow if n not in (9, 14) else []) for n in range(1, 31)]
-)
+@pytest.mark.parametrize("nth", [pytest.param(n, marks=pytest.mark.slow if n != 9 else []) for n in range(1, 31)])
 def test_a_disk_that_fails_to_make_anything_durable_is_told(small, reference, forks, tmp_path, nth):
     """The kernel's own answer, for the nth fsync of the process."""
     if shutil.which("strace") is None:

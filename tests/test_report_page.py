@@ -38,7 +38,9 @@ def report(tmp_path_factory):
     write_run(
         folder / "runs", "gelu", 8, regime="tiny", data="imagenet", hardware="</li><script>window.hacked = 1</script>"
     )
-    assert main([str(folder / "runs"), "--out", str(folder / "out")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
+        assert main([str(folder / "runs"), "--out", str(folder / "out")]) == 0
     return folder / "out" / "index.html"
 
 
@@ -241,7 +243,8 @@ def test_the_pointer_and_the_arrow_keys_show_values(opened):
 
 
 @pytest.mark.browser
-def test_a_row_opens_to_its_classes_which_sort_and_to_its_matrix_on_a_phone_too(browser, tmp_path):
+def test_a_row_opens_to_its_classes_which_sort_and_to_its_matrix_on_a_phone_too(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))
     rng, labels = np.random.default_rng(0), np.arange(600) % 12
     for step in ("resnet", "enhanced_recipe"):
         for seed in range(2):

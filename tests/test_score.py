@@ -21,6 +21,7 @@ from roadmap.config.choices import Mode, Precision
 from roadmap.config.images import DataConfig
 from roadmap.data import datasets
 from roadmap.errors import ConfigError, DataError, NonFiniteError
+from roadmap.files import read_json
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
@@ -227,10 +228,10 @@ def cut(path):
 class TestRuns:
     """Our own run directories."""
 
-    def test_give_exactly_the_result_they_recorded_and_stay_as_they_are(self, small, command, tmp_path):
-        config = small()
-        summary = train(config)
+    def test_give_exactly_the_result_they_recorded_and_stay_as_they_are(self, trained, command, tmp_path):
+        config = trained()
         path = run_path(config)
+        summary = read_json(path / "summary.json")
         before = files_of(tmp_path)
         scored = evaluate_weights(scoring(config, path))
         assert (scored.result.top1, scored.result.top5) == (summary["top1"], summary["top5"])
@@ -258,9 +259,8 @@ class TestRuns:
         assert done.stderr == ""
         assert files_of(tmp_path) == before
 
-    def test_give_the_newest_checkpoint_that_is_whole(self, small, capsys):
-        config = small("resnet")
-        train(config)
+    def test_give_the_newest_checkpoint_that_is_whole(self, trained, capsys):
+        config = trained("resnet")
         path = run_path(config)
         (first, _) = [row["val/top1"] for row in read_metrics(path / "metrics.jsonl").rows if row["kind"] == "val"]
         older, newest = sorted((path / "checkpoints").glob("*.pt"))
@@ -272,9 +272,8 @@ class TestRuns:
         with pytest.raises(DataError, match="no checkpoint can be used"):
             evaluate_weights(scoring(config, path))
 
-    def test_of_another_net_are_refused_and_other_images_are_noted(self, small, capsys):
-        config = small("gelu")
-        train(config)
+    def test_of_another_net_are_refused_and_other_images_are_noted(self, small, trained, capsys):
+        config = trained("gelu")
         path = run_path(config)
         with pytest.raises(DataError, match=r"model\.activation: gelu -> relu; model\.kernel_size: 7 -> 9"):
             evaluate_weights(scoring(small("kernel_9"), path))
@@ -314,10 +313,10 @@ class TestRuns:
             (line,) = refused.stderr.splitlines()
             assert f"has {has}, " in line, line
 
-    def test_of_older_versions_are_scored_and_hostile_records_are_one_line(self, small, command):
-        config = small("gelu")
-        summary = train(config)
+    def test_of_older_versions_are_scored_and_hostile_records_are_one_line(self, trained, command):
+        config = trained("gelu")
         path = run_path(config)
+        summary = read_json(path / "summary.json")
         whole = yaml.safe_load((path / "config.yaml").read_text())
         older = copy.deepcopy(whole) | {"gone": {"key": 3}}
         del older["model"]["batch_norm_eps"], older["kernels"], older["recipe"]["init"]
@@ -349,9 +348,8 @@ class TestRuns:
             assert len(refused.stderr) < 800
         assert not Path("marker").exists()
 
-    def test_that_are_not_there_come_with_what_is(self, small, command):
-        config = small("gelu")
-        train(config)
+    def test_that_are_not_there_come_with_what_is(self, trained, command):
+        config = trained("gelu")
         seed0 = run_path(config)
         for weights, words in (
             (seed0.parent / "seed1", "did you mean seed0?"),
@@ -359,7 +357,7 @@ class TestRuns:
         ):
             done = command("mode=evaluate", f"weights='{weights}'", runs=None)
             assert done.returncode == 65
-            assert words in done.stderr or "has: seed0" in done.stderr
+            assert words in done.stderr or "there are: seed0" in done.stderr
 
     def test_settings_of_training_alone_are_told(self, small, tmp_path):
         config = scoring(small("gelu"), tmp_path)

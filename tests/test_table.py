@@ -3,15 +3,12 @@
 import csv
 import io
 import re
-import subprocess
-import sys
 
 import pytest
 
 from roadmap import paper
+from roadmap.steps.__main__ import main as command
 from roadmap.steps.table import main
-
-from .conftest import ROOT
 
 
 def out(capsys, *words):
@@ -32,17 +29,21 @@ def test_every_rows_gmacs_is_the_papers_but_for_the_slips_that_are_marked(capsys
     assert differing == {step for reg, step in paper.SLIPS if reg == regime} == {r["step"] for r in rows if r["note"]}
 
 
-def test_own_steps_stand_behind_their_parent_and_regimes_of_our_own_have_no_paper_numbers_and_no_swin(tmp_path):
+def test_own_steps_stand_behind_their_parent_and_regimes_of_our_own_have_no_paper_numbers_and_no_swin(
+    tmp_path, capsys, monkeypatch
+):
     """As a command of its own."""
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
     )
-    words = ["-m", "roadmap.steps", "--regime", "nano", "--format", "markdown", "-cd", str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    words = ["--regime", "nano", "--format", "markdown", "-cd", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["roadmap.steps", *words])
+    assert command() == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
     assert len(lines) == 2 + 17 + 1 + 1  # `mine`, and what is not of the paper either
-    assert "swin" not in done.stdout
+    assert "swin" not in text
     assert lines[2].startswith("| resnet | ResNet | 0.0026 | 0.0275 | 0.58 |  |  |")
     names = [line.split()[1] for line in lines]
     assert names[names.index("gelu") + 1] == "mine"
