@@ -5,7 +5,9 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
 from roadmap.sweep import cluster, launchers, plan, slurm_queue
-from roadmap.sweep.cell_states import CellState, classify
+from roadmap.sweep.cell_states import CellState, cell_state, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local, slurm
 from roadmap.sweep.launchers.local import Slot, cut_slots
@@ -108,6 +110,26 @@ def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_pat
     assert answer.state("7_0") is None and "Unable to contact slurm controller" in answer.error
     fake("squeue", "printf '7_0|RUNNING|None\\n7_1|PEND'")
     assert slurm_queue.query({"demo-1"}).error == "squeue's answer is cut off"
+
+
+@pytest.mark.parametrize("closed", ["status.json", "."])
+def test_a_run_that_is_closed_to_this_user_is_unknown_not_planned(closed):
+    with tempfile.TemporaryDirectory() as runs:  # tmp_path is closed as a whole
+        run = write_run(Path(runs), study="demo")
+        study = StudyDir(runs, "demo")
+        cell = {"key": str(run.relative_to(study.path)), "step": "resnet", "variant": None, "seed": 0}
+        cell |= {"config": {"recipe": {"epochs": 3}}}
+        assert cell_state(study, cell, [], slurm_queue.Queue()).state == "done"
+        Path(runs).chmod(0o755)
+        (run / closed).chmod(0)
+        user = os.geteuid()
+        os.seteuid(user or 65534)
+        try:
+            found = cell_state(study, cell, [], slurm_queue.Queue())
+        finally:
+            os.seteuid(user)
+            (run / closed).chmod(0o700)
+    assert (found.state, found.reason) == ("unknown", "its status.json belongs to another user and cannot be read")
 
 
 def test_an_id_that_another_users_job_has_by_now_is_not_ours(monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.errors import ConfigError
+from roadmap.files import open_regular
 from roadmap.runs.checkpoint_files import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.process import is_alive, lives
@@ -123,6 +124,15 @@ def slurm_jobs(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("kind") == "slurm"]
 
 
+def is_closed(path: Path) -> bool:
+    """Tell whether a file, or a folder on its path, is closed to this user."""
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
+
+
 def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answer: slurm_queue.Queue) -> CellState:
     """Return the state of one cell from its record in the study, its jobs, and its run directory."""
     run = study.path / cell["key"]
@@ -135,6 +145,8 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     state = classify(status, last, "CANCELLED" if cancelled and job == slurm_queue.GONE else job)
     if ended and newest.get("exit_code") and status.state is None:
         state = State("failed", f"exit code {newest['exit_code']} before the run started")
+    if state.name in ("planned", "stopped", "failed") and is_closed(run / STATUS):
+        state = State("unknown", f"its {STATUS} belongs to another user and cannot be read")
     if job == slurm_queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):
         state = State(state.name, "; ".join(filter(None, ["its scheduler was killed", state.reason])), killed=True)
     found = CellState(cell["key"], cell["step"], cell["variant"], cell["seed"], state.name, state.killed)
