@@ -45,6 +45,7 @@ def compose(
     folders = step_folders(config_dir)
     check_overrides([f"+step={step}", *overrides], folders)
     check_config_dirs(folders, CONF)
+    step_tree(folders)  # a circle of parents would be followed without end
     known = regimes()
     if regime not in known:
         raise ConfigError(f"regime={regime}: there is no such regime; {nearest(regime, known)}")
