@@ -287,8 +287,15 @@ class TestOwnStep:
             compose("lost", "nano", config_dir=folder)
         for one, other in (("lost", "found"), ("found", "lost")):
             (folder / "step" / f"{one}.yaml").write_text(head.format(other))
-        with pytest.raises(ConfigError, match="its own ancestor"):
-            compose("mine", "nano", config_dir=folder)
+        for step in ("mine", "lost"):
+            with pytest.raises(ConfigError, match="its own ancestor"):
+                compose(step, "nano", config_dir=folder)
+
+    def test_a_change_that_its_parent_would_undo_is_refused(self, folder):
+        text = "# @package _global_\ndefaults:\n  - _self_\n  - gelu\nmodel:\n  kernel_size: 13\n"
+        (folder / "step" / "undone.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"undone\.yaml: _self_ must come after the parent gelu"):
+            compose("undone", "nano", config_dir=folder)
 
     def test_a_builtin_steps_name_is_taken(self, folder):
         (folder / "step" / "gelu.yaml").write_text("# @package _global_\nmodel:\n  kernel_size: 3\n")
