@@ -271,7 +271,7 @@ def test_what_a_person_cancelled_waits_for_a_person(lab, calm):
     assert "2 cancelled" in lab.call("cancel", "trial")
     lab.until_states("stopped", "planned")
     assert "0 restarted" in lab.call("reconcile", "trial")
-    assert "go on" in lab.call("submit", lab.write(seeds="0,1"))
+    assert "1 cells to start, 1 to resume" in lab.call("submit", lab.write(seeds="0,1"))
     lab.until_states("done")
     assert_same(record(lab.run()), calm)
 
