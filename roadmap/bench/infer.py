@@ -57,8 +57,9 @@ def main(argv: Sequence[str]) -> int:
     options.set_defaults(repeats=100)
     add_rows(options, [RESNET, CONVNEXT])
     options.add_argument(
-        "--forms", type=names(FORMS), metavar="FORM,FORM", help=f"{', '.join(FORMS)}; default on a CPU: {ON_CPU}"
-    )
+        "--forms", type=names(FORMS), metavar="FORM,FORM",
+        help=f"{', '.join(FORMS)}; default on a CPU: {', '.join(ON_CPU)}",
+    )  # fmt: skip
     options.add_argument("--most", type=count, help=f"images of a batch; default: {MOST_ON_GPU}, or {MOST_ON_CPU}")
     options.add_argument("--limit", type=above_zero, default=300.0, help="seconds, for all rows; default: %(default)s")
     args = options.parse_args(argv)

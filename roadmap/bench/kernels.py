@@ -218,9 +218,8 @@ def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str,
 
 def bounds_s(shape: OpShape, kind: torch.dtype, batch: int, rates: tuple[Rates, Rates]) -> dict[str, float]:
     """Return the least seconds for moving an operation's values, and for its arithmetic."""
-    products, scalars = (
-        rates  # of matrix units, and of the multiply-adds in fp32 that depthwise convolutions are made of
-    )
+    # Of matrix units, and of the multiply-adds in fp32 that depthwise convolutions are made of.
+    products, scalars = rates
     rate = products if shape.has_products else scalars
     moved = shape.moved(batch) * kind.itemsize
     return {"memory": moved / products.bytes_per_s, "arithmetic": shape.flop(batch) / rate.flop_per_s}

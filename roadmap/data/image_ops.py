@@ -55,9 +55,8 @@ def autocontrast_tables(images: Tensor) -> Tensor:
     """Return the tables that stretch each channel from its least and largest value to 0..255: uint8 `(N, 3, 256)`."""
     low, high = (bound.double()[..., None] for bound in (images.amin((1, 2)), images.amax((1, 2))))
     values = torch.arange(256, dtype=torch.float64, device=images.device)
-    scale = torch.full_like(high, 255.0) / (
-        high - low
-    )  # dividing a number by a tensor takes the reciprocal first: an ulp off
+    # Dividing a number by a tensor would take the reciprocal first: an ulp off.
+    scale = torch.full_like(high, 255.0) / (high - low)
     stretched = (values * scale + -low * scale).clamp(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8)
 

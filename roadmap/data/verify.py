@@ -2,10 +2,10 @@
 
     python run.py mode=data_check data=imagenet data.root=FOLDER
 
-Classes and counts first, then every file is decoded in `data.workers` processes (one per core if that
-is 0). What was opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has
-only its new files opened. The images may lie on a disk that cannot be written. A file in `.data` is whole or it is
-ignored; nothing in it can run code.
+Classes and counts first, then every file is decoded in `data.workers` processes (one per core if that is 0). What was
+opened is kept in `<runs>/.data`, so that an interrupted check goes on, and a set that was repaired has only its new
+files opened. The images may lie on a disk that cannot be written. A file in `.data` is whole or it is ignored; nothing
+in it can run code.
 """
 
 import hashlib

@@ -89,8 +89,10 @@ def _timm_loader(net: str, tag: str) -> Any:
 
 @contextmanager
 def _cache_without_server() -> Iterator[None]:
-    """Let timm take what it has already where its server does not answer: it would ask it for a minute, again and
-    again. Raises ConnectionError where that is not enough."""
+    """Let timm use its cache alone if its server does not answer, which it would ask again and again for a minute.
+
+    Raises ConnectionError if the weights are not in the cache.
+    """
     from huggingface_hub import constants, utils
 
     offline, why = constants.HF_HUB_OFFLINE, ""
@@ -101,7 +103,9 @@ def _cache_without_server() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ConnectionError(why) if why else error from None
+        if why:
+            raise ConnectionError(why) from error
+        raise
     finally:
         constants.HF_HUB_OFFLINE = offline
 

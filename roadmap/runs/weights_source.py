@@ -56,7 +56,7 @@ def name_initial_weights(weights: str, weights_key: str | None) -> str:
         if library.tag is None:
             raise ConfigError(
                 f"weights={weights}: names no tag, and the default may change; use for example "
-                f"{library}.{'IMAGENET1K_V1' if library.library == 'torchvision' else 'fb_in1k'}, say"
+                f"{library}.{'IMAGENET1K_V1' if library.library == 'torchvision' else 'fb_in1k'}"
             )
         return str(library)
     path = expand(weights)

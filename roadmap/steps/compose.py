@@ -130,8 +130,8 @@ def validate(
     """Turn what Hydra composed into a `Config` that can be run, and name it.
 
     `hydra` are Hydra's own settings, which must be initialised still; `folders` the config folders; `compose_plain`
-    composes the plain step with which the name compares. `mode=data_check` needs no step, and gets no
-    name. Raises ConfigError, DataError for `weights` that cannot be read, and OmegaConf's errors (for `plain_error`).
+    composes the plain step that the name compares with. `mode=data_check` needs no step, and gets no name. Raises
+    ConfigError, DataError for `weights` that cannot be read, and OmegaConf's errors (for `plain_error`).
     """
     with without_clock():
         step, of_run = _chosen_step(cfg, hydra.runtime.choices, folders)
