@@ -174,6 +174,8 @@ def test_damaged_fashion_mnist_files_are_named(tmp_path):
     broken("train-labels-idx1-ubyte", label, "60 images but 59 labels of train")
     label = bytes((0, 0, 8, 1)) + np.array([60], ">u4").tobytes() + bytes([10] * 60)
     broken("train-labels-idx1-ubyte", label, "labels from 10 to 10, expected 0 to 9")
+    bomb = gzip.compress(whole + bytes(in_memory.MAX_UNPACKED), 1)
+    broken(images + ".gz", bomb, r"idx3-ubyte.gz: unpacks to more than 256 MiB, which no such file does")
 
 
 def test_a_missing_fashion_mnist_file_is_named(tmp_path):
