@@ -125,7 +125,7 @@ notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs 
 
 ## Development
 
-test: $(VENV)/.roadmap-test ## run the tests, two files at a time (14 minutes on 2 cores)
+test: $(VENV)/.roadmap-test ## run the tests, two files at a time (13 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: $(VENV)/.roadmap-test ## run the slow tests: kills, compiled networks, failing disks (an hour on 2 cores)
