@@ -52,7 +52,7 @@ def test_a_run_begins_without_the_compiler_and_other_libraries_of_seconds():
 import sys
 import run
 assert run.CommandLine(run.run, sys.argv[1:]).main() == 0
-heavy = ("torch._dynamo", "timm", "sklearn", "scipy", "torchvision", "pandas", "matplotlib")
+heavy = ("torch._dynamo", "sympy", "timm", "sklearn", "scipy", "torchvision", "pandas", "matplotlib")
 print([name for name in heavy if name in sys.modules])
 """
     words = ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", "data.train_images=64"]

@@ -15,8 +15,9 @@ from roadmap.errors import ConfigError
 from roadmap.net.net import build_net
 
 aten = torch.ops.aten
-# Operations whose output has the shape of a sum over dimensions, and the position of these among their arguments.
-REDUCED = {aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
+# Reductions over dimensions, and the position of these among their arguments.
+REDUCTIONS = {aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
+PRODUCTS = {aten.mm: aten.mm, aten.addmm: aten.mm, aten.bmm: aten.bmm}  # and what each counts as
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class FlopCounter(TorchDispatchMode):
             return torch.empty(np.broadcast_shapes(*shapes), device="meta")
         if packet == aten.convolution:
             out = torch.empty(conv_shape(*args[:2], *args[3:6]), device="meta")
-        elif packet == aten.addmm:  # the same product, and a bias
-            packet, args = aten.mm, args[1:]
-            out = aten.mm(*args)
-        elif func in REDUCED:
-            out = aten.sum.dim_IntList(args[0], *args[REDUCED[func] :], **kwargs)
+        elif packet in PRODUCTS:
+            packet, args = PRODUCTS[packet], args[-2:]  # without the bias of addmm
+            out = torch.empty(*args[0].shape[:-1], args[1].shape[-1], device="meta")
+        elif func in REDUCTIONS:
+            out = torch.empty(reduced_shape(args[0], *args[REDUCTIONS[func] :], **kwargs), device="meta")
         else:
             out = func(*args, **kwargs)
         if formula := flop_registry.get(packet):
@@ -102,6 +103,12 @@ def conv_shape(
     if min(out) < 1:
         raise RuntimeError(f"a kernel {tuple(weight.shape[2:])} does not fit into a map {tuple(x.shape[2:])}")
     return x.shape[0], weight.shape[0], *out
+
+
+def reduced_shape(x: torch.Tensor, dims: list[int], keepdim: bool = False) -> list[int]:
+    """Return the shape of a reduction of x over dims."""
+    reduced = {dim % x.ndim for dim in dims}
+    return [1 if dim in reduced else size for dim, size in enumerate(x.shape) if keepdim or dim not in reduced]
 
 
 def _count(net: nn.Module, image_size: int) -> FlopCounter:
