@@ -16,7 +16,7 @@ from omegaconf._utils import get_yaml_loader
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.parsing import check_yaml
+from roadmap.parsing import C_LOADER, check_yaml
 from roadmap.steps.hydra_guard import MAX_REFERENCES, SETTABLE, check_params, may_be_set
 from roadmap.steps.tree import read_config
 from roadmap.text import clean, flatten
@@ -35,7 +35,7 @@ def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
                 _check_file(path, folder)
     for path in config_files(ours):
         if not path.is_relative_to(ours / "local"):
-            _read(path)
+            _read(path, C_LOADER)  # of these only what they cost is checked
             continue
         _check_file(path, ours)
         body = {key: value for key, value in _read(path).items() if key != "defaults"}
@@ -118,7 +118,7 @@ def _header(path: Path) -> str:
     return header.get("package") or ""
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def _read(path: Path, loader: Any = HYDRA_LOADER) -> dict[Any, Any]:
     """Return a file's mapping; {} for a file without one, or that is not YAML: Hydra or the step tree will report it.
 
     Raises ConfigError for a file that takes too much time or memory.
@@ -127,15 +127,15 @@ def _read(path: Path) -> dict[Any, Any]:
         about = path.stat()
     except OSError:
         return {}
-    return _parsed(path, (about.st_mtime_ns, about.st_size, about.st_ino, about.st_dev))
+    return _parsed(path, loader, (about.st_mtime_ns, about.st_size, about.st_ino, about.st_dev))
 
 
 @lru_cache(1024)
-def _parsed(path: Path, _: tuple[int, ...]) -> dict[Any, Any]:
+def _parsed(path: Path, loader: Any, _: tuple[int, ...]) -> dict[Any, Any]:
     text = read_config(path)
     try:
-        check_yaml(text, HYDRA_LOADER)
-        body = yaml.load(text, HYDRA_LOADER)
+        check_yaml(text, loader)
+        body = yaml.load(text, loader)
     except yaml.YAMLError:
         return {}
     except ValueError as error:
