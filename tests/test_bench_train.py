@@ -46,7 +46,8 @@ def test_three_loops_train_the_same_epochs_and_the_start_is_told_beside_them(tmp
     assert all(len(entry["times_s"]) == 2 for entry in entries)
 
 
-def test_a_run_begins_without_the_compiler_and_other_libraries_of_seconds():
+@pytest.mark.parametrize("step", ["resnet", "gelu"])  # with a pool and its own draw of weights; without
+def test_a_run_begins_without_the_compiler_and_other_libraries_of_seconds(step):
     """Each of these costs a second or more; a run of the demo has no use for them."""
     code = """
 import sys
@@ -55,7 +56,8 @@ assert run.CommandLine(run.run, sys.argv[1:]).main() == 0
 heavy = ("torch._dynamo", "sympy", "timm", "sklearn", "scipy", "torchvision", "pandas", "matplotlib")
 print([name for name in heavy if name in sys.modules])
 """
-    words = ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", "data.train_images=64"]
+    words = [f"+step={step}", "wandb.mode=disabled"]
+    words += ["recipe.epochs=1", "recipe.warmup_epochs=0", "data.train_images=64"]
     with TemporaryDirectory() as runs:
         command = [sys.executable, "-c", code, *words, f"paths.runs={runs}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
 """What a net costs: multiply-accumulates, activations and parameters, counted on a net without memory (the meta
 device)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,10 @@ class FlopCounter(TorchDispatchMode):
             shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
             return torch.empty(np.broadcast_shapes(*shapes), device="meta")
         if packet == aten.convolution:
-            out = torch.empty(conv_shape(*args[:2], *args[3:6]), device="meta")
+            weight = args[1]
+            out = torch.empty(window_shape(args[0], len(weight), weight.shape[2:], *args[3:6]), device="meta")
+        elif packet == aten.max_pool2d_with_indices:
+            out = [torch.empty(window_shape(args[0], args[0].shape[1], *args[1:]), device="meta")] * 2
         elif packet in PRODUCTS:
             packet, args = PRODUCTS[packet], args[-2:]  # without the bias of addmm
             out = torch.empty(*args[0].shape[:-1], args[1].shape[-1], device="meta")
@@ -94,15 +98,21 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
-def conv_shape(
-    x: torch.Tensor, weight: torch.Tensor, stride: list[int], padding: list[int], dilation: list[int]
+def window_shape(
+    x: torch.Tensor,
+    channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
 ) -> tuple[int, ...]:
-    """Return the shape of a convolution's output. Raises RuntimeError, as torch does, where the map is too small."""
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    """Return the shape of what a convolution or a pooling makes of x. Raises RuntimeError, as torch does, where the map
+    is too small."""
+    sizes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     if min(out) < 1:
-        raise RuntimeError(f"a kernel {tuple(weight.shape[2:])} does not fit into a map {tuple(x.shape[2:])}")
-    return x.shape[0], weight.shape[0], *out
+        raise RuntimeError(f"a kernel {tuple(kernel)} does not fit into a map {tuple(x.shape[2:])}")
+    return x.shape[0], channels, *out
 
 
 def reduced_shape(x: torch.Tensor, dims: list[int], keepdim: bool = False) -> list[int]:

@@ -19,7 +19,8 @@ def build_net(cfg: NetConfig, num_classes: int) -> nn.Module:
     if cfg.reference is not None:
         return build_swin(cfg, num_classes)
     net = Net(cfg, num_classes)
-    initialise(net, cfg.init)
+    if not net.head.weight.is_meta:  # of one that is only counted; drawing would import the compiler
+        initialise(net, cfg.init)
     return net
 
 
