@@ -77,14 +77,16 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = func.overloadpacket, kwargs or {}
+        out: Any
         if torch.Tag.pointwise in func.tags:
             shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
             return torch.empty(np.broadcast_shapes(*shapes), device="meta")
         if packet == aten.convolution:
-            weight = args[1]
-            out = torch.empty(window_shape(args[0], len(weight), weight.shape[2:], *args[3:6]), device="meta")
+            x, weight = args[:2]
+            out = torch.empty(window_shape(x, len(weight), weight.shape[2:], *args[3:6]), device="meta")
         elif packet == aten.max_pool2d_with_indices:
-            out = [torch.empty(window_shape(args[0], args[0].shape[1], *args[1:]), device="meta")] * 2
+            x = args[0]
+            out = [torch.empty(window_shape(x, x.shape[1], *args[1:]), device="meta")] * 2
         elif packet in PRODUCTS:
             packet, args = PRODUCTS[packet], args[-2:]  # without the bias of addmm
             out = torch.empty(*args[0].shape[:-1], args[1].shape[-1], device="meta")
