@@ -5,6 +5,7 @@ What is read may have been made to do harm: only regular files, of a size, depth
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from roadmap.text import clean, nearest, one_line, unlike
 # What a file system answers that does not know an operation.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
-MAX_JSON, MAX_YAML = 2**22, 2**18  # bytes of a record, of a config
+MAX_JSON, MAX_YAML, MAX_HASHED = 2**22, 2**18, 2**40  # bytes of a record, of a config, of a checkpoint
 
 
 def temporary_name(path: Path) -> Path:
@@ -188,6 +189,12 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
     """Return the bytes of a file as `open_regular` opens it. Raises OSError."""
     with open_regular(path, limit) as file:
         return file.read()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a regular file, of which no more than a piece is in memory at once. Raises OSError."""
+    with open_regular(path, MAX_HASHED) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,10 +132,19 @@ def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: 
     close = [name[:at] + n for n in difflib.get_close_matches(name[at:], [n[at:] for n in names], n=3, cutoff=0.5)]
     close += [n for n in names if name and n not in close and (n in name or name in n)]
     in_order = [*close, *(n for n in names if n not in close)]
-    listed = ", ".join(in_order[:limit])
-    listed += f" and {len(in_order) - limit} more" if limit and len(in_order) > limit else ""
     begin = f"did you mean {close[0]}? {listing[0].upper()}{listing[1:]}" if close else listing
-    return f"{begin}: {listed}"
+    return f"{begin}: {first_few(in_order, limit or len(in_order))}"
+
+
+def first_few(texts: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """Return at most `most` texts, and how many more there are: `a, b and 3 more`, or `a; b; and 3 more`."""
+    more = f"{separator.strip(',')}and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
+
+
+def utc(seconds: float | None = None) -> str:
+    """Return a time, by default now, as records have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def unlike(name: str, other: str) -> str:

@@ -263,7 +263,7 @@ def arrange(plan: dict[str, object]) -> None:
     around(training, "train_step", "step", after=True)
     around(updating, "cross_entropy", "loss", after=True)
     around(training, "score_batches", "evaluate", after=False)
-    around(checkpoint, "_sha256", "saving", after=True, counts_for=lambda path: path.suffix == ".tmp")
+    around(checkpoint, "sha256_of", "saving", after=True, counts_for=lambda path: path.suffix == ".tmp")
 
 
 if VARIABLE in os.environ:

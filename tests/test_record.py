@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from roadmap.errors import DataError, DiskError, NonFiniteError, Refused
-from roadmap.files import read_json, write_json
+from roadmap.files import read_json, sha256_of, write_json
 from roadmap.report.read.run import read_run
 from roadmap.runs import checkpoint, run_logger
 from roadmap.runs.progress import Progress
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_an_earlier_version_that_is_not_finite_is_passed_over(st
     poison(first(state["net"].values()), float("inf"))
     torch.save(state, last)
     manifest = read_json(last.with_suffix(".json"))
-    manifest |= {"bytes": last.stat().st_size, "sha256": checkpoint._sha256(last)}
+    manifest |= {"bytes": last.stat().st_size, "sha256": sha256_of(last)}
     write_json(last.with_suffix(".json"), manifest | {"checksum": checksum(manifest)})
     assert train(config)["state"] == "done"
     assert f"passed over {last.name}: net.stem.conv.weight is not finite" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.escape import for_csv, for_markdown
 from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
-from roadmap.runs.metrics import read_metrics
+from roadmap.runs.metrics import parse_metrics
 from roadmap.text import clean, shorten
 from tests.fabricate import unfinished, write_roadmap, write_run
 
@@ -449,7 +449,7 @@ LINES = st.sampled_from(
 def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_path_factory, lines, ended):
     path = tmp_path_factory.mktemp("ledger") / "metrics.jsonl"
     path.write_bytes(b"\n".join(lines) + (b"\n" if ended else b""))
-    whole, quick = read_metrics(path), read_metrics(path, train=False)
+    whole, quick = (parse_metrics(path.read_bytes(), train=train) for train in (True, False))
     assert quick.problem == whole.problem
     assert quick.rows == [row for row in whole.rows if row["kind"] == "val"]
 

@@ -16,7 +16,7 @@ import torch
 
 from roadmap.data import datasets
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused
-from roadmap.files import MAX_JSON, read_json
+from roadmap.files import MAX_JSON, read_json, sha256_of
 from roadmap.net import build_net
 from roadmap.runs import checkpoint, provenance, run_dir, run_logger, schema
 from roadmap.runs.progress import SweepProgress
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_holds_code_runs_nothing(stopped, tmp_path):
     for path in (run_path(config) / "checkpoints").glob("step-*.pt"):
         torch.save({"net": Evil()}, path)
         manifest = json.loads(path.with_suffix(".json").read_text())
-        manifest |= {"bytes": path.stat().st_size, "sha256": checkpoint._sha256(path)}
+        manifest |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         manifest["checksum"] = schema.checksum(manifest)
         path.with_suffix(".json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="refused"):

@@ -106,7 +106,8 @@ def test_the_diff_of_the_checkout_holds_no_secret_and_has_an_end(tmp_path, monke
     monkeypatch.setenv("MY_API_KEY", "gelu-secret-0123456789")
     monkeypatch.setattr(provenance, "git_state", lambda: {"git_commit": "a" * 40, "git_dirty": True})
     monkeypatch.setattr(wandb_media, "MAX_DIFF", 1000)
-    monkeypatch.setattr(wandb_media, "_is_checkout", lambda: True)
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "roadmap")
     words = []
     monkeypatch.setattr(provenance, "git", lambda *asked: words.append(asked) or "+key = gelu-secret-0123456789\n" * 99)
     text = write_diff(tmp_path).read_text()

@@ -159,11 +159,6 @@ DERIVED = ("step", "variant", "cell", "parent", "label", "adopted")  # written b
 KEYS: dict[str, Key] = keys(Config)
 
 
-def affects(name: str) -> Affects | None:
-    """Return what a dotted key affects; None for a key that does not exist (any more)."""
-    return KEYS[name].affects if name in KEYS else None
-
-
 def is_read(name: str, values: Mapping[str, Any]) -> bool:
     """Tell whether anything reads a key, given the others: `values` are a config by dotted key, or its texts."""
     needs = KEYS[name].needs

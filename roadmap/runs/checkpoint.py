@@ -6,7 +6,6 @@ Every number in it is finite.
 """
 
 import errno
-import hashlib
 import math
 import zipfile
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from roadmap.errors import DataError, DiskError, NonFiniteError
-from roadmap.files import atomic_file, finite_or_null, open_regular, remove, remove_temporaries, write_json
+from roadmap.files import atomic_file, finite_or_null, remove, remove_temporaries, sha256_of, write_json
 from roadmap.runs.checkpoint_files import checkpoint_name, list_checkpoints, parse_checkpoint
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, checksum, read_record
 from roadmap.text import clean
-
-MAX_BYTES = 2**40  # of a checkpoint
 
 
 @dataclass
@@ -121,7 +118,7 @@ def save(
             temporary = Path(out.name)
             if (damaged := zipfile.ZipFile(temporary).testzip()) is not None:  # torch itself compares no checksum
                 raise OSError(errno.EIO, f"{damaged} differs from what was written")
-            size, digest = temporary.stat().st_size, _sha256(temporary)
+            size, digest = temporary.stat().st_size, sha256_of(temporary)
             manifest = {"schema": MANIFEST_SCHEMA, "bytes": size, "sha256": digest, **finite_or_null(manifest)}
             manifest["checksum"] = checksum(manifest)
             path.unlink(missing_ok=True)  # only one that is not whole
@@ -147,12 +144,16 @@ def find_newest(folder: Path) -> Found | None:
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """
-    skipped = _foreign(folder)
+    names = sorted(path.name for path in folder.glob("[!.]*"))  # hidden ones are the system's
+    skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
     for path in list_checkpoints(folder):
         try:
             manifest = read_record(Manifest, path.with_suffix(".json"))
             _verify(path, manifest)
-            _verify_state(path, load(path))
+            state = load(path)
+            _verify_name(path, state)
+            if name := first_non_finite(state):
+                raise ValueError(f"{name} is not finite")
             return Found(path, manifest, skipped)
         except (OSError, ValueError, RuntimeError, EOFError) as error:
             skipped.append(f"{path.name}: {_reason(error)}")
@@ -163,12 +164,6 @@ def find_newest(folder: Path) -> Found | None:
             f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and sets this aside"
         )
     return None
-
-
-def _foreign(folder: Path) -> list[str]:
-    """Return a line for each file that no run writes there; hidden ones are the system's."""
-    names = sorted(path.name for path in folder.glob("[!.]*"))
-    return [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -192,14 +187,8 @@ def _verify(path: Path, manifest: dict[str, Any]) -> None:
     _verify_name(path, manifest)
     if path.stat().st_size != manifest.get("bytes"):
         raise ValueError(f"{path.stat().st_size} bytes instead of {manifest.get('bytes')}")
-    if _sha256(path) != manifest.get("sha256"):
+    if sha256_of(path) != manifest.get("sha256"):
         raise ValueError("its bytes have changed")
-
-
-def _verify_state(path: Path, state: dict[str, Any]) -> None:
-    _verify_name(path, state)
-    if name := first_non_finite(state):
-        raise ValueError(f"{name} is not finite")
 
 
 def _verify_name(path: Path, values: dict[str, Any]) -> None:
@@ -213,11 +202,6 @@ def _rotate(folder: Path, keep: int, best_step: int | None) -> list[str]:
     old = [path for path in whole[keep:] if (parse_checkpoint(path.name) or (None,))[0] != best_step]
     # The manifest last: what it stands beside still counts.
     return [note for path in old if (note := remove(path) or remove(path.with_suffix(".json")))]
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path, MAX_BYTES) as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _reason(error: BaseException) -> str:

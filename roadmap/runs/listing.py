@@ -14,7 +14,7 @@ from roadmap import paper
 from roadmap.errors import ConfigError, DataError
 from roadmap.runs.process import lives
 from roadmap.runs.recorded_run import ArchivedRun, RecordedRun, Suspect
-from roadmap.runs.schema import QUANTITIES, STATUS, SUMMARY, Status, Summary, check_record
+from roadmap.runs.schema import METRICS, QUANTITIES, STATUS, SUMMARY, Status, Summary, check_record
 from roadmap.runs.search import RUN_NAME, find_run_directories
 from roadmap.text import clean, nearest, plain_table, reason, shorten
 
@@ -53,11 +53,9 @@ def list_runs(sources: Sequence[str]) -> list[ListedRun]:
         raise DataError(str(problems[0]) if problems else f"{clean(', '.join(sources))}: holds no run")
     runs = [ListedRun(clean(problem.path, 500), reason=clean(problem.reason, 300)) for problem in problems]
     runs += map(list_run, found)
-    return sorted(runs, key=_order)
-
-
-def _order(run: ListedRun) -> tuple[Any, ...]:
-    return run.study, run.regime, run.data, paper.position(run.step, {}), run.cell, run.seed or 0, run.path
+    return sorted(
+        runs, key=lambda r: (r.study, r.regime, r.data, paper.position(r.step, {}), r.cell, r.seed or 0, r.path)
+    )
 
 
 def list_run(run: RecordedRun) -> ListedRun:
@@ -88,21 +86,21 @@ def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
     status = check_record(Status, run.status(), STATUS)
     if status.state is None:
         raise Suspect(f"{STATUS}: has no state")
-    known = replace(known, epoch=status.epoch, updated=_minute(status.updated))
     if status.state == "done":
         if (values := run.summary()) is None:
             raise Suspect(f"done, but there is no {SUMMARY}")
         summary = check_record(Summary, values, SUMMARY)
-        known = replace(known, epoch=summary.epoch, epochs=summary.epochs)
-        return replace(known, state="done", top1=_percent(summary.top1, SUMMARY))
-    recipe = run.config().get("recipe")
-    epochs = str(recipe.get("epochs", "")) if isinstance(recipe, dict) else ""
-    _, last = run.last_rows()
-    epoch = max([number for number in (last.get("epoch"), status.epoch) if number is not None], default=None)
-    known = replace(known, epoch=epoch, epochs=int(epochs) if re.fullmatch("[0-9]{1,9}", epochs) else None)
-    known = replace(known, top1=_percent(last.get("val/top1"), "metrics.jsonl"))
-    state, why = _unfinished(run, status)
-    return replace(known, state=state, reason=why)
+        state, why, epoch, epochs, top1 = "done", "", summary.epoch, summary.epochs, _percent(summary.top1, SUMMARY)
+    else:
+        state, why = _unfinished(run, status)
+        recipe = run.config().get("recipe")
+        text = str(recipe.get("epochs", "")) if isinstance(recipe, dict) else ""
+        epochs = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+        _, last = run.last_rows()
+        epoch = max([number for number in (last.get("epoch"), status.epoch) if number is not None], default=None)
+        top1 = _percent(last.get("val/top1"), METRICS)
+    updated = _minute(status.updated)
+    return replace(known, state=state, reason=why, epoch=epoch, epochs=epochs, top1=top1, updated=updated)
 
 
 def _unfinished(run: RecordedRun, status: Status) -> tuple[str, str]:

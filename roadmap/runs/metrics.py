@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular
+from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular, sha256_of
 from roadmap.parsing import json_object
 from roadmap.runs.schema import METRICS, RECORD
 
@@ -55,9 +55,9 @@ class Metrics:
         return ""
 
 
-def read_metrics(path: Path, *, train: bool = True) -> Metrics:
+def read_metrics(path: Path) -> Metrics:
     """Read a ledger as `parse_metrics` does. Raises OSError."""
-    return parse_metrics(read_regular(path, MAX_BYTES), train=train)
+    return parse_metrics(read_regular(path, MAX_BYTES))
 
 
 def parse_metrics(data: bytes, *, train: bool = True) -> Metrics:
@@ -127,15 +127,12 @@ def seconds_past(path: Path, time_s: float) -> float:
 
 def rows_at_end(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the last training row and the last evaluation in the end of a ledger, {} for none."""
+    last: dict[str, dict[str, Any]] = {}
     lines = data.splitlines()
-    train, val = (_last_row(lines, kind) for kind in KINDS)
-    return train, val
-
-
-def _last_row(lines: list[bytes], kind: str) -> dict[str, Any]:
-    mark = f'"kind": "{kind}"'.encode()
-    rows = (parse_row(line) for line in reversed(lines) if mark in line)
-    return next((row for row in rows if row), {})
+    for kind in KINDS:
+        rows = (parse_row(line) for line in reversed(lines) if f'"kind": "{kind}"'.encode() in line)
+        last[kind] = next(filter(None, rows), {})
+    return last["train"], last["val"]
 
 
 def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest: str | None = None) -> None:
@@ -173,4 +170,4 @@ def find_hole(what: str, numbers: list[int], last: int) -> str:
 
 def digest_of(path: Path) -> str:
     """Return a hash of a ledger as it is. Raises OSError."""
-    return hashlib.sha256(read_regular(path, MAX_BYTES)).hexdigest() if path.exists() else hashlib.sha256().hexdigest()
+    return sha256_of(path) if path.exists() else hashlib.sha256().hexdigest()

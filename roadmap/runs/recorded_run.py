@@ -3,8 +3,6 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,14 +101,9 @@ class RecordedRun:
         return read_numbers(self._read(name), name) if self.has(name) else None
 
     def _read(self, name: str) -> bytes:
-        with self._suspect(name):
-            return self.read(name)
-
-    @contextmanager
-    def _suspect(self, name: str) -> Iterator[None]:
-        """Let an error of the system name the file."""
+        """Read a file; an error of the system names it."""
         try:
-            yield
+            return self.read(name)
         except FileNotFoundError:
             raise Suspect(f"{name} is missing") from None
         except OSError as error:

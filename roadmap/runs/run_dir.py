@@ -6,7 +6,6 @@
 import glob
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,7 +45,7 @@ from roadmap.runs.schema import (
     read_record,
     write_record,
 )
-from roadmap.text import one_line
+from roadmap.text import one_line, utc
 
 RESULT_FILES = (CONFIG, STATUS, SUMMARY, METRICS, CORRECT)  # what a run that is done has
 DEATHS = 3  # so often a run may die without a new checkpoint
@@ -129,8 +128,11 @@ class RunDir:
 
         Raises Refused, DataError and DiskError as `load_status`.
         """
-        done = any(read_json_or_empty(self.path / name).get("state") == "done" for name in (STATUS, SUMMARY))
-        if done and (missing := [name for name in self._result_files() if not (self.path / name).exists()]):
+        status, summary = (read_json_or_empty(self.path / name) for name in (STATUS, SUMMARY))
+        hashes = summary.get("sha256")  # what the run has, once it is done, besides what every one has
+        wanted = [*RESULT_FILES, *(n for n in (PREDICTIONS, LABELS) if isinstance(hashes, dict) and n in hashes)]
+        missing = [name for name in wanted if not (self.path / name).exists()]
+        if missing and "done" in (status.get("state"), summary.get("state")):
             lacks = f"the run is done, but its {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
             raise DataError(f"{self.path}: {lacks}; fresh=true starts over and sets this aside")
         try:
@@ -158,12 +160,6 @@ class RunDir:
                 f"{self.path}: contains a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
             )
         return before
-
-    def _result_files(self) -> list[str]:
-        """Return what the run has, once it is done: what every one has, and what its own summary has hashes of."""
-        hashes = read_json_or_empty(self.path / SUMMARY).get("sha256")
-        more = [name for name in (PREDICTIONS, LABELS) if isinstance(hashes, dict) and name in hashes]
-        return [*RESULT_FILES, *more]
 
     def is_done(self, values: dict[str, Any]) -> bool:
         """Tell whether the run is done by its record, which is read and left as it is. Raises as `load_status`.
@@ -257,6 +253,6 @@ class RunDir:
 
     def update(self, **values: Any) -> None:
         """Change fields of `status.json`. Raises DiskError."""
-        self.status |= {**values, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        self.status |= {**values, "updated": utc()}
         with disk_errors(self.path / STATUS):
             write_record(Status, self.path / STATUS, self.status)

@@ -32,7 +32,7 @@ from roadmap.runs.run_log import LogFile
 from roadmap.runs.schema import CHECKPOINTS, LOG, METRICS
 from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
-from roadmap.text import redact
+from roadmap.text import redact, utc
 
 log = logging.getLogger("roadmap")
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class RunLogger:
             "wandb_id": earlier.get("wandb_id") or secrets.token_hex(8),
             "wandb_rows": earlier.get("wandb_rows", 0),
             "starts": (earlier.get("starts") or 0) + (not earlier.get("start_counted")),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "started": utc(),
             "deaths": earlier.get("deaths", 0),
             "began_at": newest_place(self.run.path / CHECKPOINTS),
             "lost_s": earlier.get("lost_s") or 0.0,

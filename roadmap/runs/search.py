@@ -67,7 +67,9 @@ def find_run_directories(roots: Iterable[str], *, archives: bool = False) -> tup
                 found.append(RecordedRun(folder, shown))
             else:
                 inner = [entry for entry in reversed(entries) if _enter(entry, archives)]
-                waiting += [(_real(entry), os.path.join(shown, entry.name)) for entry in inner]
+                for entry in inner:
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    waiting.append((Path(real), os.path.join(shown, entry.name)))
     return found, problems
 
 
@@ -98,10 +100,6 @@ def _enter(entry: os.DirEntry[str], archives: bool) -> bool:
         return False
     # os.path.isdir is False for a link that leads to itself, where DirEntry.is_dir raises.
     return os.path.isdir(entry.path) or (archives and entry.name.endswith(SUFFIX) and os.path.isfile(entry.path))
-
-
-def _real(entry: os.DirEntry[str]) -> Path:
-    return Path(os.path.realpath(entry.path) if entry.is_symlink() else entry.path)
 
 
 def _reason(error: OSError, folder: Path) -> str:

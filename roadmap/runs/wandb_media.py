@@ -1,19 +1,18 @@
 """What W&B shows of a run beside its numbers: the last evaluation by class, a checkpoint, and the state of the code."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from roadmap.config.choices import WandbCheckpoints
-from roadmap.files import read_regular
 from roadmap.runs import provenance
 from roadmap.runs.checkpoint_files import list_checkpoints, parse_checkpoint
+from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.schema import CHECKPOINTS, LABELS, PREDICTIONS, STATUS, Manifest, Status, read_or_empty, read_record
 from roadmap.text import clean, redact
 
-MAX_BYTES = 2**25  # of an array of classes
+MAX_CLASS = 2**25
 MOST_CLASSES = 100  # of a confusion matrix: it has a row for every pair
 MAX_DIFF = 2**20  # characters of a diff
 DIFF = "diff.patch"
@@ -22,16 +21,12 @@ TABLE, MATRIX = "evaluation/classes", "evaluation/confusion"
 
 def evaluation_media(wandb: Any, path: Path) -> dict[str, Any]:
     """Return the last evaluation of a run directory as a table by class and a confusion matrix; {} where the record
-    has no predictions. Raises OSError, ValueError."""
-    if not all((path / name).exists() for name in (LABELS, PREDICTIONS)):
+    has no predictions. Raises Suspect, OSError, ValueError."""
+    labels, predicted = (RecordedRun(path, str(path)).classes(name) for name in (LABELS, PREDICTIONS))
+    if labels is None or predicted is None:
         return {}
-    labels, predicted = (
-        np.load(BytesIO(read_regular(path / name, MAX_BYTES)), allow_pickle=False).astype(np.int64)
-        for name in (LABELS, PREDICTIONS)
-    )
-    status = read_or_empty(Status, path / STATUS)
-    names = [clean(name, 80) for name in status.classes or []]
-    return class_media(wandb, labels, predicted, names)
+    names = [clean(name, 80) for name in read_or_empty(Status, path / STATUS).classes or []]
+    return class_media(wandb, labels.astype(np.int64), predicted.astype(np.int64), names)
 
 
 def class_media(wandb: Any, labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> dict[str, Any]:
@@ -40,7 +35,7 @@ def class_media(wandb: Any, labels: np.ndarray, predicted: np.ndarray, names: li
     if labels.shape != predicted.shape or labels.ndim != 1 or not labels.size or min(labels.min(), predicted.min()) < 0:
         raise ValueError(f"labels {labels.shape} and predictions {predicted.shape} do not go together")
     size = max(int(labels.max()), int(predicted.max()), len(names) - 1) + 1
-    if size > MAX_BYTES:
+    if size > MAX_CLASS:
         raise ValueError(f"class {size - 1} is none")
     names = [*names, *map(str, range(len(names), size))]
     counts = np.bincount(labels, minlength=size)
@@ -93,14 +88,12 @@ def git_settings() -> dict[str, str]:
 def write_diff(folder: Path) -> Path | None:
     """Write what the checkout has changed since its commit, as W&B's own code saving does, without secrets; return the
     file, None where nothing has changed. Raises OSError."""
-    diff = provenance.git("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD") if _is_checkout() else None
+    if not provenance.git_state()["git_dirty"] or not (provenance.PACKAGE.parent / ".git").exists():
+        return None
+    diff = provenance.git("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD")
     if not diff:
         return None
     cut = f"\n(cut: {len(diff)} characters)\n" if len(diff) > MAX_DIFF else ""
     path = folder / DIFF
     path.write_text(redact(diff[:MAX_DIFF]) + cut, encoding="utf-8", errors="replace")
     return path
-
-
-def _is_checkout() -> bool:
-    return bool(provenance.git_state()["git_dirty"]) and (provenance.PACKAGE.parent / ".git").exists()

@@ -3,7 +3,6 @@
 Nothing of the weights is read as tensors here.
 """
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from roadmap.config.fields import shown
 from roadmap.errors import ConfigError, DataError
-from roadmap.files import expand, nearby, open_regular
+from roadmap.files import expand, nearby, sha256_of
 from roadmap.runs.checkpoint_files import list_checkpoints
 from roadmap.runs.schema import CHECKPOINTS, Manifest, read_record
 from roadmap.text import reason
@@ -20,7 +19,6 @@ from roadmap.text import reason
 LIBRARY = re.compile(r"(torchvision|timm):(.*)", re.DOTALL)
 LIBRARY_NAME = re.compile(r"(\w{1,80})(?:\.(\w{1,80}))?", re.ASCII)
 INITIAL = re.compile(r"sha256:[0-9a-f]{64}(:.{1,200})?|(torchvision|timm):\w{1,80}\.\w{1,80}", re.ASCII)
-MAX_BYTES = 2**40  # of a file of weights
 
 
 @dataclass(frozen=True)
@@ -112,5 +110,4 @@ def digest_of(path: Path) -> str:
 @lru_cache(64)
 def _digest_of(path: str, _: tuple[int, int, int]) -> str:
     """The cells of a study start from the same file, which is read once."""
-    with open_regular(Path(path), MAX_BYTES) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(Path(path))
