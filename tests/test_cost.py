@@ -25,7 +25,7 @@ def bench_file(path, rows, hardware="NVIDIA H100 80GB HBM3", regime="tiny", size
     """Write what `bench net --json` writes, as far as a plan reads it."""
     candidates = [
         {"row": row, "candidates": [
-            {"candidate": form, "peer": form == "timm", "failed": None, "images_per_s": speed}
+            {"candidate": form, "peer": "timm" if form == "timm" else None, "failed": None, "images_per_s": speed}
             for form, speed in speeds.items()
         ]}
         for row, speeds in rows.items()

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ from roadmap.data import download
 from roadmap.data.rgb import to_rgb
 from roadmap.errors import DataError
 from roadmap.files import is_system_name, nearby, open_regular
-from roadmap.text import clean, printable, reason, unlike
+from roadmap.text import clean, first_few, printable, reason, unlike
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
     skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name) and not is_system_name(e.name))
     if skipped:
-        log.warning("%s: %s hidden, not taken for a class", printable(str(folder)), first_few(skipped))
+        log.warning("%s: %s hidden, not taken for a class", printable(str(folder)), printable(first_few(skipped)))
     return classes
 
 
@@ -254,12 +254,6 @@ def is_image(folder: Path, name: str) -> bool:
     if suffix in OTHER_IMAGE_SUFFIXES:
         raise DataError(f"{folder / name}: {suffix} images are not read, only {' '.join(sorted(IMAGE_SUFFIXES))}")
     return suffix in IMAGE_SUFFIXES
-
-
-def first_few(names: Iterable[str], limit: int = 3) -> str:
-    """Return the first few names, and how many more there are."""
-    names = [printable(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def problem_of(about: os.stat_result) -> str:

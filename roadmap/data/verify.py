@@ -32,8 +32,8 @@ from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, LoaderError, StoppedEarly
 from roadmap.files import atomic_write, disk_errors, expand, read_json, read_regular, write_json
-from roadmap.runs.progress import Progress, SweepProgress
-from roadmap.text import printable
+from roadmap.runs.progress import ImageProgress, SweepProgress
+from roadmap.text import printable, utc
 
 CHUNK = 16  # images that a process opens before it reports
 SAVE_S = 30.0  # seconds of work that a kill can cost
@@ -59,7 +59,7 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
         **{f"{split}_images": len(labels) for split, labels in found.labels.items()},
         "broken": len(broken),
         "rules": RULES,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": utc(),
     }
     # A run with a holdout reads the training images alone, and knows no more than their fingerprint.
     for checked in (fingerprint, datasets.fingerprint_of(config.data.name, found, SPLITS[:1])):
@@ -103,7 +103,7 @@ def open_all(config: Config, found: Files, stop: StopSignal, sweep: SweepProgres
     path = cache_dir(config.paths.runs) / f"opened-{RULES}-{folder_key(found.folder)}.npz"
     whole = np.zeros(len(ids), dtype=bool) if config.fresh else np.isin(ids, read_opened(path))
     before = int(whole.sum())
-    progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep)
+    progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep, "opened")
     if before:
         progress.write(
             f"data={config.data.name}: {before} of {len(names)} images were opened before and have not changed "
@@ -187,26 +187,6 @@ def cache_dir(runs: Path | str) -> Path:
 def folder_key(folder: Path) -> str:
     """Return a short name for a folder of images, the same by whatever links it is reached."""
     return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-
-
-class ImageProgress(Progress):
-    """Progress counted in images."""
-
-    def __init__(self, name: str, total: int, done: int, sweep: SweepProgress, verb: str = "opened") -> None:
-        super().__init__(name, total, done, sweep, every_s=10.0)
-        self.verb = verb
-
-    def count(self, num_images: int, num_broken: int = 0) -> None:
-        """Count images; shows how many a second, the time left, and how many are broken."""
-        self.done += num_images
-        rate = (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
-        note = f"{self.done}/{self.total} images {self.verb}, {rate:.0f} images/s, {self._left()}"
-        note += f", {num_broken} broken" if num_broken else ""
-        if not self.bar.disable:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(num_images)
-        elif time.monotonic() - self._written > self.every_s:
-            self.write(f"{self.name}: {note}")
 
 
 def report_path(config: Config) -> Path:

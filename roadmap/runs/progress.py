@@ -80,15 +80,15 @@ def size_text(size_gb: float) -> str:
 class Progress:
     """Shows a run's steps: `advance` after each, `write` for a line that stays."""
 
-    def __init__(
-        self, name: str, total_steps: int, done_steps: int, sweep: SweepProgress, every_s: float = 30.0
-    ) -> None:
-        self.name, self.sweep, self.every_s = name, sweep, every_s
-        self.total, self.done, self._start = total_steps, done_steps, done_steps
+    every_s = 30.0  # between two lines in a file
+
+    def __init__(self, name: str, total: int, done: int, sweep: SweepProgress) -> None:
+        self.name, self.sweep = name, sweep
+        self.total, self.done, self._start = total, done, done
         self._began = self._written = time.monotonic()
         self.bar = tqdm(
-            total=total_steps,
-            initial=done_steps,
+            total=total,
+            initial=done,
             disable=not wide_terminal(),
             leave=False,
             dynamic_ncols=True,
@@ -99,11 +99,15 @@ class Progress:
     def advance(self, note: str) -> None:
         """Count one step; `note` is what is known now (epoch, images/s, loss)."""
         self.done += 1
+        self._show(1, f"{note}, {self._left()}", f"step {self.done}/{self.total}, ")
+
+    def _show(self, count: int, note: str, position: str = "") -> None:
+        """Move the bar on with a note, which a line has with the position, which the bar shows."""
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"{note}, {self._left()}", refresh=False)
-            self.bar.update()
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
         elif time.monotonic() - self._written > self.every_s:
-            self.write(f"{self.name}: step {self.done}/{self.total}, {note}, {self._left()}")
+            self.write(f"{self.name}: {position}{note}")
 
     def write(self, line: str) -> None:
         """Write a line that stays; the next one about progress comes `every_s` later."""
@@ -121,3 +125,20 @@ class Progress:
         """Take the bar away, and count what was done."""
         self.sweep.runs_done += (self.done - self._start) / max(self.total, 1)
         self.bar.close()
+
+
+class ImageProgress(Progress):
+    """Progress counted in images, which are `opened`, or `done`."""
+
+    every_s = 10.0
+
+    def __init__(self, name: str, total: int, done: int, sweep: SweepProgress, verb: str) -> None:
+        super().__init__(name, total, done, sweep)
+        self.verb = verb
+
+    def count(self, num_images: int, num_broken: int = 0) -> None:
+        """Count images; shows how many a second, the time left, and how many are broken."""
+        self.done += num_images
+        rate = (self.done - self._start) / max(time.monotonic() - self._began, 1e-9)
+        note = f"{self.done}/{self.total} images {self.verb}, {rate:,.0f} images/s, {self._left()}"
+        self._show(num_images, note + (f", {num_broken} broken" if num_broken else ""))

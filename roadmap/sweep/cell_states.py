@@ -4,7 +4,6 @@ Reads what was written at submission and what the runs write; composes nothing a
 """
 
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from roadmap.runs.process import is_alive, lives
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import slurm_queue
 from roadmap.sweep.study_dir import Row, StudyDir
+from roadmap.text import utc
 
 STATES = ("queued", "running", "stopped", "done", "failed", "unknown", "planned")
 LOCAL = "LOCAL"  # the job's state where this machine's own scheduler has it
@@ -166,16 +166,12 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
 def add_job(cell: CellState, job: slurm_queue.Job) -> None:
     """Note what Slurm says of a cell's job, and why one that waits does."""
     cell.slurm_state, cell.slurm_reason, cell.node = job.state, job.reason or None, job.node or cell.node
+    began = utc(job.started) if job.started is not None else None
     if job.state in slurm_queue.PENDING:
-        cell.starts, cell.never_starts = utc(job.started), bool(job.never_starts)
+        cell.starts, cell.never_starts = began, bool(job.never_starts)
         cell.reason = "; ".join(filter(None, [job.waits_for and f"Slurm: {job.waits_for}", cell.reason]))
     else:
-        cell.started = cell.started or utc(job.started)
-
-
-def utc(seconds: float | None) -> str | None:
-    """Return a time as records have it."""
-    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+        cell.started = cell.started or began
 
 
 def job_state(last: Row | None, answer: slurm_queue.Queue) -> str | None:

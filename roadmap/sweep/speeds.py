@@ -110,7 +110,7 @@ def read_bench(file: str | None) -> Bench:
         for row in record["rows"] if record["benchmark"] == "net" else ():
             key = (record["settings"]["regime"], record["settings"]["image_size"], row["row"])
             for entry in row["candidates"]:
-                if entry["peer"] is False and 0 < (entry.get("images_per_s") or 0) < 1e9:
+                if not entry["peer"] and 0 < (entry.get("images_per_s") or 0) < 1e9:
                     found.setdefault(key, {})[entry["candidate"]] = float(entry["images_per_s"])
     except (KeyError, TypeError, AttributeError):  # a record of another benchmark, or none
         found = {}

@@ -6,7 +6,6 @@ Hydra and no torch: `make status` answers in a moment.
 
 import os
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import make_folder
 from roadmap.runs.schema import METRICS, Record, check_record
 from roadmap.runs.search import RUN_NAME
-from roadmap.text import check_name
+from roadmap.text import check_name, utc
 
 if TYPE_CHECKING:  # it needs Hydra
     from roadmap.sweep.study import Cell, Study
@@ -167,11 +166,7 @@ class StudyDir:
 
     def append_jobs(self, rows: Iterable[Row]) -> None:
         """Add to what is recorded of some cells. Call it with the study locked."""
-        stamp = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "host": socket.gethostname(),
-            "uid": os.getuid(),
-        }
+        stamp = {"time": utc(), "host": socket.gethostname(), "uid": os.getuid()}
         path = self.notes / JOBS
         with disk_errors(path):
             if path.exists() and not path.read_bytes().endswith(b"\n"):

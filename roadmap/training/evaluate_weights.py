@@ -3,7 +3,6 @@
 Nothing is written anywhere.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from roadmap.data import datasets, sampling
 from roadmap.data.folders import label_note
 from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.ranks import Ranks
-from roadmap.runs.progress import Progress, SweepProgress
+from roadmap.runs.progress import ImageProgress, SweepProgress
 from roadmap.runs.result import caution_note
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import Evaluation, collect_scores, eval_batch_size, score_batches
@@ -49,23 +48,21 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     net, precision = load_net(config, weights, len(classes), device)
     indices = sampling.eval_index_batches(len(val), eval_batch_size(config.data.image_size, device))
     batches = data.eval_batches(val, config.data, config.recipe, indices, device=device)
-    progress = Progress(config.cell, len(indices), 0, sweep)
+    progress = ImageProgress(config.cell, len(val), 0, sweep, "done")
     try:
         with autocast(device, precision):
-            scores = score_batches(net, watched(batches, progress, len(val)))
+            scores = score_batches(net, counted(batches, progress))
     finally:
         progress.close()
     result = collect_scores(scores, indices, len(val), Ranks()).require_finite(f"weights={config.weights}: the net")
     return ScoredWeights(result, weights.origin, precision)
 
 
-def watched(batches: Iterator[Batch], progress: Progress, num_images: int) -> Iterator[Batch]:
+def counted(batches: Iterator[Batch], progress: ImageProgress) -> Iterator[Batch]:
     """Yield batches and show how many images are done."""
-    began, seen = time.monotonic(), 0
     for images, labels in batches:
         yield images, labels
-        seen += len(labels)
-        progress.advance(f"{seen:,}/{num_images:,} images, {seen / (time.monotonic() - began):,.0f} images/s")
+        progress.count(len(labels))
 
 
 def result_line(config: Config, scored: ScoredWeights) -> str:

@@ -112,14 +112,10 @@ def export_errors(fmt: ExportFormat) -> Iterator[None]:
         raise ExportError(f"format={fmt}: this net cannot be written ({clean(error)})") from None
 
 
-def traced(net: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """Return the net as a program for any number of images."""
-    return torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-
-
 def write_torch_export(net: nn.Module, images: Tensor, about: str, file: BinaryIO) -> None:
     """Write what `torch.export.load` reads."""
-    torch.export.save(traced(net, images), file, extra_files={NOTES: about})
+    program = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, file, extra_files={NOTES: about})
 
 
 def read_torch_export(file: BinaryIO) -> Logits:

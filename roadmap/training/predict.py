@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from roadmap import data
 from roadmap.config import Config
 from roadmap.data import loose_images, sampling
-from roadmap.data.verify import ImageProgress
 from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, NonFiniteError, StoppedEarly
 from roadmap.files import expand
-from roadmap.runs.progress import SweepProgress
+from roadmap.runs.progress import ImageProgress, SweepProgress
 from roadmap.text import clean, printable
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import eval_batch_size
@@ -102,7 +101,7 @@ def predict_all(
     device = next(predictor.net.parameters()).device
     index_batches = sampling.eval_index_batches(len(images), eval_batch_size(config.data.image_size, device))
     batches = loose_images.loose_batches(images, config.data, config.recipe, index_batches, device=device)
-    progress = ImageProgress(config.cell, len(images), 0, sweep, verb="done")
+    progress = ImageProgress(config.cell, len(images), 0, sweep, "done")
     broken = width = 0
     try:
         with new_predictions(*files, classes, predictor.num_best) as (table, archive):

@@ -19,7 +19,7 @@ from roadmap.distributed.device import choose_precision
 from roadmap.errors import DataError
 from roadmap.files import expand, nearby, read_json_or_empty
 from roadmap.net import build_net, cost, load_weights, use_kernels
-from roadmap.net.find_weights import FoundWeights, find_weights
+from roadmap.net.find_weights import find_weights
 from roadmap.net.library_weights import default_tag, fetch_weights
 from roadmap.net.weights import FORMATS, foreign_name
 from roadmap.net.weights_file import read_weights_file
@@ -29,7 +29,7 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import differences, identity, lost_keys, read_config
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY
 from roadmap.runs.weights_source import library_weights
-from roadmap.text import clean, printable
+from roadmap.text import clean, first_few, printable
 
 READ_IN_EVALUATION = {name for name, key in KEYS.items() if key.evaluation}
 
@@ -89,8 +89,7 @@ def require_same_net(recorded: dict[str, Any], config: Config, sweep: SweepProgr
     changes = differences(identity(recorded), identity(config.values()))
     changes = [change for change in changes if change.split(":")[0] in READ_IN_EVALUATION]
     if of_net := [change for change in changes if change.startswith("model.")]:
-        more = f" and {len(of_net) - 5} more" if len(of_net) > 5 else ""
-        raise DataError(f"a run of another net ({'; '.join(of_net[:5])}{more}); give its step and overrides")
+        raise DataError(f"a run of another net ({first_few(of_net, 5, '; ')}); give its step and overrides")
     if changes:
         sweep.write(f"not evaluated as the run itself was: {'; '.join(changes)}")
 
@@ -123,14 +122,10 @@ def read_run(path: Path, recorded: dict[str, Any], config: Config, sweep: SweepP
         raise DataError(f"{found.path.name}: holds no net")
     weights = find_weights({name: state[name] for name in ("net", "ema") if name in state}, config.weights_key)
     epochs = identity(recorded).get("recipe.epochs")
-    origin = f"our run after {state.get('epochs_evaluated')} of {epochs} epochs{_taken(weights)}"
+    origin = f"our run after {state.get('epochs_evaluated')} of {epochs} epochs"
+    if weights.others:
+        origin += f", {weights.name} and not {', '.join(weights.others)} (weights_key=NAME chooses)"
     return Weights(weights.tensors, weights.fmt, origin, of_run=True, classes=recorded_classes(path))
-
-
-def _taken(weights: FoundWeights) -> str:
-    if not weights.others:
-        return ""
-    return f", {weights.name} and not {', '.join(weights.others)} (weights_key=NAME chooses)"
 
 
 def recorded_classes(run: Path) -> tuple[str, ...] | None:

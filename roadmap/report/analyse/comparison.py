@@ -16,14 +16,13 @@ from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Cell, Gain, cell_of
 from roadmap.report.analyse.collect import read_sources
 from roadmap.report.analyse.comparability import config_value, count_once
-from roadmap.report.analyse.formats import first_few
 from roadmap.report.analyse.gains import gain_over
 from roadmap.report.read.foreign_values import number
 from roadmap.report.read.run import Run
 from roadmap.runs.archive import find_archive
 from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.search import RUN_NAME, Problem, find_run_directories
-from roadmap.text import clean, nearest, shorten
+from roadmap.text import clean, first_few, nearest, shorten
 
 EFFECTS = {
     Affects.result: "what may change the result",

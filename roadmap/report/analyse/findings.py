@@ -6,11 +6,11 @@ import numpy as np
 
 from roadmap.report.analyse.attribution import Attribution, Worth
 from roadmap.report.analyse.cells import Cell, Gain, Group
-from roadmap.report.analyse.formats import between, first_few, listed, p_equals, p_text, percent, signed
+from roadmap.report.analyse.formats import between, listed, p_equals, p_text, percent, signed
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.analyse.statistics import ALPHA
 from roadmap.report.analyse.tuning import TunedRow, Tuning
-from roadmap.text import clean
+from roadmap.text import clean, first_few
 
 NAMED = 8  # rows named one by one in a sentence
 Compared = Sequence[tuple[Cell, Gain]]

@@ -43,12 +43,6 @@ def listed(items: Sequence[object]) -> str:
     return " and ".join(filter(None, [", ".join(map(str, items[:-1])), str(items[-1])]))
 
 
-def first_few(texts: Sequence[str], most: int, separator: str = ", ") -> str:
-    """Return at most `most` texts, and how many more there are: `a, b and 3 more`, or `a; b; and 3 more`."""
-    more = f"{separator.strip(',')}and {len(texts) - most} more" if len(texts) > most else ""
-    return separator.join(texts[:most]) + more
-
-
 def percent(share: float) -> str:
     """Return a share as `21 %`."""
     return f"{100 * share:.0f} %"
