@@ -28,11 +28,6 @@ NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, er
 MAX_JSON, MAX_YAML, MAX_HASHED = 2**22, 2**18, 2**40  # bytes of a record, of a config, of a checkpoint
 
 
-def temporary_name(path: Path) -> Path:
-    """Return the name under which this process writes a file before it is whole."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
 def remove_temporaries(folder: Path, *names: str) -> list[str]:
     """Remove what killed writers of files of these names (patterns) left; return a line for each that cannot be.
 
@@ -91,7 +86,7 @@ def atomic_file(path: Path, *, new: bool = False) -> Iterator[BufferedRandom]:
     if new and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     remove_left_by_killed(path)
-    temporary = temporary_name(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w+b") as out:
             yield out

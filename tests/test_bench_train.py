@@ -10,7 +10,7 @@ import pytest
 
 from roadmap.bench.__main__ import main
 from roadmap.bench.bound import Rates
-from roadmap.bench.start import seconds_to_first_row
+from roadmap.bench.train import seconds_to_first_row
 from roadmap.errors import ConfigError
 
 from .conftest import ROOT

@@ -7,9 +7,14 @@ its first step.
 """
 
 import argparse
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -24,7 +29,6 @@ from roadmap.bench.options import chosen_peers, count, parser
 from roadmap.bench.peers import has_net, peer_net
 from roadmap.bench.results import Results
 from roadmap.bench.rows import Setting
-from roadmap.bench.start import seconds_to_first_row
 from roadmap.config.choices import Device, Optimizer, Precision
 from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
@@ -35,6 +39,7 @@ from roadmap.errors import ConfigError
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.run_logger import RunLogger
+from roadmap.runs.schema import METRICS
 from roadmap.steps.compose import compose
 from roadmap.training.mixup import mixup_batch
 from roadmap.training.setup import check_run
@@ -42,6 +47,8 @@ from roadmap.training.state import RunContext, TrainState, build_state
 from roadmap.training.train import run_to_end, train_one_epoch
 
 LOG_EVERY = 50  # steps; timm's default
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+POLL_S = 0.005
 
 
 def main(argv: Sequence[str]) -> int:
@@ -180,3 +187,32 @@ def timm_loop(ctx: RunContext) -> Callable[[int], None]:
         torch.backends.cudnn.benchmark = False
 
     return epoch
+
+
+def seconds_to_first_row(step: str, device: str = "auto") -> float | None:
+    """Run a step of the demo until its ledger has a line; return the processor seconds, of all its threads, by then.
+
+    None on systems without /proc. Raises ConfigError if the run ends before.
+    """
+    if not Path("/proc/self/stat").exists():
+        return None
+    with TemporaryDirectory(prefix="roadmap-bench-") as runs:
+        command = [sys.executable, "run.py", f"+step={step}", f"paths.runs={runs}", f"device={device}"]
+        command += ["wandb.mode=offline"]
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            while not any(path.stat().st_size for path in Path(runs).rglob(METRICS)):
+                if process.poll() is not None:
+                    told = process.stderr.read().strip() if process.stderr else ""
+                    raise ConfigError(f"{' '.join(command[1:])}: ended before its first step: {told[-300:]}")
+                time.sleep(POLL_S)
+            return processor_seconds(process.pid)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor seconds of a process so far, with those of its ended children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from roadmap.config.choices import Pipeline
+from roadmap.config.choices import Decoder, Pipeline
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import decoding, gpu_transforms, transforms
+from roadmap.data import gpu_transforms, transforms
 from roadmap.data.datasets import BatchSpec, ImageSet, Split, load
 from roadmap.data.rand_augment import parse_policy
 from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
+from roadmap.errors import ConfigError
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -31,17 +32,21 @@ def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device 
         parse_policy(data, recipe)
     elif recipe.rand_augment is not None:
         transforms.rand_augment(data, recipe)
-    if device is not None and not data.known.in_memory:
-        decoding.check_decoder(data, device)
+    wants_gpu = data.pipeline == Pipeline.fast and data.decoder == Decoder.nvjpeg and not data.known.in_memory
+    if wants_gpu and device is not None and device.type != "cuda":
+        raise ConfigError(
+            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
+            "data.decoder=auto or cpu decodes anywhere"
+        )
 
 
 def pipeline_note(data: DataConfig, device: torch.device) -> str | None:
     """Return a line for a run's log about the decoder that was chosen, if one was."""
     if data.pipeline != Pipeline.fast or data.known.in_memory:
         return None
-    return decoding.decoder_note(data) + (
-        "; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else ""
-    )
+    what = "nvJPEG on the GPU" if data.decoder == Decoder.nvjpeg else "libjpeg in the worker processes"
+    slow = "; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else ""
+    return f"training images are decoded by {what} (data.decoder={data.decoder}){slow}"
 
 
 def train_batches(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from roadmap.config.choices import Crop, Decoder, Interpolation, Pipeline
-from roadmap.config.images import DataConfig
+from roadmap.config.choices import Crop, Decoder, Interpolation
 from roadmap.data import transforms
 from roadmap.data.datasets import BatchSpec, Split
 from roadmap.data.folders import open_image, read_image
 from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
-from roadmap.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +32,6 @@ NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
 END_OF_JPEG = (0xFF, 0xD9)
 # Files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; raises RuntimeError for what it refuses.
 DecodeMany = Callable[[list[Tensor]], list[Tensor]]
-
-
-def decoder_note(data: DataConfig) -> str:
-    """Return which decoder a run has, for its log."""
-    what = "nvJPEG on the GPU" if data.decoder == Decoder.nvjpeg else "libjpeg in the worker processes"
-    return f"training images are decoded by {what} (data.decoder={data.decoder})"
-
-
-def check_decoder(data: DataConfig, device: torch.device) -> None:
-    """Raise ConfigError for nvJPEG without a GPU."""
-    if data.pipeline == Pipeline.fast and data.decoder == Decoder.nvjpeg and device.type != "cuda":
-        raise ConfigError(
-            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
-            "data.decoder=auto or cpu decodes anywhere"
-        )
 
 
 def read_jpeg(path: Path) -> tuple[Tensor, int, int] | None:
@@ -241,25 +223,18 @@ def train_crops(spec: BatchSpec) -> Iterator[Tensor]:
         log.info(line, spec.epoch + 1, len(refused), seen)
 
 
-@dataclass(frozen=True)
-class EvalReader:
-    """A validation image as the reference pipeline has it before it is normalised, to the byte.
+def centre_crop(split: Split, crop: Callable[[Image.Image], Image.Image], index: int) -> Tensor:
+    """Return an image as the reference pipeline has it before it is normalised, to the byte: uint8 `(size, size, 3)`.
 
-    Called with its id in a worker.
+    Raises DataError.
     """
-
-    split: Split
-    crop: Callable[[Image.Image], Image.Image]
-
-    def __call__(self, index: int) -> Tensor:
-        """Return uint8 `(size, size, 3)`. Raises DataError."""
-        in_memory = self.split.images is not None
-        image = self.split.read(index) if in_memory else Image.fromarray(decode(self.split.path(index)).numpy())
-        return torch.from_numpy(np.array(self.crop(image)))
+    in_memory = split.images is not None
+    image = split.read(index) if in_memory else Image.fromarray(decode(split.path(index)).numpy())
+    return torch.from_numpy(np.array(crop(image)))
 
 
 def eval_crops(spec: BatchSpec) -> Iterator[Tensor]:
     """Yield images resized and cropped at the centre by Pillow, uint8 `(B, size, size, 3)`, on the device."""
-    reader: Callable[[int], Any] = EvalReader(spec.split, transforms.eval_crop(spec.data, spec.recipe))
+    reader = partial(centre_crop, spec.split, transforms.eval_crop(spec.data, spec.recipe))
     for crops in load_batches(reader, torch.stack, spec.index_batches, spec.data.workers, spec.device):
         yield crops.to(spec.device, non_blocking=True)

@@ -100,7 +100,8 @@ def open_all(config: Config, found: Files, stop: StopSignal, sweep: SweepProgres
     """
     names = np.concatenate([found.names["train"], found.names["val"]])
     ids = image_ids(found)
-    path = cache_dir(config.paths.runs) / f"opened-{RULES}-{folder_key(found.folder)}.npz"
+    where = os.fsencode(os.path.realpath(found.folder))  # the same by whatever links it is reached
+    path = cache_dir(config.paths.runs) / f"opened-{RULES}-{hashlib.sha256(where).hexdigest()[:16]}.npz"
     whole = np.zeros(len(ids), dtype=bool) if config.fresh else np.isin(ids, read_opened(path))
     before = int(whole.sum())
     progress = ImageProgress(f"data={config.data.name}", len(names), before, sweep, "opened")
@@ -182,11 +183,6 @@ def write_opened(path: Path, ids: np.ndarray) -> None:
 def cache_dir(runs: Path | str) -> Path:
     """Return the folder of what is remembered; no study can have its name."""
     return expand(runs).absolute() / ".data"
-
-
-def folder_key(folder: Path) -> str:
-    """Return a short name for a folder of images, the same by whatever links it is reached."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
 
 
 def report_path(config: Config) -> Path:

@@ -48,23 +48,16 @@ class PrepareOrError(Dataset[Any]):
             return no_memory(error)
 
 
-class CollateOrError:
+def collate_or_error(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
     """Collate a batch, in a worker into shared memory, or return its first error."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list[Any]) -> Any:
-        for item in items:
-            if isinstance(item, RoadmapError):
-                return item
-        try:
-            batch = self.collate(items)
-            of_tensors = isinstance(batch, Tensor | tuple)
-            in_worker = get_worker_info() is not None
-            return SharedBatch(batch) if of_tensors and in_worker and AVAILABLE else batch
-        except (MemoryError, RuntimeError, OSError) as error:
-            return no_memory(error)
+    if errors := [item for item in items if isinstance(item, RoadmapError)]:
+        return errors[0]
+    try:
+        batch = collate(items)
+        is_shared = AVAILABLE and get_worker_info() is not None and isinstance(batch, Tensor | tuple)
+        return SharedBatch(batch) if is_shared else batch
+    except (MemoryError, RuntimeError, OSError) as error:
+        return no_memory(error)
 
 
 def no_memory(error: Exception) -> LoaderError:
@@ -92,7 +85,7 @@ def load_batches(
         PrepareOrError(prepare),
         batch_sampler=[ids.tolist() for ids in index_batches],
         num_workers=workers,
-        collate_fn=CollateOrError(collate),
+        collate_fn=partial(collate_or_error, collate),
         pin_memory=device.type == "cuda",
         worker_init_fn=partial(start_worker, os.getpid()),
         timeout=POLL_S if workers else 0,

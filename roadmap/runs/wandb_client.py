@@ -9,10 +9,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 START_S = 40.0  # until the process has started: the client itself gives it 30
@@ -82,7 +81,7 @@ def quiet_settings(init_s: float, finish_s: float) -> dict[str, Any]:
     }
 
 
-def start_service(log: Path = Path(os.devnull), settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+def start_service(log: Path = Path(os.devnull), **settings: Any) -> None:
     """Start W&B's process, unless it runs; what it would write on our terminal goes to a file.
 
     It writes there when it crashes, when it cannot keep its own log, and after our last line. Raises TimeoutError where

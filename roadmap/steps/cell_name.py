@@ -98,30 +98,21 @@ def _group(override: str) -> str:
 
 def _differences(config: Config, cfg: DictConfig, plain: DictConfig) -> Iterator[tuple[str, Any]]:
     """Yield keys and values by which a result may differ from the plain step's, unless they follow from another key."""
-    written, written_before = (_flat(c, resolve=False) for c in (cfg, plain))
-    before, now = _flat(plain, resolve=True), flatten(config.values())
+    written, written_before = (flatten(plain_values(c, resolve=False)) for c in (cfg, plain))
+    before, now = flatten(plain_values(plain)), flatten(config.values())
     with suppress(ConfigError):  # the plain step may not be runnable: its values are then compared as they are written
-        before |= flatten(Config(**_nested(plain)).values())
+        before |= flatten(Config(**plain_values(plain)).values())
     for key in NAMED:
         if now[key] != before.get(key) and written.get(key) != written_before.get(key) and is_read(key, now):
             yield key, now[key]
 
 
-def _nested(cfg: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+def plain_values(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Return a composed config as plain containers, without Hydra's own settings."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    values = OmegaConf.to_container(own, resolve=resolve)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
-
-
-def _flat(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
-    values = OmegaConf.to_container(without_hydra(cfg), resolve=resolve)
-    assert isinstance(values, dict)
-    return flatten(values)  # type: ignore[arg-type]
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Return a composed config without Hydra's own settings."""
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,7 @@ from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.weights_source import check_initial_weights, library_weights, name_initial_weights
-from roadmap.steps.cell_name import cell_name, variant_name, without_hydra
+from roadmap.steps.cell_name import cell_name, plain_values, variant_name
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, HYDRA_RESOLVERS, file_of_unknown_key, plain_error
 from roadmap.steps.hydra_guard import check_overrides
@@ -180,10 +180,9 @@ def _chosen_step(
 def _values(cfg: DictConfig) -> dict[str, Any]:
     """Return the values of a composed config. Raises ConfigError for one that only we may set."""
     with bounded_time():
-        values = OmegaConf.to_container(without_hydra(cfg), resolve=True)
-    assert isinstance(values, dict)
+        values = plain_values(cfg)
     for key in filter(values.__contains__, DERIVED):
         if isinstance(values[key], dict):
             raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
-    return {str(key): value for key, value in values.items()}
+    return values

@@ -78,17 +78,20 @@ def _check_file(path: Path, folder: Path) -> None:
             raise ConfigError(f"{path}: its defaults name {clean(entry, 80)!r}, which is not a config of a run")
     for key, value in body.items():
         name = str(key)
-        inner = _dotted(value, name) if isinstance(value, dict) else [name]
+        inner = flatten({name: value})
         if name.split(".")[0] == "hydra" and (wrong := [k for k in inner if not may_be_set(k)]):
             raise ConfigError(f"{path}: sets {clean(wrong[0], 80)}; {SETTABLE}")
-    params: Any = body
+    try:
+        check_params(sweep_params(body), [folder])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: hydra.sweeper.params: {error}") from None
+
+
+def sweep_params(body: Any) -> dict[Any, Any]:
+    """Return the lists that a file sweeps over, by key; {} where it has none."""
     for key in ("hydra", "sweeper", "params"):
-        params = params.get(key) if isinstance(params, dict) else None
-    if isinstance(params, dict):
-        try:
-            check_params(params, [folder])
-        except ConfigError as error:
-            raise ConfigError(f"{path}: hydra.sweeper.params: {error}") from None
+        body = body.get(key) if isinstance(body, dict) else None
+    return body if isinstance(body, dict) else {}
 
 
 def _texts(body: Any) -> Iterator[str]:
@@ -99,13 +102,6 @@ def _texts(body: Any) -> Iterator[str]:
         yield from _texts(item)
     if isinstance(body, str):
         yield body
-
-
-def _dotted(body: dict[Any, Any], prefix: str) -> list[str]:
-    keys: list[str] = []
-    for key, value in body.items():
-        keys += _dotted(value, f"{prefix}.{key}") if isinstance(value, dict) else [f"{prefix}.{key}"]
-    return keys
 
 
 def _header(path: Path) -> str:

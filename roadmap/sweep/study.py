@@ -22,7 +22,7 @@ from roadmap.files import expand, nearby, read_yaml
 from roadmap.parsing import parse_yaml
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose_primary, hydra_initialized, validate
-from roadmap.steps.config_files import check_config_dirs
+from roadmap.steps.config_files import check_config_dirs, sweep_params
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error, quote
 from roadmap.steps.hydra_guard import check_overrides
 from roadmap.steps.tree import CONF, step_tree
@@ -166,12 +166,10 @@ def find_generator(file: Path, params: Mapping[str, Any], overrides: Iterable[st
 def check_lists(file: Path) -> None:
     """Raise ConfigError for a list of the grid that Hydra would read otherwise than it looks."""
     try:
-        body: Any = read_yaml(file)
+        params = sweep_params(read_yaml(file))
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    for key in ("hydra", "sweeper", "params"):
-        body = body.get(key) if isinstance(body, dict) else None
-    for key, value in (body if isinstance(body, dict) else {}).items():
+    for key, value in params.items():
         if value is None or value in ("", []):
             raise ConfigError(f"{file}: hydra.sweeper.params.{key} is empty: the grid has no cell")
         if isinstance(value, list | dict):

@@ -90,10 +90,9 @@ def find_wandb_runs(text: str) -> tuple[list["WandbRun"], int, list[Problem]]:
 
 def _client() -> Any:
     """Return W&B's API client, which asks for no login and gives up in time."""
-    retries = {
-        f"x_{what}_retry_{key}": value for what in ("graphql", "file_transfer") for key, value in RETRIES.items()
-    }
-    start_service(settings=retries)
+    kinds = ("graphql", "file_transfer")
+    retries: dict[str, Any] = {f"x_{kind}_retry_{k}": value for kind in kinds for k, value in RETRIES.items()}
+    start_service(**retries)
     return import_wandb().Api(timeout=TIMEOUT_S)
 
 

@@ -58,7 +58,8 @@ def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str]
         beside = ", the seeds of a row side by side" if any(task.row for task in chosen) else ""
         echo(f"{selection.study.name}: {submission}; {len(slots)} at once{beside}")
         tasks += chosen
-    ahead = min(MAX_AHEAD, max(1, len(cores) // CORES_A_GROUP // len(slots))) if shared and several_fit() else 0
+    several_fit = {*nvidia_smi("compute_mode")} == {"Default"}  # an administrator may have made a GPU exclusive
+    ahead = min(MAX_AHEAD, max(1, len(cores) // CORES_A_GROUP // len(slots))) if shared and several_fit else 0
     return Scheduler(slots, echo, ahead).run(tasks)
 
 
@@ -67,11 +68,6 @@ def visible_gpus() -> dict[str, str]:
     found = dict(line.split(", ", 1) for line in nvidia_smi("index,name") if ", " in line)
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
-
-
-def several_fit() -> bool:
-    """Tell whether each GPU takes several processes: an administrator may have made it exclusive."""
-    return {*nvidia_smi("compute_mode")} == {"Default"}
 
 
 def nvidia_smi(query: str) -> list[str]:

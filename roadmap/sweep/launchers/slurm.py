@@ -120,8 +120,10 @@ def submit_array(
     folder = study.notes / FOLDER
     runs_file = folder / name / RUNS_FILE
     with disk_errors(folder):
+        # Closed to the world, and open to a group that may write the study.
+        mode = 0o770 if study.notes.stat().st_mode & stat.S_IWGRP else 0o700
         for each in (folder, runs_file.parent):
-            each.mkdir(mode=folder_mode(study), exist_ok=True)
+            each.mkdir(mode=mode, exist_ok=True)
         runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
     shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
     shared |= {"cluster": config.values(), **git_state_of(code)}
@@ -140,11 +142,6 @@ def submit_array(
         ) from None
     record_jobs(study, rows, jobs)
     return jobs[0].split("_")[0]
-
-
-def folder_mode(study: StudyDir) -> int:
-    """Return the mode of submitit's folder: closed to the world, and open to a group that may write the study."""
-    return 0o770 if study.notes.stat().st_mode & stat.S_IWGRP else 0o700
 
 
 def run_command(code: Path, row: Row) -> list[str]:
