@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("python -m roadmap.bench compiled: Triton is not installed")
     if args.products:
         return print_products(int(args.capability), args.all_tiles)
-    print(
-        "| pass | kernel | tile | registers | spilled bytes | instructions a multiply-add | warps an SM | bound, ms |"
-    )
+    print("| pass | kernel | tile | registers | spilled bytes | instructions a multiply-add | warps an SM | bound ms |")
     print("|---|---|---|---|---|---|---|---|")
     for name, tiles in (("map", MAP_TILES), ("weight gradient", WEIGHT_TILES)):
         for kernel in map(int, args.kernels):

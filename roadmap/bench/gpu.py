@@ -72,9 +72,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one part after the other until the time is up. Returns an exit code: 1 if a part has failed."""
     began = time.monotonic()
     options = empty_parser("gpu", __doc__)
-    options.add_argument(
-        "--minutes", type=float, default=8.0, help="that all of it takes at most; default: %(default)s"
-    )
+    options.add_argument("--minutes", type=float, default=8.0, help="that all may take; default: %(default)s")
     options.add_argument("--out", type=Path, help="a folder for what is found")
     options.add_argument("--root", type=Path, help="Fashion-MNIST for the runs of `make mini`")
     options.add_argument("--wheels", type=Path, default=CHECKOUT / "wheels", help="default: %(default)s, if there")

@@ -207,9 +207,8 @@ def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str,
     allowed = WORSE * plain.error + 1e-6
     ms = {form: m.ms for form, m in found.items() if m.ms is not None and (m.error or 0.0) <= allowed}
     best = min(ms, key=lambda form: ms[form])
-    rounded = {
-        name: round(value, 4) for name, value in (ms | {f"{name} bound": b for name, b in bounds.items()}).items()
-    }
+    shown = ms | {f"{name} bound": bound for name, bound in bounds.items()}
+    rounded = {name: round(value, 4) for name, value in shown.items()}
     return Row(
         operation=shape.operation, kernel=shape.kernel, stride=shape.stride, channels=shape.channels,
         height=shape.height, form=best, gain=round(plain.ms / ms[best], 3), ms=rounded,
@@ -229,9 +228,8 @@ def described(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str
     """Return a line about a shape: its forms, fastest first, with milliseconds."""
     size = f" {shape.kernel}x{shape.kernel}/{shape.stride}" if shape.kernel else ""
     order = sorted(found.items(), key=lambda item: item[1].ms if item[1].ms is not None else float("inf"))
-    forms = [
-        f"{form} {m.ms:.3f}" if m.ms is not None else f"{form} failed ({(m.failed or '')[:80]})" for form, m in order
-    ]
+    texts = {form: f"failed ({(m.failed or '')[:80]})" if m.ms is None else f"{m.ms:.3f}" for form, m in order}
+    forms = [f"{form} {text}" for form, text in texts.items()]
     least = ", ".join(f"{name} {ms:.3f}" for name, ms in bounds.items() if ms)
     where = f"{shape.operation}{size}, {shape.channels} channels, {shape.height}x{shape.height}"
     return f"{where}: {', '.join(forms)} ms; bounds: {least}"

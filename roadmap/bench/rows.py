@@ -48,9 +48,7 @@ def add_rows(options: ArgumentParser, rows: Sequence[str] = ()) -> None:
     """Add the options that choose rows, and the size of their images."""
     default = ",".join(rows) or "every row of the regime"
     options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
-    options.add_argument(
-        "--rows", type=names(step_tree()), default=rows, metavar="STEP,STEP", help=f"default: {default}"
-    )
+    options.add_argument("--rows", type=names(step_tree()), default=rows, metavar="STEP,STEP", help=f"or {default}")
     options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
 
 
@@ -90,11 +88,10 @@ def choose_setting(args: argparse.Namespace, configs: Mapping[str, Config], batc
 def builders(config: Config, setting: Setting, libraries: Sequence[str]) -> dict[str, Build]:
     """Return the functions that build a row's net: ours, then that of each library that has the row, by name."""
     found: dict[str, Build] = {"ours": lambda: build_net(config.model, setting.num_classes)}
+    step, cfg = config.step, config.model
     for library in libraries:
-        if has_net(library, config.step, config.model):
-            found[library] = partial(
-                peer_net, library, config.step, config.model, setting.num_classes, setting.image_size
-            )
+        if has_net(library, step, cfg):
+            found[library] = partial(peer_net, library, step, cfg, setting.num_classes, setting.image_size)
     return found
 
 

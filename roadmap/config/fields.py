@@ -121,9 +121,8 @@ class Section(BaseModel):
     def _one_of(cls, value: Any, info: ValidationInfo) -> Any:
         one_of = _extra(cls.model_fields[str(info.field_name)])["one_of"]
         if one_of and value not in one_of:
-            raise ConfigError(
-                f"{cls.prefix}{info.field_name}={shown(value)}: must be one of {', '.join(map(shown, one_of))}"
-            )
+            allowed = ", ".join(map(shown, one_of))
+            raise ConfigError(f"{cls.prefix}{info.field_name}={shown(value)}: must be one of {allowed}")
         return value
 
     @classmethod

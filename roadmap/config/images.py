@@ -25,9 +25,7 @@ class DataConfig(Section):
     root: Text | None = key(
         None, affects=Affects.place, evaluation=True, local=True, about="folder of the images; else ROADMAP_DATA"
     )
-    download: bool = key(
-        False, affects=Affects.place, evaluation=True, local=True, about="fetch a public set into `root`"
-    )
+    download: bool = key(False, affects=Affects.place, evaluation=True, local=True, about="fetch a set into `root`")
     num_classes: Int | None = key(None, ge=2, le=MAX_CLASSES, about="null: counted from the class folders")
     class_order: ClassOrder = key(
         ClassOrder.text, evaluation=True, about="labels of class folders: 1, 10, 2 as text; 1, 2, 10 by number"
@@ -70,7 +68,6 @@ class DataConfig(Section):
         if min(self.std) <= 0:
             raise ConfigError(f"data.std={shown(self.std)}: must be a list of three finite numbers above 0")
         if self.resize_size is not None and self.resize_size < self.image_size:
-            raise ConfigError(
-                f"data.resize_size={self.resize_size}: must be at least data.image_size={self.image_size}"
-            )
+            least = f"data.image_size={self.image_size}"
+            raise ConfigError(f"data.resize_size={self.resize_size}: must be at least {least}")
         return self

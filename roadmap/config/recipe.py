@@ -20,14 +20,10 @@ class RecipeConfig(Section):
     name: RecipeName = RecipeName.original
     epochs: Int = key(90, ge=1, le=100_000)
     batch_size: Int = key(256, ge=1, le=1_000_000, about="images per optimizer step, over all devices")
-    micro_batch: Int | None = key(
-        None, ge=1, le=1_000_000, about="images per device and forward pass; null: the whole batch"
-    )
+    micro_batch: Int | None = key(None, ge=1, le=1_000_000, about="images per forward pass; null: the whole batch")
     optimizer: Optimizer = Optimizer.sgd
     lr: Float = key(0.1, gt=0, le=1000, about="base learning rate, at `lr_batch_size`")
-    lr_batch_size: Int = key(
-        256, ge=1, le=1_000_000, about="images per optimizer step that `lr` is stated for", needs=LINEAR
-    )
+    lr_batch_size: Int = key(256, ge=1, le=1_000_000, about="images per step that `lr` is stated for", needs=LINEAR)
     lr_scaling: LrScaling = key(LrScaling.none, about="linear: base rate = lr x batch_size / lr_batch_size")
     min_lr: Float = key(0.0, ge=0, le=1000, about="where the cosine ends", needs=COSINE)
     warmup_epochs: Float = key(0.0, ge=0, le=100_000, about="linear from warmup_lr")
@@ -54,9 +50,7 @@ class RecipeConfig(Section):
     layer_scale: Float | None = key(None, gt=0, le=10)
     drop_path: Float = key(0.0, ge=0, le=0.99)
     clip_grad: Float | None = key(None, gt=0, le=1_000_000, about="norm to which gradients are clipped; null: none")
-    ema_decay: Float | None = key(
-        None, gt=0, le=1, about="moving average of weights and buffers; null: none (the roadmap)"
-    )
+    ema_decay: Float | None = key(None, gt=0, le=1, about="moving average of weights and buffers; null: none")
     precision: Precision = key(Precision.auto, evaluation=True)
     sync_batch_norm: bool = key(
         False, about="BatchNorm's statistics over all GPUs; false: of one GPU's micro-batch, as in the paper"
@@ -94,9 +88,8 @@ class RecipeConfig(Section):
                 f"recipe.batch_size={self.batch_size}: must be a multiple of recipe.micro_batch={self.micro_batch}"
             )
         if self.warmup_epochs > self.epochs:
-            raise ConfigError(
-                f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most recipe.epochs={self.epochs}"
-            )
+            most = f"recipe.epochs={self.epochs}"
+            raise ConfigError(f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most {most}")
         for name in ("mixup", "cutmix"):
             if 0 < (alpha := getattr(self, name)) < MIN_ALPHA:
                 raise ConfigError(f"recipe.{name}={alpha:g}: must be 0 or at least {MIN_ALPHA:g}")

@@ -56,9 +56,7 @@ class CheckpointConfig(Section):
     affects = Affects.place
     local = True
 
-    every_min: Float = key(
-        10.0, ge=0, le=100_000, about="minutes between checkpoints within an epoch, beside its end's"
-    )
+    every_min: Float = key(10.0, ge=0, le=100_000, about="minutes between checkpoints within an epoch")
     keep: Int = key(2, ge=2, le=1000, about="newest checkpoints kept, beside the best")
 
 
@@ -90,9 +88,7 @@ class Config(Section):
         affects=Affects.result,
         about="what training starts from: sha256 of the file in `weights`, or a library's name",
     )
-    images: Text | None = key(
-        None, evaluation=True, cells=False, about="of mode=predict: an image, or a folder of them"
-    )
+    images: Text | None = key(None, evaluation=True, cells=False, about="of mode=predict: an image, or a folder")
     features: bool = key(False, evaluation=True, cells=False, about="mode=predict writes what the last layer is given")
     format: ExportFormat | None = key(None, evaluation=True, cells=False, about="of mode=export")
     out: Text | None = key(None, evaluation=True, cells=False, about="the file that mode=predict or export writes")
@@ -103,9 +99,7 @@ class Config(Section):
         about="auto: torch.compile on a GPU, for large images and for rows that are compiled while another trains",
     )  # fmt: skip
     cuda_graph: When = key(When.auto, affects=Affects.rounding, about="optimizer steps as CUDA graphs")
-    kernels: Kernels = key(
-        Kernels.auto, affects=Affects.rounding, evaluation=True, about="forms of the net's operations"
-    )
+    kernels: Kernels = key(Kernels.auto, affects=Affects.rounding, evaluation=True, about="forms of operations")
     start_timeout_s: Float = key(600.0, ge=1, le=86_400, local=True, about="until all ranks have listed the images")
     comm_timeout_s: Float = key(
         120.0, ge=1, le=86_400, local=True, about="from then on: a rank that is silent for so long is lost"

@@ -27,9 +27,7 @@ class NetConfig(Section):
 
     # The toggles, in the roadmap's order.
     depths: Depths = key((3, 4, 6, 3), about="a list of four numbers of blocks, each from 1 to 200")
-    width: Int = key(
-        64, ge=1, le=4096, about="channels of the first stage's blocks (bottleneck width where not inverted)"
-    )
+    width: Int = key(64, ge=1, le=4096, about="channels of the first stage's blocks (the bottleneck's if not inverted)")
     stem: Stem = key(Stem.resnet, about="what turns the image into the first feature map (Sec. 2.2)")
     stem_stride: Int = key(4, one_of=(4, 2), about="pixels; 4 is the paper's, 2 leaves small images a larger map")
     depthwise: bool = key(False, about="the spatial conv is depthwise (Sec. 2.3)")
@@ -51,15 +49,9 @@ class NetConfig(Section):
     # What the paper leaves open, explained in docs/fidelity.md: our reading is the default, the other one an override.
     stem_norm: bool = key(True, about="reading 1: a norm follows the stem's conv, also after patchify")
     stem_activation: When = key(When.auto, about="reading 1; auto: goes with activations_per_block=1")
-    projection_norm: bool = key(
-        True, about="reading 2: the 1x1 shortcut projection keeps its norm, of the current kind"
-    )
-    residual_activation: When = key(
-        When.auto, about="reading 3: after the addition; auto: goes with activations_per_block=1"
-    )
-    head_norm: When = key(
-        When.auto, about="reading 4: after the final pooling; auto: enters with separate_downsampling"
-    )
+    projection_norm: bool = key(True, about="reading 2: the 1x1 shortcut projection has a norm, of the current kind")
+    residual_activation: When = key(When.auto, about="reading 3: after the addition; auto as for the stem's")
+    head_norm: When = key(When.auto, about="reading 4: after the pooling; auto: enters with separate_downsampling")
     stride_on: StrideOn = key(StrideOn.spatial, about="reading 6: the conv that carries a block's stride")
     conv_bias: When = key(When.auto, about="reading 7; auto: a conv has a bias unless a BatchNorm follows it")
     batch_norm_eps: Float = key(1e-5, gt=0, le=1)

@@ -47,9 +47,8 @@ def fetch(data: DataConfig, root: Path, missing: str) -> Path:
             return fetch_set(data.known, root)
     # torchvision raises RuntimeError for a wrong sum; URLError, timeouts and a full or read-only disk are OSError.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
-        raise DataError(
-            f"data.download=true: {data.name} could not be fetched into {root} ({reason(error)})"
-        ) from error
+        why = reason(error)
+        raise DataError(f"data.download=true: {data.name} could not be fetched into {root} ({why})") from error
 
 
 def fetch_set(row: DataSet, root: Path) -> Path:

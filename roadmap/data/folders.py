@@ -150,9 +150,8 @@ def list_images(
             listed = list(pool.map(partial(list_class, lenient=lenient), folders))
         found = [(f"{split}/{name}", images) for name, images in zip(names, listed, strict=True)]
         others += [f"{place}/{name}" for place, images in found for name in images.others]
-        files.names[split] = np.array(
-            [os.fsencode(f"{place}/{name}") for place, images in found for name in images.names]
-        )
+        names_of_split = [os.fsencode(f"{place}/{name}") for place, images in found for name in images.names]
+        files.names[split] = np.array(names_of_split)
         files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
         files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
         files.labels[split] = np.repeat(np.arange(len(names)), [len(images.names) for images in listed])
@@ -178,9 +177,7 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
     classes = sorted(found, key=CLASS_ORDERS[order])
     images = sorted(e.name for e in entries if not e.is_dir() and not is_hidden(e.name) and is_image(folder, e.name))
     if images:
-        raise DataError(
-            f"{folder}: holds {first_few(images)} outside of any class folder; every image belongs into one"
-        )
+        raise DataError(f"{folder}: holds {first_few(images)} outside of any class folder; each image belongs into one")
     if not classes:
         raise DataError(f"{folder}: has no class folders; expected {folder.name}/<class>/<image>.jpg")
     skipped = sorted(e.name for e in entries if e.is_dir() and is_hidden(e.name) and not is_system_name(e.name))
@@ -236,9 +233,8 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: no such folder; expected train/<class>/ and val/<class>/{nearby(folder)}"
-        ) from error
+        hint = f"expected train/<class>/ and val/<class>/{nearby(folder)}"
+        raise DataError(f"{folder}: no such folder; {hint}") from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({reason(error)})") from error
 

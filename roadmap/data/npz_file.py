@@ -71,6 +71,5 @@ def check_headers(path: Path, images: NpyHeader, labels: NpyHeader) -> None:
         raise DataError(f"{path}: labels are {labels}, must be integers ({shape[0]},)")
     unpacked, memory = math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
     if unpacked > memory:
-        raise DataError(
-            f"{path}: images are {images}, {unpacked >> 30} GiB, and this machine's memory is {memory >> 30} GiB"
-        )
+        sizes = f"{unpacked >> 30} GiB, and this machine's memory is {memory >> 30} GiB"
+        raise DataError(f"{path}: images are {images}, {sizes}")

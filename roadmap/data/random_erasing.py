@@ -40,10 +40,9 @@ def erase(images: Tensor, boxes: np.ndarray, starts: np.ndarray) -> None:
     size, rows = images.shape[1], np.flatnonzero(boxes[:, 2])
     if not len(rows):
         return
-    total = int((boxes[rows, 2] * boxes[rows, 3]).sum())
-    about = np.column_stack(
-        (rows, boxes[rows], starts[rows].view(np.int64), np.cumsum(boxes[rows, 2] * boxes[rows, 3]))
-    )
+    ends = np.cumsum(boxes[rows, 2] * boxes[rows, 3])
+    total = int(ends[-1])
+    about = np.column_stack((rows, boxes[rows], starts[rows].view(np.int64), ends))
     columns = to_device(torch.from_numpy(about), images.device)
     pixel = torch.arange(total, device=images.device)
     # With the size given, the host need not wait for the device to know how long the result is.

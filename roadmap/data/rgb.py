@@ -37,9 +37,7 @@ def from_16_bit(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     rgb = without_alpha(image) if "A" in image.getbands() else image.convert("RGB")
     if not flat and np.asarray(rgb).max() < 16:
-        raise ValueError(
-            "it uses the lowest 12 of 16 bits a channel, or fewer: 16 levels would be left; scale it to 8 bits"
-        )
+        raise ValueError("it uses at most the lowest 12 of 16 bits: 16 levels would be left; scale it to 8 bits")
     return rgb
 
 

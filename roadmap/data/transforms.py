@@ -62,10 +62,8 @@ def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
     if data.flip:
         steps.append(T.RandomHorizontalFlip())
     if data.rotate or data.zoom or data.shift:
-        scale = (1 - data.zoom, 1 + data.zoom)
-        steps.append(
-            T.RandomAffine(data.rotate, (data.shift, data.shift), scale, interpolation=T.InterpolationMode.BILINEAR)
-        )
+        shift, scale = (data.shift, data.shift), (1 - data.zoom, 1 + data.zoom)
+        steps.append(T.RandomAffine(data.rotate, shift, scale, interpolation=T.InterpolationMode.BILINEAR))
     if recipe.rand_augment is not None:
         steps.append(rand_augment(data, recipe))
     steps += [T.ToTensor(), T.Normalize(data.mean, data.std)]

@@ -96,9 +96,8 @@ def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
         else:
             raise DataError(f"{what} do not fit this net: no {foreign}; {hint(net)}")
     if extra := [key for key, value in given.items() if key not in names and isinstance(value, torch.Tensor)]:
-        raise DataError(
-            f"{what} do not fit this net: {extra[0]} has no place in it ({len(extra)} such keys); {hint(net)}"
-        )
+        extras = f"{extra[0]} has no place in it ({len(extra)} such keys)"
+        raise DataError(f"{what} do not fit this net: {extras}; {hint(net)}")
     net.load_state_dict(loaded)
 
 
@@ -180,9 +179,8 @@ def check_toggles(net: Net, fmt: str) -> None:
     for toggle, allowed in (others | known).items():
         value = getattr(net.cfg, toggle)
         if value not in allowed:
-            raise DataError(
-                f"weights in {fmt} format belong to nets with model.{toggle}={allowed[0]}, this one has {value}"
-            )
+            theirs = f"nets with model.{toggle}={allowed[0]}"
+            raise DataError(f"weights in {fmt} format belong to {theirs}, this one has {value}")
     if fmt != "torchvision resnet" and net.cfg.layer_scale is None and not net.cfg.grn:
         raise DataError(f"weights in {fmt} format belong to nets with layer scale, this one has model.layer_scale=null")
 

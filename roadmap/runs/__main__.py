@@ -17,17 +17,13 @@ from roadmap.text import ArgumentParser, clean, command_line, printable_lines
 @command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 64 for a wrong command, 65 where there is no run."""
-    parser = ArgumentParser(
-        prog="python -m roadmap.runs", description="List all runs with state, accuracy, time and path."
-    )
+    parser = ArgumentParser(prog="python -m roadmap.runs", description="List runs: state, accuracy, time and path.")
     source = "folders of runs, archives (default: ROADMAP_RUNS, or runs)"
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=source)
     for name in FILTERS:
         allowed = f" ({', '.join(STATES)})" if name == "state" else ""
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="X", help=f"only runs with these{allowed}")
-    parser.add_argument(
-        "--newest", action="store_true", help="most recently changed first (default: by study and step)"
-    )
+    parser.add_argument("--newest", action="store_true", help="latest change first (default: by study and step)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     default = os.environ.get("ROADMAP_RUNS") or "runs"

@@ -49,8 +49,6 @@ class DeferredMetrics:
                 rows[-1]["train/clipped_grad_norm"] = norm * min(1.0, self.clip_grad / (norm + 1e-6))
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.may_overflow):
                 what = "gradient" if math.isfinite(loss) else "loss"
-                step = row["global_step"]
-                return rows, NonFiniteError(
-                    f"step {step}: the {what} is not finite; the weights did not take that step"
-                )
+                where = f"step {row['global_step']}"
+                return rows, NonFiniteError(f"{where}: the {what} is not finite; the weights did not take that step")
         return rows, None

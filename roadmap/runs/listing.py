@@ -53,9 +53,8 @@ def list_runs(sources: Sequence[str]) -> list[ListedRun]:
         raise DataError(str(problems[0]) if problems else f"{clean(', '.join(sources))}: holds no run")
     runs = [ListedRun(clean(problem.path, 500), reason=clean(problem.reason, 300)) for problem in problems]
     runs += map(list_run, found)
-    return sorted(
-        runs, key=lambda r: (r.study, r.regime, r.data, paper.position(r.step, {}), r.cell, r.seed or 0, r.path)
-    )
+    runs.sort(key=lambda r: (r.study, r.regime, r.data, paper.position(r.step, {}), r.cell, r.seed or 0, r.path))
+    return runs
 
 
 def list_run(run: RecordedRun) -> ListedRun:

@@ -55,9 +55,7 @@ def config_files(folder: Path) -> list[Path]:
             continue
         seen.add((about.st_dev, about.st_ino))
         if len(seen) > MAX_FOLDERS:
-            raise ConfigError(
-                f"{folder}: holds more than {MAX_FOLDERS} folders; a folder of configs holds configs only"
-            )
+            raise ConfigError(f"{folder}: holds more than {MAX_FOLDERS} folders; it is for configs alone")
         found += [Path(root, name) for name in files if name.endswith(".yaml")]
     return sorted(found)
 

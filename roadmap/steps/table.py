@@ -141,12 +141,8 @@ def diff(before: Config, after: Config) -> str:
 
     classes = before.data.num_classes or 1000
     sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
-    flat = [
-        flatten({k: getattr(config, k).values() for k in ("model", "recipe", "data")}) for config in (before, after)
-    ]
-    changed = [
-        f"  {k}: {flat[0].get(k)} -> {flat[1].get(k)}" for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k)
-    ]
+    a, b = (flatten({k: getattr(c, k).values() for k in ("model", "recipe", "data")}) for c in (before, after))
+    changed = [f"  {key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
     parts = [
         f"{before.step} -> {after.step} ({before.regime.name})",
         "config:",
@@ -191,9 +187,8 @@ def folded(sign: str, changes: dict[str, str]) -> list[str]:
     lines = []
     for (name, text), blocks in alike.items():
         whole = len(blocks) > 1 and blocks == list(range(blocks[0], blocks[-1] + 1))
-        lines.append(
-            f"  {sign} {name.format(f'{blocks[0]}-{blocks[-1]}' if whole else ','.join(map(str, blocks)))} {text}"
-        )
+        numbers = f"{blocks[0]}-{blocks[-1]}" if whole else ",".join(map(str, blocks))
+        lines.append(f"  {sign} {name.format(numbers)} {text}")
     return lines
 
 
@@ -208,16 +203,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m roadmap.steps", description="All rows of a regime, their tree, or what changes between two."
     )
-    parser.add_argument(
-        "--regime", default="tiny", help="nano, mini, tiny, small, base, large or xlarge (default: tiny)"
-    )
+    parser.add_argument("--regime", default="tiny", help="nano, mini, tiny (default), small, base, large or xlarge")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--format", choices=tuple(FORMATS), default="table")
     shown.add_argument("--tree", action="store_true", help="which step follows which")
     shown.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what changes from step A to step B")
-    parser.add_argument(
-        "--config-dir", "-cd", metavar="FOLDER", help="a folder with steps of your own (FOLDER/step/NAME.yaml)"
-    )
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="with steps of your own (FOLDER/step/NAME.yaml)")
     args = parser.parse_args(words)
     if args.diff:
         print(diff(*(compose(name, args.regime, config_dir=args.config_dir) for name in args.diff)))

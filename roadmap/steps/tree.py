@@ -129,9 +129,7 @@ def _labels(path: Path) -> dict[str, dict[str, str]]:
         raise ConfigError(f"{path}: cannot be read as CSV in UTF-8 ({reason(error)})") from None
     for row in rows:
         if not row.get("step") or (row.get("adopted") or "yes") not in {"yes", "no", "reference"}:
-            raise ConfigError(
-                f"{path}: columns are step,label,adopted, and adopted is yes, no or reference (found {row})"
-            )
+            raise ConfigError(f"{path}: columns are step,label,adopted; adopted is yes, no or reference (found {row})")
     return {row["step"]: {k: v for k, v in row.items() if v and k} for row in rows}
 
 
@@ -139,9 +137,7 @@ def regimes() -> dict[str, str]:
     """Return the regimes by name, each with the scale that it belongs to."""
     order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
     found = {p.stem: _parse(read_config(p))["scale"] for p in (CONF / "regime").glob("*.yaml")}
-    return dict(
-        sorted(found.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order), item[0]))
-    )
+    return {name: found[name] for name in (*filter(found.__contains__, order), *sorted(found.keys() - {*order}))}
 
 
 def step_folders(config_dir: str | Path | None) -> list[Path]:

@@ -50,9 +50,8 @@ class ClusterConfig(Section):
         names = list(known)
         for name in self.images_per_s:
             if name not in (FIRST, *names):
-                raise ConfigError(
-                    f"cluster.images_per_s.{shown(name)}: there is no such row; {nearest(name, names, 20)}"
-                )
+                hint = nearest(name, names, 20)
+                raise ConfigError(f"cluster.images_per_s.{shown(name)}: there is no such row; {hint}")
 
 
 C = TypeVar("C", bound=ClusterConfig)

@@ -54,9 +54,8 @@ def reconcile(study: StudyDir) -> Reconciliation:
                 continue
             if rows[-1]["kind"] == "local":
                 if state.killed:
-                    result.left[state.key] = (
-                        f"{state.reason}; to continue: make roadmap STUDY={study.name} CLUSTER=local"
-                    )
+                    hint = f"to continue: make roadmap STUDY={study.name} CLUSTER=local"
+                    result.left[state.key] = f"{state.reason}; {hint}"
             elif state.state in ("failed", "stopped"):
                 slurm = slurm_jobs(rows)
                 if reason := reason_to_leave(state, slurm, answer.state(str(slurm[-1]["job"]))):
@@ -96,9 +95,7 @@ def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
     first = group[0][1]
     code = study.notes / FOLDER / first["snapshot"]
     if not code.is_dir():
-        raise ConfigError(
-            f"{code}: is gone, so the code of these cells is; make roadmap starts them with the code of now"
-        )
+        raise ConfigError(f"{code}: the code of these cells is gone; make roadmap starts them with today's")
     refuse_unsafe(code, study.path.parent, "RUNS")
     tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
     submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")

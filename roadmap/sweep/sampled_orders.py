@@ -34,9 +34,7 @@ class SampledOrders(Generator):
         for words in grid:
             for word in words:
                 if (name := word.partition("=")[0].lstrip("+~")) in CHOSEN:
-                    raise ConfigError(
-                        f"{word}: the study's orders choose each {name}; attribution.orders=N says how many"
-                    )
+                    raise ConfigError(f"{word}: the orders choose each {name}; attribution.orders=N says how many")
             for net, seeds in training_seeds(map(sampled_order, range(self.orders))):
                 step, variants = choice(net)
                 for seed in range(seeds):

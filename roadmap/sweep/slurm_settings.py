@@ -129,9 +129,7 @@ def checked_option(command: str, name: str, value: Any) -> tuple[str, str | bool
     option, text = name.replace("_", "-"), value if isinstance(value, str) else shown(value)
     head = f"cluster.{command}.{shown(name)}"
     if not OPTION.fullmatch(option):
-        raise ConfigError(
-            f"{head}: is not the name of an option; letters, digits and dashes, as {command} --help has them"
-        )
+        raise ConfigError(f"{head}: is not the name of an option: letters, digits and dashes, as in {command} --help")
     # Slurm takes an option's first letters for it.
     if owned := next((own for own in OWN[command] if own.startswith(option)), None):
         setting = OWN[command][owned]
@@ -147,7 +145,5 @@ def checked_option(command: str, name: str, value: Any) -> tuple[str, str | bool
     if len(text) > MAX_TEXT or not text.isprintable():
         raise ConfigError(f"{head}={shown(ascii(text)[1:-1])}: must be one line of at most {MAX_TEXT} characters")
     if SECRET.search(text) or any(secret in text for secret in secrets_here()):
-        raise ConfigError(
-            f"{head}: holds what looks like a secret, and options are kept in files; set it in your shell"
-        )
+        raise ConfigError(f"{head}: holds what looks like a secret; options are kept in files, so set it in your shell")
     return option, text

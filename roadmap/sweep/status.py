@@ -44,9 +44,7 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
     ]
     lines += filter(None, [phase_line(study, cells), hours_line(cells), disk_line(study, cells)])
     if stuck := sum(cell.never_starts for cell in cells):
-        lines.append(
-            f"{stuck} of them can never start as submitted: make cancel, then make roadmap with other settings."
-        )
+        lines.append(f"{stuck} of them can never start as submitted: make cancel, then make roadmap with others.")
     if not queue.answered:
         lines.append(f"The queue does not answer ({queue.error}); what only the queue knows is unknown.")
     return "\n".join(lines)
@@ -100,11 +98,10 @@ def hours_line(cells: Sequence[CellState]) -> str:
     return f"{'CPU' if on_cpu else 'GPU'}-hours: {', '.join(parts)}"
 
 
-def disk_line(study: StudyDir, cells: Iterable[CellState]) -> str:
+def disk_line(study: StudyDir, cells: Sequence[CellState]) -> str:
     """Return what the checkpoints take on the disk, and what of it finished runs no longer need; nothing for none."""
-    taken, surplus = (
-        sum(filter(None, (getattr(cell, name) for cell in cells))) for name in ("checkpoints_gb", "surplus_gb")
-    )
+    taken = sum(cell.checkpoints_gb or 0.0 for cell in cells)
+    surplus = sum(cell.surplus_gb or 0.0 for cell in cells)
     more = f"; make prune STUDY={study.name} removes {size_text(surplus)} that finished runs no longer need"
     return f"checkpoints: {size_text(taken)}" + (more if surplus else "") if taken else ""
 

@@ -213,9 +213,8 @@ def check_cell(file: Path, cell: Cell, same: Cell | None) -> None:
         if name != "study" and getattr(cell.config, name) != default:
             raise ConfigError(f"{file}: {name}={shown(getattr(cell.config, name))}: cannot be set for a study's cells")
     if same is not None:
-        raise ConfigError(
-            f"{file}: two cells are the same run: {' '.join(same.overrides)} and {' '.join(cell.overrides)}"
-        )
+        both = f"{' '.join(same.overrides)} and {' '.join(cell.overrides)}"
+        raise ConfigError(f"{file}: two cells are the same run: {both}")
 
 
 def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]], Config]:

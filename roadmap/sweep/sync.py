@@ -92,9 +92,8 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id):
         raise ValueError(f"{STATUS}: wandb_id={clean(run_id, 40)} is none")
     there = rows_there(api, config, run_id)
-    rows = [
-        row for row in read_metrics(run / METRICS).rows if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there
-    ]
+    ledger = read_metrics(run / METRICS).rows
+    rows = [row for row in ledger if (row["kind"], row[ROW_KEYS[row["kind"]][0]]) not in there]
     if rows:
         config.wandb.mode = WandbMode.online
         logger = WandbLogger(config, run, run_id, values, echo)

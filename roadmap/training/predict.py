@@ -117,9 +117,8 @@ def predict_all(
                         best = list(zip(its_classes.tolist(), of_image.tolist(), strict=True))
                         require_finite(config, name, of_image)
                         table.write(name, best)
-                        sweep.print(
-                            f"{printable(name)}: {', '.join(f'{classes[c]} ({100 * p:.2f} %)' for c, p in best)}"
-                        )
+                        shown = ", ".join(f"{classes[c]} ({100 * p:.2f} %)" for c, p in best)
+                        sweep.print(f"{printable(name)}: {shown}")
                     if archive is not None:
                         archive.write(names, features.numpy())
                 progress.count(len(ids) + len(unread), broken)

@@ -115,10 +115,8 @@ def mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
     lines = []
     for (study, kind, text), unusual in found.items():
         total = sum(_study(run) == study for run in runs)
-        first = unusual[0]
-        lines.append(
-            Problem(f"{first.study} ({first.regime}, {first.data})", f"{len(unusual)} of {total} runs have {text}")
-        )
+        where = f"{unusual[0].study} ({unusual[0].regime}, {unusual[0].data})"
+        lines.append(Problem(where, f"{len(unusual)} of {total} runs have {text}"))
         for run in unusual:
             marks[id(run)].append(kind)
     return [replace(run, marks=(*run.marks, *marks[id(run)])) for run in runs], lines
@@ -155,9 +153,8 @@ def _rules(runs: Sequence[Run]) -> Iterable[tuple[str, str, Neighbours, Value]]:
 def _keys(runs: Sequence[Run], effect: str) -> list[str]:
     """Return the keys that affect the result, or rounding alone: the schema's, and what it has lost of these."""
     lost = {key for run in runs for key in run.config if key not in KEYS and key.startswith(SECTIONS)}
-    return sorted(
-        {key for key, about in KEYS.items() if about.affects == effect} | (lost if effect == "result" else set())
-    )
+    known = {key for key, about in KEYS.items() if about.affects == effect}
+    return sorted(known | lost if effect == "result" else known)
 
 
 def _study(run: Run) -> Hashable:
@@ -188,10 +185,9 @@ def _unusual(runs: Sequence[Run], near: Neighbours, value: Value) -> Iterable[tu
 
 
 def _difference(key: str, value: Any, usual: Any, near: Neighbours) -> str:
-    whose = f"most runs of its {'study' if near is _study else 'recipe'}"
-    return (
-        f"{key}={_short(value)}, not {_short(usual)} like {'the other seeds of its cell' if near is _cell else whose}"
-    )
+    others = f"most runs of its {'study' if near is _study else 'recipe'}"
+    others = "the other seeds of its cell" if near is _cell else others
+    return f"{key}={_short(value)}, not {_short(usual)} like {others}"
 
 
 def _short(value: Any) -> str:

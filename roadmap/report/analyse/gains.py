@@ -101,9 +101,8 @@ def _over_images(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     common = sorted(set(cell.seeds) & set(parent.seeds))
     if not common:
         return gain
-    ours, theirs = (
-        bits[[side.seeds.index(seed) for seed in common]] for bits, side in ((ours, cell), (theirs, parent))
-    )
+    ours = ours[[cell.seeds.index(seed) for seed in common]]
+    theirs = theirs[[parent.seeds.index(seed) for seed in common]]
     gain = replace(gain, changes=image_changes(ours, theirs, _classes(every)))
     found = statistics.mcnemar(ours[0], theirs[0])
     return replace(gain, only_this=found.only_this, only_parent=found.only_other, mcnemar_p=found.p)
@@ -121,9 +120,8 @@ def _beside_paper(gain: Gain, cell: Cell, parent: Cell) -> Gain:
     if cell.paper is None or parent.paper is None:
         return gain
     found = statistics.welch(_three(cell.paper), _three(parent.paper))
-    return replace(
-        gain, paper_gain=cell.paper.top1 - parent.paper.top1, paper_interval=found.interval if found else None
-    )
+    interval = found.interval if found else None
+    return replace(gain, paper_gain=cell.paper.top1 - parent.paper.top1, paper_interval=interval)
 
 
 def _three(row: paper.PaperRow) -> tuple[float, ...]:

@@ -166,10 +166,8 @@ def _steps(axes: Axes, cells: Cells, sizes: Sizes) -> None:
             point: dict[str, Any] = {"ms": 0.36 * sizes.font, "mfc": "white", "mec": QUIET, "mew": 0.7, "zorder": 5}
             (dot,) = axes.plot(cell.paper.top1, row + 0.26, "D", label=f"paper {cell.step}", **point)
             hover(dot, f"{cell.label}: the paper's top-1 {cell.paper.top1:.2f} %")
-            if cell.paper.top1_std is not None:
-                axes.errorbar(
-                    cell.paper.top1, row + 0.26, xerr=cell.paper.top1_std, fmt="none", ecolor=QUIET, elinewidth=0.7
-                )
+            if (std := cell.paper.top1_std) is not None:
+                axes.errorbar(cell.paper.top1, row + 0.26, xerr=std, fmt="none", ecolor=QUIET, elinewidth=0.7)
 
 
 def _dot(axes: Axes, y: float, cell: Cell, sizes: Sizes) -> None:
@@ -177,9 +175,8 @@ def _dot(axes: Axes, y: float, cell: Cell, sizes: Sizes) -> None:
     if cell.top1_std is not None:
         axes.errorbar(cell.top1, y, xerr=cell.top1_std, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.0, zorder=4)
     symbol, fill = _symbol(cell)
-    (dot,) = axes.plot(
-        cell.top1, y, symbol, label=cell.step, ms=0.55 * sizes.font, mfc=fill, mec=INK, mew=0.9, zorder=5
-    )
+    size = 0.55 * sizes.font
+    (dot,) = axes.plot(cell.top1, y, symbol, label=cell.step, ms=size, mfc=fill, mec=INK, mew=0.9, zorder=5)
     std = "" if cell.top1_std is None else f" ± {cell.top1_std:.2f}"
     gain = f", {signed(cell.gain.gain)} over {cell.gain.parent}" if cell.gain else ""
     hover(dot, f"{cell.label}: top-1 {cell.top1:.2f} %{std}, n = {cell.n}{gain}")

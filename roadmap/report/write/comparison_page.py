@@ -21,8 +21,9 @@ GAIN = (
 
 def as_text(found: Comparison, layers: Sequence[str]) -> str:
     """Return the page: who, what differs, the nets, what came out, and with what it was made."""
-    parts = [[_title("A", found.a), _title("B", found.b)]]
-    if left_out := [f"  {letter}: {item}" for letter, side in _sides(found) for item in side.left_out]:
+    sides = {"A": found.a, "B": found.b}
+    parts = [[_title(letter, side) for letter, side in sides.items()]]
+    if left_out := [f"  {letter}: {item}" for letter, side in sides.items() for item in side.left_out]:
         parts.append(["Not counted", *left_out[:LISTED], *_more(left_out)])
     parts.append(["B over A, top-1 in points", *(f"  {line}" for line in _tests(found))])
     parts.append(["Numbers, mean over seeds", *_numbers(found)])
@@ -33,10 +34,6 @@ def as_text(found: Comparison, layers: Sequence[str]) -> str:
     parts.append(["Made with", *(f"  {line}" for change in found.provenance for line in _source_lines(change))])
     parts.append(["Layers", *(f"  {line}" for line in layers[:LISTED]), *_more(layers)])
     return "\n\n".join("\n".join(part) for part in parts)
-
-
-def _sides(found: Comparison) -> tuple[tuple[str, Side], tuple[str, Side]]:
-    return ("A", found.a), ("B", found.b)
 
 
 def _more(lines: Sequence[object], most: int = LISTED) -> list[str]:
@@ -86,9 +83,7 @@ def _source_lines(change: Change) -> list[str]:
         return [f"{change.name}: {change.a}"]
     sides = [text.split(", ") for text in (change.a, change.b)]
     own = [", ".join(part for part in side if part not in other) for side, other in (sides, sides[::-1])]
-    return [
-        f"{change.name} of {letter}: {text or 'the same, and less'}" for letter, text in zip("AB", own, strict=True)
-    ]
+    return [f"{change.name} of {name}: {text or 'the same, and less'}" for name, text in zip("AB", own, strict=True)]
 
 
 def _changes(changes: Sequence[Change]) -> list[str]:

@@ -42,9 +42,8 @@ def send_summaries(groups: Sequence[Group], sources: Sequence[str]) -> list[str]
         try:
             lines.append(f"W&B: {Budget(LIMIT_S).call(_send, study, found, _config(sources))}")
         except Exception as error:  # the client raises what its layers raise
-            raise StoppedEarly(
-                f"{clean(study)}: W&B does not take the summary ({one_line(error)}); try again"
-            ) from None
+            why = one_line(error)
+            raise StoppedEarly(f"{clean(study)}: W&B does not take the summary ({why}); try again") from None
     return lines
 
 

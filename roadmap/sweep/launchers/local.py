@@ -90,13 +90,11 @@ def cut_slots(config: Config, gpus: dict[str, str], cores: Sequence[int], *, use
             "or cluster.mixed_gpus=true to mix them"
         )
     number = len(gpus if use_gpus else cores)
-    starts = range(0, number - size + 1, size)
-    if not starts:
+    shares = [slice(start, start + size) for start in range(0, number - size + 1, size)]
+    if not shares:
         raise ConfigError(f"cluster.per_cell={size}: there are {number} {'GPUs' if use_gpus else 'CPU cores'} here")
-    slots = (
-        Slot(gpus=tuple(gpus)[i : i + size]) if use_gpus else Slot(cores=tuple(cores)[i : i + size]) for i in starts
-    )
-    return list(slots)[: config.max_running]
+    slots = [Slot(gpus=tuple(gpus)[s]) if use_gpus else Slot(cores=tuple(cores)[s]) for s in shares]
+    return slots[: config.max_running]
 
 
 def claim_cells(selection: Selection, *, shared: bool) -> tuple[str, list[LocalTask]]:

@@ -35,9 +35,7 @@ FOLDER = "slurm"  # of submitit's files, below the study's notes
 def require() -> None:
     """Raise ConfigError where there is no Slurm."""
     if shutil.which("sbatch") is None:
-        raise ConfigError(
-            "CLUSTER=slurm: there is no Slurm here (no sbatch); CLUSTER=local runs the study on this machine"
-        )
+        raise ConfigError("CLUSTER=slurm: there is no Slurm here (no sbatch); CLUSTER=local runs the study here")
 
 
 def check_gpu_types(cells: Iterable[Config]) -> None:
@@ -137,9 +135,8 @@ def submit_array(
         study.set_pending(None)
         raise
     except StoppedEarly as error:
-        raise StoppedEarly(
-            f"{study.name}: {error}; make status shows what there is, make roadmap completes it"
-        ) from None
+        hint = "make status shows what there is, make roadmap completes it"
+        raise StoppedEarly(f"{study.name}: {error}; {hint}") from None
     record_jobs(study, rows, jobs)
     return jobs[0].split("_")[0]
 
