@@ -290,8 +290,8 @@ class TestStudy:
         ("attribution", "attribution.orders=0", "attribution.orders=0: must be at least 1 and at most 500"),
         ("attribution", "attribution.orders=many", "attribution.orders=many: must be a whole number"),
         ("attribution", "attribution.order=3", "did you mean attribution.orders"),
-        ("attribution", "seed=3", "seed=3: the study's orders choose each seed"),
-        ("attribution", "+step=gelu", "+step=gelu: the study's orders choose each step"),
+        ("attribution", "seed=3", "seed=3: the orders choose each seed"),
+        ("attribution", "+step=gelu", "+step=gelu: the orders choose each step"),
         ("demo", "attribution.orders=3", "attribution.orders=3: is for the study attribution, and this is demo"),
     ])  # fmt: skip
     def test_what_cannot_be_is_refused_in_plain_words(self, name, word, told):
