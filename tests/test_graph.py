@@ -49,7 +49,13 @@ def job_of():
         config = compose(step, overrides=[*SMALL, f"seed={seed}", *overrides])
         images = datasets.load(config.data)
         return RunContext(
-            config, images, ranks, NullLogger(Precision.fp32), None, Precision.fp32, cache={} if kept is None else kept
+            config,
+            images,
+            ranks,
+            NullLogger({"precision": Precision.fp32}),
+            None,
+            Precision.fp32,
+            cache={} if kept is None else kept,
         )
 
     return make

@@ -105,10 +105,8 @@ def draw_augmentation(num_images: int, data: DataConfig, seed: int, epoch: int) 
     if data.crop == Crop.resized:
         box = resized_boxes(num_images, data.image_size, draw)
     if data.rotate or data.zoom or data.shift:
-        shifts = torch.stack((shift_x, shift_y), 1)
-        theta = affine_theta(
-            torch.deg2rad(symmetric(angle, data.rotate)), 1 + symmetric(zoom, data.zoom), symmetric(shifts, data.shift)
-        )
+        angles, scales = torch.deg2rad(symmetric(angle, data.rotate)), 1 + symmetric(zoom, data.zoom)
+        theta = affine_theta(angles, scales, symmetric(torch.stack((shift_x, shift_y), 1), data.shift))
     return Augmentation(flip < 0.5 if data.flip else None, window, box, theta)
 
 

@@ -25,9 +25,8 @@ def draw_erased(prob: float, size: int, seed: int, epoch: int, ids: np.ndarray) 
     fits = (heights < size) & (widths < size)
     first, rows = fits.argmax(1), np.arange(len(ids))
     h, w = heights[rows, first], widths[rows, first]
-    box = np.stack((np.floor(drawn[:, -3] * (size - h + 1)), np.floor(drawn[:, -2] * (size - w + 1)), h, w), 1).astype(
-        np.int64
-    )
+    top, left = np.floor(drawn[:, -3] * (size - h + 1)), np.floor(drawn[:, -2] * (size - w + 1))
+    box = np.stack((top, left, h, w), 1).astype(np.int64)
     box[~(fits.any(1) & (drawn[:, -1] < prob))] = 0
     return box
 

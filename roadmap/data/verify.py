@@ -150,10 +150,8 @@ def image_ids(found: Files) -> np.ndarray:
     """Return 64 bits for each image, of its name, size and time of change: a file that was replaced is another."""
     ids = bytearray()
     for split in SPLITS:
-        for name, size, mtime in zip(
-            found.names[split], found.sizes[split].tolist(), found.mtimes[split].tolist(), strict=True
-        ):
-            ids += hashlib.blake2b(b"%s\0%d\0%d" % (name, size, mtime), digest_size=8).digest()
+        for about in zip(found.names[split], found.sizes[split].tolist(), found.mtimes[split].tolist(), strict=True):
+            ids += hashlib.blake2b(b"%s\0%d\0%d" % about, digest_size=8).digest()
     return np.frombuffer(bytes(ids), dtype=np.uint64)
 
 

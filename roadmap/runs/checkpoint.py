@@ -160,9 +160,8 @@ def find_newest(folder: Path) -> Found | None:
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
     if any(folder.glob("*.pt")):
-        raise DataError(
-            f"{folder}: no checkpoint can be used ({'; '.join(skipped)}); fresh=true starts over and sets this aside"
-        )
+        why = "; ".join(skipped)
+        raise DataError(f"{folder}: no checkpoint can be used ({why}); fresh=true starts over and sets this aside")
     return None
 
 

@@ -6,7 +6,6 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from roadmap.config.choices import Precision
 from roadmap.runs.deferred_metrics import DeferredMetrics
 
 T = TypeVar("T")
@@ -15,8 +14,8 @@ T = TypeVar("T")
 class NullLogger:
     """Of the other ranks: writes nothing, reads the same numbers, so that all stop where one is not finite."""
 
-    def __init__(self, precision: Precision) -> None:
-        self._deferred = DeferredMetrics(precision)
+    def __init__(self, run_info: dict[str, Any]) -> None:
+        self._deferred = DeferredMetrics(run_info["precision"])
 
     def __enter__(self) -> Self:
         return self

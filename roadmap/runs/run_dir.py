@@ -151,14 +151,11 @@ class RunDir:
         except OSError as error:
             raise DiskError(f"{self.path}: cannot be read ({error.strerror})") from None
         except ValueError as error:
-            reason = one_line(error)
-            raise Refused(
-                f"{self.path}: contains a record that cannot be read ({reason}); fresh=true sets it aside"
-            ) from None
+            what = f"contains a record that cannot be read ({one_line(error)})"
+            raise Refused(f"{self.path}: {what}; fresh=true sets it aside") from None
         if changes:
-            raise Refused(
-                f"{self.path}: contains a run with another config ({'; '.join(changes[:5])}); fresh=true sets it aside"
-            )
+            what = f"contains a run with another config ({'; '.join(changes[:5])})"
+            raise Refused(f"{self.path}: {what}; fresh=true sets it aside")
         return before
 
     def is_done(self, values: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ lists may be set. Its parser has no limits, so words that are too long, nested t
 import math
 import re
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,7 @@ def _check_override(word: str, folders: Sequence[Path]) -> int:
 
 
 def _check_length(word: str) -> None:
-    depth = deepest = 0
-    for char in word[:MAX_WORD]:
-        depth += (char in "[{(") - (char in ")}]")
-        deepest = max(deepest, depth)
+    deepest = max(accumulate(((char in "[{(") - (char in ")}]") for char in word[:MAX_WORD]), initial=0))
     limit = MAX_BRACKETS if deepest else MAX_WORD
     if len(word) > limit:
         raise ConfigError(f"{shorten(word, 80)}: has {len(word)} characters, at most {limit}")

@@ -160,11 +160,10 @@ def layer_changes(before: NetConfig, after: NetConfig, num_classes: int) -> list
     from roadmap.net import describe
 
     nets = [describe(model, num_classes) for model in (before, after)]
-    added = {name: shape(nets[1][name]) for name in nets[1] if name not in nets[0]}
-    removed = {name: shape(nets[0][name]) for name in nets[0] if name not in nets[1]}
-    reshaped = {
-        n: f"{shape(nets[0][n])} -> {shape(nets[1][n])}" for n in nets[0] if n in nets[1] and nets[0][n] != nets[1][n]
-    }
+    a, b = ({name: shape(sizes) for name, sizes in net.items()} for net in nets)
+    added = {name: b[name] for name in b if name not in a}
+    removed = {name: a[name] for name in a if name not in b}
+    reshaped = {name: f"{a[name]} -> {b[name]}" for name in a if name in b and a[name] != b[name]}
     return [
         f"parameters of the net: {len(added)} added, {len(removed)} removed, {len(reshaped)} reshaped",
         *folded("+", added),

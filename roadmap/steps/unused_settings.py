@@ -7,6 +7,7 @@ from roadmap.config.choices import Crop, Mode, Norm, Pipeline
 from roadmap.steps.recorded import takes_a_run
 from roadmap.text import flatten
 
+OF_TRAINING = ("fresh", "allow_drift", "devices", "compile", "cuda_graph")
 # Keys that depend on more than one other key (for those that depend on one, the schema has `needs`): whether the key is
 # read, and what it needs.
 READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
@@ -35,12 +36,8 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     **dict.fromkeys(("images", "features"), (lambda c: c.mode == Mode.predict, "mode=predict")),
     "format": (lambda c: c.mode == Mode.export, "mode=export"),
     "out": (lambda c: c.mode in (Mode.predict, Mode.export), "mode=predict or mode=export"),
-    **dict.fromkeys(
-        ("scale", "debug"), (lambda c: not takes_a_run(c.mode, c.weights), "weights=FILE: a run has its own config")
-    ),
-    **dict.fromkeys(
-        ("fresh", "allow_drift", "devices", "compile", "cuda_graph"), (lambda c: not c.mode.takes_a_net, "mode=train")
-    ),
+    **dict.fromkeys(("scale", "debug"), (lambda c: not takes_a_run(c.mode, c.weights), "weights=FILE, not of a run")),
+    **dict.fromkeys(OF_TRAINING, (lambda c: not c.mode.takes_a_net, "mode=train")),
 }
 
 

@@ -78,9 +78,8 @@ def cell_states(study: StudyDir) -> tuple[list[CellState], slurm_queue.Queue]:
     """Return every cell of a study, and what the queue answered. Raises DataError where nothing was submitted."""
     cells, jobs = study.cells(), study.jobs()
     submitted = [rows for rows in map(slurm_jobs, jobs.values()) if rows]
-    answer = slurm_queue.query(
-        (str(row["name"]) for rows in submitted for row in rows), (str(rows[-1]["job"]) for rows in submitted)
-    )
+    names = [str(row["name"]) for rows in submitted for row in rows]
+    answer = slurm_queue.query(names, [str(rows[-1]["job"]) for rows in submitted])
     states = {cell["key"]: cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells}
     if pending := study.pending():
         add_pending(states, pending, slurm_queue.query([pending["name"]]))
@@ -113,9 +112,8 @@ def known_states(study: StudyDir) -> list[CellState]:
     """Return every cell's state. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
     states, answer = cell_states(study)
     if not answer.answered:
-        raise ConfigError(
-            f"{study.name}: Slurm does not answer ({answer.error}), so it is not known what is queued; try again"
-        )
+        unknown = "so it is not known what is queued; try again"
+        raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}), {unknown}")
     return states
 
 
@@ -212,9 +210,8 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
     if last is None:
         return _never_submitted(status, alive)
     if job is None:
-        return State(
-            "unknown", f"it is on {last['host']}; check there" if last["kind"] == "local" else "Slurm does not answer"
-        )
+        elsewhere = f"it is on {last['host']}; check there"
+        return State("unknown", elsewhere if last["kind"] == "local" else "Slurm does not answer")
     return _job_ended(own, last, job)
 
 

@@ -38,7 +38,7 @@ from roadmap.errors import RoadmapError, StoppedEarly, exit_code
 from roadmap.files import deny_others, read_json
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.result import result_line
-from roadmap.text import printable_lines, redact_output
+from roadmap.text import command_line
 from roadmap.training.group import Group, GroupRun
 
 POLL_S = 0.2
@@ -74,11 +74,11 @@ class StdinGate:
         return self.opened
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Train the runs of a file; return the worst of their exit codes."""
     reports = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever is printed is no report
-    redact_output()
     deny_others()
     gc.freeze()  # garbage is never looked for among what is imported: 0.2 s in which no step would be launched
     codes: list[int] = []
@@ -125,10 +125,6 @@ def error_text(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except RoadmapError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        code = error.code
+    code = main(sys.argv[1:])
     leave_at_once(code, silent=True)  # all is done: a late signal changes no code
     sys.exit(code)

@@ -20,11 +20,8 @@ from roadmap.files import MAX_JSON
 from roadmap.net import cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
-from roadmap.runs.null_logger import NullLogger
-from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import differences, identity
 from roadmap.runs.run_dir import RunDir
-from roadmap.runs.run_logger import RunLogger
 from roadmap.runs.schema import CHECKPOINTS
 from roadmap.text import printable
 from roadmap.training import mixup
@@ -97,15 +94,6 @@ def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitS
     run.load_status(config.values(), run_info, allow_drift=config.allow_drift)
     run.count_deaths()
     return run.status.get("state") == "done"
-
-
-def build_logger(
-    run: RunDir, config: Config, run_info: dict[str, Any], ranks: Ranks, sweep: SweepProgress
-) -> RunLogger | NullLogger:
-    """Return what records the run: rank 0 alone writes."""
-    if ranks.is_main:
-        return RunLogger(run, config, run_info, ranks.device, sweep)
-    return NullLogger(run_info["precision"])
 
 
 def restore(ctx: RunContext, run: RunDir) -> TrainState:

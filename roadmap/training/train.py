@@ -25,10 +25,12 @@ from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
+from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import identity
 from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir, run_path
+from roadmap.runs.run_logger import RunLogger
 from roadmap.runs.schema import STATUS
 from roadmap.training.cuda_graph import release_step
 from roadmap.training.device_errors import device_errors, memory_errors
@@ -42,7 +44,7 @@ from roadmap.training.evaluation import (
 )
 from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.optim import learning_rate
-from roadmap.training.setup import build_logger, check_run, load_images, open_run, restore
+from roadmap.training.setup import check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import require_steps_taken, train_step
 
@@ -110,7 +112,7 @@ def run_steps(
         ranks.status = run.path / STATUS
         stop = shared_stop or stack.enter_context(StopSignal(ranks))
         stack.callback(lambda: setattr(sweep, "stopped", stop.signal is not None))
-        logger = build_logger(run, config, run_info, ranks, sweep)
+        logger = RunLogger(run, config, run_info, ranks.device, sweep) if ranks.is_main else NullLogger(run_info)
         stack.enter_context(logger)
         stack.callback(setattr, stop, "interrupts", False)  # the record is closed, however often Ctrl-C is pressed
         stack.enter_context(ranks.share_errors())
@@ -148,11 +150,9 @@ def fit(ctx: RunContext, state: TrainState) -> Steps[Metrics]:
 
 def train_one_epoch(ctx: RunContext, state: TrainState, epoch: int) -> Steps[None]:
     """Take the optimizer steps of an epoch that are not done yet."""
-    config, logger = ctx.config, ctx.logger
+    config, logger, num_images = ctx.config, ctx.logger, len(ctx.images.train.labels)
     done = state.global_step - epoch * ctx.steps_per_epoch
-    index_batches = sampling.train_index_batches(
-        len(ctx.images.train.labels), config.recipe.batch_size, config.seed, epoch, skip=done
-    )
+    index_batches = sampling.train_index_batches(num_images, config.recipe.batch_size, config.seed, epoch, skip=done)
     micro_batches = [part for batch in index_batches for part in batch.split(ctx.micro_batch)]
     batches = data.train_batches(
         ctx.images.train, config.data, config.recipe, micro_batches[ctx.ranks.rank :: ctx.ranks.world_size],

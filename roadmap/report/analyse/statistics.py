@@ -112,9 +112,8 @@ def mcnemar(bits: np.ndarray, parent: np.ndarray) -> McNemar:
     if only_this + only_other == 0:
         return McNemar(0, 0, None)
     both, neither = int((bits & parent).sum()), int((~bits & ~parent).sum())
-    found = mcnemar_test(
-        [[both, only_this], [only_other, neither]], exact=only_this + only_other < EXACT_BELOW, correction=False
-    )
+    exact = only_this + only_other < EXACT_BELOW
+    found = mcnemar_test([[both, only_this], [only_other, neither]], exact=exact, correction=False)
     return McNemar(only_this, only_other, float(found.pvalue))
 
 

@@ -159,10 +159,8 @@ def _worth_handles(found: Attribution) -> list[Line2D]:
 def _worth_notes(found: Attribution) -> str:
     if found.lacks:
         return f"no interval is known: {found.lacks}"
-    told = any(worth.in_order_p is not None for worth in found.worths)
-    return "lines: 95 % over orders and seeds" + (
-        "\n* its step in the paper's order differs significantly from the mean (Holm)" * told
-    )
+    note = "\n* its step in the paper's order differs significantly from the mean (Holm)"
+    return "lines: 95 % over orders and seeds" + note * any(w.in_order_p is not None for w in found.worths)
 
 
 def draw_rows(title: str, labels: Sequence[str], xlabel: str) -> tuple[Figure, Axes]:

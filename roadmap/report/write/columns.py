@@ -8,7 +8,7 @@ from typing import Any
 from roadmap import paper
 from roadmap.report.analyse.cells import MARK, Cell, Gain, Group
 from roadmap.report.analyse.formats import accuracy, between, count, p_text, percent, signed
-from roadmap.report.analyse.statistics import MOST_SEEDS, Interval, Seeds
+from roadmap.report.analyse.statistics import MOST_SEEDS, Seeds
 from roadmap.runs.schema import QUANTITIES
 from roadmap.text import shorten
 
@@ -161,16 +161,20 @@ def numbers() -> dict[str, Number]:
 
 def row_columns(group: Group) -> list[Column]:
     """Return the columns of a row on its own; every number that runs record has one."""
+
+    def adopted(cell: Cell) -> str:
+        return cell.adopted if cell.step in paper.order() else f"{cell.adopted}, {paper.BEYOND}"
+
     top1, *recorded = group.quantities.values()
     about_interval = "t interval of the mean over seeds; none for one seed"
     about_paper = "as printed, ± its standard deviation over three seeds"
     return [
         STEP,
         Column("label", lambda cell: shorten(cell.label, 40)),
-        Column("adopted", _adopted, about="yes: kept by the paper; no: tried and not kept; reference: not a step"),
+        Column("adopted", adopted, about="yes: kept by the paper; no: tried and not kept; reference: not a step"),
         column(top1.heading, "", top1_text, ABOUT_TOP1, sort="top1"),
         column("n", "n", str, "seeds"),
-        column("95 % interval", "interval", _percents, about_interval, sort="interval.low"),
+        column("95 % interval", "interval", lambda i: f"{i.low:.2f} to {i.high:.2f}", about_interval, "interval.low"),
         *(column(q.heading, f"numbers.{q.key}", q.text, q.about) for q in recorded),
         column("epochs", "epochs", str),
         column("paper top-1", "paper", top1_text, about_paper, sort="paper.top1"),
@@ -221,17 +225,9 @@ def _number(key: str, text: Callable[[Any], str], heading: str = "", path: str =
     return column(heading, path or number.path, text, number.about, sort=number.path)
 
 
-def _adopted(cell: Cell) -> str:
-    return cell.adopted if cell.step in paper.order() else f"{cell.adopted}, {paper.BEYOND}"
-
-
 def top1_text(row: Cell | paper.PaperRow) -> str:
     """Return the accuracy of a row, ours or the paper's, with its spread."""
     return accuracy(row.top1, row.top1_std)
-
-
-def _percents(interval: Interval) -> str:
-    return f"{interval.low:.2f} to {interval.high:.2f}"
 
 
 def _over_seeds(cell: Cell) -> str:
