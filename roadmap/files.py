@@ -251,10 +251,10 @@ def _try_lock(lock: TextIO, path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        hint = "; this file system has no locks, take a folder on another, or let it be mounted with flock"
-        raise DiskError(
-            f"{path.parent}: cannot be locked ({error.strerror}){hint if error.errno in NOT_SUPPORTED else ''}"
-        ) from None
+        why = f"{path.parent}: cannot be locked ({error.strerror})"
+        if error.errno in NOT_SUPPORTED:
+            why += "; this file system has no locks, take a folder on another, or let it be mounted with flock"
+        raise DiskError(why) from None
     return True
 
 

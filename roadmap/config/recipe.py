@@ -84,9 +84,8 @@ class RecipeConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RecipeConfig":
         if self.batch_size % (self.micro_batch or 1):
-            raise ConfigError(
-                f"recipe.batch_size={self.batch_size}: must be a multiple of recipe.micro_batch={self.micro_batch}"
-            )
+            part = f"recipe.micro_batch={self.micro_batch}"
+            raise ConfigError(f"recipe.batch_size={self.batch_size}: must be a multiple of {part}")
         if self.warmup_epochs > self.epochs:
             most = f"recipe.epochs={self.epochs}"
             raise ConfigError(f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most {most}")

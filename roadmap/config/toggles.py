@@ -42,9 +42,7 @@ class NetConfig(Section):
     grn: bool = key(False, about="global response normalisation before the last 1x1 conv (V2, arXiv 2301.00808)")
     # Recipe values that live in the net.
     layer_scale: Float | None = key(None, gt=0, le=10, about="initial value; null leaves it out")
-    drop_path: Float = key(
-        0.0, ge=0, le=0.99, evaluation=False, about="stochastic depth of the last block, growing linearly from 0"
-    )
+    drop_path: Float = key(0.0, ge=0, le=0.99, evaluation=False, about="stochastic depth of the last block, from 0 up")
     init: Init = key(Init.kaiming, evaluation=False, about="how the weights start")
     # What the paper leaves open, explained in docs/fidelity.md: our reading is the default, the other one an override.
     stem_norm: bool = key(True, about="reading 1: a norm follows the stem's conv, also after patchify")
@@ -88,9 +86,8 @@ class NetConfig(Section):
                     f"model.{name}={value} with model.reference={reference}: a reference net has no toggles"
                 )
         if self.depths != depths or self.width != width:
-            raise ConfigError(
-                f"model.reference={reference}: comes with model.depths={list(depths)} and model.width={width} only"
-            )
+            shapes = f"model.depths={list(depths)} and model.width={width}"
+            raise ConfigError(f"model.reference={reference}: comes with {shapes} only")
 
     @property
     def reduction(self) -> int:

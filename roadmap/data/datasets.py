@@ -177,9 +177,8 @@ def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
     num_found = len(found.classes)
     if num_found < 2:
         where = found.folder / "train" if isinstance(found, Files) else f"data={data.name}"
-        raise DataError(
-            f"{where}: one class, {printable(found.classes[0])}, on which accuracy cannot be wrong; must be two or more"
-        )
+        what = f"one class, {printable(found.classes[0])}, on which accuracy cannot be wrong"
+        raise DataError(f"{where}: {what}; must be two or more")
     if data.num_classes in (None, num_found):
         return
     if isinstance(found, Files):

@@ -265,9 +265,8 @@ def read_pickle(path: Path, md5: str) -> Any:
     """
     content = read_bytes(path)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise DataError(
-            f"{path}: not the published file (its MD5 sum must be {md5}); it is truncated, damaged or another one"
-        )
+        why = "it is truncated, damaged or another one"
+        raise DataError(f"{path}: not the published file (its MD5 sum must be {md5}); {why}")
     return pickle.loads(content, encoding="latin1")
 
 

@@ -47,14 +47,13 @@ def find_loose_images(path: Path) -> LooseImages:
         return LooseImages(path.parent, [path.name], [])
     names: list[str] = []
     problems: list[str] = []
+    endings = ", ".join(sorted(IMAGE_SUFFIXES))
     for name in files_below(path, problems):
         try:
             if is_image(path, name):
                 names.append(name)
             else:
-                problems.append(
-                    f"{path / name}: not an image file (its name must end in {', '.join(sorted(IMAGE_SUFFIXES))})"
-                )
+                problems.append(f"{path / name}: not an image file (its name must end in {endings})")
         except DataError as error:  # an image of a kind that is not read
             problems.append(str(error))
     if not names:

@@ -51,12 +51,13 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
     _, fingerprint = datasets.take_subset(config.data, found)
     with StopSignal() as stop:
         broken = open_all(config, found, stop, sweep)
+    counts = {split: len(labels) for split, labels in found.labels.items()}
     verdict = {
         "state": "broken" if broken else "whole",
         "data": config.data.name,
         "root": str(found.folder),
         "classes": len(found.classes),
-        **{f"{split}_images": len(labels) for split, labels in found.labels.items()},
+        **{f"{split}_images": count for split, count in counts.items()},
         "broken": len(broken),
         "rules": RULES,
         "time": utc(),
@@ -68,12 +69,9 @@ def data_check(config: Config, sweep: SweepProgress | None = None) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {**verdict, "fingerprint": checked})
     if broken:
-        num_images = sum(map(len, found.labels.values()))
-        report_broken(config, broken, sweep)
-        raise DataError(
-            f"{found.folder}: {len(broken)} of {num_images} images cannot be read; {report_path(config)} names all"
-        )
-    counts = {split: len(labels) for split, labels in found.labels.items()}
+        report = report_broken(config, broken, sweep)
+        how_many = f"{len(broken)} of {sum(counts.values())} images"
+        raise DataError(f"{found.folder}: {how_many} cannot be read; {report} names all")
     return summary(config, counts, found.classes, "every file opened", fingerprint)
 
 
@@ -183,19 +181,16 @@ def cache_dir(runs: Path | str) -> Path:
     return expand(runs).absolute() / ".data"
 
 
-def report_path(config: Config) -> Path:
-    """Return the file that names the broken images of a set."""
-    return cache_dir(config.paths.runs) / f"broken-{config.data.name}.txt"
-
-
-def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> None:
-    """Name the first broken images on the screen and all of them in a file. Raises DiskError."""
+def report_broken(config: Config, broken: list[str], sweep: SweepProgress) -> Path:
+    """Name the first broken images on the screen and all of them in a file, which is returned. Raises DiskError."""
     lines = [printable(reason) for reason in broken]
-    with disk_errors(report_path(config)):
-        atomic_write(report_path(config), "".join(f"{line}\n" for line in lines).encode())
+    path = cache_dir(config.paths.runs) / f"broken-{config.data.name}.txt"
+    with disk_errors(path):
+        atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     for line in [*lines[:SHOWN], *more]:
         sweep.write(line)
+    return path
 
 
 def verification_note(images: datasets.ImageSet, data: DataConfig, runs: str) -> str:

@@ -35,9 +35,8 @@ def choose_device(wanted: Device, env: RankEnv | None = None) -> torch.device:
     is_own = found == 1 and env.launcher == Launcher.slurm  # Slurm may show each task its own GPU alone
     index = 0 if is_own else env.local_rank
     if index >= found:
-        raise ConfigError(
-            f"rank {env.rank} is number {env.local_rank} of its node, which has {found} GPUs; start one rank a GPU"
-        )
+        which = f"rank {env.rank} is number {env.local_rank} of its node"
+        raise ConfigError(f"{which}, which has {found} GPUs; start one rank a GPU")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
@@ -51,9 +50,8 @@ def choose_count(config: Config, env: RankEnv) -> int:
     wanted, on_gpus = config.devices, choose_device(config.device).type == "cuda"
     if env.launcher != Launcher.user:
         if wanted not in ("auto", str(env.world_size)):
-            raise ConfigError(
-                f"devices={wanted}: {env.launcher} has started {env.world_size} ranks; devices=auto takes them"
-            )
+            started = f"{env.launcher} has started {env.world_size} ranks"
+            raise ConfigError(f"devices={wanted}: {started}; devices=auto takes them")
         return 1
     found = torch.cuda.device_count() if on_gpus else 1
     if wanted == "auto":

@@ -39,10 +39,8 @@ def rendezvous(env: RankEnv, port: int | None, runs: Path, timeout_s: float) -> 
             return _slurm_store(env, runs / ADDRESSES / _step_name(), timeout)
         return dist.TCPStore(LOOPBACK, port or 0, is_master=False, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:  # a name that does not resolve, a port that nobody answers
-        reason = one_line(str(error).split("\n")[0])
-        raise PeerLost(
-            f"rank {env.rank} of {env.world_size} cannot reach the others within {timeout_s:g} s ({reason})"
-        ) from None
+        why = f"within {timeout_s:g} s ({one_line(str(error).partition(chr(10))[0])})"
+        raise PeerLost(f"rank {env.rank} of {env.world_size} cannot reach the others {why}") from None
 
 
 def _step_name() -> str:

@@ -68,9 +68,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.shortcut = Projection(cfg, c_in, c_out, stride) if stride != 1 or c_in != c_out else nn.Identity()
         # Reading 3: the activation after the addition is one of the three, and goes with them.
-        self.act3 = (
-            activation(cfg) if wanted(cfg.residual_activation, cfg.activations_per_block == 3) else nn.Identity()
-        )
+        has_act3 = wanted(cfg.residual_activation, cfg.activations_per_block == 3)
+        self.act3 = activation(cfg) if has_act3 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, c_in, H, W) -> (N, c_out, H', W')."""

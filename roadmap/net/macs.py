@@ -39,9 +39,8 @@ def cost(cfg: NetConfig, num_classes: int, image_size: int) -> Cost:
     try:
         counted = _count(net, image_size)
     except RuntimeError:
-        raise ConfigError(
-            f"data.image_size={image_size}: too small for this net, which divides it by {cfg.reduction}"
-        ) from None
+        small = f"too small for this net, which divides it by {cfg.reduction}"
+        raise ConfigError(f"data.image_size={image_size}: {small}") from None
     macs = counted.flop // 2  # a multiply-accumulate counts as two
     return Cost(macs / 1e9, counted.outputs / 1e6, count_params(net) / 1e6)
 

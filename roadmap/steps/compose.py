@@ -81,9 +81,8 @@ def bounded_time() -> Iterator[None]:
     try:
         yield
     except _TooLong:
-        raise ConfigError(
-            f"the config takes more than {COMPOSE_S:g} s to compose: do its values refer to each other?"
-        ) from None
+        why = "do its values refer to each other?"
+        raise ConfigError(f"the config takes more than {COMPOSE_S:g} s to compose: {why}") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, left)
         signal.signal(signal.SIGVTALRM, before)

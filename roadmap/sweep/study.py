@@ -82,10 +82,8 @@ def study_file(name: str) -> Path:
         return path
     path = SWEEPS / f"{check_name('STUDY', name)}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in SWEEPS.glob("*.yaml"))
-        raise ConfigError(
-            f"STUDY={name}: there is no such study; {nearest(name, known)}; a file of your own: STUDY=FOLDER/NAME.yaml"
-        )
+        known = nearest(name, sorted(p.stem for p in SWEEPS.glob("*.yaml")))
+        raise ConfigError(f"STUDY={name}: there is no such study; {known}; your own: STUDY=FOLDER/NAME.yaml")
     return path
 
 
@@ -102,9 +100,8 @@ def read_study(
     check_overrides(overrides, folders)
     check_config_dirs(folders, CONF)
     if file.parent != SWEEPS and runs.is_relative_to(file.parent):
-        raise ConfigError(
-            f"RUNS={runs}: lies in the study's folder {file.parent}, which is for configs; keep the runs beside it"
-        )
+        where = f"lies in the study's folder {file.parent}, which is for configs"
+        raise ConfigError(f"RUNS={runs}: {where}; keep the runs beside it")
     for word in overrides:
         if "=" not in word or word.startswith("-"):
             raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
@@ -130,9 +127,8 @@ def combinations(file: Path, overrides: Sequence[str]) -> tuple[Sequence[Words],
     hydra = compose_primary(file.stem, single).hydra
     params: dict[str, Any] = dict(hydra.sweeper.params or {})
     if hydra.mode != RunMode.MULTIRUN or not params:
-        raise ConfigError(
-            f"{file.stem}.yaml: is not a study: it needs hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
-        )
+        needs = "hydra.mode: MULTIRUN and lists in hydra.sweeper.params"
+        raise ConfigError(f"{file.stem}.yaml: is not a study: it needs {needs}")
     generator = find_generator(file, params, overrides)
     listed = [f"{key}={value}" for key, value in params.items() if not is_setting(key)]
     grid = tuple(map(tuple, BasicSweeper.split_arguments(parser.parse_overrides([*listed, *words]), None)[0]))

@@ -124,10 +124,8 @@ class StudyDir:
                 raise ValueError(f"written in schema {found.get('schema')}, this is {SCHEMA}")
             check_record(StudyRecord, found, CELLS)
         except FileNotFoundError:
-            there = nearby(self.path) if not self.path.exists() else ""
-            raise DataError(
-                f"{self.path}: no study was submitted there; make plan STUDY={self.name}, then make roadmap{there}"
-            ) from None
+            hint = f"make plan STUDY={self.name}, then make roadmap{'' if self.path.exists() else nearby(self.path)}"
+            raise DataError(f"{self.path}: no study was submitted there; {hint}") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
         return found

@@ -76,9 +76,8 @@ def connect() -> "Api":
         api = import_wandb().Api(timeout=30)
         api.viewer  # noqa: B018 - asks the server who we are
     except Exception as error:  # the client raises what its layers raise
-        raise StoppedEarly(
-            f"W&B does not answer ({one_line(error)}); log in, or try again where there is a network"
-        ) from None
+        hint = "log in, or try again where there is a network"
+        raise StoppedEarly(f"W&B does not answer ({one_line(error)}); {hint}") from None
     return api
 
 

@@ -111,9 +111,8 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
         done = f"{state.epochs_evaluated} of {ctx.config.recipe.epochs} epochs done"
         ctx.logger.info(f"{ctx.config.cell}: resuming at step {state.global_step}, {done}")
     # The others wait: until the record is open, W&B's server may take its time.
-    ctx.ranks.broadcast_from_rank0(
-        lambda: ctx.logger.start(state.global_step, state.epochs_evaluated, time_s, found.get("rows_sha256"))
-    )
+    begin = (state.global_step, state.epochs_evaluated, time_s, found.get("rows_sha256"))
+    ctx.ranks.broadcast_from_rank0(lambda: ctx.logger.start(*begin))
     log_setup(ctx)
     if ctx.cuda_graph:
         with device_errors(ctx, state):
