@@ -77,8 +77,8 @@ def test_a_bar_leads_to_each_row_from_its_parent_and_its_gain_is_printed(whole):
     assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx([row.top1 for row in steps])
     texts = texts_of(figure)
     for row in steps:
-        assert signed(row.gain.gain) + ("*" if row.gain.told else "") in texts
-    assert {True, False} == {row.gain.told for row in steps}
+        assert signed(row.gain.gain) + ("*" if row.gain.significant else "") in texts
+    assert {True, False} == {row.gain.significant for row in steps}
     assert any("significant" in text.get_text() for text in figure.legends[0].get_texts())
 
 

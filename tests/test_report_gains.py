@@ -136,11 +136,11 @@ def test_seeds_needed_are_a_range_for_the_test_of_the_whole_study(tmp_path):
     groups = aggregate(collected.runs)
     gain = cell_of(groups, "enhanced_recipe").gain
     effect = statistics.welch((51, 51.3, 51.4), (50, 50.5, 50.2)).effect
-    assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.told)  # two steps, two tests
+    assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.significant)  # two steps, two tests
     needed = gain.seeds_needed
     assert f"| {needed.likely} ({needed.low} to {needed.high}) |" in to_markdown(groups, collected).decode()
     unsure = cell_of(groups, "stage_ratio").gain
-    assert (unsure.told, unsure.seeds_needed.high) == (False, None)
+    assert (unsure.significant, unsure.seeds_needed.high) == (False, None)
     row = list(csv.DictReader(csv_files(groups)["table.csv"].decode().splitlines()))[2]
     assert (row["seeds_needed"], row["seeds_needed_high"]) == (str(unsure.seeds_needed.likely), "")
 

@@ -287,7 +287,7 @@ def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
     told_study(tmp_path)
     groups = aggregate(collect([tmp_path]).runs)
     classes = groups[0].rows[1].gain.changes.classes
-    assert np.flatnonzero(classes.told).tolist() == [1]
+    assert np.flatnonzero(classes.significant).tolist() == [1]
     (text,) = findings(groups)
     assert "1 of 5 differences are significant over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
     assert f"enhanced_recipe class 1 +{classes.change[1]:.2f} points." in text

@@ -242,7 +242,7 @@ def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(tmp_path, monkeypat
     run, waits = RunDir(tmp_path / "run"), []
     lock = run.path / ".lock"
     with run.lock():
-        monkeypatch.setattr(run_dir.time, "sleep", waits.append)
+        monkeypatch.setattr("roadmap.files.time.sleep", waits.append)
         lock.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         with pytest.raises(Busy), RunDir(run.path).lock():
             pass

@@ -86,7 +86,7 @@ class Worth:
     paper_p: float | None = None
     left_out: float | None = None  # what the whole net loses without it
 
-    def is_told(self, gain: float | None, p: float | None, flatters: bool) -> bool:
+    def is_significant(self, gain: float | None, p: float | None, flatters: bool) -> bool:
         """Return whether a gain is told from the worth, and above it (or below)."""
         return gain is not None and p is not None and p < ALPHA and (gain > self.value) == flatters
 

@@ -50,7 +50,7 @@ class Gain:
     paper_interval: Interval | None = None
 
     @property
-    def told(self) -> bool:
+    def significant(self) -> bool:
         """Return whether the adjusted test over seeds tells it from zero."""
         return self.p_holm is not None and self.p_holm < ALPHA
 

@@ -48,13 +48,13 @@ def _sentences(group: Group) -> Iterator[str]:
 
 def _over_seeds(compared: Compared) -> Iterator[str]:
     tested = [(cell, gain) for cell, gain in compared if gain.p_holm is not None]
-    sure = [(cell, gain) for cell, gain in tested if gain.told]
+    sure = [(cell, gain) for cell, gain in tested if gain.significant]
     if tested:
         yield (
             f"Over seeds, {len(sure)} of {len(tested)} gains over the step before are significant "
             f"(Welch's test, adjusted by Holm for all of the study, 5 %){': ' + _listed(sure) if sure else ''}."
         )
-    if unsure := [cell for cell, gain in tested if not gain.told]:
+    if unsure := [cell for cell, gain in tested if not gain.significant]:
         yield f"Not significant: {_names(unsure)}."
     if single := [cell for cell, gain in compared if min(cell.n, gain.parent_n) < 2]:
         yield (
@@ -77,18 +77,18 @@ def _over_images(compared: Compared) -> Iterator[str]:
 def _over_classes(compared: Compared) -> Iterator[str]:
     """Name the classes that a step helped or hurt, as far as a test says so."""
     found = [(cell, gain.changes.classes) for cell, gain in compared if gain.changes and gain.changes.classes]
-    told = [(cell, classes, i) for cell, classes in found for i in map(int, np.flatnonzero(classes.told))]
+    significant = [(cell, classes, i) for cell, classes in found for i in map(int, np.flatnonzero(classes.significant))]
     tests = sum(int((~np.isnan(classes.p_seeds_adjusted)).sum()) for _, classes in found)
     of_images = sum(int((~np.isnan(classes.p_images_adjusted)).sum()) for _, classes in found)
     differ = sum(int((classes.p_images_adjusted < ALPHA).sum()) for _, classes in found)
     adjusted = "adjusted by Benjamini and Hochberg for all classes and steps of the study, 5 %"
-    if told:
-        told.sort(key=lambda one: -abs(one[1].change[one[2]]))
-        names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in told]
-        what = f"Class by class, {len(told)} of {tests} differences are significant over seeds"
+    if significant:
+        significant.sort(key=lambda one: -abs(one[1].change[one[2]]))
+        names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in significant]
+        what = f"Class by class, {len(significant)} of {tests} differences are significant over seeds"
         yield f"{what} (Welch's test, {adjusted}): {first_few(names, NAMED, '; ')}."
     if differ:
-        nothing = "" if told or not tests else "; over seeds none is significant"
+        nothing = "" if significant or not tests else "; over seeds none is significant"
         what = f"Over the images of a class, {differ} of {of_images} differ (sign-flip test, {adjusted})"
         yield f"{what}; this holds for these trained nets only{nothing}."
 
@@ -184,9 +184,9 @@ def _flattered(found: Attribution, where: str, gain: Number, p: Number) -> Itera
         return
     parts = []
     for verb, flatters in (("flatters", True), ("is hard on", False)):
-        told = [worth for worth in tested if worth.is_told(gain(worth), p(worth), flatters)]
-        if told:
-            names = [f"{w.toggle} ({signed(gain(w))} there, {signed(w.value)} over the orders)" for w in told]
+        sure = [worth for worth in tested if worth.is_significant(gain(worth), p(worth), flatters)]
+        if sure:
+            names = [f"{w.toggle} ({signed(gain(w))} there, {signed(w.value)} over the orders)" for w in sure]
             parts.append(f"{verb} {listed(names)}")
     text = " and ".join(parts) or "differs significantly from the mean over all orders for no toggle"
     yield f"The paper's order, {where}, {text} (adjusted by Holm for {len(tested)} toggles, 5 %)."

@@ -141,7 +141,7 @@ def _adjusted(cells: Sequence[Cell]) -> list[Cell]:
         if gain is not None:
             gain = replace(gain, p_holm=p, mcnemar_p_holm=mcnemar_p, changes=changed)
             n = min(cell.n, gain.parent_n)
-            needed = statistics.seeds_needed(gain.effect, tests, n, gain.told) if gain.effect else None
+            needed = statistics.seeds_needed(gain.effect, tests, n, gain.significant) if gain.effect else None
             cell = replace(cell, gain=replace(gain, seeds_needed=needed))
         found.append(cell)
     return found

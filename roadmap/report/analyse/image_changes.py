@@ -40,7 +40,7 @@ class ClassChanges:
         return self.top1 - self.parent_top1
 
     @property
-    def told(self) -> np.ndarray:
+    def significant(self) -> np.ndarray:
         """Return which changes the adjusted test over seeds tells from zero."""
         return self.p_seeds_adjusted < ALPHA
 

@@ -163,7 +163,7 @@ class Seeds:
     high: int | None  # None: the interval holds zero, or more than `MOST_SEEDS`
 
 
-def seeds_needed(found: Effect, tests: int, n: int, told: bool) -> Seeds:
+def seeds_needed(found: Effect, tests: int, n: int, significant: bool) -> Seeds:
     """Return how many seeds per row the report's test needs to tell a difference from zero with power 80 %.
 
     The test is Welch's at 5 % divided by the `tests` of the study: Holm finds it then, whatever the others show. Where
@@ -174,7 +174,7 @@ def seeds_needed(found: Effect, tests: int, n: int, told: bool) -> Seeds:
     least = sample_size(sizes[1], level)
     most = sample_size(sizes[0], level) if found.low * found.high > 0 else MOST_SEEDS
     likely = sample_size(abs(found.size), level)
-    least = least if told else max(least, n + 1)
+    least = least if significant else max(least, n + 1)
     return Seeds(max(likely, least), least, most if most < MOST_SEEDS else None)
 
 

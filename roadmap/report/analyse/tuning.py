@@ -73,9 +73,9 @@ class TunedRow:
         plain, tuned = self.gains
         if tuned is None or tuned.p_holm is None or plain is None or plain.p_holm is None:
             return ""
-        if plain.told and tuned.told:
+        if plain.significant and tuned.significant:
             return "survives" if plain.gain * tuned.gain > 0 else "turns"
-        return "lost" if plain.told else "appears" if tuned.told else "open"
+        return "lost" if plain.significant else "appears" if tuned.significant else "open"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from roadmap.report.draw.step_gains import draw_rows
 from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, where
 
 MOST_DOTS = 40  # a row
-TOLD = "filled: significant over seeds (Welch's test, adjusted by Benjamini and Hochberg for the study)"
+SIGNIFICANT = "filled: significant over seeds (Welch's test, adjusted by Benjamini and Hochberg for the study)"
 
 
 @style.styled()
@@ -59,9 +59,9 @@ def changed_classes(group: Group) -> Figure:
         axes.plot([low, high], [y, y], color=QUIET, lw=0.7, zorder=1)
         axes.plot([first, third], [y, y], color=KEPT, lw=4, solid_capstyle="butt", zorder=2)
         axes.plot([middle, middle], [y - 0.3, y + 0.3], color=INK, lw=1, zorder=3)
-        ends = {*classes.most(1, 1), *classes.most(-1, 1), *np.flatnonzero(classes.told).tolist()}
+        ends = {*classes.most(1, 1), *classes.most(-1, 1), *np.flatnonzero(classes.significant).tolist()}
         for i in sorted(ends, key=lambda i: -abs(classes.change[i]))[:MOST_DOTS]:
-            fill = INK if classes.told[i] else "white"
+            fill = INK if classes.significant[i] else "white"
             (dot,) = axes.plot(classes.change[i], y, "o", ms=3, mfc=fill, mec=INK, mew=0.7, zorder=4)
             hover(dot, f"{classes.names[i]}: {signed(classes.change[i])} points, {classes.images[i]} images")
     handles = [
@@ -69,5 +69,7 @@ def changed_classes(group: Group) -> Figure:
         Line2D([], [], color=KEPT, lw=4, label="the middle half"),
         Line2D([], [], ls="", marker="o", ms=3, mfc="white", mec=INK, label="helped and hurt most"),
     ]
-    style.legend(figure, handles, TOLD if any(classes.told.any() for _, classes in known) else "", ncols=3)
+    style.legend(
+        figure, handles, SIGNIFICANT if any(classes.significant.any() for _, classes in known) else "", ncols=3
+    )
     return figure

@@ -22,7 +22,7 @@ from roadmap.runs.schema import QUANTITIES
 TOP1 = QUANTITIES["top1"]
 SYMBOLS = {"yes": ("o", INK), "no": ("o", "white"), "reference": ("s", "white")}  # by adopted: marker, fill
 OWN = "^"  # marker in place of a circle, of a step that the paper does not have
-TOLD = "* significant (Welch, Holm)"
+SIGNIFICANT = "* significant (Welch, Holm)"
 NO_WIDTH = 0.01  # of axes that only hold text: the layout leaves room for it
 TITLE = "From ResNet to ConvNeXt, step by step"
 Cells = Sequence[tuple[int, Cell]]  # row and cell
@@ -127,7 +127,7 @@ def _panel(
     steps.tick_params(axis="x", labelsize=sizes.small)
     texts = {i: value_text(cell, group, sizes.wide) for i, cell in cells}
     _column(axes["values"], TOP1.heading, {i: texts.get(i, "no run") for i in range(len(rows))}, sizes, texts)
-    gains = {i: signed(cell.gain.gain) + "*" * cell.gain.told for i, cell in cells if cell.gain}
+    gains = {i: signed(cell.gain.gain) + "*" * cell.gain.significant for i, cell in cells if cell.gain}
     _column(axes["gain"], "gain" if gains else "", gains, sizes, gains)
     if "paper" in axes:
         papers = {i: f"{cell.paper.top1:.2f}" for i, cell in cells if cell.paper}
@@ -244,7 +244,7 @@ def _legend(figure: Figure, cells: Sequence[Cell], sizes: Sizes) -> None:
         handles.append(Line2D([], [], color=INK, lw=1.1, marker="|", ms=6, label="± 1 std. dev. over seeds"))
     if any(cell.paper for cell in cells):
         handles.append(Line2D([], [], marker="D", **{**size, "mec": QUIET, "mfc": "white"}, label="paper"))
-    if any(gain.told for gain in gains):
-        handles.append(Line2D([], [], ls="", label=TOLD))
+    if any(gain.significant for gain in gains):
+        handles.append(Line2D([], [], ls="", label=SIGNIFICANT))
     columns = (len(handles) if len(handles) < 9 else 5) if sizes.wide else 2  # nine do not fit on one line
     style.legend(figure, handles, ncols=columns, fontsize=sizes.small)

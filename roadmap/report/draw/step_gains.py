@@ -18,7 +18,7 @@ from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, dr
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 NO_INTERVAL = "one seed per row: no interval is known"
-TOLD = "* significant by Welch's test, adjusted by Holm for the study"
+SIGNIFICANT = "* significant by Welch's test, adjusted by Holm for the study"
 # What stands beside a worth: name, value, marker, colour, and how far below the middle of the row.
 BESIDE: tuple[tuple[str, Callable[[Worth], float | None], str, str, float], ...] = (
     ("its step, the paper's order", lambda worth: worth.in_order, "s", KEPT, 0.14),
@@ -33,7 +33,7 @@ def step_gains(group: Group) -> Figure:
     compared = [(row, row.gain) for row in group.rows if row.gain]
     if not compared:
         raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
-    labels = [drawable(cell.label, cell.step) + " *" * gain.told for cell, gain in compared]
+    labels = [drawable(cell.label, cell.step) + " *" * gain.significant for cell, gain in compared]
     figure, axes = draw_rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
     axes.axvline(0, color=QUIET, lw=0.7)
     beside = any(gain.paper_gain is not None for _, gain in compared)
@@ -41,7 +41,9 @@ def step_gains(group: Group) -> Figure:
     for row, (cell, gain) in enumerate(compared):
         drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
         drawn |= _paper_gain(axes, row + 0.22, cell, gain)
-    words = [NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [TOLD] * any(gain.told for _, gain in compared)
+    words = [NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [SIGNIFICANT] * any(
+        gain.significant for _, gain in compared
+    )
     style.legend(figure, _handles(drawn, compared), "\n".join(words))
     return figure
 
@@ -144,8 +146,8 @@ def toggle_worths(group: Group) -> Figure:
 
 
 def _worth_label(group: Group, worth: Worth) -> str:
-    told = any(worth.is_told(worth.in_order, worth.in_order_p, flatters) for flatters in (True, False))
-    return drawable(paper.label(worth.toggle, group.regime) or worth.toggle, worth.toggle) + " *" * told
+    significant = any(worth.is_significant(worth.in_order, worth.in_order_p, flatters) for flatters in (True, False))
+    return drawable(paper.label(worth.toggle, group.regime) or worth.toggle, worth.toggle) + " *" * significant
 
 
 def _worth_handles(found: Attribution) -> list[Line2D]:
