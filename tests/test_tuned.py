@@ -252,9 +252,9 @@ def test_gains_are_welchs_adjusted_over_each_roadmap_and_the_verdict_needs_both(
         p = [ttest_ind(row.top1s, parent.top1s, equal_var=False).pvalue for row, parent in pairs]
         assert [row.gain.p_holm for row, _ in pairs] == pytest.approx(list(multipletests(p, method="holm")[1]))
         assert [row.gain.gain for row, _ in pairs] == pytest.approx([row.top1 - up.top1 for row, up in pairs])
-    told = [[gain and gain.told for gain in row.gains] for row in tuning.rows]
+    significant = [[gain and gain.significant for gain in row.gains] for row in tuning.rows]
     verdicts = {(True, True): "survives", (True, False): "lost", (False, True): "appears", (False, False): "open"}
-    assert [row.verdict for row in tuning.rows[1:]] == [verdicts[tuple(pair)] for pair in told[1:]]
+    assert [row.verdict for row in tuning.rows[1:]] == [verdicts[tuple(pair)] for pair in significant[1:]]
     assert {"survives", "appears"} <= {row.verdict for row in tuning.rows}
 
 
