@@ -45,6 +45,7 @@ WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.sweep.prune": "reads a checkpoint back",
 }
 LAZY = {  # imports within functions that `--help`, submit, status, reconcile, cancel and the report do not call
+    ("run", "torch"): "mode=train, after the config was checked",
     ("run", "roadmap.training"): "mode=train and mode=evaluate, after the config was checked",
     ("run", "roadmap.data"): "mode=data_check",
     ("run", "roadmap.steps.dry_run"): "dry=true",
