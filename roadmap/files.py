@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 import stat
 import time
@@ -36,14 +37,31 @@ def remove_temporaries(folder: Path, *names: str) -> list[str]:
     return [line for name in names for path in folder.glob(f".{name}.*.tmp") if (line := remove(path))]
 
 
-def remove_left_by_killed(path: Path) -> None:
-    """Remove what killed writers of this host left of one file: hidden, and as large as an archive may be."""
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Yield the name under which this process makes a file or a folder before it is whole; in the end nothing has it.
+
+    What killed processes of this host left of the same one goes first: hidden, and as large as a set of images may be.
+    """
     start = f".{path.name}.{socket.gethostname()}."
+    made = path.with_name(f"{start}{os.getpid()}.tmp")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             pid = entry.name.removeprefix(start).removesuffix(".tmp")
-            if entry.name == f"{start}{pid}.tmp" and pid.isdecimal() and not Path("/proc", pid).exists():
-                remove(path.with_name(entry.name))
+            dead = pid.isdecimal() and (int(pid) == os.getpid() or not Path("/proc", pid).exists())
+            if dead and entry.name == f"{start}{pid}.tmp":  # of our number, before the machine or container restarted
+                _remove_any(path.with_name(entry.name))
+    try:
+        yield made
+    finally:
+        _remove_any(made)
+
+
+def _remove_any(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove(path)
 
 
 def remove(path: Path) -> str:
@@ -85,28 +103,24 @@ def atomic_file(path: Path, *, new: bool = False) -> Iterator[BufferedRandom]:
     """
     if new and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    remove_left_by_killed(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w+b") as out:
+    with temporary(path) as made:
+        with open(made, "w+b") as out:
             yield out
             out.flush()
             fsync(out.fileno())
-        (_rename_new if new else os.replace)(temporary, path)
-    finally:
-        remove(temporary)
+        (_rename_new if new else os.replace)(made, path)
     fsync_dir(path.parent)
 
 
-def _rename_new(temporary: Path, path: Path) -> None:
+def _rename_new(made: Path, path: Path) -> None:
     try:
-        os.link(temporary, path)  # which, unlike renaming, takes no other file's name
+        os.link(made, path)  # which, unlike renaming, takes no other file's name
     except FileExistsError as error:
         raise FileExistsError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
         if error.errno not in (*NOT_SUPPORTED, errno.EPERM):
             raise
-        os.replace(temporary, path)
+        os.replace(made, path)
 
 
 def fsync(handle: int) -> None:
@@ -239,9 +253,9 @@ def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], boo
             if time.monotonic() > deadline or not may_end(holder):
                 raise Busy(f"{busy} ({holder})")
             time.sleep(0.1)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        with suppress(OSError):  # on a full disk, where `prune` makes room, nobody learns whose it is
+            lock.truncate(0)
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

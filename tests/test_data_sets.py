@@ -1,11 +1,17 @@
 """The sets held in memory: the same bytes as scikit-learn and torchvision read, and plain errors for damaged files."""
 
+import errno
+import fnmatch
 import gzip
 import hashlib
+import io
 import os
 import pickle
+import socket
+import subprocess
 import tarfile
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -280,13 +286,58 @@ def test_a_download_that_fails_is_one_plain_line(tmp_path, monkeypatch, name):
     assert "\n" not in str(raised.value)
 
 
-def test_a_download_goes_where_it_is_found_again(tmp_path, monkeypatch):
-    def pretend(url: str, root: Path, filename: str, md5: str) -> None:
-        write_fashion(Path(root), packed=True)
+class Answer(io.BytesIO):
+    """What a server sends; half of it where the connection is lost."""
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", pretend)
+    def __init__(self, data: bytes, lost: bool = False) -> None:
+        super().__init__(data[: len(data) // 2] if lost else data)
+        self.url, self.length, self.lost = None, len(data), lost
+
+    def read(self, *size: int) -> bytes:
+        found = super().read(*size)
+        if not found and self.lost:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return found
+
+
+@pytest.fixture
+def fashion_server(tmp_path, monkeypatch):
+    """Let a small Fashion-MNIST be what is published; return the files of which the connection is lost once."""
+    published, lost = tmp_path / "published", set()
+    write_fashion(published, packed=True)
+    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(published.iterdir())]
+    names = [name for name, _ in torchvision.datasets.FashionMNIST.resources]
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", sorted(sums, key=lambda f: names.index(f[0])))
+
+    def urlopen(request: urllib.request.Request) -> Answer:
+        name = request.full_url.rpartition("/")[2]
+        is_lost = name in lost and not request.has_header("Method")  # with it: where to, only
+        lost.difference_update({name} if is_lost else ())
+        return Answer((published / name).read_bytes(), is_lost)
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    return lost
+
+
+def test_a_download_goes_where_it_is_found_again(tmp_path, fashion_server):
     fetched = load(fashion(tmp_path / "new", download=True))
     assert load(fashion(tmp_path / "new")).fingerprint == fetched.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["train-images", "train-labels", "t10k-images", "t10k-labels"])
+def test_a_download_that_was_cut_off_is_no_set_and_goes_on(tmp_path, fashion_server, kind):
+    name = next(name for name, _ in torchvision.datasets.FashionMNIST.resources if name.startswith(kind))
+    fashion_server.add(name)
+    with pytest.raises(DataError, match=r"could not be fetched into .*Connection reset"):
+        load(fashion(tmp_path / "new", download=True))
+    raw = tmp_path / "new" / "FashionMNIST" / "raw"
+    assert name not in (left := [path.name for path in raw.iterdir()]) and not fnmatch.filter(left, ".*")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (raw / f".{name}.{socket.gethostname()}.{dead.pid}.tmp").touch()  # what a kill would have left
+    fetched = load(fashion(tmp_path / "new", download=True))
+    assert load(fashion(tmp_path / "new")).fingerprint == fetched.fingerprint
+    assert not list(raw.glob(".*"))
 
 
 def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
@@ -302,7 +353,11 @@ def test_an_archive_is_unpacked_whole_or_not_at_all_and_only_inside(tmp_path):
         download.unpack(tmp_path / "evil.tgz", root, "set")
     assert list(root.iterdir()) == []
     assert not (tmp_path / "outside").exists()
-    download.unpack(tmp_path / "good.tgz", root, "set")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (root / f".set.{socket.gethostname()}.{dead.pid}.tmp" / "set").mkdir(parents=True)  # as a kill leaves it
+    for _ in range(2):  # the second as a process that another one was faster than
+        download.unpack(tmp_path / "good.tgz", root, "set")
     assert sorted(p.name for p in root.rglob("*")) == ["file", "first", "set"]
 
 

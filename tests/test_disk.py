@@ -9,11 +9,12 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
-from roadmap.errors import DiskError, Refused
-from roadmap.files import atomic_write
+from roadmap.errors import Busy, DiskError, Refused
+from roadmap.files import atomic_write, file_lock
 from roadmap.runs import checkpoint
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.run_dir import RunDir, run_path
@@ -104,6 +105,19 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on_to_the_same_bits(smal
     assert done.returncode == 0, done.stderr
     assert "resuming at step" in done.stderr
     assert_equal_runs(config, whole)
+
+
+def test_a_lock_on_a_full_disk_is_one_that_does_not_say_whose(little_disk):
+    """There `make prune`, which makes room, must not end with an error."""
+    lock = little_disk / ".lock"
+    with file_lock(lock, "busy", 0.0):
+        pass
+    os.truncate(lock, 0)
+    with suppress(OSError), open(little_disk / "full", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    with file_lock(lock, "busy", 0.0), pytest.raises(Busy, match=r"^busy \(\)$"), file_lock(lock, "busy", 0.0):
+        pass
 
 
 @pytest.mark.parametrize("nth", [pytest.param(n, marks=pytest.mark.slow if n != 9 else []) for n in range(1, 31)])

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from roadmap.bench.options import empty_parser
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import disk_errors, write_json
-from roadmap.sweep.local_scheduler import compiler_cache
+from roadmap.sweep.local_scheduler import compiler_cache, end_with_parent
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 STOP_S = 15.0  # that a part may take to end when asked to
@@ -142,7 +142,7 @@ def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> d
     with disk_errors(log), log.open("w") as lines:
         process = subprocess.Popen(
             [sys.executable, *part.words], cwd=CHECKOUT, env=dict(env), stdout=lines, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=end_with_parent(),
         )  # fmt: skip
         try:
             process.wait(bound_s)

@@ -19,7 +19,7 @@ from roadmap.bench.results import rate
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, read_json
-from roadmap.sweep.local_scheduler import compiler_cache
+from roadmap.sweep.local_scheduler import compiler_cache, end_with_parent
 
 # ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
 NETS = (
@@ -99,8 +99,9 @@ def start(name: str, words: Sequence[str], out: Path, number: int) -> Net:
     threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, num_cores() // number))}
     with disk_errors(log), log.open("w") as lines:
         process = subprocess.Popen(
-            command, env=compiler_cache() | threads | os.environ, stdin=subprocess.PIPE, stdout=lines, stderr=lines
-        )
+            command, env=compiler_cache() | threads | os.environ, stdin=subprocess.PIPE, stdout=lines, stderr=lines,
+            preexec_fn=end_with_parent(),
+        )  # fmt: skip
     return Net(name, log, json, process)
 
 

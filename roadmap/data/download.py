@@ -1,15 +1,14 @@
 """Where image sets are kept, and fetching the public ones. Nothing is fetched unless `data.download=true` says so."""
 
 import http.client
-import shutil
+import os
 import tarfile
-import tempfile
 from pathlib import Path
 
 from roadmap.catalog import DataSet
 from roadmap.config.images import DataConfig
 from roadmap.errors import ConfigError, DataError
-from roadmap.files import expand, nearby
+from roadmap.files import expand, nearby, temporary
 from roadmap.net.library_weights import TIMEOUT_S, socket_timeout
 from roadmap.text import reason
 
@@ -54,7 +53,6 @@ def fetch(data: DataConfig, root: Path, missing: str) -> Path:
 def fetch_set(row: DataSet, root: Path) -> Path:
     """Fetch a set to where it is looked for: single files left packed, an archive unpacked."""
     from torchvision import datasets
-    from torchvision.datasets.utils import download_url
 
     if row.archive:
         return fetch_archive(root, row.archive.url, row.archive.md5, row.archive.folder)
@@ -62,27 +60,37 @@ def fetch_set(row: DataSet, root: Path) -> Path:
     if not hasattr(published, "resources"):
         return fetch_archive(root, published.url, published.tgz_md5, published.base_folder)
     folder = root / row.torchvision / "raw"
-    for name, md5 in published.resources:
-        download_url(published.mirrors[0] + name, folder, name, md5)
+    for name, md5 in reversed(published.resources):  # last those by which a set is taken to be there
+        fetch_file(published.mirrors[0] + name, folder / name, md5)
     return folder
+
+
+def fetch_file(url: str, path: Path, md5: str) -> None:
+    """Fetch a file, unless it is there and whole; it has its name once its sum was compared."""
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    if not check_integrity(path, md5):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary(path) as made:
+            download_url(url, path.parent, made.name, md5)
+            os.replace(made, path)
 
 
 def fetch_archive(root: Path, url: str, md5: str, folder: str) -> Path:
     """Fetch an archive, compare its sum, and unpack it so that `root/folder` is either whole or not there."""
-    from torchvision.datasets.utils import download_url
-
-    archive = Path(url).name
-    download_url(url, root, archive, md5)
-    unpack(root / archive, root, folder)
+    archive = root / Path(url).name
+    fetch_file(url, archive, md5)
+    unpack(archive, root, folder)
     return root / folder
 
 
 def unpack(archive: Path, root: Path, folder: str) -> None:
     """Unpack one folder of a tar archive into `root`; members that lead outside it raise tarfile.FilterError."""
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix=f".{folder}-"))
-    try:
+    with temporary(root / folder) as made:
         with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
-        (scratch / folder).rename(root / folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            tar.extractall(made, filter="data")
+        try:
+            (made / folder).rename(root / folder)
+        except OSError:
+            if not (root / folder).is_dir():  # else another process was first
+                raise

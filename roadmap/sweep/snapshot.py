@@ -6,12 +6,11 @@ A snapshot is named by what is in it, so typing the command again on the same co
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap.errors import DiskError
-from roadmap.files import write_json
+from roadmap.files import temporary, write_json
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.tree import CONF, GROUPS
@@ -36,8 +35,7 @@ def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
         return snapshot
     try:
         snapshots.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=snapshots, prefix=".new-") as temporary:
-            copy = Path(temporary) / "code"
+        with temporary(snapshots / "new") as copy:
             for name, path in files.items():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy / name)

@@ -10,7 +10,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from roadmap.files import atomic_file
+from roadmap.files import atomic_file, fsync
 from roadmap.report.write.escape import FORMULA, for_csv
 from roadmap.training.output_file import write_errors
 
@@ -34,8 +34,10 @@ class PredictionsCsv:
         self._rows.writerow([name, *(item for c, p in best for item in (self.classes[c], f"{p:.6f}"))])
 
     def close(self) -> None:
-        """Leave the file to whoever has opened it."""
+        """Leave the file, which is on disk, to whoever has opened it: features without their table would be in the
+        way of another try."""
         self._text.flush()
+        fsync(self._text.fileno())
         self._text.detach()
 
 
