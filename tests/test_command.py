@@ -8,12 +8,15 @@ import resource
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser
 from contextlib import nullcontext
 
 import pytest
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from roadmap.errors import DataError, DiskError
+from roadmap.steps.command_line import accept_lazy_help
 from roadmap.steps.tree import CONF
 from roadmap.text import RedactedStream, command_line
 
@@ -312,3 +315,23 @@ def test_a_python_without_the_packages_is_a_plain_error(command):
     done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
     assert done.returncode == 64
     assert done.stderr == "error: this Python lacks the packages; `make setup` installs them into .venv\n"
+
+
+def test_pythons_that_read_every_help_text_at_once_take_hydras(monkeypatch):
+    """From 3.14 on argparse does, and one of Hydra's is no text; its check is as here."""
+    add = ArgumentParser.add_argument
+
+    def read_at_once(self, *args, **kwargs):
+        action = add(self, *args, **kwargs)
+        self._check_help(action)
+        return action
+
+    def check(self, action):
+        assert action.help is None or "%" not in action.help or action.help % vars(action)
+
+    monkeypatch.setattr(ArgumentParser, "_check_help", check, raising=False)
+    monkeypatch.setattr(ArgumentParser, "add_argument", read_at_once)
+    with pytest.raises(TypeError, match="LazyCompletionHelp"):
+        get_args_parser()
+    accept_lazy_help()
+    assert get_args_parser().parse_args(["a=b"]).overrides == ["a=b"]

@@ -6,6 +6,9 @@ import logging
 import math
 import os
 import shutil
+import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from roadmap.config.recipe import RecipeConfig
 from roadmap.data import eval_batches, eval_index_batches, load, train_batches, train_index_batches
 from roadmap.distributed.cores import cgroup_quota, num_cores
 from roadmap.errors import DataError
+
+from .conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -285,6 +290,22 @@ def test_an_image_that_cannot_be_decoded_is_named_in_training_and_evaluation(roo
     assert len(str(raised.value).splitlines()) == 1
     with pytest.raises(DataError, match=r"val/bee/1.jpg: cannot be decoded"):
         list(eval_batches(found.val, data, recipe, eval_index_batches(6, 4), device=CPU))
+
+
+def test_remarks_on_what_lies_beside_the_pixels_are_neither_printed_nor_errors(tmp_path):
+    """EXIF data that end too early, as in many of ImageNet's files, and more pixels than Pillow likes."""
+    entry = (3).to_bytes(2, "little") + struct.pack("<HHIIHHII", 0x011A, 5, 1, 5000, 0x0128, 3, 1, 2)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + entry + b"1\1"
+    Image.new("RGB", (8, 6)).save(tmp_path / "exif.jpg", exif=exif)
+    Image.new("L", (9500, 9500)).save(tmp_path / "large.png")
+    code = "import sys; from pathlib import Path; from roadmap.data.folders import read_image as read; "
+    code += "print([read(Path(name)).size for name in sys.argv[1:]])"
+    for strict in ((), ("-W", "error")):
+        done = subprocess.run(
+            [sys.executable, *strict, "-c", code, tmp_path / "exif.jpg", tmp_path / "large.png"],
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == ("[(8, 6), (9500, 9500)]\n", "")
 
 
 def test_a_workers_error_is_the_same_plain_line(root):

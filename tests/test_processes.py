@@ -1,11 +1,13 @@
 """What a run is told from outside, and the processes that help it: signals, workers that are lost, reads that stall."""
 
 import errno
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -101,6 +103,16 @@ def test_a_batch_that_a_worker_cannot_deliver_ends_with_its_cause(prepare, expec
     assert time.monotonic() - began < 30
     assert caught.value.code == 75
     assert not torch.multiprocessing.active_children()
+
+
+def test_a_path_of_temporary_files_that_is_too_long_for_a_socket_is_no_error(tmp_path, monkeypatch):
+    """As on clusters that give each job a folder of its own: every batch is handed over at a socket below TMPDIR."""
+    long = tmp_path / ("a" * 60) / ("b" * 60)
+    long.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    assert len(batches_of(image)) == len(BATCHES)
+    assert tempfile.gettempdir() == str(long)
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch):

@@ -206,9 +206,12 @@ def test_which_rank_a_process_is(env, expected):
     assert rank_env(env) == expected
 
 
-def test_a_rank_that_is_no_number_is_refused():
-    with pytest.raises(ConfigError, match="not a whole number"):
-        rank_env({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
+@pytest.mark.parametrize(
+    ("rank", "told"), [("x", "not a whole number"), ("2", r"RANK=2, WORLD_SIZE=2: a rank is from 0"), ("-1", "RANK=-1")]
+)
+def test_a_rank_that_cannot_be_is_refused(rank, told):
+    with pytest.raises(ConfigError, match=told):
+        rank_env({"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -645,6 +645,7 @@ def test_a_terminal_without_our_signs_and_a_home_that_cannot_be_written_do_not_e
     for seed in range(2):
         write_run(tmp_path / "runs", "gelu", seed, top1=50.0 + seed)
     nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl", "PYTHONIOENCODING": "ascii"}
+    nowhere |= {"MPLBACKEND": "Qt4Agg"}  # left by something else
     env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
     command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, env=env, check=False)

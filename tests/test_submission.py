@@ -108,6 +108,28 @@ def test_what_slurm_counts_in_one_array_holds_over_several(slurm, call):
     assert slurm.lines("accepted")[1].split()[2] == "afterany:11"
 
 
+def test_a_job_takes_nothing_of_the_job_in_which_it_is_submitted(slurm, call, monkeypatch):
+    """Seen on a real Slurm: a single cell submitted from an array's task looked for the work of that array."""
+    slurm.write("sbatch", 'env > "$(dirname "$0")/env"\n' + SBATCH + ANSWER)
+    inside = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_NTASKS": "4"}
+    theirs = {"SLURM_CONF": "/site/slurm.conf", "SBATCH_ACCOUNT": "lab", "MODULEPATH": "/site"}
+    for name, value in (inside | theirs).items():
+        monkeypatch.setenv(name, value)
+    assert call("submit", "cluster.report=false", steps="gelu")[0] == 0
+    env = dict(line.split("=", 1) for line in slurm.lines("env") if "=" in line)
+    assert not inside.keys() & env.keys() and theirs.items() <= env.items()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert inside.keys() - {"SLURM_JOB_ID"} <= slurm_queue.environment().keys()
+
+
+def test_how_a_user_reads_the_queue_hides_no_job(slurm, call, study, monkeypatch):
+    slurm.write("squeue", '[ -z "$SQUEUE_PARTITION$SQUEUE_USERS" ] || exit 0\n' + SQUEUE)
+    call("submit")
+    monkeypatch.setenv("SQUEUE_PARTITION", "gpu")
+    monkeypatch.setenv("SQUEUE_USERS", "somebody")
+    assert {cell.state for cell in cell_states(study)[0]} == {"queued"}
+
+
 def test_any_option_of_sbatch_and_srun_reaches_the_script_as_it_was_typed(slurm, call):
     hard = 'it\'s "#1" $HOME 100%'
     words = ["cluster.sbatch.mail_type=END", "cluster.sbatch.exclusive=true", "cluster.sbatch.time-min=30:00"]

@@ -220,7 +220,7 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     if what in ("string_too_long", "too_long"):
         return f"{head}: is too long, at most {found['ctx']['max_length']} characters"
     if what in _TYPES and len(found["loc"]) == 1:
-        return f"{head}: must be {_TYPES[what]}"
+        return f"{head}: must be {_TYPES[what]}{' or null' if type(None) in get_args(field.annotation) else ''}"
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
         return f"{head}: is a section; set the keys below it"
     if "tuple" in str(field.annotation):

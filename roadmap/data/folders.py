@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ from roadmap.files import is_system_name, nearby, open_regular
 from roadmap.text import clean, first_few, printable, reason, unlike
 
 log = logging.getLogger(__name__)
+
+# Pillow's remarks on EXIF data (many of ImageNet's files) and on large images ask for nothing: all pixels are there.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 # Images of kinds that are not read: refused by name, since leaving them out would silently change the set.

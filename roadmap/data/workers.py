@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, util
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any
@@ -26,6 +27,7 @@ from roadmap.text import reason
 
 POLL_S = 2  # how often the workers are checked while waiting for a batch
 STALL_S = 600.0  # a batch that takes longer is given up
+MAX_TMPDIR = 70  # bytes: below it lie sockets, whose paths may have 107
 EXIT_S = 2.0  # within which a killed worker is seen to have ended
 LESS = "fewer data.workers, or data.workers=0, need less memory; run the same command again to continue"
 
@@ -115,6 +117,7 @@ def start(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
     """Start the worker processes of a loader; return its iterator and them. Raises LoaderError where none can be."""
     before, on_child = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     try:
+        make_short_tmpdir()
         with blocked():
             batches = iter(loader)
     except (OSError, MemoryError, RuntimeError) as error:  # no memory for a process, or no more of them allowed
@@ -122,6 +125,20 @@ def start(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, on_child)  # torch's would raise in the middle of whatever is done just then
     return batches, [process for process in multiprocessing.active_children() if process not in before]
+
+
+def make_short_tmpdir() -> None:
+    """Make the folder in which workers hand over batches where its path fits a socket's, which that of a job may not.
+
+    Python does so itself from 3.14 on. Raises OSError.
+    """
+    chosen = tempfile.gettempdir()
+    if len(os.fsencode(chosen)) > MAX_TMPDIR:
+        tempfile.tempdir = "/tmp"
+        try:
+            util.get_temp_dir()  # made once a process, and known to those that it forks
+        finally:
+            tempfile.tempdir = chosen
 
 
 def next_batch(batches: Iterator[Any], processes: list[BaseProcess], workers: int) -> Any:

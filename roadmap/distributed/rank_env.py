@@ -42,7 +42,10 @@ def rank_env(env: Mapping[str, str] = os.environ) -> RankEnv:
     """
     try:
         if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= env.keys():
-            return RankEnv(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), Launcher.torchrun)
+            rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
+            if not 0 <= rank < world_size:  # left over in a shell
+                raise ConfigError(f"RANK={rank}, WORLD_SIZE={world_size}: a rank is from 0 to WORLD_SIZE - 1")
+            return RankEnv(rank, world_size, int(env["LOCAL_RANK"]), Launcher.torchrun)
         tasks, step = int(env.get("SLURM_STEP_NUM_TASKS", 1)), int(env.get("SLURM_STEP_ID", SPECIAL_STEPS))
         if tasks > 1 and step < SPECIAL_STEPS and "SLURM_PROCID" in env:
             return RankEnv(int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0)), Launcher.slurm)

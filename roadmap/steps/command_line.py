@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,13 @@ from roadmap.text import machine_error, printable_lines, redact_output
 
 # Does one run, and returns a line about its outcome.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
+
+
+def accept_lazy_help() -> None:
+    """Let Hydra make its parser on Python 3.14 and later, where argparse reads each help text at once: one of Hydra's
+    is no text. Nobody sees it, since our own help is shown in its stead."""
+    if hasattr(ArgumentParser, "_check_help"):
+        ArgumentParser._check_help = lambda *_: None
 
 
 class CommandLine:
@@ -67,6 +75,7 @@ class CommandLine:
             step_tree(folders)
             with TemporaryDirectory() as scratch:  # for what Hydra writes at a sweep's start, before any check
                 os.environ["ROADMAP_SCRATCH"] = scratch
+                accept_lazy_help()
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(self.task)()
         except (RoadmapError, *HYDRA_ERRORS) as error:
             return self.report(error)

@@ -29,6 +29,9 @@ NEVER = {
     r"DependencyNeverSatisfied": "what it waits for cannot happen any more",
 }
 HELD = {"JobHeldUser": "scontrol release lets it go", "JobHeldAdmin": "an administrator holds it"}
+# What a user chose for reading the queue, and would hide jobs from us (`SQUEUE_PARTITION`).
+OF_DISPLAY = ("SQUEUE_", "SACCT_", "SINFO_")
+OF_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")  # what Slurm itself needs, job or not
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def run(*command: str, timeout_s: float = TIMEOUT_S, **env: str) -> tuple[str | 
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
-            env={**os.environ, **env},
+            env=environment() | env,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return None, f"{command[0]} does not answer within {timeout_s:.0f} s"
@@ -176,6 +179,16 @@ def run(*command: str, timeout_s: float = TIMEOUT_S, **env: str) -> tuple[str | 
     if done.returncode:
         return None, error_line(done.stderr) or f"{command[0]} failed"
     return done.stdout, ""
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of Slurm's commands: this process's, without what would change an answer or a new job.
+
+    One that is submitted from within a job inherits that job's `SLURM_*`: its cores (`SLURM_CPU_BIND`), its memory, its
+    array, by whose number submitit looks for its work.
+    """
+    drop = (*OF_DISPLAY, "SLURM_") if "SLURM_JOB_ID" in os.environ else OF_DISPLAY
+    return {key: value for key, value in os.environ.items() if key in OF_SITE or not key.startswith(drop)}
 
 
 def error_line(text: str) -> str:
