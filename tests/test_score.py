@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -20,14 +21,18 @@ from torchvision import transforms as T
 from roadmap.config.choices import Mode, Precision
 from roadmap.config.images import DataConfig
 from roadmap.data import datasets
+from roadmap.data.transforms import eval_transform
 from roadmap.errors import ConfigError, DataError, NonFiniteError
 from roadmap.files import read_json
 from roadmap.net import build_net, export_weights, load_weights
+from roadmap.net.library_weights import published_evaluation
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
+from roadmap.runs.weights_source import library_weights
 from roadmap.steps.compose import compose
 from roadmap.steps.unused_settings import unused_settings
 from roadmap.training.evaluate_weights import evaluate_weights, result_line
+from roadmap.training.saved_weights import evaluation_note
 from roadmap.training.train import train
 
 from .net_rows import blank, drawn, one_thread  # noqa: F401
@@ -557,3 +562,40 @@ def test_a_sweep_scores_one_line_a_step(small, command, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("[1/2] error: weights=")
     assert not list(tmp_path.rglob("seed0"))
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "told"),
+    [
+        ("separate_downsampling", "timm:convnext_tiny.fb_in1k", ""),
+        (
+            "separate_downsampling",
+            "timm:convnext_tiny.fb_in22k_ft_in1k_384",
+            "data.image_size=384 data.resize_size=null",
+        ),
+        (
+            "separate_downsampling",
+            "torchvision:convnext_tiny.IMAGENET1K_V1",
+            "data.resize_size=236 recipe.interpolation=bilinear",
+        ),
+        ("resnet", "torchvision:resnet50.IMAGENET1K_V1", ""),
+        ("resnet", "torchvision:resnet50.IMAGENET1K_V2", "data.resize_size=232"),
+        ("resnet", "timm:resnet50.a1_in1k", "data.resize_size=235 recipe.interpolation=bicubic"),
+    ],
+)
+def test_of_a_librarys_weights_it_is_said_how_they_were_evaluated(step, name, told):
+    library = library_weights(name)
+    config = compose(step, "tiny", ("scale=imagenet", "mode=evaluate", f"weights={name}"))
+    assert evaluation_note(config, library) == (told and f"{name}: published with {told}")
+    published = published_evaluation(library.library, library.net, library.tag)
+    same = compose(
+        step, "tiny", ("scale=imagenet", *(f"{key}={json.dumps(value)}" for key, value in published.items()))
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (333, 500, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if library.library == "timm":
+        settings = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name[5:]).to_dict())
+        theirs = timm.data.create_transform(**settings)
+    else:
+        theirs = torchvision.models.get_model_weights(library.net)[library.tag].transforms()
+    torch.testing.assert_close(eval_transform(same.data, same.recipe)(image), theirs(image), rtol=0, atol=1e-6)

@@ -32,6 +32,26 @@ def default_tag(library: str, net: str) -> str:
     return str(found.tag)
 
 
+def published_evaluation(library: str, net: str, tag: str) -> dict[str, Any]:
+    """Return how a library evaluates its weights, by our keys; nothing for weights that it does not know."""
+    if library == "torchvision":
+        weights = _torchvision_weights(net).__members__.get(tag)
+        if weights is None:
+            return {}
+        published = weights.transforms()
+        size, resize, interpolation = published.crop_size[0], published.resize_size[0], published.interpolation.value
+    else:
+        import timm
+
+        published = timm.models.get_pretrained_cfg(f"{net}.{tag}")
+        if published is None:
+            return {}
+        size, interpolation = published.input_size[-1], published.interpolation
+        resize = None if published.crop_mode == "squash" else int(size / published.crop_pct)
+    sizes = {"data.image_size": size, "data.resize_size": resize, "recipe.interpolation": interpolation}
+    return sizes | {"data.mean": list(published.mean), "data.std": list(published.std)}
+
+
 def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
     """Return the tensors of a library's weights by key, on the CPU. Raises ConfigError, and DataError without them."""
     load = (_torchvision_loader if library == "torchvision" else _timm_loader)(net, tag)

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from roadmap.config import KEYS, Config
-from roadmap.config.choices import Precision
+from roadmap.config.choices import Mode, Precision
+from roadmap.config.fields import shown
 from roadmap.data import datasets, folders, in_memory
 from roadmap.distributed.device import choose_precision
 from roadmap.errors import DataError
 from roadmap.files import expand, nearby, read_json_or_empty
 from roadmap.net import build_net, cost, load_weights, use_kernels
 from roadmap.net.find_weights import find_weights
-from roadmap.net.library_weights import default_tag, fetch_weights
+from roadmap.net.library_weights import default_tag, fetch_weights, published_evaluation
 from roadmap.net.weights import FORMATS, foreign_name
 from roadmap.net.weights_file import read_weights_file
 from roadmap.runs import checkpoint
@@ -28,8 +29,8 @@ from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import differences, identity, lost_keys, read_config
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY
-from roadmap.runs.weights_source import library_weights
-from roadmap.text import clean, first_few, printable
+from roadmap.runs.weights_source import LibraryWeights, library_weights
+from roadmap.text import clean, first_few, flatten, printable
 
 READ_IN_EVALUATION = {name for name, key in KEYS.items() if key.evaluation}
 
@@ -99,6 +100,8 @@ def read_file(config: Config, sweep: SweepProgress) -> Weights:
     if library := library_weights(config.weights):
         library = replace(library, tag=library.tag or default_tag(library.library, library.net))
         sweep.write(f"{library}: as {library.library} has it in its cache, or else fetched")
+        if config.mode != Mode.train and (note := evaluation_note(config, library)):
+            sweep.write(note)
         found = find_weights(fetch_weights(library.library, library.net, str(library.tag)), config.weights_key)
         return Weights(found.tensors, found.fmt, f"{library}, {found.origin}", of_run=False)
     path = expand(str(config.weights))
@@ -108,6 +111,14 @@ def read_file(config: Config, sweep: SweepProgress) -> Weights:
         raise DataError("is no regular file")
     found = find_weights(read_weights_file(path), config.weights_key)
     return Weights(found.tensors, found.fmt, found.origin, of_run=False)
+
+
+def evaluation_note(config: Config, library: LibraryWeights) -> str:
+    """Return by which settings a library evaluates its weights otherwise than this config does; nothing where none."""
+    published = published_evaluation(library.library, library.net, str(library.tag))
+    here = flatten(config.values())
+    other = [f"{key}={shown(value)}" for key, value in published.items() if here[key] != value]
+    return f"{library}: published with {' '.join(other)}" if other else ""
 
 
 def read_run(path: Path, recorded: dict[str, Any], config: Config, sweep: SweepProgress) -> Weights:
