@@ -24,8 +24,8 @@ STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY)
 # What `make status` and `make watch` show then: whatever was submitted.
 SHOWN = $(if $(filter file,$(origin STUDY)),$(or $(notdir $(patsubst %/.study,%,$(wildcard $(RUNS)/*/.study))),$(STUDIES)),$(STUDY))
 SWEEP = $(BIN)/python -m roadmap.sweep
-MINI = $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),'data.root=$(ROOT)') $(ARGS)
-CHOSEN = $(STUDIES) --runs $(RUNS) --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"
+MINI = $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),"data.root='$(ROOT)'") $(ARGS)
+CHOSEN = $(STUDIES) --runs '$(RUNS)' --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"
 BENCH ?= train
 BIN := $(VENV)/bin
 # Our own environment has the tested versions; one that is there keeps its own where they will do.
@@ -61,12 +61,12 @@ $(VENV)/.roadmap-%: pyproject.toml requirements.lock | $(READY)
 	@touch $@
 
 demo: $(READY) ## train all 17 rows on digits on this machine, and draw the chart
-	@$(SWEEP) submit demo --runs $(RUNS) --cluster local -- $(ARGS)
-	@$(BIN)/python -m roadmap.report $(RUNS)/demo --out $(RUNS)/demo/report
+	@$(SWEEP) submit demo --runs '$(RUNS)' --cluster local -- $(ARGS)
+	@$(BIN)/python -m roadmap.report '$(RUNS)/demo' --out '$(RUNS)/demo/report'
 
 mini: $(READY) ## train all 17 rows with three seeds on one GPU: DATA=fashion_mnist|cifar10|cifar100 ROOT=FOLDER
-	@$(SWEEP) submit mini --runs $(RUNS) --cluster local -- $(MINI)
-	@$(BIN)/python -m roadmap.report $(RUNS)/mini --out $(RUNS)/mini/report
+	@$(SWEEP) submit mini --runs '$(RUNS)' --cluster local -- $(MINI)
+	@$(BIN)/python -m roadmap.report '$(RUNS)/mini' --out '$(RUNS)/mini/report'
 
 ## One step
 
@@ -74,10 +74,10 @@ steps: $(READY) ## list all rows of REGIME= with MACs and parameters, beside the
 	@$(BIN)/python -m roadmap.steps --regime $(REGIME) $(ARGS)
 
 run: $(READY) ## train one step: STEP=gelu ARGS="seed=1 recipe.lr=0.001"
-	@$(BIN)/python run.py +step=$(STEP) paths.runs=$(RUNS) $(ARGS)
+	@$(BIN)/python run.py +step=$(STEP) "paths.runs='$(RUNS)'" $(ARGS)
 
 data-check: $(READY) ## open and count all images of DATA= in ROOT= before training
-	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') paths.runs=$(RUNS) $(ARGS)
+	@$(BIN)/python run.py mode=data_check data=$(DATA) $(if $(ROOT),"data.root='$(ROOT)'") "paths.runs='$(RUNS)'" $(ARGS)
 
 ## Studies
 
@@ -88,40 +88,40 @@ roadmap: $(READY) ## train STUDY= on CLUSTER=slurm|local, or continue it; STEPS=
 	@$(SWEEP) submit $(CHOSEN) -- $(ARGS)
 
 status: $(READY) ## show the state of STUDY=, or of all studies (ARGS=--json for scripts)
-	@$(SWEEP) status $(SHOWN) --runs $(RUNS) $(ARGS)
+	@$(SWEEP) status $(SHOWN) --runs '$(RUNS)' $(ARGS)
 
 watch: $(READY) ## show the state of STUDY= repeatedly
-	@$(SWEEP) watch $(SHOWN) --runs $(RUNS) $(ARGS)
+	@$(SWEEP) watch $(SHOWN) --runs '$(RUNS)' $(ARGS)
 
 reconcile: $(READY) ## restart the cells of STUDY= that were killed or lost their node; may run from cron
-	@$(SWEEP) reconcile $(STUDIES) --runs $(RUNS)
+	@$(SWEEP) reconcile $(STUDIES) --runs '$(RUNS)'
 
 cancel: $(READY) ## cancel the queued and running cells of STUDY=
-	@$(SWEEP) cancel $(STUDIES) --runs $(RUNS)
+	@$(SWEEP) cancel $(STUDIES) --runs '$(RUNS)'
 
 sync: $(READY) ## send what STUDY= logged offline, or could not send, to W&B
-	@$(SWEEP) sync $(STUDIES) --runs $(RUNS) $(ARGS)
+	@$(SWEEP) sync $(STUDIES) --runs '$(RUNS)' $(ARGS)
 
 prune: $(READY) ## delete checkpoints that finished runs of STUDY= no longer need; asks first (unless YES=1)
-	@$(SWEEP) prune $(STUDIES) --runs $(RUNS) $(if $(YES),--yes) $(ARGS)
+	@$(SWEEP) prune $(STUDIES) --runs '$(RUNS)' $(if $(YES),--yes) $(ARGS)
 
 ## Results
 
 report: $(READY) ## write figures, tables and a page for STUDY= into RUNS/STUDY/report
-	@$(BIN)/python -m roadmap.report $(RUNS)/$(STUDY) --out $(RUNS)/$(STUDY)/report $(ARGS)
+	@$(BIN)/python -m roadmap.report '$(RUNS)/$(STUDY)' --out '$(RUNS)/$(STUDY)/report' $(ARGS)
 
 runs: $(READY) ## list every run below RUNS= (ARGS="--state done --step gelu", --json)
-	@$(BIN)/python -m roadmap.runs $(RUNS) $(ARGS)
+	@$(BIN)/python -m roadmap.runs '$(RUNS)' $(ARGS)
 
 compare: $(READY) ## compare two runs, or two rows of STUDY=: A=gelu B=kernel_7
-	@$(BIN)/python -m roadmap.report.compare '$(A)' '$(B)' --within $(RUNS)/$(STUDY) $(ARGS)
+	@$(BIN)/python -m roadmap.report.compare '$(A)' '$(B)' --within '$(RUNS)/$(STUDY)' $(ARGS)
 
 pack: $(READY) ## pack the records of STUDY= into RUNS/STUDY.zip, which report and notebook can read
-	@$(BIN)/python -m roadmap.runs.pack $(RUNS)/$(STUDY) $(ARGS)
+	@$(BIN)/python -m roadmap.runs.pack '$(RUNS)/$(STUDY)' $(ARGS)
 
 notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs and save it as RUNS/roadmap.ipynb
-	@mkdir -p $(RUNS)
-	@ROADMAP_RUNS=$(abspath $(RUNS)) $(BIN)/jupyter-execute notebooks/roadmap.ipynb --output=$(abspath $(RUNS))/roadmap.ipynb
+	@mkdir -p '$(RUNS)'; runs=$$(cd '$(RUNS)' && pwd); export ROADMAP_RUNS="$$runs"; \
+		$(BIN)/jupyter-execute notebooks/roadmap.ipynb --output="$$runs/roadmap.ipynb"
 
 ## Development
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from contextlib import nullcontext
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from roadmap.errors import DataError, DiskError
 from roadmap.steps.command_line import accept_lazy_help
@@ -335,3 +337,39 @@ def test_pythons_that_read_every_help_text_at_once_take_hydras(monkeypatch):
         get_args_parser()
     accept_lazy_help()
     assert get_args_parser().parse_args(["a=b"]).overrides == ["a=b"]
+
+
+# Folders with a space or a letter beyond ASCII in their name
+
+
+def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
+    here, programs = tmp_path / "Prüf stand", tmp_path / "Prüf stand/env/bin"
+    programs.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, here)
+    for name in ("python", "jupyter-execute"):
+        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$ROADMAP_RUNS" "$@"\n')
+        (programs / name).chmod(0o755)
+    for name in ("ready", "notebook"):
+        (here / f"env/.roadmap-{name}").touch()
+
+    def words(target: str, *variables: str) -> list[str]:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(("ROADMAP_", "MAKE"))}
+        given = ["make", target, "VENV=env", *variables]
+        return subprocess.run(given, cwd=here, env=environ, check=True, capture_output=True, text=True).stdout.split(
+            "\n"
+        )
+
+    root, runs = "data.root='Übung 1'", "paths.runs='a ö'"
+    assert words("notebook")[1:4] == [f"{here}/runs", "notebooks/roadmap.ipynb", f"--output={here}/runs/roadmap.ipynb"]
+    assert words("report", "RUNS=a ö")[2:7] == ["-m", "roadmap.report", "a ö/demo", "--out", "a ö/demo/report"]
+    assert words("data-check", "ROOT=Übung 1", "RUNS=a ö")[2:7] == [
+        "run.py",
+        "mode=data_check",
+        "data=imagenet",
+        root,
+        runs,
+    ]
+    assert words("mini", "ROOT=Übung 1")[10:12] == ["--", root]
+    for word in (root, runs):
+        assert OverridesParser.create().parse_override(word).value() == word.partition("=")[2].strip("'")

@@ -9,6 +9,7 @@ import configparser
 import logging
 import netrc
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -117,7 +118,7 @@ class WandbLogger:
         if self.run is None:
             return ""
         if self.mode == "offline":
-            return f"W&B: offline; later: wandb sync {self.path / 'wandb'}/offline-run-*"
+            return f"W&B: offline; later: wandb sync {shlex.quote(str(self.path / 'wandb'))}/offline-run-*"
         url = self._try(getattr, self.run, "url")  # none where a server says nothing of whose run it is
         return f"W&B: {url}" if url else ""
 
