@@ -165,6 +165,9 @@ def nearby(path: Path) -> str:
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
+    if os.path.lexists(missing):
+        link = f"a link to {clean(os.readlink(missing))}, which is not there" if missing.is_symlink() else ""
+        return f"; {clean(missing.name)} is {link or ('a folder' if missing.is_dir() else 'a file')}"
     try:
         names = sorted(n for n in os.listdir(missing.parent) if not n.startswith(".") and not is_system_name(n))
     except OSError:

@@ -65,7 +65,10 @@ def parse_yaml(text: str, loader: Any = C_LOADER) -> Any:
         check_yaml(text, loader)
         return yaml.load(text, loader)
     except yaml.YAMLError as error:
-        raise ValueError(one_line(error)) from None
+        hint = (
+            "; a tab is no indentation, spaces are" if "cannot start any token" in str(error) and "\t" in text else ""
+        )
+        raise ValueError(one_line(error).replace('in "<unicode string>", ', "at ") + hint) from None
 
 
 def check_yaml(text: str, loader: Any) -> None:

@@ -100,8 +100,11 @@ REFUSED = {  # the file, and what is said of it
         encoded(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(90)]),
         "animated, 2 frames",
     ),
-    "a float TIFF by another name": lambda: (encoded(Image.fromarray(L / 255.0), "TIFF"), "cannot identify"),
-    "a GIF by another name": lambda: (encoded(RGB, "GIF"), "cannot identify"),
+    "a float TIFF by another name": lambda: (
+        encoded(Image.fromarray(L / 255.0), "TIFF"),
+        "does not begin like a JPEG, PNG, BMP, WEBP",
+    ),
+    "a GIF by another name": lambda: (encoded(RGB, "GIF"), "does not begin like a JPEG, PNG, BMP, WEBP"),
     "cut short": lambda: (encoded(RGB, "JPEG", quality=95)[:-600], "truncated"),
 }
 

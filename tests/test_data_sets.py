@@ -263,6 +263,14 @@ def test_a_missing_public_set_names_the_keys_and_the_download(tmp_path, name):
         assert len(message.splitlines()) <= 2
 
 
+def test_a_root_that_is_a_file_or_a_lost_link_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("gone")
+    for name, told in (("file", "file is a file"), ("link", "link is a link to gone, which is not there")):
+        with pytest.raises(DataError, match=rf"no such folder \(.*; {told}\)"):
+            load(DataConfig(name="imagefolder", root=str(tmp_path / name)))
+
+
 @pytest.mark.parametrize("name", ["imagenet", "imagefolder"])
 def test_a_missing_private_set_names_the_keys_and_no_download(tmp_path, name):
     for root in (None, str(tmp_path / "nowhere")):

@@ -274,11 +274,40 @@ class TestOwnStep:
         config = compose("mine", "nano", config_dir=folder)
         assert (config.label, config.adopted) == ("huge kernels", "no")
 
-    @pytest.mark.parametrize("body", ["defaults: [gelu, kernel_5, _self_]\n", "- a\n- b\n", "model: [\n"])
-    def test_a_file_that_is_no_step_is_named(self, folder, body):
+    @pytest.mark.parametrize(
+        ("body", "told"),
+        [
+            ("defaults: [gelu, kernel_5, _self_]\n", "one parent in its defaults list, this one has gelu, kernel_5"),
+            ("- a\n- b\n", r"must hold KEY: VALUE, and a list below `defaults:`"),
+            ("defaults: gelu\n", r"must hold KEY: VALUE, and a list below `defaults:`"),
+            ("defaults:\n", r"must hold KEY: VALUE, and a list below `defaults:`"),
+            ("model: [\n", "at line 3, column 1"),
+            ("model:\n\tkernel_size: 13\n", r"at line 3, column 1; a tab is no indentation, spaces are"),
+        ],
+    )
+    def test_a_file_that_is_no_step_is_named(self, folder, body, told):
         (folder / "step" / "broken.yaml").write_text("# @package _global_\n" + body)
-        with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        with pytest.raises(ConfigError, match=rf"broken\.yaml.*{told}"):
             compose("broken", "nano", config_dir=folder)
+
+    def test_a_key_with_a_dot_is_written_below_its_section(self, folder):
+        text = "# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel.kernel_size: 13\n"
+        (folder / "step" / "dotted.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"model\.kernel_size: .* `model: {kernel_size: \.\.\.}`"):
+            compose("dotted", "nano", config_dir=folder)
+
+    @pytest.mark.parametrize("place", ["wide.yaml", "step/wide.yml", "steps/wide.yaml"])
+    def test_a_step_in_another_place_is_found_and_named(self, folder, place):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text("# @package _global_\ndefaults:\n  - gelu\n  - _self_\n")
+        with pytest.raises(ConfigError, match=rf"no such step; .*{place} must be .*step/wide\.yaml"):
+            compose("wide", "nano", config_dir=folder)
+
+    def test_a_choice_of_another_group_is_no_step_in_another_place(self, folder):
+        (folder / "data").mkdir()
+        (folder / "data" / "birds.yaml").write_text("name: birds\n")
+        with pytest.raises(ConfigError, match=r"step=birds: there is no such step; (did you mean|there are)"):
+            compose("birds", "nano", config_dir=folder)
 
     def test_a_parent_that_is_none_and_a_circle_of_parents_are_named(self, folder):
         head = "# @package _global_\ndefaults:\n  - {}\n  - _self_\n"

@@ -209,6 +209,8 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     if what == "value_error":  # our own checks, and those of a section below
         return str(found["ctx"]["error"])
     if what == "extra_forbidden":
+        if "." in name and not kind.prefix:
+            return f"{shorten(name, 80)}: a file sets it below its section, `{name.replace('.', ': {', 1)}: ...}}`"
         return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
     field = kind.model_fields[name]
     position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")

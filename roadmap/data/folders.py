@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from roadmap.catalog import SPLITS, DataSet
 from roadmap.config.choices import ClassOrder
@@ -285,5 +285,6 @@ def read_image(path: Path) -> Image.Image:
     except MemoryError:
         raise  # no fault of the file
     except Exception as error:  # a dozen kinds, whatever Pillow's decoders trip over in a damaged file
-        why = re.sub(r"<_io[^>]*>", "the file", reason(error))
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"it does not begin like a {', '.join(FORMATS)}" if unknown else reason(error)
         raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error

@@ -21,7 +21,7 @@ from roadmap.config import KEYS
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError
 from roadmap.files import read_yaml
-from roadmap.steps.tree import ADDED, CONF, step_tree
+from roadmap.steps.tree import ADDED, CONF, GROUPS, step_tree
 from roadmap.text import flatten, nearest
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
@@ -91,6 +91,10 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" * (group in ADDED)
+    for folder in set(folders) - {CONF}:
+        for path in [*folder.glob("*.y*ml"), *folder.glob("*/*.y*ml")]:
+            if path.stem == name and path.parent.name not in GROUPS.keys() - {group}:
+                return f"{sign}{group}={name}: there is no such {group}; {path} must be {folder / group / name}.yaml"
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 

@@ -106,17 +106,18 @@ def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
         raise ConfigError(f"{path}: the first line of a step must be: # @package _global_")
     try:
         body = _parse(text) or {}
-        defaults = [d for d in body.get("defaults", []) if isinstance(d, str)]
-        reference = "reference" in (body.get("model") or {})
-    except (ValueError, AttributeError, TypeError) as error:
+        if not isinstance(body, dict) or not isinstance(body.get("defaults", []), list):
+            raise ValueError("must hold KEY: VALUE, and a list below `defaults:`")
+    except ValueError as error:
         raise ConfigError(f"{clean(path)}: not a step file ({one_line(error)})") from None
+    defaults, model = [d for d in body.get("defaults", []) if isinstance(d, str)], body.get("model")
     parents = [d for d in defaults if d != "_self_"]
     if len(parents) > 1:
         raise ConfigError(f"{path}: a step has one parent in its defaults list, this one has {', '.join(parents)}")
     if parents and defaults[0] == "_self_":
         raise ConfigError(f"{path}: _self_ must come after the parent {parents[0]}, which undoes this change otherwise")
     parent = parents[0].removeprefix("/step/").removeprefix("step/") if parents else None
-    return Step(path.stem, parent, about(path), labels, reference)
+    return Step(path.stem, parent, about(path), labels, isinstance(model, dict) and "reference" in model)
 
 
 def _labels(path: Path) -> dict[str, dict[str, str]]:
