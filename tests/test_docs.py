@@ -80,9 +80,10 @@ def place(tmp_path, monkeypatch) -> Path:
         if not title.startswith(LINKED):
             (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / title).write_text(text, encoding="utf-8")
-    run = tmp_path / "runs" / "single" / "nano-digits" / "gelu" / "seed0"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(compose("gelu", "nano").values()))
+    for step in ("gelu", "inverted_bottleneck"):
+        run = tmp_path / "runs" / "single" / "nano-digits" / step / "seed0"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(yaml.safe_dump(compose(step, "nano").values()))
     (tmp_path / "pretrained.pth").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
