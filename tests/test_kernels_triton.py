@@ -148,12 +148,13 @@ def assert_fits(cases, kind, capability):
     for function, constants, warps, registers in cases:
         made = compile_kernel(function, constants, capability, kind=kind, warps=warps, registers=registers)
         case = (function, constants, kind, capability, made.registers, made.stack)
-        assert made.registers <= 255 and made.stack <= allowed_stack(constants), case
+        assert made.registers <= 255 and made.stack <= allowed_stack(constants, registers), case
 
 
-def allowed_stack(constants):
-    """Return the bytes that a thread may spill: none but with 81 and 121 kernel values, of which a few do not fit."""
-    return most_spilled({7: 16, 9: 96, 11: 96}.get(constants.get("K"), 0))
+def allowed_stack(constants, registers):
+    """Return the bytes that a thread may spill: a few values where its registers are capped, so that more threads fit,
+    and of the 81 and 121 of a kernel's that do not fit."""
+    return most_spilled({9: 96, 11: 96}.get(constants.get("K"), 32 if registers else 0))
 
 
 def most_spilled(limit):
