@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.images import DataConfig
 from roadmap.data import load
 from roadmap.errors import ConfigError, DataError
+from roadmap.sweep.plan import set_size
 
 COUNTS = {"train": 64, "val": 20}
 SHORT = ("recipe.batch_size=32", "recipe.epochs=2", "recipe.warmup_epochs=0", "wandb.mode=disabled")
@@ -77,6 +79,18 @@ def test_a_set_of_ones_own_trains_and_is_checked_without_code(command, tmp_path,
     checked = command(*words, "mode=data_check")
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout.startswith(f"data={name}: 64 + 20 images in 4 classes")
+
+
+def test_a_plan_counts_classes_and_images_of_a_set_of_ones_own(tmp_path, sweep):
+    folders = write_folders(tmp_path / "folders")
+    assert set_size(own(folders, kind="folders")) == (4, 64)
+    assert set_size(own(write_npz(tmp_path / "arrays", 12, 12))) == (4, 64)
+    assert set_size(own(tmp_path / "nowhere", num_classes=7)) == (7, None)
+    words = ("plan", "demo", "--cluster", "local", "--runs", str(tmp_path / "runs"), "--steps", "gelu")
+    more = ("data=imagefolder", f"data.root={folders}", "cluster.images_per_s=0.1", "device=cpu")
+    code, told = sweep(*words, "--", *more)
+    assert code == 0, told
+    assert re.search(r"^nano-imagefolder/gelu/seed0 .* 3\.56 ", told, re.M), told  # 20 epochs of 64 images
 
 
 def test_a_set_of_ones_own_is_listed_in_the_help(command, mydir):

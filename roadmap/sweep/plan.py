@@ -9,8 +9,9 @@ from types import MappingProxyType
 import torch
 
 from roadmap.config.choices import Device, Optimizer
+from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config
-from roadmap.errors import DataError
+from roadmap.data.datasets import find, splits_read
 from roadmap.net import Cost, cost
 from roadmap.runs.progress import hours_text, size_text
 from roadmap.runs.provenance import hardware
@@ -49,17 +50,19 @@ def plan(
     """Return one row per cell. `hardware` is (a part of) the name of the GPU whose earlier runs count, or None.
 
     Speeds are those `given`, by row, then of earlier runs, then of `bench`, or inferred from the other rows. Raises
-    DataError for a set of unknown classes.
+    DataError for a set of the user's own that cannot be listed.
     """
     if FIRST in given and cells:
         given = {row_name(cells[0].config): given[FIRST], **given}
     earlier = earlier_speeds(runs, hardware)
     costs: dict[str, Cost] = {}
+    sizes: dict[str, tuple[int, int | None]] = {}
     nets: list[tuple[Net, Cost]] = []
     speeds: list[Speed] = []
     for cell in cells:
         config, name = cell.config, row_name(cell.config)
-        what = (config.model, num_classes(config), config.data.image_size)
+        size = sizes.get(repr(config.data)) or sizes.setdefault(repr(config.data), set_size(config.data))
+        what = (config.model, size[0], config.data.image_size)
         net = costs.get(repr(what)) or costs.setdefault(repr(what), cost(*what))
         nets.append((Net(config.regime.name, config.data.image_size, name, net.gmacs), net))
         if name in given:
@@ -69,11 +72,14 @@ def plan(
         else:
             speeds.append((None, ""))
     speeds = with_inferred([net for net, _ in nets], speeds, bench)
-    return [make_row(cell, net, *speed) for cell, (_, net), speed in zip(cells, nets, speeds, strict=True)]
+    return [
+        make_row(cell, net, sizes[repr(cell.config.data)][1], *speed)
+        for cell, (_, net), speed in zip(cells, nets, speeds, strict=True)
+    ]
 
 
-def make_row(cell: Cell, net: Cost, images_per_s: float | None, source: str) -> Row:
-    """Return what a cell costs, at a speed."""
+def make_row(cell: Cell, net: Cost, num_images: int | None, images_per_s: float | None, source: str) -> Row:
+    """Return what a cell costs, with so many images to train on, at a speed."""
     checkpoints = checkpoint_gb(cell.config, net.params_m)
     return Row(
         key=cell.key,
@@ -81,27 +87,28 @@ def make_row(cell: Cell, net: Cost, images_per_s: float | None, source: str) -> 
         params_m=net.params_m,
         images_per_s=images_per_s,
         source=source,
-        hours=hours_of(cell.config, images_per_s),
+        hours=hours_of(cell.config, num_images, images_per_s),
         checkpoint_gb=checkpoints,
         last_gb=checkpoints / (cell.config.checkpoint.keep + 1),
         state=read_or_empty(Status, run_path(cell.config) / STATUS).state or "",
     )
 
 
-def hours_of(config: Config, images_per_s: float | None) -> float | None:
+def hours_of(config: Config, num_images: int | None, images_per_s: float | None) -> float | None:
     """Return the hours that one device trains a cell; None where speed or number of images is not known."""
-    known = config.data.known.num_images
-    images = (1 - config.data.holdout) * (config.data.train_images or known.get("train") or 0)
+    images = (1 - config.data.holdout) * (config.data.train_images or num_images or 0)
     return config.recipe.epochs * images / images_per_s / 3600 if images_per_s and images else None
 
 
-def num_classes(config: Config) -> int:
-    """Return how many classes a set has, before it is read. Raises DataError where only its files know."""
-    data = config.data
-    known = data.num_classes or data.known.num_classes
-    if known is None:
-        raise DataError(f"data={data.name}: a plan needs data.num_classes=N")
-    return known
+def set_size(data: DataConfig) -> tuple[int, int | None]:
+    """Return how many classes a set has and, if it is known, how many images to train on.
+
+    A set of the user's own is listed, as a run does it, unless `num_classes` is set. Raises DataError.
+    """
+    if num_classes := data.num_classes or data.known.num_classes:
+        return num_classes, data.known.num_images.get("train")
+    found = find(data, splits_read(data))
+    return len(found.classes), len(found.labels["train"])
 
 
 def checkpoint_gb(config: Config, params_m: float) -> float:
