@@ -49,8 +49,9 @@ setup: $(READY) ## create the virtual environment and install the package (other
 # What the demo needs; `make test`, `make lint` and `make notebook` add theirs.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(LOCK) -e
 
+# What `python -m venv` writes last is bin/activate: one that was interrupted has none.
 $(READY): pyproject.toml requirements.lock
-	@test -x $(BIN)/python || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/python -a ! \( -e $(VENV)/pyvenv.cfg -a ! -e $(BIN)/activate \) || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the package and what it needs into $(VENV) (torch is large) ..."
 	@$(INSTALL) .
 	@touch $@
@@ -121,7 +122,8 @@ pack: $(READY) ## pack the records of STUDY= into RUNS/STUDY.zip, which report a
 
 notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs and save it as RUNS/roadmap.ipynb
 	@mkdir -p '$(RUNS)'; runs=$$(cd '$(RUNS)' && pwd); export ROADMAP_RUNS="$$runs"; \
-		$(BIN)/jupyter-execute notebooks/roadmap.ipynb --output="$$runs/roadmap.ipynb"
+		$(BIN)/jupyter-execute notebooks/roadmap.ipynb --output="$$runs/.roadmap.ipynb"; \
+		mv "$$runs/.roadmap.ipynb" "$$runs/roadmap.ipynb"
 
 ## Development
 

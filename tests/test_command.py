@@ -339,6 +339,28 @@ def test_pythons_that_read_every_help_text_at_once_take_hydras(monkeypatch):
     assert get_args_parser().parse_args(["a=b"]).overrides == ["a=b"]
 
 
+def test_an_environment_whose_making_was_interrupted_is_made_again(tmp_path):
+    """Without pip, it could not be completed by the same command."""
+    python, environment = tmp_path / "python", tmp_path / "env"
+    python.write_text(f"#!/bin/sh\necho $2 >> {tmp_path}/told\n")
+    python.chmod(0o755)
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(python)
+
+    def told(present: str) -> list[str]:
+        (environment / present).touch()
+        command = ["make", "setup", f"VENV={environment}", f"PYTHON={python}"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        (environment / ".roadmap-ready").unlink()
+        lines = (tmp_path / "told").read_text().split()
+        (tmp_path / "told").unlink()
+        return lines
+
+    assert told("conda-meta") == ["pip"]  # one of another kind
+    assert told("pyvenv.cfg") == ["venv", "pip"]
+    assert told("bin/activate") == ["pip"]
+
+
 # Folders with a space or a letter beyond ASCII in their name
 
 
@@ -348,7 +370,9 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, here)
     for name in ("python", "jupyter-execute"):
-        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$ROADMAP_RUNS" "$@"\n')
+        (programs / name).write_text(
+            f'#!/bin/sh\nprintf "%s\\n" {name} "$ROADMAP_RUNS" "$@"\n[ $# != 2 ] || touch "${{2#--output=}}"\n'
+        )
         (programs / name).chmod(0o755)
     for name in ("ready", "notebook"):
         (here / f"env/.roadmap-{name}").touch()
@@ -361,7 +385,9 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
         )
 
     root, runs = "data.root='Übung 1'", "paths.runs='a ö'"
-    assert words("notebook")[1:4] == [f"{here}/runs", "notebooks/roadmap.ipynb", f"--output={here}/runs/roadmap.ipynb"]
+    made = f"--output={here}/runs/.roadmap.ipynb"  # which has its name once it is whole
+    assert words("notebook")[1:4] == [f"{here}/runs", "notebooks/roadmap.ipynb", made]
+    assert [path.name for path in (here / "runs").iterdir()] == ["roadmap.ipynb"]
     assert words("report", "RUNS=a ö")[2:7] == ["-m", "roadmap.report", "a ö/demo", "--out", "a ö/demo/report"]
     assert words("data-check", "ROOT=Übung 1", "RUNS=a ö")[2:7] == [
         "run.py",

@@ -113,9 +113,11 @@ def export_errors(fmt: ExportFormat) -> Iterator[None]:
 
 
 def write_torch_export(net: nn.Module, images: Tensor, about: str, file: BinaryIO) -> None:
-    """Write what `torch.export.load` reads."""
+    """Write what `torch.export.load` reads: from memory, since on a full disk torch's own writer ends the process."""
     program = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, file, extra_files={NOTES: about})
+    written = io.BytesIO()
+    torch.export.save(program, written, extra_files={NOTES: about})
+    file.write(written.getbuffer())
 
 
 def read_torch_export(file: BinaryIO) -> Logits:
