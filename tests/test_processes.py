@@ -423,6 +423,14 @@ def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):
         local.Scheduler([local.Slot()], lambda _: None).run([task])
 
 
+def test_a_study_whose_folder_is_removed_meanwhile_ends_in_a_line(tmp_path):
+    directory, told = StudyDir(tmp_path, "mine"), []
+    directory.make()
+    task = local.LocalTask(directory, "nano-digits/gelu/seed0", ["rm", "-r", str(directory.path)])
+    assert local.Scheduler([local.Slot()], told.append).run([task]) == 0
+    assert told[-1] == "[1/1] its folder was removed"
+
+
 # Regular files
 
 

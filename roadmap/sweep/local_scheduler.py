@@ -205,7 +205,7 @@ class Scheduler:
         record_end(task, code)
         if self.stopped:
             self.ends[how_it_ended(task)] += 1
-        lines = log.read_bytes().decode(errors="replace").strip().splitlines()
+        lines = (log.read_text("utf-8", "replace") if log.exists() else "its folder was removed").strip().splitlines()
         line = f"[{len(self.codes)}/{self.total}] {lines[-1] if lines else task.key}"
         self._show(line + (f" (exit code {code}; {log})" if code else ""))
         self.errors += [lines[-1] if lines else ""] if code else []
