@@ -1,5 +1,6 @@
 """A run directory that was made to do harm is named, in no time, and all others go on as if it were not there."""
 
+import io
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.report import collect
 from roadmap.report.__main__ import main
 from roadmap.runs import schema
+from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.sweep import cell_states, plan, reconcile, status, sync
 from roadmap.sweep.study_dir import StudyDir
@@ -228,14 +230,6 @@ def test_a_checkpoint_that_is_no_file_is_passed_over(small, trained, kind, suffi
     newest = sorted((run / "checkpoints").glob(f"step-*{suffix}"))[-1]
     newest.unlink()
     make(newest, kind)
-    lines = []
-
-    class Sweep:
-        def write(self, line):
-            lines.append(line)
-
-        prefix = staticmethod(lambda: "")
-        runs_done = 0.0
-
-    evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"), Sweep())
-    assert any(line.startswith(f"passed over {newest.stem}.pt: ") for line in lines)
+    out = io.StringIO()
+    evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"), SweepProgress(out=out))
+    assert any(line.startswith(f"passed over {newest.stem}.pt: ") for line in out.getvalue().splitlines())

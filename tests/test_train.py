@@ -18,7 +18,7 @@ from roadmap.data import datasets
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import MAX_JSON, read_json, sha256_of
 from roadmap.net import build_net
-from roadmap.runs import checkpoint, provenance, run_dir, run_logger, schema
+from roadmap.runs import checkpoint, provenance, run_logger, schema
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.training import step as updating
@@ -249,7 +249,7 @@ def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(tmp_path, monkeypat
         assert not waits
     fcntl.flock(held := lock.open(), fcntl.LOCK_EX)
     lock.write_text(f"process 4194305 on {socket.gethostname()}")  # there is none; its child lets go later
-    monkeypatch.setattr(run_dir.time, "sleep", lambda _: held.close())
+    monkeypatch.setattr("roadmap.files.time.sleep", lambda _: held.close())
     with run.lock():
         assert held.closed
 
