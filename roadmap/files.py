@@ -203,6 +203,12 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         return file.read()
 
 
+def last_line(log: Path) -> str:
+    """Return the end of a log; nothing of an empty one."""
+    lines = log.read_text("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
 def sha256_of(path: Path) -> str:
     """Return the hash of a regular file, of which no more than a piece is in memory at once. Raises OSError."""
     with open_regular(path, MAX_HASHED) as file:

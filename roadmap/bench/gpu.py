@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from roadmap.bench.options import empty_parser
 from roadmap.errors import ConfigError, DataError
-from roadmap.files import disk_errors, write_json
+from roadmap.files import disk_errors, last_line, write_json
 from roadmap.sweep.local_scheduler import compiler_cache, end_with_parent
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -155,8 +155,7 @@ def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> d
     about = {"state": state, "exit_code": process.returncode, "time_s": round(time.monotonic() - began, 1)}
     about |= {"command": command(part), "log": log.name}
     if state == "failed":
-        told = log.read_text(errors="replace").strip().splitlines()
-        about["reason"] = f"exit code {process.returncode}: {told[-1][:200] if told else 'no output'}"
+        about["reason"] = f"exit code {process.returncode}: {last_line(log)[:200] or 'no output'}"
     return about
 
 

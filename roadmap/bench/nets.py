@@ -18,7 +18,7 @@ from roadmap.bench.options import LIBRARIES, above_zero, empty_parser
 from roadmap.bench.results import rate
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
-from roadmap.files import disk_errors, read_json
+from roadmap.files import disk_errors, last_line, read_json
 from roadmap.sweep.local_scheduler import compiler_cache, end_with_parent
 
 # ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
         for net in nets:
             outcome = measured(net, began + args.limit)
             failed += outcome is None
-            print(f"{net.name}: {outcome or last_line(net)}", flush=True)
+            why = f"not measured ({last_line(net.log)[:200] or 'no output'}; {net.log})"
+            print(f"{net.name}: {outcome or why}", flush=True)
     finally:
         for net in nets:
             net.end()
@@ -115,9 +116,3 @@ def measured(net: Net, end: float) -> str | None:
         return f"{rate(speed)} images/s, {ms:.2f} ms, {memory:.1f} GiB"
     except (OSError, ValueError, LookupError, TypeError, subprocess.TimeoutExpired):
         return None
-
-
-def last_line(net: Net) -> str:
-    """Return the end of a net's log, as a reason."""
-    lines = net.log.read_text(errors="replace").strip().splitlines()
-    return f"not measured ({lines[-1][:200] if lines else 'no output'}; {net.log})"

@@ -23,7 +23,7 @@ from typing import Any
 from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import StoppedEarly
-from roadmap.files import disk_errors, write_json
+from roadmap.files import disk_errors, last_line, write_json
 from roadmap.runs.process import process_start
 from roadmap.runs.provenance import code_hash
 from roadmap.runs.schema import STATUS, Status, read_or_empty
@@ -205,10 +205,10 @@ class Scheduler:
         record_end(task, code)
         if self.stopped:
             self.ends[how_it_ended(task)] += 1
-        lines = (log.read_text("utf-8", "replace") if log.exists() else "its folder was removed").strip().splitlines()
-        line = f"[{len(self.codes)}/{self.total}] {lines[-1] if lines else task.key}"
-        self._show(line + (f" (exit code {code}; {log})" if code else ""))
-        self.errors += [lines[-1] if lines else ""] if code else []
+        last = last_line(log) if log.exists() else "its folder was removed"
+        self.errors += [last] if code else []
+        failed = f" (exit code {code}; {log})" if code else ""
+        self._show(f"[{len(self.codes)}/{self.total}] {last or task.key}{failed}")
 
     def _all_fail_alike(self) -> bool:
         return ALIKE <= len(self.codes) == len(self.errors) and len(set(self.errors)) == 1 and self.errors[0] != ""
