@@ -1,9 +1,12 @@
 """The net: every parameter learns, every legal combination of toggles trains."""
 
+from contextlib import suppress
+from random import Random
+
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from timm.layers.grn import GlobalResponseNorm as TimmsGrn
 from torch import nn
@@ -118,6 +121,23 @@ def test_every_illegal_combination_is_refused_with_the_toggles_name(toggles, wro
 
 def test_toggles_of_the_schema_are_all_in_the_property_tests():
     assert set(NetConfig.model_fields) - set(TOGGLES) == {"batch_norm_eps", "layer_norm_eps", "reference"}
+
+
+@pytest.mark.parametrize("name", TOGGLES)
+def test_every_toggle_of_the_schema_is_read_by_the_net(name):
+    def net_of(toggles):
+        torch.manual_seed(0)
+        net = build_net(NetConfig(**toggles), 3)
+        return repr(net), net(images(3)).detach().numpy().tobytes()
+
+    def changes_the_net(case):
+        toggles, value = case
+        with suppress(ConfigError):
+            return net_of(toggles) != net_of({**toggles, name: value})
+        return False
+
+    cases = st.tuples(combinations, TOGGLES[name])
+    find(cases, changes_the_net, settings=settings(phases=[Phase.generate], deadline=None), random=Random(0))
 
 
 NORM = ["bias", "num_batches_tracked", "running_mean", "running_var", "weight"]
