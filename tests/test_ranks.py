@@ -118,7 +118,7 @@ def test_evaluation_over_ranks_is_exactly_that_of_one_process(finished, tmp_path
 
 
 def test_the_command_starts_its_ranks_and_ends_with_one_line(tmp_path):
-    done = drive.run(words(tmp_path, "gelu", "devices=2"))
+    done = drive.run(words(tmp_path, "gelu", "devices=2"), {"GLOO_SOCKET_IFNAME": "of-another-machine"})
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert "top-1" in line
@@ -174,6 +174,13 @@ def test_a_task_that_never_comes_is_told_in_time(forks, tmp_path):
     assert (first.returncode, second.returncode) == (75, 75)
     assert second.stderr == ""  # the first rank speaks for all
     assert first.stderr.splitlines()[1:] == ["error: not all of the 2 ranks came within 4 s"]
+
+
+def test_a_network_interface_that_is_not_there_is_told_at_once(forks, tmp_path):
+    tasks = [forks.start(words(tmp_path, "gelu"), slurm(rank) | {"GLOO_SOCKET_IFNAME": "ib9"}) for rank in range(2)]
+    first, second = (task.wait() for task in tasks)
+    assert (first.returncode, second.returncode) == (75, 75)
+    assert re.fullmatch(r"error: rank 0 of 2 cannot reach the others \(.*ib9.*\)", first.stderr.splitlines()[-1])
 
 
 def test_a_host_that_does_not_resolve_is_told_in_time(forks, tmp_path):

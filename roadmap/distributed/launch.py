@@ -134,6 +134,8 @@ def _run_rank(target: Target, env: RankEnv, port: int, pipe: Connection) -> None
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     redact_output()
     torch.set_num_threads(max(1, num_cores() // env.world_size))
+    if sys.platform == "linux":  # whatever this machine's name resolves to, and whatever other programs shall use
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     code = 0
     try:

@@ -25,6 +25,7 @@ from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.rendezvous import remove_address, rendezvous
 from roadmap.errors import PeerLost, Refused, RoadmapError, error_of
 from roadmap.files import expand, read_json
+from roadmap.text import one_line
 
 PRIMING_PASSES = 2  # DDP reorders its buckets after the first pass, and sums in that order from the second on
 CAUSE_TIMEOUT_S = 5.0  # how long a rank looks for the reason why another one left
@@ -58,7 +59,10 @@ class Ranks:
         store = rendezvous(self.env, port, runs, config.start_timeout_s)
         try:
             self._init_process_groups(store, config.start_timeout_s, config.comm_timeout_s)
-        except RuntimeError:
+        except RuntimeError as error:
+            if not _is_timeout(error):  # GLOO_SOCKET_IFNAME is no interface here, a firewall
+                reason = one_line(str(error).split("\n")[0])
+                raise PeerLost(f"rank {self.rank} of {self.world_size} cannot reach the others ({reason})") from None
             raise PeerLost(f"not all of the {self.world_size} ranks came within {config.start_timeout_s:g} s") from None
         remove_address(self.env, runs)
         try:
@@ -115,7 +119,7 @@ class Ranks:
             if ended is not None or self.is_main or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        what = "did not answer in time" if re.search("timed? ?out", str(error), re.IGNORECASE) else "is gone"
+        what = "did not answer in time" if _is_timeout(error) else "is gone"
         return ended or PeerLost(f"another rank {what}; run the same command again to continue")
 
     def _status_of_rank0(self) -> RoadmapError | None:
@@ -245,3 +249,8 @@ def _new_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
 def _is_of_connection(error: Exception) -> bool:
     """Tell whether an error comes from another rank's silence or end; gloo says so in plain RuntimeErrors only."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _is_timeout(error: Exception) -> bool:
+    """Tell whether a rank was waited for, and did not answer."""
+    return re.search("timed? ?out", str(error), re.IGNORECASE) is not None
