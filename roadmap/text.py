@@ -256,16 +256,26 @@ class Interrupt:
 
 
 def machine_error(error: Exception) -> RoadmapError | None:
-    """Return what this machine lacks where a command cannot even begin, memory or a folder for temporary files; None
-    for any other error."""
+    """Return what this machine lacks where a command cannot even begin, memory or a folder (for temporary files, or
+    the current one); None for any other error."""
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
         return DiskError("TMPDIR: no folder for temporary files can be written; name one that can be")
+    if isinstance(error, FileNotFoundError) and not has_current_folder():
+        return DiskError("the folder in which this command was typed is gone; change to another one")
     if isinstance(error, MemoryError):
         return ConfigError("memory is too small to begin; `ulimit -v` may limit it")
     if isinstance(error, ImportError) and ("failed to map segment" in str(error) or "annot allocate" in str(error)):
         why = "memory is too small to load it; `ulimit -v` may limit it, or its folder is mounted noexec"
         return ConfigError(f"{one_line(error)}: {why}")
     return None
+
+
+def has_current_folder() -> bool:
+    """Tell whether the current folder is still there."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def shorten(text: str, limit: int) -> str:

@@ -268,6 +268,13 @@ def test_every_command_ends_in_a_line_and_a_code(capfd, monkeypatch):
         command_line(fails_by(ImportError("no such name")))()
 
 
+def test_a_folder_that_is_gone_under_a_command_is_told(tmp_path):
+    words = f"cd {tmp_path} && mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} {ROOT}/run.py +step=gelu"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (74, "")
+    assert done.stderr == "error: the folder in which this command was typed is gone; change to another one\n"
+
+
 def test_every_command_of_the_package_goes_through_it():
     alone = {"roadmap/training/__main__.py", "roadmap/sweep/requeue.py"}  # not typed by people
     for path in sorted(ROOT.glob("roadmap/**/*.py")):
