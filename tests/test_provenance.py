@@ -68,3 +68,28 @@ def test_a_package_that_is_not_installed_has_no_version_and_ends_nothing(monkeyp
     versions = provenance.versions()
     assert "wandb" not in versions
     assert {"python", "torch", "numpy"} <= versions.keys()
+
+
+def test_a_copy_in_a_repository_of_something_else_has_no_commit_of_it(tmp_path, monkeypatch):
+    def git(*words, folder=tmp_path):
+        command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "lab" / "roadmap").mkdir(parents=True)
+    (tmp_path / "lab" / "roadmap" / "__init__.py").touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "lab" / "roadmap")
+    provenance.git_state.cache_clear()
+    assert provenance.git_state() == {"git_commit": None, "git_dirty": None}
+    assert provenance.git("ls-files") is None  # a study's snapshot would be of what they track
+    git("add", "lab")
+    git("commit", "-q", "-m", "part of it")
+    (tmp_path / "other").mkdir()
+    git("init", "-q", folder=tmp_path / "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))  # as for a hook
+    provenance.git_state.cache_clear()
+    state = provenance.git_state()
+    monkeypatch.delenv("GIT_DIR")
+    assert state == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": False}
+    provenance.git_state.cache_clear()

@@ -42,6 +42,10 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+# By which git finds a repository before it looks around: another's, where a hook of git's runs a command of ours.
+OF_A_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+
+
 @cache
 def git_state(*paths: str) -> dict[str, str | bool | None]:
     """Return the commit of the checkout, and whether it (or some paths of it) was changed since; None outside of one.
@@ -61,9 +65,12 @@ def git_state_of(snapshot: Path) -> dict[str, str | bool | None]:
 
 
 def git(*words: str) -> str | None:
-    """Return what git prints in the checkout, None where it fails or there is none."""
-    printed, _ = _git(*words)
-    return printed
+    """Return what git prints in the checkout, None where it fails or there is none.
+
+    A copy of the code that lies in a repository of something else is no checkout, unless it is part of it.
+    """
+    known, _ = _git("ls-files", "--error-unmatch", "--", f"{PACKAGE.name}/__init__.py")
+    return None if known is None else _git(*words)[0]
 
 
 @cache
@@ -82,8 +89,11 @@ def git_problem() -> str | None:
 def _git(*words: str) -> tuple[str | None, str]:
     """Return what git prints in the checkout, or None, and what it complains of."""
     command = ["git", "-C", str(PACKAGE.parent), *words]
+    env = {name: value for name, value in os.environ.items() if name not in OF_A_REPOSITORY}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=False, env=env
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"git cannot be run ({reason(error)})"
     return (done.stdout if done.returncode == 0 else None), done.stderr
