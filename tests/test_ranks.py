@@ -177,7 +177,8 @@ def test_a_task_that_never_comes_is_told_in_time(forks, tmp_path):
 
 
 def test_a_network_interface_that_is_not_there_is_told_at_once(forks, tmp_path):
-    tasks = [forks.start(words(tmp_path, "gelu"), slurm(rank) | {"GLOO_SOCKET_IFNAME": "ib9"}) for rank in range(2)]
+    mine = words(tmp_path, "gelu", "start_timeout_s=4")
+    tasks = [forks.start(mine, slurm(rank) | {"GLOO_SOCKET_IFNAME": "ib9"}) for rank in range(2)]
     first, second = (task.wait() for task in tasks)
     assert (first.returncode, second.returncode) == (75, 75)
     assert re.fullmatch(r"error: rank 0 of 2 cannot reach the others \(.*ib9.*\)", first.stderr.splitlines()[-1])
