@@ -143,7 +143,7 @@ def _check_choice(key: str, override: Override, given: str) -> None:
     for choice in choices:
         name = choice.text if isinstance(choice, QuotedString) else choice
         if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
-            raise ConfigError(f"{shorten(key, 80)}={shorten(given, 80)}: takes one name")
+            raise ConfigError(f"{shorten(key, 80)}={shorten(given, 80)}: takes one name, of A-Z a-z 0-9 _ . -")
 
 
 def _num_values(word: str, value: Any) -> int:
