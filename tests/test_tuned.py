@@ -151,7 +151,7 @@ def test_an_edge_and_a_row_without_a_finite_rate_are_told(call, mine, tmp_path):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("tuned.factors=0.5,2", "tuned.factors=[0.5, 2.0]: must be numbers from 1e-6 to 1e6, 1 and others"),
+        ("tuned.factors=0.5,2", "tuned.factors=[0.5, 2.0]: must be two numbers or more from 1e-6 to 1e6, 1 among them"),
         ("tuned.holdout=0", "tuned.holdout=0"),
         ("tuned.seeds=-1", "tuned.seeds=[-1]"),
         ("recipe.lr=0.1", "the study chooses it; tuned.factors=LIST"),

@@ -44,7 +44,8 @@ def as_text(study: StudyDir, cells: Sequence[CellState], queue: Queue) -> str:
     ]
     lines += filter(None, [phase_line(study, cells), hours_line(cells), disk_line(study, cells)])
     if stuck := sum(cell.never_starts for cell in cells):
-        lines.append(f"{stuck} of them can never start as submitted: make cancel, then make roadmap with others.")
+        again = "make cancel, then make roadmap with other settings"
+        lines.append(f"{stuck} of them can never start as submitted: {again}.")
     if not queue.answered:
         lines.append(f"The queue does not answer ({queue.error}); what only the queue knows is unknown.")
     return "\n".join(lines)

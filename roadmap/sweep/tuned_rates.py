@@ -129,7 +129,8 @@ class TunedRates(Generator):
     def _check(self) -> "TunedRates":
         factors, seeds = self.factors, self.seeds
         if not 2 <= len(set(factors)) <= 100 or 1 not in factors or not all(1e-6 <= f <= 1e6 for f in factors):
-            raise ConfigError(f"tuned.factors={shown(factors)}: must be numbers from 1e-6 to 1e6, 1 and others")
+            allowed = "two numbers or more from 1e-6 to 1e6, 1 among them"
+            raise ConfigError(f"tuned.factors={shown(factors)}: must be {allowed}")
         if not seeds or len(seeds) > 100 or not all(0 <= seed < 2**31 for seed in seeds):
             raise ConfigError(f"tuned.seeds={shown(seeds)}: must be whole numbers from 0")
         return self
