@@ -67,6 +67,23 @@ def test_a_workers_batch_is_the_same_and_takes_nothing_of_dev_shm():
         assert [line for line in maps.splitlines() if "/dev/shm" in line and "/dev/shm/sem." not in line] == []
 
 
+class StartedLoader(torch.utils.data.DataLoader):
+    """A loader whose workers have ended before its user has seen them."""
+
+    def __iter__(self):
+        batches = super().__iter__()
+        for process in batches._workers:
+            process.join()
+        return batches
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_told(monkeypatch):
+    monkeypatch.setattr(workers, "DataLoader", StartedLoader)
+    monkeypatch.setattr(workers, "start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(LoaderError, match=r"a process that prepares images was killed \(SIGKILL; out of memory\?\)"):
+        batches_of(image)
+
+
 def dies(number):
     def prepare(index: int) -> torch.Tensor:
         if index == 6:
