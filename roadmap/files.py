@@ -5,6 +5,7 @@ What is read may have been made to do harm: only regular files, of a size, depth
 
 import errno
 import fcntl
+import filecmp
 import hashlib
 import json
 import math
@@ -98,11 +99,9 @@ def atomic_write(path: Path, data: bytes) -> None:
 def atomic_file(path: Path, *, new: bool = False) -> Iterator[BufferedRandom]:
     """Open a file to be written, which has its final name once it is whole and on disk; where that fails nothing has.
 
-    A `new` one takes no other file's place: raises FileExistsError, at once or at the end, where one is there by then.
+    A `new` one takes no other file's place: raises FileExistsError where one of other contents is there in the end.
     Raises OSError.
     """
-    if new and os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     with temporary(path) as made:
         with open(made, "w+b") as out:
             yield out
@@ -116,7 +115,8 @@ def _rename_new(made: Path, path: Path) -> None:
     try:
         os.link(made, path)  # which, unlike renaming, takes no other file's name
     except FileExistsError as error:
-        raise FileExistsError(error.errno, error.strerror, str(path)) from None
+        if path.is_symlink() or not filecmp.cmp(made, path, shallow=False):
+            raise FileExistsError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
         if error.errno not in (*NOT_SUPPORTED, errno.EPERM):
             raise
@@ -288,6 +288,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Tell whether an error is of a disk, or a user's share of one, that is full or may not be written to."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def finite_or_null(value: Any) -> Any:

@@ -27,6 +27,7 @@ from roadmap.data.transforms import (
     Prepared,
     device_batches,
     eval_transform,
+    middle,
     posterize,
     rand_augment,
     random_state,
@@ -105,6 +106,14 @@ def test_evaluation_transforms_are_timms():
         assert torch.equal(
             eval_transform(data, RecipeConfig(interpolation="bicubic"))(photo(i, size)), theirs(photo(i, size))
         )
+
+
+def test_a_line_of_pixels_is_resized_where_the_crop_is_alone():
+    data = DataConfig(name="imagefolder", image_size=56, resize_size=64, pipeline="reference", **IMAGENET)
+    theirs = create_transform(56, is_training=False, interpolation="bicubic", crop_pct=0.875, **IMAGENET)
+    for i, size in enumerate([(100, 1), (1, 101), (332, 10)]):
+        assert torch.equal(eval_transform(data, OFFICIAL)(photo(i, size)), theirs(photo(i, size)))
+    assert middle(Image.new("RGB", (1, 60_000))).size == (1, 32)  # resized as a whole: 280 MB
 
 
 def test_without_a_crop_the_whole_image_is_resized():

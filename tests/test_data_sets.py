@@ -26,7 +26,8 @@ from sklearn.model_selection import train_test_split
 from roadmap.catalog import DATA_SETS
 from roadmap.config.images import DataConfig
 from roadmap.data import download, in_memory, load
-from roadmap.errors import ConfigError, DataError
+from roadmap.errors import ConfigError, DataError, DiskError
+from roadmap.net.library_weights import fetch_weights
 
 from .conftest import ROOT
 
@@ -306,6 +307,20 @@ class Answer(io.BytesIO):
         if not found and self.lost:
             raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         return found
+
+
+@pytest.mark.parametrize("what", ["data", "weights"])
+def test_a_disk_that_is_full_ends_a_download_as_any_other_file(tmp_path, monkeypatch, what):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("urllib.request.urlopen", full)
+    with pytest.raises(DiskError, match=r"fetched.*No space left on device"):
+        if what == "weights":
+            monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+            monkeypatch.setattr("torch.hub.urlopen", full)
+            fetch_weights("torchvision", "resnet50", "IMAGENET1K_V1")
+        load(DataConfig(name="fashion_mnist", root=str(tmp_path / "new"), download=True))
 
 
 @pytest.fixture

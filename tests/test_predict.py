@@ -216,6 +216,19 @@ def test_a_file_that_is_there_stays_as_it_is(digits, predicting_digits, tmp_path
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
+def test_features_whose_table_a_kill_has_prevented_are_no_hindrance_and_others_are(predicting_digits, tmp_path):
+    rows = predicting_digits(features=True)
+    table, features = tmp_path / "out.csv", tmp_path / "out.npz"
+    whole, killed = features.read_bytes(), tmp_path / ".out.csv.elsewhere.1.tmp"
+    table.rename(killed)
+    assert predicting_digits(features=True) == rows and features.read_bytes() == whole
+    table.unlink()
+    features.write_text("mine")
+    with pytest.raises(Refused, match=r"out.npz: is there by now"):
+        predicting_digits(features=True)
+    assert features.read_text() == "mine" and not table.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

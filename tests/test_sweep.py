@@ -20,7 +20,7 @@ from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
-from roadmap.sweep import cluster, launchers, plan, slurm_queue
+from roadmap.sweep import cluster, launchers, plan, requeue, slurm_queue
 from roadmap.sweep.cell_states import CellState, cell_state, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local, slurm
@@ -204,6 +204,16 @@ def test_reconcile_restarts_what_died_without_being_asked_at_most_three_times_wi
 
 def test_jobs_that_end_at_the_same_step_are_counted(tmp_path):
     assert [without_progress(tmp_path / "0.json", step) for step in (5, 5, 5, 6, 6)] == [1, 2, 3, 1, 2]
+
+
+def test_a_job_that_cannot_note_its_end_is_left_to_reconcile(tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path, state="stopped", status={"reason": "stopped by SIGUSR2", "step": 5})
+    (tmp_path / "runs").write_text(str(run))
+    (tmp_path / "0.json").mkdir()  # as a full disk, nothing can be written there
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert requeue.main(["75", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "not queued again" in out and "0.json: cannot be written" in out and "make reconcile" in out
 
 
 # Settings of the cluster.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from roadmap.catalog import DataSet
 from roadmap.config.images import DataConfig
-from roadmap.errors import ConfigError, DataError
-from roadmap.files import expand, nearby, temporary
+from roadmap.errors import ConfigError, DataError, DiskError
+from roadmap.files import expand, is_unwritable, nearby, temporary
 from roadmap.net.library_weights import TIMEOUT_S, socket_timeout
 from roadmap.text import reason
 
@@ -37,7 +37,7 @@ def hint(data: DataConfig) -> str:
 def fetch(data: DataConfig, root: Path, missing: str) -> Path:
     """Fetch a public set and return its folder.
 
-    Raises DataError, with what is `missing`, if it was not asked for or fails.
+    Raises DataError, with what is `missing`, if it was not asked for or fails; DiskError for a disk that is full.
     """
     if not data.download or not data.known.can_be_fetched:
         raise DataError(f"{root}: {missing}{hint(data)}")
@@ -46,8 +46,8 @@ def fetch(data: DataConfig, root: Path, missing: str) -> Path:
             return fetch_set(data.known, root)
     # torchvision raises RuntimeError for a wrong sum; URLError, timeouts and a full or read-only disk are OSError.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
-        why = reason(error)
-        raise DataError(f"data.download=true: {data.name} could not be fetched into {root} ({why})") from error
+        why, kind = reason(error), DiskError if is_unwritable(error) else DataError
+        raise kind(f"data.download=true: {data.name} could not be fetched into {root} ({why})") from error
 
 
 def fetch_set(row: DataSet, root: Path) -> Path:

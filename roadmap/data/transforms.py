@@ -24,6 +24,7 @@ from roadmap.data.sampling import sample_seed
 from roadmap.data.workers import load_batches
 from roadmap.errors import ConfigError
 
+MAX_ASPECT = 32  # of an image that is resized as a whole
 Transform = Callable[[Image.Image], Tensor]
 
 # timm ignores parts of the notation that it does not know: a misspelt `mstd` would silently change the recipe.
@@ -89,9 +90,18 @@ def eval_crop(data: DataConfig, recipe: RecipeConfig) -> Callable[[Image.Image],
     resize = (
         [T.Resize((size, size), mode)]
         if data.resize_size is None
-        else [T.Resize(data.resize_size, mode), T.CenterCrop(size)]
+        else [middle, T.Resize(data.resize_size, mode), T.CenterCrop(size)]
     )
     return T.Compose(resize)
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """Cut a line of pixels down to its middle, where the centre crop is: resized first, it may be larger than memory."""
+    length = MAX_ASPECT * min(image.size)
+    if max(image.size) <= length:
+        return image
+    x, y = (max(0, side - length) // 2 for side in image.size)
+    return image.crop((x, y, image.width - x, image.height - y))
 
 
 def rand_augment(data: DataConfig, recipe: RecipeConfig) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from roadmap.errors import ConfigError, DataError
+from roadmap.errors import ConfigError, DataError, DiskError
+from roadmap.files import is_unwritable
 from roadmap.text import clean, nearest
 
 TIMEOUT_S = 30.0  # a server that says nothing for so long is not there
@@ -60,7 +61,8 @@ def fetch_weights(library: str, net: str, tag: str) -> Mapping[str, Any]:
         with socket_timeout(TIMEOUT_S):
             return load()
     except Exception as error:  # no network, a server's answer, a damaged cache: each library has errors of its own
-        raise DataError(f"cannot be fetched ({clean(error) or type(error).__name__})") from None
+        kind = DiskError if is_unwritable(error) else DataError
+        raise kind(f"cannot be fetched ({clean(error) or type(error).__name__})") from None
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from roadmap.errors import StoppedEarly
-from roadmap.files import read_json_or_empty, write_json
+from roadmap.errors import DiskError, StoppedEarly
+from roadmap.files import disk_errors, read_json_or_empty, write_json
 from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep import slurm_queue
 
@@ -25,7 +25,11 @@ def main(args: list[str]) -> int:
     status = read_or_empty(Status, run / STATUS)
     if code != StoppedEarly.code or not time_was_up(status.reason or "", job):
         return 0
-    times = without_progress(runs_file.with_name(f"{task}.json"), status.step)
+    try:
+        times = without_progress(runs_file.with_name(f"{task}.json"), status.step)
+    except DiskError as error:
+        print(f"not queued again: {error}; make reconcile does it", flush=True)
+        return 0
     if times >= MAX_WITHOUT_PROGRESS:
         print(f"not queued again: {times} jobs in a row ended without a step of progress", flush=True)
         return 0
@@ -47,10 +51,11 @@ def time_was_up(reason: str, job: str) -> bool:
 
 
 def without_progress(path: Path, step: object) -> int:
-    """Record at which step a job ended; return how many in a row ended at it."""
+    """Record at which step a job ended; return how many in a row ended at it. Raises DiskError."""
     earlier = read_json_or_empty(path)
     times = int(earlier.get("times", 0)) + 1 if earlier.get("step") == step else 1
-    write_json(path, {"step": step, "times": times})
+    with disk_errors(path):
+        write_json(path, {"step": step, "times": times})
     return times
 
 

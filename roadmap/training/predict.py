@@ -25,7 +25,7 @@ from roadmap.text import clean, printable
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import eval_batch_size
 from roadmap.training.output_file import out_file, require_new
-from roadmap.training.predictions import DEFAULT, new_predictions
+from roadmap.training.predictions import DEFAULT, new_predictions, was_killed
 from roadmap.training.saved_weights import class_names, errors_of_weights, load_net, read_weights
 
 NUM_BEST = 5  # classes named for an image
@@ -62,7 +62,7 @@ def predict(config: Config, sweep: SweepProgress | None = None) -> str:
     sweep = sweep or SweepProgress()
     out = out_file(config.out, DEFAULT, (".csv",))
     features = out.with_suffix(".npz") if config.features else None
-    if features is not None:
+    if features is not None and not was_killed(out):
         require_new(features)
     data.check_pipeline(config.data, config.recipe)
     device = choose_device(config.device)

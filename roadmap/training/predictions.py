@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, BinaryIO
@@ -60,6 +61,12 @@ class FeaturesNpz:
         self._features.flush()
         features = np.memmap(self._features, "<f4", "r").reshape(len(self._names), -1)
         np.savez(self._file, names=np.array(self._names), features=features)
+
+
+def was_killed(path: Path) -> bool:
+    """Tell whether an earlier try to write this table was killed: its features may have their name already, and are
+    written again. Others than those are refused in the end."""
+    return any(path.parent.glob(f".{escape(path.name)}.*.tmp"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from roadmap.config.choices import Mode, Precision
 from roadmap.config.fields import shown
 from roadmap.data import datasets, folders, in_memory
 from roadmap.distributed.device import choose_precision
-from roadmap.errors import DataError
+from roadmap.errors import DataError, DiskError
 from roadmap.files import expand, nearby, read_json_or_empty
 from roadmap.net import build_net, cost, load_weights, use_kernels
 from roadmap.net.find_weights import find_weights
@@ -64,8 +64,8 @@ def errors_of_weights(config: Config) -> Iterator[None]:
     """Let an error say which weights it is about."""
     try:
         yield
-    except DataError as error:
-        raise DataError(f"weights={config.weights}: {error}") from None
+    except (DataError, DiskError) as error:
+        raise type(error)(f"weights={config.weights}: {error}") from None
 
 
 def read_weights(config: Config, sweep: SweepProgress, *, any_net: bool = False) -> Weights:
