@@ -9,8 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from roadmap import paper
 from roadmap.config.toggles import NetConfig
+from roadmap.errors import ConfigError
 from roadmap.net import build_net, cost, count_params, describe
 from roadmap.net.block import block_convs
+from roadmap.net.layers import GlobalResponseNorm, LayerScale
 
 from .net_rows import CONVNEXTS, CONVNEXTS_V2, SWIN, convnext, convnext_v2, images, rows
 
@@ -25,6 +27,35 @@ def test_gmacs_are_the_papers_to_the_printed_digit(regime):
             assert counted == {"layer_norm": "4.15", "separate_downsampling": "4.46", "swin": "4.49"}[step]
         else:
             assert counted == f"{paper.rows(regime)[step].gmacs:.2f}", step
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "told"),
+    [
+        (GlobalResponseNorm, lambda x: x[:, 1:], r"a convolution .* is given 63 channels\n  block.py, line .*conv3"),
+        (GlobalResponseNorm, lambda x: x.view(-1), r"\n  block.py, line .*conv3"),
+        (LayerScale, lambda x: x[:, :7], r"shape mismatch.*\n  block.py, line .*shortcut"),
+        (LayerScale, lambda x: x.squeeze(9), r"Dimension out of range.*\n  test_macs.py, line"),
+        (nn.Flatten, lambda x: x[:, :7], r"a product of \(1, 7\) and \(128, 10\) is none\n  net.py, line .*head"),
+    ],
+)
+def test_a_layer_of_ones_own_that_does_not_fit_is_named_with_its_line(monkeypatch, layer, change, told):
+    cfg = NetConfig(
+        depths=(1, 1, 1, 1),
+        width=16,
+        inverted=True,
+        depthwise=True,
+        activations_per_block=1,
+        grn=True,
+        layer_scale=1e-6,
+    )
+    forward = nn.AdaptiveAvgPool2d.forward
+    if layer is nn.Flatten:  # of the head
+        monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x: change(forward(self, x)))
+    else:
+        monkeypatch.setattr(layer, "forward", lambda self, x: change(x))
+    with pytest.raises(ConfigError, match=rf"the net cannot be computed: .*{told}"):
+        cost(cfg, 10, 32)
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,20 @@ def test_own_steps_stand_behind_their_parent_and_regimes_of_our_own_have_no_pape
     (tmp_path / "step" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 13\n"
     )
+    (tmp_path / "step" / "vain.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - mine\n  - _self_\nmodel:\n  kernel_size: 13\n"
+    )
     words = ["--regime", "nano", "--format", "markdown", "-cd", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["roadmap.steps", *words])
     assert command() == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert len(lines) == 2 + 17 + 1 + 1  # `mine`, and what is not of the paper either
+    assert len(lines) == 2 + 17 + 1 + 2  # `mine` and `vain`, and what is not of the paper either
     assert "swin" not in text
     assert lines[2].startswith("| resnet | ResNet | 0.0026 | 0.0275 | 0.58 |  |  |")
     names = [line.split()[1] for line in lines]
-    assert names[names.index("gelu") + 1] == "mine"
+    assert names[names.index("gelu") + 1 :][:2] == ["mine", "vain"]
+    assert [line.split("|")[-2].strip() for line in lines if "changes" in line] == ["changes nothing of mine"]
 
 
 TREE = """\

@@ -96,7 +96,7 @@ def eval_crop(data: DataConfig, recipe: RecipeConfig) -> Callable[[Image.Image],
 
 
 def middle(image: Image.Image) -> Image.Image:
-    """Cut a line of pixels down to its middle, where the centre crop is: resized first, it may be larger than memory."""
+    """Cut a line of pixels down to its middle, where the centre crop is: resized as a whole, it may fill the memory."""
     length = MAX_ASPECT * min(image.size)
     if max(image.size) <= length:
         return image

@@ -3,6 +3,8 @@ device)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from roadmap.config.toggles import NetConfig
 from roadmap.errors import ConfigError
 from roadmap.net.net import build_net
+from roadmap.text import one_line
 
 aten = torch.ops.aten
 # Reductions over dimensions, and the position of these among their arguments.
@@ -33,14 +36,19 @@ class Cost:
 def cost(cfg: NetConfig, num_classes: int, image_size: int) -> Cost:
     """Return what a net costs, by the paper's counting rule (Tables 10 and 11 print GMACs as "GFLOPs").
 
-    Raises ConfigError where the images are too small for it.
+    Raises ConfigError where the images are too small for it, or a layer of one's own does not fit.
     """
-    net = _meta(cfg, num_classes)
     try:
+        net = _meta(cfg, num_classes)
         counted = _count(net, image_size)
-    except RuntimeError:
+    except TooSmall:
         small = f"too small for this net, which divides it by {cfg.reduction}"
         raise ConfigError(f"data.image_size={image_size}: {small}") from None
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename != __file__]
+        frame = next((f for f in reversed(frames) if "-packages" not in f.filename), frames[-1])
+        where = f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}"
+        raise ConfigError(f"the net cannot be computed: {one_line(error)}\n  {where}") from None
     macs = counted.flop // 2  # a multiply-accumulate counts as two
     return Cost(macs / 1e9, counted.outputs / 1e6, count_params(net) / 1e6)
 
@@ -59,6 +67,10 @@ def describe(cfg: NetConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
 def _meta(cfg: NetConfig, num_classes: int) -> nn.Module:
     with torch.device("meta"):
         return build_net(cfg, num_classes)
+
+
+class TooSmall(RuntimeError):
+    """A kernel does not fit into the map that is left."""
 
 
 class FlopCounter(TorchDispatchMode):
@@ -80,14 +92,19 @@ class FlopCounter(TorchDispatchMode):
         if torch.Tag.pointwise in func.tags:
             shapes = [arg.shape for arg in args if isinstance(arg, torch.Tensor)]
             return torch.empty(np.broadcast_shapes(*shapes), device="meta")
-        if packet == aten.convolution:
+        if packet == aten.convolution and not args[6]:  # transposed
             x, weight = args[:2]
+            if x.shape[1] != weight.shape[1] * args[8]:
+                made = f"weights {tuple(weight.shape)} in {args[8]} groups"
+                raise RuntimeError(f"a convolution with {made} is given {x.shape[1]} channels")
             out = torch.empty(window_shape(x, len(weight), weight.shape[2:], *args[3:6]), device="meta")
         elif packet == aten.max_pool2d_with_indices:
             x = args[0]
             out = [torch.empty(window_shape(x, x.shape[1], *args[1:]), device="meta")] * 2
         elif packet in PRODUCTS:
             packet, args = PRODUCTS[packet], args[-2:]  # without the bias of addmm
+            if args[0].shape[-1] != args[1].shape[-2]:
+                raise RuntimeError(f"a product of {tuple(args[0].shape)} and {tuple(args[1].shape)} is none")
             out = torch.empty(*args[0].shape[:-1], args[1].shape[-1], device="meta")
         elif func in REDUCTIONS:
             out = torch.empty(reduced_shape(args[0], *args[REDUCTIONS[func] :], **kwargs), device="meta")
@@ -107,12 +124,11 @@ def window_shape(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> tuple[int, ...]:
-    """Return the shape of what a convolution or a pooling makes of x. Raises RuntimeError, as torch does, where the map
-    is too small."""
+    """Return the shape of what a convolution or a pooling makes of x. Raises TooSmall."""
     sizes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     if min(out) < 1:
-        raise RuntimeError(f"a kernel {tuple(kernel)} does not fit into a map {tuple(x.shape[2:])}")
+        raise TooSmall(f"a kernel {tuple(kernel)} does not fit into a map {tuple(x.shape[2:])}")
     return x.shape[0], channels, *out
 
 

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from roadmap import paper
 from roadmap.config import Config
@@ -37,7 +38,7 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
     """Return every step of a regime, in the roadmap's order. Raises ConfigError."""
     from roadmap.net import cost
 
-    table = []
+    table, settings_of = [], dict[str | None, dict[str, Any]]()
     for name, step in step_tree(step_folders(config_dir)).items():
         try:
             config = compose(name, regime, config_dir=config_dir)
@@ -46,6 +47,8 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
                 continue  # only tiny and base have a reference net
             raise
         classes = config.data.num_classes or 1000
+        settings_of[name] = settings(config)
+        same = settings_of[name] == settings_of.get(step.parent) and f"changes nothing of {step.parent}"
         printed, size = paper.rows(regime).get(name), cost(config.model, classes, config.data.image_size)
         table.append(
             Row(
@@ -54,7 +57,7 @@ def rows(regime: str, config_dir: str | None = None) -> list[Row]:
                 **asdict(size),
                 paper_gmacs=printed.gmacs if printed else None,
                 paper_top1=printed.top1 if printed else None,
-                note=paper.SLIPS.get((regime, name)) or ("" if name in paper.order() else paper.BEYOND),
+                note=same or paper.SLIPS.get((regime, name)) or ("" if name in paper.order() else paper.BEYOND),
             )
         )
     return table
@@ -141,7 +144,7 @@ def diff(before: Config, after: Config) -> str:
 
     classes = before.data.num_classes or 1000
     sizes = [cost(config.model, classes, config.data.image_size) for config in (before, after)]
-    a, b = (flatten({k: getattr(c, k).values() for k in ("model", "recipe", "data")}) for c in (before, after))
+    a, b = settings(before), settings(after)
     changed = [f"  {key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
     parts = [
         f"{before.step} -> {after.step} ({before.regime.name})",
@@ -153,6 +156,11 @@ def diff(before: Config, after: Config) -> str:
         moved("parameters (M)", sizes[0].params_m, sizes[1].params_m),
     ]
     return "\n".join(parts)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return what a step may change, by key."""
+    return flatten({group: getattr(config, group).values() for group in ("model", "recipe", "data")})
 
 
 def layer_changes(before: NetConfig, after: NetConfig, num_classes: int) -> list[str]:

@@ -27,8 +27,8 @@ def main(args: list[str]) -> int:
         return 0
     try:
         times = without_progress(runs_file.with_name(f"{task}.json"), status.step)
-    except DiskError as error:
-        print(f"not queued again: {error}; make reconcile does it", flush=True)
+    except DiskError as full:
+        print(f"not queued again: {full}; make reconcile does it", flush=True)
         return 0
     if times >= MAX_WITHOUT_PROGRESS:
         print(f"not queued again: {times} jobs in a row ended without a step of progress", flush=True)
