@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -22,7 +23,7 @@ FOREVER = "import signal; print('begun', flush=True); signal.pause()"
 
 @pytest.fixture
 def env(tmp_path):
-    return environment(tmp_path / "packages")
+    return environment(tmp_path)
 
 
 def report(out):
@@ -50,6 +51,19 @@ def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
     assert float(short.splitlines()[-1].split()[0]) <= 2 * 60 - gpu.STOP_S
 
 
+def test_it_needs_none_of_the_packages_that_it_brings():
+    absent = ("pydantic", "annotated_types", "hydra", "omegaconf", "submitit", "wandb", "torch", "numpy")
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({absent})
+sys.argv = ["-m", "gpu", "--plan"]  # as in `python -m roadmap.bench gpu --plan`, when its package is imported
+from roadmap.bench.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "s  tests: " in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(("words", "told"), [([], "--out=DIR"), (["--minutes", "0", "--plan"], "--minutes=0: must be")])
 def test_a_wrong_command_is_refused(capsys, words, told):
     assert main(["gpu", *words]) == 64
@@ -73,6 +87,29 @@ def test_a_part_that_goes_on_is_told_to_end_and_may_save(tmp_path, env):
     found = run_parts([DEVICE, part], time.monotonic() + 120, tmp_path, env)
     assert found["runs"]["state"] == "out of time" and found["runs"]["exit_code"] == 75
     assert (tmp_path / "runs.log").read_text() == "begun\nsaved\n"
+
+
+def test_what_runs_beside_a_part_ends_with_it(tmp_path, env):
+    beside = ("-c", "import os; print(os.getpid());" + FOREVER)
+    log = tmp_path / "beside_some_1.log"
+    waits = f"from pathlib import Path\nwhile not Path({str(log)!r}).read_text().endswith('begun\\n'): pass"
+    found = run_parts(
+        [DEVICE, Part("some", ("-c", waits), 60, 0, beside=(beside,))], time.monotonic() + 120, tmp_path, env
+    )
+    assert found["some"]["state"] == "done"
+    assert not runs(int(log.read_text().split()[0]))
+
+
+def test_results_are_packed_without_what_is_large(tmp_path, env):
+    made = ("one_seed/mini/seed0/checkpoints/a.pt", "one_seed/mini/seed0/status.json", "packages/tqdm/__init__.py")
+    for name in made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for _ in range(2):
+        run_parts([DEVICE], time.monotonic() + 120, tmp_path, env)
+    with tarfile.open(tmp_path / gpu.ARCHIVE) as archive:
+        files = {info.name for info in archive.getmembers() if info.isfile()}
+    assert files == {"device.log", "report.json", made[1]}
 
 
 def test_what_a_part_has_started_ends_with_it():
@@ -103,7 +140,7 @@ from pathlib import Path
 from roadmap.bench.gpu import Part, environment, run_parts
 out = Path({str(tmp_path)!r})
 run_parts([Part("device", ("-c", {"import os; print(os.getpid());" + FOREVER!r}), 60, 0)],
-          time.monotonic() + 120, out, environment(out / "none"))
+          time.monotonic() + 120, out, environment(out))
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     log = tmp_path / "device.log"
@@ -148,7 +185,7 @@ def test_wheels_beside_the_checkout_come_before_what_is_installed(tmp_path, env)
     with zipfile.ZipFile(wheels / "tqdm-99-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tqdm/__init__.py", "unpacked = True")
         wheel.writestr("tqdm-99.dist-info/METADATA", "Name: tqdm\nVersion: 99\n")
-    unpack(wheels, tmp_path / "packages")
+    unpack(wheels, tmp_path / gpu.PACKAGES)
     code = "import tqdm, importlib.metadata as m, roadmap; print(tqdm.unpacked, m.version('tqdm'), roadmap.__file__)"
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "99", str(ROOT / "roadmap" / "__init__.py")], done.stderr

@@ -9,7 +9,7 @@ from roadmap.bench import __main__ as bench
 from roadmap.bench import kernels, operations
 from roadmap.bench.bound import Rates
 from roadmap.bench.counted import counted, inner_loop
-from roadmap.bench.kernels import Measured, best_row, chosen_forms
+from roadmap.bench.kernels import Measured, best_row, chosen_forms, measure_shape
 from roadmap.bench.operations import OpShape, combined, forms_at, shapes_of
 from roadmap.net.kernels import PASSES
 from roadmap.net.kernels.measured import read_tables
@@ -46,6 +46,20 @@ def test_the_fastest_form_that_is_as_exact_as_torchs_own_is_recorded():
     row = best_row(SHAPE, found, {"memory": 0.25})
     assert (row.form, row.gain, row.height) == ("columns/7/32/1", 4.0, 56)
     assert row.ms["memory bound"] == 0.25 and "wrong" not in row.ms
+    assert best_row(SHAPE, found | {"columns/14/32/1": Measured(None, None, kernels.NO_TIME)}, {}) is None
+
+
+def test_what_a_shape_has_no_time_for_is_left_out():
+    shape = SHAPE._replace(channels=4, height=4, c_out=4, kernel=3)
+    assert measure_shape(shape, CPU, torch.float32, 2, end=0.0) == dict.fromkeys(
+        forms_at(shape, CPU), Measured(None, None, kernels.NO_TIME)
+    )
+
+
+def test_compiling_alone_measures_nothing(tmp_path, capsys):
+    words = ("--rows", "gelu", "--regime", "nano", "--device", "cpu", "--json", str(tmp_path / "kernels.json"))
+    assert bench.main(["kernels", "--compile-only", *words]) == 0
+    assert capsys.readouterr().out == "0 forms are compiled\n" and not [*tmp_path.iterdir()]
 
 
 def test_gelu_is_measured_with_its_product_and_the_best_tiles_of_its_passes_together(monkeypatch):
@@ -68,6 +82,7 @@ def test_gelu_is_measured_with_its_product_and_the_best_tiles_of_its_passes_toge
         "product/0/0/3": 1.8,
     }
     assert combined(ms) == ["product/2/4/3"]
+    assert combined({"epilogue/4": 2.0, "product/0/0/3": 1.8}) == ["product/0/4/3"]
     assert combined({"plain": 1.0, "triton": 0.5, "epilogue/0": 0.4}) == []
     narrow, wide = shape, shape._replace(channels=768, c_out=192, height=28)
     assert narrow.family != wide.family and SHAPE.family == SHAPE._replace(channels=192).family

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from roadmap.bench.kernels import compiled_ahead, measure_shape
+from roadmap.bench.kernels import chosen_forms, compile_ahead, measure_shape
 from roadmap.bench.measure import free_memory
 from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
@@ -338,8 +339,9 @@ def shapes():
     largest = {shape.family: shape for shape in reversed(shapes_of([compose(row, "tiny") for row in ROWS], 224))}
     smallest = {shape[:3]: shape for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
     taken = [*largest.values(), *smallest.values()]
-    with compiled_ahead(taken, CUDA, torch.bfloat16, 1, 60.0):
-        return taken
+    forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
+    compile_ahead(forms, CUDA, torch.bfloat16, time.monotonic() + 40)
+    return taken
 
 
 @pytest.mark.timeout(200)

@@ -4,7 +4,7 @@ The GPU tests, whole rows beside other libraries, a row of `make mini` with one 
 operations, input, then runs of `make mini` for as long as there is time. Each part is a process of its own with a bound
 on its time, and writes what it has found by then into DIR; `report.json` there says how each ended. What there is no
 time for is left out, and said. Nothing is fetched: wheels in DIR of `--wheels` are unpacked and come before what is
-installed.
+installed. `results.tar.gz` there has all of it but checkpoints, to be carried away.
 """
 
 import argparse
@@ -13,23 +13,27 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.bench.options import empty_parser
 from roadmap.errors import ConfigError, DataError
-from roadmap.files import disk_errors, last_line, write_json
-from roadmap.sweep.local_scheduler import compiler_cache, end_with_parent
+from roadmap.files import atomic_file, disk_errors, last_line, write_json
+from roadmap.runs.children import compiler_cache, end_with_parent
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 STOP_S = 15.0  # that a part may take to end when asked to
 SPARE_S = 5.0  # of all the time, left over at the end
 OPERATIONS = "gelu,norm,join,pointwise"  # of which no table has every form; those of depthwise convolutions are in it
 MINI_ROW = "separate_downsampling"
+NET_ROWS = "separate_downsampling,kernel_11"  # of `bench nets`, with kernels of ours that take long to compile
+ARCHIVE = "results.tar.gz"
+PACKAGES, LEFT_BEHIND = "packages", ("checkpoints", "snapshots")
 
 
 class Part(NamedTuple):
@@ -39,6 +43,7 @@ class Part(NamedTuple):
     words: tuple[str, ...]  # for Python
     most_s: float
     least_s: float
+    beside: tuple[tuple[str, ...], ...] = ()  # what else runs meanwhile, on cores that are free, and is then ended
 
 
 def parts(args: argparse.Namespace) -> list[Part]:
@@ -53,17 +58,24 @@ def parts(args: argparse.Namespace) -> list[Part]:
         command = ("-m", "roadmap.sweep", "submit", "mini", "--runs", str(args.out / name), "--cluster", "local", "--")
         return (*command, "wandb.mode=disabled", "device=cuda", *root, *words)
 
-    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--results", str(args.out / "tests.jsonl"))
-    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "120")
-    short = ("recipe.epochs=4", "compile=false", f"+step={MINI_ROW}")
+    files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
+    results = ("--results", str(args.out / "tests.jsonl"))
+    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *results, *files)
+    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "105")
+    ahead = tuple(
+        ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", regime, "--rows", rows)
+        for regime, rows in (("tiny", NET_ROWS), ("mini", MINI_ROW))
+    )
+    short = ("recipe.epochs=3", "compile=false", f"+step={MINI_ROW}")
     return [
-        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 20, 5),
-        Part("tests", (*tests, "tests/test_gpu.py"), 110, 30),
-        Part("nets", nets, 125, 100),
-        Part("one seed", study("one_seed", *short, "seed=0"), 45, 25),
-        Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 45, 25),
+        # The first import of torch, from a disk that nobody has read yet, takes its time.
+        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
+        Part("tests", tests, 100, 30, beside=ahead),
+        Part("nets", nets, 110, 90),
+        Part("one seed", study("one_seed", *short, "seed=0"), 40, 25),
+        Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 50, 25),
         bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.6", at_most=50, least=35),
-        bench("input", "--limit", "50", at_most=60, least=40),
+        bench("input", "--limit", "45", at_most=60, least=40),
         Part("runs", study("runs"), 3600, 40),
     ]
 
@@ -90,8 +102,8 @@ def main(argv: Sequence[str]) -> int:
     args.out = args.out.absolute()
     with disk_errors(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-    unpack(args.wheels, args.out / "packages")
-    found = run_parts(parts(args), began + time_s, args.out, environment(args.out / "packages"))
+    unpack(args.wheels, args.out / PACKAGES)
+    found = run_parts(parts(args), began + time_s, args.out, environment(args.out))
     return int(any(part["state"] == "failed" for part in found.values()))
 
 
@@ -131,6 +143,8 @@ def run_parts(todo: Sequence[Part], end: float, out: Path, env: Mapping[str, str
         about = found[part.name]
         with disk_errors(out):
             write_json(out / "report.json", {"parts": found})
+        with suppress(OSError):  # a file that went while it was read is in the next one
+            pack(out)
         print(f"{part.name}: {about['state']}, " + about.get("reason", f"{about.get('time_s')} s"), flush=True)
     return found
 
@@ -139,11 +153,10 @@ def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> d
     """Run one part with a log of its own; when its time is up, it is asked to end and may save what it has."""
     log = out / f"{part.name.replace(' ', '_')}.log"
     began, state = time.monotonic(), "done"
-    with disk_errors(log), log.open("w") as lines:
-        process = subprocess.Popen(
-            [sys.executable, *part.words], cwd=CHECKOUT, env=dict(env), stdout=lines, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=end_with_parent(),
-        )  # fmt: skip
+    with ExitStack() as stack:
+        for number, words in enumerate(part.beside, 1):
+            stack.callback(end_group, start(words, log.with_name(f"beside_{log.stem}_{number}.log"), env))
+        process = start(part.words, log, env)
         try:
             process.wait(bound_s)
         except subprocess.TimeoutExpired:
@@ -157,6 +170,27 @@ def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> d
     if state == "failed":
         about["reason"] = f"exit code {process.returncode}: {last_line(log)[:200] or 'no output'}"
     return about
+
+
+def start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process, the first of a group, that writes into a log."""
+    with disk_errors(log), log.open("w") as lines:
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=CHECKOUT, env=dict(env), stdin=subprocess.DEVNULL, stdout=lines,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent(),
+        )  # fmt: skip
+
+
+def pack(out: Path) -> None:
+    """Write all that was found so far into one file, without what is large."""
+
+    def chosen(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if Path(info.name).name in (ARCHIVE, PACKAGES, *LEFT_BEHIND) else info
+
+    with atomic_file(out / ARCHIVE) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for path in sorted(out.iterdir()):
+            if path.name != Path(file.name).name:
+                archive.add(path, path.name, filter=chosen)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -180,13 +214,18 @@ def unpack(wheels: Path, target: Path) -> None:
             raise DataError(f"{wheel}: is not a wheel ({error})") from None
 
 
-def environment(packages: Path) -> dict[str, str]:
-    """Return the environment of the parts: this checkout, then unpacked wheels, then what is installed."""
-    path = [str(CHECKOUT), str(packages), os.environ.get("PYTHONPATH", "")]
+def environment(out: Path) -> dict[str, str]:
+    """Return the environment of the parts: this checkout, then unpacked wheels, then what is installed.
+
+    What `bench kernels` records lies with the rest.
+    """
+    path = [str(CHECKOUT), str(out / PACKAGES), os.environ.get("PYTHONPATH", "")]
     # One cache for all parts: what the tests have compiled is there for the runs.
     return {
         **compiler_cache(),
+        "ROADMAP_KERNELS": str(out / "recorded.json"),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTHONUNBUFFERED": "1",  # a log has what was printed by a part that was cut off
         "WANDB_MODE": "disabled",
     }

@@ -8,9 +8,8 @@ torch then takes them. Shapes for which there is no time keep their earlier reco
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from types import MappingProxyType
@@ -38,7 +37,7 @@ from roadmap.config.choices import Precision
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.net.kernels import FORMS, base
-from roadmap.net.kernels.measured import Row, Table, origin_here, record, user_file
+from roadmap.net.kernels.measured import Row, Table, best_form, origin_here, record, user_file
 from roadmap.text import one_line
 
 MOST_WORKERS = 12  # processes that compile tiles ahead
@@ -47,6 +46,7 @@ OURS = ("triton", "columns", "epilogue", "product")  # forms that are compiled
 GPU_CALLS, CPU_CALLS = 20, 9  # of a form
 FLUSH_BYTES = 2**28  # more than any cache holds
 WORSE = 1.5  # times torch's own error, beyond which a form does not count
+NO_TIME = "no time was left"
 
 
 class Measured(NamedTuple):
@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--operations", type=names(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
     options.add_argument("--minutes", type=above_zero, default=10.0, help="that it takes at most; default: %(default)s")
     options.add_argument("--record", action="store_true", help=f"write what won to {user_file() or 'ROADMAP_KERNELS'}")
+    options.add_argument("--compile-only", action="store_true", help="compile what kernels=auto takes")
     args = options.parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
     if args.record and user_file() is None:
@@ -73,6 +74,10 @@ def main(argv: Sequence[str]) -> int:
     setting = choose_setting(args, configs)
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
     shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
+    if args.compile_only:
+        number = compile_ahead([(s, best_form(s.spec(device))) for s in shapes], device, DTYPES[precision], end)
+        print(f"{number} forms are compiled")
+        return 0
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
     rates = measured_rates(device, precision), measured_rates(device, Precision.fp32)
     results.note(
@@ -111,19 +116,20 @@ def measure_all(
     fastest: dict[tuple[object, ...], list[str]] = {}  # of an operation's tiles, at its first shape
     others = [shape for shape in shapes if firsts[shape.family] != shape]
     for part, most in ((list(firsts.values()), None), (others, FEW)):
-        with compiled_ahead(part, device, kind, most, end - time.monotonic(), fastest):
-            for shape in part:
-                if time.monotonic() > end:
-                    break
-                found = measure_shape(shape, device, kind, batch, most, fastest)
-                fastest.setdefault(shape.family, sorted(found, key=lambda form: found[form].ms or math.inf))
-                bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
-                if row := best_row(shape, found, bounds):
-                    rows.append(row)
-                forms = {form: measured._asdict() for form, measured in found.items()}
-                results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
-                results.note("shapes", len(results.rows), described(shape, found, bounds))
-                free_memory(device)
+        tried = [(shape, form) for shape in part for form in chosen_forms(shape, device, most, fastest)]
+        compile_ahead(tried, device, kind, (time.monotonic() + end) / 2)
+        for shape in part:
+            if time.monotonic() > end:
+                break
+            found = measure_shape(shape, device, kind, batch, most, fastest, end)
+            fastest.setdefault(shape.family, sorted(found, key=lambda form: found[form].ms or math.inf))
+            bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
+            if row := best_row(shape, found, bounds):
+                rows.append(row)
+            forms = {form: measured._asdict() for form, measured in found.items()}
+            results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
+            results.note("shapes", len(results.rows), described(shape, found, bounds))
+            free_memory(device)
     return rows
 
 
@@ -139,35 +145,32 @@ def chosen_forms(
     return [form for kind in kinds for form in [f for f in order if base(f) == kind][:most]]
 
 
-@contextmanager
-def compiled_ahead(
-    shapes: Sequence[OpShape], device: torch.device, kind: torch.dtype, most: int | None, seconds: float,
-    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}),
-) -> Iterator[None]:  # fmt: skip
-    """Compile the forms of some shapes side by side, before anything is timed: Triton keeps them on disk."""
-    jobs = {
-        (shape[:4], form): shape
-        for shape in shapes for form in chosen_forms(shape, device, most, fastest) if base(form) in OURS
-    }  # fmt: skip
-    if device.type == "cuda" and jobs:
-        workers = max(1, min(MOST_WORKERS, len(jobs), num_cores() - 1))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
-            wait(started, timeout=max(0.0, seconds) / 2)
-            pool.shutdown(cancel_futures=True)
-    yield
+def compile_ahead(forms: Sequence[tuple[OpShape, str]], device: torch.device, kind: torch.dtype, end: float) -> int:
+    """Compile forms of ours for a GPU, in processes side by side, until `end`; return how many. Triton keeps them on
+    disk."""
+    jobs = {(shape[:4], form): shape for shape, form in forms if base(form) in OURS}
+    if device.type != "cuda" or not jobs:
+        return 0
+    workers = max(1, min(MOST_WORKERS, len(jobs), num_cores() - 1))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
+        done, _ = wait(started, timeout=max(0.0, end - time.monotonic()))
+        pool.shutdown(cancel_futures=True)
+    return len(done)
 
 
 def measure_shape(
     shape: OpShape, device: torch.device, kind: torch.dtype, batch: int, most: int | None = None,
-    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}),
+    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}), end: float = math.inf,
 ) -> dict[str, Measured]:  # fmt: skip
-    """Check and time the forms of an operation at a shape."""
+    """Check and time the forms of an operation at a shape, until `end`."""
     forms = chosen_forms(shape, device, most, fastest)
     exact = operation_at(shape, CHECKED, kind, device, exact=True)("plain")
     few, many = (operation_at(shape, images, kind, device) for images in (CHECKED, batch))
 
     def measure(form: str) -> Measured:
+        if time.monotonic() > end:
+            return Measured(None, None, NO_TIME)
         try:
             error = relative_errors(few(form), exact)
             return Measured(median_ms(partial(many, form), device), error)
@@ -200,9 +203,12 @@ def median_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 def best_row(shape: OpShape, found: Mapping[str, Measured], bounds: Mapping[str, float]) -> Row | None:
-    """Return the row to record for a shape: the fastest form that is about as exact as torch's own."""
+    """Return the row to record for a shape: the fastest form that is about as exact as torch's own.
+
+    None where torch's own has failed, or not every form was measured.
+    """
     plain = found["plain"]
-    if plain.ms is None or plain.error is None:
+    if plain.ms is None or plain.error is None or any(m.failed == NO_TIME for m in found.values()):
         return None
     allowed = WORSE * plain.error + 1e-6
     ms = {form: m.ms for form, m in found.items() if m.ms is not None and (m.error or 0.0) <= allowed}

@@ -19,7 +19,7 @@ from roadmap.bench.results import rate
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, last_line, read_json
-from roadmap.sweep.local_scheduler import compiler_cache, end_with_parent
+from roadmap.runs.children import compiler_cache, end_with_parent
 
 # ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
 NETS = (

@@ -142,8 +142,8 @@ def combined(ms: Mapping[str, float]) -> list[str]:
     epilogues = [form.split("/") for form in sorted(ms, key=lambda form: ms[form]) if base(form) == "epilogue"]
     if not products or not epilogues:
         return []
-    forward = next(tiles[1] for tiles in products if tiles[3] == "0")
-    weight = next(tiles[3] for tiles in products if tiles[1] == "0")
+    forward = next((tiles[1] for tiles in products if tiles[3] == "0"), "0")
+    weight = next((tiles[3] for tiles in products if tiles[1] == "0"), "0")
     return [f"product/{forward}/{epilogues[0][1]}/{weight}"]
 
 

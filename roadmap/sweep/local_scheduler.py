@@ -5,7 +5,6 @@ A slot is a share of the machine with a line of processes: the first one trains,
 known. Asked to stop, all is passed on; where this process is killed, the kernel asks its processes to stop.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -24,14 +23,13 @@ from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import StoppedEarly
 from roadmap.files import disk_errors, last_line, write_json
+from roadmap.runs.children import compiler_cache, end_with_parent
 from roadmap.runs.process import process_start
-from roadmap.runs.provenance import code_hash
 from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep.study_dir import StudyDir
 
 POLL_S = 0.2
 ALIKE = 3  # cells that end with the same error, before any has trained: what is wrong is wrong with all of them
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOGS, GROUPS = "logs", "groups"
 MAX_SEEDS = 8  # of one process: torch has 32 streams, of which a run takes up to three
 SHARE = 0.5  # of a GPU's memory, for all that prepare themselves together: the rest is for what trains
@@ -275,35 +273,10 @@ def environment(slot: Slot, code: Path | None, processes: int) -> dict[str, str]
     return env
 
 
-def compiler_cache() -> dict[str, str]:
-    """Return the environment in which all that is compiled stays on disk.
-
-    What holds operations with gradients of their own, such as our kernels, does where torch is told that it may. What
-    those do is in our code: the cache goes by that, too.
-    """
-    return {"TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD": "1", "TORCH_COMPILE_CACHE_KEY_TAG": code_hash()}
-
-
 def how_it_ended(task: LocalTask) -> str:
     """Return what a cell that was asked to stop has left, by its own status."""
     state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
     return {"stopped": "saved", "done": "done", None: "not started"}.get(state, "cut off after its last checkpoint")
-
-
-def end_with_parent() -> Callable[[], None] | None:
-    """Return what a child does before its program: let the kernel ask it to stop once this process is gone.
-
-    None where the system knows no such thing.
-    """
-    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
-
-    def call() -> None:
-        assert prctl is not None
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # gone already
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return call if prctl is not None else None
 
 
 def record_start(task: LocalTask, pid: int, waits: bool) -> None:
