@@ -62,7 +62,7 @@ def list_run(run: RecordedRun) -> ListedRun:
     known = named(run)
     try:
         return progress(run, known)
-    except (Suspect, ValueError) as why:
+    except ValueError as why:
         return replace(known, reason=clean(why, 300))
     except OSError as error:
         return replace(known, reason=f"cannot be read ({reason(error)})")
@@ -81,7 +81,7 @@ def named(run: RecordedRun) -> ListedRun:
 
 
 def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
-    """Add how far a run is. Raises Suspect, ValueError and OSError."""
+    """Add how far a run is. Raises ValueError and OSError."""
     status = check_record(Status, run.status(), STATUS)
     if status.state is None:
         raise Suspect(f"{STATUS}: has no state")

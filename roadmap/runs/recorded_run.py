@@ -27,7 +27,7 @@ NPY_HEADER = re.compile(
 LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader  # strings only, and no merge keys
 
 
-class Suspect(Exception):
+class Suspect(ValueError):
     """This run gives no number: its record is broken or contradicts itself."""
 
 

@@ -38,27 +38,31 @@ class Split(StrEnum):
 
 
 class Record(BaseModel):
-    """A JSON object that a run writes."""
+    """A JSON object that a run writes: numbers are numbers, and finite."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), strict=True, allow_inf_nan=False)
 
 
 R = TypeVar("R", bound=Record)
 Line = Annotated[str, AfterValidator(partial(clean, limit=500))]  # a text that is shown; it may be hostile
+Count = Annotated[int, Field(ge=0, lt=10**12)]
+Whole = Annotated[int, Field(gt=0, lt=10**9)]
+Number = Annotated[float, Field(ge=0, lt=1e12)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class RunInfo(Record):
     """What is known of a run before its first step, and where it computes."""
 
-    gmacs: float | None = None
-    macts: float | None = None
-    params_m: float | None = None
-    num_classes: int | None = None
+    gmacs: Number | None = None
+    macts: Number | None = None
+    params_m: Number | None = None
+    num_classes: Whole | None = None
     classes: list[str] | None = None  # their names in the order of the labels
-    steps_per_epoch: int | None = None
-    data_fingerprint: Annotated[str | None, Affects.result] = None
-    precision: Annotated[str | None, Affects.result] = None
-    world_size: Annotated[int | None, Affects.result] = None  # devices
+    steps_per_epoch: Count | None = None
+    data_fingerprint: Annotated[Line | None, Affects.result] = None
+    precision: Annotated[Line | None, Affects.result] = None
+    world_size: Annotated[Count | None, Affects.result] = None  # devices
     code_hash: Annotated[Line | None, Affects.rounding] = None
     compile: Annotated[bool | None, Affects.rounding] = None
     cuda_graph: Annotated[bool | None, Affects.rounding] = None
@@ -77,15 +81,15 @@ class Status(RunInfo):
     """`status.json`: how a run stands."""
 
     state: Literal["begun", "running", "stopped", "failed", "done"] | None = None
-    epoch: int | None = None  # evaluated, at the newest checkpoint
-    step: int | None = None
+    epoch: Count | None = None  # evaluated, at the newest checkpoint
+    step: Count | None = None
     exit_code: int | None = None
     reason: Line | None = None
-    starts: int | None = None
+    starts: Count | None = None
     start_counted: bool | None = None  # the newest is among them, and has not begun to train
     started: str | None = None
     updated: str | None = None
-    deaths: int | None = None  # in a row, without a new checkpoint
+    deaths: Count | None = None  # in a row, without a new checkpoint
     began_at: list[int] | None = None  # step and epochs of the checkpoint that this start began at
     drift: list[str] | None = None  # what had changed when it went on by allow_drift=true
     rounding: list[str] | None = None  # what had changed that differs in rounding alone
@@ -93,42 +97,42 @@ class Status(RunInfo):
     pid: int | None = None
     pid_start: int | None = None  # in the kernel's ticks: a later process may have the same number
     wandb_id: str | None = None
-    wandb_rows: int | None = None  # lines of the ledger that W&B's client was given
-    time_s: float | None = None  # of training, at the newest checkpoint
-    lost_s: float | None = None  # of training after a checkpoint that a later start did again, at least
+    wandb_rows: Count | None = None  # lines of the ledger that W&B's client was given
+    time_s: Number | None = None  # of training, at the newest checkpoint
+    lost_s: Number | None = None  # of training after a checkpoint that a later start did again, at least
 
 
 class Summary(RunInfo):
     """`summary.json`: the result of a run that is done, accuracies in percent."""
 
-    state: str | None = None
+    state: Literal["done"] | None = None
     study: str | None = None
     cell: str | None = None
     step: str | None = None
     variant: str | None = None
     parent: str | None = None
-    label: str | None = None
-    adopted: str | None = None
-    seed: int | None = None
+    label: Line | None = None
+    adopted: Literal["yes", "no", "reference"] | None = None
+    seed: Count | None = None
     regime: str | None = None
     data: str | None = None
     recipe: str | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    image_size: int | None = None
-    split: Split | None = None
-    epoch: int | None = None
-    top1: float | None = None
-    top5: float | None = None
-    ema_top1: float | None = None
-    ema_top5: float | None = None
-    val_images: int | None = None
-    train_images_per_s: float | None = None
-    gpu_hours: float | None = None
-    lost_gpu_hours: float | None = None
-    lost_s: float | None = None
-    time_s: float | None = None
-    peak_memory_gb: float | None = None
+    epochs: Whole | None = None
+    batch_size: Whole | None = None
+    image_size: Whole | None = None
+    split: Annotated[Split, Field(strict=False)] | None = None
+    epoch: Count | None = None
+    top1: Percent | None = None
+    top5: Percent | None = None
+    ema_top1: Percent | None = None
+    ema_top5: Percent | None = None
+    val_images: Whole | None = None
+    train_images_per_s: Number | None = None
+    gpu_hours: Number | None = None
+    lost_gpu_hours: Number | None = None
+    lost_s: Number | None = None
+    time_s: Number | None = None
+    peak_memory_gb: Number | None = None
     drift: list[str] | None = None
     rounding: list[str] | None = None
     sha256: dict[str, str] | None = None  # of the other files of the record
@@ -171,8 +175,9 @@ def check_record(kind: type[R], values: dict[str, Any], name: str) -> R:
         return kind.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        where, value = ".".join(map(str, found["loc"])), clean(found["input"], 40)
-        raise ValueError(f"{name}: {where}={value} is not what a run writes ({found['msg'].lower()})") from None
+        where, value = ".".join(map(str, found["loc"])), None if found["type"] == "missing" else found["input"]
+        told = f"{where}={clean(value, 40)} is not what a run writes ({found['msg'].lower()})"
+        raise ValueError(f"{name}: {told}") from None
 
 
 def read_or_empty(kind: type[R], path: Path) -> R:

@@ -14,7 +14,7 @@ from roadmap.errors import ConfigError
 from roadmap.report.analyse.comparability import comparable, count_once, mark_rounding
 from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
-from roadmap.runs.recorded_run import RecordedRun, Suspect
+from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.search import Problem, find_run_directories
 from roadmap.text import clean, reason
 
@@ -100,7 +100,7 @@ def _read(source: Source) -> Run | tuple[str, bool]:
         return read_run(source)
     except Unfinished as why:
         return str(why), False
-    except Suspect as why:
+    except ValueError as why:
         return str(why), True
     except OSError as error:
         return f"cannot be read ({reason(error)})", True

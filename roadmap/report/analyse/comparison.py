@@ -17,7 +17,6 @@ from roadmap.report.analyse.cells import Cell, Gain, cell_of
 from roadmap.report.analyse.collect import read_sources
 from roadmap.report.analyse.comparability import config_value, count_once
 from roadmap.report.analyse.gains import gain_over
-from roadmap.report.read.foreign_values import number
 from roadmap.report.read.run import Run
 from roadmap.runs.archive import find_archive
 from roadmap.runs.recorded_run import RecordedRun
@@ -145,9 +144,7 @@ def find_side(name: str, within: str = "") -> Side:
         raise ConfigError(f"{clean(name)}: {which}")
     runs.sort(key=lambda run: run.seed)
     directories = {directory.shown: directory for directory in found}
-    summaries = [directories[run.path].summary() or {} for run in runs]
-    times = [number(summary.get("time_s")) for summary in summaries]
-    known = [time_s / 3600 for time_s in times if time_s]
+    known = [run.time_s / 3600 for run in runs if run.time_s]
     return Side(name, cell_of(runs), directories[runs[0].path], fmean(known) if known else None, left_out)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -44,9 +43,7 @@ def with_names(classes: Sequence[ImageClasses]) -> ImageClasses:
     return next((one for one in classes if one.names), classes[0])
 
 
-def read_classes(
-    source: RecordedRun | WandbRun, summary: dict[str, Any], status: dict[str, Any]
-) -> ImageClasses | None:
+def read_classes(source: RecordedRun | WandbRun, num_classes: int | None, names: Sequence[str]) -> ImageClasses | None:
     """Read and check the classes of a run's images; None where it has none, as runs of older versions.
 
     Raises Suspect: one file without the other, or a class that the set has not.
@@ -57,15 +54,14 @@ def read_classes(
         return None
     if missing := found.keys() - arrays.keys():
         raise Suspect(f"{missing.pop()} is missing beside {next(iter(arrays))}")
-    num_classes = summary.get("num_classes")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 2 <= num_classes <= MOST_CLASSES:
-        raise Suspect(f"{SUMMARY}: num_classes={clean(num_classes, 20)} is no number of classes")
+    if num_classes is None or not 2 <= num_classes <= MOST_CLASSES:
+        raise Suspect(f"{SUMMARY}: num_classes={num_classes} is no number of classes")
     for name, array in arrays.items():
         if (largest := int(array.max(initial=0))) >= num_classes:
             raise Suspect(f"{name}: class {largest}, the set has {num_classes}, from 0 up")
-    names = class_names(summary.get("classes") or status.get("classes"), num_classes)
+    shown = [clean(name, 60) or str(number) for number, name in enumerate(names)] if len(names) == num_classes else ()
     predicted, labels = (array.astype(UINT32).tobytes() for array in arrays.values())
-    return ImageClasses(num_classes, names, predicted, labels)
+    return ImageClasses(num_classes, tuple(shown), predicted, labels)
 
 
 def check_classes(found: ImageClasses | None, correct: np.ndarray | None, num_images: int | None) -> None:
@@ -80,10 +76,3 @@ def check_classes(found: ImageClasses | None, correct: np.ndarray | None, num_im
     if other := int(((found.predicted == found.labels) != correct).sum()):
         says = f"say of {other} of {num_images} images otherwise than {CORRECT} whether they are right"
         raise Suspect(f"{PREDICTIONS}, {LABELS}: {says}")
-
-
-def class_names(recorded: object, num_classes: int) -> tuple[str, ...]:
-    """Return the names of a run's classes, safe to show; none where its record has not one for each."""
-    if not isinstance(recorded, Sequence) or isinstance(recorded, str) or len(recorded) != num_classes:
-        return ()
-    return tuple(clean(name, 60) or str(number) for number, name in enumerate(recorded))

@@ -3,26 +3,66 @@
 `metrics.jsonl` and `summary.json` are the truth and must agree; `status.json` says whether the run is done.
 """
 
-import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from roadmap.report.read.foreign_values import config_texts, decimal, digits, line, number, whole
+from roadmap.report.read.foreign_values import config_texts, decimal, digits
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
 from roadmap.runs.progress import hours_text
 from roadmap.runs.recorded_run import RecordedRun, Suspect
-from roadmap.runs.schema import CONFIG, CORRECT, METRICS, QUANTITIES, STATUS, SUMMARY, Split
+from roadmap.runs.schema import (
+    CONFIG,
+    CORRECT,
+    METRICS,
+    QUANTITIES,
+    STATUS,
+    SUMMARY,
+    Count,
+    Number,
+    Percent,
+    Record,
+    Split,
+    Status,
+    Summary,
+    Whole,
+    check_record,
+)
 from roadmap.text import clean
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}")  # as `roadmap.steps` allows them
-ADOPTED = ("yes", "no", "reference")
-MOST = 1e12  # of a number in a line
 SAME = 0.005  # percentage points: summary and ledger may be rounded differently
-Values = dict[str, Any]
+SHARED = ("study", "regime", "data", "cell", "step", "variant", "parent", "adopted", "recipe", "seed", "val_images")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,79}$")]  # as `roadmap.steps` allows them
+
+
+class Finished(Summary):
+    """The summary of a run that counts."""
+
+    study: Name
+    regime: Name
+    data: Name
+    cell: Name
+    step: Name
+    variant: Name | None = None
+    parent: Name | None = None
+    recipe: Name
+    adopted: Literal["yes", "no", "reference"]
+    seed: Count
+    top1: Percent
+
+
+class Evaluated(Record):
+    """A line of the ledger about an evaluation."""
+
+    epoch: Whole
+    loss: Number = Field(alias="val/loss")
+    top1: Percent = Field(alias="val/top1")
+    top5: Percent | None = Field(None, alias="val/top5")
+    ema_top1: Percent = Field(0.0, alias="val/ema_top1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +106,7 @@ class Run(CellInfo):
     versions: str
     commit: str  # with a mark where the checkout was changed since
     starts: int | None
+    time_s: float | None  # of training, over all starts
     val_images: int | None
     config: dict[str, str] = field(repr=False)  # dotted key -> value as text
     curve: tuple[tuple[int, float], ...] = field(repr=False)  # epoch, top-1 of every evaluation
@@ -94,131 +135,100 @@ class Unfinished(Exception):
     """This run gives no number yet."""
 
 
+Curve = list[Evaluated]
+
+
 def read_run(source: RecordedRun | WandbRun) -> Run:
-    """Read and check one run. Raises Unfinished, Suspect (with the reason) and OSError."""
-    status = source.status()
-    if not isinstance(status.get("state"), str):
+    """Read and check one run. Raises Unfinished, ValueError (with the reason) and OSError."""
+    status = check_record(Status, source.status(), STATUS)
+    if status.state is None:
         raise Suspect(f"{STATUS}: has no state")
-    if status["state"] != "done":
+    if status.state != "done":
         raise Unfinished(_progress(source, status))
-    summary = source.summary()
-    if summary is None:
+    if (values := source.summary()) is None:
         raise Unfinished(f"done, but there is no {SUMMARY}")
-    config = source.config()
+    summary = check_record(Finished, values, SUMMARY)
     metrics = source.metrics()
-    run = _run(source, summary, status, config, metrics)
+    curve = _read_curve(metrics, summary)
+    run = _run(source, summary, status, curve)
     belongs = (f"seed{run.seed}", run.cell, f"{run.regime}-{run.data}")
     for found, right in zip(source.named or (), belongs, strict=False):
         if found != right:
             raise Suspect(f"{SUMMARY} belongs to {right}, the folder is named {found} (moved aside or copied?)")
-    _check_metrics(metrics, summary, run)
-    _check_steps(metrics, whole(summary.get("steps_per_epoch") or status.get("steps_per_epoch")), run)
+    _check_steps(metrics, curve, summary.steps_per_epoch or status.steps_per_epoch, run.epochs)
     _check_bits(run)
     check_classes(run.classes, run.correct(), run.val_images)
-    if changed := source.changed(summary):
+    if changed := source.changed(values):
         raise Suspect(f"{', '.join(changed)} changed after the run had ended")
     return run
 
 
-def _run(source: RecordedRun | WandbRun, summary: Values, status: Values, config: Values, metrics: Metrics) -> Run:
+def _run(source: RecordedRun | WandbRun, summary: Finished, status: Status, curve: Curve) -> Run:
     """Turn a record into a Run. Raises Suspect."""
-    if summary.get("state", "done") != "done":
-        raise Suspect(f"{SUMMARY}: state={clean(summary['state'], 40)}, {STATUS} says done")
-    seed = summary.get("seed")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise Suspect(f"{SUMMARY}: seed={clean(seed, 40)} is not a whole number from 0")
-    if summary.get("adopted") not in ADOPTED:
-        raise Suspect(f"{SUMMARY}: adopted={clean(summary.get('adopted'), 40)} is none of {', '.join(ADOPTED)}")
-    label = summary.get("label")
-    texts = config_texts(config)
-
-    def size(key: str, section: str) -> int | None:
-        return whole(summary[key]) if key in summary else digits(texts.get(f"{section}.{key}", ""))
-
-    names: Values = {key: _name(summary, key) for key in ("study", "regime", "data", "cell", "step", "recipe")}
-    others: Values = {key: None if summary.get(key) is None else _name(summary, key) for key in ("variant", "parent")}
-    shown: Values = {key: line(summary.get(key)) for key in ("drift", "rounding", "hardware", "precision", "versions")}
+    texts = config_texts(source.config())
+    numbers = {key: value for key in QUANTITIES if (value := getattr(summary, key, None)) is not None}
+    versions = [f"{name} {version}" for name, version in sorted((summary.versions or {}).items())]
     return Run(
         path=source.shown,
-        seed=seed,
-        **names,
-        **others,
-        **shown,
-        label=(clean(label) if isinstance(label, str) else "") or names["step"],
-        adopted=summary["adopted"],
-        epochs=size("epochs", "recipe"),
-        image_size=size("image_size", "data"),
-        batch_size=size("batch_size", "recipe"),
-        numbers=_numbers(summary),
-        images=line(summary.get("data_fingerprint")),
+        **{name: getattr(summary, name) for name in SHARED},
+        label=summary.label or summary.step,
+        epochs=summary.epochs or digits(texts.get("recipe.epochs", "")),
+        image_size=summary.image_size or digits(texts.get("data.image_size", "")),
+        batch_size=summary.batch_size or digits(texts.get("recipe.batch_size", "")),
+        numbers=numbers,
+        images=summary.data_fingerprint or "",
         holdout=_holdout(summary, texts),
-        code=line(summary.get("code_hash")) or line(status.get("git_commit")),
-        commit=line(status.get("git_commit")) + (" (changed since)" if status.get("git_dirty") is True else ""),
-        starts=whole(status.get("starts")),
-        val_images=whole(summary.get("val_images")),
+        drift=clean(", ".join(summary.drift or ())),
+        rounding=clean(", ".join(summary.rounding or ())),
+        hardware=summary.hardware or "",
+        precision=summary.precision or "",
+        versions=clean(", ".join(versions)),
+        code=summary.code_hash or status.git_commit or "",
+        commit=(status.git_commit or "") + " (changed since)" * (status.git_dirty is True),
+        starts=status.starts,
+        time_s=summary.time_s,
         config=texts,
-        curve=tuple(point for row in metrics.rows if (point := _point(row)) is not None),
+        curve=tuple((row.epoch, row.top1) for row in curve),
         bits=source.bits(),
-        classes=read_classes(source, summary, status),
+        classes=read_classes(source, summary.num_classes, summary.classes or status.classes or ()),
     )
 
 
-def _holdout(summary: Values, texts: dict[str, str]) -> float:
+def _holdout(summary: Finished, texts: dict[str, str]) -> float:
     """Return the share of the training images that a run was evaluated on. Raises Suspect where its files disagree."""
     text = texts.get("data.holdout", "0")
     share = decimal(text) or 0.0
     expected = Split.holdout if share else Split.val
-    split = summary.get("split", expected)  # older records do not say
-    if decimal(text) is None or share >= 1 or split != expected:
-        raise Suspect(f"{SUMMARY}: split={clean(split, 40)}, {CONFIG} says data.holdout={clean(text, 40)}")
+    if decimal(text) is None or share >= 1 or summary.split not in (None, expected):  # older records do not say
+        raise Suspect(f"{SUMMARY}: split={summary.split}, {CONFIG} says data.holdout={clean(text, 40)}")
     return share
 
 
-def _numbers(summary: Values) -> dict[str, float]:
-    numbers = {key: value for key in QUANTITIES if (value := number(summary.get(key))) is not None}
-    numbers["top1"] = _percent(summary, "top1")
-    if summary.get("top5") is not None:
-        numbers["top5"] = _percent(summary, "top5")
-        if numbers["top5"] < numbers["top1"] - SAME:
-            raise Suspect(f"{SUMMARY}: top5={numbers['top5']:g} is below top1={numbers['top1']:g}")
-    return numbers
-
-
-def _point(row: Values) -> tuple[int, float] | None:
-    epoch, top1 = whole(row.get("epoch")), number(row.get("val/top1"))
-    return None if epoch is None or top1 is None else (epoch, top1)
-
-
-def _check_metrics(metrics: Metrics, summary: Values, run: Run) -> None:
-    """Raise Suspect where the ledger is damaged or its last evaluation is not the summary's."""
+def _read_curve(metrics: Metrics, summary: Finished) -> Curve:
+    """Return the evaluations. Raises ValueError where the ledger is damaged or its last one is not the summary's."""
     if metrics.problem:
         raise Suspect(metrics.problem)
     if not metrics.rows:
         raise Suspect(f"{METRICS}: contains no evaluation")
-    for row in metrics.rows:
-        where = f"{METRICS}, epoch {clean(row.get('epoch'), 20)}"
-        _percent(row, "val/top1", where)
-        if number(row.get("val/loss")) is None or number(row.get("val/ema_top1", 0)) is None:
-            raise Suspect(f"{where}: an evaluation that is not finite")
-    last = metrics.rows[-1]
+    curve = [check_record(Evaluated, row, f"{METRICS}, epoch {clean(row['epoch'], 20)}") for row in metrics.rows]
     for key in ("top1", "top5"):
-        ours, theirs = run.numbers.get(key), number(last.get(f"val/{key}"))
+        ours, theirs = getattr(summary, key), getattr(curve[-1], key)
         if ours is not None and theirs is not None and abs(ours - theirs) > SAME:
             raise Suspect(f"{SUMMARY}: {key}={ours:g}, the last evaluation in {METRICS} says {theirs:g}")
-    epoch = clean(last.get("epoch"), 20)
-    if summary.get("epoch") != last.get("epoch"):
-        told = clean(summary.get("epoch"), 20)
-        raise Suspect(f"{SUMMARY}: epoch={told}, the last evaluation in {METRICS} is of epoch {epoch}")
-    if run.epochs is not None and last.get("epoch") != run.epochs:
-        raise Suspect(f"done, but its last evaluation is of epoch {epoch} of {run.epochs}")
+    if summary.top5 is not None and summary.top5 < summary.top1 - SAME:
+        raise Suspect(f"{SUMMARY}: top5={summary.top5:g} is below top1={summary.top1:g}")
+    if summary.epoch != (last := curve[-1].epoch):
+        raise Suspect(f"{SUMMARY}: epoch={summary.epoch}, the last evaluation in {METRICS} is of epoch {last}")
+    return curve
 
 
-def _check_steps(metrics: Metrics, steps_per_epoch: int | None, run: Run) -> None:
+def _check_steps(metrics: Metrics, curve: Curve, steps_per_epoch: int | None, epochs: int | None) -> None:
     """Raise Suspect where the ledger lacks the line of an evaluation or, if it has any of training, of a step."""
-    epochs = run.epochs or len(metrics.rows)
-    hole = find_hole("evaluation", [whole(row.get("epoch")) or 0 for row in metrics.rows], epochs)
+    if epochs is not None and curve[-1].epoch != epochs:
+        raise Suspect(f"done, but its last evaluation is of epoch {curve[-1].epoch} of {epochs}")
+    hole = find_hole("evaluation", [row.epoch for row in curve], curve[-1].epoch)
     if not hole and steps_per_epoch and metrics.steps["train"]:
-        hole = find_hole("step", metrics.steps["train"], epochs * steps_per_epoch)
+        hole = find_hole("step", metrics.steps["train"], curve[-1].epoch * steps_per_epoch)
     if hole:
         raise Suspect(f"{METRICS}: {hole}")
 
@@ -236,45 +246,27 @@ def _check_bits(run: Run) -> None:
         raise Suspect(f"{CORRECT}: says {top1:g} % are right, {SUMMARY} says top1={run.top1:g}")
 
 
-def _progress(source: RecordedRun | WandbRun, status: Values) -> str:
+def _progress(source: RecordedRun | WandbRun, status: Status) -> str:
     """Return e.g. `epoch 7 of 20, stopped`."""
-    epochs = whole(status.get("epochs"))
-    if "epochs" not in status:
-        try:
-            epochs = digits(config_texts(source.config()).get("recipe.epochs", ""))
-        except Suspect:
-            epochs = None
-    epoch, reason = number(status.get("epoch")), status.get("reason")
-    where = "" if epoch is None else f"epoch {epoch:g}" + (f" of {epochs}" if epochs else "") + ", "
-    failed = status["state"] == "failed" and isinstance(reason, str) and reason
-    return where + clean(status["state"], 40) + (f" ({clean(reason, 120)})" if failed else "") + _hours(status, epochs)
+    try:
+        epochs = digits(config_texts(source.config()).get("recipe.epochs", ""))
+    except Suspect:
+        epochs = None
+    where = "" if status.epoch is None else f"epoch {status.epoch}" + (f" of {epochs}" if epochs else "") + ", "
+    why = f" ({clean(status.reason, 120)})" if status.state == "failed" and status.reason else ""
+    return f"{where}{status.state}{why}{_hours(status, epochs or 0)}"
 
 
-def _hours(status: Values, epochs: int | None) -> str:
+def _hours(status: Status, epochs: int) -> str:
     """Return what a run that is not finished has used and lost, and what it needs still at its pace so far.
 
     As `, 1.2 GPU-hours used, 0.1 lost to restarts, about 3 left`; nothing where its status lacks it.
     """
-    keys = ("time_s", "lost_s", "step", "world_size", "group_size", "steps_per_epoch")
-    time_s, lost_s, step, ranks, group, steps = (min(number(status.get(key)) or 0.0, MOST) for key in keys)
-    devices, total = ranks / max(group, 1.0), steps * (epochs or 0)
-    if not time_s or not devices:
+    if not status.time_s or not status.world_size:
         return ""
-    unit = "CPU" if str(status.get("hardware")).startswith("CPU") else "GPU"
-    lost = f", {hours_text(lost_s * devices / 3600)} lost to restarts" if lost_s else ""
-    left = f", about {hours_text(time_s * (total / step - 1) * devices / 3600)} left" if 0 < step <= total else ""
-    return f", {hours_text(time_s * devices / 3600)} {unit}-hours used{lost}{left}"
-
-
-def _name(values: Values, key: str) -> str:
-    value = values.get(key)
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise Suspect(f"{SUMMARY}: {key}={clean(value, 40)!r} is not a name")
-    return value
-
-
-def _percent(values: Values, key: str, file: str = SUMMARY) -> float:
-    value = number(values.get(key))
-    if value is None or value > 100:
-        raise Suspect(f"{file}: {key}={clean(values.get(key), 20)} is not a percentage")
-    return value
+    hours = status.time_s * status.world_size / (status.group_size or 1) / 3600
+    step, total = status.step or 0, (status.steps_per_epoch or 0) * epochs
+    unit = "CPU" if (status.hardware or "").startswith("CPU") else "GPU"
+    lost = f", {hours_text(hours * status.lost_s / status.time_s)} lost to restarts" if status.lost_s else ""
+    left = f", about {hours_text(hours * (total / step - 1))} left" if 0 < step <= total else ""
+    return f", {hours_text(hours)} {unit}-hours used{lost}{left}"

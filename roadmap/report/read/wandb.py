@@ -45,7 +45,7 @@ OUR_KEYS = frozenset({"step", "cell", "study", "regime", "seed", "recipe", "data
 SUMMARY_OF = "summary_of"  # in the config of the run that has the charts of a study
 # What define_metric(summary=...) makes of a value.
 SUMMARIES = frozenset({"last", "min", "max", "mean", "best", "none"})
-STATES = {"finished": "ended without its record", "running": "running", "failed": "failed"}
+STATES = {"finished": ("failed", "ended without its record"), "running": ("running", None), "failed": ("failed", None)}
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ def last_values(summary: dict[str, Any]) -> dict[str, Any]:
 def status_of(summary: dict[str, Any], state: str) -> dict[str, Any]:
     """Return what stands for a `status.json` that did not go up: the summary says `done` only where the run did."""
     done = state == "finished" and summary.get("state") == "done"
-    return {**summary, "state": "done" if done else STATES.get(state, "stopped")}
+    stands, reason = ("done", None) if done else STATES.get(state, ("stopped", None))
+    return {**summary, "state": stands, "reason": reason}
 
 
 def metrics_of(rows: Iterable[dict[str, Any]]) -> Metrics:
