@@ -62,9 +62,9 @@ def train(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 
 def evaluate(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Score the weights of a file or of a run directory in the net of one step."""
-    from roadmap.training import evaluate_weights
+    from roadmap.training import evaluation
 
-    return evaluate_weights.result_line(config, evaluate_weights.evaluate_weights(config, sweep))
+    return evaluation.result_line(config, evaluation.evaluate_weights(config, sweep))
 
 
 def predict(config: Config, sweep: SweepProgress, env: RankEnv) -> str:

@@ -115,7 +115,7 @@ def serve() -> None:
     import wandb
     from hydra.core.plugins import Plugins
 
-    import roadmap.training.evaluate_weights
+    import roadmap.training.evaluation
     import roadmap.training.train
     from roadmap.report.__main__ import main as report
     from roadmap.report.read.wandb import RETRIES
@@ -123,7 +123,7 @@ def serve() -> None:
     RETRIES.update(max=1, wait_min_seconds=0.05, wait_max_seconds=0.2)
     commands = {"run.py": run_module.main, "report": report}
     assert sklearn.datasets and timm.data.mixup and torch._dynamo and wandb
-    assert roadmap.training.train and roadmap.training.evaluate_weights
+    assert roadmap.training.train and roadmap.training.evaluation
     Plugins.instance()
     gc.freeze()  # a collection in a fork would touch, and so copy, all that the imports made
     for line in sys.stdin:

@@ -8,7 +8,7 @@ import torch
 from roadmap.bench import __main__ as bench
 from roadmap.bench import kernels, operations
 from roadmap.bench.bound import Rates
-from roadmap.bench.counted import counted, inner_loop
+from roadmap.bench.compiled import counted, inner_loop
 from roadmap.bench.kernels import Measured, best_row, chosen_forms, measure_shape
 from roadmap.bench.operations import OpShape, combined, forms_at, shapes_of
 from roadmap.net.kernels import PASSES

@@ -14,7 +14,7 @@ from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local
-from roadmap.sweep.speeds import Net, infer, read_bench, with_inferred
+from roadmap.sweep.plan import Net, infer, read_bench, with_inferred
 from roadmap.sweep.status import device_hours, hours_line
 from roadmap.training.train import train
 from tests.fabricate import write_run

@@ -20,7 +20,7 @@ from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
-from roadmap.training.evaluate_weights import evaluate_weights
+from roadmap.training.evaluation import evaluate_weights
 from roadmap.training.train import train
 
 from .conftest import ROOT

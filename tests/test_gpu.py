@@ -32,7 +32,7 @@ from roadmap.steps.compose import compose
 from roadmap.training import cuda_graph, step
 from roadmap.training import train as training
 from roadmap.training.cuda_graph import CapturedStep
-from roadmap.training.evaluate_weights import evaluate_weights
+from roadmap.training.evaluation import evaluate_weights
 from roadmap.training.group import Group, GroupRun
 from roadmap.training.train import train
 

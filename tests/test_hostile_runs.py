@@ -18,7 +18,7 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.sweep import cell_states, plan, reconcile, status, sync
 from roadmap.sweep.study_dir import StudyDir
-from roadmap.training.evaluate_weights import evaluate_weights
+from roadmap.training.evaluation import evaluate_weights
 from tests.fabricate import write_run
 from tests.test_hostile import BOMB, make
 

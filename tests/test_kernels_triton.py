@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.bench.compiled import compile_product
+from roadmap.bench.compiled import compile_kernel, compile_product
 from roadmap.bench.compiled import main as compiled
-from roadmap.bench.counted import compile_kernel
 from roadmap.net.kernels.depthwise import KERNELS
 from roadmap.net.kernels.depthwise_columns import MAP_TILES as COLUMN_TILES
 from roadmap.net.kernels.depthwise_columns import WEIGHT_TILES as COLUMN_WEIGHT_TILES

@@ -17,7 +17,7 @@ import torch
 
 import roadmap
 from roadmap import text
-from roadmap.data import shared_batch, workers
+from roadmap.data import workers
 from roadmap.data.folders import list_images, read_image
 from roadmap.data.workers import load_batches
 from roadmap.distributed import signals
@@ -136,7 +136,7 @@ def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch):
     def full(self):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shared_batch.SharedBatch, "__reduce__", full)
+    monkeypatch.setattr(workers.SharedBatch, "__reduce__", full)
     with pytest.raises(LoaderError, match=r"cannot hand them over \(No space left on device\)"):
         batches_of(image)
 

@@ -14,7 +14,7 @@ from roadmap.runs.schema import CHECKPOINTS, STATUS, Status, read_or_empty
 from roadmap.sweep.cell_states import CellState, State, add_progress
 from roadmap.sweep.status import disk_line
 from roadmap.sweep.study_dir import StudyDir
-from roadmap.training.evaluate_weights import evaluate_weights
+from roadmap.training.evaluation import evaluate_weights
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from roadmap.report import aggregate, collect, findings, gallery
 from roadmap.report.__main__ import main
 from roadmap.report.analyse import image_changes as changes_of
-from roadmap.report.analyse.confusion import confusion
-from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, sign_flip
+from roadmap.report.analyse.image_changes import changed_by_seed, class_changes, confusion, sign_flip
 from roadmap.report.analyse.statistics import false_discovery, welch_of_columns
 from roadmap.report.read.image_classes import ImageClasses
 from roadmap.report.write import csv_files as written

@@ -234,7 +234,7 @@ def test_a_summary_that_keeps_only_the_best_is_not_believed(report_command, tmp_
     finally:
         server.close()
     assert done.returncode == 65
-    assert "top1=None is not a percentage" in done.stderr
+    assert "top1=None is not what a run writes" in done.stderr
 
 
 def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(report_command, tmp_path):

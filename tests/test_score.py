@@ -31,7 +31,7 @@ from roadmap.runs.run_dir import run_path
 from roadmap.runs.weights_source import library_weights
 from roadmap.steps.compose import compose
 from roadmap.steps.unused_settings import unused_settings
-from roadmap.training.evaluate_weights import evaluate_weights, result_line
+from roadmap.training.evaluation import evaluate_weights, result_line
 from roadmap.training.saved_weights import evaluation_note
 from roadmap.training.train import train
 

@@ -20,7 +20,7 @@ from roadmap.errors import DataError
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.net.find_weights import find_weights
 from roadmap.net.weights_file import read_weights_file
-from roadmap.training.evaluate_weights import evaluate_weights
+from roadmap.training.evaluation import evaluate_weights
 
 from .net_rows import drawn, rows
 

@@ -8,11 +8,11 @@
 Imports neither torch nor Hydra.
 """
 
-from roadmap.report.analyse.aggregate import aggregate as aggregate
 from roadmap.report.analyse.cells import Cell as Cell
 from roadmap.report.analyse.cells import Gain as Gain
 from roadmap.report.analyse.cells import Group as Group
 from roadmap.report.analyse.collect import Collected as Collected
+from roadmap.report.analyse.collect import aggregate as aggregate
 from roadmap.report.analyse.collect import collect as collect
 from roadmap.report.analyse.findings import findings as findings
 from roadmap.report.draw.chart_rows import charts as charts

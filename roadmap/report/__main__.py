@@ -7,16 +7,14 @@ from typing import Any
 
 from roadmap.errors import DONE, ConfigError, DataError
 from roadmap.files import atomic_write, deny_others, disk_errors
-from roadmap.report.analyse.aggregate import aggregate
 from roadmap.report.analyse.cells import Group
-from roadmap.report.analyse.collect import Collected, collect
+from roadmap.report.analyse.collect import Collected, aggregate, collect
 from roadmap.report.analyse.comparability import KINDS
 from roadmap.report.analyse.findings import findings
 from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
-from roadmap.report.write.csv_files import csv_files
+from roadmap.report.write.csv_files import csv_files, to_json
 from roadmap.report.write.page import page
-from roadmap.report.write.results_json import to_json
 from roadmap.report.write.summary_run import require_login, send_summaries
 from roadmap.report.write.tables import to_markdown, to_tex, to_text
 from roadmap.text import ArgumentParser, clean, command_line, redact

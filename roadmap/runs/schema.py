@@ -176,7 +176,8 @@ def check_record(kind: type[R], values: dict[str, Any], name: str) -> R:
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         where, value = ".".join(map(str, found["loc"])), None if found["type"] == "missing" else found["input"]
-        told = f"{where}={clean(value, 40)} is not what a run writes ({found['msg'].lower()})"
+        why = "not a name" if found["type"] == "string_pattern_mismatch" else found["msg"].lower()
+        told = f"{where}={clean(value, 40)} is not what a run writes ({why})"
         raise ValueError(f"{name}: {told}") from None
 
 

@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str]) -> Args:
 def plan(args: Args) -> int:
     """Print what the studies cost, and queue nothing."""
     from roadmap.sweep import plan as costs
-    from roadmap.sweep.speeds import read_bench
+    from roadmap.sweep.plan import read_bench
 
     config, selections = select(args)
     bench = read_bench(config.bench)

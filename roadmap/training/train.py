@@ -25,7 +25,7 @@ from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
-from roadmap.runs.null_logger import NullLogger
+from roadmap.runs.deferred_metrics import NullLogger
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import identity
 from roadmap.runs.result import load_result
@@ -42,8 +42,8 @@ from roadmap.training.evaluation import (
     score_batches,
     shard_batches,
 )
-from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.optim import learning_rate
+from roadmap.training.saved_weights import read_initial_weights
 from roadmap.training.setup import check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import require_steps_taken, train_step

@@ -1,9 +1,9 @@
-"""Collect the runs of some sources: those that count, those not finished, and what is suspect.
+"""From sources to groups: the runs that count, those not finished, what is suspect, and the report's whole arithmetic.
 
 A source is a folder, an archive, a folder in one, or `wandb:ENTITY/PROJECT[?group=STUDY]`.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -11,7 +11,11 @@ from pathlib import Path
 
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
+from roadmap.report.analyse.attribution import with_attribution
+from roadmap.report.analyse.cells import Group, group_runs
 from roadmap.report.analyse.comparability import comparable, count_once, mark_rounding
+from roadmap.report.analyse.gains import with_gains
+from roadmap.report.analyse.tuning import at_own_rates
 from roadmap.report.read import wandb
 from roadmap.report.read.run import Run, Unfinished, read_run
 from roadmap.runs.recorded_run import RecordedRun
@@ -21,6 +25,8 @@ from roadmap.text import clean, reason
 LONG = 2**28  # bytes of ledgers, from which on more processes are worth their start of a second
 MOST_PROCESSES = 8
 Source = RecordedRun | wandb.WandbRun
+# What else some studies are for: each returns a group, one of all, with that; or as it is.
+ANALYSES: tuple[Callable[[Group, Sequence[Group]], Group], ...] = (with_attribution, at_own_rates)
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,11 @@ def _read(source: Source) -> Run | tuple[str, bool]:
         return f"cannot be read ({reason(error)})", True
     except Exception as error:  # made by someone who thought of what we did not: it alone is left out
         return f"its record cannot be read ({type(error).__name__}: {clean(error, 120)})", True
+
+
+def aggregate(runs: Iterable[Run]) -> list[Group]:
+    """Return the groups of some runs, every cell with what it gains over its parent."""
+    groups = with_gains(group_runs(runs))
+    for add in ANALYSES:
+        groups = [add(group, groups) for group in groups]
+    return groups

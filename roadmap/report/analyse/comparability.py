@@ -11,8 +11,7 @@ from typing import Any
 
 from roadmap import paper
 from roadmap.config import KEYS, defaults, is_read
-from roadmap.report.read.foreign_values import config_text
-from roadmap.report.read.run import Run
+from roadmap.report.read.run import Run, config_text
 from roadmap.runs.search import Problem
 from roadmap.text import shorten
 

@@ -16,7 +16,7 @@ from roadmap.config import KEYS, Affects
 from roadmap.report.analyse.cells import Cell, Gain, Group
 from roadmap.report.analyse.comparability import config_value
 from roadmap.report.analyse.gains import roadmap_of
-from roadmap.report.read.foreign_values import decimal
+from roadmap.report.read.run import decimal
 from roadmap.runs.rate_choice import at_edge, choose_rate, same_rate
 
 MIN_RATES = 2

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from roadmap.report.analyse.cells import Group
-from roadmap.report.draw.changed_images import changed_classes, changed_images
 from roadmap.report.draw.chart_rows import charts, file_name
-from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
-from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
+from roadmap.report.draw.curves import kernel_curve, own_rates, rank_agreement, rate_sensitivity, training_curves
 from roadmap.report.draw.roadmap_figure import roadmap_chart
-from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time, step_gains, toggle_worths
+from roadmap.report.draw.step_gains import (
+    changed_classes,
+    changed_images,
+    leave_one_out,
+    one_at_a_time,
+    step_gains,
+    toggle_worths,
+)
 from roadmap.report.draw.style import NothingToDraw
 from roadmap.report.draw.trade_offs import trade_offs
 

@@ -3,13 +3,13 @@
 `metrics.jsonl` and `summary.json` are the truth and must agree; `status.json` says whether the run is done.
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from roadmap.report.read.foreign_values import config_texts, decimal, digits
 from roadmap.report.read.image_classes import ImageClasses, check_classes, read_classes
 from roadmap.report.read.wandb import WandbRun
 from roadmap.runs.metrics import Metrics, find_hole
@@ -32,7 +32,7 @@ from roadmap.runs.schema import (
     Whole,
     check_record,
 )
-from roadmap.text import clean
+from roadmap.text import clean, flatten
 
 SAME = 0.005  # percentage points: summary and ledger may be rounded differently
 SHARED = ("study", "regime", "data", "cell", "step", "variant", "parent", "adopted", "recipe", "seed", "val_images")
@@ -106,7 +106,7 @@ class Run(CellInfo):
     versions: str
     commit: str  # with a mark where the checkout was changed since
     starts: int | None
-    time_s: float | None  # of training, over all starts
+    time_s: float | None = field(compare=False)  # of training, over all starts
     val_images: int | None
     config: dict[str, str] = field(repr=False)  # dotted key -> value as text
     curve: tuple[tuple[int, float], ...] = field(repr=False)  # epoch, top-1 of every evaluation
@@ -211,12 +211,12 @@ def _read_curve(metrics: Metrics, summary: Finished) -> Curve:
     if not metrics.rows:
         raise Suspect(f"{METRICS}: contains no evaluation")
     curve = [check_record(Evaluated, row, f"{METRICS}, epoch {clean(row['epoch'], 20)}") for row in metrics.rows]
+    if summary.top5 is not None and summary.top5 < summary.top1 - SAME:
+        raise Suspect(f"{SUMMARY}: top5={summary.top5:g} is below top1={summary.top1:g}")
     for key in ("top1", "top5"):
         ours, theirs = getattr(summary, key), getattr(curve[-1], key)
         if ours is not None and theirs is not None and abs(ours - theirs) > SAME:
             raise Suspect(f"{SUMMARY}: {key}={ours:g}, the last evaluation in {METRICS} says {theirs:g}")
-    if summary.top5 is not None and summary.top5 < summary.top1 - SAME:
-        raise Suspect(f"{SUMMARY}: top5={summary.top5:g} is below top1={summary.top1:g}")
     if summary.epoch != (last := curve[-1].epoch):
         raise Suspect(f"{SUMMARY}: epoch={summary.epoch}, the last evaluation in {METRICS} is of epoch {last}")
     return curve
@@ -270,3 +270,37 @@ def _hours(status: Status, epochs: int) -> str:
     lost = f", {hours_text(hours * status.lost_s / status.time_s)} lost to restarts" if status.lost_s else ""
     left = f", about {hours_text(hours * (total / step - 1))} left" if 0 < step <= total else ""
     return f", {hours_text(hours)} {unit}-hours used{lost}{left}"
+
+
+def config_texts(config: dict[str, Any]) -> dict[str, str]:
+    """Return every value of a config by its dotted key, as text. Raises Suspect."""
+    try:
+        return {key: config_text(value) for key, value in flatten(config).items()}
+    except RecursionError:
+        raise Suspect(f"{CONFIG}: is nested without end") from None
+
+
+def config_text(value: Any) -> str:
+    """Return a config's value as text, the same from YAML and from JSON: `0.002`, `true`, `null`, `[1, 1, 3, 1]`."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(config_text, value))}]"
+    if value is None or isinstance(value, bool):
+        return str({None: "null", True: "true", False: "false"}[value])
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
+def decimal(text: str) -> float | None:
+    """Return the finite number from 0 on that a config's text stands for, else None."""
+    try:
+        return value if 0 <= (value := float(text)) < 1e300 else None
+    except ValueError:
+        return None
+
+
+def digits(text: str) -> int | None:
+    """Return the whole number of up to nine digits that a text is, else None."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None

@@ -21,7 +21,7 @@ from roadmap.errors import ConfigError
 from roadmap.files import MAX_JSON
 from roadmap.runs.metrics import Metrics
 from roadmap.runs.recorded_run import Suspect, json_object, read_bits, read_numbers
-from roadmap.runs.schema import CORRECT, RECORD, STATUS
+from roadmap.runs.schema import CORRECT, RECORD, STATUS, Status
 from roadmap.runs.search import Problem
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.text import clean
@@ -215,7 +215,8 @@ def status_of(summary: dict[str, Any], state: str) -> dict[str, Any]:
     """Return what stands for a `status.json` that did not go up: the summary says `done` only where the run did."""
     done = state == "finished" and summary.get("state") == "done"
     stands, reason = ("done", None) if done else STATES.get(state, ("stopped", None))
-    return {**summary, "state": stands, "reason": reason}
+    known = {key: value for key, value in summary.items() if key in Status.model_fields and key != "step"}
+    return {**known, "state": stands, "reason": reason}
 
 
 def metrics_of(rows: Iterable[dict[str, Any]]) -> Metrics:

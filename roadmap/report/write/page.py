@@ -19,10 +19,9 @@ from markupsafe import Markup
 from roadmap.paper.toggle_orders import split_variant, variant_words
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.collect import Collected
-from roadmap.report.analyse.confusion import Confusion, confusion
 from roadmap.report.analyse.formats import count, p_text, signed
 from roadmap.report.analyse.gains import parent_of
-from roadmap.report.analyse.image_changes import ClassChanges
+from roadmap.report.analyse.image_changes import ClassChanges, Confusion, confusion
 from roadmap.report.draw import style
 from roadmap.report.draw.gallery import Drawing
 from roadmap.report.read.run import Run
