@@ -23,9 +23,9 @@ from roadmap.runs.schema import Status
 from roadmap.sweep import cluster, launchers, plan, requeue, slurm_queue
 from roadmap.sweep.cell_states import CellState, cell_state, classify
 from roadmap.sweep.cluster import load_cluster
+from roadmap.sweep.jobs import reason_to_leave
 from roadmap.sweep.launchers import local, slurm
 from roadmap.sweep.launchers.local import Slot, cut_slots
-from roadmap.sweep.reconcile import reason_to_leave
 from roadmap.sweep.requeue import without_progress
 from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study

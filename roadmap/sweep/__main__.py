@@ -169,16 +169,16 @@ def watch(args: Args) -> int:
 
 def reconcile(args: Args) -> int:
     """Restart what died without being asked to."""
-    from roadmap.sweep.reconcile import reconcile as reconcile_study
+    from roadmap.sweep import jobs
 
-    return for_each(args, reconcile_study)
+    return for_each(args, jobs.reconcile)
 
 
 def cancel(args: Args) -> int:
     """Cancel what is queued or at work."""
-    from roadmap.sweep.cancel import cancel as cancel_study
+    from roadmap.sweep import jobs
 
-    return for_each(args, cancel_study)
+    return for_each(args, jobs.cancel)
 
 
 def sync(args: Args) -> int:
