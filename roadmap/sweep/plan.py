@@ -19,7 +19,7 @@ from roadmap.net import Cost, cost
 from roadmap.runs.progress import hours_text, size_text
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import STATUS, SUMMARY, Status, read_or_empty
+from roadmap.runs.schema import STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep.cluster import FIRST
 from roadmap.sweep.study import Cell, Study
 from roadmap.text import one_line, plain_table
@@ -63,15 +63,12 @@ def earlier_speeds(runs: Path, hardware: str | None) -> dict[SpeedKey, list[floa
     for path in runs.glob(f"*/*/*/seed*/{SUMMARY}") if hardware else ():
         if "." in path.parent.name:  # a run that was set aside
             continue
-        try:
-            summary = read_json(path)
-            key = (summary["cell"].split(",")[0], *(summary[k] for k in ("regime", "data", "image_size", "batch_size")))
-            if str(hardware).lower() in str(summary["hardware"]).lower():
-                devices = int(summary.get("world_size") or 1) / int(summary.get("group_size") or 1)
-                speed = float(summary["train_images_per_s"]) / devices
-                found.setdefault(key, []).append(speed)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+        summary = read_or_empty(Summary, path)
+        if summary.train_images_per_s and str(hardware).lower() in (summary.hardware or "").lower():
+            row = (summary.cell or "").split(",")[0]
+            key = (row, summary.regime, summary.data, summary.image_size, summary.batch_size)
+            devices = (summary.world_size or 1) / (summary.group_size or 1)
+            found.setdefault(key, []).append(summary.train_images_per_s / devices)
     return found
 
 
@@ -139,12 +136,13 @@ class Row:
     key: str
     gmacs: float
     params_m: float
-    images_per_s: float | None  # of one device
-    source: str  # of the speed
-    hours: float | None  # of one GPU (or CPU), training alone
+    images: float  # that it trains on, over all epochs; 0 where that is not known
     checkpoint_gb: float
     last_gb: float  # the last of them, which `prune` leaves
     state: str  # by the run's own record; nothing for a run that there is not
+    images_per_s: float | None = None  # of one device
+    source: str = ""  # of the speed
+    hours: float | None = None  # of one GPU (or CPU), training alone
 
 
 def plan(
@@ -164,47 +162,37 @@ def plan(
     earlier = earlier_speeds(runs, hardware)
     costs: dict[str, Cost] = {}
     sizes: dict[str, tuple[int, int | None]] = {}
-    nets: list[tuple[Net, Cost]] = []
+    nets: list[Net] = []
     speeds: list[Speed] = []
+    rows: list[Row] = []
     for cell in cells:
         config, name = cell.config, row_name(cell.config)
         size = sizes.get(repr(config.data)) or sizes.setdefault(repr(config.data), set_size(config.data))
         what = (config.model, size[0], config.data.image_size)
         net = costs.get(repr(what)) or costs.setdefault(repr(what), cost(*what))
-        nets.append((Net(config.regime.name, config.data.image_size, name, net.gmacs), net))
+        nets.append(Net(config.regime.name, config.data.image_size, name, net.gmacs))
         if name in given:
             speeds.append((given[name], "given"))
         elif found := earlier.get(speed_key(config)):
             speeds.append((statistics.median(found), "earlier runs"))
         else:
             speeds.append((None, ""))
-    speeds = with_inferred([net for net, _ in nets], speeds, bench)
-    return [
-        make_row(cell, net, sizes[repr(cell.config.data)][1], *speed)
-        for cell, (_, net), speed in zip(cells, nets, speeds, strict=True)
-    ]
-
-
-def make_row(cell: Cell, net: Cost, num_images: int | None, images_per_s: float | None, source: str) -> Row:
-    """Return what a cell costs, with so many images to train on, at a speed."""
-    checkpoints = checkpoint_gb(cell.config, net.params_m)
-    return Row(
-        key=cell.key,
-        gmacs=net.gmacs,
-        params_m=net.params_m,
-        images_per_s=images_per_s,
-        source=source,
-        hours=hours_of(cell.config, num_images, images_per_s),
-        checkpoint_gb=checkpoints,
-        last_gb=checkpoints / (cell.config.checkpoint.keep + 1),
-        state=read_or_empty(Status, run_path(cell.config) / STATUS).state or "",
-    )
-
-
-def hours_of(config: Config, num_images: int | None, images_per_s: float | None) -> float | None:
-    """Return the hours that one device trains a cell; None where speed or number of images is not known."""
-    images = (1 - config.data.holdout) * (config.data.train_images or num_images or 0)
-    return config.recipe.epochs * images / images_per_s / 3600 if images_per_s and images else None
+        images = (1 - config.data.holdout) * (config.data.train_images or size[1] or 0)
+        checkpoints = checkpoint_gb(config, net.params_m)
+        row = Row(
+            key=cell.key,
+            gmacs=net.gmacs,
+            params_m=net.params_m,
+            images=config.recipe.epochs * images,
+            checkpoint_gb=checkpoints,
+            last_gb=checkpoints / (config.checkpoint.keep + 1),
+            state=read_or_empty(Status, run_path(config) / STATUS).state or "",
+        )
+        rows.append(row)
+    for row, speed in zip(rows, with_inferred(nets, speeds, bench), strict=True):
+        row.images_per_s, row.source = speed
+        row.hours = row.images / row.images_per_s / 3600 if row.images_per_s and row.images else None
+    return rows
 
 
 def set_size(data: DataConfig) -> tuple[int, int | None]:
