@@ -135,11 +135,12 @@ def take_subset(data: DataConfig, found: Arrays | Files) -> tuple[str, str]:
     for split in found.labels:
         num_images = getattr(data, f"{split}_images")
         if num_images is not None:
-            found.select(split, subset(f"data.{split}_images", num_images, len(found.labels[split]), split))
+            ids = subset(f"data.{split}_images", num_images, len(found.labels[split]), split)
+            found.select(split, ids, split)
     if data.holdout:
         mask = holdout_mask(found.labels["train"], data.holdout, found.classes)
-        found.copy("train", "val", np.flatnonzero(mask))
-        found.select("train", np.flatnonzero(~mask))
+        found.select("train", np.flatnonzero(mask), "val")
+        found.select("train", np.flatnonzero(~mask), "train")
     fingerprint = fingerprint_of(data.name, found)
     return whole or fingerprint, fingerprint
 

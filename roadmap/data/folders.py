@@ -14,7 +14,7 @@ import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -60,13 +60,8 @@ class Files:
     labels: dict[str, np.ndarray]
     classes: tuple[str, ...]
 
-    def select(self, split: str, ids: np.ndarray) -> None:
-        """Keep only these images of a split."""
-        for arrays in (self.names, self.sizes, self.mtimes, self.labels):
-            arrays[split] = arrays[split][ids]
-
-    def copy(self, source: str, target: str, ids: np.ndarray) -> None:
-        """Make a split of some images of another."""
+    def select(self, source: str, ids: np.ndarray, target: str) -> None:
+        """Make a split of some images of another, or of the same."""
         for arrays in (self.names, self.sizes, self.mtimes, self.labels):
             arrays[target] = arrays[source][ids]
 
@@ -152,13 +147,13 @@ def list_images(
         folders = [folder / split / name for name in names]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             listed = list(pool.map(partial(list_class, lenient=lenient), folders))
-        found = [(f"{split}/{name}", images) for name, images in zip(names, listed, strict=True)]
-        others += [f"{place}/{name}" for place, images in found for name in images.others]
-        names_of_split = [os.fsencode(f"{place}/{name}") for place, images in found for name in images.names]
+        found = [(f"{split}/{name}", *of_class) for name, of_class in zip(names, listed, strict=True)]
+        others += [f"{place}/{name}" for place, _, more in found for name in more]
+        names_of_split = [os.fsencode(f"{place}/{name}") for place, images, _ in found for name, _, _ in images]
         files.names[split] = np.array(names_of_split)
-        files.sizes[split] = np.array([size for images in listed for size in images.sizes], dtype=np.int64)
-        files.mtimes[split] = np.array([mtime for images in listed for mtime in images.mtimes], dtype=np.int64)
-        files.labels[split] = np.repeat(np.arange(len(names)), [len(images.names) for images in listed])
+        files.sizes[split] = np.array([size for images, _ in listed for _, size, _ in images], dtype=np.int64)
+        files.mtimes[split] = np.array([mtime for images, _ in listed for _, _, mtime in images], dtype=np.int64)
+        files.labels[split] = np.repeat(np.arange(len(names)), [len(images) for images, _ in listed])
     if others:
         log.warning("%s: %s not taken for an image", folder, clean(first_few(others)))
     return files
@@ -190,30 +185,21 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
     return classes
 
 
-@dataclass
-class Images:
-    """The images of one class folder, sorted by name: sizes in bytes, modification times in ns; and the other files."""
-
-    names: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    mtimes: list[int] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-
-def list_class(folder: Path, *, lenient: bool = False) -> Images:
-    """Return the images of a class folder.
+def list_class(folder: Path, *, lenient: bool = False) -> tuple[list[tuple[str, int, int]], list[str]]:
+    """Return the images of a class folder by name, each with its size in bytes and time of change in ns; and the other
+    files.
 
     Raises DataError for a folder in it, or no image; for one that is empty, gone, or no file of an image's size, unless
     `lenient`.
     """
-    images = Images()
+    images, others = list[tuple[str, int, int]](), list[str]()
     for entry in sorted(scan(folder), key=lambda entry: os.fsencode(entry.name)):
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
             raise DataError(f"{entry.path}: a folder inside a class folder; expected images only")
         if not is_image(folder, entry.name):
-            images.others.append(entry.name)
+            others.append(entry.name)
             continue
         size = mtime = 0
         try:
@@ -223,12 +209,10 @@ def list_class(folder: Path, *, lenient: bool = False) -> Images:
             problem = f"cannot be read ({reason(error)})"
         if problem and not lenient:
             raise DataError(f"{entry.path}: {problem}")
-        images.names.append(entry.name)
-        images.sizes.append(size)
-        images.mtimes.append(mtime)
-    if not images.names:
+        images.append((entry.name, size, mtime))
+    if not images:
         raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
+    return images, others
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

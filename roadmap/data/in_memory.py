@@ -52,12 +52,8 @@ class Arrays:
     classes: tuple[str, ...]
     black_border: bool = False  # a border of zeros, instead of resizing, brings the images to a size that fits
 
-    def select(self, split: str, ids: np.ndarray) -> None:
-        """Keep only these images of a split."""
-        self.pixels[split], self.labels[split] = self.pixels[split][ids], self.labels[split][ids]
-
-    def copy(self, source: str, target: str, ids: np.ndarray) -> None:
-        """Make a split of some images of another."""
+    def select(self, source: str, ids: np.ndarray, target: str) -> None:
+        """Make a split of some images of another, or of the same."""
         for arrays in (self.pixels, self.labels):
             arrays[target] = arrays[source][ids]
 

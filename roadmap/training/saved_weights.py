@@ -26,11 +26,10 @@ from roadmap.net.library_weights import default_tag, fetch_weights, published_ev
 from roadmap.net.weights import FORMATS, foreign_name
 from roadmap.net.weights_file import read_weights_file
 from roadmap.runs import checkpoint
-from roadmap.runs.checkpoint_files import list_checkpoints
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import differences, identity, lost_keys, read_config
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY, list_checkpoints
 from roadmap.runs.weights_source import LibraryWeights, library_weights, name_initial_weights
 from roadmap.text import clean, first_few, flatten, printable
 
