@@ -134,7 +134,7 @@ def test_a_report_counts_no_evaluation_that_is_not_finite(trained, key, value):
     lines = (run_path(config) / "metrics.jsonl").read_text().splitlines()
     lines[3] = json.dumps({**json.loads(lines[3]), key: "?"}).replace('"?"', value)
     (run_path(config) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(Suspect, match=r"metrics\.jsonl, epoch 1: "):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, epoch 1: "):
         report(config)
 
 
