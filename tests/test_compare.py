@@ -100,7 +100,7 @@ def test_the_page_and_the_files(study, tmp_path, capsys):
     assert (out / "compare.svg").read_text().count("<title>B, seed") == 3
     for line in (
         "A: increase_width, 3 seeds (0, 1, 2): ",
-        "Keys that differ, what may change the result",
+        "Keys that differ: may change the result",
         "  recipe.lr       0.001           ->  0.002",
         "  versions of A: torch 2.13.0",
         "  versions of B: torch 2.14.0",
@@ -148,7 +148,7 @@ def test_other_images_are_not_paired_and_a_key_that_nothing_read_is_none(study, 
     write_json(run / schema.SUMMARY, read_json(run / schema.SUMMARY) | {"data_fingerprint": "others"})
     real_config(run, "increase_width", lr=0.001, schedule="step")
     page = compared("increase_width/seed0", "increase_width/seed1", "--within", study, capsys=capsys).out
-    assert "over images: not known" in page
+    assert "over images: unknown" in page
     assert "images of A: others" in page
     assert "recipe.step_epochs  30        ->  not read" in page
     assert "recipe.momentum" not in page

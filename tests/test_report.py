@@ -113,7 +113,7 @@ def test_the_papers_swin_stands_beside_ours_under_its_own_recipe_only(tmp_path, 
     printed = {cell.cell: cell.paper.top1 for cell in group.cells if cell.paper and cell.step == "swin"}
     assert printed == ({} if own == "without" else {"swin,recipe=swin": 81.30})
     assert [row.cell for row in group.rows] == ["gelu", "swin,recipe=swin" if own == "alone" else "swin"]
-    said = [note for note in group.notes if "Swin-T's printed 81.30 is of Swin's own recipe" in note]
+    said = [note for note in group.notes if "Swin-T's printed 81.30 comes from Swin's own recipe" in note]
     assert len(said) == (own != "alone")
 
 
@@ -174,10 +174,10 @@ def test_the_papers_numbers_stand_beside_ours_only_where_they_compare(tmp_path, 
         (
             48,
             "  stem_stride: 2\n  kernel_size: 7",
-            "of 24, 12, 6 and 3 pixels: kernels above 47, 23, 11 and 5 have idle weights there",
+            "of 24, 12, 6 and 3 pixels: kernels above 47, 23, 11 and 5 have weights that see only padding",
         ),
         (48, "  stem_stride: 2\n  kernel_size: 5", None),
-        (32, "  kernel_size: 3", "of 8, 4, 2 and 1 pixels: kernels above 15, 7, 3 and 1 have idle weights there"),
+        (32, "  kernel_size: 3", "of 8, 4, 2 and 1 pixels: kernels above 15, 7, 3 and 1 have weights that see only"),
         (224, "  kernel_size: 11", None),
         (32, "  stem_stride: __import__('os')\n  kernel_size: 1e9", None),  # a config is anybody's text
     ],

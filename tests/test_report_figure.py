@@ -109,7 +109,7 @@ def test_values_and_macs_of_every_row_are_printed_and_drawn(whole):
         assert f"{row.top1:.2f} ± {row.top1_std:.2f}" in texts
         assert f"{row.numbers['gmacs']:.2f}" in texts
     macs = next(axes for axes in figure.axes if axes.get_xlabel() == "MACs (G)")
-    points = markers(macs, "o")
+    points = markers(macs, "o") + markers(macs, "s")
     assert [p.get_xdata()[0] for p in points] == pytest.approx([row.numbers["gmacs"] for row in group.rows])
     assert macs.get_xlim()[0] == 0
 

@@ -291,7 +291,7 @@ def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
     (text,) = findings(groups)
     assert "1 of 5 differences are significant over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
     assert f"enhanced_recipe class 1 +{classes.change[1]:.2f} points." in text
-    assert "this holds for these trained nets only." in text
+    assert "this holds for these trained networks only." in text
 
 
 def test_findings_say_nothing_of_classes_where_no_test_does(tmp_path):

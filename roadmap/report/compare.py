@@ -41,7 +41,7 @@ def as_text(found: Comparison, layers: Sequence[str]) -> str:
     parts.append(["Numbers, mean over seeds", *_numbers(found)])
     for effect, title in EFFECTS.items():
         if changes := [change for change in found.keys if change.affects == effect]:
-            parts.append([f"Keys that differ, {title}", *_changes(changes)])
+            parts.append([f"Keys that differ: {title}", *_changes(changes)])
     parts += [] if found.keys else [["Keys that differ: none"]]
     parts.append(["Made with", *(f"  {line}" for change in found.provenance for line in _source_lines(change))])
     parts.append(["Layers", *(f"  {line}" for line in layers[:LISTED]), *_more(layers)])
@@ -49,7 +49,7 @@ def as_text(found: Comparison, layers: Sequence[str]) -> str:
 
 
 def _more(lines: Sequence[object], most: int = LISTED) -> list[str]:
-    return [f"  and {len(lines) - most} more, which --json has"] if len(lines) > most else []
+    return [f"  and {len(lines) - most} more (--json lists all)"] if len(lines) > most else []
 
 
 def as_json(found: Comparison, layers: Sequence[str]) -> dict[str, Any]:
@@ -126,16 +126,16 @@ def _tests(found: Comparison) -> list[str]:
     gain, a, b = found.gain, found.a.cell, found.b.cell
     lines = [f"{signed(gain.gain)}"]
     if (a.data, a.image_size) != (b.data, b.image_size):
-        lines.append("! other data, or another image size: the two do not compare")
+        lines.append("! the data or image sizes differ: the two are not comparable")
     if gain.over_seeds:
         lines.append(
             f"over seeds ({a.n} and {b.n}): {between(gain.over_seeds)} (95 %, Welch), p {p_equals(gain.p)},"
             " not adjusted for other comparisons"
         )
     else:
-        lines.append("over seeds: not known; a spread needs two differing seeds per side")
+        lines.append("over seeds: unknown; needs two seeds per side that differ")
     if found.paired_seeds is None:
-        return [*lines, "over images: not known; no bits, or not of the same images"]
+        return [*lines, "over images: unknown; no record of which images were right, or not the same images"]
     seeds = (
         f"seed {found.paired_seeds[0]}"
         if len(set(found.paired_seeds)) == 1
@@ -144,7 +144,7 @@ def _tests(found: Comparison) -> list[str]:
     lines.append(f"over images ({seeds}): only A has {gain.only_parent} right, only B {gain.only_this}")
     lines[-1] += f"; p {p_equals(gain.mcnemar_p)} (McNemar)" if gain.mcnemar_p is not None else ""
     if gain.over_images:
-        lines.append(f"over images drawn anew, these nets: {between(gain.over_images)} (95 %)")
+        lines.append(f"over images: {between(gain.over_images)} (95 %, bootstrap, for these trained networks)")
     if gain.paper_gain is not None:
         lines.append(f"the paper's: {signed(gain.paper_gain)}")
     return lines

@@ -231,7 +231,7 @@ class Quantity:
         return f"{value:.{self.digits}f}" if value >= 1 or value == 0 else f"{value:#.3g}"
 
 
-OF_RESTARTS = "of training that restarts did again, at least; not among GPU-hours; mean over seeds"
+OF_RESTARTS = "training repeated after restarts, at least; not part of GPU-hours; mean over seeds"
 QUANTITIES = {
     quantity.key: quantity
     for quantity in (
@@ -239,7 +239,7 @@ QUANTITIES = {
         Quantity("top5", "top-5", "%", "accuracy after the last epoch, mean over n seeds", "higher"),
         Quantity("gmacs", "MACs", "G", "multiply-accumulates of one image"),
         Quantity("macts", "activations", "M", "outputs of convolutions and matrix products, of one image"),
-        Quantity("params_m", "parameters", "M", "of the net"),
+        Quantity("params_m", "parameters", "M", "of the network"),
         Quantity("train_images_per_s", "training speed", "images/s", "mean over seeds", "higher", 0, measured=True),
         Quantity("gpu_hours", "GPU-hours", "h", "of all GPUs of a run together, mean over seeds", measured=True),
         Quantity("lost_gpu_hours", "GPU-hours lost", "h", OF_RESTARTS, measured=True),

@@ -224,14 +224,14 @@ def _is_papers_data(cell: CellInfo) -> bool:
 
 
 def _departures(cells: Sequence[Cell]) -> list[str]:
-    """Return where cells on the paper's data were trained otherwise than those whose numbers it prints."""
+    """Return how cells on the paper's data were trained differently from the ones whose numbers it prints."""
     there = [cell for cell in cells if _is_papers_data(cell)]
     notes = [note for cell in there if cell.plain and (note := paper.RECIPES.get((cell.regime, cell.step)))]
     for cell in there:
         printed = paper.rows(cell.regime).get(cell.step)
         if cell.cell == "swin" and printed:
-            own = f"{printed.label}'s printed {printed.top1:.2f} is of Swin's own recipe"
-            notes.append(f"{own}: it stands beside {paper.SWIN_CELL}, and not beside {cell.cell} with {cell.recipe}")
+            own = f"{printed.label}'s printed {printed.top1:.2f} comes from Swin's own recipe"
+            notes.append(f"{own}: shown beside {paper.SWIN_CELL}, not beside {cell.cell} with recipe {cell.recipe}")
     precisions = sorted({run.precision for cell in there if cell.paper for run in cell.runs} & {"bf16", "fp16"})
     if precisions:
         notes.append(f"trained in {listed(precisions)}; the authors' commands for ImageNet-1K ran in fp32")
@@ -244,7 +244,7 @@ def _notes(rows: Sequence[Cell]) -> list[str]:
     for recipe in sorted({row.recipe for row in rows}):
         lengths = sorted({row.epochs for row in rows if row.recipe == recipe and row.epochs is not None})
         if len(lengths) > 1:
-            notes.append(f"recipe {recipe}: rows were trained for {listed(lengths)} epochs, so they do not compare")
+            notes.append(f"recipe {recipe}: rows were trained for {listed(lengths)} epochs, so they are not comparable")
     largest = max((_net_number(row, "kernel_size", 0) for row in rows), default=0)
     notes += sorted({note for row in rows if (note := _idle_weights(row, largest))})
     by_marks: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -262,7 +262,7 @@ def _net_number(row: Cell, key: str, default: int) -> int:
 
 
 def _idle_weights(row: Cell, kernel: int) -> str:
-    """Describe where kernels have weights that no pixel meets: past 2 x side - 1 pixels, on maps of small images."""
+    """Say where kernels have weights that see only padding: beyond 2 x side - 1 pixels, on maps of small images."""
     stride = _net_number(row, "stem_stride", 4)
     if not row.image_size:
         return ""
@@ -270,7 +270,7 @@ def _idle_weights(row: Cell, kernel: int) -> str:
     most = [2 * side - 1 for side in sides]
     if kernel <= most[-1]:
         return ""
-    return f"maps of {listed(sides)} pixels: kernels above {listed(most)} have idle weights there"
+    return f"maps of {listed(sides)} pixels: kernels above {listed(most)} have weights that see only padding"
 
 
 def _missing(rows: Sequence[Cell], regime: str) -> list[str]:

@@ -24,8 +24,8 @@ from roadmap.runs.search import RUN_NAME, Problem, find_run_directories
 from roadmap.text import clean, first_few, nearest, shorten
 
 EFFECTS = {
-    Affects.result: "what may change the result",
-    Affects.rounding: "in rounding alone",
+    Affects.result: "may change the result",
+    Affects.rounding: "rounding only",
     Affects.place: "where and how it ran",
 }
 OF_THE_CELL = {*DERIVED, "seed", "study"} - {"step", "variant"}  # follow from the other keys, or are said at the top

@@ -51,7 +51,7 @@ def _over_seeds(compared: Compared) -> Iterator[str]:
     sure = [(cell, gain) for cell, gain in tested if gain.significant]
     if tested:
         yield (
-            f"Over seeds, {len(sure)} of {len(tested)} gains over the step before are significant "
+            f"Over seeds, {len(sure)} of {len(tested)} gains over the previous step are significant "
             f"(Welch's test, adjusted by Holm for all of the study, 5 %){': ' + _listed(sure) if sure else ''}."
         )
     if unsure := [cell for cell, gain in tested if not gain.significant]:
@@ -67,11 +67,11 @@ def _over_images(compared: Compared) -> Iterator[str]:
     tested = [gain.mcnemar_p_holm for _, gain in compared if gain.mcnemar_p_holm is not None]
     if tested:
         yield (
-            f"On the same validation images, {sum(p < ALPHA for p in tested)} of {len(tested)} pairs of nets differ "
-            "(McNemar's test, adjusted by Holm, 5 %); this holds for these trained nets only."
+            f"On the same images, {sum(p < ALPHA for p in tested)} of {len(tested)} pairs of networks differ "
+            "significantly (McNemar's test, adjusted by Holm, 5 %); this holds for these trained networks only."
         )
     if tested and (against := [cell for cell, gain in compared if gain.contradicted]):
-        yield f"The pair contradicts the means over seeds in {_names(against)}."
+        yield f"The pair points in the other direction than the means over seeds in {_names(against)}."
 
 
 def _over_classes(compared: Compared) -> Iterator[str]:
@@ -89,8 +89,8 @@ def _over_classes(compared: Compared) -> Iterator[str]:
         yield f"{what} (Welch's test, {adjusted}): {first_few(names, NAMED, '; ')}."
     if differ:
         nothing = "" if significant or not tests else "; over seeds none is significant"
-        what = f"Over the images of a class, {differ} of {of_images} differ (sign-flip test, {adjusted})"
-        yield f"{what}; this holds for these trained nets only{nothing}."
+        what = f"Over the images of a class, {differ} of {of_images} differ significantly (sign-flip test, {adjusted})"
+        yield f"{what}; this holds for these trained networks only{nothing}."
 
 
 def _against_paper(compared: Compared) -> Iterator[str]:

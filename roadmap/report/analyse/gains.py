@@ -1,6 +1,6 @@
 """What each row gains over its parent, and how sure that is.
 
-Over seeds by Welch: seeds of different nets are no pairs. Over images by McNemar and a bootstrap, since both nets saw
+Over seeds by Welch: seeds are not paired across nets. Over images by McNemar and a bootstrap, since both nets saw
 the same images; that says how sure these trained nets' difference is, not what another training would give.
 """
 

@@ -33,11 +33,11 @@ class Ranking:
         if interval is None:
             verdict = ""
         elif interval.low > 0:
-            verdict = "; the order here agrees with the paper's more than by chance"
+            verdict = "; the two orders agree more than by chance"
         elif interval.high < 0:
-            verdict = "; the order here is opposed to the paper's"
+            verdict = "; the two orders disagree more than by chance"
         else:
-            verdict = "; so nothing shows that the order at this scale says anything about the paper's"
+            verdict = "; rho's interval includes zero: no evidence that this scale orders the rows as ImageNet does"
         rows = f"The order of {self.found.n} rows compared with the paper's ({self.table})"
         return f"{rows}: {self.lines[0]}, {self.lines[1]}{verdict}."
 

@@ -42,7 +42,7 @@ def trade_offs(group: Group) -> Figure:
         raise NothingToDraw("there is no cost to draw: fewer than two rows with one")
     rows = math.ceil(len(known) / COLUMNS)
     figure = style.new_figure(f"What accuracy costs, {where(group)}", 1)
-    names, columns, height = row_key(figure, group)
+    names, columns, height = row_key(figure, group.rows)
     figure.set_figheight(0.55 + 1.55 * rows + height)
     panels = figure.subplots(rows, COLUMNS, squeeze=False)
     fronts = [_trade_off(axes, group, cost) for axes, cost in zip(panels.flat, known, strict=False)]
@@ -55,9 +55,9 @@ def trade_offs(group: Group) -> Figure:
     return figure
 
 
-def row_key(figure: Figure, group: Group) -> tuple[list[str], int, float]:
+def row_key(figure: Figure, rows: Sequence[Cell]) -> tuple[list[str], int, float]:
     """Return the rows' numbers and names, in how many columns they fit below a figure, and their height in inches."""
-    names = [f"{i} {drawable(cell.label, cell.step)}" for i, cell in enumerate(group.rows, 1)]
+    names = [f"{i} {drawable(cell.label, cell.step)}" for i, cell in enumerate(rows, 1)]
     columns = int((style.COLUMN - 0.12) // (style.text_width(figure, names, KEY_SIZE) + 0.1)) or 1
     return names, columns, 0.11 * math.ceil(len(names) / columns)
 
@@ -215,13 +215,13 @@ def rank_agreement(group: Group) -> Figure:
     if ranks is None:
         raise NothingToDraw("there is no order to draw: fewer than five rows of the paper")
     figure = style.new_figure(f"Order of the steps here and in the paper, {where(group)}", 2.6)
-    names, columns, height = row_key(figure, group)
+    names, columns, height = row_key(figure, ranks.rows)
     figure.set_figheight(2.6 + height)
     axes = figure.subplots()
-    for cell, printed in zip(ranks.rows, ranks.paper, strict=True):
+    for number, (cell, printed) in enumerate(zip(ranks.rows, ranks.paper, strict=True), 1):
         fill = KEPT if cell.adopted == "yes" else "white"
         (dot,) = axes.plot(printed.top1, cell.top1, "o", ms=3.5, mfc=fill, mec=INK, mew=0.7)
-        dot.set_label(str(1 + group.rows.index(cell)))
+        dot.set_label(str(number))
         hover(dot, f"{cell.label}: ours {cell.top1:.2f} %, the paper's {printed.top1:.2f} %")
     axes.set(xlabel=f"the paper's {TOP1.heading}, regime {ranks.table}", ylabel=f"ours, {TOP1.heading}")
     axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -27,21 +27,21 @@ from roadmap.report.draw.step_gains import (
 )
 from roadmap.report.draw.style import NothingToDraw
 
-NARROW = "The same at the width of one column."
+NARROW = "The same chart at the width of one column."
 # The figures of one group. A function raises NothingToDraw where the group has no data for it.
 FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("roadmap-rates", own_rates, "The roadmap with the one recipe, and with each row at its own learning rate."),
     ("rates", rate_sensitivity, "Accuracy on held-out training images over the learning rate."),
-    ("gains", step_gains, "What each step gains over its parent."),
-    ("images", changed_images, "Images that each step fixed and broke beside its parent, paired by seed."),
+    ("gains", step_gains, "Gain in top-1 of each step over its parent."),
+    ("images", changed_images, "Images that each step fixed and broke compared with its parent, paired by seed."),
     ("classes", changed_classes, "How much the accuracy of each class changes with each step."),
-    ("tradeoffs", trade_offs, "Accuracy against what it costs."),
+    ("tradeoffs", trade_offs, "Top-1 against each cost."),
     ("curves", training_curves, "Top-1 over the epochs, one line per seed."),
-    ("kernel_size", kernel_curve, "Kernel sizes on top of the depthwise convolution moved up."),
-    ("leave_one_out", leave_one_out, "One toggle taken out of the whole net."),
-    ("one_at_a_time", one_at_a_time, "One toggle alone on top of the plain net."),
+    ("kernel_size", kernel_curve, "Top-1 over the size of the depthwise kernel."),
+    ("leave_one_out", leave_one_out, "Change in top-1 when one toggle is removed from the whole network."),
+    ("one_at_a_time", one_at_a_time, "Change in top-1 when one toggle is added alone to ResNet."),
     ("attribution", toggle_worths, "Mean gain of each toggle over random orders."),
-    ("ranking", rank_agreement, "Whether the order of the rows here is the paper's."),
+    ("ranking", rank_agreement, "Top-1 of each row here against the paper's."),
 )
 
 

@@ -213,10 +213,10 @@ def _macs(axes: Axes, cells: Cells, count: int, scale: float) -> None:
     for _, cell in cells:
         if cell.step not in known:
             continue
-        kept = cell.adopted == "yes"
-        if kept and cell.parent in known:
+        if cell.adopted == "yes" and cell.parent in known:
             axes.plot(*zip(known[cell.parent], known[cell.step], strict=True), color=INK, lw=0.9, zorder=2)
-        axes.plot(*known[cell.step], "o", ms=4.5, mfc=INK if kept else "white", mec=INK, mew=0.9, zorder=3)
+        symbol, fill = _symbol(cell)
+        axes.plot(*known[cell.step], symbol, ms=4.5, mfc=fill, mec=INK, mew=0.9, zorder=3)
     most = max((gmacs for gmacs, _ in known.values()), default=1.0)
     axes.set(xlim=(0, most * 1.12 or 1), ylim=(count - 0.5, -0.5), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3))

@@ -44,6 +44,7 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # labels are text, never formulas
     "axes.unicode_minus": True,
     "svg.hashsalt": "roadmap",
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3 fonts
     "text.color": INK,
 }
 METADATA: dict[str, dict[str, str | None]] = {

@@ -105,18 +105,20 @@ ENDS = {"low": "from", "high": "to"}
 ABOUT_TOP1 = "last epoch, mean over n seeds ± standard deviation (n - 1); one seed has no spread"
 ABOUT_SEEDS = (
     "per row, for this gain to become significant (Welch's test, 5 % over all steps of the study, power 80 %) if gain "
-    "and spread are as measured; in brackets over the 95 % interval of their ratio"
+    "and spread are as measured; in brackets the range over the 95 % interval of their ratio"
 )
 ABOUT_ONLY = (
-    "images that only this net or only its parent has right, one net of each (the lowest common seed); against the "
-    "gain: this pair points the other way than the means over seeds"
+    "images that only this network or only its parent's classifies correctly, one network of each (the lowest common "
+    "seed); against the gain: this pair points in the other direction than the means over seeds"
 )
-ABOUT_FIXED = "correct here and wrong in the parent's net of the same seed, mean over the seeds that both have"
-ABOUT_BY_SEED = "images that one seed of a row classifies correctly and another one does not: mean of both rows"
-ABOUT_MCNEMAR = "one net of each row (the lowest common seed) on the same images"
+ABOUT_FIXED = "correct here and wrong in the parent's network of the same seed, mean over the seeds that both have"
+ABOUT_BROKEN = "wrong here and correct in the parent's network of the same seed, mean over the same seeds"
+ABOUT_BY_SEED = "images that one seed of a row classifies correctly and another does not, mean of both rows"
+ABOUT_MCNEMAR = "one network of each row (the lowest common seed) on the same images"
+ABOUT_MCNEMAR_HOLM = "McNemar's test, adjusted by Holm for all steps of the study"
 ABOUT_CLASSES = (
     "change of the class's top-1 in points; in brackets p over seeds (Welch), then over its images (sign-flip test of "
-    "these trained nets), both adjusted by Benjamini and Hochberg for all classes of all steps of the study"
+    "these trained networks), both adjusted by Benjamini and Hochberg for all classes of all steps of the study"
 )
 ABOUT_P = "of its difference from the mean gain, adjusted by Holm over the toggles"
 ABOUT_STD = "std. dev. of the gain between orders, without the part due to seeds"
@@ -136,14 +138,14 @@ COMPARED = (
     ("gain", "gain", "points", "gain.gain", "top-1 of the row minus that of its parent"),
     *_ends("gain", "gain", "points", "gain.over_seeds", "Welch's 95 % interval over seeds"),
     ("p", "p", "", "gain.p", "Welch's test over seeds, two-sided, of this step alone"),
-    ("p_holm", "p (Holm)", "", "gain.p_holm", "the same, adjusted by Holm for all steps of the study"),
+    ("p_holm", "p (Holm)", "", "gain.p_holm", "Welch's test over seeds, adjusted by Holm for all steps of the study"),
     ("seeds_needed", "seeds needed", "", "gain.seeds_needed.likely", ABOUT_SEEDS),
     *_ends("seeds_needed", "seeds needed", "", "gain.seeds_needed", ABOUT_SEEDS),
-    *_ends("images", "images", "points", "gain.over_images", "bootstrap over images, for these trained nets"),
+    *_ends("images", "images", "points", "gain.over_images", "bootstrap over images, for these trained networks"),
     ("mcnemar_p", "McNemar p", "", "gain.mcnemar_p", ABOUT_MCNEMAR),
-    ("mcnemar_p_holm", "McNemar p (Holm)", "", "gain.mcnemar_p_holm", "adjusted by Holm for all steps of the study"),
+    ("mcnemar_p_holm", "McNemar p (Holm)", "", "gain.mcnemar_p_holm", ABOUT_MCNEMAR_HOLM),
     ("fixed", "images fixed", "", "gain.changes.fixed", ABOUT_FIXED),
-    ("broken", "images broken", "", "gain.changes.broke", "the same, the other way around"),
+    ("broken", "images broken", "", "gain.changes.broke", ABOUT_BROKEN),
     ("by_seed", "by a seed alone", "", "gain.changes.by_seed", ABOUT_BY_SEED),
     ("paper_top1", "paper top-1", "%", "paper.top1", "as printed in Tables 10 and 11"),
     ("paper_top1_std", "paper std. dev.", "points", "paper.top1_std", "as printed, over three seeds"),
@@ -184,7 +186,7 @@ def row_columns(group: Group) -> list[Column]:
 
 def gain_columns() -> list[Column]:
     """Return the columns of a row beside its parent."""
-    about_seeds = "Welch's interval; seeds of different nets are no pairs"
+    about_seeds = "Welch's interval; seeds are not paired across rows"
     return [
         STEP,
         column("compared with", "gain.parent"),
@@ -263,7 +265,7 @@ def _classes(cell: Cell, sign: int) -> str:
 # Of what some studies are for: a toggle's worth over sampled orders, and each row's own learning rate.
 WORTH_COLUMNS = (
     column("toggle", "toggle"),
-    column("mean gain (points)", "value", signed, "gain over the net before it, mean over the orders"),
+    column("mean gain (points)", "value", signed, "gain over the network before it, mean over the orders"),
     column("95 % over orders and seeds", "interval", between, "see docs/report.md", sort="interval.low"),
     column("over orders (points)", "orders_std", POINTS, ABOUT_STD),
     column("of seeds", "of_seeds", percent, "share of the variance of the mean gain that is due to seeds"),
@@ -271,7 +273,7 @@ WORTH_COLUMNS = (
     column("step's p (Holm)", "in_order_p", p_text, ABOUT_P),
     column("paper gain", "paper_gain", signed, "difference of the printed means"),
     column("paper's p (Holm)", "paper_p", p_text, ABOUT_P),
-    column("left out", "left_out", signed, "what the whole net loses without it"),
+    column("left out", "left_out", signed, "what the whole network loses without it"),
 )
 RATE_COLUMNS = (
     column("step", "step"),
@@ -281,7 +283,7 @@ RATE_COLUMNS = (
     column("factor", "factor", FACTOR, "own rate over the recipe's"),
     Column("edge", lambda row: "edge" if row.at_edge else "", about=ABOUT_EDGE),
     column("held-out top-1 (%)", "heldout", POINTS, ABOUT_HELDOUT),
-    column("spread over rates (points)", "spread", POINTS, "best less worst held-out accuracy of the row"),
+    column("spread over rates (points)", "spread", POINTS, "best minus worst held-out accuracy of the row"),
     column("one recipe: top-1 (%)", "plain", top1_text, sort="plain.top1"),
     column("own rate: top-1 (%)", "tuned", top1_text, sort="tuned.top1"),
     column("gain, one recipe", "plain.gain.gain", signed),
