@@ -1,7 +1,8 @@
 """What only a GPU can show: its kernels, compiled and captured training, its memory, NCCL. `pytest -m gpu`.
 
 Under 100 s on an H100 with 16 cores: what takes a process of its own is started at once and asked for at the end, nets
-are compiled there, into the compiler's cache, and runs of a form share what was captured, as the seeds of a row do.
+and kernels are compiled there, into the compilers' caches, and runs of a form share what was captured, as the seeds of
+a row do.
 """
 
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from roadmap.bench.kernels import chosen_forms, compile_ahead, measure_shape
+from roadmap.bench.kernels import chosen_forms, compile_ahead, measure_shape, taken_by_auto
 from roadmap.bench.measure import free_memory
 from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
@@ -79,7 +81,28 @@ def on_gpu(small):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes(tmp_path_factory):
+def shapes(request):
+    """Compile kernels side by side, seconds each: those of runs in bf16 at once, then, beside the tests, those of other
+    runs and of every operation of tiny at its largest map and of mini at its smallest.
+
+    Return a function that waits for these operations.
+    """
+    of_runs = taken_by_auto(shapes_of([compose(STEP, "nano")], 32), CUDA)
+    largest = {shape.family: shape for shape in reversed(shapes_of([compose(row, "tiny") for row in ROWS], 224))}
+    smallest = {shape[:3]: shape for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
+    taken, end = [*largest.values(), *smallest.values()], time.monotonic() + 90
+    jobs = [(of_runs, kind) for kind in (torch.bfloat16, torch.float32, torch.float16)]
+    if any("at_the_shapes" in item.name for item in request.session.items):
+        forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
+        jobs.append((forms, torch.bfloat16))
+    with ThreadPoolExecutor(1) as beside:
+        first, *_, last = [beside.submit(compile_ahead, forms, CUDA, kind, end) for forms, kind in jobs]
+        first.result()
+        yield lambda: (last.result(), taken)[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes(shapes, tmp_path_factory):
     """Start all that takes a process of its own; return a function that waits for one, and gives output and folder."""
     started = {}
     for name, words in PROCESSES.items():
@@ -333,20 +356,9 @@ def test_one_rank_under_torchrun_trains(processes):
     assert summary["world_size"] == 1 and np.isfinite(summary["top1"])
 
 
-@pytest.fixture(scope="module")
-def shapes():
-    """Return every operation of tiny at its largest map and of mini at its smallest; their kernels are compiled."""
-    largest = {shape.family: shape for shape in reversed(shapes_of([compose(row, "tiny") for row in ROWS], 224))}
-    smallest = {shape[:3]: shape for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
-    taken = [*largest.values(), *smallest.values()]
-    forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
-    compile_ahead(forms, CUDA, torch.bfloat16, time.monotonic() + 40)
-    return taken
-
-
 @pytest.mark.timeout(200)
 def test_every_form_is_as_exact_as_torchs_own_at_the_shapes_of_tiny_and_mini(shapes):
-    for shape in shapes:
+    for shape in shapes():
         found = measure_shape(shape, CUDA, torch.bfloat16, 8, 1)
         plain = found["plain"].error
         for form, measured in found.items():

@@ -61,7 +61,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
     files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
     results = ("--results", str(args.out / "tests.jsonl"))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *results, *files)
-    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "105")
+    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "100")
     ahead = tuple(
         ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", regime, "--rows", rows)
         for regime, rows in (("tiny", NET_ROWS), ("mini", MINI_ROW))
@@ -69,13 +69,13 @@ def parts(args: argparse.Namespace) -> list[Part]:
     short = ("recipe.epochs=3", "compile=false", f"+step={MINI_ROW}")
     return [
         # The first import of torch, from a disk that nobody has read yet, takes its time.
-        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
-        Part("tests", tests, 100, 30, beside=ahead),
-        Part("nets", nets, 110, 90),
+        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 40, 5),
+        Part("tests", tests, 120, 30, beside=ahead),
+        Part("nets", nets, 105, 90),
         Part("one seed", study("one_seed", *short, "seed=0"), 40, 25),
-        Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 50, 25),
+        Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 45, 25),
         bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.6", at_most=50, least=35),
-        bench("input", "--limit", "45", at_most=60, least=40),
+        bench("input", "--limit", "45", at_most=55, least=40),
         Part("runs", study("runs"), 3600, 40),
     ]
 

@@ -7,6 +7,7 @@ torch then takes them. Shapes for which there is no time keep their earlier reco
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -75,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
     shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
     if args.compile_only:
-        number = compile_ahead([(s, best_form(s.spec(device))) for s in shapes], device, DTYPES[precision], end)
+        os.nice(10)  # beside what is more urgent
+        number = compile_ahead(taken_by_auto(shapes, device), device, DTYPES[precision], end, MOST_WORKERS // 2)
         print(f"{number} forms are compiled")
         return 0
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
@@ -145,13 +147,23 @@ def chosen_forms(
     return [form for kind in kinds for form in [f for f in order if base(f) == kind][:most]]
 
 
-def compile_ahead(forms: Sequence[tuple[OpShape, str]], device: torch.device, kind: torch.dtype, end: float) -> int:
+def taken_by_auto(shapes: Sequence[OpShape], device: torch.device) -> list[tuple[OpShape, str]]:
+    """Return shapes as they are computed, without taps that no map reaches, and their forms with `kernels=auto`."""
+    return [
+        (s._replace(kernel=s.kernel and min(s.kernel, 2 * s.height - 1)), best_form(s.spec(device)))
+        for s in shapes if s.kernel is None or s.height > 1
+    ]  # fmt: skip
+
+
+def compile_ahead(
+    forms: Sequence[tuple[OpShape, str]], device: torch.device, kind: torch.dtype, end: float, most: int = MOST_WORKERS
+) -> int:
     """Compile forms of ours for a GPU, in processes side by side, until `end`; return how many. Triton keeps them on
     disk."""
     jobs = {(shape[:4], form): shape for shape, form in forms if base(form) in OURS}
     if device.type != "cuda" or not jobs:
         return 0
-    workers = max(1, min(MOST_WORKERS, len(jobs), num_cores() - 1))
+    workers = max(1, min(most, len(jobs), num_cores() - 1))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
         done, _ = wait(started, timeout=max(0.0, end - time.monotonic()))
