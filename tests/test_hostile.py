@@ -28,7 +28,7 @@ TOO_MUCH = {
     "loop of a list": ("x: &a [1, [*a]]\n", r"\*a contains itself"),
     "deep": ("x: " + "[" * 50 + "]" * 50 + "\n", "nested more than 32 deep"),
     "deep lines": ("".join(" " * i + "a:\n" for i in range(100)), "nested more than 32 deep"),
-    "endless brackets": ("x: " + "[" * 100_000, "nested more than 32 deep"),
+    "endless brackets": ("x: " + "[" * 100_000, "nested more than 32 deep|maximum nesting depth"),
     "wide": ("x: [" + "1, " * 20_000 + "1]\n", "more than 10000 values"),
     "digits": ("seed: " + "1" * 100_000 + "\n", "a value of 100000 characters"),
     "number": ("seed: 0x" + "f" * 5_000 + "\n", "a number of 5002 digits"),

@@ -434,7 +434,7 @@ def test_a_run_keeps_its_number_of_threads(small, reference, capsys):
 
 
 def test_the_top1_that_is_shown_is_that_of_its_epoch(small, monkeypatch):
-    shown, config = [], small("gelu", "recipe.batch_size=16")
+    shown, config = [], small("separate_downsampling", "recipe.batch_size=16")
     monkeypatch.setattr(Progress, "advance", lambda self, note: shown.append(note))
     train(config)
     top1 = {row["epoch"]: f"top-1 {row['val/top1']:.2f} %" for row in ledger(config) if row["kind"] == "val"}
