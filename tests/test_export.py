@@ -34,6 +34,11 @@ def logits_of(path, batch):
         return torch.export.load(path).module()(batch)
 
 
+def own_lines(stderr):
+    """Return what we print ourselves: torch 2.10 warns of operations that no net has."""
+    return [line for line in stderr.splitlines() if "torch/onnx/_internal" not in line]
+
+
 def notes_of(path):
     if path.suffix == ".onnx":
         model = onnx.load(str(path))
@@ -62,7 +67,7 @@ def test_a_run_is_exported_by_its_directory_alone(reference, command, tmp_path, 
     run, out = run_path(config), tmp_path / f"net{SUFFIX[fmt]}"
     words = ("mode=export", f"weights='{run}'", f"format={fmt}", f"out={out}")
     done = command(*words, runs=None)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (done.returncode, own_lines(done.stderr)) == (0, []), done.stderr
     (line,) = done.stdout.splitlines()
     assert f"{out}, {fmt}, any number of images 3x32x32 -> 10 classes, differs from the net by" in line
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -79,7 +84,7 @@ def test_a_run_is_exported_by_its_directory_alone(reference, command, tmp_path, 
 
     before = out.read_bytes()
     again = command(*words, runs=None)
-    assert (again.returncode, len(again.stderr.splitlines())) == (78, 1)
+    assert (again.returncode, len(own_lines(again.stderr))) == (78, 1)
     assert f"{out}: exists already" in again.stderr
     assert out.read_bytes() == before
 

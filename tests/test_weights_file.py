@@ -184,7 +184,9 @@ def test_a_tensor_of_tensors_is_none_of_the_nets(tmp_path, theirs):
     key = "stages.0.blocks.0.mlp.fc1.weight"
     nested = theirs["timm"] | {key: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}
     torch.save(nested, tmp_path / "w.pth")
-    with pytest.raises(DataError, match=rf"{key} is not a (plain tensor with values: nested|tensor, but of type .*nested)"):
+    with pytest.raises(
+        DataError, match=rf"{key} is not a (plain tensor with values: nested|tensor, but of type .*nested)"
+    ):
         load_weights(build_net(NET, 3), read_weights_file(tmp_path / "w.pth"))
 
 
