@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -179,6 +180,16 @@ def test_a_task_that_never_comes_is_told_in_time(forks, tmp_path):
     assert (first.returncode, second.returncode) == (75, 75)
     assert second.stderr == ""  # the first rank speaks for all
     assert first.stderr.splitlines()[1:] == ["error: not all of the 2 ranks came within 4 s"]
+
+
+def test_a_task_that_waits_for_another_is_stopped_at_once(forks, tmp_path):
+    task = forks.start(words(tmp_path, "gelu"), slurm(0))
+    while not list(tmp_path.glob(".ranks/*")):  # where the other would find it
+        os.sched_yield()
+    os.kill(task.pid, signal.SIGTERM)
+    done = task.wait()
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[1:] == ["stopped by SIGTERM; run the same command again to continue"]
 
 
 def test_a_network_interface_that_is_not_there_is_told_at_once(forks, tmp_path):

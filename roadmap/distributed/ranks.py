@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import Launcher, RankEnv
+from roadmap.distributed.signals import in_thread
 from roadmap.errors import PeerLost, Refused, RoadmapError, error_of
 from roadmap.files import expand, read_json, write_json
 from roadmap.text import one_line
@@ -52,7 +53,8 @@ def rendezvous(env: RankEnv, port: int | None, runs: Path, timeout_s: float) -> 
     timeout = timedelta(seconds=timeout_s)
     try:
         if env.launcher == Launcher.torchrun:
-            return next(iter(dist.rendezvous("env://", env.rank, env.world_size, timeout=timeout)))[0]
+            found = dist.rendezvous("env://", env.rank, env.world_size, timeout=timeout)
+            return in_thread(lambda: next(iter(found))[0])
         if env.launcher == Launcher.slurm:
             return _slurm_store(env, runs / ADDRESSES / _step_name(), timeout)
         return dist.TCPStore(LOOPBACK, port or 0, is_master=False, timeout=timeout)
@@ -136,7 +138,8 @@ class Ranks:
         number = store.add(f"joined/{self.rank}", 1)
         self._store = dist.PrefixStore(f"run{number}", store)
         start, timeout = timedelta(seconds=start_timeout_s), timedelta(seconds=comm_timeout_s)
-        dist.init_process_group("gloo", store=self._store, rank=self.rank, world_size=self.world_size, timeout=start)
+        join = partial(dist.init_process_group, store=self._store, rank=self.rank, world_size=self.world_size)
+        in_thread(partial(join, "gloo", timeout=start))
         self._device_group = _new_group("nccl" if self.device.type == "cuda" else "gloo", timeout)
         self._host_group = _new_group("gloo", timeout)
         self._all_gather(None)

@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -70,6 +71,12 @@ def blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+def in_thread(call: Callable[[], T]) -> T:
+    """Call in another thread: this one answers signals meanwhile, which Python does not while torch waits in C++."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 class StopSignal:
