@@ -95,6 +95,22 @@ def test_a_closed_terminal_is_a_wish_to_stop(tmp_path):
     assert packer.ended() == 75
 
 
+def test_ctrl_z_pauses_the_runs_as_well_and_they_go_on_together(tmp_path):
+    packer = Packer(tmp_path, terminal=True)
+    pids = [packer.pid, *packer.runs]
+    os.write(packer.terminal, b"\x1a")
+    until(lambda: all(state(pid) == "T" for pid in pids), 30)
+    os.kill(packer.pid, signal.SIGCONT)  # as `fg` does
+    until(lambda: not any(state(pid) == "T" for pid in pids), 30)
+    os.close(packer.terminal)
+    assert packer.ended() == 75
+
+
+def state(pid):
+    """Return the letter of a process's state; T of one that is paused."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_with_nohup_a_closed_terminal_changes_nothing(tmp_path):
     packer = Packer(tmp_path, nohup=True)
     os.kill(packer.pid, signal.SIGHUP)

@@ -111,6 +111,8 @@ class Scheduler:
     def run(self, tasks: Sequence[LocalTask]) -> int:
         """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
         handlers = {number: signal.signal(number, self._stop) for number in not_ignored()}
+        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+            handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)
         waiting, self.total = group_by_row(tasks), len(tasks)
         skipped: list[list[LocalTask]] = []
         lines: list[tuple[Slot, list[Job]]] = [(slot, []) for slot in self.slots]
@@ -214,6 +216,15 @@ class Scheduler:
     def _stop(self, number: int, _: FrameType | None) -> None:
         self.again |= self.stopped and number in KEYBOARD
         self.stopped = True
+
+    def _pause(self, *_: object) -> None:
+        """Ctrl-Z: let the cells pause as well, which a terminal does not know, and go on with this process."""
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for job in self.running:
+                with suppress(ProcessLookupError):
+                    os.killpg(job.process.pid, number)
+            if number == signal.SIGSTOP:
+                os.kill(os.getpid(), number)
 
     def _pass_on(self) -> None:
         """Pass on what came, also to a cell that was just being started then."""
