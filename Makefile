@@ -22,7 +22,8 @@ YES ?=
 # What `make roadmap` and `make plan` mean where no study is named: the paper's two tables.
 STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY))
 # What `make status` and `make watch` show then: whatever was submitted.
-SHOWN = $(if $(filter file,$(origin STUDY)),$(or $(notdir $(patsubst %/.study,%,$(wildcard $(RUNS)/*/.study))),$(STUDIES)),$(STUDY))
+SUBMITTED = $(shell ls -d '$(RUNS)'/*/.study 2>/dev/null | sed -n 's:.*/\([^/]*\)/\.study$$:\1:p')
+SHOWN = $(if $(filter file,$(origin STUDY)),$(or $(SUBMITTED),$(STUDIES)),$(STUDY))
 SWEEP = $(BIN)/python -m roadmap.sweep
 MINI = $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),"data.root='$(ROOT)'") $(ARGS)
 CHOSEN = $(STUDIES) --runs '$(RUNS)' --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import stat
@@ -207,6 +208,12 @@ def last_line(log: Path) -> str:
     """Return the end of a log; nothing of an empty one."""
     lines = log.read_text("utf-8", "replace").strip().splitlines()
     return lines[-1] if lines else ""
+
+
+def last_error(log: Path) -> str:
+    """Return the last line of a log that begins as an error does, else its end: libraries go on after one."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    return next((line for line in reversed(lines) if re.match(r"error: |[\w.]+Error: ", line)), last_line(log))
 
 
 def sha256_of(path: Path) -> str:

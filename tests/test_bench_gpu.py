@@ -14,6 +14,7 @@ import pytest
 from roadmap.bench import gpu
 from roadmap.bench.__main__ import main
 from roadmap.bench.gpu import Part, end_group, environment, run_parts, unpack
+from roadmap.files import last_error
 
 from .conftest import ROOT
 
@@ -177,6 +178,18 @@ def test_nets_compile_side_by_side_and_are_timed_one_at_a_time(tmp_path, capsys)
     assert only["peer"] == "timm" and len(only["times_s"]) == 2
     assert main(["nets", "--out", str(tmp_path), "--nets", "gelu"]) == 64
     assert "--nets=gelu: must be ROW/WHO/FORM" in capsys.readouterr().err
+
+
+def test_the_reason_of_a_failure_is_the_error_whatever_a_library_prints_after_it(tmp_path):
+    log = tmp_path / "log"
+    for text, told in (
+        ("torch.OutOfMemoryError: 2 GiB\n\nSet TORCHDYNAMO_VERBOSE=1\n", "torch.OutOfMemoryError: 2 GiB"),
+        ("error: no GPU\nerror: none at all\nterminate called\n", "error: none at all"),
+        ("an error: or so\n", "an error: or so"),
+        ("", ""),
+    ):
+        log.write_text(text)
+        assert last_error(log) == told
 
 
 def test_wheels_beside_the_checkout_come_before_what_is_installed(tmp_path, env):

@@ -404,5 +404,8 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
         runs,
     ]
     assert words("mini", "ROOT=Übung 1")[10:12] == ["--", root]
+    for study in ("a", "b"):
+        (here / "a ö" / study / ".study").mkdir(parents=True)
+    assert words("status", "RUNS=a ö")[4:8] == ["status", "a", "b", "--runs"]
     for word in (root, runs):
         assert OverridesParser.create().parse_override(word).value() == word.partition("=")[2].strip("'")

@@ -64,6 +64,14 @@ def test_speeds_and_files_that_are_none_are_told(capsys, tmp_path, word, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("place", "head"), [("local", "CPU-hours"), ("slurm", "GPU-hours")])
+def test_a_plan_for_this_machine_counts_hours_of_what_it_has(capsys, tmp_path, monkeypatch, place, head):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["plan", "demo", "--cluster", place, "--runs", str(tmp_path), "--steps", "resnet"]
+    assert main([*words, "--", "cluster.per_cell=1"]) == 0
+    assert head in capsys.readouterr().out
+
+
 def test_a_plan_takes_the_speed_of_the_first_row_and_marks_what_it_infers(capsys, tmp_path):
     file = bench_file(tmp_path / "b.json", {"resnet": {"k": 300.0}, "gelu": {"k": 100.0}}, "CPU", "nano", 32)
     words = ["plan", "demo", "--cluster", "local", "--runs", str(tmp_path), "--", "+step=resnet,gelu,depthwise"]

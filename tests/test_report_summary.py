@@ -59,4 +59,4 @@ def test_a_server_that_refuses_leaves_the_report_and_says_to_try_again(report_co
     server.always["upsertBucket"] = 403
     done = report_command(server, f"{tmp_path / 'runs'} --wandb", tmp_path / "out")
     assert done.returncode == 75 and "does not take the summary" in done.stderr, done.stderr
-    assert len(done.stderr.splitlines()) == 1 and (tmp_path / "out" / "table.csv").exists()
+    assert len(done.stderr.splitlines()) == 2 and (tmp_path / "out" / "table.csv").exists()

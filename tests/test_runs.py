@@ -66,6 +66,13 @@ def test_every_run_is_listed_with_state_accuracy_epochs_time_and_path(runs, caps
     assert "20/20" in table[6]
 
 
+def test_a_run_that_prepares_itself_or_waits_for_others_has_taken_no_step(runs, capsys):
+    run = runs / "roadmap" / "nano-digits" / "layer_norm" / "seed0"
+    (run / schema.METRICS).unlink()
+    assert main([str(run)]) == 0
+    assert lines(capsys)[1].endswith("no step yet")
+
+
 FILTERED = [
     (["--state", "failed"], 2),
     (["--state", "done", "--step", "gelu"], 3),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from roadmap.bench.options import empty_parser
 from roadmap.errors import ConfigError, DataError
-from roadmap.files import atomic_file, disk_errors, last_line, write_json
+from roadmap.files import atomic_file, disk_errors, last_error, write_json
 from roadmap.runs.children import compiler_cache, end_with_parent
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -168,7 +168,7 @@ def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> d
     about = {"state": state, "exit_code": process.returncode, "time_s": round(time.monotonic() - began, 1)}
     about |= {"command": command(part), "log": log.name}
     if state == "failed":
-        about["reason"] = f"exit code {process.returncode}: {last_line(log)[:200] or 'no output'}"
+        about["reason"] = f"exit code {process.returncode}: {last_error(log)[:200] or 'no output'}"
     return about
 
 

@@ -18,7 +18,7 @@ from roadmap.bench.options import LIBRARIES, above_zero, empty_parser
 from roadmap.bench.results import rate
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
-from roadmap.files import disk_errors, last_line, read_json
+from roadmap.files import disk_errors, last_error, read_json
 from roadmap.runs.children import compiler_cache, end_with_parent
 
 # ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         for net in nets:
             outcome = measured(net, began + args.limit)
             failed += outcome is None
-            why = f"not measured ({last_line(net.log)[:200] or 'no output'}; {net.log})"
+            why = f"not measured ({last_error(net.log)[:200] or 'no output'}; {net.log})"
             print(f"{net.name}: {outcome or why}", flush=True)
     finally:
         for net in nets:

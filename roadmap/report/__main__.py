@@ -13,6 +13,7 @@ from roadmap.report.analyse.comparability import KINDS
 from roadmap.report.analyse.findings import findings
 from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
+from roadmap.report.read.wandb import PREFIX
 from roadmap.report.write.csv_files import csv_files, to_json
 from roadmap.report.write.page import page
 from roadmap.report.write.summary_run import require_login, send_summaries
@@ -53,6 +54,9 @@ def report(
 ) -> None:
     """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError, and at the
     end StoppedEarly where W&B does not take the summaries."""
+    for source in sources:
+        if source.startswith(PREFIX):  # which may take a minute, and more where W&B does not answer
+            print(f"Reading {clean(source, 200)} ...", file=sys.stderr, flush=True)
     collected = collect(sources, allow)
     if not collected.runs:
         raise DataError(_nothing(sources, collected))
@@ -73,6 +77,7 @@ def report(
         print(f"Left over from an earlier report: {clean(', '.join(earlier))}")
     sys.stdout.flush()
     if to_wandb:
+        print("Sending charts and tables to W&B ...", file=sys.stderr, flush=True)
         print(*send_summaries(groups, sources), sep="\n")
 
 

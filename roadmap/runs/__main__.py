@@ -101,7 +101,8 @@ def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
         recipe = run.config().get("recipe")
         text = str(recipe.get("epochs", "")) if isinstance(recipe, dict) else ""
         epochs = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
-        _, last = run.last_rows()
+        first, last = run.last_rows()
+        why = why or ("no step yet" if state == "running" and not first else "")
         epoch = max([number for number in (last.get("epoch"), status.epoch) if number is not None], default=None)
         top1 = _percent(last.get("val/top1"), METRICS)
     updated = _minute(status.updated)

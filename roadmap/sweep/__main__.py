@@ -73,7 +73,7 @@ def plan(args: Args) -> int:
     config, selections = select(args)
     bench = read_bench(config.bench)
     for study, _, cells in selections:
-        hardware = costs.this_hardware(cells, getattr(config, "gpu_type", None))
+        hardware = costs.this_hardware(cells, getattr(config, "gpu_type", None), here=args.cluster == "local")
         rows = costs.plan(cells, Path(args.runs), hardware, config.images_per_s, bench)
         echo(costs.as_text(study, rows, "CPU" if (hardware or "").startswith("CPU") else "GPU"))
     return DONE

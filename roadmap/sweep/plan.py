@@ -214,13 +214,18 @@ def checkpoint_gb(config: Config, params_m: float) -> float:
     return params_m * 1e6 * 4 * copies * (config.checkpoint.keep + 1) / 1e9
 
 
-def this_hardware(cells: Sequence[Cell], gpu_type: str | None) -> str | None:
-    """Return the hardware that cells will run on: the GPU type that was named, the GPU of this machine, or its CPU."""
+def this_hardware(cells: Sequence[Cell], gpu_type: str | None, *, here: bool = False) -> str | None:
+    """Return the hardware that cells will run on: the GPU type that was named, the GPU of this machine, or its CPU.
+
+    None where it is not known: without a GPU, cells for one run elsewhere, unless they run `here`.
+    """
     if gpu_type:
         return gpu_type
     on_gpu = any(cell.config.device != Device.cpu for cell in cells)
     if on_gpu and not torch.cuda.is_available():
-        return None
+        if not here:
+            return None
+        on_gpu = False
     return str(hardware(torch.device("cuda" if on_gpu else "cpu"))["hardware"])
 
 
