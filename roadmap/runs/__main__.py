@@ -95,7 +95,7 @@ def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
         if (values := run.summary()) is None:
             raise Suspect(f"done, but there is no {SUMMARY}")
         summary = check_record(Summary, values, SUMMARY)
-        state, why, epoch, epochs, top1 = "done", "", summary.epoch, summary.epochs, _percent(summary.top1, SUMMARY)
+        state, why, epoch, epochs, top1 = "done", "", summary.epoch, summary.epochs, summary.top1
     else:
         state, why = _unfinished(run, status)
         recipe = run.config().get("recipe")
@@ -104,7 +104,7 @@ def progress(run: RecordedRun, known: ListedRun) -> ListedRun:
         first, last = run.last_rows()
         why = why or ("no step yet" if state == "running" and not first else "")
         epoch = max([number for number in (last.get("epoch"), status.epoch) if number is not None], default=None)
-        top1 = _percent(last.get("val/top1"), METRICS)
+        top1 = _percent(last.get("val/top1"))
     updated = _minute(status.updated)
     return replace(known, state=state, reason=why, epoch=epoch, epochs=epochs, top1=top1, updated=updated)
 
@@ -121,12 +121,11 @@ def _unfinished(run: RecordedRun, status: Status) -> tuple[str, str]:
     return ("running", "") if alive else ("failed", "killed: its process is gone")
 
 
-def _percent(value: Any, file: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise Suspect(f"{file}: top1={clean(value, 20)} is not a percentage")
-    return float(value)
+def _percent(value: Any) -> float | None:
+    """Return an accuracy in the ledger. Raises Suspect where it is none."""
+    if value is None or (type(value) in (int, float) and 0 <= value <= 100):
+        return value
+    raise Suspect(f"{METRICS}: top1={clean(value, 20)} is not a percentage")
 
 
 def _minute(text: str | None) -> str | None:

@@ -96,7 +96,7 @@ def finished(study: "Study") -> dict[Net, list[float]]:
     for cell in study.cells:
         top1 = read_or_empty(Summary, run_path(cell.config) / SUMMARY).top1
         net = net_of(cell.config.step, cell.config.variant)
-        if net is not None and top1 is not None and math.isfinite(top1):
+        if net is not None and top1 is not None:
             found[net].append(top1)
     return found
 

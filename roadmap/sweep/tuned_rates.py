@@ -104,9 +104,7 @@ def heldout_top1(config: Config) -> float | None:
     if status.state == "failed" and status.exit_code == NonFiniteError.code:
         return -math.inf
     summary = read_or_empty(Summary, path / SUMMARY)
-    if status.state != "done" or summary.split != Split.holdout or summary.top1 is None:
-        return None
-    return summary.top1 if 0 <= summary.top1 <= 100 else None
+    return summary.top1 if status.state == "done" and summary.split == Split.holdout else None
 
 
 class TunedRates(Generator):

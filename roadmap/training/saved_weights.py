@@ -19,7 +19,7 @@ from roadmap.config.fields import shown
 from roadmap.data import datasets, folders, in_memory
 from roadmap.distributed.device import choose_precision
 from roadmap.errors import DataError, DiskError
-from roadmap.files import expand, nearby, read_json_or_empty
+from roadmap.files import expand, nearby
 from roadmap.net import build_net, cost, load_weights, use_kernels
 from roadmap.net.find_weights import find_weights
 from roadmap.net.library_weights import default_tag, fetch_weights, published_evaluation
@@ -29,7 +29,7 @@ from roadmap.runs import checkpoint
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import differences, identity, lost_keys, read_config
-from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY, list_checkpoints
+from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, SUMMARY, Status, Summary, list_checkpoints, read_or_empty
 from roadmap.runs.weights_source import LibraryWeights, library_weights, name_initial_weights
 from roadmap.text import clean, first_few, flatten, printable
 
@@ -142,11 +142,8 @@ def read_run(path: Path, recorded: dict[str, Any], config: Config, sweep: SweepP
 
 def recorded_classes(run: Path) -> tuple[str, ...] | None:
     """Return the names of the classes that a run has recorded, in the order of the labels; None for an older one."""
-    for name in (SUMMARY, STATUS):
-        classes = read_json_or_empty(run / name).get("classes")
-        if isinstance(classes, list) and classes and all(isinstance(each, str) for each in classes):
-            return tuple(map(printable, classes))
-    return None
+    classes = read_or_empty(Summary, run / SUMMARY).classes or read_or_empty(Status, run / STATUS).classes
+    return tuple(map(printable, classes)) if classes else None
 
 
 def build_loaded(config: Config, weights: Weights, num_classes: int) -> nn.Module:

@@ -22,6 +22,7 @@ from roadmap.report.analyse.collect import Collected
 from roadmap.report.analyse.formats import count, p_text, signed
 from roadmap.report.analyse.gains import parent_of
 from roadmap.report.analyse.image_changes import ClassChanges, Confusion, confusion
+from roadmap.report.analyse.tuning import HASHED
 from roadmap.report.draw import style
 from roadmap.report.draw.gallery import Drawing
 from roadmap.report.read.run import Run
@@ -42,7 +43,6 @@ COLORS = {
 }
 COLOR = re.compile("|".join(COLORS))
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
-HASHED = re.compile(r".*,[0-9a-f]{12}")  # a cell whose overrides were too long for a name
 COMPARED = ("model.", "recipe.", "data.")
 MOST_ROWS = 100  # with their classes
 SHOWN = 10  # classes helped most, and hurt most, of a row
