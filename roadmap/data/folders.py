@@ -272,3 +272,13 @@ def read_image(path: Path) -> Image.Image:
         unknown = isinstance(error, UnidentifiedImageError)
         why = f"it does not begin like a {', '.join(FORMATS)}" if unknown else reason(error)
         raise DataError(printable(f"{path}: cannot be decoded as an image ({why})")) from error
+
+
+def image_problem(path: Path) -> str | None:
+    """Decode an image in full; return what is wrong with it, if anything is."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what Pillow only warns about
+            read_image(path)
+    except DataError as error:
+        return str(error)
+    return None

@@ -15,7 +15,7 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import in_memory, transforms
 from roadmap.data.decoding import decode
-from roadmap.data.folders import IMAGE_SUFFIXES, is_hidden, is_image, read_image
+from roadmap.data.folders import IMAGE_SUFFIXES, image_problem, is_hidden, is_image, read_image
 from roadmap.data.gpu_transforms import normalisation, normalise
 from roadmap.data.workers import load_batches
 from roadmap.errors import DataError
@@ -138,8 +138,4 @@ def stack(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 def why_not_read(path: Path) -> str:
     """Return a line about what is wrong with an image that could not be read."""
-    try:
-        read_image(path)
-    except DataError as error:
-        return str(error)
-    return printable(f"{path}: could not be read a moment ago")
+    return image_problem(path) or printable(f"{path}: could not be read a moment ago")

@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import time
-import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from roadmap.catalog import SPLITS
 from roadmap.config.images import DataConfig
 from roadmap.config.schema import Config
 from roadmap.data import datasets
-from roadmap.data.folders import Files, read_image
+from roadmap.data.folders import Files, image_problem
 from roadmap.data.rgb import RULES
 from roadmap.data.workers import load_batches
 from roadmap.distributed.cores import num_cores
@@ -136,12 +135,7 @@ def open_all(config: Config, found: Files, stop: StopSignal, sweep: SweepProgres
 
 def find_problem(folder: Path, names: np.ndarray, index: int) -> str | None:
     """Decode one image in full; return what is wrong with it, if anything is."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what Pillow only warns about
-            read_image(folder / os.fsdecode(names[index]))
-    except DataError as error:
-        return str(error)
-    return None
+    return image_problem(folder / os.fsdecode(names[index]))
 
 
 def image_ids(found: Files) -> np.ndarray:

@@ -15,9 +15,9 @@ from roadmap.errors import DONE, ConfigError, DataError
 from roadmap.files import atomic_file, deny_others, disk_errors
 from roadmap.runs.archive import MAX_RATIO, SMALL, SUFFIX, list_archive
 from roadmap.runs.metrics import without_steps
-from roadmap.runs.recorded_run import RecordedRun, Suspect
+from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.result import hash_of
-from roadmap.runs.schema import LOG, METRICS, RECORD, SUMMARY, checksum
+from roadmap.runs.schema import LOG, METRICS, RECORD, SUMMARY, Summary, check_record, checksum
 from roadmap.runs.search import find_run_directories
 from roadmap.text import ArgumentParser, clean, command_line, printable_lines, redact
 
@@ -67,11 +67,11 @@ def evaluations(run: RecordedRun) -> dict[str, bytes]:
     """
     try:
         summary = run.summary() or {}
-        hashes = summary.get("sha256")
-        if not isinstance(hashes, dict) or METRICS not in hashes or run.changed(summary):
+        hashes = check_record(Summary, summary, SUMMARY).sha256 or {}
+        if METRICS not in hashes or run.changed(summary):
             return {}
         ledger = without_steps(run.read(METRICS))
-    except (Suspect, OSError):
+    except (ValueError, OSError):
         return {}
     summary |= {"sha256": {**hashes, METRICS: hash_of(ledger)}, "steps_left_out": True}
     summary["checksum"] = checksum(summary)

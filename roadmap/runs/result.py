@@ -75,8 +75,7 @@ def load_result(path: Path) -> dict[str, Any]:
 
 def changed_files(summary: dict[str, Any], read: Callable[[str], bytes]) -> list[str]:
     """Return which files of a record are not as its summary says, as far as that says it: older ones have no hashes."""
-    hashes = summary.get("sha256")
-    hashes = hashes if isinstance(hashes, dict) else {}
+    hashes = summary.get("sha256") or {}
     whole = summary.get("checksum") in (None, checksum(summary))
     changed = [name for name in HASHED if name in hashes and hashes[name] != hash_of(read(name))]
     return changed if whole else [SUMMARY, *changed]

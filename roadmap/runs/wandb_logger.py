@@ -91,6 +91,13 @@ def project_of(config: Config) -> str:
     return read_settings().get("project", default)
 
 
+def log_rows(run: Run, rows: Sequence[dict[str, Any]]) -> bool:
+    """Log rows of the ledger at W&B, what is not known left out; return that the client has taken them."""
+    for row in finite_or_null(rows):
+        run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
+    return True
+
+
 class WandbLogger:
     """One W&B run beside one run directory."""
 
@@ -164,13 +171,7 @@ class WandbLogger:
 
         One that is killed takes with it what it held in memory: `make sync` finds out, and sends it.
         """
-        return self.run is not None and bool(self._try(self._log, rows))
-
-    def _log(self, rows: Sequence[dict[str, Any]]) -> bool:
-        assert self.run is not None
-        for row in finite_or_null(rows):
-            self.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
-        return True
+        return self.run is not None and bool(self._try(log_rows, self.run, rows))
 
     def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
         """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that

@@ -17,7 +17,7 @@ from roadmap.runs.metrics import read_metrics
 from roadmap.runs.recorded_config import flatten_config, from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
-from roadmap.runs.wandb_logger import WandbLogger, project_of, read_settings
+from roadmap.runs.wandb_logger import WandbLogger, log_rows, project_of, read_settings
 from roadmap.sweep.cell_states import cell_states, classify
 from roadmap.sweep.study_dir import CELLS, StudyDir
 from roadmap.text import clean, one_line
@@ -99,8 +99,7 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
         if logger.run is None or logger.mode != "online":
             logger.finish({}, StoppedEarly.code)
             raise StoppedEarly(f"{run}: W&B does not take it; try again")
-        for row in rows:
-            logger.run.log({key: value for key, value in row.items() if key != "kind" and value is not None})
+        log_rows(logger.run, rows)
         logger.finish(read_json_or_empty(run / SUMMARY), int(status.get("exit_code") or 0), status.get("reason"))
     mark_synced(run)
     return len(rows)
