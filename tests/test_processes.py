@@ -478,6 +478,13 @@ def test_a_pipe_in_place_of_a_record_is_no_file(tmp_path, read):
         read(tmp_path / "record")
 
 
+def behind(text, first):
+    """Return an error that came while another one was on its way."""
+    error = RuntimeError(text)
+    error.__context__ = first
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -488,6 +495,10 @@ def test_a_pipe_in_place_of_a_record_is_no_file(tmp_path, read):
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (behind("CUDA error: operation failed due to a previous error during capture", MemoryError()), True),
+        (behind("CUDA error: an illegal memory access was encountered", ValueError()), False),
         (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), False),
         (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (MemoryError(), True),

@@ -54,14 +54,14 @@ def parts(args: argparse.Namespace) -> list[Part]:
         return Part(name, ("-m", "roadmap.bench", name, *words, *file), at_most, least)
 
     def study(name: str, *words: str) -> tuple[str, ...]:
-        root = () if args.root is None else (f"data.root={args.root}",)
+        root = () if args.root is None else (f"data.root='{args.root.absolute()}'",)
         command = ("-m", "roadmap.sweep", "submit", "mini", "--runs", str(args.out / name), "--cluster", "local", "--")
         return (*command, "wandb.mode=disabled", "device=cuda", *root, *words)
 
     files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
     results = ("--results", str(args.out / "tests.jsonl"))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *results, *files)
-    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "100")
+    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "120")
     ahead = tuple(
         ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", regime, "--rows", rows)
         for regime, rows in (("tiny", NET_ROWS), ("mini", MINI_ROW))
@@ -69,13 +69,13 @@ def parts(args: argparse.Namespace) -> list[Part]:
     short = ("recipe.epochs=3", "compile=false", f"+step={MINI_ROW}")
     return [
         # The first import of torch, from a disk that nobody has read yet, takes its time.
-        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 40, 5),
-        Part("tests", tests, 120, 30, beside=ahead),
-        Part("nets", nets, 105, 90),
+        Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
+        Part("tests", tests, 110, 30, beside=ahead),
+        Part("nets", nets, 125, 100),
         Part("one seed", study("one_seed", *short, "seed=0"), 40, 25),
         Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 45, 25),
-        bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.6", at_most=50, least=35),
-        bench("input", "--limit", "45", at_most=55, least=40),
+        bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.55", at_most=45, least=30),
+        bench("input", "--seconds", "4", "--limit", "42", at_most=50, least=40),
         Part("runs", study("runs"), 3600, 40),
     ]
 

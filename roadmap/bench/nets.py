@@ -26,7 +26,7 @@ NETS = (
     "separate_downsampling/ours/captured,separate_downsampling/timm/compiled,resnet/ours/captured,"
     "resnet/torchvision/compiled,kernel_11/ours/captured"
 )
-TIMING_S = 8.0  # to time a net that is compiled and warm
+TIMING_S = 5.0  # to time a net that is compiled and warm
 POLL_S = 0.2
 
 

@@ -17,7 +17,8 @@ from roadmap.errors import ConfigError
 # What the CPU's allocator, cuBLAS, the driver, oneDNN and C++ say in a plain RuntimeError; cuDNN's convolutions, where
 # torch has met a lack of memory in each of their algorithms and kept quiet about it; Triton, where it loads a kernel.
 OUT_OF_MEMORY = re.compile(
-    r"DefaultCPUAllocator|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cannot allocate memory"
+    r"DefaultCPUAllocator|CU(BLAS|DNN)_STATUS_(INTERNAL_ERROR_\w+_)?ALLOC(ATION)?_FAILED|Cannot allocate memory"
+    r"|CUDA (driver )?error: out of memory"
     r"|std::bad_alloc|unable to find an engine to execute this computation|Triton Error \[CUDA\]: out of memory"
     r"|could not create a (primitive|memory( object)?)\s*$"
 )
@@ -104,7 +105,12 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory was too small, the device's or this machine's."""
+    """Tell whether memory was too small, the device's or this machine's.
+
+    Also behind another error: where it is too small while a CUDA graph is captured, the end of the capture fails, too.
+    """
+    if error.__context__ is not None and is_out_of_memory(error.__context__):
+        return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     by_text = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
