@@ -119,7 +119,7 @@ def redact_output() -> None:
 def check_name(key: str, name: str) -> str:
     """Return a name that becomes a folder. Raises ConfigError, as KEY=NAME, if it is not a plain folder name."""
     if not SAFE_NAME.fullmatch(name):
-        raise ConfigError(f"{key}={name}: a name has letters, digits, '_', '-' and '.', and at most 80 of them")
+        raise ConfigError(f"{key}={name}: a name consists of letters, digits, '_', '-' and '.', and at most 80 of them")
     return name
 
 
@@ -129,7 +129,7 @@ def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: 
     names = list(known)
     at = name.rfind(".") + 1  # a section that all share makes no two names alike
     at = at if all(n.startswith(name[:at]) for n in names) else 0
-    close = [name[:at] + n for n in difflib.get_close_matches(name[at:], [n[at:] for n in names], n=3, cutoff=0.5)]
+    close = [name[:at] + n for n in difflib.get_close_matches(name[at:], [n[at:] for n in names], n=3, cutoff=0.61)]
     close += [n for n in names if name and n not in close and (n in name or name in n)]
     in_order = [*close, *(n for n in names if n not in close)]
     begin = f"did you mean {close[0]}? {listing[0].upper()}{listing[1:]}" if close else listing

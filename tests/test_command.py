@@ -74,6 +74,8 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("+step=gelu", "model.kernel_size=4"), 64, ["model.kernel_size=4", "odd"]),
         (("+step=gelu", "+model._target_=os.system"), 64, ["model._target_"]),
         (("+step=gelu", "recipe.lr=nan"), 64, ["recipe.lr=nan"]),
+        (("+step=gelu", "lr=0.1"), 64, ["lr: there is no such key; did you mean recipe.lr?"]),
+        (("+step=gelu", "--lr=0.1"), 64, ["--lr=0.1: there is no such option; a key is set as NAME=VALUE"]),
         (("+step=gelu", "regime=tyni"), 64, ["did you mean tiny?"]),
         (("+step=gelu", "data=minst"), 64, ["data=minst", "fashion_mnist"]),
         (

@@ -174,7 +174,7 @@ def test_wrong_commands(study, tmp_path, capsys):
         (place / "gelu", 64, "did you mean gelu+without_mixup?"),
         (study, 64, "contains runs of 3 cells, and each side must be one"),
         ("", 64, "a side is empty"),
-        (place / "inverted_bottleneck" / "seed3", 65, "no finished, sound run"),
+        (place / "inverted_bottleneck" / "seed3", 65, "no finished, undamaged run"),
         (tmp_path / "broken", 65, "status.json: not JSON"),
         (tmp_path / "bad.zip", 65, "is damaged, or not an archive of runs"),
     ]:

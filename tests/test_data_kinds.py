@@ -93,7 +93,7 @@ REFUSED = {  # the file, and what is said of it
     "12 bits of colour in 16": lambda: (png(DEEP >> 4, 2), "lowest 12 of 16 bits"),
     "a shape in alpha alone": lambda: (
         encoded(Image.merge("RGBA", [Image.new("L", ALPHA.size)] * 3 + [ALPHA])),
-        "in its transparency alone",
+        "only in its transparency",
     ),
     "an animated PNG": lambda: (encoded(RGB, save_all=True, append_images=[RGB.rotate(90)]), "animated, 2 frames"),
     "an animated WebP": lambda: (
@@ -198,7 +198,7 @@ def test_a_jpeg_without_its_end_is_not_left_to_nvjpeg(root):
 def test_a_set_of_one_class_is_refused_wherever_it_comes_from(tmp_path, root):
     for split in ("train", "val"):
         (root / split / "b").rename(root / f"b of {split}")
-    with pytest.raises(DataError, match=r"set/train: one class, a, on which accuracy cannot be wrong") as raised:
+    with pytest.raises(DataError, match=r"set/train: a single class, a, for which accuracy means nothing") as raised:
         load(config(root))
     assert raised.value.code == 65
     for split in ("train", "val"):

@@ -122,7 +122,7 @@ def test_an_unknown_name_says_what_there_is_and_what_a_set_of_ones_own_needs():
         DataConfig(name="fashion")
     with pytest.raises(ConfigError, match=r"data.kind=npz: data.name=digits is of kind memory"):
         DataConfig(name="digits", kind="npz")
-    with pytest.raises(ConfigError, match=r"data.name=../x: a name has letters"):
+    with pytest.raises(ConfigError, match=r"data.name=../x: a name consists of letters"):
         DataConfig(name="../x", kind="npz")
     with pytest.raises(ConfigError, match=r"data.kind=memory: there is no loader mine, only digits, idx"):
         load(own(Path("."), kind="memory"))

@@ -106,7 +106,7 @@ def test_a_run_that_is_done_under_an_older_name_is_named(trained, small, capsys)
     older = run_path(config).parent.with_name(f"{config.cell},recipe.label_smoothing=0.1")
     run_path(config).parent.rename(older)
     train(small("gelu"))
-    assert f"the same run is done already, under another name: {older / 'seed0'}" in capsys.readouterr().err
+    assert f"the same run is finished under another name: {older / 'seed0'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["lost", "doubled", "changed"])
@@ -130,7 +130,7 @@ def test_a_manifest_that_has_changed_is_passed_over(trained, reference, capsys):
     newest.write_text(text.replace('"best_step": 3', '"best_step": 2'))
     assert newest.read_text() != text
     train(config)
-    assert f"passed over {newest.stem}.pt: its manifest has changed" in capsys.readouterr().err
+    assert f"skipped {newest.stem}.pt: its manifest has changed" in capsys.readouterr().err
     assert ledger(config) == ledger(reference("gelu"))
 
 

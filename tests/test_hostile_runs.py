@@ -232,4 +232,4 @@ def test_a_checkpoint_that_is_no_file_is_passed_over(small, trained, kind, suffi
     make(newest, kind)
     out = io.StringIO()
     evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"), SweepProgress(out=out))
-    assert any(line.startswith(f"passed over {newest.stem}.pt: ") for line in out.getvalue().splitlines())
+    assert any(line.startswith(f"skipped {newest.stem}.pt: ") for line in out.getvalue().splitlines())

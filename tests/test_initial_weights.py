@@ -94,7 +94,7 @@ class TestIdentity:
         older = sorted((run_path(config) / "checkpoints").glob("*.pt"))[-2]
         assert name_initial_weights(str(run_path(config)), None) == f"sha256:{sha(older)}"
         older.write_bytes(b"")
-        with pytest.raises(DataError, match="no whole checkpoint"):
+        with pytest.raises(DataError, match="no valid checkpoint"):
             name_initial_weights(str(run_path(config)), None)
 
     def test_of_a_library_is_its_name_with_the_tag(self):

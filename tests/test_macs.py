@@ -32,7 +32,7 @@ def test_gmacs_are_the_papers_to_the_printed_digit(regime):
 @pytest.mark.parametrize(
     ("layer", "change", "told"),
     [
-        (GlobalResponseNorm, lambda x: x[:, 1:], r"a convolution .* is given 63 channels\n  block.py, line .*conv3"),
+        (GlobalResponseNorm, lambda x: x[:, 1:], r"a convolution .* gets 63 channels\n  block.py, line .*conv3"),
         (GlobalResponseNorm, lambda x: x.view(-1), r"\n  block.py, line .*conv3"),
         (LayerScale, lambda x: x[:, :7], r"shape mismatch.*\n  block.py, line .*shortcut"),
         (LayerScale, lambda x: x.squeeze(9), r"Dimension out of range.*\n  test_macs.py, line"),

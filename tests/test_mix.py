@@ -45,7 +45,7 @@ def test_images_and_targets_are_timms_but_for_the_box_of_later_timms(batch, monk
     recipe = RecipeConfig(mixup=alphas[0], cutmix=alphas[1], label_smoothing=smoothing, batch_size=8)
     timm_mixup = Mixup(*alphas, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=smoothing, num_classes=5)
     for step in range(30):
-        got, targets = mixup_batch(images, labels, recipe, 5, seed=3, global_step=step)
+        got, targets = mixup_batch(images, labels, recipe, 5, seed=3, number=step)
         np.random.seed(mix_seed(3, step))
         expected, expected_targets = timm_mixup(images.clone(), labels)
         assert torch.equal(got, expected)

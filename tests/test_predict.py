@@ -224,7 +224,7 @@ def test_features_whose_table_a_kill_has_prevented_are_no_hindrance_and_others_a
     assert predicting_digits(features=True) == rows and features.read_bytes() == whole
     table.unlink()
     features.write_text("mine")
-    with pytest.raises(Refused, match=r"out.npz: is there by now"):
+    with pytest.raises(Refused, match=r"out.npz: exists by now"):
         predicting_digits(features=True)
     assert features.read_text() == "mine" and not table.exists()
 

@@ -137,7 +137,7 @@ def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(workers.SharedBatch, "__reduce__", full)
-    with pytest.raises(LoaderError, match=r"cannot hand them over \(No space left on device\)"):
+    with pytest.raises(LoaderError, match=r"cannot pass them on \(No space left on device\)"):
         batches_of(image)
 
 
@@ -173,7 +173,7 @@ def stalled():
 
 def test_images_that_do_not_come_end_the_run(stalled, monkeypatch):
     monkeypatch.setattr(workers, "STALL_S", 3.0)
-    with pytest.raises(LoaderError, match="no images came for 3 s, their folder does not answer"):
+    with pytest.raises(LoaderError, match="no images for 3 s, because their folder does not respond"):
         batches_of(stalled[0])
     assert not torch.multiprocessing.active_children()
 

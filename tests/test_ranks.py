@@ -179,7 +179,7 @@ def test_a_task_that_never_comes_is_told_in_time(forks, tmp_path):
     second, first = (task.wait() for task in tasks)
     assert (first.returncode, second.returncode) == (75, 75)
     assert second.stderr == ""  # the first rank speaks for all
-    assert first.stderr.splitlines()[1:] == ["error: not all of the 2 ranks came within 4 s"]
+    assert first.stderr.splitlines()[1:] == ["error: not all 2 ranks connected within 4 s"]
 
 
 def test_a_task_that_waits_for_another_is_stopped_at_once(forks, tmp_path):

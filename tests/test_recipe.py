@@ -56,7 +56,7 @@ def test_loss_on_mixed_targets_is_the_cross_entropy_written_out():
     """FACTS: targets (1 - s) y + s / K, mixed with the partner's; loss = mean of -sum t log p."""
     recipe = compose("gelu", "tiny", ["recipe.cutmix=0"]).recipe
     images, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 0])
-    mixed, targets = mixup.mixup_batch(images.clone(), labels, recipe, 5, seed=3, global_step=7)
+    mixed, targets = mixup.mixup_batch(images.clone(), labels, recipe, 5, seed=3, number=7)
     lam = float(((mixed - images.flip(0)) / (images - images.flip(0)))[0, 0, 0, 0])
     smooth = one_hot(labels, 5) * 0.9 + 0.1 / 5
     assert torch.allclose(targets, lam * smooth + (1 - lam) * smooth.flip(0), atol=1e-4)

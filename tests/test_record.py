@@ -75,7 +75,7 @@ def spoil(state, what):
 @pytest.mark.parametrize(
     ("what", "step", "message"),
     [
-        ("buffer", "patchify_stem", r"step 6: net\.\S+running_var is not finite; no checkpoint is taken of it"),
+        ("buffer", "patchify_stem", r"step 6: net\.\S+running_var is not finite; no checkpoint is written"),
         ("moment", "gelu", r"step 6: optimizer\.state\.0\.exp_avg is not finite"),
         ("average", "gelu", "step 6: the moving average gives outputs that are not finite"),
         ("weight", "gelu", "step 6: the net gives outputs that are not finite"),
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_an_earlier_version_that_is_not_finite_is_passed_over(st
     manifest |= {"bytes": last.stat().st_size, "sha256": sha256_of(last)}
     write_json(last.with_suffix(".json"), manifest | {"checksum": checksum(manifest)})
     assert train(config)["state"] == "done"
-    assert f"passed over {last.name}: net.stem.conv.weight is not finite" in capsys.readouterr().err
+    assert f"skipped {last.name}: net.stem.conv.weight is not finite" in capsys.readouterr().err
     assert_equal_runs(config, reference("gelu"))
 
 
@@ -186,7 +186,7 @@ def test_a_line_of_a_finished_run_that_is_lost_doubled_or_changed_is_told(traine
     [
         (1, "lost", "step 2 is missing"),
         (3, "lost", "evaluation 1 is missing"),
-        (0, "doubled", "step 1 is there twice or out of order"),
+        (0, "doubled", "step 1 is repeated or out of order"),
         (2, "cut", "step 3 is missing"),
         (1, "changed", "a value has changed"),
     ],
@@ -229,9 +229,9 @@ def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(
     (checkpoints(config) / "notes.txt").write_text("mine")
     train(config)
     told = capsys.readouterr().err
-    assert "passed over step-0000000009-00003.pt: is of step 3 after 1 epochs, and not what it is named" in told
+    assert "skipped step-0000000009-00003.pt: is of step 3 after 1 epochs, and not what it is named" in told
     for name in ("best.pt", f"{new.stem} (copy).pt", "notes.txt"):
-        assert f"passed over {name}: not the name of a checkpoint" in told
+        assert f"skipped {name}: not the name of a checkpoint" in told
         assert (checkpoints(config) / name).exists()
     assert "resuming at step 5" in told
     assert_equal_runs(config, reference("gelu"))

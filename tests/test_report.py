@@ -125,7 +125,7 @@ def test_a_report_says_where_training_departs_from_what_the_paper_printed(tmp_pa
     notes = {group.regime: " ".join(group.notes) for group in aggregate(collect([tmp_path]).runs)}
     assert "trained in bf16; the authors' commands for ImageNet-1K ran in fp32" in notes["base"]
     assert "ResNet-200's printed 78.20 has no published recipe" in notes["base"]
-    assert "ConvNeXt-XL from scratch on ImageNet-1K is nobody's recipe" in notes["xlarge"]
+    assert "ConvNeXt-XL from scratch on ImageNet-1K has no published recipe" in notes["xlarge"]
     assert "bf16;" not in notes["nano"] + notes["xlarge"]  # no number of the paper stands there
 
 
@@ -262,7 +262,7 @@ BOMB = "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 9 if i else ['x'])}]\n
 BREAKS = {
     "a corrupt line": (break_line, "corrupt line"),
     "a torn last line": (lambda run: (run / schema.METRICS).open("a").write('{"kind'), "corrupt line"),
-    "a line that is there twice": (twice, "there twice"),
+    "a line that is there twice": (twice, "repeated"),
     "an empty ledger": (lambda run: (run / schema.METRICS).write_text(""), "no evaluation"),
     "no ledger": (lambda run: (run / schema.METRICS).unlink(), "metrics.jsonl is missing"),
     "no config": (lambda run: (run / schema.CONFIG).unlink(), "config.yaml is missing"),

@@ -213,7 +213,7 @@ def test_a_line_that_went_up_twice_alike_counts_once_and_a_contradiction_is_susp
     assert [row["epoch"] for row in metrics_of(rows).rows] == [1, 2]
     assert not metrics_of(rows).problem
     rows[2] = rows[2] | {"val/top1": 99.0}
-    assert "there twice" in metrics_of(rows).problem
+    assert "repeated" in metrics_of(rows).problem
 
 
 def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():

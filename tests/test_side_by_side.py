@@ -408,6 +408,7 @@ def test_a_group_whose_starter_is_gone_with_the_pipe_that_it_reports_to_ends_eve
         done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, check=False)
     assert done.returncode == 75
     assert all(
-        log.read_text().endswith("whoever started it is gone; run the same command again to continue\n") for log in logs
+        log.read_text().endswith("the process that started it is gone; run the same command again to continue\n")
+        for log in logs
     )
     assert {status(config)["state"] for config in configs if (run_path(config) / "status.json").exists()} <= {"stopped"}

@@ -121,8 +121,8 @@ def test_cells_are_narrowed_to_steps_and_seeds():
 
 @pytest.mark.parametrize(("name", "words", "told"), [
     ("nope", [], "STUDY=nope: there is no such study"),
-    ("../demo", [], "STUDY=../demo: a name has letters"),
-    ("a/b", [], "STUDY=a/b: a name has letters"),
+    ("../demo", [], "STUDY=../demo: a name consists of letters"),
+    ("a/b", [], "STUDY=a/b: a name consists of letters"),
     ("x/nope.yaml", [], "no such file"),
     ("demo", ["+step=gellu"], "did you mean gelu"),
     ("demo", ["recipe.lrr=1"], "did you mean recipe.lr"),
@@ -160,7 +160,7 @@ def test_two_wrong_keys_are_no_combination_to_be_left_out():
     ({"seeds": "range(5,0)"}, "seed=range(5,0): names no values"),
     ({"seeds": "${now:%S},7"}, "seed: refers to `now:`"),
     ({"steps": "gelu,gelu"}, "two cells are the same run"),
-    ({"text": MINE.replace("study: mine", "study: a/b")}, "study=a/b: a name has letters"),
+    ({"text": MINE.replace("study: mine", "study: a/b")}, "study=a/b: a name consists of letters"),
     ({"text": MINE.replace("study: mine", "study: yours")}, "a study is named like its file, study: mine"),
     ({"text": MINE.replace("MULTIRUN", "RUN")}, "is not a study"),
     ({"text": MINE + "mode: evaluate\n"}, "mode=evaluate: cannot be set for a study's cells"),

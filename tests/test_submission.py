@@ -169,7 +169,7 @@ def test_a_row_with_resources_of_its_own_is_an_array_of_its_own_and_keeps_them_w
     ("sbatch.-x=1", "is not the name of an option"),
     ('sbatch.comment="a\\nb"', "must be one line"),
     ("sbatch.comment=\x1b[2J", "must be one line"),
-    ("sbatch.comment=", "must be a text, or true"),
+    ("sbatch.comment=", "must be text, or true"),
     ("sbatch.export=WANDB_API_KEY=abc", "holds what looks like a secret"),
     ("sbatch=7", "must be {OPTION: VALUE}"),
     ("rows=7", "must be {STEP: {KEY: VALUE}}"),
@@ -233,13 +233,13 @@ def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, st
 WAITS = [  # Slurm's reason, what is said of it, and whether the cell can never start
     ("Priority", "Slurm: Priority", False),
     ("ReqNodeNotAvail, UnavailableNodes:n1", "Slurm: ReqNodeNotAvail, UnavailableNodes:n1", False),
-    ("JobHeldUser", "Slurm: JobHeldUser: scontrol release lets it go", False),
+    ("JobHeldUser", "Slurm: JobHeldUser: scontrol release frees it", False),
     ("None", "", False),
     ("QOSMaxJobsPerUserLimit", "Slurm: QOSMaxJobsPerUserLimit", False),
     ("PartitionTimeLimit", "can never start, cluster.time_h is above the limit there", True),
     ("PartitionNodeLimit", "can never start, cluster.nodes", True),
     ("QOSMaxWallDurationPerJobLimit", "can never start, cluster.time_h", True),
-    ("AssocMaxCpuPerJobLimit", "can never start, it asks for more than one job may have", True),
+    ("AssocMaxCpuPerJobLimit", "can never start, it asks for more than a job may have", True),
     ("DependencyNeverSatisfied", "can never start", True),
 ]
 

@@ -135,7 +135,7 @@ def test_a_torn_or_flipped_checkpoint_is_passed_over(stopped, capsys):
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
     train(config)
-    assert f"passed over {last.name}: its bytes have changed" in capsys.readouterr().err
+    assert f"skipped {last.name}: its bytes have changed" in capsys.readouterr().err
 
 
 def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(stopped):
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_config_is_refused(stopped, reference):
     config, other = stopped(), reference("gelu", "recipe.lr=0.001", stopped_at=4)
     shutil.rmtree(run_path(config) / "checkpoints")
     shutil.copytree(run_path(other) / "checkpoints", run_path(config) / "checkpoints")
-    with pytest.raises(Refused, match=r"its checkpoint is of another run \(recipe\.lr: 0\.001 -> 0\.002\)"):
+    with pytest.raises(Refused, match=r"its checkpoint belongs to another run \(recipe\.lr: 0\.001 -> 0\.002\)"):
         train(config)
 
 

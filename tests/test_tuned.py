@@ -151,7 +151,10 @@ def test_an_edge_and_a_row_without_a_finite_rate_are_told(call, mine, tmp_path):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("tuned.factors=0.5,2", "tuned.factors=[0.5, 2.0]: must be two numbers or more from 1e-6 to 1e6, 1 among them"),
+        (
+            "tuned.factors=0.5,2",
+            "tuned.factors=[0.5, 2.0]: must be two numbers or more from 1e-6 to 1e6 that include 1",
+        ),
         ("tuned.holdout=0", "tuned.holdout=0"),
         ("tuned.seeds=-1", "tuned.seeds=[-1]"),
         ("recipe.lr=0.1", "the study chooses it; tuned.factors=LIST"),
@@ -307,7 +310,7 @@ def test_without_a_plain_study_the_tuned_one_gives_what_it_has(tmp_path):
     assert enhanced.tuned.cell == enhanced.plain.cell == "enhanced_recipe"
     (text,) = findings([group])
     assert "Not yet trained on the whole set at their rates: resnet" in text
-    assert "Which gains survive own rates cannot be told" in text
+    assert "Which gains survive own rates is unknown" in text
     assert "rates" in {drawing.name for drawing in gallery([group])}
 
 

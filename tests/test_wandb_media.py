@@ -64,7 +64,7 @@ def test_a_checkpoint_that_is_asked_for_is_an_artifact_of_the_run(server, forks,
 def test_a_checkpoint_that_wandb_refuses_is_one_line_and_the_rest_goes_up(server, forks, tmp_path):
     server.always["createArtifactManifest"] = 403
     done, _ = run_online(forks, tmp_path / "runs", "wandb.checkpoints=last")
-    assert done.returncode == 0 and done.stderr.count("W&B: the last checkpoint did not go up") == 1, done.stderr
+    assert done.returncode == 0 and done.stderr.count("W&B: the last checkpoint was not uploaded") == 1, done.stderr
     assert "left out" not in done.stderr and api_run(server).summary["state"] == "done"
 
 

@@ -25,7 +25,7 @@ class Norm(StrEnum):
 
 
 class Init(StrEnum):
-    """How the weights start: kaiming-normal (ResNet) or truncated normal with std 0.02 (Table 5)."""
+    """How the weights are initialised: kaiming-normal (ResNet) or truncated normal with std 0.02 (Table 5)."""
 
     kaiming = "kaiming"
     trunc_normal = "trunc_normal"

@@ -49,7 +49,7 @@ class DataConfig(Section):
     )  # fmt: skip
     decoder: Decoder = key(Decoder.auto, about="of class folders with pipeline=fast")
     train_images: Int | None = key(
-        None, ge=2, le=100_000_000, about="synthetic: how many; others: the first so many of a fixed shuffle"
+        None, ge=2, le=100_000_000, about="synthetic: how many; others: the first of a fixed shuffle"
     )
     val_images: Int | None = key(None, ge=2, le=100_000_000, evaluation=True)
     holdout: Float = key(

@@ -30,7 +30,7 @@ class RecipeConfig(Section):
     warmup_lr: Float = key(0.0, ge=0, le=1000, about="where the warm-up begins")
     schedule: Schedule = Schedule.step
     step_epochs: Float = key(
-        30.0, gt=0, le=100_000, about="schedule=step: multiply the rate by step_factor so often", needs=STEP
+        30.0, gt=0, le=100_000, about="schedule=step: epochs between two falls of the rate", needs=STEP
     )
     step_factor: Float = key(0.1, gt=0, le=1, needs=STEP)
     momentum: Float = key(0.9, ge=0, le=1, about="sgd", needs=SGD)

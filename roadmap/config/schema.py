@@ -57,7 +57,7 @@ class CheckpointConfig(Section):
     local = True
 
     every_min: Float = key(10.0, ge=0, le=100_000, about="minutes between checkpoints within an epoch")
-    keep: Int = key(2, ge=2, le=1000, about="newest checkpoints kept, beside the best")
+    keep: Int = key(2, ge=2, le=1000, about="newest checkpoints kept, besides the best")
 
 
 def _as_switch(value: Any) -> Any:
@@ -140,7 +140,7 @@ class Config(Section):
         if self.weights and self.mode == Mode.data_check:
             raise ConfigError(f"weights={shown(self.weights)}: mode=data_check takes no weights")
         if self.initial_weights and not self.weights:
-            raise ConfigError(f"initial_weights={shown(self.initial_weights)}: needs weights=, where they are")
+            raise ConfigError(f"initial_weights={shown(self.initial_weights)}: needs weights= too")
 
 
 WEIGHTS = {"weights": "FILE, or weights= one of our run directories"}

@@ -178,7 +178,7 @@ def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
     num_found = len(found.classes)
     if num_found < 2:
         where = found.folder / "train" if isinstance(found, Files) else f"data={data.name}"
-        what = f"one class, {printable(found.classes[0])}, on which accuracy cannot be wrong"
+        what = f"a single class, {printable(found.classes[0])}, for which accuracy means nothing"
         raise DataError(f"{where}: {what}; must be two or more")
     if data.num_classes in (None, num_found):
         return

@@ -46,7 +46,7 @@ def without_alpha(image: Image.Image) -> Image.Image:
     whole = image.convert("RGBA")
     rgb = whole.convert("RGB")
     if is_flat(rgb) and not is_flat(whole):
-        raise ValueError("its picture is in its transparency alone, which is left out; lay it on a background")
+        raise ValueError("its picture is only in its transparency, which is dropped; put it on a background")
     return rgb
 
 

@@ -1,4 +1,4 @@
-"""Which images come when, and their random numbers: pure functions, so that resuming only needs an offset.
+"""The order of the images, and their random numbers: pure functions, so that resuming only needs an offset.
 
 Ids are positions in a split. Counter-based: the k-th number of an image in an epoch is a hash of (purpose, seed, epoch,
 id, k) alone. No generator's state is carried from image to image, so any batch, worker, rank or resumed run computes
@@ -50,9 +50,9 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return derived_seed(Draw.sample, seed, epoch, index)
 
 
-def step_seed(seed: int, global_step: int) -> int:
-    """Return the seed of what is random inside the net (stochastic depth) in one optimizer step."""
-    return derived_seed(Draw.step, seed, global_step)
+def step_seed(seed: int, number: int) -> int:
+    """Return the seed of what is random inside the net (stochastic depth) in the run's forward pass `number`."""
+    return derived_seed(Draw.step, seed, number)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:

@@ -225,7 +225,7 @@ def next_batch(batches: Iterator[Any], processes: list[BaseProcess], workers: in
             if not is_late:
                 raise no_memory(error) from None
     raise LoaderError(
-        f"data.workers={workers}: no images came for {STALL_S:g} s, their folder does not answer; "
+        f"data.workers={workers}: no images for {STALL_S:g} s, because their folder does not respond; "
         "run the same command again to continue"
     )
 
@@ -237,7 +237,7 @@ def how_it_ended(code: int) -> str:
     if code < 0:
         why = "; out of memory?" if code == -signal.SIGKILL else ""
         return f"a process that prepares images was killed ({signal.Signals(-code).name}{why})"
-    return f"a process that prepares images cannot hand them over ({os.strerror(code)})"
+    return f"a process that prepares images cannot pass them on ({os.strerror(code)})"
 
 
 def start_worker(parent: int, worker_id: int) -> None:

@@ -68,7 +68,7 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
         return Precision.fp32 if wanted == Precision.auto else wanted
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted == Precision.bf16 and not has_bf16:
-        raise ConfigError("recipe.precision=bf16: this GPU has none; recipe.precision=fp32 or fp16")
+        raise ConfigError("recipe.precision=bf16: this GPU does not support it; use recipe.precision=fp32 or fp16")
     if wanted == Precision.auto:
         return Precision.bf16 if has_bf16 else Precision.fp32
     return wanted

@@ -123,7 +123,7 @@ def _result(children: list[Child], silent: list[str], stop: StopSignal) -> float
     if errors:
         raise error_of(*errors[0])
     if broken := [name for name, code in codes.items() if code]:
-        raise RoadmapError(f"{broken[0]} failed; its traceback stands above")
+        raise RoadmapError(f"{broken[0]} failed; its traceback is above")
     assert isinstance(children[0].result, float)
     return children[0].result
 

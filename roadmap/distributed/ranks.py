@@ -123,7 +123,7 @@ class Ranks:
             if not _is_timeout(error):  # GLOO_SOCKET_IFNAME is no interface here, a firewall
                 reason = one_line(str(error).split("\n")[0])
                 raise PeerLost(f"rank {self.rank} of {self.world_size} cannot reach the others ({reason})") from None
-            raise PeerLost(f"not all of the {self.world_size} ranks came within {config.start_timeout_s:g} s") from None
+            raise PeerLost(f"not all {self.world_size} ranks connected within {config.start_timeout_s:g} s") from None
         remove_address(self.env, runs)
         try:
             with self.share_errors():

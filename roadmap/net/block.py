@@ -30,8 +30,8 @@ def block_convs(cfg: NetConfig, c_in: int, c_out: int, stride: int) -> tuple[Con
     on_pointwise = 1 if cfg.stride_on == StrideOn.spatial else stride
     k = cfg.kernel_size
     if cfg.depthwise_first:
-        # Sec. 2.5, on the block's input channels. Where the stride sits (reading 6) is decided by row kernel_7:
-        # Table 10 prints 4.15 GMACs; 4.146 so, and 4.165 with the stride on the 1x1 conv.
+        # Sec. 2.5, on the block's input channels. Row kernel_7 decides where the stride is (reading 6): Table 10
+        # prints 4.15 GMACs; this reading gives 4.146, and the stride on the 1x1 conv 4.165.
         return (
             ConvShape(c_in, c_in, k, on_spatial, c_in),
             ConvShape(c_in, 4 * c_out, 1, on_pointwise, 1),
@@ -67,7 +67,7 @@ class Block(nn.Module):
         self.scale = LayerScale(c_out, cfg.layer_scale) if cfg.layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.shortcut = Projection(cfg, c_in, c_out, stride) if stride != 1 or c_in != c_out else nn.Identity()
-        # Reading 3: the activation after the addition is one of the three, and goes with them.
+        # Reading 3: the activation after the addition is one of the three that fewer_activations reduces to one.
         has_act3 = wanted(cfg.residual_activation, cfg.activations_per_block == 3)
         self.act3 = activation(cfg) if has_act3 else nn.Identity()
 

@@ -96,7 +96,7 @@ class FlopCounter(TorchDispatchMode):
             x, weight = args[:2]
             if x.shape[1] != weight.shape[1] * args[8]:
                 made = f"weights {tuple(weight.shape)} in {args[8]} groups"
-                raise RuntimeError(f"a convolution with {made} is given {x.shape[1]} channels")
+                raise RuntimeError(f"a convolution with {made} gets {x.shape[1]} channels")
             out = torch.empty(window_shape(x, len(weight), weight.shape[2:], *args[3:6]), device="meta")
         elif packet == aten.max_pool2d_with_indices:
             x = args[0]

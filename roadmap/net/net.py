@@ -19,7 +19,7 @@ def build_net(cfg: NetConfig, num_classes: int) -> nn.Module:
     if cfg.reference is not None:
         return build_swin(cfg, num_classes)
     net = Net(cfg, num_classes)
-    if not net.head.weight.is_meta:  # of one that is only counted; drawing would import the compiler
+    if not net.head.weight.is_meta:  # only counted otherwise, and drawing weights would import torch's compiler
         initialise(net, cfg.init)
     return net
 
@@ -46,7 +46,7 @@ class Net(nn.Module):
         super().__init__()
         self.cfg = cfg
         widths = [cfg.width * 2**stage * (1 if cfg.inverted else 4) for stage in range(4)]
-        # The patchify stem leads into the first stage's width; ResNet's into the bottleneck's, whatever the block.
+        # The stem's output: the first stage's width if blocks are inverted, else the width inside its bottlenecks.
         c_in = cfg.width
         self.stem = stem(cfg, c_in)
         rates = torch.linspace(0, cfg.drop_path, sum(cfg.depths), device="cpu").tolist()
@@ -91,11 +91,11 @@ class Downsample(nn.Module):
 def stem(cfg: NetConfig, c_out: int) -> nn.Sequential:
     """Return the stem, (N, 3, H, W) -> (N, c_out, H / stem_stride, W / stem_stride).
 
-    Reading 1: after patchify, too, a norm and an activation follow the conv; the activation goes with those of the
-    blocks, the norm stays.
+    Reading 1: a norm and an activation also follow the patchify conv; `fewer_activations` removes that activation, too,
+    and the norm stays.
     """
     patchify = cfg.stem == Stem.patchify
-    # ResNet's pool has the other half of the stride.
+    # ResNet's stem: the conv has half of the stride, and the pool a stride of 2.
     kernel, stride = (cfg.stem_stride, cfg.stem_stride) if patchify else (7, cfg.stem_stride // 2)
     return nn.Sequential(
         OrderedDict(
@@ -108,7 +108,9 @@ def stem(cfg: NetConfig, c_out: int) -> nn.Sequential:
 
 
 def initialise(net: nn.Module, init: Init) -> None:
-    """Fill the weights: kaiming-normal as in ResNet, or truncated normal of std 0.02, biases 0 (the authors' code)."""
+    """Fill the weights: kaiming-normal convs as in torchvision's ResNet, whose head keeps torch's default; or truncated
+    normal of std 0.02 and biases 0, as in the authors' code.
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and init == Init.trunc_normal:
             nn.init.trunc_normal_(module.weight, std=0.02)  # Table 5 prints 0.2

@@ -10,8 +10,8 @@ TABLES = {"tiny": "table10_resnet50.csv", "base": "table11_resnet200.csv"}
 
 # Printed figures that the counting rule cannot reach; everything else agrees to the printed digit.
 SLIPS = {
-    ("tiny", "layer_norm"): "slip in Table 10: a change of norm adds no multiply-accumulates (Table 11 keeps 14.81)",
-    ("tiny", "separate_downsampling"): "slip in Table 10: ConvNeXt-T is 4.46, as in the paper's Table 1",
+    ("tiny", "layer_norm"): "error in Table 10: a change of norm adds no multiply-accumulates (Table 11 keeps 14.81)",
+    ("tiny", "separate_downsampling"): "error in Table 10: ConvNeXt-T is 4.46, as in the paper's Table 1",
     ("tiny", "swin"): "torchvision's Swin-T counts 4.49",
 }
 
@@ -24,7 +24,7 @@ SWIN_CELL = "swin,recipe=swin"
 # Rows whose printed number, or whose net, has no published recipe; by regime and step.
 RECIPES = {
     ("base", "resnet"): "ResNet-200's printed 78.20 has no published recipe; here it is trained as ResNet-50 is",
-    ("xlarge", "separate_downsampling"): "ConvNeXt-XL from scratch on ImageNet-1K is nobody's recipe: the paper "
+    ("xlarge", "separate_downsampling"): "ConvNeXt-XL from scratch on ImageNet-1K has no published recipe: the paper "
     "trained it on ImageNet-22K first",
 }
 

@@ -116,7 +116,7 @@ def _written(out: Path, names: Collection[str]) -> str:
 
 def _nothing(sources: Sequence[str], collected: Collected) -> str:
     where = clean(", ".join(sources), 200)
-    lines = [f"no finished, sound run under {where}: there is nothing to report"]
+    lines = [f"no finished, undamaged run under {where}: there is nothing to report"]
     found = [*collected.suspect, *collected.unfinished]
     if found:
         lines.append(f"{found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))

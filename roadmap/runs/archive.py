@@ -74,7 +74,7 @@ def list_archive(path: Path) -> tuple[Archive, dict[str, dict[str, ZipInfo]]]:
         archive = Archive(path, (about.st_mtime_ns, about.st_size))
         members = open_zip(archive.path, archive.version).infolist()
         if len(members) != count:
-            raise ValueError(f"it says that it has {count} files, and lists {len(members)}")
+            raise ValueError(f"it claims {count} files but lists {len(members)}")
         check_members(members, size)
     except OSError as error:
         raise DataError(f"cannot be read ({reason(error)})") from None
@@ -102,7 +102,7 @@ def check_end(data: bytes, size: int) -> int:
         raise ValueError("it is a ZIP64, of more than 65,535 files or 4 GiB")
     _, _, _, _, count, length, offset, comment = END.unpack(data[-END.size :])
     if comment or length > MAX_LIST or offset + length + END.size != size:
-        raise ValueError(f"its list of {count} files, {length} bytes at {offset}, is not where it ends")
+        raise ValueError(f"its list of {count} files, {length} bytes at {offset}, is not at its end")
     return int(count)
 
 
@@ -115,7 +115,7 @@ def check_members(members: list[ZipInfo], size: int) -> None:
             raise ValueError(f"{clean(member.orig_filename, 80)}: {wrong}")
         alike = unicodedata.normalize("NFKC", member.filename.rstrip("/")).casefold()
         if alike in seen:
-            raise ValueError(f"{clean(member.filename, 80)}: is there twice, if case does not count")
+            raise ValueError(f"{clean(member.filename, 80)}: occurs twice, ignoring case")
         seen.add(alike)
         if member.header_offset < end:
             raise ValueError(f"{clean(member.filename, 80)}: lies within another file")

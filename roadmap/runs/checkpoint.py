@@ -55,7 +55,7 @@ class Saver:
         """
         assert self._writing is None
         if name := first_non_finite(state):
-            error = NonFiniteError(f"step {state['global_step']}: {name} is not finite; no checkpoint is taken of it")
+            error = NonFiniteError(f"step {state['global_step']}: {name} is not finite; no checkpoint is written")
             error.on_all_ranks = False  # running statistics are each rank's own
             raise error
         writing = self._writer.submit(save, self.folder, on_host(state), manifest, keep=self.keep, best_step=best_step)

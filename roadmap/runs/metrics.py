@@ -51,7 +51,7 @@ class Metrics:
             return f"{METRICS}: contains a training loss that is not a number"
         for kind, steps in self.steps.items():
             if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
-                return f"{METRICS}: {kind} rows are not in the order of their steps, or are there twice"
+                return f"{METRICS}: {kind} rows are out of order or repeated"
         return ""
 
 
@@ -164,7 +164,7 @@ def find_hole(what: str, numbers: list[int], last: int) -> str:
     if found > number:
         return f"{what} {number} is missing" if found == number + 1 else f"{what}s {number} to {found - 1} are missing"
     if number <= count:
-        return f"{what} {found} is there twice or out of order"
+        return f"{what} {found} is repeated or out of order"
     return f"{what}s continue to {count}, past {last}" if count > last else ""
 
 

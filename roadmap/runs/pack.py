@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="a study, or any folder of runs")
     parser.add_argument("--out", metavar="FILE", help="the archive to write or replace (default: FOLDER.zip)")
-    about = "leave the lines of training out of the ledgers of finished runs: a tenth of the size and less"
+    about = "leave out the training steps of finished runs: a tenth of the size or less"
     parser.add_argument("--no-steps", action="store_true", help=about)
     args = parser.parse_args(argv)
     out = Path(args.out or f"{args.folder.rstrip('/')}{SUFFIX}")

@@ -41,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if not path.exists():
             raise DataError(f"there is no such file or run directory{nearby(path)}") from None
-        there = f"; one ends with seed0 or the like{nearby(path / CONFIG)}"
+        there = f"; its name is seed0 or similar{nearby(path / CONFIG)}"
         raise DataError(f"is not a run directory (it has no {CONFIG}){there}") from None
     except OSError as error:
         raise DataError(f"{CONFIG}: cannot be read ({error.strerror})") from None

@@ -96,7 +96,7 @@ class RunDir:
         """
         if (before := self._read_record(values)) is None:
             if other := same_run_elsewhere(self.path, values):
-                self.notes.append(f"the same run is done already, under another name: {other}; a report counts it once")
+                self.notes.append(f"the same run is finished under another name: {other}; a report counts it once")
             return
         if self.status.get("state") == "done":
             return

@@ -134,7 +134,7 @@ class WandbLogger:
             self.run = self.budget.call(self._start, config, run_id, values, limit_s=INIT_TIMEOUT_S + 3)
         except Exception as error:
             self.mode = "offline"
-            self.warn(f"W&B: not online ({one_line(error)}), so offline")
+            self.warn(f"W&B: offline ({one_line(error)})")
             end_service(kill=True)  # the client holds on to the run's id
 
     def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> Run:
@@ -218,7 +218,7 @@ class WandbLogger:
             with staging_below(self.path / "wandb"):
                 yield
         except Exception as error:
-            self.warn(f"W&B: {what} did not go up ({one_line(error)})")
+            self.warn(f"W&B: {what} was not uploaded ({one_line(error)})")
 
     def _try(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call W&B. An error is shown once and ends the W&B run, never ours."""

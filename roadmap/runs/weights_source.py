@@ -97,7 +97,7 @@ def newest_digest(run: Path) -> str:
             continue
         if digest_of(path) == recorded:
             return str(recorded)
-    raise DataError(f"weights={run}: holds no whole checkpoint; a run directory ends with seed0 or the like")
+    raise DataError(f"weights={run}: has no valid checkpoint; a run directory is named seed0 or similar")
 
 
 def digest_of(path: Path) -> str:

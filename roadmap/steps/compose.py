@@ -170,7 +170,7 @@ def _chosen_step(
     if name is None and takes_a_net(mode) and weights and not library_weights(str(weights)):
         of_run |= not expand(str(weights)).exists()  # whose reading will say so
     if name is None and mode != Mode.data_check and not of_run:
-        raise ConfigError(f"no step: say +step=NAME; {nearest('', tree)}")
+        raise ConfigError(f"no step: give +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(name, tree)}")
     return tree[name] if name else None, of_run

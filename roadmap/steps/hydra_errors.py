@@ -108,6 +108,8 @@ def _unknown_key(key: str) -> str:
     beside = [name for name in known if name.startswith(f"{section}.")]
     if not beside and "." in key and (CONF.parent / "sweeps" / f"{section}.yaml").is_file():
         return f"{key}: a rule makes this study's cells, which Hydra cannot: make roadmap STUDY={section} CLUSTER=local"
+    if inner := [name for name in known if name.endswith(f".{key}")]:
+        return f"{key}: there is no such key; did you mean {' or '.join(inner)}?"
     top = [*(f"+{name}" for name in ADDED), *dict.fromkeys(name.split(".")[0] for name in known)]
     return f"{key}: there is no such key; {nearest(key, beside or top)}"
 

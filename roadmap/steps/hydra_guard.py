@@ -53,7 +53,8 @@ def check_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             others.append(word)
             continue
         if option not in OPTIONS or (equals and not OPTIONS[option]):
-            raise ConfigError(f"{shorten(word, 80)}: there is no such option; {nearest(option[:80], OPTIONS)}")
+            hint = f"a key is set as NAME=VALUE; {nearest(option[:80], OPTIONS)}"
+            raise ConfigError(f"{shorten(word, 80)}: there is no such option; {hint}")
         options.append(option)
         if not OPTIONS[option]:
             continue

@@ -96,7 +96,7 @@ def add_pending(states: dict[str, CellState], pending: Row, answer: slurm_queue.
             cell.state, cell.job, cell.reason = "queued", job, "its submission got no answer; make roadmap completes it"
             add_job(cell, answer.jobs[str(job)])
         elif answer.answered:
-            cell.reason = "its submission got no answer, and Slurm has no such job by now; make roadmap tries again"
+            cell.reason = "its submission got no answer, and Slurm has no such job now; make roadmap tries again"
         else:
             cell.state, cell.reason = "unknown", "its submission got no answer"
 

@@ -154,7 +154,7 @@ def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
     first = group[0][1]
     code = study.notes / FOLDER / first["snapshot"]
     if not code.is_dir():
-        raise ConfigError(f"{code}: the code of these cells is gone; make roadmap starts them with today's")
+        raise ConfigError(f"{code}: the code of these cells is gone; make roadmap starts them with the current one")
     refuse_unsafe(code, study.path.parent, "RUNS")
     tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
     submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")

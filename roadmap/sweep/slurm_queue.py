@@ -24,11 +24,11 @@ NEVER = {
     r"BadConstraints": "no node has what cluster.constraint, gpu_type, per_cell and mem_gb ask for",
     r"InvalidAccount|AccountNotAllowed": "cluster.account may not run there",
     r"InvalidQOS|QOSNotAllowed": "cluster.qos may not be used there",
-    r"(Assoc|QOS)\w+PerJob\w*": "it asks for more than one job may have",
+    r"(Assoc|QOS)\w+PerJob\w*": "it asks for more than a job may have",
     r"QOSMin\w+": "it asks for less than a job must have",
-    r"DependencyNeverSatisfied": "what it waits for cannot happen any more",
+    r"DependencyNeverSatisfied": "what it waits for can no longer happen",
 }
-HELD = {"JobHeldUser": "scontrol release lets it go", "JobHeldAdmin": "an administrator holds it"}
+HELD = {"JobHeldUser": "scontrol release frees it", "JobHeldAdmin": "an administrator holds it"}
 # What a user chose for reading the queue, and would hide jobs from us (`SQUEUE_PARTITION`).
 OF_DISPLAY = ("SQUEUE_", "SACCT_", "SINFO_")
 OF_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")  # what Slurm itself needs, job or not

@@ -141,7 +141,7 @@ def checked_option(command: str, name: str, value: Any) -> tuple[str, str | bool
     if text == "true":
         return option, True
     if isinstance(value, dict | list | tuple) or not text:
-        raise ConfigError(f"{head}={shown(value)}: must be a text, or true for an option without a value")
+        raise ConfigError(f"{head}={shown(value)}: must be text, or true for an option without a value")
     if len(text) > MAX_TEXT or not text.isprintable():
         raise ConfigError(f"{head}={shown(ascii(text)[1:-1])}: must be one line of at most {MAX_TEXT} characters")
     if SECRET.search(text) or any(secret in text for secret in secrets_here()):

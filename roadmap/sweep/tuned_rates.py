@@ -114,7 +114,7 @@ class TunedRates(Generator):
     prefix = "tuned."
 
     factors: Annotated[tuple[Float, ...], BeforeValidator(_as_list)] = key(
-        (0.25, 0.5, 1.0, 2.0, 4.0), about="numbers above 0, 1 among them, such as 0.5,1,2"
+        (0.25, 0.5, 1.0, 2.0, 4.0), about="numbers above 0 that include 1, such as 0.5,1,2"
     )
     holdout: Float = key(0.1, gt=0, le=0.9, about="share of the training images that chooses the rates")
     seeds: Annotated[tuple[Int, ...], BeforeValidator(_as_list)] = key(
@@ -127,7 +127,7 @@ class TunedRates(Generator):
     def _check(self) -> "TunedRates":
         factors, seeds = self.factors, self.seeds
         if not 2 <= len(set(factors)) <= 100 or 1 not in factors or not all(1e-6 <= f <= 1e6 for f in factors):
-            allowed = "two numbers or more from 1e-6 to 1e6, 1 among them"
+            allowed = "two numbers or more from 1e-6 to 1e6 that include 1"
             raise ConfigError(f"tuned.factors={shown(factors)}: must be {allowed}")
         if not seeds or len(seeds) > 100 or not all(0 <= seed < 2**31 for seed in seeds):
             raise ConfigError(f"tuned.seeds={shown(seeds)}: must be whole numbers from 0")
@@ -180,7 +180,7 @@ class TunedRates(Generator):
         yield f"{len(done)} of {len(self._choices)} rows have ended their first phase"
         for choice in done:
             if choice.rate is None:
-                yield f"{choice.name}: no rate gave a training that was finite: no second phase"
+                yield f"{choice.name}: no rate gave a finite result, so there is no second phase"
                 continue
             edge = f"; {ABOUT_EDGE}" if choice.at_edge else ""
             yield f"{choice.name}: rate {choice.rate:g}, {choice.rate / choice.own:.3g} times the recipe's own{edge}"

@@ -106,7 +106,7 @@ class Group:
                 raise
 
     def _why_stopped(self) -> str:
-        return f"stopped by {self.stop.signal.name}" if self.stop.signal else "whoever started it is gone"
+        return f"stopped by {self.stop.signal.name}" if self.stop.signal else "the process that started it is gone"
 
     def _drop_finished(self) -> None:
         """Pass on what is done already, or cannot be read; count a start of what was begun."""

@@ -1,4 +1,4 @@
-"""Mixup and cutmix as in the official code, which had timm 0.3.2: the same draws, boxes and targets to the bit.
+"""Mixup and CutMix as in the official code, which used timm 0.3.2: bit-identical draws, boxes and targets.
 
 One of the two on every batch, chosen with probability `recipe.mix_switch`; an image's partner is that of the batch in
 reverse; lambda is corrected for the part of the box that was cut off; label smoothing is inside the soft targets
@@ -32,23 +32,23 @@ def check_mixup(recipe: RecipeConfig) -> None:
         )
 
 
-def mix_seed(seed: int, global_step: int) -> int:
-    """Return the 32-bit seed of NumPy's generator for one step's mixing."""
-    return int(np.random.SeedSequence((PURPOSE, seed, global_step)).generate_state(1)[0])
+def mix_seed(seed: int, number: int) -> int:
+    """Return the 32-bit seed of NumPy's generator for the mixing of one forward pass, by its number in the run."""
+    return int(np.random.SeedSequence((PURPOSE, seed, number)).generate_state(1)[0])
 
 
 def mixup_batch(
-    images: Tensor, labels: Tensor, recipe: RecipeConfig, num_classes: int, seed: int, global_step: int
+    images: Tensor, labels: Tensor, recipe: RecipeConfig, num_classes: int, seed: int, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Mix a batch, a function of (seed, global_step).
+    """Mix the batch of one forward pass, a function of the seed and of the pass's number in the run.
 
-    `(B, 3, H, W)`, `(B,)` -> new images, soft targets `(B, num_classes)`. With both off, images and labels come back as
-    they are, and smoothing is the loss's business.
+    `(B, 3, H, W)`, `(B,)` -> new images, soft targets `(B, num_classes)`. With both off, images and labels are returned
+    unchanged, and the loss does the smoothing.
     """
     if not mixes(recipe):
         return images, labels
     height, width = images.shape[-2:]
-    lam, box = draw_mix(recipe, height, width, np.random.RandomState(mix_seed(seed, global_step)))
+    lam, box = draw_mix(recipe, height, width, np.random.RandomState(mix_seed(seed, number)))
     if box is not None:
         mixed = images.clone()
         mixed[:, :, box[0] : box[1], box[2] : box[3]] = images.flip(0)[:, :, box[0] : box[1], box[2] : box[3]]
@@ -58,7 +58,7 @@ def mixup_batch(
 
 
 def draw_mix(recipe: RecipeConfig, height: int, width: int, draw: np.random.RandomState) -> tuple[float, Box | None]:
-    """Draw one batch's lambda, and its box where it is cutmix's turn: as timm does from NumPy's global generator."""
+    """Draw one batch's lambda, and its box if CutMix is chosen, in the order of timm's draws from NumPy's generator."""
     draw.rand()  # whether to mix at all: always
     cut = draw.rand() < recipe.mix_switch if recipe.mixup > 0 and recipe.cutmix > 0 else recipe.cutmix > 0
     alpha = recipe.cutmix if cut else recipe.mixup
@@ -72,7 +72,7 @@ def draw_mix(recipe: RecipeConfig, height: int, width: int, draw: np.random.Rand
 def draw_box(lam: float, height: int, width: int, draw: np.random.RandomState) -> Box:
     """Draw cutmix's box around a point of the image, cut off at its border.
 
-    As timm 0.3.2 had it: one of an odd size is a pixel smaller than it was asked to be. timm 1.0 makes it whole.
+    As in timm 0.3.2: a box whose size is odd is one pixel smaller than drawn. timm 1.0 keeps that pixel.
     """
     ratio = np.sqrt(1 - lam)
     half_y, half_x = int(height * ratio) // 2, int(width * ratio) // 2

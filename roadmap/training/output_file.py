@@ -32,6 +32,6 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise Refused(f"{error.filename}: is there by now and stays as it is; out= names another file") from None
+        raise Refused(f"{error.filename}: exists by now and is not overwritten; out= chooses another file") from None
     except OSError as error:
         raise DiskError(f"{path}: cannot be written ({reason(error)})") from None

@@ -128,7 +128,7 @@ def read_run(path: Path, recorded: dict[str, Any], config: Config, sweep: SweepP
     if found is None:
         raise DataError("the run holds no checkpoint yet")
     for reason in found.skipped:
-        sweep.write(f"passed over {reason}")
+        sweep.write(f"skipped {reason}")
     state = checkpoint.load(found.path)
     if not isinstance(state, Mapping) or not isinstance(state.get("net"), Mapping):
         raise DataError(f"{found.path.name}: holds no net")

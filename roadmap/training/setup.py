@@ -34,19 +34,19 @@ MAX_NAMES = MAX_JSON // 4  # bytes of the names of all classes in each record, o
 
 
 def load_images(config: Config, cache: dict[str, Any]) -> datasets.ImageSet:
-    """Load a set, or take the one that an earlier run of this process has in memory. Raises DataError, ConfigError."""
+    """Load a set, or reuse the one that an earlier run of this process loaded. Raises DataError, ConfigError."""
     if not config.data.known.in_memory:
         return datasets.load(config.data)
     key = config.data.values()
     if cache.get("images", (None,))[0] != key:
-        cache.pop("images", None)  # its memory is free before the next set takes its own
+        cache.pop("images", None)  # frees its memory before the next set is loaded
         cache["images"] = key, datasets.load(config.data)
     images: datasets.ImageSet = cache["images"][1]
     return images
 
 
 def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[str, Any]:
-    """Check what needs images and ranks; return what is known of the run. Raises ConfigError."""
+    """Check what depends on images and ranks; return the facts of the run that are recorded. Raises ConfigError."""
     recipe, size, device = config.recipe, config.data.image_size, ranks.device
     sampling.train_index_batches(len(images.train.labels), recipe.batch_size, config.seed, 0)
     data.check_pipeline(config.data, recipe, device)
@@ -97,7 +97,7 @@ def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitS
 
 
 def restore(ctx: RunContext, run: RunDir) -> TrainState:
-    """Build net and optimizer, load the newest whole checkpoint, begin the record. Raises DataError, Refused."""
+    """Build net and optimizer, load the newest valid checkpoint, start the logger. Raises DataError, Refused."""
     state, time_s = build_state(ctx), 0.0
     if ctx.initial is not None:
         ctx.logger.info(ctx.initial.note)
@@ -107,7 +107,7 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
         state.load_state_dict(saved)
         time_s = saved["time_s"]
         for reason in found["skipped"]:
-            ctx.logger.info(f"passed over {reason}")
+            ctx.logger.info(f"skipped {reason}")
         done = f"{state.epochs_evaluated} of {ctx.config.recipe.epochs} epochs done"
         ctx.logger.info(f"{ctx.config.cell}: resuming at step {state.global_step}, {done}")
     # The others wait: until the record is open, W&B's server may take its time.
@@ -134,10 +134,10 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
 
 
 def log_setup(ctx: RunContext) -> None:
-    """Write into the run's log how its batches are shared out, its kernels, and how its images were checked."""
+    """Log how the batches are split into passes, the kernels, and whether the images were checked."""
     config, recipe, world_size = ctx.config, ctx.config.recipe, ctx.ranks.world_size
     log.info(
-        "batch %d = %d device%s x micro-batch %d x %d passes; %s; base rate %g; %d images an epoch left over",
+        "batch %d = %d device%s x micro-batch %d x %d passes; %s; base rate %g; %d images per epoch dropped",
         recipe.batch_size, world_size, "s" * (world_size > 1), ctx.micro_batch, ctx.grad_accumulation // world_size,
         ctx.precision, recipe.base_lr, len(ctx.images.train.labels) % recipe.batch_size,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def log_setup(ctx: RunContext) -> None:
 
 
 def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, steps_per_epoch: int) -> None:
-    """Raise Refused where a checkpoint is of another config, or of epochs of another length."""
+    """Raise Refused if a checkpoint belongs to another config, or to epochs of another length."""
     theirs, mine = manifest["identity"], identity(config.values())
     if isinstance(theirs, str):  # a hash, of schema 1
         changes = [] if theirs == run.status.get("identity_hash") else [f"identity: {theirs}"]
@@ -161,4 +161,4 @@ def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, step
     changes += differences({"steps_per_epoch": manifest.get("steps_per_epoch")}, {"steps_per_epoch": steps_per_epoch})
     if changes:
         reason = "; ".join(changes)
-        raise Refused(f"{run.path}: its checkpoint is of another run ({reason}); fresh=true sets it aside")
+        raise Refused(f"{run.path}: its checkpoint belongs to another run ({reason}); fresh=true sets it aside")

@@ -35,7 +35,7 @@ class RunContext:
     stop: StopSignal
     precision: Precision
     cuda_graph: bool = False  # a whole step is captured
-    initial: InitialWeights | None = None  # that the run begins with, instead of drawn ones
+    initial: InitialWeights | None = None  # weights to start from instead of random ones
     cache: dict[str, Any] = field(default_factory=dict)  # what one run leaves to the next of the same process
 
     @property
@@ -80,7 +80,7 @@ class TrainState:
         return {key: getattr(self, key) for key in COUNTERS}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of a checkpoint: plain containers and tensors, which go on changing as training goes on."""
+        """Return the content of a checkpoint: plain containers and live tensors, which training keeps changing."""
         parts: dict[str, Any] = {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler}
         if self.ema is not None:
             parts["ema"] = self.ema
@@ -121,10 +121,10 @@ def build_state(ctx: RunContext) -> TrainState:
 
 
 def compiled(ctx: RunContext, model: nn.Module) -> nn.Module:
-    """Return a net as `torch.compile` makes it, with its first call."""
-    torch._dynamo.config.optimize_ddp = False  # it would cut the net at every bucket, and fails on nets of ours
+    """Return the net as `torch.compile` wraps it; its first call compiles."""
+    torch._dynamo.config.optimize_ddp = False  # it splits the net at every bucket, and fails on some of our nets
     cfg = ctx.config.model.values()
     if ctx.cache.setdefault("compiled", cfg) != cfg:
-        torch._dynamo.reset()  # all rows are one class, of which it compiles eight nets: later ones would stay eager
+        torch._dynamo.reset()  # all rows are one class, of which it compiles eight: later ones would stay eager
         ctx.cache["compiled"] = cfg
     return cast(nn.Module, torch.compile(model))

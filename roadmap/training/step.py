@@ -20,7 +20,7 @@ def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr:
     """Take one step on the next batch, given in micro-batches; return loss and gradient norm, left on the device."""
     state.optimizer.zero_grad(set_to_none=True)
     set_lr(state.optimizer, lr)
-    # A pass has the same number in the run, and with it the same images and draws, however many ranks share the passes.
+    # A pass has the same number in the run, and so the same images and draws, however many ranks share the passes.
     first = ctx.grad_accumulation * state.global_step
     numbers = range(first + ctx.ranks.rank, first + ctx.grad_accumulation, ctx.ranks.world_size)
     losses = []
@@ -36,7 +36,7 @@ def train_step(ctx: RunContext, state: TrainState, batches: Iterator[Batch], lr:
 
 
 def prepare(ctx: RunContext, images: Tensor, labels: Tensor, number: int) -> Batch:
-    """Seed what is random in the net, and mix a micro-batch.
+    """Seed the random operations of the net, and mix a micro-batch.
 
     Both are functions of the run's seed and of the pass's number in the run: resuming needs no random state. Targets
     are the labels, or soft `(N, num_classes)` where images were mixed.
@@ -58,7 +58,7 @@ def backward(ctx: RunContext, state: TrainState, images: Tensor, targets: Tensor
 
 
 def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Let the optimizer take the gradients, clipped where asked; return the loss over all ranks, the norm unclipped.
+    """Apply the gradients, clipped if configured; return the loss averaged over all ranks and the unclipped norm.
 
     A step whose loss or gradient is not finite is skipped by the fused optimizer itself (`found_inf`), without a wait.
     """
@@ -76,8 +76,8 @@ def optimizer_step(ctx: RunContext, state: TrainState, loss: Tensor) -> tuple[Te
 def require_steps_taken(state: TrainState, *, last: bool) -> None:
     """Raise NonFiniteError where fp16's gradients keep overflowing, after an epoch: every such step was skipped.
 
-    The scale of the loss is halved with each. Under 1 it no longer is what overflows; and where it was halved in every
-    step up to the end of the `last` epoch, the net is as it began. Waits for the device.
+    Each skipped step halves the scale of the loss. Below 1 the scale does not cause the overflow. If it was halved in
+    every step up to the end of the `last` epoch, the net is untrained. Waits for the device.
     """
     if not state.scaler.is_enabled():
         return

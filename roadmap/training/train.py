@@ -1,4 +1,4 @@
-"""Train one net as its config says, in one run directory, and go on where an earlier start of the same run ended.
+"""Train one network in its run directory, continuing where an earlier start of the same run ended.
 
 Read from top to bottom: start the ranks; in each of them check, lock the directory, restore; then epoch by epoch train,
 evaluate, save. What comes before the first step is in `roadmap.training.setup`, a step in `roadmap.training.step`.
@@ -49,12 +49,12 @@ from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import require_steps_taken, train_step
 
 T = TypeVar("T")
-Steps = Generator[bool, None, T]  # of a run: at each pause whether it waits for the device next; what it comes to
+Steps = Generator[bool, None, T]  # yields whether the run waits for the device next, and returns a result
 Metrics = dict[str, float]  # of an evaluation: loss, top1, top5, and ema_top1, ema_top5 of a moving average
 
 
 def train(config: Config, sweep: SweepProgress | None = None) -> dict[str, Any]:
-    """Train, or go on training, or find the run done already; return its summary.
+    """Train a run, or continue it; return its summary, at once if it is finished.
 
     On several devices this process starts a rank for each, unless it is a rank itself. Raises RoadmapError: for a wrong
     config or data before anything is written, for a stop or a failure after the state is saved.
@@ -72,7 +72,7 @@ def train(config: Config, sweep: SweepProgress | None = None) -> dict[str, Any]:
 
 
 def train_spawned_rank(config: Config, sweep: SweepProgress, env: RankEnv, port: int) -> float:
-    """Be a rank that another process has started; return how many runs of the sweep are done by now."""
+    """Run one rank in a process that the launcher started; return how many runs of the sweep are done."""
     train_rank(config, sweep, env, port)
     return sweep.runs_done
 
@@ -219,13 +219,13 @@ def evaluate_net(ctx: RunContext, net: nn.Module) -> Steps[Evaluation]:
 
 
 def save_checkpoint(ctx: RunContext, state: TrainState) -> None:
-    """Let a checkpoint be written beside training. Raises NonFiniteError, and DiskError for this or an earlier one."""
+    """Start writing a checkpoint in the background. Raises NonFiniteError, and DiskError for this or an earlier one."""
     manifest = {"identity": identity(ctx.config.values()), **state.counters()}
     ctx.logger.save_checkpoint(state.state_dict(), manifest, state.best_step)
 
 
 def run_to_end(steps: Steps[T]) -> T:
-    """Take all steps of a run, one after the other; return what it comes to."""
+    """Take all steps of a run, one after the other; return its result."""
     try:
         while True:
             next(steps)
@@ -233,5 +233,5 @@ def run_to_end(steps: Steps[T]) -> T:
         result: T = end.value
         return result
     except BaseException as error:
-        steps.throw(error)  # what came between two steps is the run's, too; one that it has raised is raised again
+        steps.throw(error)  # an interrupt between two steps is the run's, too; its own error is raised again
         raise

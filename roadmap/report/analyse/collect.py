@@ -49,7 +49,7 @@ def collect(sources: Iterable[str | Path], allow: Collection[str] = ()) -> Colle
     """
     names = [str(source) for source in sources]
     if "" in names:
-        raise ConfigError("source '': is empty, as of a variable that is not set; `.` is this folder")
+        raise ConfigError("source '': is empty, perhaps from a variable that is not set; `.` is this folder")
     found: list[Source] = []
     directories, suspect = find_run_directories(name for name in names if not name.startswith(wandb.PREFIX))
     found += directories

@@ -137,7 +137,7 @@ def find_side(name: str, within: str = "") -> Side:
     left_out = (*problems, *unfinished, *damaged, *copies)
     if not runs:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-        raise DataError(f"{clean(name)}: no finished, sound run; {left_out[0]}{more}")
+        raise DataError(f"{clean(name)}: no finished, undamaged run; {left_out[0]}{more}")
     cells = sorted({run.name.rpartition("/")[0] for run in runs})
     if len(cells) > 1:
         which = f"contains runs of {len(cells)} cells, and each side must be one; name one of {first_few(cells, 5)}"

@@ -140,8 +140,8 @@ def _own_rates(tuning: Tuning) -> Iterator[str]:
     tested = [row for row in rows if row.verdict]
     if not tested:
         both = any(all(row.gains) for row in rows)
-        why = "no interval over seeds is known" if both else "no step and its parent are there with both"
-        yield f"Which gains survive own rates cannot be told: {why}."
+        why = "no interval over seeds is known" if both else "no step has both results, and its parent too"
+        yield f"Which gains survive own rates is unknown: {why}."
         return
     for verdict, what in VERDICTS.items():
         if same := [row for row in tested if row.verdict == verdict]:

@@ -132,9 +132,11 @@ def changed_text(cell: Cell) -> str:
         return ""
     changes = cell.gain.changes
     over = "" if changes.seeds == 1 else f" (mean over {changes.seeds} seeds)"
-    text = f"Beside {cell.gain.parent}: {count(changes.fixed)} images fixed, {count(changes.broke)} broken{over}."
+    text = (
+        f"Compared with {cell.gain.parent}: {count(changes.fixed)} images fixed, {count(changes.broke)} broken{over}."
+    )
     if changes.by_seed is not None:
-        text += f" Another seed of the same net alone changes {count(changes.by_seed)} each way."
+        text += f" Another seed of the same network alone changes {count(changes.by_seed)} each way."
     return text
 
 
@@ -162,7 +164,7 @@ def class_table(classes: ClassChanges) -> Table:
     chosen = sorted(range(every), key=lambda i: -classes.change[i])
     if every > WHOLE:
         chosen = [*classes.most(1, SHOWN), *reversed(classes.most(-1, SHOWN))]
-    return table("what it changes in each class", chosen, columns)
+    return table("its change in each class", chosen, columns)
 
 
 def pair_table(found: Confusion) -> Table:
@@ -174,7 +176,7 @@ def pair_table(found: Confusion) -> Table:
         column(f"images{over}", "images", count),
         column("of the class (%)", "share", "{:.1f}".format),
     ]
-    return table("the classes that it confuses most", found.pairs, columns)
+    return table("the classes it confuses most", found.pairs, columns)
 
 
 def matrix(found: Confusion) -> list[tuple[int, str, list[tuple[str, int]]]]:
