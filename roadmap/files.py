@@ -175,7 +175,7 @@ def nearby(path: Path) -> str:
         return ""
     alike = next((how for name in names if (how := unlike(missing.name, name))), "")
     where = "this folder" if missing.parent == Path() else clean(missing.parent)
-    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], 8, f"in {where} there are")
+    there = nearest(clean(missing.name, 80), [clean(name, 80) for name in names], 8, f"in {where} there are", 0.61)
     return f"; {there if names else f'{where} is empty'}{alike and f' ({alike})'}"
 
 

@@ -123,13 +123,15 @@ def check_name(key: str, name: str) -> str:
     return name
 
 
-def nearest(name: str, known: Iterable[str], limit: int | None = None, listing: str = "there are") -> str:
+def nearest(
+    name: str, known: Iterable[str], limit: int | None = None, listing: str = "there are", cutoff: float = 0.5
+) -> str:
     """Return `did you mean X? There are: ...` or, where none is near, `there are: ...`; the nearest names first, at
-    most `limit` of them."""
+    most `limit` of them. Names count as near from a similarity of `cutoff` on, from 0 to 1."""
     names = list(known)
     at = name.rfind(".") + 1  # a section that all share makes no two names alike
     at = at if all(n.startswith(name[:at]) for n in names) else 0
-    close = [name[:at] + n for n in difflib.get_close_matches(name[at:], [n[at:] for n in names], n=3, cutoff=0.61)]
+    close = [name[:at] + n for n in difflib.get_close_matches(name[at:], [n[at:] for n in names], n=3, cutoff=cutoff)]
     close += [n for n in names if name and n not in close and (n in name or name in n)]
     in_order = [*close, *(n for n in names if n not in close)]
     begin = f"did you mean {close[0]}? {listing[0].upper()}{listing[1:]}" if close else listing

@@ -213,7 +213,7 @@ def test_a_lost_answer_to_what_slurm_never_got_is_tried_again(slurm, call, study
     monkeypatch.setattr(sbatch, "TIMEOUT_S", 1.0)
     slurm.write("sbatch", "exec sleep 60")
     assert call("submit", "cluster.report=false", steps="gelu")[0] == 75
-    assert all("Slurm has no such job by now" in cell.reason for cell in cell_states(study)[0])
+    assert all("Slurm has no such job now" in cell.reason for cell in cell_states(study)[0])
     slurm.write("sbatch", SBATCH + ANSWER)
     code, said = call("submit", "cluster.report=false", steps="gelu")
     assert code == 0 and "1 cells to start" in said

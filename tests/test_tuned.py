@@ -145,7 +145,7 @@ def test_an_edge_and_a_row_without_a_finite_rate_are_told(call, mine, tmp_path):
         end(cells[name], top1)
     told = call("submit")[1]
     assert "+step=resnet: rate 0.1, 2 times the recipe's own; the edge of the grid" in told
-    assert "+step=gelu: no rate gave a training that was finite" in told
+    assert "+step=gelu: no rate gave a finite result" in told
 
 
 @pytest.mark.parametrize(
