@@ -203,7 +203,7 @@ def test_a_set_of_one_class_is_refused_wherever_it_comes_from(tmp_path, root):
     assert raised.value.code == 65
     for split in ("train", "val"):
         np.savez(tmp_path / f"{split}.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.zeros(4, np.int64))
-    with pytest.raises(DataError, match=r"data=mine: one class, 0, on which"):
+    with pytest.raises(DataError, match=r"data=mine: a single class, 0, for which"):
         load(DataConfig(name="mine", kind="npz", root=str(tmp_path)))
 
 

@@ -177,7 +177,11 @@ def test_the_papers_numbers_stand_beside_ours_only_where_they_compare(tmp_path, 
             "of 24, 12, 6 and 3 pixels: kernels above 47, 23, 11 and 5 have weights that see only padding",
         ),
         (48, "  stem_stride: 2\n  kernel_size: 5", None),
-        (32, "  kernel_size: 3", "of 8, 4, 2 and 1 pixels: kernels above 15, 7, 3 and 1 have weights that see only"),
+        (
+            32,
+            "  kernel_size: 3",
+            "of 8, 4, 2 and 1 pixels: kernels above 15, 7, 3 and 1 have weights that see only padding",
+        ),
         (224, "  kernel_size: 11", None),
         (32, "  stem_stride: __import__('os')\n  kernel_size: 1e9", None),  # a config is anybody's text
     ],
