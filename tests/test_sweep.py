@@ -185,6 +185,7 @@ AGAIN = {"by": "reconcile", "step": 9}
 @pytest.mark.parametrize(("state", "rows", "job", "left"), [
     ({"state": "failed", "killed": True}, [{}], "FAILED", ""),
     ({"state": "failed", "killed": True}, [{}], slurm_queue.GONE, ""),
+    ({"state": "failed", "killed": True}, [{"uid": -1}], slurm_queue.GONE, "another user's"),
     ({"state": "failed", "killed": True, "cancelled": True}, [{}], "FAILED", "cancelled"),
     ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "CANCELLED", "cancelled"),
     ({"state": "stopped", "exit_code": 75, "reason": "SIGTERM"}, [{}], "PREEMPTED", ""),

@@ -142,6 +142,9 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     state = classify(status, last, "CANCELLED" if cancelled and job == slurm_queue.GONE else job)
     if ended and newest.get("exit_code") and status.state is None:
         state = State("failed", f"exit code {newest['exit_code']} before the run started")
+    began = last is None or status.state is not None or (study.notes / last["log"]).exists()
+    if state.killed and job == slurm_queue.GONE and not began:
+        state = State("stopped", "its job left the queue before it began: cancelled, as a rule; make roadmap starts it")
     if state.name in ("planned", "stopped", "failed") and is_closed(run / STATUS):
         state = State("unknown", f"its {STATUS} belongs to another user and cannot be read")
     if job == slurm_queue.GONE and newest.get("kind") == "local" and state.name in ("planned", "stopped", "failed"):

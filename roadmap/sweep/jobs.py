@@ -3,6 +3,7 @@
 Restarting may run from cron. Slurm's jobs are told through Slurm, the processes of this machine by a signal.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,8 @@ def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> s
         return state.reason
     if state.state == "stopped" and re.search("SIGTERM|SIGINT", state.reason) and job == slurm_queue.GONE:
         return f"{state.reason}, for an unknown reason; make roadmap continues it"
+    if job == slurm_queue.GONE and rows[-1].get("uid", os.getuid()) != os.getuid():
+        return "its job is another user's, which Slurm may not show; make roadmap continues it"
     in_vain = 0
     for row in reversed(rows):
         if row.get("by") != "reconcile" or row.get("step") != state.global_step:
