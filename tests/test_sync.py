@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import wandb
-from wandb.apis.public.runs import RunNotFoundError
+from wandb.errors import CommError
 
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json
@@ -28,7 +28,7 @@ class Server:
         entity, project, run_id = path.split("/")
         assert (entity, project) == ("someone", "convnext-roadmap")
         if run_id not in self.rows:
-            raise RunNotFoundError(f"Could not find run {path}")
+            raise CommError(f"Could not find run {path}")  # what its RunNotFoundError is made
         return Found(self.rows[run_id])
 
     def init(self, *, id, mode, resume, dir, **_):
@@ -165,6 +165,22 @@ def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_ag
     monkeypatch.setattr(wandb, "Api", no_network)
     with pytest.raises(StoppedEarly, match="no route to host"):
         sync(study[0], print)
+
+
+def test_what_is_not_taken_to_the_end_is_not_said_to_be_sent(server, study, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise OSError("connection lost")
+
+    directory, run = study
+    monkeypatch.setattr(wandb, "init", server.init)
+    for name, told in (("log", "W&B failed .connection lost"), ("finish", "W&B has not taken all of it")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Online, name, fail)
+            with pytest.raises(StoppedEarly, match=rf"seed0: {told}.*; try again"):
+                sync(directory, print)
+        assert "rows sent" not in capsys.readouterr().out and not list(run.glob("wandb/*/*.synced"))
+    server.rows.clear()
+    assert sync(directory, print) == len(as_logged(run))
 
 
 def test_runs_at_work_are_left_to_themselves(server, study):

@@ -173,14 +173,14 @@ class WandbLogger:
         """
         return self.run is not None and bool(self._try(log_rows, self.run, rows))
 
-    def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> None:
+    def finish(self, summary: dict[str, Any], exit_code: int, reason: str | None = None) -> bool:
         """End the W&B run with the summary, the last evaluation by class, and the files that a report needs; a run that
-        failed is an alert, with the `reason`."""
-        if self.run is not None:
-            self._try(self._finish, summary, exit_code, reason)
-            self.run = None
+        failed is an alert, with the `reason`. Returns whether the client has come to the end of it."""
+        ended = self.run is not None and bool(self._try(self._finish, summary, exit_code, reason))
+        self.run = None
+        return ended
 
-    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> None:
+    def _finish(self, summary: dict[str, Any], exit_code: int, reason: str | None) -> bool:
         assert self.run is not None
         if exit_code not in (DONE, StoppedEarly.code):
             name = f"{self.config.study}/{self.config.cell}/seed{self.config.seed}"
@@ -200,6 +200,7 @@ class WandbLogger:
         if artifact is not None:
             with self._not_essential(f"the {self.config.wandb.checkpoints} checkpoint"):
                 artifact.wait(timeout=1)
+        return True
 
     def _send_checkpoint(self) -> Any:
         """Begin to send the checkpoint that the config asks for; None for none."""

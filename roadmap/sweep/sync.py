@@ -99,8 +99,13 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
         if logger.run is None or logger.mode != "online":
             logger.finish({}, StoppedEarly.code)
             raise StoppedEarly(f"{run}: W&B does not take it; try again")
-        log_rows(logger.run, rows)
-        logger.finish(read_json_or_empty(run / SUMMARY), int(status.get("exit_code") or 0), status.get("reason"))
+        try:
+            log_rows(logger.run, rows)
+        except Exception as error:  # its process has died
+            raise StoppedEarly(f"{run}: W&B failed ({one_line(error)}); try again") from None
+        code, reason = int(status.get("exit_code") or 0), status.get("reason")
+        if not logger.finish(read_json_or_empty(run / SUMMARY), code, reason):
+            raise StoppedEarly(f"{run}: W&B has not taken all of it; try again")
     mark_synced(run)
     return len(rows)
 
@@ -115,9 +120,9 @@ def rows_there(api: "Api", config: Config, run_id: str) -> set[tuple[str, int]]:
             for kind, keys in ROW_KEYS.items()
             for row in found.scan_history(keys=keys, page_size=10_000)
         }
-    except ValueError:  # its RunNotFoundError
-        return set()
     except Exception as error:
+        if "Could not find run" in str(error):  # a ValueError, which the client wraps in a CommError
+            return set()
         raise StoppedEarly(f"W&B does not answer ({one_line(error)}); try again") from None
 
 
