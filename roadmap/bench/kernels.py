@@ -76,8 +76,7 @@ def main(argv: Sequence[str]) -> int:
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
     shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
     if args.compile_only:
-        os.nice(10)  # beside what is more urgent
-        number = compile_ahead(taken_by_auto(shapes, device), device, DTYPES[precision], end, MOST_WORKERS // 2)
+        number = compile_ahead(taken_by_auto(shapes, device), device, DTYPES[precision], end, urgent=False)
         print(f"{number} forms are compiled")
         return 0
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
@@ -156,15 +155,16 @@ def taken_by_auto(shapes: Sequence[OpShape], device: torch.device) -> list[tuple
 
 
 def compile_ahead(
-    forms: Sequence[tuple[OpShape, str]], device: torch.device, kind: torch.dtype, end: float, most: int = MOST_WORKERS
+    forms: Sequence[tuple[OpShape, str]], device: torch.device, kind: torch.dtype, end: float, *, urgent: bool = True
 ) -> int:
     """Compile forms of ours for a GPU, in processes side by side, until `end`; return how many. Triton keeps them on
     disk."""
     jobs = {(shape[:4], form): shape for shape, form in forms if base(form) in OURS}
     if device.type != "cuda" or not jobs:
         return 0
+    most, nice = (MOST_WORKERS, 0) if urgent else (MOST_WORKERS // 2, 10)
     workers = max(1, min(most, len(jobs), num_cores() - 1))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(nice,)) as pool:
         started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
         done, _ = wait(started, timeout=max(0.0, end - time.monotonic()))
         pool.shutdown(cancel_futures=True)
