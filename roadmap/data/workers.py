@@ -194,7 +194,7 @@ def start(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
 
 
 def make_short_tmpdir() -> None:
-    """Make the folder in which workers hand over batches where its path fits a socket's, which that of a job may not.
+    """Create the folder for passing batches at a path short enough for a socket, which that of a job may not be.
 
     Python does so itself from 3.14 on. Raises OSError.
     """

@@ -45,7 +45,7 @@ class DropPath(nn.Module):
         return x * self.draw(x) if self.training else x
 
     def draw(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (N, 1, 1, 1) in the type of `x`: 0 for a sample whose branch is dropped, else what scales it up."""
+        """Return (N, 1, 1, 1) in the type of `x`: 0 for a sample whose branch is dropped, else 1 / (1 - rate)."""
         keep = 1.0 - self.rate
         return x.new_empty((len(x), 1, 1, 1)).bernoulli_(keep).div_(keep)
 
@@ -114,5 +114,5 @@ def conv(
 
 
 def wanted(when: When, auto: bool) -> bool:
-    """Tell whether an optional part is in, by the config or by our reading."""
+    """Return whether an optional part is present: as the config says, or for `auto` by our reading."""
     return auto if when == When.auto else when == When.always

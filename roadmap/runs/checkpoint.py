@@ -33,7 +33,7 @@ from roadmap.text import clean
 
 @dataclass
 class Found:
-    """A checkpoint that was verified, and why newer ones were passed over."""
+    """A checkpoint that was verified, and why newer ones were skipped."""
 
     path: Path
     manifest: dict[str, Any]
@@ -41,7 +41,7 @@ class Found:
 
 
 class Saver:
-    """Writes one checkpoint at a time beside training, which waits for the copy to the host's memory alone."""
+    """Writes one checkpoint at a time in the background; training waits only for the copy to the host's memory."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -74,7 +74,7 @@ class Saver:
         return manifest, writing.result()
 
     def close(self) -> None:
-        """End the writer, after what it is writing."""
+        """Stop the writer once its current write has ended."""
         self._writer.shutdown()
 
 

@@ -89,7 +89,7 @@ class RunDir:
         self.notes: list[str] = []  # for the log of this start
 
     def load_status(self, values: dict[str, Any], run_info: dict[str, Any], *, allow_drift: bool) -> None:
-        """Take up the status that an earlier start left, if there was one, and put into `run_info` what is kept of it.
+        """Load the status that an earlier start left, if any, and add to `run_info` what is kept of it.
 
         Raises Refused where it was a run of another config, or of other code or data (unless drift is allowed), and
         DataError where it is done and files are missing.
@@ -178,7 +178,7 @@ class RunDir:
         return True
 
     def _keep_threads(self, run_info: dict[str, Any]) -> None:
-        """Let the run compute with as many threads as it began with, where that is known: their number moves bits."""
+        """Keep the number of threads that the run started with, if known: it changes the order of sums."""
         threads, here = self.status.get("threads"), run_info.get("threads")
         if threads and here and threads != here:
             run_info["threads"] = threads
@@ -222,7 +222,7 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory: raises Busy where a live process has it; a dead one's hold is void. Raises Refused for
+        """Lock the directory: raises Busy if a live process has it; a dead one's lock is void. Raises Refused for
         an unsafe place."""
         make_folder(self.path)
         busy = f"{self.path}: another process is writing this run"
@@ -231,7 +231,7 @@ class RunDir:
             yield
 
     def set_aside(self) -> Path | None:
-        """Move an earlier run directory beside itself, so that this one starts over; never deletes anything."""
+        """Rename an earlier run directory, so that this run starts over; never deletes anything."""
         if not any((self.path / name).exists() for name in (*RESULT_FILES, CHECKPOINTS)):
             return None
         number = 1
