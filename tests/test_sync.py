@@ -1,6 +1,9 @@
 """`make sync`: W&B, played by a few lines here, ends up with every row of the ledger once, whatever it had before."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import wandb
@@ -13,7 +16,8 @@ from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.sync import sync
 from roadmap.training.train import train
-from tests.conftest import SMALL
+from tests import wandb_server
+from tests.conftest import ROOT, SMALL
 from tests.drive import accident
 from tests.test_wandb import history, inspect
 
@@ -119,6 +123,24 @@ def test_an_offline_run_is_sent_whole_and_once(server, study):
     assert server.rows[run_id] == as_logged(run)
     assert server.summaries[run_id][0]["top1"] == read_json(run / "summary.json")["top1"]
     assert list(run.glob("wandb/offline-run-*/*.wandb.synced")), "wandb sync would send it again"
+
+
+def test_the_real_client_sends_what_a_server_does_not_know(study, tmp_path):
+    _, run = study
+    (tmp_path / "nothing").mkdir()
+    served = wandb_server.Server(tmp_path / "nothing")
+    here = {name: str(tmp_path / name) for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "NETRC")}
+    env = {**os.environ, **here, "WANDB_BASE_URL": served.url, "WANDB_API_KEY": wandb_server.KEY}
+    words = [sys.executable, "-m", "roadmap.sweep", "sync", "demo", "--runs", str(tmp_path)]
+    try:
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        served.close()
+    number = len(as_logged(run))
+    assert done.returncode == 0 and f"demo: {number} rows sent" in done.stdout, done.stderr
+    (sent,) = served.runs
+    assert sent["name"] == read_json(run / "status.json")["wandb_id"] and sent["state"] == "finished"
+    assert sum("train/loss" in row or "val/top1" in row for row in sent["rows"]) == number
 
 
 def test_runs_that_nobody_submitted_are_sent_too(server, study, monkeypatch, capsys):

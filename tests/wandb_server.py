@@ -76,7 +76,9 @@ class Server:
             self.alerts.append(values)
             return {"notifyScriptableRunAlert": {"success": True}}
         if "viewer" in query:
-            return {"viewer": {"id": "v", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}}
+            about = {"name": "U", "email": None, "admin": False, "deletedAt": None, "apiKeys": None}
+            viewer = {"id": "v", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}
+            return {"viewer": viewer | about}
         if values.get("entity") != "team" or values.get("project") != self.project:
             return {"project": None}
         if "runs(" in query:
