@@ -29,9 +29,11 @@ LIMITS_OF = "3.8."  # the Triton that spills no more than is allowed below; othe
 
 
 def interpreted(selection, file="interpreted_kernels.py"):
-    """Run tests of a file in the interpreter; Triton 3.6's makes numbers of arrays, which NumPy 2.4 ended."""
+    """Run tests of a file in the interpreter, of a Triton whose own is sound."""
     if version("triton").startswith("3.6.") and version("numpy") >= "2.4":
-        pytest.skip("Triton 3.6's interpreter needs NumPy 2.3")
+        pytest.skip("Triton 3.6's interpreter makes numbers of arrays, which NumPy 2.4 ended")
+    if version("triton").startswith("3.9."):
+        pytest.skip("Triton 3.9's interpreter refuses masks that a number and a block make")
     words = [
         sys.executable,
         "-m",

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # the imports below take seconds: whoever stops the 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in run.py
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+import atexit
 import gc
 import json
 import select
@@ -81,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
     os.dup2(2, 1)  # whatever is printed is no report
     deny_others()
     gc.freeze()  # garbage is never looked for among what is imported: 0.2 s in which no step would be launched
+    atexit.register(gc.unfreeze)  # else Triton 3.9 takes what it finds at the end for leaks, in many lines
     codes: list[int] = []
     with ExitStack() as stack:
         group, shared = read_json(Path(argv[0])), dict[str, Any]()
