@@ -320,7 +320,7 @@ def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=250)[0]
     assert process.returncode == 75
-    assert told.count("(exit code 137; ") == 2
+    assert told.count("(exit code 137; killed, out of memory?; ") == 2
     assert "stopping: running cells save" in told
     states = {(cell.step, cell.seed): (cell.state, cell.killed) for cell in cell_states(study)[0]}
     assert states == {

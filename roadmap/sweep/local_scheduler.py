@@ -207,7 +207,8 @@ class Scheduler:
             self.ends[how_it_ended(task)] += 1
         last = last_line(log) if log.exists() else "its folder was removed"
         self.errors += [last] if code else []
-        failed = f" (exit code {code}; {log})" if code else ""
+        killed = "; killed, out of memory?" if code == 128 + signal.SIGKILL else ""
+        failed = f" (exit code {code}{killed}; {log})" if code else ""
         self._show(f"[{len(self.codes)}/{self.total}] {last or task.key}{failed}")
 
     def _all_fail_alike(self) -> bool:
