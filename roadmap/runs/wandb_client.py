@@ -1,6 +1,5 @@
 """W&B's client and the process that it starts: without telemetry, in bounded time, silent on our terminal."""
 
-import atexit
 import functools
 import os
 import re
@@ -98,8 +97,21 @@ def start_service(log: Path = Path(os.devnull), **settings: Any) -> None:
             Budget(START_S).call(wandb.setup, wandb.Settings(silent=True, **settings))
         except TimeoutError:
             raise TimeoutError(f"its process has not started in {START_S:.0f} s; does it lack memory?") from None
-    atexit.unregister(end_service)
-    atexit.register(end_service)  # after W&B's own hook, and so before it, which waits as long as it takes
+    _end_service_with_main_thread()
+
+
+@functools.cache
+def _end_service_with_main_thread() -> None:
+    """End W&B's process before its own hook at exit does, which waits as long as it takes.
+
+    A hook of ours that ends it first is too late: since Python 3.14 it cannot take back theirs, which then fails.
+    """
+
+    def end() -> None:
+        threading.main_thread().join()
+        end_service()
+
+    threading.Thread(target=end, name="end of W&B").start()
 
 
 def end_service(kill: bool = False) -> None:
