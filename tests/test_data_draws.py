@@ -13,9 +13,11 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import transforms
+from roadmap.data.counter_rng import normals, splitmix64, splitmix64_tensor, states, uniforms
 from roadmap.data.rand_augment import Layer, draw_layers, parse_policy
-from roadmap.data.random_crop import RATIO, SCALE, draw_box, draw_erased
-from roadmap.data.sampling import Draw, normals, splitmix64, splitmix64_tensor, states, uniforms
+from roadmap.data.random_crop import RATIO, SCALE, draw_box
+from roadmap.data.random_erasing import draw_erased
+from roadmap.data.sampling import Draw
 
 N = 100_000
 IDS = np.arange(N)

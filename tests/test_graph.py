@@ -12,7 +12,7 @@ from roadmap.distributed.device import choose_compile, choose_graph
 from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError
-from roadmap.runs.deferred_metrics import NullLogger
+from roadmap.runs.null_logger import NullLogger
 from roadmap.steps.compose import compose
 from roadmap.training import cuda_graph
 from roadmap.training.cuda_graph import CapturedStep, with_captured_step

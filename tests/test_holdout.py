@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from roadmap.config.images import DataConfig
 from roadmap.data import datasets, eval_batches, load, train_batches, transforms, verify
-from roadmap.data.datasets import holdout_mask
+from roadmap.data.holdout import holdout_mask
 from roadmap.errors import ConfigError
 from roadmap.runs.recorded_config import identity
 from roadmap.runs.run_dir import run_path

@@ -18,7 +18,7 @@ from roadmap.steps.compose import compose
 from roadmap.training import mixup, setup
 from roadmap.training import step as updating
 from roadmap.training import train as training
-from roadmap.training.optim import build_ema
+from roadmap.training.ema import build_ema
 from roadmap.training.train import train
 
 from .records import assert_equal_runs, ledger, newest, same, stopped_at

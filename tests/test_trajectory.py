@@ -23,8 +23,9 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.steps.compose import compose
 from roadmap.training import mixup
+from roadmap.training.ema import build_ema
 from roadmap.training.mixup import mixup_batch
-from roadmap.training.optim import build_ema, build_optimizer, learning_rate, set_lr
+from roadmap.training.optim import build_optimizer, learning_rate, set_lr
 from roadmap.training.step import optimizer_step, train_step
 
 from .net_rows import images, one_thread, rows  # noqa: F401

@@ -1,8 +1,7 @@
 """The image sets: `load` finds the one that a config names, checks it and returns its two splits.
 
-Small sets are held in memory as bytes, folders of images are read image by image. Which images are in a subset, and
-which training images are held out (evaluated in place of the validation images, and never trained on), is random, and
-the same for every row and seed.
+Small sets are held in memory as bytes, folders of images are read image by image. Only the choice of a subset
+is random.
 """
 
 import hashlib
@@ -22,6 +21,7 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import folders, in_memory
 from roadmap.data.folders import Files, read_image
+from roadmap.data.holdout import holdout_mask
 from roadmap.data.in_memory import Arrays
 from roadmap.data.sampling import Draw, generator
 from roadmap.errors import ConfigError, DataError
@@ -186,31 +186,3 @@ def check_num_classes(data: DataConfig, found: Arrays | Files) -> None:
         folder = found.folder / next(iter(found.labels))
         raise DataError(f"{folder}: has {num_found} class folders, data.num_classes={data.num_classes}")
     raise ConfigError(f"data.num_classes={data.num_classes}: data={data.name} has {num_found} classes")
-
-
-def holdout_mask(labels: np.ndarray, share: float, classes: Sequence[str]) -> np.ndarray:
-    """Return which of the training images are held out, `(N,)` of bool: of each class its share, rounded.
-
-    Raises ConfigError where a class would be left without an image on either side.
-    """
-    counts = np.bincount(labels, minlength=len(classes))
-    wanted = np.floor(counts * share + 0.5).astype(np.int64)
-    check_classes(counts, wanted, share, classes)
-    shuffled = torch.randperm(len(labels), generator=generator(Draw.holdout)).numpy()
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]  # class after class, each in the shuffle's order
-    place_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    mask = np.zeros(len(labels), dtype=bool)
-    mask[by_class[place_in_class < np.repeat(wanted, counts)]] = True
-    return mask
-
-
-def check_classes(counts: np.ndarray, wanted: np.ndarray, share: float, classes: Sequence[str]) -> None:
-    """Raise ConfigError for a class that has images, but none held out, or none left to train on."""
-    for empty, where in ((wanted == 0, "held out"), (wanted == counts, "left to train on")):
-        found = np.flatnonzero(empty & (counts > 0))
-        if len(found):
-            name, size = printable(classes[found[0]]), int(counts[found[0]])
-            more = f" and of {len(found) - 1} more classes" if len(found) > 1 else ""
-            raise ConfigError(
-                f"data.holdout={share:g}: no image of class {name} ({size} training images){more} would be {where}"
-            )

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from roadmap.config.choices import Crop
 from roadmap.config.images import DataConfig
+from roadmap.data.counter_rng import states
 from roadmap.data.datasets import BatchSpec, Split
 from roadmap.data.decoding import eval_crops, train_crops
 from roadmap.data.image_ops import to_device
 from roadmap.data.rand_augment import apply_rand_augment, draw_layers, parse_policy
-from roadmap.data.random_crop import draw_erased, erase, resized_boxes
-from roadmap.data.sampling import Draw, generator, states
+from roadmap.data.random_crop import resized_boxes
+from roadmap.data.random_erasing import draw_erased, erase
+from roadmap.data.sampling import Draw, generator
 
 
 class Augmentation(NamedTuple):

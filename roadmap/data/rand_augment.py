@@ -16,8 +16,9 @@ from roadmap.config.choices import Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import image_ops, transforms
+from roadmap.data.counter_rng import uniforms
 from roadmap.data.image_ops import Fill, to_device
-from roadmap.data.sampling import Draw, uniforms
+from roadmap.data.sampling import Draw
 from roadmap.errors import ConfigError
 from roadmap.net.kernels.triton_support import ceil_div, interpreted, why_no_triton
 

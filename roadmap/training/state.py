@@ -15,9 +15,10 @@ from roadmap.distributed.device import choose_compile
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.net import build_net, use_kernels
-from roadmap.runs.deferred_metrics import NullLogger
+from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.run_logger import RunLogger
-from roadmap.training.optim import build_ema, build_optimizer
+from roadmap.training.ema import build_ema
+from roadmap.training.optim import build_optimizer
 from roadmap.training.saved_weights import InitialWeights
 
 FIRST_SCALE = 2.0**16  # of fp16's losses: torch's own

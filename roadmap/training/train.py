@@ -25,7 +25,7 @@ from roadmap.distributed.rank_env import RankEnv, rank_env
 from roadmap.distributed.ranks import Ranks
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import StoppedEarly
-from roadmap.runs.deferred_metrics import NullLogger
+from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.recorded_config import identity
 from roadmap.runs.result import load_result
