@@ -15,7 +15,7 @@ from roadmap.data.decoding import TrainCrop
 from roadmap.data.gpu_transforms import draw_augmentation
 from roadmap.data.image_ops import autocontrast_tables
 from roadmap.data.rand_augment import LEVELS, Layer, apply_layer, draw_layers, parse_policy
-from roadmap.data.random_crop import draw_erased
+from roadmap.data.random_erasing import draw_erased
 
 CPU = torch.device("cpu")
 SIZE, FILL = 64, (124, 116, 104)
