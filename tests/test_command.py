@@ -18,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from roadmap.errors import DataError, DiskError
-from roadmap.steps.command_line import accept_lazy_help
+from roadmap.steps.compose import accept_lazy_help
 from roadmap.steps.tree import CONF
 from roadmap.text import RedactedStream, command_line
 

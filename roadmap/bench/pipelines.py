@@ -142,7 +142,12 @@ def torchvision_loader(read: Callable[[str], Any], config: Config, device: torch
 
 def decoded(config: Config, device: torch.device) -> Epoch:
     """Return reading and decoding alone: the batch has one pixel of each image."""
-    return folder_epochs(config, device, read_tensor, lambda image: image[:, :1, :1])
+    return folder_epochs(config, device, read_tensor, first_pixel)
+
+
+def first_pixel(image: Tensor) -> Tensor:
+    """Return one pixel of an image: (C, H, W) -> (C, 1, 1)."""
+    return image[:, :1, :1]
 
 
 def cropped(config: Config, device: torch.device) -> Epoch:

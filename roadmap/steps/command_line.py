@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ from roadmap.files import deny_others
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.weights_source import library_weights
 from roadmap.steps import completion
-from roadmap.steps.compose import validate
+from roadmap.steps.compose import accept_lazy_help, validate
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
@@ -34,13 +33,6 @@ from roadmap.text import machine_error, printable_lines, redact_output
 
 # Does one run, and returns a line about its outcome.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
-
-
-def accept_lazy_help() -> None:
-    """Let Hydra make its parser on Python 3.14 and later, where argparse reads each help text at once: one of Hydra's
-    is no text. Nobody sees it, since our own help is shown in its stead."""
-    if hasattr(ArgumentParser, "_check_help"):
-        ArgumentParser._check_help = lambda *_: None
 
 
 class CommandLine:

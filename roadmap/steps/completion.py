@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
-from roadmap.steps.compose import bounded_time, hydra_initialized
+from roadmap.steps.compose import accept_lazy_help, bounded_time, hydra_initialized
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs
 from roadmap.steps.hydra_guard import MAX_WORDS, check_options, check_overrides
@@ -54,6 +54,7 @@ def _found(line: str) -> list[str]:
     check_overrides([*overrides, begun.partition("=")[0]], folders)
     check_config_dirs(folders, CONF)
     names = [value for option, value in pairwise(options) if option in ("-cn", "--config-name")]
+    accept_lazy_help()
     with hydra_initialized(folders[0]), bounded_time():
         plugin = BashCompletion(GlobalHydra.instance().config_loader())
         return plugin._query(config_name=(names or ["config"])[-1], line=" ".join([*overrides, begun]))

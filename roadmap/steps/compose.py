@@ -5,6 +5,7 @@
 
 import signal
 import threading
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,13 @@ def without_clock() -> Iterator[None]:
         yield
     finally:
         setup_globals()
+
+
+def accept_lazy_help() -> None:
+    """Let Hydra make its parser on Python 3.14 and later, where argparse reads each help text at once: one of Hydra's
+    is no text. Nobody sees it, since our own help is shown in its stead."""
+    if hasattr(ArgumentParser, "_check_help"):
+        ArgumentParser._check_help = lambda *_: None
 
 
 @contextmanager
