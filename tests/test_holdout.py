@@ -154,7 +154,7 @@ def test_a_run_scored_again_has_the_same_images(reference, command):
     done = command("mode=evaluate", f"weights='{run_path(config)}'")
     assert f"top-1 {summary['top1']:.2f} %" in done.stdout
     assert "(held-out training images)" in done.stdout
-    assert "/25 images correct" in done.stdout
+    assert "/25 images right" in done.stdout
 
 
 def test_an_empty_class_ends_in_one_line_and_nothing_is_written(command, tmp_path):

@@ -147,7 +147,7 @@ def test_published_weights_count_as_in_their_own_net(folder, tmp_path, step, bui
         step,
         f"top-1 {expected[0]:.2f} %",
         f"top-5 {expected[1]:.2f} %",
-        f"{right}/{CLASSES * EACH} images correct",
+        f"{right}/{CLASSES * EACH} images right",
         origin,
         "fp32",
         str(file),
@@ -257,7 +257,7 @@ class TestRuns:
         for part in (
             f"top-1 {summary['top1']:.2f} %",
             f"top-5 {summary['top5']:.2f} %",
-            f"{right}/40 images correct",
+            f"{right}/40 images right",
             str(path),
         ):
             assert part in line
@@ -302,7 +302,7 @@ class TestRuns:
         other = command(*words, *again, "data.val_images=30", runs=None)
         assert other.returncode == 0, other.stderr
         assert other.stderr == "not evaluated as the run itself was: data.val_images: 40 -> 30\n"
-        assert "/30 images correct" in other.stdout
+        assert "/30 images right" in other.stdout
         for wrong, has in (
             ("+step=gelu", "kernel_9"),
             ("regime=mini", "nano"),

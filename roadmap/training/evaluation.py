@@ -176,6 +176,6 @@ def result_line(config: Config, scored: ScoredWeights) -> str:
     result = scored.result
     return (
         f"{config.cell}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{caution_note(config)}, "
-        f"{int(result.correct.sum())}/{len(result.correct)} images correct, "
+        f"{int(result.correct.sum())}/{len(result.correct)} images right, "
         f"{scored.origin}, {scored.precision}, {config.weights}"
     )
