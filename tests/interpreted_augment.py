@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from roadmap.config.choices import Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import gpu_transforms, rand_augment, random_crop, train_batches, triton_augment
+from roadmap.data import gpu_transforms, rand_augment, random_erasing, train_batches, triton_augment
 from roadmap.data.datasets import Split
 from roadmap.data.image_ops import to_device
 from roadmap.data.rand_augment import Layer, apply_layer, apply_layer_by_triton
@@ -96,7 +96,7 @@ def test_a_batch_takes_fewer_than_a_hundred_launches(monkeypatch):
     launches = Launches()
     for name in ("tables_kernel", "pixels_kernel"):
         monkeypatch.setattr(triton_augment, name, launches.kernel(getattr(triton_augment, name)))
-    for module in (gpu_transforms, rand_augment, random_crop):
+    for module in (gpu_transforms, rand_augment, random_erasing):
         monkeypatch.setattr(module, "to_device", launches.copy)
     pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     data = DataConfig(name="synthetic", image_size=32, flip=True, pipeline="fast")
