@@ -268,6 +268,7 @@ def arrange(plan: dict[str, object]) -> None:
 
 if VARIABLE in os.environ:
     sys.path.insert(0, str(ROOT))
+    atexit.register(gc.unfreeze)  # of what run.py freezes, here with Triton, whose version 3.9 lists it as leaks
     arrange(json.loads(os.environ[VARIABLE]))
 
 if __name__ == "__main__":
