@@ -17,7 +17,8 @@ from PIL import Image
 from roadmap.bench import input as bench_input
 from roadmap.bench.__main__ import main
 from roadmap.bench.input import FULL_RECIPE, seconds_a_batch
-from roadmap.bench.pipelines import PIPELINES, SIZE, link_photographs, synthetic_jpeg, write_photographs
+from roadmap.bench.photographs import SIZE, link_photographs, synthetic_jpeg, write_photographs
+from roadmap.bench.pipelines import PIPELINES
 from roadmap.errors import ConfigError
 from roadmap.steps.compose import compose
 

@@ -11,11 +11,13 @@ import torch
 
 from roadmap.bench.__main__ import BENCHMARKS, main
 from roadmap.bench.bound import Rates, step_work
+from roadmap.bench.forms import FORMS, training_step
 from roadmap.bench.measure import Candidate
 from roadmap.bench.mini import extrapolated
 from roadmap.bench.net import net_options
 from roadmap.bench.options import LIBRARIES
-from roadmap.bench.rows import FORMS, NETS, Setting, has_net, peer_net, row_configs, training_step
+from roadmap.bench.peers import NETS, has_net, peer_net
+from roadmap.bench.rows import Setting, row_configs
 from roadmap.config.choices import Precision
 from roadmap.errors import ConfigError
 from roadmap.net import build_net

@@ -21,7 +21,7 @@ from roadmap.runs.weights_source import name_initial_weights
 from roadmap.steps.compose import compose
 from roadmap.sweep.study import read_study
 from roadmap.sweep.submit import run_args
-from roadmap.training.saved_weights import read_initial_weights
+from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.train import train
 
 from . import records

@@ -9,10 +9,11 @@ from matplotlib.container import BarContainer
 from roadmap import paper
 from roadmap.report import aggregate, collect, gallery, step_gains, trade_offs
 from roadmap.report.analyse.ranking import ranking
-from roadmap.report.draw.curves import kernel_curve, pareto, rank_agreement, training_curves
+from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
 from roadmap.report.draw.gallery import suffixes
 from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time
 from roadmap.report.draw.style import COLUMN, image
+from roadmap.report.draw.trade_offs import pareto
 from tests.fabricate import write_roadmap, write_run
 from tests.test_report_figure import HOSTILE, markers, texts_of
 

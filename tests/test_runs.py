@@ -10,7 +10,8 @@ import pytest
 from roadmap.files import read_json, write_json
 from roadmap.report import collect
 from roadmap.runs import schema
-from roadmap.runs.__main__ import list_runs, main
+from roadmap.runs.__main__ import main
+from roadmap.runs.listing import list_runs
 from roadmap.runs.pack import pack
 from roadmap.runs.process import process_start
 from tests.conftest import ROOT

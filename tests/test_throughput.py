@@ -3,14 +3,14 @@
 import pytest
 
 from roadmap.config.choices import Pipeline
-from roadmap.runs import progress
-from roadmap.runs.progress import Throughput, waiting_advice
+from roadmap.runs import throughput
+from roadmap.runs.throughput import Throughput, waiting_advice
 
 
 def played(monkeypatch, wait_s: float, step_s: float, steps: int = 10) -> dict[str, float]:
     """Return the numbers of some steps of 100 images that take `step_s` and wait `wait_s` for each batch."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
 
     def batches():
         for _ in range(steps):

@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from roadmap.files import write_json
 from roadmap.report import aggregate, collect, findings, gallery
 from roadmap.report.__main__ import main as report
-from roadmap.report.draw.curves import own_rates, rate_sensitivity
+from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from roadmap.runs import provenance, wandb_media
-from roadmap.runs.schema import list_checkpoints, parse_checkpoint
+from roadmap.runs.checkpoint_files import list_checkpoints, parse_checkpoint
 from roadmap.runs.wandb_client import import_wandb
 from roadmap.runs.wandb_media import class_media, write_diff
 from tests.test_wandb import inspect, run_online

@@ -20,18 +20,9 @@ from torch import Tensor
 from roadmap.bench.input import time_limit
 from roadmap.bench.measure import Call, Candidate, free_memory, measure, seconds
 from roadmap.bench.options import above_zero, chosen_peers, count, names, parser
+from roadmap.bench.peers import CONVNEXT, RESNET
 from roadmap.bench.results import Results
-from roadmap.bench.rows import (
-    CONVNEXT,
-    RESNET,
-    Build,
-    Setting,
-    add_rows,
-    builders,
-    choose_setting,
-    row_configs,
-    start_net,
-)
+from roadmap.bench.rows import Build, Setting, add_rows, builders, choose_setting, row_configs, start_net
 from roadmap.config.choices import Kernels
 from roadmap.config.schema import Config
 from roadmap.distributed.device import autocast, is_out_of_memory

@@ -3,7 +3,7 @@
 One pipeline after the other, the most informative first, each with all workers to itself and for `--seconds`; the clock
 starts when as many batches have come as there are workers, so that their start does not count and no batch is counted
 that was prepared before. What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are
-synthetic (bench/pipelines.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train
+synthetic (bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train
 STEP` feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost
 against that is due to the input.
 """
@@ -21,20 +21,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from roadmap.bench.forms import FORMS
 from roadmap.bench.measure import BOUND, Candidate, free_memory, synchronize
 from roadmap.bench.options import above_zero, chosen_peers, count, parser
-from roadmap.bench.pipelines import (
-    BOUNDS,
-    PIPELINES,
-    SIZE,
-    Epoch,
-    Start,
-    describe_sizes,
-    link_photographs,
-    write_photographs,
-)
+from roadmap.bench.photographs import SIZE, describe_sizes, link_photographs, write_photographs
+from roadmap.bench.pipelines import BOUNDS, PIPELINES, Epoch, Start
 from roadmap.bench.results import Results, rate
-from roadmap.bench.rows import FORMS, Setting
+from roadmap.bench.rows import Setting
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.distributed.cores import num_cores

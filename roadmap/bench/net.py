@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from roadmap.bench.bound import Work, bounds, measured_rates, step_work
+from roadmap.bench.forms import FORMS, GPU_FORMS, candidates
 from roadmap.bench.measure import Candidate, free_memory, measure
 from roadmap.bench.options import chosen_peers, names, parser
 from roadmap.bench.results import Results
-from roadmap.bench.rows import FORMS, GPU_FORMS, Setting, add_batch, add_rows, candidates, choose_setting, row_configs
+from roadmap.bench.rows import Setting, add_batch, add_rows, choose_setting, row_configs
 from roadmap.config.schema import Config
 from roadmap.net import build_net
 from roadmap.text import ArgumentParser

@@ -1,25 +1,15 @@
-"""The pipelines from JPEGs to batches that are measured against each other, and the photographs that they read.
+"""The pipelines from JPEGs to batches that are measured against each other.
 
 A pipeline is a function of a run's config (class folders, recipe, image size, workers) and a device; it returns what
 starts an epoch, which yields images and labels, on the device, ready for the net. Those of other libraries are at the
 settings that make them fastest: as many workers as ours, pinned memory, timm's prefetcher on a GPU. All shuffle and
 drop the last incomplete batch.
-
-Synthetic photographs cost as much to read and decode as ImageNet's. The amplitudes of a photograph's frequencies fall
-with a power of the frequency (Field 1987, "Relations between the statistics of natural images and the response
-properties of cortical cells"), the three colours go mostly together, and a sensor adds noise. An image here is a field
-of random phases with these statistics, without chroma subsampling and at JPEG quality 95, as most of ImageNet's files
-are; the power is drawn from a range that gives their 110 KB on average.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -33,69 +23,9 @@ from roadmap.config.choices import Pipeline
 from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.data.transforms import with_safe_posterize
-from roadmap.errors import ConfigError
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch number -> batches
 Start = Callable[[Config, torch.device], Epoch]
-SIZE = (500, 375)  # pixels, width and height: the commonest size in ImageNet
-QUALITY = 95
-DISTINCT = 128  # different photographs; a larger set repeats them
-CLASSES = 2
-POWER = (1.0, 1.8)  # of the fall, drawn for each photograph
-BRIGHTNESS, COLOUR, NOISE = 52.0, 8.0, 1.2  # standard deviations of a pixel: common to all colours, each one's own
-
-
-def write_photographs(root: Path, count: int) -> list[int]:
-    """Write `count` training images, and a few for validation, as class folders; return the training files' bytes."""
-    rng = np.random.default_rng(0)
-    written: list[Path] = []
-    for split, number in (("train", count), ("val", 2 * CLASSES)):
-        for index in range(number):
-            path = root / split / f"class{index % CLASSES}" / f"{index:06}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if index < DISTINCT:
-                path.write_bytes(synthetic_jpeg(rng))
-            else:
-                os.link(written[index % DISTINCT], path)
-            written.append(path)
-    return [path.stat().st_size for path in written[:count]]
-
-
-def link_photographs(source: Path, root: Path, count: int) -> list[int]:
-    """Link `count` training images of `source`, drawn at random, into class folders under `root`; return their bytes.
-
-    Each is linked for validation, too, which no benchmark reads. Raises ConfigError where there are too few.
-    """
-    found = sorted(path for path in (source / "train").glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if len(found) < count:
-        raise ConfigError(f"--images={count}: {source}/train/<class>/ has {len(found)} JPEGs")
-    chosen = [found[index] for index in np.random.default_rng(0).permutation(len(found))[:count]]
-    for path in chosen:
-        for split in ("train", "val"):
-            link = root / split / path.parent.name / path.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.absolute())
-    return [path.stat().st_size for path in chosen]
-
-
-def synthetic_jpeg(rng: np.random.Generator) -> bytes:
-    """Return a JPEG of a field with the statistics of a photograph."""
-    width, height = SIZE
-    power = rng.uniform(*POWER)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = np.inf  # the mean is set below
-    spectrum = np.fft.rfft2(rng.standard_normal((4, height, width))) * frequency**-power
-    fields = np.fft.irfft2(spectrum, s=(height, width))
-    fields /= fields.std(axis=(1, 2), keepdims=True)
-    pixels = 118 + BRIGHTNESS * fields[:1] + COLOUR * fields[1:] + NOISE * rng.standard_normal((3, height, width))
-    image, out = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)), BytesIO()
-    image.save(out, "JPEG", quality=QUALITY, subsampling=0)
-    return out.getvalue()
-
-
-def describe_sizes(sizes: Sequence[int]) -> str:
-    """Return how large the files are."""
-    return f"{np.mean(sizes) / 1e3:.0f} KB on average ({min(sizes) / 1e3:.0f} to {max(sizes) / 1e3:.0f})"
 
 
 def ours(pipeline: Pipeline, config: Config, device: torch.device) -> Epoch:

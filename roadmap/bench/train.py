@@ -26,8 +26,9 @@ from roadmap.bench.bound import bounds, measured_rates
 from roadmap.bench.measure import Call, Candidate, measure
 from roadmap.bench.net import work_of
 from roadmap.bench.options import chosen_peers, count, parser
+from roadmap.bench.peers import has_net, peer_net
 from roadmap.bench.results import Results
-from roadmap.bench.rows import Setting, has_net, peer_net
+from roadmap.bench.rows import Setting
 from roadmap.config.choices import Device, Optimizer, Precision
 from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling

@@ -20,7 +20,7 @@ import torch
 
 from roadmap.distributed.cores import num_cores
 from roadmap.distributed.rank_env import Launcher, RankEnv
-from roadmap.distributed.ranks import listening_store
+from roadmap.distributed.rendezvous import listening_store
 from roadmap.distributed.signals import STOP_SIGNALS, StopSignal, blocked, leave_at_once
 from roadmap.errors import PeerLost, RoadmapError, StoppedEarly, error_of
 from roadmap.text import redact_output

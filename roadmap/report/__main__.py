@@ -14,8 +14,9 @@ from roadmap.report.analyse.findings import findings
 from roadmap.report.draw.gallery import gallery
 from roadmap.report.draw.style import image
 from roadmap.report.read.wandb import PREFIX
-from roadmap.report.write.csv_files import csv_files, to_json
+from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.page import page
+from roadmap.report.write.results_json import to_json
 from roadmap.report.write.summary_run import require_login, send_summaries
 from roadmap.report.write.tables import to_markdown, to_tex, to_text
 from roadmap.text import ArgumentParser, clean, command_line, redact

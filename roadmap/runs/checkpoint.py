@@ -19,15 +19,8 @@ from torch.nn.utils import get_total_norm
 
 from roadmap.errors import DataError, DiskError, NonFiniteError
 from roadmap.files import atomic_file, finite_or_null, remove, remove_temporaries, sha256_of, write_json
-from roadmap.runs.schema import (
-    MANIFEST_SCHEMA,
-    Manifest,
-    checkpoint_name,
-    checksum,
-    list_checkpoints,
-    parse_checkpoint,
-    read_record,
-)
+from roadmap.runs.checkpoint_files import checkpoint_name, list_checkpoints, parse_checkpoint
+from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, checksum, read_record
 from roadmap.text import clean
 
 

@@ -26,6 +26,7 @@ from roadmap.files import (
     remove_temporaries,
     same_path,
 )
+from roadmap.runs.checkpoint_files import list_checkpoints, newest_place
 from roadmap.runs.permissions import make_folder, refuse_unsafe
 from roadmap.runs.process import lives
 from roadmap.runs.recorded_config import differences, hash_before_schema_2, identity, lost_keys
@@ -41,8 +42,6 @@ from roadmap.runs.schema import (
     SUMMARY,
     Status,
     info_keys,
-    list_checkpoints,
-    newest_place,
     read_record,
     write_record,
 )

@@ -21,14 +21,16 @@ from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, StoppedEarly, exit_code
 from roadmap.files import atomic_write, disk_errors
 from roadmap.runs import checkpoint, provenance
+from roadmap.runs.checkpoint_files import newest_place
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
 from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, seconds_past, truncate_metrics
 from roadmap.runs.process import process_start
-from roadmap.runs.progress import Progress, SweepProgress, Throughput
+from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import config_summary, write_result
 from roadmap.runs.run_dir import RunDir
 from roadmap.runs.run_log import LogFile
-from roadmap.runs.schema import CHECKPOINTS, LOG, METRICS, newest_place
+from roadmap.runs.schema import CHECKPOINTS, LOG, METRICS
+from roadmap.runs.throughput import Throughput
 from roadmap.runs.wandb_logger import WandbLogger
 from roadmap.text import redact, utc
 

@@ -7,19 +7,9 @@ import numpy as np
 
 from roadmap.config.choices import WandbCheckpoints
 from roadmap.runs import provenance
+from roadmap.runs.checkpoint_files import list_checkpoints, parse_checkpoint
 from roadmap.runs.recorded_run import RecordedRun
-from roadmap.runs.schema import (
-    CHECKPOINTS,
-    LABELS,
-    PREDICTIONS,
-    STATUS,
-    Manifest,
-    Status,
-    list_checkpoints,
-    parse_checkpoint,
-    read_or_empty,
-    read_record,
-)
+from roadmap.runs.schema import CHECKPOINTS, LABELS, PREDICTIONS, STATUS, Manifest, Status, read_or_empty, read_record
 from roadmap.text import clean, redact
 
 MAX_CLASS = 2**25

@@ -12,7 +12,8 @@ from pathlib import Path
 from roadmap.config.fields import shown
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand, nearby, sha256_of
-from roadmap.runs.schema import CHECKPOINTS, Manifest, list_checkpoints, read_record
+from roadmap.runs.checkpoint_files import list_checkpoints
+from roadmap.runs.schema import CHECKPOINTS, Manifest, read_record
 from roadmap.text import reason
 
 LIBRARY = re.compile(r"(torchvision|timm):(.*)", re.DOTALL)

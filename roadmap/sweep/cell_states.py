@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from roadmap.errors import ConfigError
 from roadmap.files import open_regular
+from roadmap.runs.checkpoint_files import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
 from roadmap.runs.process import is_alive, lives
-from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, checkpoint_sizes, older_files, read_or_empty
+from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import slurm_queue
 from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.text import utc

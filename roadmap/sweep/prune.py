@@ -10,20 +10,12 @@ from pathlib import Path
 from roadmap.errors import DiskError, RoadmapError
 from roadmap.files import remove
 from roadmap.runs import checkpoint
+from roadmap.runs.checkpoint_files import list_checkpoints, newest_place, older_files, parse_checkpoint
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.progress import size_text
 from roadmap.runs.result import load_result
 from roadmap.runs.run_dir import RunDir
-from roadmap.runs.schema import (
-    CHECKPOINTS,
-    STATUS,
-    Status,
-    list_checkpoints,
-    newest_place,
-    older_files,
-    parse_checkpoint,
-    read_or_empty,
-)
+from roadmap.runs.schema import CHECKPOINTS, STATUS, Status, read_or_empty
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.text import clean, one_line
 

@@ -18,8 +18,8 @@ from roadmap.net import build_net, use_kernels
 from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.run_logger import RunLogger
 from roadmap.training.ema import build_ema
+from roadmap.training.initial_weights import InitialWeights
 from roadmap.training.optim import build_optimizer
-from roadmap.training.saved_weights import InitialWeights
 
 FIRST_SCALE = 2.0**16  # of fp16's losses: torch's own
 COUNTERS = ("global_step", "epochs_evaluated", "best_top1", "best_step")

@@ -42,8 +42,8 @@ from roadmap.training.evaluation import (
     score_batches,
     shard_batches,
 )
+from roadmap.training.initial_weights import read_initial_weights
 from roadmap.training.optim import learning_rate
-from roadmap.training.saved_weights import read_initial_weights
 from roadmap.training.setup import check_run, load_images, open_run, restore
 from roadmap.training.state import RunContext, TrainState
 from roadmap.training.step import require_steps_taken, train_step

@@ -8,14 +8,8 @@ from matplotlib.figure import Figure
 
 from roadmap.report.analyse.cells import Group
 from roadmap.report.draw.chart_rows import charts, file_name
-from roadmap.report.draw.curves import (
-    kernel_curve,
-    own_rates,
-    rank_agreement,
-    rate_sensitivity,
-    trade_offs,
-    training_curves,
-)
+from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
+from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.report.draw.roadmap_figure import roadmap_chart
 from roadmap.report.draw.step_gains import (
     changed_classes,
@@ -26,6 +20,7 @@ from roadmap.report.draw.step_gains import (
     toggle_worths,
 )
 from roadmap.report.draw.style import NothingToDraw
+from roadmap.report.draw.trade_offs import trade_offs
 
 NARROW = "The same chart at the width of one column."
 # The figures of one group. A function raises NothingToDraw where the group has no data for it.

@@ -1,22 +1,14 @@
-"""The report as data: the CSV files, where the rows of each lie in a group and its columns in a row; and `report.json`,
-everything the report holds."""
+"""The CSV files of the report: where the rows of each lie in a group, and where its columns lie in a row."""
 
 import itertools
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from roadmap.files import finite_or_null
-from roadmap.report.analyse.cells import Cell, Group
-from roadmap.report.analyse.collect import Collected
-from roadmap.report.analyse.ranking import ranking
+from roadmap.report.analyse.cells import Group
 from roadmap.report.write.columns import at, numbers
 from roadmap.report.write.escape import for_csv
-from roadmap.runs.search import Problem
-from roadmap.text import clean
 
 Paths = Mapping[str, str]  # by column; `group.` leads to something of the row's group
 MOST_CLASS_LINES = 250_000
@@ -43,8 +35,6 @@ CLASSES = {  # of a class: a column, and the array in ClassChanges
     "p_images": "p_images", "p_images_bh": "p_images_adjusted",
 }  # fmt: skip
 RATES = {name: name for name in ("step", "rate", "factor", "heldout_top1", "seeds", "chosen")}
-SCHEMA = 1
-OF_A_RUN = ("seed", "top1", "commit", "code", "hardware")
 
 
 def cell_paths() -> dict[str, str]:
@@ -112,58 +102,3 @@ def to_csv(table: pd.DataFrame) -> bytes:
     for name in table.select_dtypes(exclude="number").columns:
         table[name] = [for_csv(value) if isinstance(value, str) else "" for value in table[name]]
     return table.to_csv(index=False, lineterminator="\n", float_format="%.8g").encode()
-
-
-def to_json(groups: Sequence[Group], collected: Collected, findings: Sequence[str]) -> bytes:
-    """Return the report as JSON; a number that is not known is null."""
-    report = {
-        "schema": SCHEMA,
-        "quantities": {key: {"name": n.name, "unit": n.unit, "about": n.about} for key, n in numbers().items()},
-        "findings": list(findings),
-        "suspect": _problems(collected.suspect),
-        "allowed": _problems(collected.allowed),
-        "rounding": _problems(collected.rounding),
-        "unfinished": _problems(collected.unfinished),
-        "foreign_runs": collected.foreign,
-        "groups": [_group(group) for group in groups],
-    }
-    return (json.dumps(finite_or_null(_safe(report)), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def _problems(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    return [{"path": problem.path, "reason": problem.reason} for problem in problems]
-
-
-def _group(group: Group) -> dict[str, Any]:
-    ranks = ranking(group)
-    return {
-        "study": group.study,
-        "regime": group.regime,
-        "data": group.data,
-        "caution": group.caution,
-        "notes": group.notes,
-        "missing": group.missing,
-        "attribution": asdict(group.attribution) if group.attribution else None,
-        "ranking": {"paper": ranks.table, **asdict(ranks.found)} if ranks else None,
-        "cells": [_cell(group, cell) for cell in group.cells],
-        "holdout_cells": [_cell(group, cell) for cell in group.holdouts],
-        "tuning": [line(group, row, TUNING) for row in group.tuning.rows] if group.tuning else None,
-    }
-
-
-def _cell(group: Group, cell: Cell) -> dict[str, Any]:
-    return {
-        **line(group, cell, OF_GROUP | cell_paths()),
-        "only_this": cell.gain.only_this if cell.gain else None,
-        "only_parent": cell.gain.only_parent if cell.gain else None,
-        "runs": [{name: getattr(run, name) for name in OF_A_RUN} for run in cell.runs],
-    }
-
-
-def _safe(value: Any) -> Any:
-    """Return the value with every text made safe to show."""
-    if isinstance(value, dict):
-        return {key: _safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_safe(item) for item in value]
-    return clean(value, 5_000) if isinstance(value, str) else value
