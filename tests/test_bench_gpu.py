@@ -1,5 +1,6 @@
 """`python -m roadmap.bench gpu`: parts that are bounded in time, what it says of those left out, and bare machines."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -42,7 +43,7 @@ def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
     assert main(["gpu", "--plan", "--minutes", "8"]) == 0
     whole = capsys.readouterr().out
     assert "DIR/kernels.json" in whole and "--results DIR/tests.jsonl" in whole
-    for name in ("device", "tests", "nets", "one seed", "three seeds", "kernels", "input"):
+    for name in ("device", "tests", "nets", "one_seed", "three_seeds", "kernels", "input"):
         assert f"s  {name}: python " in whole
     assert whole.count("left out") == 1 and "left out        runs: needs 40 s" in whole
     assert float(whole.splitlines()[-1].split()[0]) <= 8 * 60 - gpu.STOP_S
@@ -50,6 +51,14 @@ def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
     short = capsys.readouterr().out
     assert "s  tests: " in short and "left out        input: needs 40 s" in short
     assert float(short.splitlines()[-1].split()[0]) <= 2 * 60 - gpu.STOP_S
+
+
+def test_parts_are_chosen_and_the_device_is_asked_first(capsys):
+    assert main(["gpu", "--plan", "--minutes", "8", "--parts", "runs,nets"]) == 0
+    assert [line.split(": python")[0].split("  ")[-1] for line in capsys.readouterr().out.splitlines()[:-1]] == [
+        "device", "runs", "nets: needs 100 s",
+    ]  # fmt: skip
+    assert gpu.NAMES == tuple(part.name for part in gpu.parts(argparse.Namespace(out=Path(), root=None, parts=None)))
 
 
 def test_it_needs_none_of_the_packages_that_it_brings():
@@ -65,7 +74,10 @@ sys.exit(main(sys.argv[1:]))
     assert done.returncode == 0 and "s  tests: " in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("words", "told"), [([], "--out=DIR"), (["--minutes", "0", "--plan"], "--minutes=0: must be")])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], "--out=DIR"), (["--minutes", "0", "--plan"], "--minutes=0: must be"), (["--parts", "x"], "x: unknown")],
+)
 def test_a_wrong_command_is_refused(capsys, words, told):
     assert main(["gpu", *words]) == 64
     assert told in capsys.readouterr().err

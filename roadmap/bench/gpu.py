@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roadmap.bench.options import empty_parser
+from roadmap.bench.options import empty_parser, names
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import atomic_file, disk_errors, last_error, write_json
 from roadmap.runs.children import compiler_cache, end_with_parent
@@ -32,6 +32,7 @@ SPARE_S = 5.0  # of all the time, left over at the end
 OPERATIONS = "gelu,norm,join,pointwise"  # of which no table has every form; those of depthwise convolutions are in it
 MINI_ROW = "separate_downsampling"
 NET_ROWS = "separate_downsampling,kernel_11"  # of `bench nets`, with kernels of ours that take long to compile
+NAMES = ("device", "tests", "nets", "one_seed", "three_seeds", "kernels", "input", "runs")
 ARCHIVE = "results.tar.gz"
 PACKAGES, LEFT_BEHIND = "packages", ("checkpoints", "snapshots")
 
@@ -47,7 +48,7 @@ class Part(NamedTuple):
 
 
 def parts(args: argparse.Namespace) -> list[Part]:
-    """Return the parts, the most informative first."""
+    """Return the parts that are asked for, the most informative first."""
 
     def bench(name: str, *words: str, at_most: float, least: float) -> Part:
         file = ("--json", str(args.out / f"{name}.json"))
@@ -62,22 +63,26 @@ def parts(args: argparse.Namespace) -> list[Part]:
     results = ("--results", str(args.out / "tests.jsonl"))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *results, *files)
     nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "120")
-    ahead = tuple(
-        ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", regime, "--rows", rows)
-        for regime, rows in (("tiny", NET_ROWS), ("mini", MINI_ROW))
+    compile_only = ("-m", "roadmap.bench", "kernels", "--compile-only")
+    ahead = (
+        (*compile_only, "--rows", NET_ROWS),
+        (*compile_only, "--regime", "mini", "--rows", MINI_ROW),
+        (*compile_only, "--operations", "gelu", "--rows", MINI_ROW),
     )
     short = ("recipe.epochs=3", "compile=false", f"+step={MINI_ROW}")
-    return [
+    all_parts = [
         # The first import of torch, from a disk that nobody has read yet, takes its time.
         Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
         Part("tests", tests, 110, 30, beside=ahead),
         Part("nets", nets, 125, 100),
-        Part("one seed", study("one_seed", *short, "seed=0"), 40, 25),
-        Part("three seeds", study("three_seeds", *short, "seed=0,1,2"), 45, 25),
+        Part("one_seed", study("one_seed", *short, "seed=0"), 40, 25),
+        Part("three_seeds", study("three_seeds", *short, "seed=0,1,2"), 45, 25),
         bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.55", at_most=45, least=30),
         bench("input", "--seconds", "4", "--limit", "42", at_most=50, least=40),
         Part("runs", study("runs"), 3600, 40),
     ]
+    wanted = ("device", *(args.parts or NAMES))
+    return sorted((part for part in all_parts if part.name in wanted), key=lambda part: wanted.index(part.name))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,6 +93,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--out", type=Path, help="a folder for what is found")
     options.add_argument("--root", type=Path, help="Fashion-MNIST for the runs of `make mini`")
     options.add_argument("--wheels", type=Path, default=CHECKOUT / "wheels", help="default: %(default)s, if there")
+    only = f"only these, and whether there is a GPU, in this order: {', '.join(NAMES)}"
+    options.add_argument("--parts", type=names(NAMES), metavar="PART,PART", help=only)
     options.add_argument("--plan", action="store_true", help="print what would be done, and do nothing")
     args = options.parse_args(argv)
     if not 0 < args.minutes < 1e4:
@@ -151,7 +158,7 @@ def run_parts(todo: Sequence[Part], end: float, out: Path, env: Mapping[str, str
 
 def run_part(part: Part, bound_s: float, out: Path, env: Mapping[str, str]) -> dict[str, Any]:
     """Run one part with a log of its own; when its time is up, it is asked to end and may save what it has."""
-    log = out / f"{part.name.replace(' ', '_')}.log"
+    log = out / f"{part.name}.log"
     began, state = time.monotonic(), "done"
     with ExitStack() as stack:
         for number, words in enumerate(part.beside, 1):

@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--operations", type=names(FORMS), metavar="NAME,NAME", help=f"of {', '.join(FORMS)}")
     options.add_argument("--minutes", type=above_zero, default=10.0, help="that it takes at most; default: %(default)s")
     options.add_argument("--record", action="store_true", help=f"write what won to {user_file() or 'ROADMAP_KERNELS'}")
-    options.add_argument("--compile-only", action="store_true", help="compile what kernels=auto takes")
+    ahead = "compile what kernels=auto takes, or every form of --operations"
+    options.add_argument("--compile-only", action="store_true", help=ahead)
     args = options.parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
     if args.record and user_file() is None:
@@ -76,7 +77,11 @@ def main(argv: Sequence[str]) -> int:
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
     shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
     if args.compile_only:
-        number = compile_ahead(taken_by_auto(shapes, device), device, DTYPES[precision], end, urgent=False)
+        if args.operations:
+            forms = [(shape, form) for shape in shapes for form in forms_at(shape, device)]
+        else:
+            forms = taken_by_auto(shapes, device)
+        number = compile_ahead(forms, device, DTYPES[precision], end, urgent=False)
         print(f"{number} forms are compiled")
         return 0
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
