@@ -24,6 +24,7 @@ from roadmap.errors import DONE, ConfigError, DiskError, RoadmapError, StoppedEa
 P = ParamSpec("P")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|passphrase|credential")  # of a variable of the environment
+NO_SECRETS = ("TORCH_COMPILE_CACHE_KEY_TAG",)  # named like one, and read by torch: in ours is the hash of our code
 SECRET_WORD = re.compile(r"[a-z]{,11}|\S{,7}")  # a value that is none: `disabled`, `1`
 URL_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:([^\s/@]+)(?=@)")
 MAX_READ = 10_000  # characters of a text that are read; anything longer is neither a name nor a message
@@ -34,7 +35,8 @@ def secrets_here() -> dict[str, str]:
     named like one, passwords in addresses, and the keys of a .netrc."""
     found = {}
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and not SECRET_WORD.fullmatch(value) and not os.path.exists(value):
+        named = SECRET_NAME.search(name) and name not in NO_SECRETS
+        if named and not SECRET_WORD.fullmatch(value) and not os.path.exists(value):
             found[value] = name
         if "://" in value and (password := URL_PASSWORD.search(value)):
             found[password[1]] = name

@@ -56,9 +56,10 @@ FORMS = {
 AVERAGED = ("recipe.precision=bf16", "recipe.ema_decay=0.9")
 DRAWN = (*AVERAGED, "recipe.drop_path=0.3")  # each run of a group draws from a state of its own
 ROWS = ("depthwise", "kernel_5", "kernel_7", "kernel_9", "kernel_11", STEP)
+# Of each test, by a part of its name, the process that it waits for.
 PROCESSES = {
-    "compiles": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *AVERAGED, *SMALL, "paths.runs=runs"),
-    "compiles draws": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *DRAWN, *SMALL, "paths.runs=runs"),
+    "compiled_step": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *AVERAGED, *SMALL, "paths.runs=runs"),
+    "compiled_nets": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *DRAWN, *SMALL, "paths.runs=runs"),
     "packer": (
         *("-m", "roadmap.sweep", "submit", "demo", "--runs", "runs", "--cluster", "local", "--"),
         *("+step=resnet,gelu", "seed=0,1", *SMALL),
@@ -102,10 +103,11 @@ def shapes(request):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes(shapes, tmp_path_factory):
+def processes(shapes, request, tmp_path_factory):
     """Start all that takes a process of its own; return a function that waits for one, and gives output and folder."""
     started = {}
-    for name, words in PROCESSES.items():
+    wanted = [name for name in PROCESSES if any(name in item.name for item in request.session.items)]
+    for name, words in ((name, PROCESSES[name]) for name in wanted):
         folder = tmp_path_factory.mktemp("process")
         words = [str(folder / "runs") if word == "runs" else word.replace("=runs", f"={folder}/runs") for word in words]
         env = os.environ | {"ROADMAP_KERNELS": "", "WANDB_MODE": "disabled"}
@@ -367,7 +369,7 @@ def test_every_form_is_as_exact_as_torchs_own_at_the_shapes_of_tiny_and_mini(sha
 
 
 def test_seeds_side_by_side_of_compiled_nets(processes, on_gpu, alone):
-    processes("compiles draws")
+    processes("compiled_nets")
     check_seeds(on_gpu, alone, "compiled and captured", 2)
 
 
@@ -377,5 +379,5 @@ def test_a_compiled_run_that_was_stopped_goes_on(on_gpu, alone):
 
 @pytest.mark.parametrize("form", ["compiled and captured", "compiled"])
 def test_a_compiled_step_gives_nearly_the_losses_of_the_eager_one(processes, on_gpu, eager, form):
-    processes("compiles")
+    processes("compiled_step")
     same_as_eager(on_gpu(*FORMS[form], *AVERAGED), eager, form, "auto", rtol=0.1)

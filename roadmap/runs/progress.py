@@ -86,6 +86,7 @@ class Progress:
         self.name, self.sweep = name, sweep
         self.total, self.done, self._start = total, done, done
         self._began = self._written = time.monotonic()
+        self._counted_from = done, self._began  # steps and time, from which the time left is extrapolated
         self.bar = tqdm(
             total=total,
             initial=done,
@@ -99,6 +100,8 @@ class Progress:
     def advance(self, note: str) -> None:
         """Count one step; `note` is what is known now (epoch, images/s, loss)."""
         self.done += 1
+        if self.done == self._start + 1:  # it may have compiled the net for a minute
+            self._counted_from = self.done, time.monotonic()
         self._show(1, f"{note}, {self._left()}", f"step {self.done}/{self.total}, ")
 
     def _show(self, count: int, note: str, position: str = "") -> None:
@@ -115,10 +118,10 @@ class Progress:
         self.sweep.write(line)
 
     def _left(self) -> str:
-        made = self.done - self._start
-        if not made:
+        done, since = self._counted_from
+        if self.done == done:
             return "time left unknown"
-        seconds = (time.monotonic() - self._began) * (self.total - self.done) / made
+        seconds = (time.monotonic() - since) * (self.total - self.done) / (self.done - done)
         return f"{clock(seconds)} left{self.sweep.left(self.done / self.total, self._start / self.total)}"
 
     def close(self) -> None:
