@@ -1,9 +1,11 @@
 """`python -m roadmap.bench net` and `mini`: rows, candidates, record; the peers are the same nets; wrong names."""
 
+import gc
 import json
 import re
 import statistics
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +116,23 @@ def test_a_captured_step_is_the_eager_one_on_the_batch_that_is_given():
     assert not torch.equal(weights[0], build_net(config.model, 10).head.weight)
     with pytest.raises(ConfigError, match="a CUDA graph needs a GPU"):
         FORMS["graph"](build, config, setting)
+
+
+def test_a_captured_step_keeps_the_net_in_whose_memory_its_graph_works():
+    setting, nets = Setting(torch.device("cpu"), Precision.fp32, 2, 32, 10), []
+
+    def build():
+        net = build_net(compose("gelu", "nano").model, 10)
+        nets.append(weakref.ref(net))
+        return net
+
+    graph = SimpleNamespace(replay=lambda: None)  # as a GPU's, it knows addresses alone
+    step = training_step(build, compose("gelu", "nano"), setting, capture=lambda step: (graph, step()))
+    gc.collect()
+    assert nets[0]() is not None
+    del step
+    gc.collect()
+    assert nets[0]() is None
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The forms in which a whole training step is measured: forward, loss, backward, optimizer."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -47,20 +48,30 @@ def training_step(
     return step if capture is None else captured(step, optimizer, setting, capture)
 
 
-def captured(step: Step, optimizer: torch.optim.Optimizer, setting: Setting, capture: Callable[..., Any]) -> Step:
-    """Return a step as one CUDA graph, into whose images and labels each batch is copied."""
+@dataclass
+class Captured:
+    """A step as one CUDA graph, into whose images and labels each batch is copied."""
+
+    images: Tensor
+    labels: Tensor
+    graph: cuda_graph.Graph
+    step: Step  # kept: the graph works in the memory of its net and optimizer, and nothing else holds them
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Replay the step on a batch."""
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.graph.replay()
+
+
+def captured(step: Step, optimizer: torch.optim.Optimizer, setting: Setting, capture: Callable[..., Any]) -> Captured:
+    """Capture a step."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=setting.device)
         group["capturable"] = True
-    graph_images, graph_labels = setting.example()
-    graph, _ = capture(lambda: step(graph_images, graph_labels))
-
-    def replay(images: Tensor, labels: Tensor) -> None:
-        graph_images.copy_(images)
-        graph_labels.copy_(labels)
-        graph.replay()
-
-    return replay
+    images, labels = setting.example()
+    graph, _ = capture(lambda: step(images, labels))
+    return Captured(images, labels, graph, step)
 
 
 FORMS: dict[str, Callable[..., Step]] = {  # of ours

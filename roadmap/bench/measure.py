@@ -10,6 +10,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -136,6 +137,9 @@ def free_memory(device: torch.device) -> None:
     """Free unreferenced memory, so that the next peak belongs to the candidate measured next."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(
+            torch.AcceleratorError
+        ):  # once the device has failed, all does; the first error is the one to tell
+            torch.cuda.empty_cache()
     elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed
         trim(0)
