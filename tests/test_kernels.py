@@ -17,6 +17,7 @@ from roadmap.net.kernels.measured import FILE, Row, Table, read_tables, record
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
+from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
 from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
@@ -161,9 +162,14 @@ def test_auto_takes_on_a_gpu_what_was_measured_there(capability):
         assert {forms[f"{name} {k}x{k}/1"] for name in kernels.PASSES} == {"columns"}, step
         assert forms["join"] == "triton" and "not measured" not in line
     forms, _ = chosen("separate_downsampling")
-    assert forms["norm"] == forms["gelu"] == "triton" and forms["pointwise"] == "linear"
+    assert forms["norm"] == "triton" and forms["pointwise"] == "linear"
     with_grn, _ = chosen("grn")
-    assert forms.pop("join") == "triton" and with_grn == forms  # without layer scale there is nothing to join
+    assert forms.pop("join") == "triton"  # without layer scale there is nothing to join
+    assert {forms.pop(name) for name in list(forms) if name.startswith("gelu")} == {"product"}
+    assert with_grn.pop("gelu") == "triton" and with_grn == forms  # GRN stands between GELU and the product
+    tiny = kernels.forms_of(compose("separate_downsampling", "tiny").model, GPU, Kernels.auto)
+    gelus = {int(name.split()[-1]): form for name, form in tiny.items() if name.startswith("gelu")}
+    assert gelus == {384: "product/2/3/3", 768: "epilogue/1", 1536: "epilogue/1", 3072: "epilogue/1"}
 
 
 def test_auto_takes_on_another_gpu_what_won_by_far_and_says_that_nobody_measured_it(capability):
@@ -300,7 +306,7 @@ def test_the_tables_of_the_repository_name_forms_that_there_are(capability):
         for entry in known.rows:
             name = kernels.base(entry.form)
             assert name in ("plain", *kernels.FORMS[entry.operation])
-            assert name in ("plain", "triton", "columns") or kernels.can_run(
+            assert name in ("plain", "triton", "columns", "epilogue", "product") or kernels.can_run(
                 name, kernels.OpSpec(CPU, entry.operation, entry.kernel, entry.stride)
             ), entry
 
