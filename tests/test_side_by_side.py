@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from roadmap.distributed import signals
 from roadmap.errors import Busy, NonFiniteError, OutOfMemory, StoppedEarly
 from roadmap.files import read_json, write_json
 from roadmap.net import build_net
+from roadmap.runs import run_logger
 from roadmap.runs.deferred_metrics import DeferredMetrics
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
@@ -347,6 +349,24 @@ def test_a_group_is_prepared_before_the_device_is_its_own(small, opens):
     expected = ("done", 2) if opens else ("stopped", 0)
     assert [(status(config)["state"], status(config)["epoch"]) for config in configs] == [expected] * 2
     assert opens or all(isinstance(outcome, StoppedEarly) for outcome in outcomes.values())
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_preparing_while_others_have_the_device_takes_none_of_its_time(small, monkeypatch, ahead):
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * len(restored), time=time.time)
+    restored, real = [], training.restore
+
+    def restore(*args):
+        state = real(*args)
+        restored.append(state)  # the compiler has taken a quarter of an hour
+        return state
+
+    monkeypatch.setattr(run_logger, "time", clock)
+    monkeypatch.setattr(training, "restore", restore)
+    config = small("resnet")
+    outcome = train_group([config], Gate([config], True) if ahead else None)[0]
+    assert len(restored) == 1 and (outcome["time_s"] < 1000) is ahead
+    assert [row["time_s"] < 1000 for row in ledger(config)] == [ahead] * len(ledger(config))
 
 
 COMPILED = """

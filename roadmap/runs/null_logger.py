@@ -28,7 +28,7 @@ class NullLogger:
 
     start = info = log_evaluation = write_evaluation = wait_for_checkpoint = _leave_to_rank0
 
-    def paused(self) -> AbstractContextManager[None]:
+    def paused(self, *, restart: bool = False) -> AbstractContextManager[None]:
         """Do nothing."""
         return nullcontext()
 

@@ -22,6 +22,7 @@ class SweepProgress:
     position: int = 1
     total: int = 1
     runs_done: float = 0.0  # runs that this process has trained, in whole and in part
+    prepares_ahead: bool = False  # the run is prepared while others have its device
     stopped: bool = False  # a signal came when a run was as good as done: no other begins
     started: float = field(default_factory=time.monotonic)
     out: TextIO | None = field(default=None, repr=False)  # where lines go to; None: stderr

@@ -123,9 +123,9 @@ class RunLogger:
         return self._earlier_s + time.monotonic() - self._began
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let the clock of the run stand still, while it waits for others."""
-        since = time.monotonic()
+    def paused(self, *, restart: bool = False) -> Iterator[None]:
+        """Let the clock of the run stand still, while it waits for others; `restart` takes back what it has counted."""
+        since = self._began if restart else time.monotonic()
         yield
         waited = time.monotonic() - since
         self._began, self._saved = self._began + waited, self._saved + waited

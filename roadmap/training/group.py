@@ -134,6 +134,7 @@ class Group:
                 self.active.append(run)
                 if run.stream is None and run.config.device != Device.cpu and torch.cuda.is_available():
                     run.stream = torch.cuda.Stream()
+                run.sweep.prepares_ahead = not self.opened
                 run.begin(self.stop, size)
                 self._advance(run)
 

@@ -123,7 +123,7 @@ def run_steps(
         ctx = RunContext(config, images, ranks, logger, stop, precision, run_info["cuda_graph"], initial, sweep.cache)
         state = restore(ctx, run)
         stack.push(partial(release_step, ctx, state))
-        with logger.paused():
+        with logger.paused(restart=sweep.prepares_ahead):
             yield False
         metrics = yield from fit(ctx, state)
         del metrics["loss"]  # the summary has the accuracies
