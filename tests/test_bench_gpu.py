@@ -43,7 +43,7 @@ def test_the_plan_fits_into_the_time_and_says_what_it_leaves_out(capsys):
     assert main(["gpu", "--plan", "--minutes", "8"]) == 0
     whole = capsys.readouterr().out
     assert "DIR/kernels.json" in whole and "--results DIR/tests.jsonl" in whole
-    for name in ("device", "tests", "nets", "one_seed", "three_seeds", "kernels", "input"):
+    for name in ("device", "tests", "nets", "one_seed", "kernels", "input"):
         assert f"s  {name}: python " in whole
     assert whole.count("left out") == 1 and "left out        runs: needs 40 s" in whole
     assert float(whole.splitlines()[-1].split()[0]) <= 8 * 60 - gpu.STOP_S
@@ -188,6 +188,8 @@ def test_nets_compile_side_by_side_and_are_timed_one_at_a_time(tmp_path, capsys)
     assert none.startswith("gelu/ours/none: not measured (")
     (only,) = json.loads((tmp_path / "net-separate_downsampling-timm-eager.json").read_text())["rows"][0]["candidates"]
     assert only["peer"] == "timm" and len(only["times_s"]) == 2
+    assert main(["nets", "--out", str(tmp_path), "--nets", "gelu/ours/eager", "--limit", "5.1", *small]) == 1
+    assert capsys.readouterr().out.startswith("gelu/ours/eager: not measured (not compiled in time; ")
     assert main(["nets", "--out", str(tmp_path), "--nets", "gelu"]) == 64
     assert "--nets=gelu: must be ROW/WHO/FORM" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """`bench kernels` measures and records the operations of a regime's nets; `bench compiled` counts instructions."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from roadmap.bench import __main__ as bench
 from roadmap.bench import kernels, operations
 from roadmap.bench.bound import Rates
 from roadmap.bench.compiled import counted, inner_loop
-from roadmap.bench.kernels import Measured, best_row, chosen_forms, measure_shape
+from roadmap.bench.kernels import Measured, best_row, chosen_forms, compile_ahead, compilers, measure_shape
 from roadmap.bench.operations import OpShape, combined, forms_at, shapes_of
 from roadmap.net.kernels import PASSES
 from roadmap.net.kernels.measured import read_tables
@@ -60,6 +61,16 @@ def test_compiling_alone_measures_nothing(tmp_path, capsys):
     words = ("--rows", "gelu", "--regime", "nano", "--device", "cpu", "--json", str(tmp_path / "kernels.json"))
     assert bench.main(["kernels", "--compile-only", *words]) == 0
     assert capsys.readouterr().out == "0 forms are compiled\n" and not [*tmp_path.iterdir()]
+
+
+def test_forms_are_compiled_side_by_side_until_the_time_is_up():
+    """Without a GPU each fails at once, in its process."""
+    forms = [(SHAPE, f"columns/{tile}/32/1") for tile in (2, 4, 7)] + [(SHAPE, "plain")]
+    with compilers(torch.device("cuda")) as pool:
+        assert compile_ahead(pool, forms, torch.bfloat16, time.monotonic() + 200) == 3
+        assert compile_ahead(pool, forms, torch.bfloat16, 0.0) in range(4)
+    with compilers(CPU) as pool:
+        assert pool is None and compile_ahead(pool, forms, torch.bfloat16, 0.0) == 0
 
 
 def test_gelu_is_measured_with_its_product_and_the_best_tiles_of_its_passes_together(monkeypatch):

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from roadmap.bench.kernels import chosen_forms, compile_ahead, measure_shape, taken_by_auto
+from roadmap.bench.kernels import chosen_forms, compile_ahead, compilers, measure_shape, taken_by_auto
 from roadmap.bench.measure import free_memory
 from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
@@ -96,8 +96,8 @@ def shapes(request):
     if any("at_the_shapes" in item.name for item in request.session.items):
         forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
         jobs.append((forms, torch.bfloat16))
-    with ThreadPoolExecutor(1) as beside:
-        first, *_, last = [beside.submit(compile_ahead, forms, CUDA, kind, end) for forms, kind in jobs]
+    with compilers(CUDA) as pool, ThreadPoolExecutor(1) as beside:
+        first, *_, last = [beside.submit(compile_ahead, pool, forms, kind, end) for forms, kind in jobs]
         first.result()
         yield lambda: (last.result(), taken)[1]
 

@@ -9,8 +9,9 @@ torch then takes them. Shapes for which there is no time keep their earlier reco
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from types import MappingProxyType
@@ -81,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
             forms = [(shape, form) for shape in shapes for form in forms_at(shape, device)]
         else:
             forms = taken_by_auto(shapes, device)
-        number = compile_ahead(forms, device, DTYPES[precision], end, urgent=False)
+        with compilers(device, urgent=False) as pool:
+            number = compile_ahead(pool, forms, DTYPES[precision], end)
         print(f"{number} forms are compiled")
         return 0
     results = Results("kernels", argv, device, args, batch=batch, image_size=size, precision=str(precision))
@@ -121,21 +123,22 @@ def measure_all(
         firsts.setdefault(shape.family, shape)
     fastest: dict[tuple[object, ...], list[str]] = {}  # of an operation's tiles, at its first shape
     others = [shape for shape in shapes if firsts[shape.family] != shape]
-    for part, most in ((list(firsts.values()), None), (others, FEW)):
-        tried = [(shape, form) for shape in part for form in chosen_forms(shape, device, most, fastest)]
-        compile_ahead(tried, device, kind, (time.monotonic() + end) / 2)
-        for shape in part:
-            if time.monotonic() > end:
-                break
-            found = measure_shape(shape, device, kind, batch, most, fastest, end)
-            fastest.setdefault(shape.family, sorted(found, key=lambda form: found[form].ms or math.inf))
-            bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
-            if row := best_row(shape, found, bounds):
-                rows.append(row)
-            forms = {form: measured._asdict() for form, measured in found.items()}
-            results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
-            results.note("shapes", len(results.rows), described(shape, found, bounds))
-            free_memory(device)
+    with compilers(device) as pool:
+        for part, most in ((list(firsts.values()), None), (others, FEW)):
+            tried = [(shape, form) for shape in part for form in chosen_forms(shape, device, most, fastest)]
+            compile_ahead(pool, tried, kind, (time.monotonic() + end) / 2)
+            for shape in part:
+                if time.monotonic() > end:
+                    break
+                found = measure_shape(shape, device, kind, batch, most, fastest, end)
+                fastest.setdefault(shape.family, sorted(found, key=lambda form: found[form].ms or math.inf))
+                bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
+                if row := best_row(shape, found, bounds):
+                    rows.append(row)
+                forms = {form: measured._asdict() for form, measured in found.items()}
+                results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
+                results.note("shapes", len(results.rows), described(shape, found, bounds))
+                free_memory(device)
     return rows
 
 
@@ -159,20 +162,31 @@ def taken_by_auto(shapes: Sequence[OpShape], device: torch.device) -> list[tuple
     ]  # fmt: skip
 
 
-def compile_ahead(
-    forms: Sequence[tuple[OpShape, str]], device: torch.device, kind: torch.dtype, end: float, *, urgent: bool = True
-) -> int:
-    """Compile forms of ours for a GPU, in processes side by side, until `end`; return how many. Triton keeps them on
-    disk."""
-    jobs = {(shape[:4], form): shape for shape, form in forms if base(form) in OURS}
-    if device.type != "cuda" or not jobs:
-        return 0
+@contextmanager
+def compilers(device: torch.device, *, urgent: bool = True) -> Iterator[ProcessPoolExecutor | None]:
+    """Give processes that compile for a GPU side by side; each imports torch once. None without a GPU."""
+    if device.type != "cuda":
+        yield None
+        return
     most, nice = (MOST_WORKERS, 0) if urgent else (MOST_WORKERS // 2, 10)
-    workers = max(1, min(most, len(jobs), num_cores() - 1))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(nice,)) as pool:
-        started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
-        done, _ = wait(started, timeout=max(0.0, end - time.monotonic()))
+    workers = max(1, min(most, num_cores() - 1))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(nice,))
+    try:
+        yield pool
+    finally:
         pool.shutdown(cancel_futures=True)
+
+
+def compile_ahead(
+    pool: ProcessPoolExecutor | None, forms: Sequence[tuple[OpShape, str]], kind: torch.dtype, end: float
+) -> int:
+    """Compile forms of ours in processes side by side, until `end`; return how many. Triton keeps them on disk."""
+    jobs = {(shape[:4], form): shape for shape, form in forms if base(form) in OURS}
+    if pool is None or not jobs:
+        return 0
+    started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
+    done, late = wait(started, timeout=max(0.0, end - time.monotonic()))
+    wait([job for job in late if not job.cancel()])  # what still compiles would spoil what is measured next
     return len(done)
 
 

@@ -67,15 +67,15 @@ def main(argv: Sequence[str]) -> int:
             if all(net.is_ready() or net.process.poll() is not None for net in nets):
                 break
             time.sleep(POLL_S)
-        for net in nets:
-            if net.process.poll() is None and not net.is_ready():
-                net.end()  # what compiles beside others would spoil their times
+        late = [net for net in nets if net.process.poll() is None and not net.is_ready()]
+        for net in late:
+            net.end()  # what compiles beside others would spoil their times
         failed = 0
         for net in nets:
-            outcome = measured(net, began + args.limit)
+            outcome = None if net in late else measured(net, began + args.limit)
             failed += outcome is None
-            why = f"not measured ({last_error(net.log)[:200] or 'no output'}; {net.log})"
-            print(f"{net.name}: {outcome or why}", flush=True)
+            why = "not compiled in time" if net in late else last_error(net.log)[:200] or "no output"
+            print(f"{net.name}: {outcome or f'not measured ({why}; {net.log})'}", flush=True)
     finally:
         for net in nets:
             net.end()

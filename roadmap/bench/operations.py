@@ -1,5 +1,6 @@
 """The operations of a regime's nets at the shapes that they have there, in every form, on random data."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,7 @@ from roadmap.net.kernels.residual import JoinFunction
 from roadmap.net.layers import ChannelNorm, LayerScale
 from roadmap.net.net import Net
 
+warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")  # in a thread of autograd's, which goes on
 NHWC = torch.channels_last
 CHECKED = 4  # images that are compared with float64
 Tensors = tuple[Tensor, ...]
