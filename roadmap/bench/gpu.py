@@ -1,9 +1,9 @@
 """`python -m roadmap.bench gpu --minutes 8 --out DIR`: what a GPU that is at hand for minutes can tell, in one command.
 
 The GPU tests, whole rows beside other libraries, a row of `make mini` with one seed, single operations, input, then
-runs of `make mini`, three seeds side by side, for as long as there is time. Each part is a process of its own with a bound
-on its time, and writes what it has found by then into DIR; `report.json` there says how each ended. What there is no
-time for is left out, and said. Nothing is fetched: wheels in DIR of `--wheels` are unpacked and come before what is
+runs of `make mini`, three seeds side by side, for as long as there is time. Each part is a process of its own with a
+bound on its time, and writes what it has found by then into DIR; `report.json` there says how each ended. What there is
+no time for is left out, and said. Nothing is fetched: wheels in DIR of `--wheels` are unpacked and come before what is
 installed. `results.tar.gz` there has all of it but checkpoints, to be carried away.
 """
 
