@@ -13,6 +13,7 @@ import pytest
 from roadmap.config import Config
 from roadmap.files import read_json, write_json
 from roadmap.runs.process import is_alive, process_start, terminate
+from roadmap.runs.provenance import code_hash
 from roadmap.sweep import local_scheduler
 from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
@@ -261,6 +262,7 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
     )
     found = by_step(study)
     assert len(found) == 4 and all(about["state"] == "done" and about["group_size"] == 2 for about in found.values())
+    assert {about["code_hash"] for about in found.values()} == {code_hash()}  # else none of them may go on
     assert found["resnet", 0]["pid"] == found["resnet", 1]["pid"] != found["gelu", 0]["pid"] == found["gelu", 1]["pid"]
     for cell in cell_states(study)[0]:
         assert "top-1" in Path(cell.log).read_text().splitlines()[-1]

@@ -62,7 +62,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
     files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
     results = ("--results", str(args.out / "tests.jsonl"))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *results, *files)
-    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "120")
+    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "140")
     compile_only = ("-m", "roadmap.bench", "kernels", "--compile-only")
     ahead = (
         (*compile_only, "--rows", NET_ROWS),
@@ -73,8 +73,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
     all_parts = [
         # The first import of torch, from a disk that nobody has read yet, takes its time.
         Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
-        Part("tests", tests, 150, 30, beside=ahead),
-        Part("nets", nets, 125, 100),
+        Part("tests", tests, 130, 30, beside=ahead),
+        Part("nets", nets, 145, 100),
         Part("one_seed", study("one_seed", *one_seed), 40, 25),
         bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.55", at_most=45, least=30),
         bench("input", "--seconds", "4", "--limit", "42", at_most=50, least=40),
