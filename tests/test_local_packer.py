@@ -302,16 +302,15 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
 
 
 @pytest.mark.timeout(600)
-def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu, tmp_path):
+def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next_and_all_go_on(gpu, tmp_path):
     words, study = two_rows(tmp_path, "recipe.epochs=2000")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "roadmap.sweep", *words], env=env, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "roadmap.sweep", *words]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
 
-    def trains(step):
+    def trains(step, after=0):
         steps = [(cell.global_step, cell.state) for cell in cell_states(study)[0] if cell.step == step]
-        return len(steps) == 2 and all(taken and state == "running" for taken, state in steps)
+        return len(steps) == 2 and all((taken or 0) > after and state == "running" for taken, state in steps)
 
     until(lambda: (study.notes / "cells.json").exists() and trains("resnet"), 250)
     until(lambda: len(by_step(study)) == 4, 250)
@@ -330,6 +329,13 @@ def test_a_process_that_dies_takes_its_row_alone_and_a_signal_saves_the_next(gpu
         ("gelu", 0): ("stopped", False), ("gelu", 1): ("stopped", False),
     }  # fmt: skip
     assert not any(alive(about["pid"]) for about in by_step(study).values())
+
+    saved = max(about["step"] for about in by_step(study).values())
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    until(lambda: trains("resnet", after=saved), 250)
+    process.send_signal(signal.SIGTERM)
+    assert "0 cells to start, 4 to resume" in process.communicate(timeout=250)[0]
+    assert [about["step"] > 0 and about["starts"] == 2 for about in by_step(study).values()] == [True] * 4
 
 
 def test_what_a_process_is_told_of_a_cell_is_the_config_that_its_command_composes(tmp_path):
