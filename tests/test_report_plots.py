@@ -14,6 +14,7 @@ from roadmap.report.draw.gallery import suffixes
 from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time
 from roadmap.report.draw.style import COLUMN, image
 from roadmap.report.draw.trade_offs import pareto
+from tests.conftest import ROOT
 from tests.fabricate import write_roadmap, write_run
 from tests.test_report_figure import HOSTILE, markers, texts_of
 
@@ -262,3 +263,13 @@ def test_nothing_leaves_the_page_with_few_or_many_rows_long_labels_one_seed_or_m
     for name, figure in drawn(groups).items():
         assert not outside(figure), name
         assert "nan" not in " ".join(texts_of(figure)).split(), name
+
+
+def test_the_figures_of_real_runs_stay_on_their_pages_and_leave_out_a_cost_that_none_has():
+    groups = groups_of(ROOT / "notebooks/results/mini_h100.zip")
+    found = drawn(groups)
+    assert {"classes", "images", "tradeoffs"} <= found.keys()
+    for name, figure in found.items():
+        assert not outside(figure), name
+    panels = [axes.get_xlabel() for axes in found["tradeoffs"].axes]
+    assert "GPU-hours (h)" in panels and "GPU-hours lost (h)" not in panels

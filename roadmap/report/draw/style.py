@@ -116,8 +116,10 @@ def small_panels(title: str, height: float, labels: Sequence[str], share_x: bool
 def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: Any) -> None:
     """Explain a figure at its foot: `words`, and below them handles with their labels."""
     options = {"loc": "outside lower left", "ncols": 2, **options}
-    found = figure.legend(handles=handles, title=words, alignment="left", borderpad=0, **options)
-    found.get_title().set(size=options.get("fontsize", 5.8), color=QUIET)
+    size = options.get("fontsize", 5.8)
+    title = "\n".join(wrapped(figure, line, size, figure.get_figwidth() - 0.12, lines=3) for line in words.splitlines())
+    found = figure.legend(handles=handles, title=title, alignment="left", borderpad=0, **options)
+    found.get_title().set(size=size, color=QUIET)
 
 
 def wrapped(figure: Figure, text: str, size: float, width: float, weight: str = "normal", lines: int = 2) -> str:

@@ -63,9 +63,10 @@ def number_rows(figure: Figure, names: Sequence[str], columns: int, words: str) 
 
 
 def costs(group: Group) -> list[Quantity]:
-    """Return the costs that at least two rows know: what runs record, but for their accuracies."""
+    """Return the costs that at least two rows know, and one has: what runs record, but for their accuracies."""
     quantities = [quantity for quantity in group.quantities.values() if quantity.unit != TOP1.unit]
-    return [q for q in quantities if sum(q.key in row.numbers for row in group.rows) > 1]
+    found = [(q, [row.numbers[q.key] for row in group.rows if q.key in row.numbers]) for q in quantities]
+    return [quantity for quantity, numbers in found if len(numbers) > 1 and any(numbers)]
 
 
 def is_sound(cost: Quantity, rows: Sequence[Cell]) -> bool:
