@@ -1,6 +1,7 @@
 """`bench kernels` measures and records the operations of a regime's nets; `bench compiled` counts instructions."""
 
 import json
+import os
 import time
 
 import pytest
@@ -69,6 +70,9 @@ def test_forms_are_compiled_side_by_side_until_the_time_is_up():
     with compilers(torch.device("cuda")) as pool:
         assert compile_ahead(pool, forms, torch.bfloat16, time.monotonic() + 200) == 3
         assert compile_ahead(pool, forms, torch.bfloat16, 0.0) in range(4)
+    with compilers(torch.device("cuda")) as pool:
+        pool.submit(os._exit, 1).exception()
+        assert compile_ahead(pool, forms, torch.bfloat16, time.monotonic() + 200) == 0
     with compilers(CPU) as pool:
         assert pool is None and compile_ahead(pool, forms, torch.bfloat16, 0.0) == 0
 

@@ -10,8 +10,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from types import MappingProxyType
@@ -184,7 +184,10 @@ def compile_ahead(
     jobs = {(shape[:4], form): shape for shape, form in forms if base(form) in OURS}
     if pool is None or not jobs:
         return 0
-    started = [pool.submit(compile_form, shape, form, kind) for (_, form), shape in jobs.items()]
+    started = []
+    with suppress(BrokenExecutor):  # a compiler has crashed: the rest is compiled where it is measured
+        for (_, form), shape in jobs.items():
+            started.append(pool.submit(compile_form, shape, form, kind))
     done, late = wait(started, timeout=max(0.0, end - time.monotonic()))
     wait([job for job in late if not job.cancel()])  # what still compiles would spoil what is measured next
     return len(done)

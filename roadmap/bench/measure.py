@@ -137,9 +137,7 @@ def free_memory(device: torch.device) -> None:
     """Free unreferenced memory, so that the next peak belongs to the candidate measured next."""
     gc.collect()
     if device.type == "cuda":
-        with suppress(
-            torch.AcceleratorError
-        ):  # once the device has failed, all does; the first error is the one to tell
+        with suppress(torch.AcceleratorError):  # after a device's first error, which is the one to tell, all calls fail
             torch.cuda.empty_cache()
     elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed
         trim(0)
