@@ -204,7 +204,10 @@ class Scheduler:
         self.codes.append(code)
         record_end(task, code)
         if self.stopped:
-            self.ends[how_it_ended(task)] += 1
+            self.ends[end := how_it_ended(task)] += 1
+            if code == StoppedEarly.code:
+                self._show(f"[{len(self.codes)}/{self.total}] {task.key}: {end}")
+                return
         last = last_line(log) if log.exists() else "its folder was removed"
         self.errors += [last] if code else []
         killed = "; killed, out of memory?" if code == 128 + signal.SIGKILL else ""
