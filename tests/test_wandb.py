@@ -20,6 +20,7 @@ from roadmap.runs.wandb_logger import WandbLogger, project_of, wandb_mode, warn_
 from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
+from .conftest import ROOT
 from .records import ledger, stopped_at
 from .wandb_server import KEY, Server
 
@@ -207,6 +208,28 @@ def test_a_process_of_the_client_that_dies_is_one_line_and_none_after_the_result
     assert "top-1" in lines[3]
     assert len(lines) == 4, done.stdout
     assert list(tmp_path.glob("single/*/*/seed0/wandb/core.log"))  # where it says what has killed it
+
+
+AT_THE_END = """
+import sys, threading
+from types import SimpleNamespace
+from roadmap.runs import wandb_client
+sys.modules["wandb"] = SimpleNamespace(teardown=lambda: print("ended"))
+wandb_client._end_service_with_main_thread()
+start = threading.Thread.start
+
+def as_since_python_3_12(self):
+    if not threading.main_thread().is_alive():
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    start(self)
+
+threading.Thread.start = as_since_python_3_12
+"""
+
+
+def test_the_client_is_ended_with_the_main_thread_when_no_thread_can_be_started():
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("ended\n", "")
 
 
 @pytest.mark.parametrize("delay_s", [0.5, 60.0])

@@ -104,13 +104,21 @@ def start_service(log: Path = Path(os.devnull), **settings: Any) -> None:
 def _end_service_with_main_thread() -> None:
     """End W&B's process before its own hook at exit does, which waits as long as it takes.
 
-    A hook of ours that ends it first is too late: since Python 3.14 it cannot take back theirs, which then fails.
+    A hook of ours that ends it first is too late: since Python 3.14 it cannot take back theirs, which then fails. And
+    since Python 3.12 no thread can be started any more once the main thread has ended, so the one for this waits.
     """
+    main_thread = threading.main_thread()
+
+    def end_in_time() -> None:
+        main_thread.join()
+        _teardown()
 
     def end() -> None:
-        threading.main_thread().join()
-        end_service()
+        main_thread.join()
+        _join_or_kill(ending)
 
+    ending = threading.Thread(target=end_in_time, daemon=True)
+    ending.start()
     threading.Thread(target=end, name="end of W&B").start()
 
 
@@ -122,6 +130,11 @@ def end_service(kill: bool = False) -> None:
         _kill_service()
     ending = threading.Thread(target=_teardown, daemon=True)
     ending.start()
+    _join_or_kill(ending)
+
+
+def _join_or_kill(ending: threading.Thread) -> None:
+    """Wait until W&B's process has ended, which it does by itself within seconds, or never."""
     ending.join(END_S)
     if ending.is_alive():
         _kill_service()
