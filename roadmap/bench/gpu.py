@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--out", type=Path, help="a folder for what is found")
     options.add_argument("--root", type=Path, help="Fashion-MNIST for the runs of `make mini`")
     options.add_argument("--wheels", type=Path, default=CHECKOUT / "wheels", help="default: %(default)s, if there")
-    only = f"only these, and whether there is a GPU, in this order: {', '.join(NAMES)}"
+    only = f"only these, in the order given, after `device`; of {', '.join(NAMES)}"
     options.add_argument("--parts", type=names(NAMES), metavar="PART,PART", help=only)
     options.add_argument("--plan", action="store_true", help="print what would be done, and do nothing")
     args = options.parse_args(argv)
