@@ -34,7 +34,7 @@ LOCK := $(if $(filter .venv,$(VENV)),-c requirements.lock)
 # A new requirement means a new set-up; nothing else does.
 READY := $(VENV)/.roadmap-ready
 
-.PHONY: help setup demo mini test test-slow test-slurm lint steps run data-check roadmap plan status watch reconcile cancel sync prune bench report runs compare pack notebook clean
+.PHONY: help setup demo mini test test-slow test-slurm test-gpu lint steps run data-check roadmap plan status watch reconcile cancel sync prune bench report runs compare pack notebook clean
 
 help: ## list all targets
 	@echo "The ResNet-to-ConvNeXt roadmap. Usage: make TARGET [VARIABLE=value ...]"
@@ -133,6 +133,9 @@ test: $(VENV)/.roadmap-test ## run the tests, two files at a time (13 minutes on
 
 test-slow: $(VENV)/.roadmap-test ## run the slow tests: kills, compiled networks, failing disks (an hour on 2 cores)
 	@$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
+
+test-gpu: $(VENV)/.roadmap-test ## run the tests that need a GPU, in groups side by side
+	@$(BIN)/python -m pytest -n 8 --dist loadgroup -m gpu $(ARGS)
 
 test-slurm: $(VENV)/.roadmap-test ## run the tests on a real Slurm that they start here (as root; apt-get install slurm-wlm munge)
 	@$(BIN)/python -m pytest -m slurm $(ARGS)

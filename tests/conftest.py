@@ -37,7 +37,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if path := config.getoption("--results"):
+    path = config.getoption("--results")
+    if path and not hasattr(config, "workerinput"):  # a worker of pytest-xdist passes its results on
         config.pluginmanager.register(ResultLines(path))
 
 

@@ -1,8 +1,8 @@
-"""What only a GPU can show: its kernels, compiled and captured training, its memory, NCCL. `pytest -m gpu`.
+"""What only a GPU can show: its kernels, compiled and captured training, its memory, NCCL. `make test-gpu`.
 
-Under 100 s on an H100 with 16 cores: what takes a process of its own is started at once and asked for at the end, nets
-and kernels are compiled there, into the compilers' caches, and runs of a form share what was captured, as the seeds of
-a row do.
+Its groups run side by side, in workers of pytest-xdist, since most of their time a core works: runs of a form in one
+group share what was captured, as the seeds of a row do. Kernels and nets are compiled by processes of their own, into
+the compilers' caches. `pytest -m gpu` runs one group after the other; all that has a process is then started at once.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from roadmap.data import load, train_batches
 from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, NonFiniteError
+from roadmap.files import file_lock
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import SUMMARY
@@ -56,10 +58,11 @@ FORMS = {
 AVERAGED = ("recipe.precision=bf16", "recipe.ema_decay=0.9")
 DRAWN = (*AVERAGED, "recipe.drop_path=0.3")  # each run of a group draws from a state of its own
 ROWS = ("depthwise", "kernel_5", "kernel_7", "kernel_9", "kernel_11", STEP)
-# Of each test, by a part of its name, the process that it waits for.
-PROCESSES = {
-    "compiled_step": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *AVERAGED, *SMALL, "paths.runs=runs"),
-    "compiled_nets": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *DRAWN, *SMALL, "paths.runs=runs"),
+COMPILED_RUNS = {
+    "nets": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *DRAWN, *SMALL, "paths.runs=runs"),
+    "step": ("run.py", f"+step={STEP}", "regime=nano", *COMPILED, *AVERAGED, *SMALL, "paths.runs=runs"),
+}
+OTHER_RUNS = {
     "packer": (
         *("-m", "roadmap.sweep", "submit", "demo", "--runs", "runs", "--cluster", "local", "--"),
         *("+step=resnet,gelu", "seed=0,1", *SMALL),
@@ -75,39 +78,58 @@ def losses(config):
     return np.array([row["train/loss"] for row in ledger(config) if row["kind"] == "train"])
 
 
-@pytest.fixture
-def on_gpu(small):
-    """Return a function that composes a small run on the GPU."""
-    return lambda *words: small(STEP, "device=cuda", *words)
+def together(group):
+    """Mark tests that share fixtures: one worker has them all."""
+    return pytest.mark.xdist_group(group)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shapes(request):
-    """Compile kernels side by side, seconds each: those of runs in bf16 at once, then, beside the tests, those of other
-    runs and of every operation of tiny at its largest map and of mini at its smallest.
+def at_once(request):
+    """Start what takes processes of its own before the first test, where no other worker does."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+        for name in ("compiled_runs", "other_runs", "shapes"):
+            if name in wanted:
+                request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="module")
+def ready_kernels(tmp_path_factory):
+    """Compile the kernels of the small runs side by side, seconds each, for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    of_runs, end = taken_by_auto(shapes_of([compose(STEP, "nano")], 32), CUDA), time.monotonic() + 90
+    with file_lock(shared / "kernels.lock", "the kernels are being compiled", 100):
+        if not (shared / "kernels").exists():
+            with compilers(CUDA) as pool, ThreadPoolExecutor() as beside:
+                kinds = (torch.bfloat16, torch.float32, torch.float16)
+                jobs = [beside.submit(compile_ahead, pool, of_runs, kind, end) for kind in kinds]
+            for job in jobs:
+                job.result()
+            (shared / "kernels").touch()
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """Compile all forms of every operation of tiny at its largest map and of mini at its smallest, side by side.
 
     Return a function that waits for these operations.
     """
-    of_runs = taken_by_auto(shapes_of([compose(STEP, "nano")], 32), CUDA)
     largest = {shape.family: shape for shape in reversed(shapes_of([compose(row, "tiny") for row in ROWS], 224))}
     smallest = {shape[:3]: shape for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
     taken, end = [*largest.values(), *smallest.values()], time.monotonic() + 90
-    jobs = [(of_runs, kind) for kind in (torch.bfloat16, torch.float32, torch.float16)]
-    if any("at_the_shapes" in item.name for item in request.session.items):
-        forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
-        jobs.append((forms, torch.bfloat16))
+    forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
     with compilers(CUDA) as pool, ThreadPoolExecutor(1) as beside:
-        first, *_, last = [beside.submit(compile_ahead, pool, forms, kind, end) for forms, kind in jobs]
-        first.result()
-        yield lambda: (last.result(), taken)[1]
+        compiled = beside.submit(compile_ahead, pool, forms, torch.bfloat16, end)
+        yield lambda: (compiled.result(), taken)[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def processes(shapes, request, tmp_path_factory):
-    """Start all that takes a process of its own; return a function that waits for one, and gives output and folder."""
+@contextmanager
+def processes(commands, tmp_path_factory):
+    """Start commands, by name; give a function that waits for one, and returns its output and folder."""
     started = {}
-    wanted = [name for name in PROCESSES if any(name in item.name for item in request.session.items)]
-    for name, words in ((name, PROCESSES[name]) for name in wanted):
+    for name, words in commands.items():
         folder = tmp_path_factory.mktemp("process")
         words = [str(folder / "runs") if word == "runs" else word.replace("=runs", f"={folder}/runs") for word in words]
         env = os.environ | {"ROADMAP_KERNELS": "", "WANDB_MODE": "disabled"}
@@ -122,14 +144,36 @@ def processes(shapes, request, tmp_path_factory):
         assert code == 0, told
         return told, folder
 
-    yield finish
-    for _, process in started.values():
-        process.kill()
-        process.wait()
+    try:
+        yield finish
+    finally:
+        for _, process in started.values():
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def compiled_runs(tmp_path_factory):
+    """Start runs whose compiled nets those of the tests are, in the compiler's cache."""
+    with processes(COMPILED_RUNS, tmp_path_factory) as finish:
+        yield finish
+
+
+@pytest.fixture(scope="module")
+def other_runs(tmp_path_factory):
+    """Start the runs that a test looks at when they have ended."""
+    with processes(OTHER_RUNS, tmp_path_factory) as finish:
+        yield finish
+
+
+@pytest.fixture
+def on_gpu(ready_kernels, small):
+    """Return a function that composes a small run on the GPU."""
+    return lambda *words: small(STEP, "device=cuda", *words)
+
+
+@pytest.fixture(scope="module")
+def alone(ready_kernels, tmp_path_factory):
     """Return a function that trains a run of a form and of a seed, once, and the caches of the forms."""
     runs, caches = {}, defaultdict(dict)
 
@@ -145,7 +189,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def eager(tmp_path_factory):
+def eager(ready_kernels, tmp_path_factory):
     """Return the losses of a run whose steps are eager, by what else it is."""
     known = {}
 
@@ -166,6 +210,7 @@ def same_as_eager(config, eager, form, kernels, rtol):
     np.testing.assert_allclose(losses(config), eager(*AVERAGED, f"kernels={kernels}", *passes), rtol=rtol)
 
 
+@together("eager")
 @pytest.mark.parametrize(
     ("form", "kernels"), [("captured", "plain"), ("captured", "auto"), ("captured passes", "auto")]
 )
@@ -191,6 +236,7 @@ def check_seeds(on_gpu, alone, form, seeds):
         assert len(caches[form]["steps"]) == seeds and not any(step.in_use for step in caches[form]["steps"])
 
 
+@together("alone")
 @pytest.mark.parametrize(("form", "seeds"), [("captured", 3), ("captured passes", 2), ("eager", 2)])
 def test_seeds_side_by_side_have_the_losses_of_each_alone(on_gpu, alone, form, seeds):
     check_seeds(on_gpu, alone, form, seeds)
@@ -208,11 +254,13 @@ def check_resumed(on_gpu, alone, form):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
+@together("alone")
 @pytest.mark.parametrize("form", ["eager", "captured", "captured passes"])
 def test_a_stopped_run_goes_on_to_the_losses_of_the_whole_one(on_gpu, alone, form):
     check_resumed(on_gpu, alone, form)
 
 
+@together("own runs")
 @pytest.mark.parametrize("form", ["eager", "captured", "captured passes"])
 def test_the_host_waits_for_no_step(on_gpu, monkeypatch, form):
     """Images, mixing, draws, step and moving average are asked of the device; the losses are read later, together."""
@@ -234,6 +282,7 @@ def test_the_host_waits_for_no_step(on_gpu, monkeypatch, form):
     train(on_gpu(*FORMS[form], *DRAWN, "recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.clip_grad=1.0"))
 
 
+@together("own runs")
 @pytest.mark.parametrize("form", ["eager", "captured", "captured passes"])
 def test_a_step_that_is_not_finite_ends_the_run(on_gpu, monkeypatch, form):
     real = step.prepare
@@ -247,6 +296,7 @@ def test_a_step_that_is_not_finite_ends_the_run(on_gpu, monkeypatch, form):
         train(on_gpu(*FORMS[form]))
 
 
+@together("own runs")
 def test_a_run_of_a_group_that_is_not_finite_leaves_and_the_others_go_on(on_gpu, monkeypatch):
     real = step.prepare
 
@@ -262,6 +312,7 @@ def test_a_run_of_a_group_that_is_not_finite_leaves_and_the_others_go_on(on_gpu,
     assert outcomes[0]["state"] == outcomes[2]["state"] == "done"
 
 
+@together("eager")
 @pytest.mark.parametrize(("precision", "rtol"), [("fp32", 0.01), ("bf16", 0.1)])
 def test_our_kernels_give_the_losses_of_torchs_own(eager, precision, rtol):
     """In bf16 the first steps of AdamW make much of what is rounded."""
@@ -270,6 +321,7 @@ def test_our_kernels_give_the_losses_of_torchs_own(eager, precision, rtol):
     np.testing.assert_allclose(ours, plain, rtol=rtol)
 
 
+@together("eager")
 def test_in_fp16_our_kernels_begin_with_the_loss_of_torchs_own(eager):
     """Which of the next steps the scale of the loss skips may hang on a rounding."""
     ours, plain = (eager("recipe.precision=fp16", f"kernels={kernels}") for kernels in ("auto", "plain"))
@@ -277,6 +329,7 @@ def test_in_fp16_our_kernels_begin_with_the_loss_of_torchs_own(eager):
     assert np.isfinite(ours).all()
 
 
+@together("own runs")
 @pytest.mark.parametrize("form", ["eager", "captured"])
 def test_memory_that_is_too_small_is_told_with_the_pass_that_fits(on_gpu, form):
     config = on_gpu(*FORMS[form], "data.image_size=224", "kernels=plain")
@@ -291,6 +344,7 @@ def test_memory_that_is_too_small_is_told_with_the_pass_that_fits(on_gpu, form):
         torch.cuda.empty_cache()
 
 
+@together("own runs")
 def test_evaluation_counts_as_on_the_cpu(on_gpu):
     config = on_gpu("recipe.precision=fp32")
     train(config)
@@ -303,6 +357,8 @@ def test_evaluation_counts_as_on_the_cpu(on_gpu):
     np.testing.assert_allclose(on_cuda.loss, on_cpu.loss, rtol=1e-4)
 
 
+@together("processes")
+@pytest.mark.usefixtures("other_runs")  # which begin before the first test of the group
 @pytest.mark.parametrize(("decoder", "levels"), [("cpu", 0.01), ("nvjpeg", 4.0)])
 def test_the_fast_pipeline_gives_the_cpus_images_with_both_decoders(tmp_path, decoder, levels):
     """NvJPEG doubles the color's pixels where libjpeg interpolates: 1.5 levels on average."""
@@ -326,6 +382,7 @@ def test_the_fast_pipeline_gives_the_cpus_images_with_both_decoders(tmp_path, de
     assert off.mean() < levels
 
 
+@together("processes")
 def test_nccl_averages_the_gradients_of_a_net():
     """There is one GPU, so a group of one rank: what asks for several is told of two, after that has begun."""
     ranks, image = Ranks(RankEnv(), torch.device("cuda", 0)), torch.randn(4, 3, 8, 8, device=CUDA)
@@ -345,19 +402,22 @@ def test_nccl_averages_the_gradients_of_a_net():
         ranks._destroy_process_groups()
 
 
-def test_the_packer_prepares_a_row_while_another_trains(processes):
-    told, folder = processes("packer")
+@together("processes")
+def test_the_packer_prepares_a_row_while_another_trains(other_runs):
+    told, folder = other_runs("packer")
     assert "the seeds of a row side by side" in told and "[4/4]" in told
     found = [json.loads(path.read_text()) for path in folder.rglob(SUMMARY)]
     assert [about["cuda_graph"] for about in found] == [True] * 4
 
 
-def test_one_rank_under_torchrun_trains(processes):
-    _, folder = processes("torchrun")
+@together("processes")
+def test_one_rank_under_torchrun_trains(other_runs):
+    _, folder = other_runs("torchrun")
     summary = json.loads(next(folder.rglob(SUMMARY)).read_text())
     assert summary["world_size"] == 1 and np.isfinite(summary["top1"])
 
 
+@together("shapes")
 @pytest.mark.timeout(200)
 def test_every_form_is_as_exact_as_torchs_own_at_the_shapes_of_tiny_and_mini(shapes):
     for shape in shapes():
@@ -368,16 +428,19 @@ def test_every_form_is_as_exact_as_torchs_own_at_the_shapes_of_tiny_and_mini(sha
             assert measured.error <= 1.5 * plain + 1e-4, (shape, form, measured.error, plain)
 
 
-def test_seeds_side_by_side_of_compiled_nets(processes, on_gpu, alone):
-    processes("compiled_nets")
+@together("compiled")
+def test_seeds_side_by_side_of_compiled_nets(compiled_runs, on_gpu, alone):
+    compiled_runs("nets")
     check_seeds(on_gpu, alone, "compiled and captured", 2)
 
 
+@together("compiled")
 def test_a_compiled_run_that_was_stopped_goes_on(on_gpu, alone):
     check_resumed(on_gpu, alone, "compiled and captured")
 
 
+@together("compiled")
 @pytest.mark.parametrize("form", ["compiled and captured", "compiled"])
-def test_a_compiled_step_gives_nearly_the_losses_of_the_eager_one(processes, on_gpu, eager, form):
-    processes("compiled_step")
+def test_a_compiled_step_gives_nearly_the_losses_of_the_eager_one(compiled_runs, on_gpu, eager, form):
+    compiled_runs("step")
     same_as_eager(on_gpu(*FORMS[form], *AVERAGED), eager, form, "auto", rtol=0.1)

@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
 
     files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
     results = ("--results", str(args.out / "tests.jsonl"))
-    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *results, *files)
+    side_by_side = ("-n", "8", "--dist", "loadgroup") if find_spec("xdist") else ()
+    tests = ("-m", "pytest", "-m", "gpu", *side_by_side, "-v", "-p", "no:cacheprovider", *results, *files)
     nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "140")
     compile_only = ("-m", "roadmap.bench", "kernels", "--compile-only")
     ahead = (

@@ -25,7 +25,7 @@ from roadmap.bench.forms import FORMS
 from roadmap.bench.measure import BOUND, Candidate, free_memory, synchronize
 from roadmap.bench.options import above_zero, chosen_peers, count, parser
 from roadmap.bench.photographs import SIZE, describe_sizes, link_photographs, write_photographs
-from roadmap.bench.pipelines import BOUNDS, PIPELINES, Epoch, Start
+from roadmap.bench.pipelines import BOUNDS, ON_A_GPU, PIPELINES, Entry, Epoch, Start
 from roadmap.bench.results import Results, rate
 from roadmap.bench.rows import Setting
 from roadmap.config.choices import Device
@@ -57,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
         results = Results("input", argv, device, args, how=how)
         config = config_of(args, folder)
         gather_images(results, args, Path(folder))
-        found = [(*pipeline, lambda images, labels: None) for pipeline in pipelines(args)]
+        found = [(*pipeline, lambda images, labels: None) for pipeline in pipelines(args, device)]
         bound = [(name, BOUND, start, lambda images, labels: None) for name, start in BOUNDS.items()]
         measured = [measure(*candidate, args, config, device, began) for candidate in [*found, *bound]]
         decode = next(c for c in measured if c.name == next(iter(BOUNDS)))
         results.add("input", measured, {} if decode.failed else {"decode": decode.images_per_s})
         if args.train:
             use = train_on(config, device)
-            fed = [("one batch again and again", BOUND, same_batch, use), *((*p, use) for p in pipelines(args))]
+            fed = [("one batch again and again", BOUND, same_batch, use), *((*p, use) for p in pipelines(args, device))]
             measured = [measure(*candidate, args, config, device, began) for candidate in fed]
             limits = {} if measured[0].failed else {"synthetic": measured[0].images_per_s}
             results.add(args.train, measured, limits)
@@ -121,9 +121,11 @@ def gather_images(results: Results, args: argparse.Namespace, root: Path) -> Non
     print(f"{how}, the paper's full recipe", flush=True)
 
 
-def pipelines(args: argparse.Namespace) -> list[tuple[str, str | None, Start]]:
-    """Return our pipelines, and those of the requested libraries."""
-    return [pipeline for pipeline in PIPELINES if pipeline[1] in (None, *args.peers)]
+def pipelines(args: argparse.Namespace, device: torch.device) -> list[Entry]:
+    """Return our pipelines, and those of the requested libraries, that can run on a device."""
+    fast, *others = PIPELINES
+    known = [fast, ON_A_GPU, *others] if device.type == "cuda" else PIPELINES
+    return [pipeline for pipeline in known if pipeline[1] in (None, *args.peers)]
 
 
 def measure(
@@ -197,10 +199,10 @@ def same_batch(config: Config, device: torch.device) -> Epoch:
 
 
 def train_on(config: Config, device: torch.device) -> Use:
-    """Return the training step that all pipelines feed, mixing included: compiled on a GPU, eager on a CPU."""
+    """Return the training step that all pipelines feed, mixing included: on a GPU as a run has it, eager on a CPU."""
     recipe, numbers = config.recipe, counter()
     precision = choose_precision(recipe.precision, device)
-    setting = Setting(device, precision, recipe.batch_size, config.data.image_size, CLASSES)
-    form = FORMS["compiled" if device.type == "cuda" else "eager"]
+    setting = Setting(device, precision, recipe.batch_size, config.data.image_size, CLASSES, soft_labels=True)
+    form = FORMS["captured" if device.type == "cuda" else "eager"]
     step = form(lambda: build_net(config.model, CLASSES), config, setting)
     return lambda images, labels: step(*mixup.mixup_batch(images, labels, recipe, CLASSES, 0, next(numbers)))

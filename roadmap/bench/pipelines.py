@@ -19,18 +19,19 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 
 from roadmap import data
-from roadmap.config.choices import Pipeline
+from roadmap.config.choices import Decoder, Pipeline
 from roadmap.config.schema import Config
 from roadmap.data import datasets, sampling
 from roadmap.data.transforms import with_safe_posterize
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # epoch number -> batches
 Start = Callable[[Config, torch.device], Epoch]
+Entry = tuple[str, str | None, Start]  # name, library where it is not ours, what starts it
 
 
-def ours(pipeline: Pipeline, config: Config, device: torch.device) -> Epoch:
+def ours(pipeline: Pipeline, decoder: Decoder, config: Config, device: torch.device) -> Epoch:
     """Return our own pipeline. Raises ConfigError where it cannot do what the recipe asks."""
-    cfg, recipe = config.data.replace(pipeline=pipeline), config.recipe
+    cfg, recipe = config.data.replace(pipeline=pipeline, decoder=decoder), config.recipe
     data.check_pipeline(cfg, recipe)
     train = datasets.load(cfg).train
 
@@ -122,12 +123,13 @@ def read_tensor(path: str) -> Tensor:
     return decode_image(read_file(path), mode=ImageReadMode.RGB)
 
 
-# Name, library where it is not ours, what starts it; the most informative first.
-PIPELINES: tuple[tuple[str, str | None, Start], ...] = (
-    ("ours, fast", None, partial(ours, Pipeline.fast)),
+# The most informative first.
+PIPELINES: tuple[Entry, ...] = (
+    ("ours, fast", None, partial(ours, Pipeline.fast, Decoder.cpu)),
     ("timm, full recipe", "timm", timm_loader),
     ("torchvision v2, tensors", "torchvision", partial(torchvision_loader, read_tensor)),
-    ("ours, reference", None, partial(ours, Pipeline.reference)),
+    ("ours, reference", None, partial(ours, Pipeline.reference, Decoder.cpu)),
     ("torchvision v2, PIL", "torchvision", partial(torchvision_loader, read_pil)),
 )
+ON_A_GPU: Entry = ("ours, fast, nvJPEG", None, partial(ours, Pipeline.fast, Decoder.nvjpeg))
 BOUNDS: dict[str, Start] = {"decode alone": decoded, "decode and crop": cropped}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from roadmap import paper
 from roadmap.bench.options import count, names
@@ -34,12 +35,15 @@ class Setting:
     batch: int
     image_size: int
     num_classes: int
+    soft_labels: bool = False  # a share of each class, as mixing makes them
 
     def example(self) -> tuple[Tensor, Tensor]:
         """Return random images, channels-last, and labels, on the device."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, 3, self.image_size, self.image_size, generator=generator)
         labels = torch.randint(self.num_classes, (self.batch,), generator=generator)
+        if self.soft_labels:
+            labels = one_hot(labels, self.num_classes).float()
         return images.to(self.device).contiguous(memory_format=torch.channels_last), labels.to(self.device)
 
 
