@@ -164,13 +164,15 @@ def taken_by_auto(shapes: Sequence[OpShape], device: torch.device) -> list[tuple
 
 @contextmanager
 def compilers(device: torch.device, *, urgent: bool = True) -> Iterator[ProcessPoolExecutor | None]:
-    """Give processes that compile for a GPU side by side; each imports torch once. None without a GPU."""
+    """Give processes that compile for a GPU side by side; they import torch once, together. None without a GPU."""
     if device.type != "cuda":
         yield None
         return
     most, nice = (MOST_WORKERS, 0) if urgent else (MOST_WORKERS // 2, 10)
     workers = max(1, min(most, num_cores() - 1))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(nice,))
+    context = get_context("forkserver")
+    context.set_forkserver_preload([compile_form.__module__])
+    pool = ProcessPoolExecutor(workers, context, initializer=os.nice, initargs=(nice,))
     try:
         yield pool
     finally:
