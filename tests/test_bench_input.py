@@ -97,7 +97,7 @@ def test_a_pipeline_yields_whole_batches_ready_for_the_net(config, name, library
 
 
 def test_the_clock_starts_when_every_worker_has_given_a_batch(monkeypatch):
-    """A batch takes 1 s of a played clock; the first two, 50 s."""
+    """A batch takes 1 s of a played clock; the first two, 50 s. Only whole rounds of the workers are timed."""
     now = [0.0]
     monkeypatch.setattr(bench_input.time, "perf_counter", lambda: now[0])
 
@@ -107,6 +107,14 @@ def test_the_clock_starts_when_every_worker_has_given_a_batch(monkeypatch):
     epoch = lambda number: ((torch.zeros(1), torch.zeros(1)) for _ in range(4))  # noqa: E731
     assert seconds_a_batch(epoch, torch.device("cpu"), 2, use, 6.0, 3) == [1.0] * 3
     assert now[0] == 106
+    now[0] = 0.0
+    batches = []
+
+    def bursts(images, labels):
+        batches.append(None)
+        now[0] += 9 if len(batches) % 3 == 0 else 0  # of three workers, all at once
+
+    assert seconds_a_batch(epoch, torch.device("cpu"), 3, bursts, 4.0, 2) == [3.0] * 2
 
 
 def test_a_pipeline_ends_with_its_workers_and_one_that_hangs_is_given_up(config, monkeypatch):

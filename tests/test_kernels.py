@@ -17,7 +17,6 @@ from roadmap.net.kernels.measured import FILE, Row, Table, read_tables, record
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
-from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
 from .kernel_checks import assert_as_exact, depthwise_inputs, drawn, plain_depthwise
@@ -165,11 +164,7 @@ def test_auto_takes_on_a_gpu_what_was_measured_there(capability):
     assert forms["norm"] == "triton" and forms["pointwise"] == "linear"
     with_grn, _ = chosen("grn")
     assert forms.pop("join") == "triton"  # without layer scale there is nothing to join
-    assert {forms.pop(name) for name in list(forms) if name.startswith("gelu")} == {"product"}
-    assert with_grn.pop("gelu") == "triton" and with_grn == forms  # GRN stands between GELU and the product
-    tiny = kernels.forms_of(compose("separate_downsampling", "tiny").model, GPU, Kernels.auto)
-    gelus = {int(name.split()[-1]): form for name, form in tiny.items() if name.startswith("gelu")}
-    assert gelus == {384: "product/2/3/3", 768: "epilogue/1", 1536: "epilogue/1", 3072: "epilogue/1"}
+    assert forms["gelu"] == "triton" and with_grn == forms
 
 
 def test_auto_takes_on_another_gpu_what_won_by_far_and_says_that_nobody_measured_it(capability):
@@ -207,21 +202,6 @@ def test_a_users_own_table_comes_first_by_the_nearest_shape(capability, own_file
     assert found["depthwise forward 7x7/1 of 12"] == "columns/2/32/1"
     assert set(found.values()) == {"columns/2/32/1", "plain"}
     assert forms["norm"].startswith("triton")  # what it has not measured is the repository's
-
-
-def test_gelu_in_its_product_is_taken_where_it_was_recorded_to_win(capability, own_file):
-    pytest.importorskip("triton", reason="Triton is not installed")
-    capability(9, 0)
-    won = {48: "product/1/0/2", 96: "epilogue/3", 384: "plain"}
-    record(table(*(Row(operation="gelu", channels=c, form=form, gain=1.2) for c, form in won.items())))
-    forms = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto)
-    found = {name: form for name, form in forms.items() if name.startswith("gelu")}
-    widths = {"gelu of 48": "product/1/0/2", "gelu of 96": "epilogue/3", "gelu of 384": "plain"}
-    assert widths.items() <= found.items()
-    grn = kernels.forms_of(TOY["grn"], GPU, Kernels.auto)
-    assert (grn["gelu of 48"], grn["gelu of 384"]) == ("triton", "plain")
-    fast = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.fast)
-    assert fast["gelu"] == "triton"  # what nobody has measured is not the first choice
 
 
 def test_recording_replaces_the_same_shapes_and_keeps_all_else(own_file):
@@ -306,7 +286,7 @@ def test_the_tables_of_the_repository_name_forms_that_there_are(capability):
         for entry in known.rows:
             name = kernels.base(entry.form)
             assert name in ("plain", *kernels.FORMS[entry.operation])
-            assert name in ("plain", "triton", "columns", "epilogue", "product") or kernels.can_run(
+            assert name in ("plain", "triton", "columns") or kernels.can_run(
                 name, kernels.OpSpec(CPU, entry.operation, entry.kernel, entry.stride)
             ), entry
 

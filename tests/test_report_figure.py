@@ -173,6 +173,9 @@ def test_many_notes_leave_room_for_the_chart(tmp_path):
     said = texts_of(roadmap_chart(replace(group, notes=tuple(f"note {i}" for i in range(20)))))
     assert [text for text in said if text.startswith("note ")] == [f"note {i}" for i in range(4)]
     assert "and more notes: see the table" in said
+    long = "a note of many words " * 20  # what does not fit is not cut off in the middle
+    said = texts_of(roadmap_chart(replace(group, notes=("note 0", "note 1", "note 2", long))))
+    assert [text for text in said if "note" in text] == ["note 0", "note 1", "note 2", "and more notes: see the table"]
 
 
 @pytest.mark.parametrize(

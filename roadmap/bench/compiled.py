@@ -3,9 +3,6 @@
 The depthwise kernels: for every tile registers and spilled bytes of a thread, instructions a multiply-add in the inner
 loop, warps that an SM holds, and the least milliseconds that issuing these instructions takes on an H100 for 256 maps
 of 96 channels, 56x56. A kernel that never waits takes that long; those in docs/speed.md take 1.2 to 1.5 times as long.
-
-With `--products` the matrix products with GELU in them, at the shapes of ConvNeXt-T's stages for 256 images of 224
-pixels, with the milliseconds that issuing, moving the maps, and multiplying whole tiles take at least.
 """
 
 import re
@@ -16,21 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from roadmap.bench.options import empty_parser, names
 from roadmap.errors import ConfigError
 from roadmap.net.kernels.depthwise_columns import MAP_TILES, WEIGHT_TILES, ColumnTile, tile_of
-from roadmap.net.kernels.gelu_product import TILES, Tile, shares_of, tiles_for
-from roadmap.net.kernels.triton_support import ceil_div, has_triton
+from roadmap.net.kernels.triton_support import has_triton
 
 CAPABILITIES = ("90", "80")
 MULTIPLY_ADDS = 256 * 56 * 56 * 96  # of a tap
 ISSUED_PER_S = 4 * 132 * 32 * 1.755e9  # lanes: schedulers of an SM, SMs, lanes of a warp, Hz
-MOVED_PER_S, FLOP_PER_S = 2.989e12, 700e12  # bytes copied, bf16 multiplied: measured on an H100
-STAGES = {96: 56, 192: 28, 384: 14, 768: 7}  # channels of ConvNeXt-T: height of their map
-PRODUCTS = ("forward", "input gradient", "weight gradient")
-REGISTERS, SHARED, WARPS = 65536, 227 * 1024, 64  # of an H100's multiprocessor
+REGISTERS = 65536  # of an H100's multiprocessor
 FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")  # pointers that are not of the map's type
 MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden")
 BYTES = ("images", "changed", "fixed", "tables")  # in place of maps, where images are augmented
@@ -38,14 +29,13 @@ OTHERS = {"eps": "fp32", "ops": "*i32", "args": "*fp64"}
 
 
 class Compiled(NamedTuple):
-    """A compiled kernel: registers and spilled bytes of a thread, bytes of shared memory of a program.
+    """A compiled kernel: registers and spilled bytes of a thread.
 
     `code` has its instructions by operation: all of them, then those of each loop.
     """
 
     registers: int
     stack: int
-    shared: int
     code: list[Counter[str]]
 
     @property
@@ -58,11 +48,6 @@ class Compiled(NamedTuple):
         """Return for how many warps the registers of an SM suffice."""
         return REGISTERS // (-(-self.registers // 8) * 8 * 32)
 
-    def executed(self, iterations: int) -> int:
-        """Return the instructions of a warp whose longest loop runs `iterations` times."""
-        loop = max((loop.total() for loop in self.code[1:]), default=0)
-        return self.code[0].total() + (iterations - 1) * loop
-
     @property
     def per_multiply_add(self) -> float:
         """Return the instructions of the inner loop for each multiply-add."""
@@ -71,7 +56,7 @@ class Compiled(NamedTuple):
 
 def compile_kernel(
     function: Any, constants: Mapping[str, Any], capability: int, *, kind: str = "bf16", warps: int = 4,
-    registers: int = 0, stages: int = 3, wide: Sequence[str] = (),
+    registers: int = 0, wide: Sequence[str] = (),
 ) -> Compiled:  # fmt: skip
     """Compile a Triton kernel without a GPU, maps of type `kind`, the `wide` ones fp32, and count its instructions."""
     import triton
@@ -90,7 +75,7 @@ def compile_kernel(
             if name == "channels":  # a multiple of 16 in nearly every net
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, dict(constants), attributes)
-    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
+    options: dict[str, Any] = {"num_warps": warps}
     options |= {"maxnreg": registers} if registers else {}
     options["enable_fp_fusion"] = kind != "u8"  # images are augmented to the byte
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -101,7 +86,7 @@ def compile_kernel(
         code = output_of(tools / "nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+)", used)
     assert found, used
-    return Compiled(int(found[1]), int(found[2]), made.metadata.shared, counted(code))
+    return Compiled(int(found[1]), int(found[2]), counted(code))
 
 
 def output_of(*command: str | Path) -> str:
@@ -138,12 +123,9 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--kernels", type=names(sizes), default=sizes, metavar="K,K", help=f"of {', '.join(sizes)}")
     options.add_argument("--capability", default="90", choices=CAPABILITIES)
     options.add_argument("--all-tiles", action="store_true", help="not the first of each alone")
-    options.add_argument("--products", action="store_true", help="matrix products with GELU in them, not the depthwise")
     args = options.parse_args(argv)
     if not has_triton():
         raise ConfigError("python -m roadmap.bench compiled: Triton is not installed")
-    if args.products:
-        return print_products(int(args.capability), args.all_tiles)
     print("| pass | kernel | tile | registers | spilled bytes | instructions a multiply-add | warps an SM | bound ms |")
     print("|---|---|---|---|---|---|---|---|")
     for name, tiles in (("map", MAP_TILES), ("weight gradient", WEIGHT_TILES)):
@@ -166,55 +148,3 @@ def compile_columns(name: str, kernel: int, tile: ColumnTile, capability: int, k
         function = made.columns_kernel
         constants |= {"FLIPPED": False, "HAS_BIAS": True}
     return compile_kernel(function, constants, capability, kind=kind, warps=tile.warps, registers=tile.registers)
-
-
-def print_products(capability: int, all_tiles: bool) -> int:
-    """Print a line for each pass of the products with GELU in them, at each stage of ConvNeXt-T."""
-    print(
-        "| pass | channels | tile | registers | spilled bytes | KiB shared | warps an SM | instructions a value |",
-        end="",
-    )
-    print(" bounds: issue / memory / products, ms |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for which, name in enumerate(PRODUCTS):
-        for channels, height in STAGES.items():
-            for text in tiles_for(TILES[which], channels)[: None if all_tiles else 1]:
-                rows, hidden = 256 * height**2, 4 * channels
-                tile = Tile(*map(int, text.split("/")))
-                made, block, launched = compile_product(which, channels, rows, tile, capability)
-                instructions = made.executed(launched[1]) * launched[0] * 32 * block.warps
-                maps = rows * (hidden * (1, 2, 1)[which] + channels) * 2
-                flop = 2 * launched[0] * launched[1] * block.rows * block.columns * block.deep
-                programs = min(made.warps // block.warps, SHARED // (made.shared + 1024), WARPS // block.warps)
-                bounds = (instructions / ISSUED_PER_S, maps / MOVED_PER_S, flop / FLOP_PER_S)
-                cells = (
-                    *(name, channels, text, made.registers, made.stack, made.shared // 1024, programs * block.warps),
-                    *(f"{instructions / (rows * hidden):.1f}", " / ".join(f"{1e3 * s:.3f}" for s in bounds)),
-                )
-                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-    return 0
-
-
-def compile_product(
-    which: int, channels: int, rows: int, tile: Tile, capability: int, kind: str = "bf16"
-) -> tuple[Compiled, Tile, tuple[int, int]]:
-    """Compile a product with GELU in it; also return its tile here, its programs, and their iterations."""
-    from roadmap.net.kernels import triton_products as made
-
-    hidden = 4 * channels
-    like = torch.empty(0, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind])
-    sizes = ((rows, channels, hidden), (rows, hidden, channels), (hidden, channels, rows))[which]
-    names_of = (("BLOCK_R", "BLOCK_C", "BLOCK_H"), ("BLOCK_R", "BLOCK_H", "BLOCK_C"), ("BLOCK_H", "BLOCK_C", "BLOCK_R"))
-    block = tile.fitting(*sizes, like)
-    blocks = ceil_div(sizes[0], block.rows), ceil_div(sizes[1], block.columns)
-    programs, deep = blocks[0] * blocks[1], sizes[2]
-    if which == 2:
-        deep, shares = shares_of(rows, blocks, block.deep)
-        programs *= shares
-    constants: dict[str, Any] = {"C": channels, "H": hidden, "WIDEN": False}
-    constants |= dict(zip(names_of[which], block[:3], strict=True)) | ({"HAS_BIAS": True} if which == 0 else {})
-    function = (made.gelu_forward_kernel, made.gelu_input_gradient_kernel, made.gelu_weight_gradient_kernel)[which]
-    found = compile_kernel(
-        function, constants, capability, kind=kind, warps=block.warps, registers=block.registers, stages=block.stages
-    )
-    return found, block, (programs, ceil_div(deep, block.deep))

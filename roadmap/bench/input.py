@@ -1,8 +1,9 @@
 """`python -m roadmap.bench input`: images a second from JPEGs on disk to batches ready for the net, with other loaders.
 
-One pipeline after the other, the most informative first, each with all workers to itself and for `--seconds`; the clock
-starts when as many batches have come as there are workers, so that their start does not count and no batch is counted
-that was prepared before. What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are
+One pipeline after the other, the most informative first, each with all workers to itself and for `--seconds` or longer;
+the clock starts when as many batches have come as there are workers, so that their start does not count and no batch is
+counted that was prepared before. Batches come in bursts, one from each worker: whole rounds of the workers are timed.
+What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are
 synthetic (bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train
 STEP` feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost
 against that is due to the input.
@@ -76,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises ConfigError."""
     cores, gpu = num_cores(), torch.cuda.is_available()
     options = parser("input", __doc__, warm_up=1)
-    options.set_defaults(repeats=5)
+    options.set_defaults(repeats=3)
     options.add_argument("--seconds", type=above_zero, default=6.0, help="of each candidate; default: %(default)s")
     options.add_argument("--limit", type=above_zero, default=95.0, help="seconds, for all; default: %(default)s")
     options.add_argument("--root", type=Path, help="real photographs: a folder with train/<class>/*.jpg")
@@ -150,11 +151,14 @@ def measure(
 
 
 def seconds_a_batch(
-    epoch: Epoch, device: torch.device, skipped: int, use: Use, total_s: float, parts: int
+    epoch: Epoch, device: torch.device, workers: int, use: Use, total_s: float, parts: int
 ) -> list[float]:
-    """Pass batches to `use` for `total_s` seconds; return the seconds per batch in each of `parts` parts."""
+    """Pass batches to `use` for `total_s` seconds; return the seconds per batch in each of `parts` parts.
+
+    A part has a multiple of `workers` batches, and may take longer for that; as many are skipped at first.
+    """
     batches = chain.from_iterable(epoch(number) for number in counter())
-    for _ in range(skipped):
+    for _ in range(workers):
         use(*next(batches))
     synchronize(device)
     times: list[float] = []
@@ -163,7 +167,7 @@ def seconds_a_batch(
     for images, labels in batches:
         use(images, labels)
         number += 1
-        if time.perf_counter() - began < total_s * (len(times) + 1) / parts:
+        if number % workers or time.perf_counter() - began < total_s * (len(times) + 1) / parts:
             continue
         synchronize(device)
         now = time.perf_counter()

@@ -25,7 +25,6 @@ from roadmap.bench.measure import free_memory, seconds
 from roadmap.bench.operations import (
     CHECKED,
     OpShape,
-    combined,
     compile_form,
     forms_at,
     operation_at,
@@ -44,7 +43,7 @@ from roadmap.text import one_line
 
 MOST_WORKERS = 12  # processes that compile tiles ahead
 FEW = 2  # tiles that are tried at an operation's later shapes
-OURS = ("triton", "columns", "epilogue", "product")  # forms that are compiled
+OURS = ("triton", "columns")  # forms that are compiled
 GPU_CALLS, CPU_CALLS = 20, 9  # of a form
 FLUSH_BYTES = 2**28  # more than any cache holds
 WORSE = 1.5  # times torch's own error, beyond which a form does not count
@@ -213,9 +212,7 @@ def measure_shape(
         except Exception as problem:  # whatever a compiler raises: the others go on, and the reason is shown
             return Measured(None, None, f"{type(problem).__name__}: {one_line(problem)}")
 
-    found = {form: measure(form) for form in forms}
-    more = combined({form: measured.ms for form, measured in found.items() if measured.ms is not None})
-    return found | {form: measure(form) for form in more if form not in found}
+    return {form: measure(form) for form in forms}
 
 
 def median_ms(call: Callable[[], object], device: torch.device) -> float:

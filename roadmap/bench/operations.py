@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 
 from roadmap.config.schema import Config
 from roadmap.net import build_net
@@ -18,7 +18,6 @@ from roadmap.net.kernels.depthwise import input_gradient, output, weight_gradien
 from roadmap.net.kernels.depthwise_columns import MAP_TILES
 from roadmap.net.kernels.depthwise_columns import WEIGHT_TILES as COLUMN_WEIGHT_TILES
 from roadmap.net.kernels.gelu import GeluFunction
-from roadmap.net.kernels.gelu_product import FORWARD_TILES, INPUT_TILES, WEIGHT_TILES, GeluProductFunction, tiles_for
 from roadmap.net.kernels.norm import TILES, FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.net.kernels.residual import JoinFunction
@@ -55,15 +54,13 @@ class OpShape(NamedTuple):
         into, out = self.channels * self.height**2, self.c_out * self.out_height**2
         if self.operation in PASSES:
             return batch * (into + out)
-        if self.operation in ("norm", "join"):
+        if self.operation in ("norm", "join", "gelu"):
             # Forward reads one map or two and writes one, backward reads two and writes one or two.
             return batch * into * 5
-        # Each pass reads or writes both maps; GELU's input gradient reads what was before it, too.
-        times = 4 if self.operation == "gelu" else 3
-        return batch * (into * times + out * 3) + 3 * self.channels * self.c_out
+        return batch * (into + out) * 3 + 3 * self.channels * self.c_out
 
     def flop(self, batch: int) -> int:
-        """Return the floating-point operations of a convolution, two a multiply-add; 0 of a norm or a join."""
+        """Return the floating-point operations of a convolution, two a multiply-add; 0 of other operations."""
         outputs = batch * self.c_out * self.out_height**2
         if self.operation in PASSES:
             return 2 * outputs * (self.kernel or 0) ** 2
@@ -72,12 +69,12 @@ class OpShape(NamedTuple):
     @property
     def has_products(self) -> bool:
         """Tell whether it is made of matrix products."""
-        return self.operation == "gelu" or self.operation.startswith("pointwise")
+        return self.operation.startswith("pointwise")
 
     @property
     def family(self) -> tuple[object, ...]:
         """Return what it shares with shapes that are likely to have the same best tiles."""
-        return (*self[:3], self.channels if self.operation == "gelu" else None)
+        return self[:3]
 
 
 def shapes_of(configs: Iterable[Config], image_size: int) -> list[OpShape]:
@@ -108,8 +105,8 @@ def note_shapes(found: dict[OpShape, None], module: nn.Module, args: Tensors, ou
         if isinstance(module.scale, LayerScale):
             found[OpShape("join", None, None, c_out, out.shape[2], c_out)] = None
         if applies_gelu(module):
-            hidden, c_out = module.conv2.out_channels, module.conv3.out_channels
-            found[OpShape("gelu", None, None, hidden, out.shape[2], c_out)] = None
+            hidden = module.conv2.out_channels
+            found[OpShape("gelu", None, None, hidden, out.shape[2], hidden)] = None
 
 
 def forms_at(shape: OpShape, device: torch.device) -> Iterator[str]:
@@ -118,35 +115,11 @@ def forms_at(shape: OpShape, device: torch.device) -> Iterator[str]:
     for form in FORMS[shape.operation]:
         if not can_run(form, shape.spec(device)):
             continue
-        if form in ("epilogue", "product"):
-            yield from gelu_forms(form, shape.c_out)
-            continue
         tried = COLUMN_WEIGHT_TILES if shape.operation == PASSES[2] else MAP_TILES
         tiles = tried[shape.kernel or 0] if form == "columns" else TILES if shape.operation == "norm" else ""
         if form != "columns":
             yield form
         yield from (f"{form}/{tile}" for tile in tiles.split())
-
-
-def gelu_forms(form: str, c_out: int) -> Iterator[str]:
-    """Yield a form of GELU in a product with the tiles of each of its passes in turn."""
-    forward, gradient, weight = (range(len(tiles_for(t, c_out))) for t in (FORWARD_TILES, INPUT_TILES, WEIGHT_TILES))
-    if form == "epilogue":
-        yield from (f"epilogue/{tile}" for tile in gradient)
-        return
-    yield from (f"product/{tile}/0/0" for tile in forward)
-    yield from (f"product/0/0/{tile}" for tile in weight[1:])
-
-
-def combined(ms: Mapping[str, float]) -> list[str]:
-    """Return the GELU form with the fastest measured tile of each pass, since the times of passes add up."""
-    products = [form.split("/") for form in sorted(ms, key=lambda form: ms[form]) if base(form) == "product"]
-    epilogues = [form.split("/") for form in sorted(ms, key=lambda form: ms[form]) if base(form) == "epilogue"]
-    if not products or not epilogues:
-        return []
-    forward = next((tiles[1] for tiles in products if tiles[3] == "0"), "0")
-    weight = next((tiles[3] for tiles in products if tiles[1] == "0"), "0")
-    return [f"product/{forward}/{epilogues[0][1]}/{weight}"]
 
 
 def operation_at(
@@ -171,8 +144,7 @@ def operation_at(
     x.requires_grad_()
     wide = torch.float64 if exact else torch.float32
     if shape.operation == "gelu":
-        weight = (drawn(c_out, c) / c**0.5).to(kind).to(to)
-        return partial(gelu_product, x, g, drawn(c, dtype=wide), weight, drawn(c_out))
+        return partial(gelu_after_bias, x, g, drawn(c, dtype=wide).requires_grad_())
     if shape.operation == "join":
         shortcut = drawn(*x.shape, dtype=wide)
         return partial(join, x, shortcut, g.to(wide), drawn(c, dtype=wide).requires_grad_())
@@ -200,19 +172,14 @@ def depthwise(shape: OpShape, x: Tensor, g: Tensor, weight: Tensor, bias: Tensor
     return dw, db
 
 
-def gelu_product(x: Tensor, g: Tensor, before: Tensor, weight: Tensor, bias: Tensor, form: str) -> Tensors:
-    """Return the product of GELU of a map that has a bias in it already, and the gradients of all of them."""
-    rows, g = x.permute(0, 2, 3, 1), g.permute(0, 2, 3, 1)
-    before, weight, bias = (tensor.requires_grad_() for tensor in (before, weight, bias))
-    if form == "plain":
-        y = linear(gelu(rows), weight, bias)
-        dx, dw, db = torch.autograd.grad(y, [x, weight, bias], g)
-        return y.detach(), dx, dx.sum((0, 2, 3), dtype=before.dtype), dw, db
+def gelu_after_bias(x: Tensor, g: Tensor, bias: Tensor, form: str) -> Tensors:
+    """Return GELU of a map that has a bias in it already, and the gradients of both."""
     if form == "triton":
-        y = linear(GeluFunction.apply(x, before).permute(0, 2, 3, 1), weight, bias)
-    else:
-        y = GeluProductFunction.apply(rows, before, weight, bias, form)
-    return (y.detach(), *torch.autograd.grad(y, [x, before, weight, bias], g))
+        y = GeluFunction.apply(x, bias)
+        return (y.detach(), *torch.autograd.grad(y, [x, bias], g))
+    y = gelu(x)
+    (dx,) = torch.autograd.grad(y, [x], g)
+    return y.detach(), dx, dx.sum((0, 2, 3), dtype=bias.dtype)
 
 
 def join(y: Tensor, shortcut: Tensor, g: Tensor, gamma: Tensor, form: str) -> Tensors:

@@ -241,7 +241,8 @@ def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor
     """
     if device.type != "cuda":
         return lambda work: work()
-    side = torch.cuda.Stream(device)
+    # Its many small kernels go in between those of a training step; else each would wait for one of them to end.
+    side = torch.cuda.Stream(device, priority=-1)
 
     def aside(work: Callable[[], Tensor]) -> Tensor:
         """Return what `work` returns."""

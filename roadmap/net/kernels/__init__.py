@@ -22,7 +22,6 @@ from roadmap.config.toggles import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.kernels.depthwise import KERNELS, Depthwise, Forms
 from roadmap.net.kernels.gelu import GeluPointwise, PassedGelu
-from roadmap.net.kernels.gelu_product import fuse_gelu
 from roadmap.net.kernels.measured import OpSpec, best_form, notes
 from roadmap.net.kernels.norm import FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise
@@ -42,11 +41,10 @@ FORMS = {
     "join": ("triton",),  # layer scale, stochastic depth, shortcut
     "pointwise": ("linear",),
     "pointwise without bias": ("linear",),
-    # Between a pointwise convolution that has a bias and another one: with the product that follows and its gradients.
-    "gelu": ("triton", "epilogue", "product"),
+    "gelu": ("triton",),  # after a pointwise convolution that has a bias
 }
 PASSES = tuple(FORMS)[:3]
-STRIDES = {"columns": (1,), "triton": (2,), "epilogue": (), "product": ()}  # of depthwise ones, of forms in Triton
+STRIDES = {"columns": (1,), "triton": (2,)}  # of depthwise convolutions, of forms in Triton
 CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
 Choice = Kernels | Mapping[str, str]
 
@@ -58,7 +56,7 @@ def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[st
     taken, and the result says so. Call it before the net is compiled, copied or wrapped.
     """
     found: list[tuple[OpSpec, str]] = []
-    gelus: list[tuple[Block, str]] = []
+    gelus: list[Block] = []
     narrow = {id(norm) for module in net.modules() for norm in narrow_norms(module)}
     for module in net.modules():
         reset_to_plain(module)
@@ -72,23 +70,17 @@ def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[st
                 fused.narrow, fused.form = id(module) in narrow, form
         if isinstance(module, Block) and applies_gelu(module):
             spec = OpSpec(device, "gelu", channels=module.conv2.out_channels)
-            form = choose_form(spec, choice)
-            if form != "plain" and not feeds_product(module):
-                form = "triton"
-            found.append((spec, form))
-            if form != "plain":
-                gelus.append((module, form))
+            found.append((spec, form := choose_form(spec, choice)))
+            if form == "triton":
+                gelus.append(module)
         if isinstance(module, Block) and isinstance(module.scale, LayerScale):
             spec = OpSpec(device, "join", channels=len(module.scale.gamma))
             found.append((spec, form := choose_form(spec, choice)))
             if form == "triton":
                 set_class(module, FusedJoin)
-    for block, form in gelus:  # last: their convolutions have had a form of their own
+    for block in gelus:  # last: their convolutions have had a form of their own
         set_class(block.act2, PassedGelu)
-        if form == "triton":
-            set_class(block.conv2, GeluPointwise)
-        else:
-            fuse_gelu(block.conv2, block.conv3, form)
+        set_class(block.conv2, GeluPointwise)
     return forms_by_name(found)
 
 
@@ -177,11 +169,6 @@ def applies_gelu(block: Block) -> bool:
     """Tell whether a block's second convolution is a pointwise one, with bias, whose output only GELU reads."""
     conv, gelu = block.conv2, isinstance(block.act2, nn.GELU) and block.act2.approximate == "none"
     return gelu and is_pointwise(conv) and conv.bias is not None and isinstance(block.norm2, nn.Identity)
-
-
-def feeds_product(block: Block) -> bool:
-    """Tell whether a block's last convolution, a pointwise one, reads what its GELU gives."""
-    return isinstance(block.grn, nn.Identity) and is_pointwise(block.conv3)
 
 
 def narrow_norms(module: nn.Module) -> list[nn.Module]:

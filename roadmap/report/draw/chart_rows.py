@@ -4,6 +4,7 @@ import hashlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 from roadmap import catalog, paper
 from roadmap.report.analyse.cells import MARK, NO_RUN, Cell, Group
@@ -84,10 +85,12 @@ def head_lines(group: Group, limit: int) -> list[str]:
     lines = [f"regime {group.regime}, {catalog.title(group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
     absent = [text for text in group.missing if text.startswith(NO_RUN)]
-    wrapped = [part for line in [*lines, *absent, *group.notes] for part in textwrap.wrap(line, limit)]
-    if len(wrapped) <= MOST_HEAD_LINES:
-        return wrapped
-    return [*wrapped[: MOST_HEAD_LINES - 1], "and more notes: see the table"]
+    wrapped = [textwrap.wrap(line, limit) for line in [*lines, *absent, *group.notes]]
+    ends = list(accumulate(map(len, wrapped)))
+    if ends[-1] <= MOST_HEAD_LINES:
+        return list(chain.from_iterable(wrapped))
+    whole = sum(end < MOST_HEAD_LINES for end in ends)  # a note is shown to its end, or left to the table
+    return [*chain.from_iterable(wrapped[:whole]), "and more notes: see the table"]
 
 
 def _epochs(group: Group) -> str:
