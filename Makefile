@@ -135,7 +135,7 @@ test-slow: $(VENV)/.roadmap-test ## run the slow tests: kills, compiled networks
 	@$(BIN)/python -m pytest -m "slow and not gpu and not slurm" $(ARGS)
 
 test-gpu: $(VENV)/.roadmap-test ## run the tests that need a GPU, in groups side by side
-	@$(BIN)/python -m pytest -n 8 --dist loadgroup -m gpu $(ARGS)
+	@$(BIN)/python -m pytest -n 6 --dist loadgroup -m gpu $(ARGS)
 
 test-slurm: $(VENV)/.roadmap-test ## run the tests on a real Slurm that they start here (as root; apt-get install slurm-wlm munge)
 	@$(BIN)/python -m pytest -m slurm $(ARGS)

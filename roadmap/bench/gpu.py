@@ -32,7 +32,6 @@ STOP_S = 15.0  # that a part may take to end when asked to
 SPARE_S = 5.0  # of all the time, left over at the end
 OPERATIONS = "gelu,norm,join,pointwise"  # of which no table has every form; those of depthwise convolutions are in it
 MINI_ROW = "separate_downsampling"
-NET_ROWS = "separate_downsampling,kernel_11"  # of `bench nets`, with kernels of ours that take long to compile
 NAMES = ("device", "tests", "nets", "one_seed", "kernels", "input", "runs")
 ARCHIVE = "results.tar.gz"
 PACKAGES, LEFT_BEHIND = "packages", ("checkpoints", "snapshots")
@@ -62,21 +61,16 @@ def parts(args: argparse.Namespace) -> list[Part]:
 
     files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
     results = ("--results", str(args.out / "tests.jsonl"))
-    side_by_side = ("-n", "8", "--dist", "loadgroup") if find_spec("xdist") else ()
+    side_by_side = ("-n", "6", "--dist", "loadgroup") if find_spec("xdist") else ()
     tests = ("-m", "pytest", "-m", "gpu", *side_by_side, "-v", "-p", "no:cacheprovider", *results, *files)
-    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "140")
-    compile_only = ("-m", "roadmap.bench", "kernels", "--compile-only")
-    ahead = (
-        (*compile_only, "--rows", NET_ROWS),
-        (*compile_only, "--regime", "mini", "--rows", MINI_ROW),
-        (*compile_only, "--operations", "gelu", "--rows", MINI_ROW),
-    )
+    nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "155")
+    ahead = ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", "mini", "--rows", MINI_ROW)
     one_seed = ("recipe.epochs=3", "compile=false", f"+step={MINI_ROW}", "seed=0")
     all_parts = [
         # The first import of torch, from a disk that nobody has read yet, takes its time.
         Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
-        Part("tests", tests, 130, 30, beside=ahead),
-        Part("nets", nets, 145, 100),
+        Part("tests", tests, 120, 30),
+        Part("nets", nets, 160, 100, beside=(ahead,)),
         Part("one_seed", study("one_seed", *one_seed), 40, 25),
         bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.55", at_most=45, least=30),
         bench("input", "--seconds", "4", "--limit", "42", at_most=50, least=40),

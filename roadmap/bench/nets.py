@@ -2,7 +2,8 @@
 
 Compiling takes most of the time that a comparison of nets needs, and fills a core or two. Here each net is a process of
 `bench net` that waits once it is compiled and warm; when all are, or the time for it is over, each has the device to
-itself in turn. DIR gets a log and a JSON file a net. Words after `--` are options of `bench net`.
+itself in turn. Kernels of ours are compiled before, side by side, where a net would compile one after the other. DIR
+gets a log and a JSON file a net. Words after `--` are options of `bench net`.
 """
 
 import os
@@ -13,9 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roadmap.bench.net import READY
+from roadmap.bench.bound import DTYPES
+from roadmap.bench.kernels import compile_ahead, compilers, taken_by_auto
+from roadmap.bench.net import READY, net_options
+from roadmap.bench.operations import shapes_of
 from roadmap.bench.options import LIBRARIES, above_zero, empty_parser
 from roadmap.bench.results import rate
+from roadmap.bench.rows import choose_setting, row_configs
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, last_error, read_json
@@ -61,8 +66,13 @@ def main(argv: Sequence[str]) -> int:
     words = [words_of(name) for name in names]
     with disk_errors(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-    nets = [start(name, [*own, *args.more], args.out, len(names)) for name, own in zip(names, words, strict=True)]
+    todo = {name: [*own, *args.more] for name, own in zip(names, words, strict=True)}
+    rows = [name.split("/")[0] for name in names if "/ours/" in name]
+    started = {name: start(name, todo[name], args.out, len(names)) for name in names if "/ours/" not in name}
     try:
+        compile_kernels(rows, args.more, began + args.limit / 2)
+        started |= {name: start(name, todo[name], args.out, len(names)) for name in names if name not in started}
+        nets = [started[name] for name in names]
         while time.monotonic() < began + args.limit - TIMING_S * len(nets):
             if all(net.is_ready() or net.process.poll() is not None for net in nets):
                 break
@@ -77,9 +87,20 @@ def main(argv: Sequence[str]) -> int:
             why = "not compiled in time" if net in late else last_error(net.log)[:200] or "no output"
             print(f"{net.name}: {outcome or f'not measured ({why}; {net.log})'}", flush=True)
     finally:
-        for net in nets:
+        for net in started.values():
             net.end()
     return int(failed > 0)
+
+
+def compile_kernels(rows: Sequence[str], more: Sequence[str], end: float) -> None:
+    """Compile our kernels of some rows, side by side, until `end`. Raises ConfigError."""
+    if rows:
+        args = net_options("net", None).parse_args([*more, "--rows", ",".join(rows)])
+        configs = row_configs(args)
+        setting = choose_setting(args, configs)
+        forms = taken_by_auto(shapes_of(configs.values(), setting.image_size), setting.device)
+        with compilers(setting.device) as pool:
+            compile_ahead(pool, forms, DTYPES[setting.precision], end)
 
 
 def words_of(name: str) -> list[str]:

@@ -9,6 +9,7 @@ JPEG quality 95, as most of ImageNet's files are; the power is drawn from a rang
 import os
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from roadmap.errors import ConfigError
 
 SIZE = (500, 375)  # pixels, width and height: the commonest size in ImageNet
 QUALITY = 95
-DISTINCT = 128  # different photographs; a larger set repeats them
+DISTINCT = 64  # different photographs; a larger set repeats them
 CLASSES = 2
 POWER = (1.0, 1.8)  # of the fall, drawn for each photograph
 BRIGHTNESS, COLOUR, NOISE = 52.0, 8.0, 1.2  # standard deviations of a pixel: common to all colours, each one's own
@@ -26,18 +27,18 @@ BRIGHTNESS, COLOUR, NOISE = 52.0, 8.0, 1.2  # standard deviations of a pixel: co
 
 def write_photographs(root: Path, count: int) -> list[int]:
     """Write `count` training images, and a few for validation, as class folders; return the training files' bytes."""
-    rng = np.random.default_rng(0)
-    written: list[Path] = []
+    rng, sizes = np.random.default_rng(0), []
     for split, number in (("train", count), ("val", 2 * CLASSES)):
-        for index in range(number):
-            path = root / split / f"class{index % CLASSES}" / f"{index:06}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if index < DISTINCT:
-                path.write_bytes(synthetic_jpeg(rng))
+        folders = [root / split / f"class{index}" for index in range(CLASSES)]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        paths = [folders[index % CLASSES] / f"{index:06}.jpg" for index in range(number)]
+        for path, original in zip(paths, cycle(paths[:DISTINCT]), strict=False):
+            if path == original:
+                sizes.append(path.write_bytes(synthetic_jpeg(rng)))
             else:
-                os.link(written[index % DISTINCT], path)
-            written.append(path)
-    return [path.stat().st_size for path in written[:count]]
+                os.link(original, path)
+    return [sizes[index % DISTINCT] for index in range(count)]
 
 
 def link_photographs(source: Path, root: Path, count: int) -> list[int]:
