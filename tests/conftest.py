@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,29 @@ def sweep(capsys):
         return code, "".join(capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def gpu_kernels(tmp_path_factory):
+    """Compile the kernels of small runs on a GPU side by side, seconds each, once for all workers of pytest-xdist."""
+    import torch
+
+    from roadmap.bench.kernels import compile_ahead, compilers, taken_by_auto
+    from roadmap.bench.operations import shapes_of
+    from roadmap.files import file_lock
+
+    shared, device = tmp_path_factory.getbasetemp(), torch.device("cuda")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    forms = taken_by_auto(shapes_of([composed("separate_downsampling", ())], 32), device)
+    with file_lock(shared / "kernels.lock", "the kernels are being compiled", 100):
+        if not (shared / "kernels").exists():
+            end = time.monotonic() + 90
+            with compilers(device) as pool, ThreadPoolExecutor() as beside:
+                kinds = (torch.bfloat16, torch.float32, torch.float16)
+                for job in [beside.submit(compile_ahead, pool, forms, kind, end) for kind in kinds]:
+                    job.result()
+            (shared / "kernels").touch()
 
 
 @functools.cache

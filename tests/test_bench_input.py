@@ -53,6 +53,21 @@ def test_every_pipeline_is_measured_beside_decoding_alone(tmp_path, capsys, monk
     assert left == ["input.json"]  # the photographs are gone
 
 
+def test_what_was_measured_is_kept_where_the_next_pipeline_is_cut_off(tmp_path, monkeypatch):
+    real = bench_input.measure
+
+    def cut_off(name, *more):
+        if name != "ours, fast":
+            raise KeyboardInterrupt
+        return real(name, *more)
+
+    monkeypatch.setattr(bench_input, "measure", cut_off)
+    file = tmp_path / "input.json"
+    main(["input", *SMALL, "--json", str(file)])
+    ((name, times),) = json.loads(file.read_text())["so_far"].items()
+    assert name == "ours, fast" and len(times) == 2
+
+
 def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
     file, root = tmp_path / "input.json", tmp_path / "photographs"
     write_photographs(root, 12)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from roadmap.bench.kernels import chosen_forms, compile_ahead, compilers, measure_shape, taken_by_auto
+from roadmap.bench.kernels import chosen_forms, compile_ahead, compilers, measure_shape
 from roadmap.bench.measure import free_memory
 from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
@@ -28,7 +28,6 @@ from roadmap.data import load, train_batches
 from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, NonFiniteError
-from roadmap.files import file_lock
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import SUMMARY
@@ -94,23 +93,6 @@ def at_once(request):
 
 
 @pytest.fixture(scope="module")
-def ready_kernels(tmp_path_factory):
-    """Compile the kernels of the small runs side by side, seconds each, for all workers."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    of_runs, end = taken_by_auto(shapes_of([compose(STEP, "nano")], 32), CUDA), time.monotonic() + 90
-    with file_lock(shared / "kernels.lock", "the kernels are being compiled", 100):
-        if not (shared / "kernels").exists():
-            with compilers(CUDA) as pool, ThreadPoolExecutor() as beside:
-                kinds = (torch.bfloat16, torch.float32, torch.float16)
-                jobs = [beside.submit(compile_ahead, pool, of_runs, kind, end) for kind in kinds]
-            for job in jobs:
-                job.result()
-            (shared / "kernels").touch()
-
-
-@pytest.fixture(scope="module")
 def shapes():
     """Compile all forms of every operation of tiny at its largest map and of mini at its smallest, side by side.
 
@@ -167,13 +149,13 @@ def other_runs(tmp_path_factory):
 
 
 @pytest.fixture
-def on_gpu(ready_kernels, small):
+def on_gpu(gpu_kernels, small):
     """Return a function that composes a small run on the GPU."""
     return lambda *words: small(STEP, "device=cuda", *words)
 
 
 @pytest.fixture(scope="module")
-def alone(ready_kernels, tmp_path_factory):
+def alone(gpu_kernels, tmp_path_factory):
     """Return a function that trains a run of a form and of a seed, once, and the caches of the forms."""
     runs, caches = {}, defaultdict(dict)
 
@@ -189,7 +171,7 @@ def alone(ready_kernels, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def eager(ready_kernels, tmp_path_factory):
+def eager(gpu_kernels, tmp_path_factory):
     """Return the losses of a run whose steps are eager, by what else it is."""
     known = {}
 

@@ -199,6 +199,7 @@ def test_which_steps_are_captured(overrides, device, precision, world_size, expe
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_real_graph_takes_the_eager_steps(job_of, step):

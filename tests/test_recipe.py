@@ -230,6 +230,7 @@ def test_batch_norm_of_one_pixel_is_refused_before_anything_is_written(small, tm
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_on_a_gpu_no_step_waits_for_the_device(small, monkeypatch, precision):

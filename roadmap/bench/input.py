@@ -3,10 +3,10 @@
 One pipeline after the other, the most informative first, each with all workers to itself and for `--seconds` or longer;
 the clock starts when as many batches have come as there are workers, so that their start does not count and no batch is
 counted that was prepared before. Batches come in bursts, one from each worker: whole rounds of the workers are timed.
-What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are
-synthetic (bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train
-STEP` feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost
-against that is due to the input.
+What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are synthetic
+(bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train STEP`
+feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost against
+that is due to the input.
 """
 
 import argparse
@@ -58,15 +58,24 @@ def main(argv: Sequence[str]) -> int:
         results = Results("input", argv, device, args, how=how)
         config = config_of(args, folder)
         gather_images(results, args, Path(folder))
-        found = [(*pipeline, lambda images, labels: None) for pipeline in pipelines(args, device)]
-        bound = [(name, BOUND, start, lambda images, labels: None) for name, start in BOUNDS.items()]
-        measured = [measure(*candidate, args, config, device, began) for candidate in [*found, *bound]]
+
+        def measured_each(todo: Sequence[tuple[Entry, Use]]) -> list[Candidate]:
+            """Measure one after the other; each result is kept when it is there."""
+            found: list[Candidate] = []
+            for entry, use in todo:
+                found.append(made := measure(*entry, use, args, config, device, began))
+                line = f"{made.name}: {made.failed or f'{rate(made.images_per_s)} images/s'}"
+                results.note("so_far", {candidate.name: candidate.times_s for candidate in found}, line)
+            return found
+
+        bound = [(name, BOUND, start) for name, start in BOUNDS.items()]
+        measured = measured_each([(entry, lambda images, labels: None) for entry in [*pipelines(args, device), *bound]])
         decode = next(c for c in measured if c.name == next(iter(BOUNDS)))
         results.add("input", measured, {} if decode.failed else {"decode": decode.images_per_s})
         if args.train:
             use = train_on(config, device)
-            fed = [("one batch again and again", BOUND, same_batch, use), *((*p, use) for p in pipelines(args, device))]
-            measured = [measure(*candidate, args, config, device, began) for candidate in fed]
+            again: Entry = ("one batch again and again", BOUND, same_batch)
+            measured = measured_each([(entry, use) for entry in [again, *pipelines(args, device)]])
             limits = {} if measured[0].failed else {"synthetic": measured[0].images_per_s}
             results.add(args.train, measured, limits)
         results.require_any()
@@ -133,7 +142,7 @@ def measure(
     name: str, library: str | None, start: Start, use: Use, args: argparse.Namespace, config: Config,
     device: torch.device, began: float,
 ) -> Candidate:  # fmt: skip
-    """Measure one pipeline, end its workers, and print what came out."""
+    """Measure one pipeline, and end its workers."""
     candidate = Candidate(name, args.batch, lambda: lambda: None, library)
     left = began + args.limit - time.monotonic()
     if left < args.seconds:
@@ -146,7 +155,6 @@ def measure(
 
     candidate.attempt(run, device)
     free_memory(device)
-    print(f"{name}: {candidate.failed or f'{rate(candidate.images_per_s)} images/s'}", flush=True)
     return candidate
 
 
