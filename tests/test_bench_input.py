@@ -16,7 +16,7 @@ from PIL import Image
 
 from roadmap.bench import input as bench_input
 from roadmap.bench.__main__ import main
-from roadmap.bench.input import FULL_RECIPE, seconds_a_batch
+from roadmap.bench.input import FULL_RECIPE, batch_times
 from roadmap.bench.photographs import SIZE, link_photographs, synthetic_jpeg, write_photographs
 from roadmap.bench.pipelines import PIPELINES
 from roadmap.errors import ConfigError
@@ -120,7 +120,7 @@ def test_the_clock_starts_when_every_worker_has_given_a_batch(monkeypatch):
         now[0] += 50 if now[0] < 100 else 1
 
     epoch = lambda number: ((torch.zeros(1), torch.zeros(1)) for _ in range(4))  # noqa: E731
-    assert seconds_a_batch(epoch, torch.device("cpu"), 2, use, 6.0, 3) == [1.0] * 3
+    assert list(batch_times(epoch, torch.device("cpu"), 2, use, 6.0, 3)) == [1.0] * 3
     assert now[0] == 106
     now[0] = 0.0
     batches = []
@@ -129,7 +129,7 @@ def test_the_clock_starts_when_every_worker_has_given_a_batch(monkeypatch):
         batches.append(None)
         now[0] += 9 if len(batches) % 3 == 0 else 0  # of three workers, all at once
 
-    assert seconds_a_batch(epoch, torch.device("cpu"), 3, bursts, 4.0, 2) == [3.0] * 2
+    assert list(batch_times(epoch, torch.device("cpu"), 3, bursts, 4.0, 2)) == [3.0] * 2
 
 
 def test_a_pipeline_ends_with_its_workers_and_one_that_hangs_is_given_up(config, monkeypatch):
@@ -143,6 +143,16 @@ def test_a_pipeline_ends_with_its_workers_and_one_that_hangs_is_given_up(config,
     hanging = lambda config, device: lambda number: iter(threading.Event().wait, None)  # noqa: E731
     late = bench_input.measure("hangs", None, hanging, use, args, config, device, began)
     assert late.failed == "TimeoutError: took longer than 0 s"
+    slow = lambda config, device: lambda number: slow_from_the_third_on()  # noqa: E731
+
+    def slow_from_the_third_on():
+        for number in range(10):
+            time.sleep((0, 0.06, 5)[min(number, 2)])
+            yield torch.zeros(1), torch.zeros(1)
+
+    args.repeats = 2
+    one = bench_input.measure("slow", None, slow, use, args, config, device, began)
+    assert one.failed is None and len(one.times_s) == 1  # what it gave in its time
     args.limit = time.monotonic() - began
     out = bench_input.measure("late", None, hanging, use, args, config, device, began)
     assert out.failed == f"left out: of --limit={args.limit:g} 0 s are left"

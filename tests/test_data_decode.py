@@ -238,7 +238,19 @@ def test_crops_that_are_resized_together_are_pillows_within_two_levels(monkeypat
 def test_crops_are_resized_in_parts_of_like_size_within_a_bound(monkeypatch):
     monkeypatch.setattr(decoding, "MOST_PIXELS", 100)
     boxes = [(0, 0, 10, 10), (0, 0, 3, 4), (0, 0, 30, 30), (0, 0, 4, 3), (0, 0, 1, 60)]
-    assert list(decoding.of_like_size(boxes)) == [[1, 3], [4], [0], [2]]
+    assert list(decoding.of_like_size(boxes, 1)) == [[1, 3], [4], [0], [2]]
+    assert list(decoding.of_like_size(boxes, 8)) == [[1], [3], [4], [0], [2]]  # what they become counts, too
+
+
+def test_what_the_gpus_decoder_makes_smaller_than_pillow_sees_it_is_decoded_here(root):
+    def smaller(files):
+        return [image[:, :4, :4] for image in stubborn(0)(files)]
+
+    data = config(root)
+    split, ids = load(data).train, list(range(8))
+    got, found = unpacked(split, data, ids, smaller)
+    crops = [decoding.TrainCrop(split, 32, Interpolation.bicubic, True, 5, 3)(i) for i in ids]
+    assert found and torch.equal(got[found], torch.stack(crops)[found])
 
 
 def test_evaluation_is_the_references_to_the_byte(root):

@@ -149,14 +149,16 @@ def other_runs(tmp_path_factory):
 
 
 @pytest.fixture
-def on_gpu(gpu_kernels, small):
+def on_gpu(request, small):
     """Return a function that composes a small run on the GPU."""
+    request.getfixturevalue("gpu_kernels")  # not before what is started at once
     return lambda *words: small(STEP, "device=cuda", *words)
 
 
 @pytest.fixture(scope="module")
-def alone(gpu_kernels, tmp_path_factory):
+def alone(request, tmp_path_factory):
     """Return a function that trains a run of a form and of a seed, once, and the caches of the forms."""
+    request.getfixturevalue("gpu_kernels")
     runs, caches = {}, defaultdict(dict)
 
     def call(form, seed=0):
@@ -171,8 +173,9 @@ def alone(gpu_kernels, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def eager(gpu_kernels, tmp_path_factory):
+def eager(request, tmp_path_factory):
     """Return the losses of a run whose steps are eager, by what else it is."""
+    request.getfixturevalue("gpu_kernels")
     known = {}
 
     def call(*words):

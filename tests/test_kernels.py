@@ -204,6 +204,17 @@ def test_a_users_own_table_comes_first_by_the_nearest_shape(capability, own_file
     assert forms["norm"].startswith("triton")  # what it has not measured is the repository's
 
 
+def test_recorded_forms_that_do_not_exist_are_ignored_and_said(capability, own_file):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability(9, 0)
+    rows = (Row(operation="gelu", channels=96, form="product/1/0/2", gain=1.2), row("columns/2/32/1"))
+    record(table(*rows))
+    forms = kernels.forms_of(TOY["separate_downsampling"], GPU, Kernels.auto)
+    assert forms["gelu"] == "triton" and "columns/2/32/1" in forms.values()
+    line = kernels.announcement(forms, GPU, Kernels.auto)
+    assert line.endswith("kernels.json names forms that do not exist (gelu product/1/0/2): ignored)")
+
+
 def test_recording_replaces_the_same_shapes_and_keeps_all_else(own_file):
     record(table(row("plain", channels=96, height=56), row("triton", channels=192, height=28)))
     record(table(row("plain", channels=8), hardware="another"))

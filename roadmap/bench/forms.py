@@ -84,6 +84,7 @@ FORMS: dict[str, Callable[..., Step]] = {  # of ours
 }
 # A graph and Triton need a GPU, and compiling for a CPU takes longer than measuring there.
 GPU_FORMS = ("compiled", "graph", "fast", "captured")
+WITH_KERNELS = ("kernels", "captured")  # those of `kernels=auto`
 PEER_FORMS = ("eager", "compiled")
 
 

@@ -18,7 +18,7 @@ import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
 
     files = [f"tests/test_{name}.py" for name in ("gpu", "graph", "recipe", "data_fast", "data_decode")]
     results = ("--results", str(args.out / "tests.jsonl"))
-    side_by_side = ("-n", "6", "--dist", "loadgroup") if find_spec("xdist") else ()
+    has_xdist = PathFinder.find_spec("xdist", [str(args.out / PACKAGES), *sys.path])  # among the wheels, or installed
+    side_by_side = ("-n", "6", "--dist", "loadgroup") if has_xdist else ()
     tests = ("-m", "pytest", "-m", "gpu", *side_by_side, "-v", "-p", "no:cacheprovider", *results, *files)
     nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "155")
     ahead = ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", "mini", "--rows", MINI_ROW)

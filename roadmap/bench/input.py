@@ -149,19 +149,24 @@ def measure(
         candidate.failed = f"left out: of --limit={args.limit:g} {max(left, 0):.0f} s are left"
 
     def run() -> None:
-        with time_limit(min(left, START_S + 2 * args.seconds)):
-            parts = (args.seconds, args.repeats)
-            candidate.times_s = seconds_a_batch(start(config, device), device, max(1, args.workers), use, *parts)
+        workers = 1 if start is same_batch else max(1, args.workers)
+        try:
+            with time_limit(min(left, START_S + 2 * args.seconds)):
+                for time_s in batch_times(start(config, device), device, workers, use, args.seconds, args.repeats):
+                    candidate.times_s.append(time_s)
+        except TimeoutError:
+            if not candidate.times_s:
+                raise
 
     candidate.attempt(run, device)
     free_memory(device)
     return candidate
 
 
-def seconds_a_batch(
+def batch_times(
     epoch: Epoch, device: torch.device, workers: int, use: Use, total_s: float, parts: int
-) -> list[float]:
-    """Pass batches to `use` for `total_s` seconds; return the seconds per batch in each of `parts` parts.
+) -> Iterator[float]:
+    """Pass batches to `use` for `total_s` seconds; yield the seconds per batch in each of `parts` parts.
 
     A part has a multiple of `workers` batches, and may take longer for that; as many are skipped at first.
     """
@@ -169,21 +174,19 @@ def seconds_a_batch(
     for _ in range(workers):
         use(*next(batches))
     synchronize(device)
-    times: list[float] = []
     began = since = time.perf_counter()
-    number = 0
+    number, part = 0, 1
     for images, labels in batches:
         use(images, labels)
         number += 1
-        if number % workers or time.perf_counter() - began < total_s * (len(times) + 1) / parts:
+        if number % workers or time.perf_counter() - began < total_s * part / parts:
             continue
         synchronize(device)
         now = time.perf_counter()
-        times.append((now - since) / number)
-        since, number = now, 0
-        if len(times) == parts:
+        yield (now - since) / number
+        since, number, part = now, 0, part + 1
+        if part > parts:
             break
-    return times
 
 
 @contextmanager

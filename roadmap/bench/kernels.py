@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     setting = choose_setting(args, configs)
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
     shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
+    if not shapes:
+        raise ConfigError(f"--operations={','.join(args.operations)}: none of these rows has one")
     if args.compile_only:
         if args.operations:
             forms = [(shape, form) for shape in shapes for form in forms_at(shape, device)]

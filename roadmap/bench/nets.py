@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roadmap.bench.bound import DTYPES
+from roadmap.bench.forms import WITH_KERNELS
 from roadmap.bench.kernels import compile_ahead, compilers, taken_by_auto
 from roadmap.bench.net import READY, net_options
-from roadmap.bench.operations import shapes_of
+from roadmap.bench.operations import OpShape, shapes_of
 from roadmap.bench.options import LIBRARIES, above_zero, empty_parser
 from roadmap.bench.results import rate
-from roadmap.bench.rows import choose_setting, row_configs
+from roadmap.bench.rows import Setting, choose_setting, row_configs
 from roadmap.distributed.cores import num_cores
 from roadmap.errors import ConfigError
 from roadmap.files import disk_errors, last_error, read_json
 from roadmap.runs.children import compiler_cache, end_with_parent
+from roadmap.steps.tree import step_tree
+from roadmap.text import nearest
 
 # ROW/OURS OR A LIBRARY/FORM: what has most to tell first.
 NETS = (
@@ -64,14 +67,18 @@ def main(argv: Sequence[str]) -> int:
     args = options.parse_args(argv)
     names = list(dict.fromkeys(args.nets.split(",")))
     words = [words_of(name) for name in names]
+    forms, setting = kernels_of(names, args.more)
     with disk_errors(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
-    todo = {name: [*own, *args.more] for name, own in zip(names, words, strict=True)}
-    rows = [name.split("/")[0] for name in names if "/ours/" in name]
-    started = {name: start(name, todo[name], args.out, len(names)) for name in names if "/ours/" not in name}
+    started: dict[str, Net] = {}
     try:
-        compile_kernels(rows, args.more, began + args.limit / 2)
-        started |= {name: start(name, todo[name], args.out, len(names)) for name in names if name not in started}
+        for is_ours in (False, True):  # other libraries' nets compile while our kernels do
+            if is_ours:
+                with compilers(setting.device) as pool:
+                    compile_ahead(pool, forms, DTYPES[setting.precision], began + args.limit / 2)
+            for name, own in zip(names, words, strict=True):
+                if ("/ours/" in name) == is_ours:
+                    started[name] = start(name, [*own, *args.more], args.out, len(names))
         nets = [started[name] for name in names]
         while time.monotonic() < began + args.limit - TIMING_S * len(nets):
             if all(net.is_ready() or net.process.poll() is not None for net in nets):
@@ -92,21 +99,22 @@ def main(argv: Sequence[str]) -> int:
     return int(failed > 0)
 
 
-def compile_kernels(rows: Sequence[str], more: Sequence[str], end: float) -> None:
-    """Compile our kernels of some rows, side by side, until `end`. Raises ConfigError."""
-    if rows:
-        args = net_options("net", None).parse_args([*more, "--rows", ",".join(rows)])
-        configs = row_configs(args)
-        setting = choose_setting(args, configs)
-        forms = taken_by_auto(shapes_of(configs.values(), setting.image_size), setting.device)
-        with compilers(setting.device) as pool:
-            compile_ahead(pool, forms, DTYPES[setting.precision], end)
+def kernels_of(names: Sequence[str], more: Sequence[str]) -> tuple[list[tuple[OpShape, str]], Setting]:
+    """Return the operations of our nets with their forms, and how all nets are run. Raises ConfigError."""
+    parts = [name.split("/") for name in names]
+    args = net_options("net", None).parse_args([*more, "--rows", ",".join(row for row, *_ in parts)])
+    configs = row_configs(args)
+    setting = choose_setting(args, configs)
+    ours = [configs[row] for row, who, form in parts if who == "ours" and form in WITH_KERNELS]
+    return taken_by_auto(shapes_of(ours, setting.image_size), setting.device), setting
 
 
 def words_of(name: str) -> list[str]:
     """Return the options of `bench net` for a net. Raises ConfigError."""
     row, _, rest = name.partition("/")
     who, _, form = rest.partition("/")
+    if row not in step_tree():
+        raise ConfigError(f"--nets={name}: {row}: unknown; {nearest(row, step_tree())}")
     if who not in ("ours", *LIBRARIES) or not form:
         raise ConfigError(f"--nets={name}: must be ROW/WHO/FORM, WHO one of ours, {', '.join(LIBRARIES)}")
     peer = ["--peer", "none"] if who == "ours" else ["--peer", who, "--without-ours"]

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
 END_OF_JPEG = (0xFF, 0xD9)
-MOST_PIXELS = 2**23  # that are resized together, padding included: 100 MB in float32
+MOST_PIXELS = (
+    2**23
+)  # that are resized together, padding included: 100 MB in float32, and two or three times that at once
 # Files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; raises RuntimeError for what it refuses.
 DecodeMany = Callable[[list[Tensor]], list[Tensor]]
 
@@ -89,12 +91,12 @@ def resized_crop(image: Tensor, box: Box, size: int, interpolation: Interpolatio
 def resized_crops(images: Sequence[Tensor], boxes: Sequence[Box], size: int, interpolation: Interpolation) -> Tensor:
     """Do what `resized_crop` does for many images, by a few products of matrices, without waiting for a GPU.
 
-    Images uint8 `(3, H, W)` -> uint8 `(B, size, size, 3)`. Off by one here and there, where Pillow's weights are whole
-    numbers.
+    Images uint8 `(3, H, W)` -> uint8 `(B, size, size, 3)`. First across, then down, with bytes in between, as there;
+    off by one here and there, since its weights are whole numbers.
     """
     device, order, parts = images[0].device, [], []
     sides = to_device(torch.tensor([box[2:] for box in boxes], dtype=torch.float32), device)
-    for part in of_like_size(boxes):
+    for part in of_like_size(boxes, size):
         height, width = (max(boxes[i][side] for i in part) for side in (2, 3))
         padded = torch.zeros(len(part), 3, height, width, device=device)
         for planes, i in zip(padded, part, strict=True):
@@ -114,13 +116,16 @@ def to_bytes(values: Tensor) -> Tensor:
     return values.round_().clamp_(0, 255)
 
 
-def of_like_size(boxes: Sequence[Box]) -> Iterator[list[int]]:
-    """Yield the numbers of boxes in parts of like size; a part has `MOST_PIXELS` at most, or one box."""
+def of_like_size(boxes: Sequence[Box], size: int) -> Iterator[list[int]]:
+    """Yield the numbers of boxes in parts of like size.
+
+    A part has `MOST_PIXELS` at most, or one box, and so has what it becomes on the way to `size`.
+    """
     part: list[int] = []
     height = width = 0
     for i in sorted(range(len(boxes)), key=lambda i: boxes[i][2] * boxes[i][3]):
         height, width = max(height, boxes[i][2]), max(width, boxes[i][3])
-        if part and (len(part) + 1) * height * width > MOST_PIXELS:
+        if part and (len(part) + 1) * max(height, size) * max(width, size) > MOST_PIXELS:
             yield part
             part, (height, width) = [], boxes[i][2:]
         part.append(i)
@@ -211,8 +216,9 @@ def decode_batch(
     decoded = dict(zip(coded, decode_or_none([files[i] for i in coded], decode_many), strict=True))
     images = []
     for i, index in enumerate(ids):
-        image = decoded.get(i)
-        if image is None:
+        image, (top, left, height, width) = decoded.get(i), cut[i]
+        # Where the decoder found fewer pixels than Pillow, the box is not in its image.
+        if image is None or image.shape[1] < top + height or image.shape[2] < left + width:
             if i in decoded:
                 refused.append(index)
             crop = train_crop(index) if i in decoded else files[i].view(size, size, 3)
@@ -233,6 +239,15 @@ def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor 
         return [None] if len(files) == 1 else [decode_or_none([file], decode_many)[0] for file in files]
 
 
+@cache
+def decoders_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all epochs: memory that one has given up serves the next.
+
+    Its many small kernels go in between those of a training step; else each would wait for one of them to end.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
 def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor]:
     """Return how to call what decodes on a GPU: on a stream of its own, for whose result training waits.
 
@@ -241,8 +256,7 @@ def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor
     """
     if device.type != "cuda":
         return lambda work: work()
-    # Its many small kernels go in between those of a training step; else each would wait for one of them to end.
-    side = torch.cuda.Stream(device, priority=-1)
+    side = decoders_stream(device)
 
     def aside(work: Callable[[], Tensor]) -> Tensor:
         """Return what `work` returns."""

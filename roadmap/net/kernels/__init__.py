@@ -22,7 +22,7 @@ from roadmap.config.toggles import NetConfig
 from roadmap.net.block import Block
 from roadmap.net.kernels.depthwise import KERNELS, Depthwise, Forms
 from roadmap.net.kernels.gelu import GeluPointwise, PassedGelu
-from roadmap.net.kernels.measured import OpSpec, best_form, notes
+from roadmap.net.kernels.measured import FORMS, OpSpec, base, best_form, notes
 from roadmap.net.kernels.norm import FusedNorm
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.net.kernels.residual import FusedJoin
@@ -30,19 +30,8 @@ from roadmap.net.kernels.triton_support import why_no_triton
 from roadmap.net.layers import ChannelNorm, LayerScale
 from roadmap.net.net import Downsample, build_net
 
-__all__ = ["FORMS", "announcement", "format_forms", "forms_of", "use_kernels"]
+__all__ = ["FORMS", "announcement", "base", "format_forms", "forms_of", "use_kernels"]
 
-# Of each operation its forms beside `plain`, from the one that `fast` would rather have.
-FORMS = {
-    "depthwise forward": ("columns", "triton"),
-    "depthwise input gradient": ("columns", "triton", "flipped"),
-    "depthwise weight gradient": ("columns", "triton", "bias_apart"),
-    "norm": ("triton",),
-    "join": ("triton",),  # layer scale, stochastic depth, shortcut
-    "pointwise": ("linear",),
-    "pointwise without bias": ("linear",),
-    "gelu": ("triton",),  # after a pointwise convolution that has a bias
-}
 PASSES = tuple(FORMS)[:3]
 STRIDES = {"columns": (1,), "triton": (2,)}  # of depthwise convolutions, of forms in Triton
 CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
@@ -137,11 +126,6 @@ def choose_form(spec: OpSpec, choice: Choice) -> str:
     else:
         wanted = choice.get(spec.operation, "plain")
     return wanted if base(wanted) in possible else "plain"
-
-
-def base(form: str) -> str:
-    """Return a form without its tile: `columns` of `columns/4/32/1`."""
-    return form.partition("/")[0]
 
 
 def can_run(form: str, spec: OpSpec) -> bool:

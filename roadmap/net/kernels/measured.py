@@ -27,6 +27,17 @@ FILE = Path(__file__).with_name("measured.json")
 LEAST = 1.5  # times as fast as torch's own, for a form to be taken on a GPU that it was not measured on
 REFERENCE = "cuda 9.0"  # whose table stands in there
 Count = Annotated[int, Ge(1)]
+# Of each operation its forms beside `plain`, from the one that `fast` would rather have.
+FORMS = {
+    "depthwise forward": ("columns", "triton"),
+    "depthwise input gradient": ("columns", "triton", "flipped"),
+    "depthwise weight gradient": ("columns", "triton", "bias_apart"),
+    "norm": ("triton",),
+    "join": ("triton",),  # layer scale, stochastic depth, shortcut
+    "pointwise": ("linear",),
+    "pointwise without bias": ("linear",),
+    "gelu": ("triton",),  # after a pointwise convolution that has a bias
+}
 
 
 class OpSpec(NamedTuple):
@@ -58,6 +69,11 @@ class Row(Plain):
     ms: dict[str, float] = {}  # of the forms, and what bounds them
 
     @property
+    def is_known(self) -> bool:
+        """Tell whether there is such a form: a table may be older or newer than this code."""
+        return base(self.form) in ("plain", *FORMS.get(self.operation, ()))
+
+    @property
     def shape(self) -> tuple[str, int | None, int | None, int | None, int | None]:
         """Return what was measured."""
         return self.operation, self.kernel, self.stride, self.channels, self.height
@@ -85,10 +101,15 @@ class Tables(Plain):
     tables: list[Table]
 
 
+def base(form: str) -> str:
+    """Return a form without its tile: `columns` of `columns/4/32/1`."""
+    return form.partition("/")[0]
+
+
 def best_form(spec: OpSpec) -> str:
     """Return the form that was measured to win for an operation, at the shape nearest to it; else `plain`."""
     for table, least in tables_for(spec.device):
-        rows = [row for row in table.rows if row.shape[:3] == spec[1:4]]
+        rows = [row for row in table.rows if row.shape[:3] == spec[1:4] and row.is_known]
         if rows:
             row = min(rows, key=lambda row: distance(row, spec))
             return row.form if row.gain >= least else "plain"
@@ -120,6 +141,9 @@ def notes(device: torch.device) -> Iterator[str]:
         known = ", ".join(f"{table.hardware} with torch {table.torch}" for table in own)
         _, hardware, version = origin_here(device)
         yield f"{user_file()} is of {known}, not of {hardware} with torch {version}: ignored"
+    here = [row for table in own if table.origin == origin_here(device) for row in table.rows]
+    if gone := sorted({f"{row.operation} {row.form}" for row in here if not row.is_known}):
+        yield f"{user_file()} names forms that do not exist ({', '.join(gone)}): ignored"
     if any(least for _, least in tables_for(device)[:1]):
         yield "not measured on this GPU; python -m roadmap.bench kernels --record does"
 
