@@ -14,6 +14,7 @@ from PIL import Image
 
 from roadmap import paper
 from roadmap.report import aggregate, charts, collect, roadmap_chart
+from roadmap.report.analyse.cells import MARK
 from roadmap.report.analyse.formats import signed
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.chart_rows import limits
@@ -176,6 +177,8 @@ def test_many_notes_leave_room_for_the_chart(tmp_path):
     long = "a note of many words " * 20  # what does not fit is not cut off in the middle
     said = texts_of(roadmap_chart(replace(group, notes=("note 0", "note 1", "note 2", long))))
     assert [text for text in said if "note" in text] == ["note 0", "note 1", "note 2", "and more notes: see the table"]
+    said = texts_of(roadmap_chart(replace(group, notes=(*(f"note {i}" for i in range(20)), f"{MARK} gelu: differs"))))
+    assert f"{MARK} gelu: differs" in said  # what a mark means stands above the chart that has it
 
 
 @pytest.mark.parametrize(

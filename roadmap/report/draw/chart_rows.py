@@ -85,7 +85,8 @@ def head_lines(group: Group, limit: int) -> list[str]:
     lines = [f"regime {group.regime}, {catalog.title(group.data)}", f"study {group.study}: {_epochs(group)}; {seeds}"]
     lines += [group.caution] if group.caution else []
     absent = [text for text in group.missing if text.startswith(NO_RUN)]
-    wrapped = [textwrap.wrap(line, limit) for line in [*lines, *absent, *group.notes]]
+    notes = sorted(group.notes, key=lambda note: not note.startswith(MARK))  # what explains a mark in the chart first
+    wrapped = [textwrap.wrap(line, limit) for line in [*lines, *absent, *notes]]
     ends = list(accumulate(map(len, wrapped)))
     if ends[-1] <= MOST_HEAD_LINES:
         return list(chain.from_iterable(wrapped))
