@@ -195,6 +195,8 @@ def test_nets_compile_side_by_side_and_are_timed_one_at_a_time(tmp_path, capsys)
     assert main(["nets", "--out", str(tmp_path / "new"), "--nets", "gel/ours/eager"]) == 64
     assert "--nets=gel/ours/eager: gel: unknown; did you mean gelu" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    assert main(["nets", "--out", str(tmp_path), "--nets", "gelu/ours/eager/x", "--limit", "20", *small]) == 1
+    assert capsys.readouterr().out.startswith("gelu/ours/eager/x: not measured (")
 
 
 def test_the_reason_of_a_failure_is_the_error_whatever_a_library_prints_after_it(tmp_path):

@@ -388,6 +388,7 @@ def test_what_the_gpus_decoder_refuses_is_decoded_here_and_counted(root):
     for size, refused in ((0, []), (split.path(2).stat().st_size, [2])):
         got, found = unpacked(split, data, ids, stubborn(size))
         check_levels(got, expected)
+        assert torch.equal(got[[*refused, 3]], expected[[*refused, 3]])  # decoded here: CMYK, too
         assert found == refused
     with pytest.raises(torch.OutOfMemoryError):
         unpacked(split, data, ids, stubborn(split.path(2).stat().st_size, torch.OutOfMemoryError))

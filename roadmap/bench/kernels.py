@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision
     shapes = [s for s in shapes_of(configs.values(), size) if s.operation in (args.operations or FORMS)]
     if not shapes:
-        raise ConfigError(f"--operations={','.join(args.operations)}: none of these rows has one")
+        raise ConfigError(f"none of these rows has one of: {', '.join(args.operations or FORMS)}")
     if args.compile_only:
         if args.operations:
             forms = [(shape, form) for shape in shapes for form in forms_at(shape, device)]

@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
 
 def kernels_of(names: Sequence[str], more: Sequence[str]) -> tuple[list[tuple[OpShape, str]], Setting]:
     """Return the operations of our nets with their forms, and how all nets are run. Raises ConfigError."""
-    parts = [name.split("/") for name in names]
+    parts = [name.split("/", 2) for name in names]
     args = net_options("net", None).parse_args([*more, "--rows", ",".join(row for row, *_ in parts)])
     configs = row_configs(args)
     setting = choose_setting(args, configs)

@@ -31,9 +31,8 @@ log = logging.getLogger(__name__)
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
 END_OF_JPEG = (0xFF, 0xD9)
-MOST_PIXELS = (
-    2**23
-)  # that are resized together, padding included: 100 MB in float32, and two or three times that at once
+# That are resized together, padding included: 100 MB in float32, and two or three times that at once.
+MOST_PIXELS = 2**23
 # Files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; raises RuntimeError for what it refuses.
 DecodeMany = Callable[[list[Tensor]], list[Tensor]]
 
