@@ -54,8 +54,8 @@ def test_in_the_interpreter_they_are_as_exact_as_torch():
     interpreted("not slow")
 
 
-def test_in_the_interpreter_images_are_augmented_as_by_torch():
-    interpreted("not slow", "interpreted_augment.py")
+def test_in_the_interpreter_images_are_prepared_as_by_torch_and_pillow():
+    interpreted("not slow", "interpreted_images.py")
 
 
 @pytest.mark.slow
@@ -118,13 +118,15 @@ def residual_stream_cases(channels):
         yield made.residual_backward_kernel, {"BLOCK_R": rows, "BLOCK_C": block, "HAS_KEEP": keep}, 4, ("g",)
 
 
-def augment_cases():
-    """Yield RandAugment's kernels for images of 224 pixels."""
+def image_cases():
+    """Yield the kernels of RandAugment and of resized crops for images of 224 pixels."""
     from roadmap.data import triton_augment as made
+    from roadmap.data import triton_crops as crops
 
     yield made.tables_kernel, {"PIXELS": 224 * 224}, 4, 0
     for cubic in (True, False):
-        yield made.pixels_kernel, {"SIZE": 224, "CUBIC": cubic}, 4, 0
+        for function in (made.pixels_kernel, crops.across_kernel, crops.down_kernel):
+            yield function, {"SIZE": 224, "CUBIC": cubic}, 4, 0
 
 
 def assert_fits(cases, kind, capability):
@@ -159,7 +161,7 @@ def cache(tmp_path, monkeypatch):
 def test_small_kernels_compile_for_an_h100_and_spill_nothing():
     assert_fits(depthwise_cases(3, 2), "bf16", 90)
     assert_fits(channel_cases(96), "bf16", 90)
-    assert_fits(augment_cases(), "u8", 90)
+    assert_fits(image_cases(), "u8", 90)
     for function, constants, warps, wide in residual_stream_cases(96):
         assert compile_kernel(function, constants, 90, warps=warps, wide=wide).stack <= most_spilled(0)
 
@@ -177,6 +179,6 @@ def test_every_kernel_compiles_for_all_types_and_sizes(kind, capability):
     for kernel in KERNELS:
         for stride in (1, 2):
             assert_fits(depthwise_cases(kernel, stride), kind, capability)
-    assert_fits(augment_cases(), "u8", capability)
+    assert_fits(image_cases(), "u8", capability)
     for channels in (24, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048):
         assert_fits(channel_cases(channels), kind, capability)

@@ -24,8 +24,8 @@ ISSUED_PER_S = 4 * 132 * 32 * 1.755e9  # lanes: schedulers of an SM, SMs, lanes 
 REGISTERS = 65536  # of an H100's multiprocessor
 FP32 = ("bias", "partial", "mean", "rstd", "gamma", "keep")  # pointers that are not of the map's type
 MAPS = ("x", "y", "g", "dx", "dy", "dh", "taps", "weight", "shortcut", "out", "hidden")
-BYTES = ("images", "changed", "fixed", "tables")  # in place of maps, where images are augmented
-OTHERS = {"eps": "fp32", "ops": "*i32", "args": "*fp64"}
+BYTES = ("images", "changed", "fixed", "tables", "rows", "crops")  # in place of maps, where images are prepared
+OTHERS = {"eps": "fp32", "ops": "*i32", "args": "*fp64", "boxes": "*i64"}
 
 
 class Compiled(NamedTuple):
@@ -77,7 +77,7 @@ def compile_kernel(
     source = ASTSource(function, signature, dict(constants), attributes)
     options: dict[str, Any] = {"num_warps": warps}
     options |= {"maxnreg": registers} if registers else {}
-    options["enable_fp_fusion"] = kind != "u8"  # images are augmented to the byte
+    options["enable_fp_fusion"] = kind != "u8"  # images are prepared to the byte
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     tools = Path(triton.knobs.nvidia.cuobjdump.path).parent
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

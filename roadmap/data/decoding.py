@@ -25,14 +25,13 @@ from roadmap.data.folders import open_image, read_image
 from roadmap.data.image_ops import to_device
 from roadmap.data.random_crop import draw_box
 from roadmap.data.workers import load_batches
+from roadmap.net.kernels.triton_support import ceil_div, interpreted, why_no_triton
 
 log = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (-1, -1, -1, -1)  # the box of what is cut already
 END_OF_JPEG = (0xFF, 0xD9)
-# That are resized together, padding included: 100 MB in float32, and two or three times that at once.
-MOST_PIXELS = 2**23
 # Files, each uint8 `(bytes,)` -> images uint8 `(3, H, W)`; raises RuntimeError for what it refuses.
 DecodeMany = Callable[[list[Tensor]], list[Tensor]]
 
@@ -83,70 +82,48 @@ def resized_crop(image: Tensor, box: Box, size: int, interpolation: Interpolatio
     planes = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
     # Channels-last is torch's fast way, and the one whose arithmetic is Pillow's, on processors with AVX2.
     planes = planes.contiguous(memory_format=torch.channels_last)
+    if image.device.type != "cpu":
+        planes = planes.float()  # a GPU resizes no bytes
     planes = F.interpolate(planes, (size, size), mode=interpolation.value, antialias=True, align_corners=False)
+    if planes.is_floating_point():
+        planes = planes.round_().clamp_(0, 255).to(torch.uint8)
     return planes[0].permute(1, 2, 0)
 
 
 def resized_crops(images: Sequence[Tensor], boxes: Sequence[Box], size: int, interpolation: Interpolation) -> Tensor:
-    """Do what `resized_crop` does for many images, by a few products of matrices, without waiting for a GPU.
+    """Do what `resized_crop` does for many images, uint8 `(3, H, W)` -> `(B, size, size, 3)`.
 
-    Images uint8 `(3, H, W)` -> uint8 `(B, size, size, 3)`. First across, then down, with bytes in between, as there;
-    off by one here and there, since its weights are whole numbers.
+    By Triton in two kernels and in Pillow's bytes, else one by one.
     """
-    device, order, parts = images[0].device, [], []
-    sides = to_device(torch.tensor([box[2:] for box in boxes], dtype=torch.float32), device)
-    for part in of_like_size(boxes, size):
-        height, width = (max(boxes[i][side] for i in part) for side in (2, 3))
-        padded = torch.zeros(len(part), 3, height, width, device=device)
-        for planes, i in zip(padded, part, strict=True):
-            top, left, h, w = boxes[i]
-            planes[:, :h, :w] = images[i][:, top : top + h, left : left + w]
-        of_part = sides[to_device(torch.tensor(part), device)]
-        across = line_weights(of_part[:, 1], width, size, interpolation)[:, None]
-        down = line_weights(of_part[:, 0], height, size, interpolation)[:, None]
-        parts.append(to_bytes(down @ to_bytes(padded @ across.mT)).to(torch.uint8))
-        order += part
-    places = to_device(torch.tensor(order).argsort(), device)
-    return torch.cat(parts)[places].permute(0, 2, 3, 1).contiguous()
+    if why_no_triton(images[0].device) is None:
+        return resized_crops_by_triton(images, boxes, size, interpolation)
+    pairs = zip(images, boxes, strict=True)
+    return torch.stack([resized_crop(image.permute(1, 2, 0), box, size, interpolation) for image, box in pairs])
 
 
-def to_bytes(values: Tensor) -> Tensor:
-    """Round to 0, 1, ... 255, in place."""
-    return values.round_().clamp_(0, 255)
+def resized_crops_by_triton(
+    images: Sequence[Tensor], boxes: Sequence[Box], size: int, interpolation: Interpolation
+) -> Tensor:
+    """Do what `resized_crops` does in two kernels, however many images there are."""
+    from roadmap.data import triton_crops as made
 
-
-def of_like_size(boxes: Sequence[Box], size: int) -> Iterator[list[int]]:
-    """Yield the numbers of boxes in parts of like size.
-
-    A part has `MOST_PIXELS` at most, or one box, and so has what it becomes on the way to `size`.
-    """
-    part: list[int] = []
-    height = width = 0
-    for i in sorted(range(len(boxes)), key=lambda i: boxes[i][2] * boxes[i][3]):
-        height, width = max(height, boxes[i][2]), max(width, boxes[i][3])
-        if part and (len(part) + 1) * max(height, size) * max(width, size) > MOST_PIXELS:
-            yield part
-            part, (height, width) = [], boxes[i][2:]
-        part.append(i)
-    yield part
-
-
-def line_weights(lengths: Tensor, longest: int, size: int, interpolation: Interpolation) -> Tensor:
-    """Return what each of `size` pixels takes from those of a line, smoothed where it shrinks: `(B, size, longest)`.
-
-    Lines have `lengths` `(B,)` pixels. Weights are torch's and Pillow's; a line without pixels gives zeros.
-    """
-    lengths = lengths[:, None, None]
-    scale, pixel = lengths / size, torch.arange(longest, device=lengths.device) + 0.5
-    centre = scale * (torch.arange(size, device=lengths.device)[:, None] + 0.5)
-    x = ((pixel - centre) / scale.clamp(min=1)).abs()
-    if interpolation == Interpolation.bilinear:
-        weights = (1 - x).clamp(min=0)
-    else:  # bicubic, with a = -0.5
-        outer = torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0)
-        weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, outer)
-    weights = torch.where(pixel < lengths, weights, 0)
-    return weights / weights.sum(2, keepdim=True).clamp(min=1e-6)
+    planes = [image.contiguous() for image in images]
+    table, rows = [], 0
+    for image, (top, left, height, width) in zip(planes, boxes, strict=True):
+        line = image.shape[2]
+        table.append((image.data_ptr(), image.shape[1] * line, line, top * line + left, height, width, rows))
+        rows += height
+    where = to_device(torch.tensor(table), planes[0].device)
+    between = planes[0].new_empty(rows, 3, size)
+    crops = planes[0].new_empty(len(planes), size, size, 3)
+    columns, options = ceil_div(size, made.COLUMNS.value), {} if interpreted() else {"enable_fp_fusion": False}
+    cubic, highest = interpolation == Interpolation.bicubic, max(box[2] for box in boxes)
+    if rows:
+        grid = len(planes), ceil_div(highest, made.ROWS.value), columns
+        made.across_kernel[grid](where, between, SIZE=size, CUBIC=cubic, **options)
+    grid = len(planes), ceil_div(size, made.ROWS.value), columns
+    made.down_kernel[grid](where, between, crops, SIZE=size, CUBIC=cubic, **options)
+    return crops
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""RandAugment's Triton kernels in Triton's interpreter, on the CPU; test_kernels_triton.py runs this."""
+"""The images' Triton kernels in Triton's interpreter, on the CPU; test_kernels_triton.py runs this."""
 
 from functools import partial
 
@@ -10,11 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from roadmap.config.choices import Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import gpu_transforms, rand_augment, random_erasing, train_batches, triton_augment
+from roadmap.data import (
+    decoding,
+    gpu_transforms,
+    rand_augment,
+    random_erasing,
+    train_batches,
+    triton_augment,
+    triton_crops,
+)
 from roadmap.data.datasets import Split
 from roadmap.data.image_ops import to_device
 from roadmap.data.rand_augment import Layer, apply_layer, apply_layer_by_triton
 
+from .test_data_decode import check_crops
 from .test_data_ops import CPU, FILL, MOVES, OPERATIONS, batches
 
 SIDE = 24  # pixels, of which 512 at a time leave a rest
@@ -52,6 +61,14 @@ def test_images_keep_their_own_operations_whatever_else_is_in_the_batch():
     ours, theirs = by_both(names, args, images, Interpolation.bilinear)
     assert (ours - theirs).abs().max() <= 1
     assert torch.equal(ours[-1], images[-1].int())
+
+
+@pytest.mark.parametrize("size", [24, 100])
+@pytest.mark.parametrize("interpolation", list(Interpolation))
+def test_crops_have_pillows_bytes(interpolation, size):
+    check_crops(size, interpolation, CPU)
+    nothing = decoding.resized_crops([torch.ones(3, 1, 1, dtype=torch.uint8)], [(0, 0, 0, 0)], size, interpolation)
+    assert not nothing.any()
 
 
 class Launches(TorchDispatchMode):
@@ -110,3 +127,15 @@ def test_a_batch_takes_fewer_than_a_hundred_launches(monkeypatch):
     assert launches.kernels == 4  # two a layer
     assert 40 < launches.operations and launches.copies == 8
     assert launches.kernels + launches.operations + launches.copies <= 60
+
+
+def test_the_crops_of_decoded_images_take_three_launches(monkeypatch):
+    launches = Launches()
+    for name in ("across_kernel", "down_kernel"):
+        monkeypatch.setattr(triton_crops, name, launches.kernel(getattr(triton_crops, name)))
+    monkeypatch.setattr(decoding, "to_device", launches.copy)
+    images = [torch.full((3, 9, 8), value, dtype=torch.uint8) for value in range(16)]
+    with launches:
+        crops = decoding.resized_crops(images, [(1, 2, 5, 6)] * 16, 4, Interpolation.bicubic)
+    assert torch.equal(crops[:, 0, 0, 0], torch.arange(16, dtype=torch.uint8))
+    assert (launches.kernels, launches.copies, launches.operations) == (2, 1, 0)
