@@ -136,14 +136,14 @@ def test_the_clock_starts_when_every_worker_has_given_a_batch(monkeypatch):
 
 def test_a_pipeline_ends_with_its_workers_and_one_that_hangs_is_given_up(config, monkeypatch):
     args = Namespace(batch=4, limit=60.0, seconds=0.1, repeats=1, workers=1)
-    device, use, began = torch.device("cpu"), lambda images, labels: None, time.monotonic()
+    device, use, end = torch.device("cpu"), lambda images, labels: None, time.monotonic() + 60
     for pipeline in PIPELINES[:3]:
-        measured = bench_input.measure(*pipeline, use, args, config, device, began)
+        measured = bench_input.measure(*pipeline, use, args, config, device, end)
         assert measured.failed is None and measured.images_per_s > 0
         assert multiprocessing.active_children() == []
     monkeypatch.setattr(bench_input, "START_S", 0.3)
     hanging = lambda config, device: lambda number: iter(threading.Event().wait, None)  # noqa: E731
-    late = bench_input.measure("hangs", None, hanging, use, args, config, device, began)
+    late = bench_input.measure("hangs", None, hanging, use, args, config, device, end)
     assert late.failed == "TimeoutError: took longer than 0 s"
     slow = lambda config, device: lambda number: slow_from_the_third_on()  # noqa: E731
 
@@ -153,11 +153,10 @@ def test_a_pipeline_ends_with_its_workers_and_one_that_hangs_is_given_up(config,
             yield torch.zeros(1), torch.zeros(1)
 
     args.repeats = 2
-    one = bench_input.measure("slow", None, slow, use, args, config, device, began)
+    one = bench_input.measure("slow", None, slow, use, args, config, device, end)
     assert one.failed is None and len(one.times_s) == 1  # what it gave in its time
-    args.limit = time.monotonic() - began
-    out = bench_input.measure("late", None, hanging, use, args, config, device, began)
-    assert out.failed == f"left out: of --limit={args.limit:g} 0 s are left"
+    out = bench_input.measure("late", None, hanging, use, args, config, device, time.monotonic())
+    assert out.failed == "left out: 0 s of --limit=60 are left for it"
 
 
 def test_real_photographs_are_linked_and_too_few_are_refused(tmp_path, capsys):

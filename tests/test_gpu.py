@@ -99,7 +99,7 @@ def shapes():
     Return a function that waits for these operations.
     """
     largest = {shape.family: shape for shape in reversed(shapes_of([compose(row, "tiny") for row in ROWS], 224))}
-    smallest = {shape[:3]: shape for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
+    smallest = {shape.cut[:3]: shape.cut for shape in shapes_of([compose(row, "mini") for row in ROWS], 48)}
     taken, end = [*largest.values(), *smallest.values()], time.monotonic() + 90
     forms = [(shape, form) for shape in taken for form in chosen_forms(shape, CUDA, 1, {})]
     with compilers(CUDA) as pool, ThreadPoolExecutor(1) as beside:

@@ -5,8 +5,8 @@ the clock starts when as many batches have come as there are workers, so that th
 counted that was prepared before. Batches come in bursts, one from each worker: whole rounds of the workers are timed.
 What no longer fits into `--limit` is left out, and said. Without `--root` the photographs are synthetic
 (bench/photographs.py). Reading and decoding alone is the bound that no pipeline on the CPU can pass. `--train STEP`
-feeds a whole training step of that row afterwards, beside one fed with one batch again and again: what is lost against
-that is due to the input.
+feeds a whole training step of that row in the second half of the time, beside one fed with one batch again and again:
+what is lost against that is due to the input. Compiling the step does not count.
 """
 
 import argparse
@@ -58,25 +58,32 @@ def main(argv: Sequence[str]) -> int:
         results = Results("input", argv, device, args, how=how)
         config = config_of(args, folder)
         gather_images(results, args, Path(folder))
+        end = began + args.limit
+        if args.train:
+            started = time.monotonic()
+            use = train_on(config, device)
+            end += time.monotonic() - started
 
-        def measured_each(todo: Sequence[tuple[Entry, Use]]) -> list[Candidate]:
+        def measured_each(todo: Sequence[tuple[Entry, Use]], end: float) -> list[Candidate]:
             """Measure one after the other; each result is kept when it is there."""
             found: list[Candidate] = []
             for entry, use in todo:
-                found.append(made := measure(*entry, use, args, config, device, began))
+                found.append(made := measure(*entry, use, args, config, device, end))
                 line = f"{made.name}: {made.failed or f'{rate(made.images_per_s)} images/s'}"
                 results.note("so_far", {candidate.name: candidate.times_s for candidate in found}, line)
             return found
 
         bound = [(name, BOUND, start) for name, start in BOUNDS.items()]
-        measured = measured_each([(entry, lambda images, labels: None) for entry in [*pipelines(args, device), *bound]])
+        alone: list[tuple[Entry, Use]] = [
+            (entry, lambda images, labels: None) for entry in [*pipelines(args, device), *bound]
+        ]
+        measured = measured_each(alone, (time.monotonic() + end) / 2 if args.train else end)
         decode = next(c for c in measured if c.name == next(iter(BOUNDS)))
         results.record.pop("so_far")  # it is in the row now
         results.add("input", measured, {} if decode.failed else {"decode": decode.images_per_s})
         if args.train:
-            use = train_on(config, device)
             again: Entry = ("one batch again and again", BOUND, same_batch)
-            measured = measured_each([(entry, use) for entry in [again, *pipelines(args, device)]])
+            measured = measured_each([(entry, use) for entry in [again, *pipelines(args, device)]], end)
             limits = {} if measured[0].failed else {"synthetic": measured[0].images_per_s}
             results.record.pop("so_far")
             results.add(args.train, measured, limits)
@@ -142,13 +149,13 @@ def pipelines(args: argparse.Namespace, device: torch.device) -> list[Entry]:
 
 def measure(
     name: str, library: str | None, start: Start, use: Use, args: argparse.Namespace, config: Config,
-    device: torch.device, began: float,
+    device: torch.device, end: float,
 ) -> Candidate:  # fmt: skip
     """Measure one pipeline, and end its workers."""
     candidate = Candidate(name, args.batch, lambda: lambda: None, library)
-    left = began + args.limit - time.monotonic()
+    left = end - time.monotonic()
     if left < args.seconds:
-        candidate.failed = f"left out: of --limit={args.limit:g} {max(left, 0):.0f} s are left"
+        candidate.failed = f"left out: {max(left, 0):.0f} s of --limit={args.limit:g} are left for it"
 
     def run() -> None:
         workers = 1 if start is same_batch else max(1, args.workers)

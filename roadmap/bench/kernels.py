@@ -156,11 +156,8 @@ def chosen_forms(
 
 
 def taken_by_auto(shapes: Sequence[OpShape], device: torch.device) -> list[tuple[OpShape, str]]:
-    """Return shapes as they are computed, without taps that no map reaches, and their forms with `kernels=auto`."""
-    return [
-        (s._replace(kernel=s.kernel and min(s.kernel, 2 * s.height - 1)), best_form(s.spec(device)))
-        for s in shapes if s.kernel is None or s.height > 1
-    ]  # fmt: skip
+    """Return shapes as they are computed, and their forms with `kernels=auto`."""
+    return [(s.cut, best_form(s.spec(device))) for s in shapes if s.kernel is None or s.height > 1]
 
 
 @contextmanager

@@ -45,6 +45,11 @@ class OpShape(NamedTuple):
         """Return the height of what comes out."""
         return (self.height - 1) // (self.stride or 1) + 1
 
+    @property
+    def cut(self) -> "OpShape":
+        """Return it as it is computed, without the taps that no map reaches."""
+        return self._replace(kernel=self.kernel and min(self.kernel, 2 * self.height - 1))
+
     def spec(self, device: torch.device) -> OpSpec:
         """Return what a form is chosen for."""
         return OpSpec(device, self.operation, self.kernel, self.stride, self.channels)
