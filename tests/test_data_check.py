@@ -350,5 +350,5 @@ def test_a_worker_whose_parent_was_killed_while_it_started_ends():
 
 
 def wait_as_worker_of(pid: int) -> None:
-    workers.start_worker(pid, 0)
+    workers.start_worker(pid, 0, 0)
     time.sleep(60)

@@ -371,9 +371,9 @@ def stubborn(refused: int, fails: type[Exception] = RuntimeError):
     return decode_many
 
 
-def unpacked(split, data, ids: list[int], decode_many) -> tuple[torch.Tensor, list[int]]:
+def unpacked(split, data, ids: list[int], decode_many, every_other=False) -> tuple[torch.Tensor, list[int]]:
     train_crop = decoding.TrainCrop(split, data.image_size, Interpolation.bicubic, True, 5, 3)
-    batch = decoding.collate_encoded([decoding.NvjpegReader(train_crop)(i) for i in ids])
+    batch = decoding.collate_encoded([decoding.NvjpegReader(train_crop, every_other)(i) for i in ids])
     refused: list[int] = []
     return decoding.decode_batch(batch, ids, train_crop, decode_many, CPU, refused), refused
 
@@ -395,6 +395,20 @@ def test_what_the_gpus_decoder_refuses_is_decoded_here_and_counted(root):
         unpacked(split, data, ids, stubborn(0))
 
 
+def test_with_both_decoders_the_gpus_gets_the_even_ids_alone(root):
+    data, seen = config(root), []
+    split, ids = load(data).train, [5, 2, 7, 4]
+
+    def counted(files):
+        seen.extend(len(file) for file in files)
+        return stubborn(0)(files)
+
+    got, refused = unpacked(split, data, ids, counted, every_other=True)
+    crops = [decoding.TrainCrop(split, 32, Interpolation.bicubic, True, 5, 3)(i) for i in ids]
+    assert torch.equal(got, torch.stack(crops)) and refused == []
+    assert seen == [split.path(i).stat().st_size for i in (2, 4)]
+
+
 def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplog):
     data = config(root, decoder="nvjpeg", workers=2)
     split = load(data).train
@@ -413,18 +427,19 @@ def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplo
     assert said == ["epoch 4: nvJPEG refused 1 of 32 images, which were decoded on the CPU"]
 
 
-def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root):
-    data = config(root, decoder="nvjpeg")
+@pytest.mark.parametrize("decoder", ["nvjpeg", "both"])
+def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root, decoder):
+    data = config(root, decoder=decoder)
     split = load(data).train
     for call in (
         lambda: check_pipeline(data, OFFICIAL, CPU),
         lambda: train_batches(split, data, OFFICIAL, [], seed=0, epoch=0, device=CPU),
     ):
-        with pytest.raises(ConfigError, match=r"data\.decoder=nvjpeg: needs a GPU"):
+        with pytest.raises(ConfigError, match=rf"data\.decoder={decoder}: needs a GPU"):
             call()
     check_pipeline(data, OFFICIAL)  # evaluation decodes on the CPU
-    check_pipeline(config(root, decoder="nvjpeg", pipeline="reference"), OFFICIAL, CPU)
-    with pytest.raises(ConfigError, match="decoder=cuda: must be one of auto, cpu, nvjpeg"):
+    check_pipeline(config(root, decoder=decoder, pipeline="reference"), OFFICIAL, CPU)
+    with pytest.raises(ConfigError, match="decoder=cuda: must be one of auto, cpu, nvjpeg, both"):
         config(root, decoder="cuda")
 
 
@@ -433,7 +448,7 @@ def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root):
 def test_a_gpu_augments_the_same_images_and_nvjpeg_is_near_libjpeg(root):
     split, order, cuda = load(config(root)).train, list(torch.arange(32).split(8)), torch.device("cuda")
     on_cpu = torch.cat([x for x, _ in train_batches(split, config(root), OFFICIAL, order, seed=0, epoch=0, device=CPU)])
-    for decoder, mean_off in (("cpu", 1e-3), ("nvjpeg", 0.05)):
+    for decoder, mean_off in (("cpu", 1e-3), ("nvjpeg", 0.05), ("both", 0.03)):
         data = config(root, decoder=decoder)
         torch.cuda.set_sync_debug_mode("error" if decoder == "cpu" else "default")
         try:

@@ -344,8 +344,8 @@ def test_evaluation_counts_as_on_the_cpu(on_gpu):
 
 @together("processes")
 @pytest.mark.usefixtures("other_runs")  # which begin before the first test of the group
-@pytest.mark.parametrize(("decoder", "levels"), [("cpu", 0.01), ("nvjpeg", 4.0)])
-def test_the_fast_pipeline_gives_the_cpus_images_with_both_decoders(tmp_path, decoder, levels):
+@pytest.mark.parametrize(("decoder", "levels"), [("cpu", 0.01), ("nvjpeg", 4.0), ("both", 3.0)])
+def test_the_fast_pipeline_gives_the_cpus_images_with_every_decoder(tmp_path, decoder, levels):
     """NvJPEG doubles the color's pixels where libjpeg interpolates: 1.5 levels on average."""
     pytest.importorskip("timm")  # which reads the recipe's RandAugment; the other tests do without
     from .test_data_ops import photographs

@@ -67,6 +67,17 @@ def test_a_workers_batch_is_the_same_and_takes_nothing_of_dev_shm():
         assert [line for line in maps.splitlines() if "/dev/shm" in line and "/dev/shm/sem." not in line] == []
 
 
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*")  # torch says so without a GPU
+def test_the_process_that_feeds_a_gpu_goes_before_its_workers():
+    here = os.nice(0)
+    for device, behind in (("cpu", 0), ("cuda", 5)):
+        (found,) = load_batches(
+            lambda index: torch.tensor(os.nice(0)), torch.stack, [torch.tensor([0])], 1, torch.device(device)
+        )
+        assert found.item() == here + behind
+    assert os.nice(0) == here
+
+
 class StartedLoader(torch.utils.data.DataLoader):
     """A loader whose workers have ended before its user has seen them."""
 

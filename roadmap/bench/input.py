@@ -143,7 +143,7 @@ def gather_images(results: Results, args: argparse.Namespace, root: Path) -> Non
 def pipelines(args: argparse.Namespace, device: torch.device) -> list[Entry]:
     """Return our pipelines, and those of the requested libraries, that can run on a device."""
     fast, *others = PIPELINES
-    known = [fast, ON_A_GPU, *others] if device.type == "cuda" else PIPELINES
+    known = [fast, *ON_A_GPU, *others] if device.type == "cuda" else PIPELINES
     return [pipeline for pipeline in known if pipeline[1] in (None, *args.peers)]
 
 

@@ -131,5 +131,8 @@ PIPELINES: tuple[Entry, ...] = (
     ("ours, reference", None, partial(ours, Pipeline.reference, Decoder.cpu)),
     ("torchvision v2, PIL", "torchvision", partial(torchvision_loader, read_pil)),
 )
-ON_A_GPU: Entry = ("ours, fast, nvJPEG", None, partial(ours, Pipeline.fast, Decoder.nvjpeg))
+ON_A_GPU: tuple[Entry, ...] = (
+    ("ours, fast, both decoders", None, partial(ours, Pipeline.fast, Decoder.both)),
+    ("ours, fast, nvJPEG", None, partial(ours, Pipeline.fast, Decoder.nvjpeg)),
+)
 BOUNDS: dict[str, Start] = {"decode alone": decoded, "decode and crop": cropped}

@@ -130,6 +130,12 @@ class Decoder(StrEnum):
     auto = "auto"
     cpu = "cpu"  # libjpeg, in `data.workers` processes
     nvjpeg = "nvjpeg"  # on the GPU; its bytes differ a little
+    both = "both"  # nvJPEG for images with an even id, libjpeg for the others
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Tell whether a GPU decodes images."""
+        return self in (Decoder.nvjpeg, Decoder.both)
 
 
 class Mode(StrEnum):

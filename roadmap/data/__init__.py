@@ -32,10 +32,10 @@ def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device 
         parse_policy(data, recipe)
     elif recipe.rand_augment is not None:
         transforms.rand_augment(data, recipe)
-    wants_gpu = data.pipeline == Pipeline.fast and data.decoder == Decoder.nvjpeg and not data.known.in_memory
+    wants_gpu = data.pipeline == Pipeline.fast and data.decoder.needs_gpu and not data.known.in_memory
     if wants_gpu and device is not None and device.type != "cuda":
         raise ConfigError(
-            f"data.decoder=nvjpeg: needs a GPU, this run computes on {device}; "
+            f"data.decoder={data.decoder}: needs a GPU, this run computes on {device}; "
             "data.decoder=auto or cpu decodes anywhere"
         )
 
@@ -44,7 +44,8 @@ def pipeline_note(data: DataConfig, device: torch.device) -> str | None:
     """Return a line for a run's log about the decoder that was chosen, if one was."""
     if data.pipeline != Pipeline.fast or data.known.in_memory:
         return None
-    what = "nvJPEG on the GPU" if data.decoder == Decoder.nvjpeg else "libjpeg in the worker processes"
+    gpu, cpu = "nvJPEG on the GPU", "libjpeg in the worker processes"
+    what = {Decoder.nvjpeg: gpu, Decoder.both: f"{gpu} and {cpu}, half of them each"}.get(data.decoder, cpu)
     slow = "; slow without a GPU: no faster than data.pipeline=reference" if device.type == "cpu" else ""
     return f"training images are decoded by {what} (data.decoder={data.decoder}){slow}"
 

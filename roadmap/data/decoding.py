@@ -149,13 +149,17 @@ class TrainCrop:
 
 @dataclass(frozen=True)
 class NvjpegReader:
-    """A training image for nvJPEG: the file's bytes and the box, or the crop if the file is no ordinary JPEG."""
+    """A training image for nvJPEG: the file's bytes and the box, or the crop if the file is no ordinary JPEG.
+
+    With `every_other` images with an odd id are decoded here: which ones does not depend on what is fast.
+    """
 
     train_crop: TrainCrop
+    every_other: bool = False
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return uint8 `(bytes,)` and int64 `(4,)`, or uint8 `(size, size, 3)` and `NO_BOX`. Raises DataError."""
-        found = read_jpeg(self.train_crop.split.path(index))
+        found = None if self.every_other and index % 2 else read_jpeg(self.train_crop.split.path(index))
         # nvJPEG makes something of a file that was cut short; whether that is an image, libjpeg decides.
         if found is None or tuple(found[0][-2:].tolist()) != END_OF_JPEG:
             return self.train_crop(index), torch.tensor(NO_BOX)
@@ -252,7 +256,7 @@ def train_crops(spec: BatchSpec) -> Iterator[Tensor]:
     data, device, index_batches = spec.data, spec.device, spec.index_batches
     is_random = data.crop == Crop.resized
     train_crop = TrainCrop(spec.split, data.image_size, spec.recipe.interpolation, is_random, spec.seed, spec.epoch)
-    if data.decoder != Decoder.nvjpeg:
+    if not data.decoder.needs_gpu:
         for crops in load_batches(train_crop, torch.stack, index_batches, data.workers, device):
             yield crops.to(device, non_blocking=True)
         return
@@ -260,7 +264,8 @@ def train_crops(spec: BatchSpec) -> Iterator[Tensor]:
 
     decode_many: DecodeMany = partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
     refused: list[int] = []
-    files = load_batches(NvjpegReader(train_crop), collate_encoded, index_batches, data.workers, device)
+    reader = NvjpegReader(train_crop, every_other=data.decoder == Decoder.both)
+    files = load_batches(reader, collate_encoded, index_batches, data.workers, device)
     aside = side_stream(device)
     for ids, batch in zip(index_batches, files, strict=True):
         yield aside(partial(decode_batch, batch, ids.tolist(), train_crop, decode_many, device, refused))

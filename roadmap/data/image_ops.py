@@ -5,7 +5,7 @@ rounded), and the bicubic and bilinear sampling of `Image.transform`. Nothing he
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ Fill = tuple[int, int, int]  # the color of what comes into view from beyond the
 Taps = tuple[int, int]  # the pixels that are read along a line, from first to end, counted from the one at the place
 EXACT: Taps = (0, 1)
 TAPS: dict[Interpolation, Taps] = {Interpolation.bilinear: (0, 2), Interpolation.bicubic: (-1, 3)}
+ALIGNMENT = 16  # bytes, of what is copied together: Triton reads so many at once
 LUMA = (19595, 38470, 7471)  # of red, green and blue in gray, as Pillow has them: ITU-R 601-2 in 1 / 65536
 
 
@@ -25,22 +26,38 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def to_device_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Copy small arrays to a device as `to_device` does, all at once: each transfer costs the host time."""
+    ends = np.cumsum([-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays])
+    packed = np.zeros(ends[-1], dtype=np.uint8)
+    starts = [0, *ends[:-1]]
+    for start, array in zip(starts, arrays, strict=True):
+        packed[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    there = to_device(torch.from_numpy(packed), device)
+    return [
+        there[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for start, array in zip(starts, arrays, strict=True)
+    ]
+
+
 # Tables: what becomes of each value, the same wherever it stands in the image
 
 
-def fixed_table(op: str, arg: float) -> np.ndarray:
-    """Return the table of an operation that does not depend on the image, uint8 `(256,)`."""
-    values = np.arange(256)
+def fixed_tables(op: str, args: np.ndarray) -> np.ndarray:
+    """Return the tables of an operation that does not depend on the image: float64 `(N,)` -> uint8 `(N, 256)`."""
+    values, whole = np.arange(256), args.astype(np.int64)[:, None]
     if op == "Invert":
-        return (255 - values).astype(np.uint8)
-    if op == "Posterize":  # no bits left: black, as in the reference pipeline
-        return (values & (0xFF << (8 - max(0, min(8, int(arg)))))).astype(np.uint8)
-    if op == "Solarize":
-        return np.where(values < int(arg), values, 255 - values).astype(np.uint8)
-    if op == "SolarizeAdd":
-        return np.where(values < 128, np.minimum(255, values + int(arg)), values).astype(np.uint8)
-    assert op == "Brightness", op
-    return (np.float32(arg) * values.astype(np.float32)).clip(0, 255).astype(np.uint8)
+        tables = np.broadcast_to(255 - values, (len(args), 256))
+    elif op == "Posterize":  # no bits left: black, as in the reference pipeline
+        tables = values & (0xFF << (8 - whole.clip(0, 8)))
+    elif op == "Solarize":
+        tables = np.where(values < whole, values, 255 - values)
+    elif op == "SolarizeAdd":
+        tables = np.where(values < 128, np.minimum(255, values + whole), values)
+    else:
+        assert op == "Brightness", op
+        tables = (args.astype(np.float32)[:, None] * values.astype(np.float32)).clip(0, 255)
+    return tables.astype(np.uint8)
 
 
 def contrast_tables(images: Tensor, factors: Tensor) -> Tensor:
@@ -142,12 +159,14 @@ def rotation_matrix(degrees: float, size: int) -> tuple[float, ...]:
     return cos, sin, cos * -middle + sin * -middle + middle, -sin, cos, -sin * -middle + cos * -middle + middle
 
 
-def move_matrix(op: str, arg: float, size: int) -> tuple[float, ...]:
-    """Return a move as a matrix, as `move` takes it."""
+def move_matrices(op: str, args: np.ndarray, size: int) -> np.ndarray:
+    """Return moves as matrices, as `move` takes them: float64 `(N,)` -> `(N, 6)`."""
     if op == "Rotate":
-        return rotation_matrix(arg, size)
-    slope, offset = (arg, 0.0) if op.startswith("Shear") else (0.0, arg * size)
-    return (1.0, 0.0, 0.0, slope, 1.0, offset) if op.endswith("Y") else (1.0, slope, offset, 0.0, 1.0, 0.0)
+        return np.array([rotation_matrix(float(arg), size) for arg in args]).reshape(-1, 6)
+    matrices = np.tile((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (len(args), 1))
+    slope, offset = (3, 5) if op.endswith("Y") else (1, 2)
+    matrices[:, slope if op.startswith("Shear") else offset] = args if op.startswith("Shear") else args * size
+    return matrices
 
 
 def taps(place: Tensor, size: int, reach: Taps) -> tuple[Tensor, Tensor]:
@@ -206,10 +225,10 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # images, factors
 def apply_op(images: Tensor, op: str, args: np.ndarray, fill: Fill, interpolation: Interpolation) -> Tensor:
     """Apply an operation, timm's name without "Increasing" and "Rel", with each image's argument, float64 `(N,)`."""
     if op in MOVES:
-        matrices = np.array([move_matrix(op, float(arg), images.shape[1]) for arg in args])
+        matrices = move_matrices(op, args, images.shape[1])
         across, down = (EXACT if op.endswith(axis) else TAPS[interpolation] for axis in "YX")
         return move(images, to_device(torch.from_numpy(matrices), images.device), fill, across, down)
     if op in FIXED_TABLES:
-        tables = torch.from_numpy(np.stack([fixed_table(op, float(arg)) for arg in args]))
+        tables = torch.from_numpy(fixed_tables(op, args))
         return apply_lut(images, to_device(tables, images.device)[:, None, :].expand(-1, 3, -1))
     return OPERATIONS[op](images, to_device(torch.from_numpy(args.astype(np.float32)), images.device))

@@ -17,7 +17,7 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import image_ops, transforms
 from roadmap.data.counter_rng import uniforms
-from roadmap.data.image_ops import Fill, to_device
+from roadmap.data.image_ops import Fill, to_device, to_device_together
 from roadmap.data.sampling import Draw
 from roadmap.errors import ConfigError
 from roadmap.net.kernels.triton_support import ceil_div, interpreted, why_no_triton
@@ -125,9 +125,7 @@ def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer]) 
         images = images.round().to(torch.uint8)
     images = images.expand(-1, -1, -1, 3).contiguous()
     if why_no_triton(images.device) is None:
-        for layer in layers:
-            images = apply_layer_by_triton(images, layer, policy.fill, policy.interpolation)
-        return images
+        return apply_layers_by_triton(images, layers, policy.fill, policy.interpolation)
     step = len(images) if images.device.type == "cuda" else FEW
     for start in range(0, len(images), step):
         for layer in layers:
@@ -136,31 +134,43 @@ def apply_rand_augment(images: Tensor, policy: Policy, layers: Sequence[Layer]) 
     return images
 
 
-def apply_layer_by_triton(images: Tensor, layer: Layer, fill: Fill, interpolation: Interpolation) -> Tensor:
-    """Return what each image's operation makes of it, uint8 `(B, S, S, 3)`: `apply_layer` in two kernels."""
+def apply_layers_by_triton(images: Tensor, layers: Sequence[Layer], fill: Fill, interpolation: Interpolation) -> Tensor:
+    """Return what each image's operations make of it, uint8 `(B, S, S, 3)`: two kernels a layer, in place of many."""
+    from roadmap.data import triton_augment as made
+
+    (num, size), (red, green, blue) = images.shape[:2], fill
+    exact = {} if interpreted() else {"enable_fp_fusion": False}
+    prepared = [array for layer in layers for array in for_triton(layer, size)]
+    there = to_device_together(prepared, images.device)
+    for args, codes, fixed in zip(there[::3], there[1::3], there[2::3], strict=True):
+        tables, changed = images.new_empty(num, 3, 256), torch.empty_like(images)
+        made.tables_kernel[(num, 3)](images, tables, codes, args, PIXELS=size**2, **exact)
+        made.pixels_kernel[(num, ceil_div(size**2, made.BLOCK.value))](
+            images, changed, fixed, tables, codes, args, red + 256 * green + 65536 * blue,
+            SIZE=size, CUBIC=interpolation == Interpolation.bicubic, **exact,
+        )  # fmt: skip
+        images = changed
+    return images
+
+
+def for_triton(layer: Layer, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a layer's arguments float64 `(B, 6)`, codes int32 `(B,)` and fixed tables uint8 `(B, 256)`."""
     from roadmap.data import triton_augment as made
 
     own = {"Color": made.COLOR, "Sharpness": made.SHARPNESS, "": made.UNCHANGED}
     own |= {"AutoContrast": made.AUTO_CONTRAST, "Equalize": made.EQUALIZE, "Contrast": made.CONTRAST}
-    own |= dict.fromkeys(image_ops.MOVES, made.MOVE) | dict.fromkeys(image_ops.FIXED_TABLES, made.LOOK_UP)
-    (num, size), (red, green, blue) = images.shape[:2], fill
-    codes, args = np.array([own[op].value for op in layer.ops], dtype=np.int32), np.zeros((num, 6))
-    fixed = np.zeros((num, 256), dtype=np.uint8)
+    args, codes = np.zeros((len(layer.ops), 6)), np.zeros(len(layer.ops), dtype=np.int32)
+    fixed = np.zeros((len(layer.ops), 256), dtype=np.uint8)
     args[:, 0] = layer.args
-    for row, (op, arg) in enumerate(zip(layer.ops, layer.args, strict=True)):
-        if codes[row] == made.MOVE.value:
-            args[row] = image_ops.move_matrix(str(op), float(arg), size)
-        elif codes[row] == made.LOOK_UP.value:
-            fixed[row] = image_ops.fixed_table(str(op), float(arg))
-    ops, matrices, tables_of_op = (to_device(torch.from_numpy(part), images.device) for part in (codes, args, fixed))
-    tables, changed = images.new_empty(num, 3, 256), torch.empty_like(images)
-    exact = {} if interpreted() else {"enable_fp_fusion": False}
-    made.tables_kernel[(num, 3)](images, tables, ops, matrices, PIXELS=size**2, **exact)
-    made.pixels_kernel[(num, ceil_div(size**2, made.BLOCK.value))](
-        images, changed, tables_of_op, tables, ops, matrices, red + 256 * green + 65536 * blue,
-        SIZE=size, CUBIC=interpolation == Interpolation.bicubic, **exact,
-    )  # fmt: skip
-    return changed
+    for op in map(str, set(layer.ops)):
+        rows = layer.ops == op
+        code = made.MOVE if op in image_ops.MOVES else made.LOOK_UP if op in image_ops.FIXED_TABLES else own[op]
+        codes[rows] = code.value
+        if op in image_ops.MOVES:
+            args[rows] = image_ops.move_matrices(op, layer.args[rows], size)
+        elif op in image_ops.FIXED_TABLES:
+            fixed[rows] = image_ops.fixed_tables(op, layer.args[rows])
+    return args, codes, fixed
 
 
 def apply_layer(images: Tensor, layer: Layer, fill: Fill, interpolation: Interpolation) -> None:

@@ -27,6 +27,7 @@ from roadmap.text import reason
 POLL_S = 2  # how often the workers are checked while waiting for a batch
 STALL_S = 600.0  # a batch that takes longer is given up
 MAX_TMPDIR = 70  # bytes: below it lie sockets, whose paths may have 107
+BEHIND = 5  # niceness of a worker
 EXIT_S = 2.0  # within which a killed worker is seen to have ended
 LESS = "fewer data.workers, or data.workers=0, need less memory; run the same command again to continue"
 
@@ -88,7 +89,8 @@ def load_batches(
         num_workers=workers,
         collate_fn=partial(collate_or_error, collate),
         pin_memory=device.type == "cuda",
-        worker_init_fn=partial(start_worker, os.getpid()),
+        # The process that feeds a GPU goes first: it has little to do, but a batch waits for each bit of it.
+        worker_init_fn=partial(start_worker, os.getpid(), BEHIND if device.type == "cuda" else 0),
         timeout=POLL_S if workers else 0,
         # A fork has everything imported; a rank's default is to spawn, which costs each worker 7 s of CPU.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -174,8 +176,9 @@ def how_it_ended(code: int) -> str:
     return f"a process that prepares images cannot pass them on ({os.strerror(code)})"
 
 
-def start_worker(parent: int, worker_id: int) -> None:
-    """Set a worker's signals, and end it if a batch cannot be sent, for which the parent would wait."""
+def start_worker(parent: int, behind: int, worker_id: int) -> None:
+    """Set a worker's signals and niceness, and end it if a batch cannot be sent, for which the parent would wait."""
+    os.nice(behind)
     leave_signals_to_parent(parent)
 
     def end(error: Exception, _: Any) -> None:
