@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from roadmap.bench.kernels import chosen_forms, compile_ahead, compilers, measure_shape
+from roadmap.bench.kernels import chosen_forms, compile_ahead, compilers, errors_at
 from roadmap.bench.measure import free_memory
 from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
@@ -406,11 +406,10 @@ def test_one_rank_under_torchrun_trains(other_runs):
 @pytest.mark.timeout(200)
 def test_every_form_is_as_exact_as_torchs_own_at_the_shapes_of_tiny_and_mini(shapes):
     for shape in shapes():
-        found = measure_shape(shape, CUDA, torch.bfloat16, 8, 1)
-        plain = found["plain"].error
-        for form, measured in found.items():
-            assert measured.failed is None, (shape, form, measured.failed)
-            assert measured.error <= 1.5 * plain + 1e-4, (shape, form, measured.error, plain)
+        error_of = errors_at(shape, CUDA, torch.bfloat16)
+        plain = error_of("plain")
+        for form in chosen_forms(shape, CUDA, 1, {}):
+            assert error_of(form) <= 1.5 * plain + 1e-4, (shape, form, error_of(form), plain)
 
 
 @together("compiled")

@@ -198,20 +198,27 @@ def measure_shape(
     fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}), end: float = math.inf,
 ) -> dict[str, Measured]:  # fmt: skip
     """Check and time the forms of an operation at a shape, until `end`."""
-    forms = chosen_forms(shape, device, most, fastest)
-    exact = operation_at(shape, CHECKED, kind, device, exact=True)("plain")
-    few, many = (operation_at(shape, images, kind, device) for images in (CHECKED, batch))
+    error_of, many = errors_at(shape, device, kind), operation_at(shape, batch, kind, device)
 
     def measure(form: str) -> Measured:
         if time.monotonic() > end:
             return Measured(None, None, NO_TIME)
         try:
-            error = relative_errors(few(form), exact)
-            return Measured(median_ms(partial(many, form), device), error)
+            return Measured(error=error_of(form), ms=median_ms(partial(many, form), device))
         except Exception as problem:  # whatever a compiler raises: the others go on, and the reason is shown
             return Measured(None, None, f"{type(problem).__name__}: {one_line(problem)}")
 
-    return {form: measure(form) for form in forms}
+    return {form: measure(form) for form in chosen_forms(shape, device, most, fastest)}
+
+
+def errors_at(shape: OpShape, device: torch.device, kind: torch.dtype) -> Callable[[str], float]:
+    """Return a function that computes an operation on a few images in a form, and returns its error.
+
+    That is the largest relative error of all results, against float64.
+    """
+    exact = operation_at(shape, CHECKED, kind, device, exact=True)("plain")
+    few = operation_at(shape, CHECKED, kind, device)
+    return lambda form: relative_errors(few(form), exact)
 
 
 def median_ms(call: Callable[[], object], device: torch.device) -> float:
