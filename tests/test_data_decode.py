@@ -234,7 +234,7 @@ def check_crops(size, interpolation, device):
         (0, (0, 0, 70, 90)), (0, (5, 7, 40, 31)), (0, (3, 4, 1, 30)), (0, (69, 89, 1, 1)), (1, (0, 0, 300, 3)),
         (1, (299, 1, 1, 2)), (2, (0, 0, 1, 1)), (2, (1, 1, 0, 0)), (3, (0, 0, size, size)),
     ]  # fmt: skip
-    images = [torch.from_numpy(pixels[i]).permute(2, 0, 1).to(device) for i, _ in boxes]
+    images = [torch.from_numpy(pixels[i]).permute(2, 0, 1).contiguous().to(device) for i, _ in boxes]
     got = decoding.resized_crops(images, [box for _, box in boxes], size, interpolation).cpu()
     expected = [crop_of_pillow(pixels[i], box, size, interpolation) for i, box in boxes]
     assert np.array_equal(got.numpy(), np.stack(expected))

@@ -104,24 +104,23 @@ def resized_crops(images: Sequence[Tensor], boxes: Sequence[Box], size: int, int
 def resized_crops_by_triton(
     images: Sequence[Tensor], boxes: Sequence[Box], size: int, interpolation: Interpolation
 ) -> Tensor:
-    """Do what `resized_crops` does in two kernels, however many images there are."""
+    """Do what `resized_crops` does for contiguous images in two kernels, however many there are."""
     from roadmap.data import triton_crops as made
 
-    planes = [image.contiguous() for image in images]
     table, rows = [], 0
-    for image, (top, left, height, width) in zip(planes, boxes, strict=True):
+    for image, (top, left, height, width) in zip(images, boxes, strict=True):
         line = image.shape[2]
         table.append((image.data_ptr(), image.shape[1] * line, line, top * line + left, height, width, rows))
         rows += height
-    where = to_device(torch.tensor(table), planes[0].device)
-    between = planes[0].new_empty(rows, 3, size)
-    crops = planes[0].new_empty(len(planes), size, size, 3)
+    where = to_device(torch.tensor(table), images[0].device)
+    between = images[0].new_empty(rows, 3, size)
+    crops = images[0].new_empty(len(images), size, size, 3)
     columns, options = ceil_div(size, made.COLUMNS.value), {} if interpreted() else {"enable_fp_fusion": False}
     cubic, highest = interpolation == Interpolation.bicubic, max(box[2] for box in boxes)
     if rows:
-        grid = len(planes), ceil_div(highest, made.ROWS.value), columns
+        grid = len(images), ceil_div(highest, made.ROWS.value), columns
         made.across_kernel[grid](where, between, SIZE=size, CUBIC=cubic, **options)
-    grid = len(planes), ceil_div(size, made.ROWS.value), columns
+    grid = len(images), ceil_div(size, made.ROWS.value), columns
     made.down_kernel[grid](where, between, crops, SIZE=size, CUBIC=cubic, **options)
     return crops
 
@@ -194,17 +193,23 @@ def decode_batch(
     cut: list[Box] = [tuple(box) for box in boxes.tolist()]
     coded = [i for i, box in enumerate(cut) if box != NO_BOX]
     decoded = dict(zip(coded, decode_or_none([files[i] for i in coded], decode_many), strict=True))
-    images = []
+    there = data.to(device, non_blocking=True).split(lengths.tolist()) if len(coded) < len(ids) else files
+    crops: dict[int, Tensor] = {}
+    images: dict[int, Tensor] = {}
     for i, index in enumerate(ids):
         image, (top, left, height, width) = decoded.get(i), cut[i]
+        if i not in decoded:
+            crops[i] = there[i].view(size, size, 3)
         # Where the decoder found fewer pixels than Pillow, the box is not in its image.
-        if image is None or image.shape[1] < top + height or image.shape[2] < left + width:
-            if i in decoded:
-                refused.append(index)
-            crop = train_crop(index) if i in decoded else files[i].view(size, size, 3)
-            image, cut[i] = crop.to(device, non_blocking=True).permute(2, 0, 1), (0, 0, size, size)  # stays as it is
-        images.append(image)
-    return resized_crops(images, cut, size, train_crop.interpolation)
+        elif image is None or image.shape[1] < top + height or image.shape[2] < left + width:
+            refused.append(index)
+            crops[i] = train_crop(index).to(device)
+        else:
+            images[i] = image
+    parts = [torch.stack(list(crops.values()))] if crops else []
+    if images:
+        parts.append(resized_crops(list(images.values()), [cut[i] for i in images], size, train_crop.interpolation))
+    return torch.cat(parts)[to_device(torch.tensor([*crops, *images]).argsort(), device)] if crops else parts[0]
 
 
 def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]:

@@ -23,7 +23,12 @@ LUMA = (19595, 38470, 7471)  # of red, green and blue in gray, as Pillow has the
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a small tensor, without waiting for it on a GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    pinned = torch.empty_like(tensor, pin_memory=True)
+    # By NumPy: torch shares a copy of 32 KB or more among threads, which takes ms where workers keep all cores busy.
+    np.copyto(pinned.numpy(), tensor.numpy())
+    return pinned.to(device, non_blocking=True)
 
 
 def to_device_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
