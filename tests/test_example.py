@@ -16,7 +16,7 @@ from .conftest import ROOT
 RESULTS = ROOT / "notebooks" / "results"
 
 
-@pytest.mark.parametrize("study", ["demo", "mini_cpu"])
+@pytest.mark.parametrize("study", ["demo", "mini_h100"])
 def test_example_has_every_row_with_three_seeds_and_nothing_suspect(study):
     found = collect([RESULTS / f"{study}.zip"])
     assert not found.suspect
@@ -49,6 +49,6 @@ def test_notebook_shows_the_example_where_there_are_no_runs(tmp_path, monkeypatc
     ).execute(env=dict(os.environ))
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     said = "".join(out.get("text", "") for out in outputs)
-    assert "EXAMPLE: 144 measured runs" in said
+    assert "EXAMPLE: 102 measured runs" in said
     assert any("image/png" in out.get("data", {}) for out in outputs)
     assert any("separate d.s. conv" in out.get("data", {}).get("text/plain", "") for out in outputs)
