@@ -195,6 +195,21 @@ def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
     assert "Not significant: stage_ratio." in text
 
 
+def test_findings_name_a_run_whose_accuracy_fell_by_more_than_half(tmp_path):
+    for step, seed in (("resnet", 0), ("enhanced_recipe", 0), ("enhanced_recipe", 1)):
+        folder = write_run(tmp_path, step, seed, top1=60.0, epochs=4)
+    ledger = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    evaluations = [row for row in rows if row["kind"] == "val"]
+    for second, is_named in ((15.1, False), (14.9, True)):
+        for row, top1 in zip(evaluations, (30.0, second, 45.0, 60.0), strict=True):
+            row["val/top1"] = top1
+        ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (text,) = findings(aggregate(collect([tmp_path]).runs))
+        assert ("Caution: top-1 fell by more than half" in text) == is_named
+        assert ("in enhanced_recipe seed 1 (epoch 2: from 30.0 to 14.9 %). A step" in text) == is_named
+
+
 def test_findings_hold_the_papers_gain_against_our_interval(tmp_path):
     seeds(tmp_path, "enhanced_recipe", (78.8, 78.9, 78.7), regime="tiny", data="imagenet")
     seeds(tmp_path, "stage_ratio", (79.3, 79.4, 79.5), regime="tiny", data="imagenet")

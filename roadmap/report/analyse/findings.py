@@ -1,6 +1,7 @@
 """The findings in plain sentences, each with its numbers, none that a test does not support."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -42,8 +43,23 @@ def _sentences(group: Group) -> Iterator[str]:
         yield from _over_orders(group.attribution)
     if (ranks := ranking(group)) is not None:
         yield ranks.sentence
+    yield from _collapses(group.cells)
     if group.caution:
         yield f"Caution: {group.caution}."
+
+
+def _collapses(cells: Sequence[Cell]) -> Iterator[str]:
+    """Name the runs whose accuracy once fell by more than half: a mean at the end would not show it."""
+    found = [
+        f"{clean(cell.cell, 80)} seed {run.seed} (epoch {epoch}: from {before:.1f} to {after:.1f} %)"
+        for cell in cells for run in cell.runs for (_, before), (epoch, after) in pairwise(run.curve)
+        if after < before / 2
+    ]  # fmt: skip
+    if found:
+        yield (
+            f"Caution: top-1 fell by more than half from one evaluation to the next in {first_few(found)}. A step may "
+            "have gone wrong there: see the training curves, and train such a run again."
+        )
 
 
 def _over_seeds(compared: Compared) -> Iterator[str]:
