@@ -17,6 +17,7 @@ from PIL import Image
 from roadmap.bench import input as bench_input
 from roadmap.bench.__main__ import main
 from roadmap.bench.input import FULL_RECIPE, batch_times
+from roadmap.bench.measure import Candidate
 from roadmap.bench.photographs import SIZE, link_photographs, synthetic_jpeg, write_photographs
 from roadmap.bench.pipelines import PIPELINES
 from roadmap.errors import ConfigError
@@ -80,6 +81,23 @@ def test_a_training_step_is_fed_by_every_pipeline(tmp_path):
     assert list(found) == ["one batch again and again", "ours, fast", "timm, full recipe", "ours, reference"]
     assert [name for name, entry in found.items() if entry["failed"]] == [] and first["row"] == "input"
     assert row["row"] == "gelu" and list(row["bounds_images_per_s"]) == ["synthetic"]
+
+
+def test_training_has_the_second_half_of_the_time_and_compiling_its_step_does_not_count(tmp_path, monkeypatch):
+    ends, file = {}, tmp_path / "input.json"
+
+    def measured(name, library, start, use, args, config, device, end):
+        ends.setdefault(use, set()).add(end)
+        return Candidate(name, args.batch, lambda: lambda: None, library, times_s=[1.0, 1.0])
+
+    step = lambda images, labels: None  # noqa: E731
+    monkeypatch.setattr(bench_input, "measure", measured)
+    monkeypatch.setattr(bench_input, "train_on", lambda config, device: (time.sleep(2), step)[1])
+    began = time.monotonic()
+    assert main(["input", *SMALL, "--train", "gelu", "--regime", "nano", "--limit", "100", "--json", str(file)]) == 0
+    took = time.monotonic() - began - 2
+    (in_training,), (alone,) = ends.pop(step), set().union(*ends.values())
+    assert 0 <= in_training - began - 102 < 1 + took and 50 <= alone - began < 51 + took
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 
-from roadmap.config.choices import Interpolation
+from roadmap.config.choices import Decoder, Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import (
@@ -409,13 +409,19 @@ def test_with_both_decoders_the_gpus_gets_the_even_ids_alone(root):
     assert seen == [split.path(i).stat().st_size for i in (2, 4)]
 
 
-def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplog):
-    data = config(root, decoder="nvjpeg", workers=2)
-    split = load(data).train
+@pytest.mark.parametrize(("decoder", "number"), [("nvjpeg", 32), ("both", 16)])
+def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplog, decoder, number):
+    data = config(root, decoder=decoder, workers=2)
+    split, seen = load(data).train, set()
     refuse = stubborn(split.path(2).stat().st_size)
+
+    def counted(files):
+        seen.update(bytes(file.numpy()) for file in files)
+        return refuse(files)
+
     monkeypatch.setattr(
         "torchvision.io.decode_jpeg",
-        lambda data, mode, device=None: refuse(data) if device else decode_jpeg(data, mode),
+        lambda data, mode, device=None: counted(data) if device else decode_jpeg(data, mode),
     )
     spec = BatchSpec(split, data, OFFICIAL, list(torch.arange(32).split(8)), CPU, seed=5, epoch=3)
     with caplog.at_level(logging.INFO):
@@ -423,12 +429,13 @@ def test_an_epoch_says_once_how_many_files_were_refused(root, monkeypatch, caplo
     monkeypatch.undo()
     expected = torch.cat(list(decoding.train_crops(replace(spec, data=config(root)))))
     assert torch.equal(crops, expected)
+    assert len(seen) == number
     said = [record.getMessage() for record in caplog.records if "nvJPEG" in record.getMessage()]
     assert said == ["epoch 4: nvJPEG refused 1 of 32 images, which were decoded on the CPU"]
 
 
 @pytest.mark.parametrize("decoder", ["nvjpeg", "both"])
-def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root, decoder):
+def test_nvjpeg_without_a_gpu_or_triton_is_a_config_error_at_once(root, monkeypatch, decoder):
     data = config(root, decoder=decoder)
     split = load(data).train
     for call in (
@@ -437,6 +444,9 @@ def test_nvjpeg_without_a_gpu_is_a_config_error_at_once(root, decoder):
     ):
         with pytest.raises(ConfigError, match=rf"data\.decoder={decoder}: needs a GPU"):
             call()
+    monkeypatch.setattr("roadmap.data.why_no_triton", lambda device: "Triton is not installed")
+    with pytest.raises(ConfigError, match=rf"decoder={decoder}: needs a GPU and Triton, and Triton is not installed"):
+        check_pipeline(data, OFFICIAL, torch.device("cuda"))
     check_pipeline(data, OFFICIAL)  # evaluation decodes on the CPU
     check_pipeline(config(root, decoder=decoder, pipeline="reference"), OFFICIAL, CPU)
     with pytest.raises(ConfigError, match="decoder=cuda: must be one of auto, cpu, nvjpeg, both"):
@@ -514,7 +524,11 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, mon
     assert (
         "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster than" in log
     )
-    assert "slow" not in str(pipeline_note(config(root), torch.device("cuda")))
+    notes = {decoder: str(pipeline_note(config(root, decoder=decoder), torch.device("cuda"))) for decoder in Decoder}
+    assert not any("slow" in note for note in notes.values())
+    assert [("nvJPEG" in note, "libjpeg" in note) for note in notes.values()] == [
+        (False, True), (False, True), (True, False), (True, True),
+    ]  # fmt: skip
     assert pipeline_note(config(root, pipeline="reference"), torch.device("cpu")) is None
 
 

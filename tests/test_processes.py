@@ -74,7 +74,7 @@ def test_the_process_that_feeds_a_gpu_goes_before_its_workers():
         (found,) = load_batches(
             lambda index: torch.tensor(os.nice(0)), torch.stack, [torch.tensor([0])], 1, torch.device(device)
         )
-        assert found.item() == here + behind
+        assert found.item() == min(19, here + behind)
     assert os.nice(0) == here
 
 

@@ -201,8 +201,8 @@ def test_findings_name_a_run_whose_accuracy_fell_by_more_than_half(tmp_path):
     ledger = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
     evaluations = [row for row in rows if row["kind"] == "val"]
-    for second, is_named in ((15.1, False), (14.9, True)):
-        for row, top1 in zip(evaluations, (30.0, second, 45.0, 60.0), strict=True):
+    for first, second, is_named in ((30.0, 15.1, False), (30.0, 14.9, True), (29.0, 2.0, False)):  # at last a start
+        for row, top1 in zip(evaluations, (first, second, 45.0, 60.0), strict=True):
             row["val/top1"] = top1
         ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (text,) = findings(aggregate(collect([tmp_path]).runs))

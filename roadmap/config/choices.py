@@ -123,8 +123,8 @@ class Pipeline(StrEnum):
 class Decoder(StrEnum):
     """What decodes the JPEGs of class folders for the fast pipeline.
 
-    `auto` is always the CPU: its bytes are Pillow's, and a result must depend on the config, not on which of the two is
-    faster on a machine. nvJPEG can be chosen where there are few cores per GPU.
+    `auto` is always the CPU: its bytes are Pillow's, and a result must depend on the config, not on which of them is
+    fastest on a machine. `nvjpeg` is for few cores per GPU, `both` for many.
     """
 
     auto = "auto"

@@ -16,6 +16,7 @@ from roadmap.data.datasets import BatchSpec, ImageSet, Split, load
 from roadmap.data.rand_augment import parse_policy
 from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 from roadmap.errors import ConfigError
+from roadmap.net.kernels.triton_support import why_no_triton
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -33,11 +34,13 @@ def check_pipeline(data: DataConfig, recipe: RecipeConfig, device: torch.device 
     elif recipe.rand_augment is not None:
         transforms.rand_augment(data, recipe)
     wants_gpu = data.pipeline == Pipeline.fast and data.decoder.needs_gpu and not data.known.in_memory
-    if wants_gpu and device is not None and device.type != "cuda":
-        raise ConfigError(
-            f"data.decoder={data.decoder}: needs a GPU, this run computes on {device}; "
-            "data.decoder=auto or cpu decodes anywhere"
-        )
+    if wants_gpu and device is not None:
+        why = why_no_triton(device) if device.type == "cuda" else f"this run computes on {device}"
+        if why is not None:
+            raise ConfigError(
+                f"data.decoder={data.decoder}: needs a GPU and Triton, and {why}; "
+                "data.decoder=auto or cpu decodes anywhere"
+            )
 
 
 def pipeline_note(data: DataConfig, device: torch.device) -> str | None:

@@ -82,18 +82,14 @@ def resized_crop(image: Tensor, box: Box, size: int, interpolation: Interpolatio
     planes = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
     # Channels-last is torch's fast way, and the one whose arithmetic is Pillow's, on processors with AVX2.
     planes = planes.contiguous(memory_format=torch.channels_last)
-    if image.device.type != "cpu":
-        planes = planes.float()  # a GPU resizes no bytes
     planes = F.interpolate(planes, (size, size), mode=interpolation.value, antialias=True, align_corners=False)
-    if planes.is_floating_point():
-        planes = planes.round_().clamp_(0, 255).to(torch.uint8)
     return planes[0].permute(1, 2, 0)
 
 
 def resized_crops(images: Sequence[Tensor], boxes: Sequence[Box], size: int, interpolation: Interpolation) -> Tensor:
     """Do what `resized_crop` does for many images, uint8 `(3, H, W)` -> `(B, size, size, 3)`.
 
-    By Triton in two kernels and in Pillow's bytes, else one by one.
+    On a GPU two kernels make Pillow's bytes, elsewhere one image is resized after the other.
     """
     if why_no_triton(images[0].device) is None:
         return resized_crops_by_triton(images, boxes, size, interpolation)
@@ -109,6 +105,7 @@ def resized_crops_by_triton(
 
     table, rows = [], 0
     for image, (top, left, height, width) in zip(images, boxes, strict=True):
+        assert image.is_contiguous()  # the kernels only get its address
         line = image.shape[2]
         table.append((image.data_ptr(), image.shape[1] * line, line, top * line + left, height, width, rows))
         rows += height
@@ -228,7 +225,7 @@ def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor 
 def decoders_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream of all epochs: memory that one has given up serves the next.
 
-    Its many small kernels go in between those of a training step; else each would wait for one of them to end.
+    Its kernels go in between those of a training step; else each would wait for one of them to end.
     """
     return torch.cuda.Stream(device, priority=-1)
 
@@ -237,7 +234,7 @@ def side_stream(device: torch.device) -> Callable[[Callable[[], Tensor]], Tensor
     """Return how to call what decodes on a GPU: on a stream of its own, for whose result training waits.
 
     torchvision's decoder writes from a stream of its own into memory that may have been given up by work which is
-    queued but not done. Here such memory can only be that of the batch before, and its few copies are waited for.
+    queued but not done. Here such memory can only be that of the batch before, whose copies and kernels are waited for.
     """
     if device.type != "cuda":
         return lambda work: work()

@@ -141,7 +141,7 @@ def apply_layers_by_triton(images: Tensor, layers: Sequence[Layer], fill: Fill, 
     (num, size), (red, green, blue) = images.shape[:2], fill
     exact = {} if interpreted() else {"enable_fp_fusion": False}
     prepared = [array for layer in layers for array in for_triton(layer, size)]
-    there = to_device_together(prepared, images.device)
+    there = to_device_together(prepared, images.device) if prepared else []  # n0 has no layer
     for args, codes, fixed in zip(there[::3], there[1::3], there[2::3], strict=True):
         tables, changed = images.new_empty(num, 3, 256), torch.empty_like(images)
         made.tables_kernel[(num, 3)](images, tables, codes, args, PIXELS=size**2, **exact)

@@ -53,7 +53,7 @@ def _collapses(cells: Sequence[Cell]) -> Iterator[str]:
     found = [
         f"{clean(cell.cell, 80)} seed {run.seed} (epoch {epoch}: from {before:.1f} to {after:.1f} %)"
         for cell in cells for run in cell.runs for (_, before), (epoch, after) in pairwise(run.curve)
-        if after < before / 2
+        if after < before / 2 and before >= run.top1 / 2  # not what a start is like
     ]  # fmt: skip
     if found:
         yield (
