@@ -407,6 +407,8 @@ def test_with_both_decoders_the_gpus_gets_the_even_ids_alone(root):
     crops = [decoding.TrainCrop(split, 32, Interpolation.bicubic, True, 5, 3)(i) for i in ids]
     assert torch.equal(got, torch.stack(crops)) and refused == []
     assert seen == [split.path(i).stat().st_size for i in (2, 4)]
+    odd, _ = unpacked(split, data, [5, 7], counted, every_other=True)
+    assert torch.equal(odd, got[[0, 2]]) and len(seen) == 2
 
 
 @pytest.mark.parametrize(("decoder", "number"), [("nvjpeg", 32), ("both", 16)])

@@ -163,18 +163,17 @@ class NvjpegReader:
         return data, torch.tensor(self.train_crop.box(index, height, width))
 
 
-def collate_encoded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pack a batch of files and crops: all bytes concatenated, the number of bytes of each, and the boxes `(B, 4)`."""
+def collate_encoded(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pack a batch: all files concatenated, the bytes of each, the boxes of all images `(B, 4)`, and the crops."""
     data, boxes = zip(*items, strict=True)
-    return (
-        torch.cat([part.flatten() for part in data]),
-        torch.tensor([part.numel() for part in data]),
-        torch.stack(boxes),
-    )
+    files = [part for part in data if part.ndim == 1]
+    crops = [part for part in data if part.ndim == 3]
+    lengths, nothing = torch.tensor([len(file) for file in files]), torch.empty(0, dtype=torch.uint8)
+    return torch.cat([nothing, *files]), lengths, torch.stack(boxes), torch.stack(crops) if crops else nothing
 
 
 def decode_batch(
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
     ids: Sequence[int],
     train_crop: TrainCrop,
     decode_many: DecodeMany,
@@ -185,28 +184,28 @@ def decode_batch(
 
     What the decoder refuses is decoded on the CPU, and its id added to `refused`.
     """
-    data, lengths, boxes = batch
-    files, size = data.split(lengths.tolist()), train_crop.size
+    data, lengths, boxes, crops = batch
     cut: list[Box] = [tuple(box) for box in boxes.tolist()]
-    coded = [i for i, box in enumerate(cut) if box != NO_BOX]
-    decoded = dict(zip(coded, decode_or_none([files[i] for i in coded], decode_many), strict=True))
-    there = data.to(device, non_blocking=True).split(lengths.tolist()) if len(coded) < len(ids) else files
-    crops: dict[int, Tensor] = {}
+    order = [i for i, box in enumerate(cut) if box == NO_BOX]
+    parts = [crops.to(device, non_blocking=True)] if order else []
     images: dict[int, Tensor] = {}
-    for i, index in enumerate(ids):
-        image, (top, left, height, width) = decoded.get(i), cut[i]
-        if i not in decoded:
-            crops[i] = there[i].view(size, size, 3)
+    coded = (i for i, box in enumerate(cut) if box != NO_BOX)
+    for i, image in zip(coded, decode_or_none(list(data.split(lengths.tolist())), decode_many), strict=True):
+        top, left, height, width = cut[i]
         # Where the decoder found fewer pixels than Pillow, the box is not in its image.
-        elif image is None or image.shape[1] < top + height or image.shape[2] < left + width:
-            refused.append(index)
-            crops[i] = train_crop(index).to(device)
+        if image is None or image.shape[1] < top + height or image.shape[2] < left + width:
+            refused.append(ids[i])
+            order.append(i)
+            parts.append(train_crop(ids[i])[None].to(device))
         else:
             images[i] = image
-    parts = [torch.stack(list(crops.values()))] if crops else []
     if images:
-        parts.append(resized_crops(list(images.values()), [cut[i] for i in images], size, train_crop.interpolation))
-    return torch.cat(parts)[to_device(torch.tensor([*crops, *images]).argsort(), device)] if crops else parts[0]
+        order += images
+        of_images = [cut[i] for i in images]
+        parts.append(resized_crops(list(images.values()), of_images, train_crop.size, train_crop.interpolation))
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[to_device(torch.tensor(order).argsort(), device)]
 
 
 def decode_or_none(files: list[Tensor], decode_many: DecodeMany) -> list[Tensor | None]:
