@@ -31,7 +31,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 STOP_S = 15.0  # that a part may take to end when asked to
 SPARE_S = 5.0  # of all the time, left over at the end
 OPERATIONS = "gelu,norm,join,pointwise"  # of which no table has every form; those of depthwise convolutions are in it
-MINI_ROW = "separate_downsampling"
+LAST_ROW = "separate_downsampling"
 NAMES = ("device", "tests", "nets", "one_seed", "kernels", "input", "runs")
 ARCHIVE = "results.tar.gz"
 PACKAGES, LEFT_BEHIND = "packages", ("checkpoints", "snapshots")
@@ -65,8 +65,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
     side_by_side = ("-n", "6", "--dist", "loadgroup") if has_xdist else ()
     tests = ("-m", "pytest", "-m", "gpu", *side_by_side, "-v", "-p", "no:cacheprovider", *results, *files)
     nets = ("-m", "roadmap.bench", "nets", "--out", str(args.out / "nets"), "--limit", "155")
-    ahead = ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", "mini", "--rows", MINI_ROW)
-    one_seed = ("recipe.epochs=3", "compile=false", f"+step={MINI_ROW}", "seed=0")
+    ahead = ("-m", "roadmap.bench", "kernels", "--compile-only", "--regime", "mini", "--rows", LAST_ROW)
+    one_seed = ("recipe.epochs=3", "compile=false", f"+step={LAST_ROW}", "seed=0")
     all_parts = [
         # The first import of torch, from a disk that nobody has read yet, takes its time.
         Part("device", ("-c", "import torch; print(torch.cuda.get_device_name())"), 45, 5),
@@ -74,7 +74,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
         Part("nets", nets, 160, 100, beside=(ahead,)),
         Part("one_seed", study("one_seed", *one_seed), 40, 25),
         bench("kernels", "--record", "--operations", OPERATIONS, "--minutes", "0.55", at_most=45, least=30),
-        bench("input", "--seconds", "4", "--limit", "42", at_most=50, least=40),
+        # The step that it feeds is one of `nets`, and compiled by then.
+        bench("input", "--seconds", "3", "--limit", "60", "--train", LAST_ROW, at_most=115, least=40),
         Part("runs", study("runs"), 3600, 40),
     ]
     wanted = ("device", *(args.parts or NAMES))
