@@ -186,9 +186,7 @@ def test_a_jpeg_without_its_end_is_not_left_to_nvjpeg(root):
     reader = decoding.NvjpegReader(crop)
     batch = decoding.collate_encoded([reader(i) for i in (0, 1)])
     crops = decoding.decode_batch(batch, [0, 1], crop, decode_many, CPU, [])
-    assert (
-        torch.equal(crops[1], crop(1)) and (crops[0].int() - crop(0).int()).abs().max() <= 2
-    )  # each decoded elsewhere
+    assert torch.equal(crops, torch.stack([crop(0), crop(1)]))  # each decoded elsewhere
     (root / "train" / "a" / "1.png").write_bytes(whole[:-600])
     with pytest.raises(DataError, match=r"a/1.png: cannot be decoded"):
         reader(1)

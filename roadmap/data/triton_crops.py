@@ -54,37 +54,47 @@ def to_byte(total):
 
 
 @triton.jit
+def colors(start, step, plane, place, length, inside, SIZE: tl.constexpr, CUBIC: tl.constexpr):
+    """Return red, green and blue at places of lines that begin at `start`, ROWS x COLUMNS bytes each.
+
+    A line has `length` pixels, `step` bytes apart, and its three colors lie `plane` bytes apart.
+    """
+    first, end, centre, stretch = window(place, length, SIZE, CUBIC)
+    most = tl.max(tl.max(end - first, 1), 0)
+    total = tl.zeros_like(centre)
+    for tap in range(most):
+        total += weight(first + tap, end, centre, stretch, CUBIC)
+    red = tl.full((ROWS, COLUMNS), HALF, tl.int32)
+    green = red
+    blue = red
+    for tap in range(most):
+        pixel = first + tap
+        of_pixel = whole(weight(pixel, end, centre, stretch, CUBIC), total)
+        at = start + pixel.to(tl.int64) * step
+        is_read = inside & (pixel < end)
+        red += tl.load(at, is_read, 0).to(tl.int32) * of_pixel
+        green += tl.load(at + plane, is_read, 0).to(tl.int32) * of_pixel
+        blue += tl.load(at + 2 * plane, is_read, 0).to(tl.int32) * of_pixel
+    return to_byte(red), to_byte(green), to_byte(blue)
+
+
+@triton.jit
 def across_kernel(boxes, rows, SIZE: tl.constexpr, CUBIC: tl.constexpr):
     """Resize the rows of each box: uint8 `(all rows, 3, SIZE)`."""
     box = boxes + tl.program_id(0) * 7
     height = tl.load(box + 4)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     if tl.program_id(1) * ROWS < height:
-        image = tl.load(box).to(tl.pointer_type(tl.uint8))
-        plane = tl.load(box + 1)
-        start = image + tl.load(box + 3) + row.to(tl.int64) * tl.load(box + 2)
         column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        first, end, centre, stretch = window(column, tl.load(box + 5), SIZE, CUBIC)
-        most = tl.max(end - first, 1)
-        most = tl.max(most, 0)
-        total = tl.zeros((1, COLUMNS), tl.float64)
-        for tap in range(most):
-            total += weight(first + tap, end, centre, stretch, CUBIC)
-        red = tl.full((ROWS, COLUMNS), HALF, tl.int32)
-        green = red
-        blue = red
-        for tap in range(most):
-            pixel = first + tap
-            inside = (row < height) & (pixel < end)
-            of_pixel = whole(weight(pixel, end, centre, stretch, CUBIC), total)
-            red += tl.load(start + pixel, inside, 0).to(tl.int32) * of_pixel
-            green += tl.load(start + plane + pixel, inside, 0).to(tl.int32) * of_pixel
-            blue += tl.load(start + 2 * plane + pixel, inside, 0).to(tl.int32) * of_pixel
+        image = tl.load(box).to(tl.pointer_type(tl.uint8))
+        start = image + tl.load(box + 3) + row.to(tl.int64) * tl.load(box + 2)
+        plane = tl.load(box + 1)
+        red, green, blue = colors(start, 1, plane, column, tl.load(box + 5), row < height, SIZE, CUBIC)
         to = rows + (tl.load(box + 6) + row.to(tl.int64)) * (3 * SIZE) + column
         inside = (row < height) & (column < SIZE)
-        tl.store(to, to_byte(red), inside)
-        tl.store(to + SIZE, to_byte(green), inside)
-        tl.store(to + 2 * SIZE, to_byte(blue), inside)
+        tl.store(to, red, inside)
+        tl.store(to + SIZE, green, inside)
+        tl.store(to + 2 * SIZE, blue, inside)
 
 
 @triton.jit
@@ -94,26 +104,10 @@ def down_kernel(boxes, rows, crops, SIZE: tl.constexpr, CUBIC: tl.constexpr):
     box = boxes + number * 7
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    first, end, centre, stretch = window(row, tl.load(box + 4), SIZE, CUBIC)
-    most = tl.max(end - first, 1)
-    most = tl.max(most, 0)
-    total = tl.zeros((ROWS, 1), tl.float64)
-    for tap in range(most):
-        total += weight(first + tap, end, centre, stretch, CUBIC)
     start = rows + tl.load(box + 6) * (3 * SIZE) + column
-    red = tl.full((ROWS, COLUMNS), HALF, tl.int32)
-    green = red
-    blue = red
-    for tap in range(most):
-        pixel = first + tap
-        inside = (pixel < end) & (column < SIZE)
-        of_pixel = whole(weight(pixel, end, centre, stretch, CUBIC), total)
-        at = start + pixel.to(tl.int64) * (3 * SIZE)
-        red += tl.load(at, inside, 0).to(tl.int32) * of_pixel
-        green += tl.load(at + SIZE, inside, 0).to(tl.int32) * of_pixel
-        blue += tl.load(at + 2 * SIZE, inside, 0).to(tl.int32) * of_pixel
+    red, green, blue = colors(start, 3 * SIZE, SIZE, row, tl.load(box + 4), column < SIZE, SIZE, CUBIC)
     to = crops + ((number * SIZE + row) * SIZE + column) * 3
     inside = (row < SIZE) & (column < SIZE)
-    tl.store(to, to_byte(red), inside)
-    tl.store(to + 1, to_byte(green), inside)
-    tl.store(to + 2, to_byte(blue), inside)
+    tl.store(to, red, inside)
+    tl.store(to + 1, green, inside)
+    tl.store(to + 2, blue, inside)
