@@ -100,6 +100,22 @@ def test_training_has_the_second_half_of_the_time_and_compiling_its_step_does_no
     assert 0 <= in_training - began - 102 < 1 + took and 50 <= alone - began < 51 + took
 
 
+def test_a_training_step_that_does_not_fit_is_named_and_the_pipelines_are_measured(tmp_path, capsys, monkeypatch):
+    def too_large(config, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench_input, "train_on", too_large)
+    file = tmp_path / "input.json"
+    words = ["--train", "gelu", "--regime", "nano", "--peer", "none", "--json", str(file)]
+    assert main(["input", *SMALL, *words]) == 0
+    assert (
+        "| gelu | one batch again and again | failed: OutOfMemoryError: CUDA out of memory |" in capsys.readouterr().out
+    )
+    pipelines, training = json.loads(file.read_text())["rows"]
+    assert [entry["failed"] for entry in pipelines["candidates"]] == [None] * 4
+    assert [entry["failed"] for entry in training["candidates"]] == ["OutOfMemoryError: CUDA out of memory"]
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("photographs")
