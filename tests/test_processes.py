@@ -452,11 +452,19 @@ def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):
 
 
 def test_a_study_whose_folder_is_removed_meanwhile_ends_in_a_line(tmp_path):
-    directory, told = StudyDir(tmp_path, "mine"), []
+    directory, told, started = StudyDir(tmp_path, "mine"), [], tmp_path / "started"
     directory.make()
-    task = local.LocalTask(directory, "nano-digits/gelu/seed0", ["rm", "-r", str(directory.path)])
-    assert local.Scheduler([local.Slot()], told.append).run([task]) == 0
-    assert told[-1] == "[1/1] its folder was removed"
+
+    def echo(line):  # its start is recorded by then: nothing is written while the folder is removed
+        told.append(line)
+        started.touch()
+
+    command = 'until [ -e "$1" ]; do sleep 0.02; done; exec rm -r "$2"'
+    task = local.LocalTask(
+        directory, "nano-digits/gelu/seed0", ["sh", "-c", command, "sh", str(started), str(directory.path)]
+    )
+    assert local.Scheduler([local.Slot()], echo).run([task]) == 0
+    assert told == ["mine: nano-digits/gelu/seed0 started", "[1/1] its folder was removed"]
 
 
 # Regular files
