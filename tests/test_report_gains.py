@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 from roadmap.report import aggregate, collect, findings
 from roadmap.report.analyse import statistics
@@ -183,6 +184,25 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
         assert (gain(*studies).parent, gain(*studies).gain) == ("separate_downsampling of study roadmap", -1.0)
     assert gain("other").parent == "separate_downsampling of study newer, of other code or hardware"
     assert gain("longer") is None
+
+
+def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_path):
+    def gains(study, **recipes):
+        usual = {"epochs": 3, "lr": 0.004}
+        for name, recipe in {"": usual, **recipes}.items():
+            config = yaml.safe_dump({"recipe": usual | recipe})
+            if name:
+                variant(tmp_path / study, name, 49.0, config=config)
+            else:
+                write_run(tmp_path / study, "separate_downsampling", top1=50.0, config=config)
+        groups = aggregate(collect([tmp_path / study]).runs)
+        return [cell_of(groups, f"separate_downsampling+{name}").gain for name in recipes]
+
+    # The study sets a rate for all of its variants; only one of them, or each, sets its own; one is alone.
+    assert gains("a", without_gelu={"lr": 0.001}, without_mixup={"lr": 0.001, "mixup": 0.0}) == [None, None]
+    assert all(gains("b", without_gelu={}, without_mixup={"mixup": 0.0}))
+    assert all(gains("c", half={"lr": 0.002}, quarter={"lr": 0.001}))
+    assert all(gains("d", half={"lr": 0.002}))
 
 
 def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):

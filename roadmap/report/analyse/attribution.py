@@ -19,18 +19,15 @@ from statistics import fmean, variance
 
 from scipy import stats
 
-from roadmap.config import KEYS, Affects
 from roadmap.paper import PaperRow
 from roadmap.paper.toggle_orders import FIRST, Net, Order, is_several, net_of, nets, sampled_order, toggles
 from roadmap.report.analyse.cells import Cell, Group
-from roadmap.report.analyse.comparability import config_value
+from roadmap.report.analyse.comparability import TRAINING, config_value
 from roadmap.report.analyse.statistics import ALPHA, LEVEL, Interval, holm
 
 MIN_ORDERS = 3  # under which the interval covers less than 90 %
 MOST_ORDERS = 500
 PAPER_SEEDS = 3  # behind each spread that it prints
-# What a run was trained with besides its net: the sum over nets that an order's gain is takes nets that agree in it.
-SETTINGS = [k for k, key in KEYS.items() if key.affects == Affects.result and "." in k and not k.startswith("model.")]
 Top1s = Mapping[Net, Sequence[float]]  # of every seed of a net, in percent
 Weights = Mapping[Net, float]  # a sum over nets
 
@@ -143,7 +140,7 @@ def nets_of(group: Group) -> dict[Net, Cell]:
 
 def _setting(cell: Cell) -> tuple[object, ...]:
     run = cell.runs[0]
-    return (run.images, run.recipe, run.batch_size, *(config_value(run, key) for key in SETTINGS))
+    return (run.images, run.recipe, run.batch_size, *(config_value(run, key) for key in TRAINING))
 
 
 def complete_orders(there: Mapping[Net, object]) -> tuple[list[Order], int]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from roadmap import paper
-from roadmap.config import KEYS, defaults, is_read
+from roadmap.config import KEYS, Affects, defaults, is_read
 from roadmap.report.read.run import Run, config_text
 from roadmap.runs.search import Problem
 from roadmap.text import shorten
@@ -27,6 +27,8 @@ KINDS = {
 SECTIONS = ("model.", "recipe.", "data.")  # in which a key that the schema has lost is taken to affect the result
 DEFAULTS = {key: config_text(value) for key, value in defaults().items()}
 OF_THE_NET = ("recipe.layer_scale", "recipe.init", "recipe.drop_path")  # a reference net has its own
+# What a run was trained with besides its net.
+TRAINING = [k for k, key in KEYS.items() if key.affects == Affects.result and "." in k and not k.startswith("model.")]
 COMPARED_APART = ("seed", "recipe.batch_size", "recipe.epochs", "data.image_size")  # the sizes as the summary has them
 Value = Callable[[Run], Any]  # None or "" where it is not known
 Neighbours = Callable[[Run], Hashable | None]  # runs with the same answer are neighbours; None: it has none

@@ -14,6 +14,7 @@ from roadmap import paper
 from roadmap.paper.toggle_orders import is_several
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Cell, Gain, Group, with_rows
+from roadmap.report.analyse.comparability import TRAINING, config_value
 from roadmap.report.analyse.image_changes import adjusted, image_changes
 from roadmap.report.read.image_classes import ImageClasses, with_names
 from roadmap.report.read.run import Run
@@ -60,7 +61,8 @@ def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, 
     if cell.plain:
         return None
     alike = [g for g in groups if g is not group and (g.regime, g.data) == (group.regime, group.data)]
-    found = [(row, g.study) for g in alike for row in g.rows if row.cell == wanted and _setting(row) == _setting(cell)]
+    rows = [(row, g.study) for g in alike for row in g.rows if row.cell == wanted]
+    found = [(row, study) for row, study in rows if _setting(row) == _setting(cell) and _trained_alike(row, group)]
     exact = [(row, study) for row, study in found if _machine(row) == _machine(cell)]
     if len(exact or found) != 1:
         return None
@@ -70,6 +72,21 @@ def parent_of(cell: Cell, group: Group, groups: Sequence[Group]) -> tuple[Cell, 
 
 def _setting(cell: Cell) -> set[tuple[object, ...]]:
     return {(run.images, run.recipe, run.epochs, run.image_size, run.batch_size) for run in cell.runs}
+
+
+def _trained_alike(row: Cell, group: Group) -> bool:
+    """Tell whether a row of another study was trained with what this study sets for all of its cells.
+
+    In what the cells differ among themselves is their own change. One alone does not say which of it is.
+    """
+    if len(group.cells) < 2:
+        return True
+    runs = [run for cell in group.cells for run in cell.runs]
+    for key in TRAINING:
+        of_all = {config_value(run, key) for run in runs}
+        if len(of_all) == 1 and of_all != {config_value(run, key) for run in row.runs}:
+            return False
+    return True
 
 
 def _machine(cell: Cell) -> set[tuple[object, ...]]:
