@@ -2,7 +2,7 @@
 
 The depthwise kernels: for every tile registers and spilled bytes of a thread, instructions a multiply-add in the inner
 loop, warps that an SM holds, and the least milliseconds that issuing these instructions takes on an H100 for 256 maps
-of 96 channels, 56x56. A kernel that never waits takes that long; those in docs/speed.md take 1.2 to 1.5 times as long.
+of 96 channels, 56x56. A kernel that never waits takes that long; those in docs/speed.md take 1.2 to 1.6 times as long.
 """
 
 import re

@@ -19,6 +19,8 @@ def end_with_parent() -> Callable[[], None] | None:
 
     def call() -> None:
         assert prctl is not None
+        # A handler of Python's would take the signal down, and be gone with the program that begins.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # gone already
             os.kill(os.getpid(), signal.SIGTERM)
@@ -29,7 +31,7 @@ def end_with_parent() -> Callable[[], None] | None:
 def compiler_cache() -> dict[str, str]:
     """Return the environment in which all that is compiled stays on disk.
 
-    What holds operations with gradients of their own, such as our kernels, does where torch is told that it may. What
-    those do is in our code: the cache goes by that, too.
+    torch keeps graphs with custom autograd functions, such as our kernels', only if told that it may. Their code is
+    not part of its key, so the hash of our code is added to that.
     """
     return {"TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD": "1", "TORCH_COMPILE_CACHE_KEY_TAG": code_hash()}

@@ -80,8 +80,9 @@ class RecordedRun:
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config as dictionaries, lists and strings; nothing in it is ever made into an object."""
+        data = self._read(CONFIG)
         try:
-            values = parse_yaml(self._read(CONFIG).decode(), LOADER)
+            values = parse_yaml(data.decode(), LOADER)
         except ValueError as error:
             raise Suspect(f"{CONFIG}: not YAML ({clean(error, 120)})") from None
         if not isinstance(values, dict):

@@ -24,7 +24,8 @@ from roadmap.files import read_yaml
 from roadmap.steps.tree import ADDED, CONF, GROUPS, step_tree
 from roadmap.text import flatten, nearest
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # what composing raises for a user's mistake
+# What composing raises for a user's mistake; the last where files name each other in a circle.
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError)
 HYDRA_RESOLVERS = ("now", "hydra", "python_version")  # what Hydra adds to OmegaConf's own
 
 
@@ -37,6 +38,8 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
         steps = list(step_tree(folders))
     except ConfigError as broken:  # a step file that cannot be read is the cause of any error of Hydra's
         return str(broken)
+    if isinstance(error, RecursionError):
+        return "defaults: a file in the list leads back to the one that names it"
     if isinstance(error, OmegaConfBaseException):
         return _explain_value(error)
     text = str(error)

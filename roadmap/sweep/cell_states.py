@@ -7,9 +7,10 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, NamedTuple
 
-from roadmap.errors import ConfigError
+from roadmap.errors import ConfigError, StoppedEarly
 from roadmap.files import open_regular
 from roadmap.runs.checkpoint_files import checkpoint_sizes, older_files
 from roadmap.runs.metrics import last_rows
@@ -141,7 +142,9 @@ def cell_state(study: StudyDir, cell: dict[str, Any], rows: Sequence[Row], answe
     cancelled = newest.get("kind") == "cancelled"
     job = slurm_queue.GONE if ended else job_state(last, answer)
     state = classify(status, last, "CANCELLED" if cancelled and job == slurm_queue.GONE else job)
-    if ended and newest.get("exit_code") and status.state is None:
+    if ended and newest.get("exit_code") in (StoppedEarly.code, 128 + SIGTERM) and status.state is None:
+        state = State("stopped", "before its run started")
+    elif ended and newest.get("exit_code") and status.state is None:
         state = State("failed", f"exit code {newest['exit_code']} before the run started")
     began = last is None or status.state is not None or (study.notes / last["log"]).exists()
     if state.killed and job == slurm_queue.GONE and not began:

@@ -65,7 +65,9 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     """Return the t interval of the mean; None for one value or equal ones: nothing is known of the spread."""
     if len(values) < 2 or stdev(values) == 0:
         return None
-    found = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values that hardly differ
+        found = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
     return Interval(float(found.low), float(found.high))
 
 
@@ -76,6 +78,8 @@ def welch(values: Sequence[float], parent: Sequence[float]) -> Difference | None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that one side may have no spread is allowed for
         found = stats.ttest_ind(values, parent, equal_var=False)
+    if not math.isfinite(found.statistic):  # the variance of values that close is zero
+        return None
     interval = found.confidence_interval(LEVEL)
     effect = _effect(float(found.statistic), float(found.df), math.sqrt(1 / len(values) + 1 / len(parent)))
     return Difference(Interval(float(interval.low), float(interval.high)), float(found.pvalue), effect)
@@ -216,8 +220,10 @@ class Agreement:
 def agreement(ours: Sequence[float], theirs: Sequence[float]) -> Agreement | None:
     """Return Spearman's rho and Kendall's tau-b; None under 3 rows or where one side is all equal.
 
-    Intervals by Fisher's z with the standard errors of Bonett and Wright (2000), from 5 rows on.
+    Intervals by Fisher's z with the standard errors of Bonett and Wright (2000), from 5 rows on. Values that only differ
+    after the sixth decimal are ties: equal means may differ in the last bits.
     """
+    ours, theirs = ([round(value, 6) for value in values] for values in (ours, theirs))
     if len(ours) < 3 or len(set(ours)) < 2 or len(set(theirs)) < 2:
         return None
     rho, tau = float(stats.spearmanr(ours, theirs).statistic), float(stats.kendalltau(ours, theirs).statistic)

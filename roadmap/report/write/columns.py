@@ -131,7 +131,7 @@ ABOUT_VERDICT = (
 )
 POINTS, RATE, FACTOR = "{:.2f}".format, "{:.4g}".format, "{:.3g}".format
 SPREAD = (
-    ("top1_std", "std. dev.", "points", "top1_std", "over seeds, with n - 1; none for one seed"),
+    ("top1_std", "std. dev.", "points", "top1_std", "over seeds, with n - 1; none for one seed or equal ones"),
     *_ends("top1", "95 %", "%", "interval", "t interval of the mean over seeds"),
 )
 COMPARED = (
@@ -168,7 +168,7 @@ def row_columns(group: Group) -> list[Column]:
         return cell.adopted if cell.step in paper.order() else f"{cell.adopted}, {paper.BEYOND}"
 
     top1, *recorded = group.quantities.values()
-    about_interval = "t interval of the mean over seeds; none for one seed"
+    about_interval = "t interval of the mean over seeds; none for one seed or equal ones"
     about_paper = "as printed, ± its standard deviation over three seeds"
     return [
         STEP,
