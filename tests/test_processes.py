@@ -26,6 +26,7 @@ from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, LoaderError, StoppedEarly
 from roadmap.files import read_json, read_regular
 from roadmap.runs.metrics import read_metrics
+from roadmap.runs.process import is_alive
 from roadmap.sweep.launchers import local
 from roadmap.sweep.study_dir import StudyDir
 
@@ -451,6 +452,29 @@ def test_a_study_says_of_its_cells_what_is_so(tmp_path, cell, expected):
         local.Scheduler([local.Slot()], lambda _: None).run([task])
 
 
+STARTER = """
+import os, signal, subprocess, sys, time
+from roadmap.runs.children import end_with_parent
+signal.signal(signal.SIGTERM, lambda *_: None)  # as the scheduler's
+ask = end_with_parent()
+def before_its_program():
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(1)
+    ask()
+subprocess.Popen(["sleep", "600"], preexec_fn=before_its_program, start_new_session=True)
+"""
+
+
+def test_a_child_ends_with_a_parent_that_is_killed_while_it_starts():
+    with subprocess.Popen([sys.executable, "-c", STARTER], cwd=ROOT, stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while is_alive(child, None):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_study_whose_folder_is_removed_meanwhile_ends_in_a_line(tmp_path):
     directory, told, started = StudyDir(tmp_path, "mine"), [], tmp_path / "started"
     directory.make()
@@ -459,12 +483,12 @@ def test_a_study_whose_folder_is_removed_meanwhile_ends_in_a_line(tmp_path):
         told.append(line)
         started.touch()
 
-    command = 'until [ -e "$1" ]; do sleep 0.02; done; exec rm -r "$2"'
-    task = local.LocalTask(
-        directory, "nano-digits/gelu/seed0", ["sh", "-c", command, "sh", str(started), str(directory.path)]
-    )
-    assert local.Scheduler([local.Slot()], echo).run([task]) == 0
-    assert told == ["mine: nano-digits/gelu/seed0 started", "[1/1] its folder was removed"]
+    command = 'until [ -e "$1" ]; do sleep 0.02; done; rm -r "$2"'
+    words = ["sh", "-c", f"{command}; exit 1", "sh", str(started), str(directory.path)]
+    task = local.LocalTask(directory, "nano-digits/gelu/seed0", words)
+    assert local.Scheduler([local.Slot()], echo).run([task]) == 74
+    assert told == ["mine: nano-digits/gelu/seed0 started", f"[1/1] its folder was removed (exit code 74; {task.log})"]
+    assert not directory.path.exists()
 
 
 # Regular files

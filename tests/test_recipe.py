@@ -223,8 +223,10 @@ def test_batch_norm_over_several_devices_needs_gpus(small):
 
 
 def test_batch_norm_of_one_pixel_is_refused_before_anything_is_written(small, tmp_path):
-    with pytest.raises(ConfigError, match=r"recipe\.micro_batch=1"):
-        train(small("gelu", "recipe.micro_batch=1"))
+    without_layer_norm = ("+variant=without_layer_norm", "data.image_size=63")  # its patches leave out the last pixels
+    for step, words in (("gelu", ()), ("separate_downsampling", without_layer_norm)):
+        with pytest.raises(ConfigError, match=r"recipe\.micro_batch=1"):
+            train(small(step, "recipe.micro_batch=1", *words))
     assert not (tmp_path / "runs").exists()
     assert train(small("layer_norm", "recipe.micro_batch=1", "recipe.epochs=1"))["state"] == "done"
 

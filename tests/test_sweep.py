@@ -407,7 +407,12 @@ def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
     assert {key: rows[0]["kind"] for key, rows in directory.jobs().items()} == {"a": "ended", "c": "cancelled"}
 
 
-@pytest.mark.parametrize("cells", [5, [{"key": 5}], [{"key": "a/b/seed0", "step": "a", "variant": None, "seed": 0}]])
+OUTSIDE = {"key": "../../../etc", "step": "a", "variant": None, "seed": 0, "config": {"recipe": {"epochs": 1}}}
+
+
+@pytest.mark.parametrize(
+    "cells", [5, [{"key": 5}], [{"key": "a/b/seed0", "step": "a", "variant": None, "seed": 0}], [OUTSIDE]]
+)
 def test_a_study_whose_cells_are_none_is_a_plain_line(sweep, tmp_path, cells):
     directory = StudyDir(tmp_path, "demo")
     directory.make()

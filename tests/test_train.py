@@ -134,8 +134,18 @@ def test_a_torn_or_flipped_checkpoint_is_passed_over(stopped, capsys):
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
+    for name in ("step-0000000991-00099", "step-0000000992-00099"):  # of other runs
+        for kind in (".pt", ".json"):
+            shutil.copy(last.with_suffix(kind), folder / f"{name}{kind}")
     train(config)
-    assert f"skipped {last.name}: its bytes have changed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"skipped {last.name}: its bytes have changed" in said
+    assert "skipped step-0000000991-00099.pt: is of step" in said
+    # They are no progress, and do not take the place of those that are kept.
+    steps = sorted(int(path.name[5:15]) for path in folder.glob("step-*.pt"))
+    assert len(steps) >= config.checkpoint.keep and steps[-1] == read_json(run_path(config) / "status.json")["step"]
+    assert len(list(folder.glob("step-*.unusable"))) == 6
+    assert checkpoint.find_newest(folder).skipped == []
 
 
 def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(stopped):

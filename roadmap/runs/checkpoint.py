@@ -10,7 +10,9 @@ import math
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from roadmap.errors import DataError, DiskError, NonFiniteError
-from roadmap.files import atomic_file, finite_or_null, remove, remove_temporaries, sha256_of, write_json
+from roadmap.files import atomic_file, disk_errors, finite_or_null, remove, remove_temporaries, sha256_of, write_json
 from roadmap.runs.checkpoint_files import checkpoint_name, list_checkpoints, parse_checkpoint
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, checksum, read_record
 from roadmap.text import clean
+
+UNUSABLE = ".unusable"  # behind the name of a checkpoint that was set aside
 
 
 @dataclass
@@ -138,13 +142,25 @@ def tidy(folder: Path) -> list[str]:
     return notes + [note for path in orphans if parse_checkpoint(path.name) and (note := remove(path))]
 
 
+def set_aside_newer(found: Path) -> None:
+    """Rename the checkpoints that are newer than the one training continues from, none of which can be used.
+
+    Under their names they would count as progress, and as the newest that are kept. Raises DiskError.
+    """
+    for path in takewhile(lambda path: path != found, list_checkpoints(found.parent)):
+        with disk_errors(path):
+            path.replace(f"{path}{UNUSABLE}")
+            with suppress(FileNotFoundError):
+                path.with_suffix(".json").replace(f"{path.with_suffix('.json')}{UNUSABLE}")
+
+
 def find_newest(folder: Path) -> Found | None:
     """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there
     was never one.
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
     """
-    names = sorted(path.name for path in folder.glob("[!.]*"))  # hidden ones are the system's
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix != UNUSABLE)  # hidden: the system's
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
     for path in list_checkpoints(folder):
         try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import KEYBOARD, not_ignored
-from roadmap.errors import StoppedEarly
+from roadmap.errors import DiskError, StoppedEarly
 from roadmap.files import disk_errors, last_line, write_json
 from roadmap.runs.children import compiler_cache, end_with_parent
 from roadmap.runs.process import process_start
@@ -201,6 +201,8 @@ class Scheduler:
                 record_start(task, job_now.process.pid, False)
 
     def _finish(self, task: LocalTask, code: int, log: Path) -> None:
+        removed = not log.exists()  # with all of the study
+        code = DiskError.code if removed and code else code
         self.codes.append(code)
         record_end(task, code)
         if self.stopped:
@@ -208,7 +210,7 @@ class Scheduler:
             if code == StoppedEarly.code:
                 self._show(f"[{len(self.codes)}/{self.total}] {task.key}: {end}")
                 return
-        last = last_line(log) if log.exists() else "its folder was removed"
+        last = "its folder was removed" if removed else last_line(log)
         self.errors += [last] if code else []
         killed = "; killed, out of memory?" if code == 128 + signal.SIGKILL else ""
         failed = f" (exit code {code}{killed}; {log})" if code else ""
@@ -297,6 +299,8 @@ def how_it_ended(task: LocalTask) -> str:
 def record_start(task: LocalTask, pid: int, waits: bool) -> None:
     """Record the process that runs a cell, and whether it waits for others to end first."""
     about = {"run_pid": pid, "run_born": process_start(pid), "waits": waits}
+    if not task.directory.notes.exists():  # removed: it does not come back
+        return
     with task.directory.lock():
         if rows := task.directory.jobs().get(task.key):
             task.directory.append_jobs([rows[-1] | about])
@@ -304,5 +308,7 @@ def record_start(task: LocalTask, pid: int, waits: bool) -> None:
 
 def record_end(task: LocalTask, code: int | None) -> None:
     """Record that a cell has ended, or that it is given back (None)."""
+    if not task.directory.notes.exists():
+        return
     with task.directory.lock():
         task.directory.append_jobs([{"cell": task.key, "kind": "ended", "exit_code": code}])

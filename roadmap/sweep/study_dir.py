@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it needs Hydra
 NOTES, CELLS, JOBS, PENDING, TUNING = ".study", "cells.json", "jobs.jsonl", "pending.json", "tuning.json"
 LOCK_WAIT_S = 120.0  # a submission takes seconds
 SCHEMA = 1
+KEY = r"^([A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]*/){2}seed\d+$"  # a run's directory in the study
 Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it
 
 
@@ -43,7 +44,7 @@ class _Config(Record):
 class CellRecord(Record):
     """A cell in `cells.json`, as it was resolved when it was submitted."""
 
-    key: str
+    key: Annotated[str, Field(pattern=KEY)]
     step: str
     variant: str | None
     seed: int

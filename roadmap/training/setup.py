@@ -8,16 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from roadmap import data
-from roadmap.config.choices import Norm
 from roadmap.config.schema import Config
+from roadmap.config.toggles import NetConfig
 from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, Refused
 from roadmap.files import MAX_JSON
-from roadmap.net import cost
+from roadmap.net import build_net, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.recorded_config import differences, identity
@@ -54,11 +57,8 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
     recipe.check_passes(ranks.world_size)
     if recipe.sync_batch_norm and device.type != "cuda":
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
-    if recipe.images_per_pass == 1 and size <= config.model.reduction and config.model.norm == Norm.batch_norm:
-        raise ConfigError(
-            f"recipe.micro_batch=1 with data.image_size={size}: BatchNorm has a single pixel left at the end of the "
-            "net; at least 2 images"
-        )
+    if recipe.images_per_pass == 1:
+        require_one_image_enough(config.model, len(images.classes), size)
     precision = choose_precision(recipe.precision, device)
     return {
         **asdict(cost(config.model, len(images.classes), size)),
@@ -75,6 +75,19 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
         "versions": provenance.versions(),
         **provenance.hardware(device),
     }
+
+
+def require_one_image_enough(model: NetConfig, num_classes: int, size: int) -> None:
+    """Raise ConfigError where a BatchNorm gets a single value a channel from one image: torch refuses to train so."""
+    net = build_net(model, num_classes)
+    if not any(isinstance(module, _BatchNorm) for module in net.modules()):
+        return
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, 3, size, size))
+    except ValueError:
+        left = "BatchNorm has a single pixel left at the end of the net; at least 2 images"
+        raise ConfigError(f"recipe.micro_batch=1 with data.image_size={size}: {left}") from None
 
 
 def recorded_names(classes: Sequence[str]) -> list[str] | None:
@@ -121,7 +134,10 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
 
 
 def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
-    """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics. Raises DataError, Refused."""
+    """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics.
+
+    Raises DataError, Refused, DiskError.
+    """
     folder = run.path / CHECKPOINTS
     for note in checkpoint.tidy(folder):
         ctx.logger.info(f"warning: {note}")
@@ -129,6 +145,7 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     if found is None:
         return None
     require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
+    checkpoint.set_aside_newer(found.path)
     digest = found.manifest.get("rows_sha256")
     return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": digest}
 
