@@ -92,8 +92,10 @@ class StartedLoader(torch.utils.data.DataLoader):
 def test_a_worker_that_is_killed_while_it_starts_is_told(monkeypatch):
     monkeypatch.setattr(workers, "DataLoader", StartedLoader)
     monkeypatch.setattr(workers, "start_worker", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    handler = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(LoaderError, match=r"a process that prepares images was killed \(SIGKILL; out of memory\?\)"):
         batches_of(image)
+    assert signal.getsignal(signal.SIGCHLD) == handler
 
 
 def dies(number):

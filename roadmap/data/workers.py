@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from roadmap.data.shared_batch import AVAILABLE, SharedBatch
 from roadmap.distributed.cores import num_cores
@@ -116,15 +117,14 @@ def load_batches(
 
 def start(loader: DataLoader[Any]) -> tuple[Iterator[Any], list[BaseProcess]]:
     """Start the worker processes of a loader; return its iterator and them. Raises LoaderError where none can be."""
-    on_child = signal.getsignal(signal.SIGCHLD)
+    # torch's handler of SIGCHLD would raise in the middle of whatever is done just then: it takes its own to be set.
+    signal_handling._SIGCHLD_handler_set = True
     try:
         make_short_tmpdir()
         with blocked():
             batches = iter(loader)
     except (OSError, MemoryError, RuntimeError) as error:  # no memory for a process, or no more of them allowed
         raise LoaderError(f"data.workers={loader.num_workers}: cannot be started ({reason(error)}); {LESS}") from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, on_child)  # torch's would raise in the middle of whatever is done just then
     # By no public name: `active_children` leaves out one that was killed while it started.
     return batches, list(getattr(batches, "_workers", ()))
 
