@@ -134,8 +134,7 @@ def fsync(handle: int) -> None:
 
 
 def deny_others() -> None:
-    """Let what this process makes from now on be writable for nobody but its owner and group, whatever the umask: what
-    everybody can write is refused later."""
+    """Set the umask so that no file of this process is writable for everybody: such files are refused later."""
     os.umask(os.umask(0o077) | stat.S_IWOTH)
 
 

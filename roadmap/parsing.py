@@ -114,7 +114,7 @@ def _check_scalar(event: yaml.ScalarEvent) -> None:
         raise ValueError(f"holds a number of {len(event.value)} digits")
 
 
-def json_object(line: bytes) -> dict[str, Any] | None:
+def object_or_none(line: bytes) -> dict[str, Any] | None:
     """Return the object that a line of JSON holds, None where it holds none: its writer died in it."""
     try:
         return parse_json(line)

@@ -30,12 +30,25 @@ FLOORS = (
     {"steps"},
     {"runs"},
     {"net", "distributed"},
-    {"roadmap", "config", "catalog", "paper", "files", "parsing", "text", "errors"},
+    {"roadmap", "config", "catalog", "paper", "files", "parsing", "text", "escape", "errors"},
 )
 HYDRA = ("hydra", "omegaconf")
 WITH_HYDRA = {"run", "roadmap.sweep.study"}  # besides the room `steps`: what reads studies
 TORCH = ("torch", "torchvision", "timm", "safetensors.torch")
-TORCH_FREE = {"run", "roadmap", "config", "catalog", "paper", "files", "text", "errors", "steps", "sweep", "report"}
+TORCH_FREE = {
+    "run",
+    "roadmap",
+    "config",
+    "catalog",
+    "paper",
+    "files",
+    "text",
+    "escape",
+    "errors",
+    "steps",
+    "sweep",
+    "report",
+}
 WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",

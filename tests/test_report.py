@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from roadmap import paper
 from roadmap.errors import ConfigError
+from roadmap.escape import for_csv, for_markdown
 from roadmap.report import aggregate, charts, collect, frame
 from roadmap.report.__main__ import main
 from roadmap.report.analyse import collect as collecting
 from roadmap.report.write.csv_files import csv_files
-from roadmap.report.write.escape import for_csv, for_markdown
 from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
 from roadmap.runs.metrics import parse_metrics

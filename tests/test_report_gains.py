@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
+from roadmap.escape import for_tex
 from roadmap.report import aggregate, collect, findings
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Gain
 from roadmap.report.write.columns import gain_columns
 from roadmap.report.write.csv_files import csv_files
-from roadmap.report.write.escape import for_tex
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.tables import tables_of, to_markdown, to_tex
 from tests.fabricate import write_roadmap, write_run

@@ -188,7 +188,7 @@ def layer_lines(found: Comparison) -> list[str]:
     """Return which parameters of the nets differ, by the configs that were recorded; torch comes only if any may."""
     if not any(change.affects == Affects.result and change.name.startswith("model.") for change in found.keys):
         return ["the same net"]
-    from roadmap.steps.table import layer_changes  # it loads torch
+    from roadmap.steps.table import layer_changes  # it loads Hydra
 
     try:
         a, b = (recorded_config(side.first) for side in (found.a, found.b))

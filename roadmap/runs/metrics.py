@@ -12,7 +12,7 @@ from typing import Any
 
 from roadmap.errors import DataError
 from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular, sha256_of
-from roadmap.parsing import json_object
+from roadmap.parsing import object_or_none
 from roadmap.runs.schema import METRICS, RECORD
 
 KINDS = ("train", "val")
@@ -95,7 +95,7 @@ def without_steps(data: bytes) -> bytes:
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Return the row that a line of a ledger holds, None where it holds none."""
-    row = (json_object(line) or {}) if len(line) <= MAX_LINE else {}
+    row = (object_or_none(line) or {}) if len(line) <= MAX_LINE else {}
     is_row = row.get("kind") in KINDS and isinstance(row.get("global_step"), int)
     return row if is_row and isinstance(row.get("epoch"), int) else None
 

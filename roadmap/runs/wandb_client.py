@@ -122,12 +122,11 @@ def _end_service_with_main_thread() -> None:
     threading.Thread(target=end, name="end of W&B").start()
 
 
-def end_service(kill: bool = False) -> None:
-    """End W&B's process within seconds and without a word; at once where it is no longer of use."""
+def end_service() -> None:
+    """End W&B's process, which is no longer of use, at once and without a word."""
     if "wandb" not in sys.modules:
         return
-    if kill:
-        _kill_service()
+    _kill_service()
     ending = threading.Thread(target=_teardown, daemon=True)
     ending.start()
     _join_or_kill(ending)

@@ -135,7 +135,7 @@ class WandbLogger:
         except Exception as error:
             self.mode = "offline"
             self.warn(f"W&B: offline ({one_line(error)})")
-            end_service(kill=True)  # the client holds on to the run's id
+            end_service()  # the client holds on to the run's id
 
     def _start(self, config: Config, run_id: str, values: dict[str, Any]) -> Run:
         wandb = import_wandb()
@@ -227,7 +227,7 @@ class WandbLogger:
             return self.budget.call(call, *args)
         except Exception as error:
             self.run = None
-            end_service(kill=True)
+            end_service()
             self.warn(f"W&B failed, and the run continues without it ({one_line(error)}); {METRICS} has every line")
             log.debug("W&B", exc_info=True)
             return None

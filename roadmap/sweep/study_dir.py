@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from roadmap.errors import ConfigError, DataError, DiskError
 from roadmap.files import disk_errors, expand, file_lock, nearby, read_json, write_json
-from roadmap.parsing import json_object
+from roadmap.parsing import object_or_none
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import make_folder
 from roadmap.runs.schema import METRICS, Record, check_record
@@ -158,7 +158,7 @@ class StudyDir:
         except OSError as error:
             raise DiskError(f"{self.notes / JOBS}: cannot be read ({error.strerror})") from None
         found: dict[str, list[Row]] = {}
-        for row in map(json_object, lines):
+        for row in map(object_or_none, lines):
             if row and is_job(row):
                 found.setdefault(row["cell"], []).append(row)
         return found

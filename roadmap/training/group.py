@@ -38,7 +38,7 @@ class Gate(Protocol):
 
 @dataclass(eq=False)
 class GroupRun:
-    """A run of a group. What is the process's own comes and goes with its turn: threads, log, stream."""
+    """A run of a group. In its turn the process has its number of threads, its log and its stream."""
 
     config: Config
     sweep: SweepProgress

@@ -26,8 +26,8 @@ from roadmap.data import loose_images, sampling
 from roadmap.distributed.device import autocast, choose_device
 from roadmap.distributed.signals import StopSignal
 from roadmap.errors import DataError, NonFiniteError, StoppedEarly
+from roadmap.escape import FORMULA, for_csv
 from roadmap.files import atomic_file, expand, fsync
-from roadmap.report.write.escape import FORMULA, for_csv
 from roadmap.runs.progress import ImageProgress, SweepProgress
 from roadmap.text import clean, printable
 from roadmap.training.device_errors import memory_errors

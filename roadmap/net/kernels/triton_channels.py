@@ -116,9 +116,8 @@ def gelu_backward_kernel(g, hidden, dh, partial, pixels, channels, BLOCK_R: tl.c
         at = r[:, None] * channels + c[None, :]
         h = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
-        normal = 0.5 + 0.5 * tl.math.erf(
-            h * 0.7071067811865476
-        )  # of the normal distribution: its integral, its density
+        # The normal distribution's integral and density.
+        normal = 0.5 + 0.5 * tl.math.erf(h * 0.7071067811865476)
         density = 0.3989422804014327 * tl.exp(-0.5 * h * h)
         out = (grad * (normal + h * density)).to(dh.dtype.element_ty)
         tl.store(dh + at, out, mask=inside)

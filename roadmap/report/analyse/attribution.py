@@ -146,8 +146,8 @@ def _setting(cell: Cell) -> tuple[object, ...]:
 def complete_orders(there: Mapping[Net, object]) -> tuple[list[Order], int]:
     """Return the sampled orders whose nets are all there, and how many were begun and are not.
 
-    An order was asked for if a later one was, or if a net is there that no earlier order has. One that happens to be
-    complete beyond these does not count: it would be there for what its nets are.
+    An order was asked for if a later one was, or if a net is there that no earlier order has. One beyond these that
+    happens to be complete does not count: its nets were trained for other orders.
     """
     ends = {net for net in there if min(len(net), len(toggles()) - len(net)) < 2}  # other studies train these, too
     seen, orders, asked = {*ends, *nets(toggles())}, list[Order](), 0

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from roadmap.escape import for_csv
 from roadmap.report.analyse.cells import Group
 from roadmap.report.write.columns import at, numbers
-from roadmap.report.write.escape import for_csv
 
 Paths = Mapping[str, str]  # by column; `group.` leads to something of the row's group
 MOST_CLASS_LINES = 250_000

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from roadmap import paper
+from roadmap.escape import for_markdown, for_tex
 from roadmap.report.analyse.cells import Group
 from roadmap.report.analyse.collect import Collected
 from roadmap.report.write import columns
-from roadmap.report.write.escape import for_markdown, for_tex
 from roadmap.runs.search import Problem
 from roadmap.text import clean, markdown_table, plain_table, shorten
 
