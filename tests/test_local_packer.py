@@ -220,6 +220,13 @@ def test_reconcile_names_the_dead_of_a_killed_scheduler(sweep, taken):
     assert told.count("to continue: make roadmap STUDY=demo CLUSTER=local") == 2
 
 
+@pytest.mark.parametrize(("code", "state"), [(75, "stopped"), (143, "stopped"), (1, "failed"), (64, "failed")])
+def test_a_cell_that_was_stopped_before_its_run_started_has_not_failed(taken, code, state):
+    with taken.lock():
+        taken.append_jobs([{"cell": taken.cells()[0]["key"], "kind": "ended", "exit_code": code}])
+    assert cell_states(taken)[0][0].state == state
+
+
 def test_runs_of_another_host_are_named_and_left(sweep, taken):
     record = taken.notes / "jobs.jsonl"
     record.write_text(record.read_text().replace(f'"host": "{os.uname().nodename}"', '"host": "n17"'))

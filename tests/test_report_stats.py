@@ -117,6 +117,20 @@ def test_rank_correlation_of_a_published_example():
     assert found.spearman_interval.low < -29 / 165 < found.spearman_interval.high
 
 
+def test_equal_means_are_ties_whatever_their_last_bits():
+    means = [
+        np.mean([98.88888888888889, a, b]) for a, b in ((98.7962962962963, 98.98148148148148), (98.88888888888889,) * 2)
+    ]
+    assert means[0] != means[1]
+    found = statistics.agreement([*means, 99.0, 99.1, 99.2], [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found == statistics.agreement([1.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+@pytest.mark.parametrize("least", [1e-170, 1e-300])
+def test_values_whose_variance_is_too_small_for_a_number_have_no_interval(least):
+    assert statistics.welch([least, 0.0], [0.0, 0.0]) is None
+
+
 @pytest.mark.parametrize("values", [[70.0], [70.0, 70.0], [70.0] * 9])
 def test_without_a_spread_there_is_no_interval(values):
     assert statistics.mean_interval(values) is None

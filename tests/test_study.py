@@ -169,6 +169,7 @@ def test_two_wrong_keys_are_no_combination_to_be_left_out():
     ({"text": MINE + "modell:\n  kernel_size: 3\n"}, "modell: there is no such key"),
     ({"text": MINE + "  launcher:\n    _target_: os.system\n"}, "_target_"),
     ({"text": "a: [", "steps": "gelu"}, "mine.yaml"),
+    ({"text": MINE.replace("- config", "- mine")}, "defaults: a file in the list leads back to the one that names it"),
 ])  # fmt: skip
 def test_a_file_that_is_no_study_is_refused_in_plain_words(mine, change, told):
     with pytest.raises(ConfigError) as error:
