@@ -265,9 +265,32 @@ def test_every_command_ends_in_a_line_and_a_code(capfd, monkeypatch):
     assert command_line(fails_by(KeyboardInterrupt()))() == 75
     assert command_line(fails_by(MemoryError()))() == 64
     assert command_line(lambda: len(tempfile._get_default_tempdir()))() == 74
-    assert capfd.readouterr().err.splitlines()[:3] == ["error: a?b: is", "broken", "interrupted"]
+    assert command_line(fails_by(PermissionError(13, "Permission denied", "/a\x1bb/c")))() == 74
+    told = capfd.readouterr().err.splitlines()
+    assert told[:3] == ["error: a?b: is", "broken", "interrupted"]
+    assert told[-1] == "error: /ab/c: cannot be read (Permission denied)"
     with pytest.raises(ImportError, match="no such name"):  # a bug, or another environment: its traceback helps
         command_line(fails_by(ImportError("no such name")))()
+
+
+LONG = "/" + "x" * 300  # which no file system takes for a name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"+step=gelu paths.runs={LONG}",
+        f"+step=gelu weights={LONG}",
+        f"mode=evaluate weights={LONG}",
+        f"+step=gelu mode=predict weights={LONG}/x images=.",
+        f"+step=gelu -cd {LONG}",
+        f"+step=gelu data=imagenet data.root={LONG}",
+    ],
+)
+def test_a_name_that_the_system_refuses_is_told_in_a_line(command, words):
+    done = command(*words.split(), runs=None)
+    assert done.returncode in (64, 65, 74) and done.stdout == ""
+    assert re.fullmatch(r"(gelu: starting\n)?error: .*xx.*: .*\n", done.stderr), done.stderr
 
 
 def test_a_folder_that_is_gone_under_a_command_is_told(tmp_path):
