@@ -131,8 +131,11 @@ def save(
 def tidy(folder: Path) -> list[str]:
     """Remove what a killed writer left, unfinished files and manifests without their checkpoint.
 
-    Returns a line for each file that cannot be removed.
+    Returns a line for each file that cannot be removed. Raises DiskError for a folder that has a checkpoint's name: no
+    checkpoint could take its place.
     """
+    if taken := next((path for path in folder.glob("step-*") if parse_checkpoint(path.name) and path.is_dir()), None):
+        raise DiskError(f"{taken}: is a folder, and has the name of a checkpoint; move it away")
     notes = remove_temporaries(folder, "step-*")
     orphans = [path for path in folder.glob("step-*.json") if not path.with_suffix(".pt").exists()]
     return notes + [note for path in orphans if parse_checkpoint(path.name) and (note := remove(path))]
@@ -148,6 +151,8 @@ def find_newest(folder: Path) -> Found | None:
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
     for path in list_checkpoints(folder):
         try:
+            if not path.with_suffix(".json").exists():
+                raise ValueError("its manifest is missing")
             manifest = read_record(Manifest, path.with_suffix(".json"))
             _verify(path, manifest)
             state = load(path)
