@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from roadmap.errors import Busy, ConfigError, DiskError
 from roadmap.parsing import parse_json, parse_yaml
-from roadmap.text import clean, nearest, one_line, unlike
+from roadmap.text import clean, nearest, one_line, reason, unlike
 
 # What a file system answers that does not know an operation.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -197,6 +197,12 @@ def open_regular(path: Path, limit: int | None = None) -> BufferedReader:
     raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise OSError for a pipe: opening it to write waits for a reader, and hears no signal meanwhile."""
+    if path.is_fifo():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def read_regular(path: Path, limit: int | None = None) -> bytes:
     """Return the bytes of a file as `open_regular` opens it. Raises OSError."""
     with open_regular(path, limit) as file:
@@ -257,9 +263,10 @@ def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], boo
     Raises DiskError where the file cannot be written or locked.
     """
     try:
+        refuse_pipe(path)
         lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, which ends the lock
     except OSError as error:
-        raise DiskError(f"{path.parent}: cannot be written ({error.strerror})") from None
+        raise DiskError(f"{path}: cannot be written ({reason(error)})") from None
     with lock:
         deadline = time.monotonic() + wait_s
         while not _try_lock(lock, path):

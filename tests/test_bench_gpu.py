@@ -76,7 +76,12 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [([], "--out=DIR"), (["--minutes", "0", "--plan"], "--minutes=0: must be"), (["--parts", "x"], "x: unknown")],
+    [
+        ([], "--out=DIR"),
+        (["--minutes", "0", "--plan"], "--minutes=0: must be"),
+        (["--parts", "x"], "x: unknown"),
+        (["--plan", "--root", "nowhere"], "argument --root: nowhere: is not a folder"),
+    ],
 )
 def test_a_wrong_command_is_refused(capsys, words, told):
     assert main(["gpu", *words]) == 64

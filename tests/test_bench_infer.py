@@ -114,11 +114,12 @@ def test_a_form_that_cannot_run_is_shown_and_the_rest_is_measured(capsys):
     [
         (["--rows", "gellu"], "argument --rows: gellu: unknown; did you mean gelu?"),
         (["--forms", "fast"], "argument --forms: fast: unknown; there are: eager, compiled, graph, kernels"),
-        (["--limit", "0"], "argument --limit: 0: must be above 0"),
-        (["--limit", "nan"], "argument --limit: nan: must be above 0"),
+        (["--limit", "0"], "argument --limit: 0: must be a number above 0"),
+        (["--limit", "nan"], "argument --limit: nan: must be a number above 0"),
+        (["--limit", "x"], "argument --limit: x: must be a number above 0"),
         (["--rows", "gelu", "--image-size", "3"], "--image-size=3: too small for the net of gelu"),
         (["--regime", "nano", "--rows", "swin"], "this regime has no reference net"),
-        (["--most", "0"], "must be at least 1"),
+        (["--most", "0"], "must be a whole number from 1"),
     ],
 )
 def test_a_wrong_option_is_refused(capsys, words, told):

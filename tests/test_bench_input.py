@@ -208,7 +208,7 @@ def test_real_photographs_are_linked_and_too_few_are_refused(tmp_path, capsys):
     [
         (["--train", "gellu"], "gellu"),
         (["--workers", "9999"], "--workers=9999: must be from 0 to"),
-        (["--root", "nowhere"], "--root=nowhere: is not a folder"),
+        (["--root", "nowhere"], "argument --root: nowhere: is not a folder"),
         (["--images", "4", "--batch", "4", "--workers", "1"], "--images=4: 1 batches of 4 are too few for 1 workers"),
     ],
 )  # fmt: skip

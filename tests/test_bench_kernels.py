@@ -104,7 +104,7 @@ def test_recorded_on_a_cpu_it_is_what_auto_reads(tmp_path, monkeypatch, capsys):
     [
         (["--record"], "ROADMAP_KERNELS= is empty"),
         (["--image-size", "2", "--rows", "separate_downsampling"], "--image-size=2: too small"),
-        (["--minutes", "0"], "0: must be above 0"),
+        (["--minutes", "0"], "0: must be a number above 0"),
         (["--operations", "gelus"], "gelus: unknown"),
         (["--operations", "gelu", "--rows", "gelu"], "none of these rows has one of: gelu"),
         (["--rows", "swin", "--regime", "tiny"], "none of these rows has one of: depthwise forward, "),

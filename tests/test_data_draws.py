@@ -91,7 +91,7 @@ def test_operations_signs_and_magnitudes_are_distributed_as_timms():
                 assert same_counts(np.sign(a), np.sign(b)) > LIKELY, op
 
 
-@pytest.mark.parametrize("text", ["rand-m7-inc1", "rand-m9-mstdinf", "rand-m12-mmax20-mstd3-p0.8", "rand"])
+@pytest.mark.parametrize("text", ["rand-m7-inc1", "rand-m9-mstd101", "rand-m12-mmax20-mstd3-p0.8", "rand"])
 def test_the_rest_of_timms_notation_is_drawn_as_timm_draws_it(text):
     ours, theirs = policies(text)
     mine, other = draw_layers(ours, 0, 0, IDS[:8000]), drawn_by_timm(theirs, 8000)

@@ -220,19 +220,32 @@ def test_batches_are_float_channels_last_in_the_order_asked_for():
     assert torch.allclose(torch.cat([x for x, _ in batches]), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "text", ["rand-q3", "rand-mx", "rand-m9-mst0.5", "rand-m9.5", "augmix-m3", "nonsense", "rand-m9-tnone", ""]
-)
-def test_a_policy_that_timm_cannot_read_is_a_config_error(text):
-    with pytest.raises(ConfigError, match=rf"recipe.rand_augment={text}: must be"):
-        check_pipeline(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
+WRONG = """
+rand-q3 rand-mx rand-m9-mst0.5 rand-m9.5 augmix-m3 nonsense rand-m9-tnone rand-m9-mstdinf
+rand-n1000000 rand-n101 rand-m101 rand-m99999999999 rand-mmax0 rand-mmax00-m9 rand-p1.1 rand-p5.0
+"""
+READ = """
+rand rand-m9-n3-mstd0.5 rand-mstd101-tweights rand-m9-mmax20-p0.7-inc0 rand-m9-mstd0.5-inc1
+rand-m0-n0-p0 rand-m100-n100-p1.0 rand-mmax100-m09 rand-mmax010 rand-n14-t3aw rand-n20-t3a
+"""
 
 
-@pytest.mark.parametrize(
-    "text", ["rand", "rand-m9-n3-mstd0.5", "rand-mstdinf-tweights", "rand-m9-mmax20-p0.7-inc0", "rand-m9-mstd0.5-inc1"]
-)
-def test_timms_notation_is_read(text):
-    check_pipeline(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
+@pytest.mark.parametrize("text", [*WRONG.split(), ""])
+def test_a_policy_that_timm_cannot_read_or_draw_is_a_config_error(text):
+    with pytest.raises(ConfigError, match=rf"recipe.rand_augment={text}: must be null or timm's notation"):
+        RecipeConfig(rand_augment=text)
+
+
+@pytest.mark.parametrize("text", READ.split())
+def test_timms_notation_is_read_and_drawn(text):
+    policy = rand_augment(DataConfig(**CROPPED), RecipeConfig(rand_augment=text))
+    with random_state(0):
+        policy(Image.new("RGB", (8, 8)))
+
+
+def test_more_operations_than_a_set_has_that_gives_each_once_are_refused():
+    with pytest.raises(ConfigError, match=r"recipe\.rand_augment=rand-n15-t3aw: n must be at most 14 with its -t"):
+        check_pipeline(DataConfig(**CROPPED), RecipeConfig(rand_augment="rand-n15-t3aw"))
 
 
 class SignalsItself(Split):

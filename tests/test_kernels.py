@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pwd
 
 import numpy as np
 import pytest
@@ -245,6 +246,18 @@ def test_a_damaged_table_is_ignored_and_said_once(capability, own_file, text, sa
     forms, line = chosen("separate_downsampling")
     assert forms == expected
     assert line.count(str(own_file)) == 1 and said in line and line.endswith(": ignored)")
+
+
+def test_a_table_that_cannot_be_reached_is_ignored_and_said_and_without_a_home_folder_there_is_none(monkeypatch):
+    monkeypatch.setenv("ROADMAP_KERNELS", f"/{'x' * 300}")
+    assert measured.user_tables()[0] == []
+    assert measured.user_tables()[1].endswith("x: cannot be read (File name too long)")
+    monkeypatch.setenv("ROADMAP_KERNELS", "/dev/null/none")
+    assert measured.user_tables() == ([], None)
+    for name in ("ROADMAP_KERNELS", "XDG_CONFIG_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert measured.user_file() is None and measured.user_tables() == ([], None)
 
 
 @pytest.mark.parametrize("other", [{"hardware": "another GPU"}, {"version": "1.0.0"}])

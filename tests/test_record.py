@@ -237,6 +237,19 @@ def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(
     assert_equal_runs(config, reference("gelu"))
 
 
+def test_a_checkpoint_without_its_manifest_is_passed_over_and_a_folder_in_its_place_moves_away(stopped, reference):
+    config = stopped()
+    old, new = sorted(checkpoints(config).glob("*.pt"))
+    new.with_suffix(".json").unlink()
+    found = checkpoint.find_newest(checkpoints(config))
+    assert (found.path, found.skipped) == (old, [f"{new.name}: its manifest is missing"])
+    new.unlink()
+    new.mkdir()
+    train(config)
+    assert new.with_name(f"{new.name}.unusable").is_dir()
+    assert_equal_runs(config, reference("gelu"))
+
+
 def test_two_checkpoints_that_were_exchanged_cannot_be_used(stopped):
     config = stopped()
     old, new = sorted(checkpoints(config).glob("*.pt"))
@@ -283,6 +296,16 @@ def test_a_file_in_the_place_of_a_folder_or_the_other_way_round_is_told_by_its_p
     (run_path(config)).mkdir(parents=True)
     (run_path(config) / name).touch() if name == "checkpoints" else (run_path(config) / name).mkdir()
     with pytest.raises((DiskError, Refused), match=name):
+        train(config)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["run.log", ".lock"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_by_its_path(small, name):
+    config = small("gelu")
+    run_path(config).mkdir(parents=True)
+    os.mkfifo(run_path(config) / name)
+    with pytest.raises(DiskError, match=rf"{name}: cannot be written \(not a regular file\)"):
         train(config)
 
 

@@ -27,6 +27,7 @@ from roadmap.steps.compose import compose
 from roadmap.sweep import local_scheduler
 from roadmap.training import cuda_graph, group, setup, state, step
 from roadmap.training import train as training
+from roadmap.training.__main__ import main as group_main
 from roadmap.training.cuda_graph import CapturedStep
 from roadmap.training.group import Group, GroupRun
 from roadmap.training.train import train
@@ -416,6 +417,21 @@ def test_every_row_of_a_sweep_is_compiled():
             model = state.compiled(ctx, net)
         model(torch.randn(2, 3, 32, 32))
         assert counter.frame_count == 1, row
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "required: FILE"),
+        (["none.json"], "none.json: cannot be read (No such file or directory)"),
+        (["pyproject.toml"], "pyproject.toml: cannot be read (pyproject.toml: not JSON ("),
+        (["roadmap/net/kernels/measured.json"], "measured.json: must hold `share` and `runs`"),
+    ],
+)
+def test_a_group_that_is_none_is_refused_in_a_line(monkeypatch, capfd, words, told):
+    monkeypatch.chdir(ROOT)
+    assert group_main(words) == 64
+    assert told in (error := capfd.readouterr().err) and len(error.splitlines()) == 1
 
 
 def test_a_group_whose_starter_is_gone_with_the_pipe_that_it_reports_to_ends_every_run_alike(small, tmp_path):

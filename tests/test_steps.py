@@ -239,8 +239,8 @@ class TestCell:
         long = self.cell(
             *(f"recipe.{k}=0.5" for k in ("beta1", "beta2", "mixup", "cutmix", "random_erasing", "label_smoothing"))
         )
-        unsafe = self.cell("recipe.rand_augment=../../x")
-        assert len(long) <= 80 and len({long, unsafe, self.cell("recipe.rand_augment=../../y")}) == 3
+        unsafe = self.cell("regime.scale=../../x")
+        assert len(long) <= 80 and len({long, unsafe, self.cell("regime.scale=../../y")}) == 3
         assert "/" not in unsafe and ".." not in unsafe
 
 

@@ -22,7 +22,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roadmap.bench.options import empty_parser, names
+from roadmap.bench.options import empty_parser, folder, names
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import atomic_file, disk_errors, last_error, write_json
 from roadmap.runs.children import compiler_cache, end_with_parent
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     options = empty_parser("gpu", __doc__)
     options.add_argument("--minutes", type=float, default=8.0, help="that all may take; default: %(default)s")
     options.add_argument("--out", type=Path, help="a folder for what is found")
-    options.add_argument("--root", type=Path, help="Fashion-MNIST for the runs of `make mini`")
+    options.add_argument("--root", type=folder, help="Fashion-MNIST for the runs of `make mini`")
     options.add_argument("--wheels", type=Path, default=CHECKOUT / "wheels", help="default: %(default)s, if there")
     only = f"only these, in the order given, after `device`; of {', '.join(NAMES)}"
     options.add_argument("--parts", type=names(NAMES), metavar="PART,PART", help=only)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from roadmap.bench.forms import FORMS
 from roadmap.bench.measure import BOUND, Candidate, free_memory, synchronize
-from roadmap.bench.options import above_zero, chosen_peers, count, parser
+from roadmap.bench.options import above_zero, chosen_peers, count, folder, parser
 from roadmap.bench.photographs import SIZE, describe_sizes, link_photographs, write_photographs
 from roadmap.bench.pipelines import BOUNDS, ON_A_GPU, PIPELINES, Entry, Epoch, Start
 from roadmap.bench.results import Results, rate
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options.set_defaults(repeats=3)
     options.add_argument("--seconds", type=above_zero, default=6.0, help="of each candidate; default: %(default)s")
     options.add_argument("--limit", type=above_zero, default=95.0, help="seconds, for all; default: %(default)s")
-    options.add_argument("--root", type=Path, help="real photographs: a folder with train/<class>/*.jpg")
+    options.add_argument("--root", type=folder, help="real photographs: a folder with train/<class>/*.jpg")
     options.add_argument("--images", type=count, help="of an epoch; default: as many as can be decoded in time")
     options.add_argument("--batch", type=count, default=256 if gpu else 8, help="images; default here: %(default)s")
     options.add_argument("--image-size", type=count, default=224, help="pixels; default: %(default)s")
@@ -111,8 +111,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.peers = chosen_peers(args)
     if not 0 <= args.workers <= cores:
         raise ConfigError(f"--workers={args.workers}: must be from 0 to the {cores} cores of this machine")
-    if args.root is not None and not args.root.is_dir():
-        raise ConfigError(f"--root={args.root}: is not a folder")
     least = 2 * args.batch * max(1, args.workers)
     args.images = args.images or max(least, int(args.seconds * IMAGES_PER_S * max(1, args.workers)))
     if args.images // args.batch < 2 * max(1, args.workers):

@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     args = options.parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
     if args.record and user_file() is None:
-        raise ConfigError("--record: ROADMAP_KERNELS= is empty, so there is no file to record in")
+        why = "ROADMAP_KERNELS= is empty, or there is no home folder"
+        raise ConfigError(f"--record: there is no file to record in: {why}; ROADMAP_KERNELS=FILE names one")
     configs = row_configs(args)
     setting = choose_setting(args, configs)
     device, batch, size, precision = setting.device, setting.batch, setting.image_size, setting.precision

@@ -2,13 +2,16 @@
 
 import argparse
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from roadmap.errors import ConfigError
+from roadmap.files import nearby
 from roadmap.text import ArgumentParser, nearest
 
 LIBRARIES = ("timm", "torchvision")
+MOST = 1_000_000  # of minutes, seconds
 
 
 def parser(name: str, about: str | None, *, warm_up: int) -> ArgumentParser:
@@ -38,18 +41,25 @@ def plain_parser(name: str, about: str | None) -> ArgumentParser:
 
 def count(text: str) -> int:
     """Read a whole number from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
 
 
 def above_zero(text: str) -> float:
-    """Read a number above 0."""
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-    return value
+    """Read a number above 0 and below MOST."""
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < MOST:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and below {MOST}")
+
+
+def folder(text: str) -> Path:
+    """Read the name of a folder that is there."""
+    if not (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is not a folder{nearby(path)}")
+    return path
 
 
 def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
@@ -60,6 +70,8 @@ def names(allowed: Collection[str]) -> Callable[[str], list[str]]:
         for name in found:
             if name not in allowed:
                 raise argparse.ArgumentTypeError(f"{name}: unknown; {nearest(name, allowed)}")
+        if not found:
+            raise argparse.ArgumentTypeError(f"{text!r}: names none; {nearest('', allowed)}")
         return found
 
     return read

@@ -1,14 +1,21 @@
 """The keys of a recipe: optimizer, schedule, regularisation, and what of them a net takes."""
 
+import re
+
 from pydantic import model_validator
 
 from roadmap.config.choices import Init, Interpolation, LrScaling, Optimizer, Precision, RecipeName, Schedule
-from roadmap.config.fields import Float, Int, Section, Text, key
+from roadmap.config.fields import Float, Int, Section, Text, key, shown
 from roadmap.errors import ConfigError
 
 SGD, ADAMW = ("recipe.optimizer", "sgd"), ("recipe.optimizer", "adamw")
 STEP, COSINE = ("recipe.schedule", "step"), ("recipe.schedule", "cosine")
 LINEAR = ("recipe.lr_scaling", "linear")
+# timm takes any number, and ignores parts that it does not know: `mstdinf` would be 0 (mstd is infinite above 100).
+RAND_AUGMENT = re.compile(
+    r"rand(-(([mn]|mmax(?!0*(-|$)))0*(\d\d?|100)|inc[01]|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|t(weights|3aw?)))*"
+)
+NOTATION = "timm's notation, such as rand-m9-mstd0.5-inc1: m and n from 0 to 100, mmax from 1 to 100, p from 0 to 1"
 MIN_ALPHA = 1e-300  # of a Beta distribution: NumPy draws NaN from lesser ones
 
 
@@ -89,6 +96,8 @@ class RecipeConfig(Section):
         if self.warmup_epochs > self.epochs:
             most = f"recipe.epochs={self.epochs}"
             raise ConfigError(f"recipe.warmup_epochs={self.warmup_epochs:g}: must be at most {most}")
+        if self.rand_augment is not None and not RAND_AUGMENT.fullmatch(self.rand_augment):
+            raise ConfigError(f"recipe.rand_augment={shown(self.rand_augment)}: must be null or {NOTATION}")
         for name in ("mixup", "cutmix"):
             if 0 < (alpha := getattr(self, name)) < MIN_ALPHA:
                 raise ConfigError(f"recipe.{name}={alpha:g}: must be 0 or at least {MIN_ALPHA:g}")

@@ -6,7 +6,6 @@ number of workers.
 """
 
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +26,6 @@ from roadmap.errors import ConfigError
 MAX_ASPECT = 32  # of an image that is resized as a whole
 Transform = Callable[[Image.Image], Tensor]
 
-# timm ignores parts of the notation that it does not know: a misspelt `mstd` would silently change the recipe.
-RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p\d+(\.\d+)?|mstd(\d+(\.\d+)?|inf)|t(weights|3aw?)))*")
-
 
 def train_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield augmented images float32 `(B, 3, H, W)`, channels-last, and labels int64 `(B,)`, on the device."""
@@ -46,7 +42,7 @@ def eval_batches(spec: BatchSpec) -> Iterator[tuple[Tensor, Tensor]]:
 def train_transform(data: DataConfig, recipe: RecipeConfig) -> Transform:
     """Return what happens to a training image; equal to timm's `create_transform` where both support it.
 
-    Raises ConfigError for a `recipe.rand_augment` that timm cannot read.
+    Raises ConfigError for a `recipe.rand_augment` that timm cannot draw.
     """
     from torchvision import transforms as T  # seconds of imports that the fast pipeline need not pay for
 
@@ -107,22 +103,21 @@ def middle(image: Image.Image) -> Image.Image:
 def rand_augment(data: DataConfig, recipe: RecipeConfig) -> Any:
     """Return timm's RandAugment with the official parameters, its posterize made safe.
 
-    Raises ConfigError for a bad string.
+    Raises ConfigError for more operations than its set has, where none is drawn twice.
     """
     from PIL.Image import Resampling
     from timm.data import auto_augment
 
     assert recipe.rand_augment is not None
-    if RAND_AUGMENT.fullmatch(recipe.rand_augment) is None:
-        raise ConfigError(
-            f"recipe.rand_augment={recipe.rand_augment}: must be timm's notation, such as rand-m9-mstd0.5-inc1"
-        )
     fixed = {
         "translate_const": int(data.image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * m)) for m in data.mean),
         "interpolation": Resampling[recipe.interpolation.name.upper()],
     }
-    return with_safe_posterize(auto_augment.rand_augment_transform(recipe.rand_augment, fixed))
+    policy = auto_augment.rand_augment_transform(recipe.rand_augment, fixed)
+    if policy.choice_weights is not None and policy.num_layers > len(policy.ops):  # each is drawn once
+        raise ConfigError(f"recipe.rand_augment={recipe.rand_augment}: n must be at most {len(policy.ops)} with its -t")
+    return with_safe_posterize(policy)
 
 
 def with_safe_posterize(policy: Any) -> Any:

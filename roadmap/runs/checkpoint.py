@@ -164,6 +164,8 @@ def find_newest(folder: Path) -> Found | None:
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
     for path in list_checkpoints(folder):
         try:
+            if not path.with_suffix(".json").exists():
+                raise ValueError("its manifest is missing")
             manifest = read_record(Manifest, path.with_suffix(".json"))
             _verify(path, manifest)
             state = load(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular, sha256_of
+from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular, refuse_pipe, sha256_of
 from roadmap.parsing import object_or_none
 from roadmap.runs.schema import METRICS, RECORD
 
@@ -25,6 +25,7 @@ TAIL_BYTES = 2**16, 2**22  # read at first and at most from the end of a ledger:
 
 def append_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     """Append rows to a ledger, one JSON object a line, and make them durable. Raises OSError."""
+    refuse_pipe(path)
     with open(path, "a", encoding="utf-8") as out:
         out.writelines(json.dumps(finite_or_null(row), allow_nan=False) + "\n" for row in rows)
         out.flush()

@@ -5,6 +5,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+from roadmap.files import refuse_pipe
 from roadmap.text import printable_lines
 
 log = logging.getLogger("roadmap")
@@ -28,6 +29,7 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, path: Path) -> None:
         """Open the file. Raises OSError."""
+        refuse_pipe(path)
         super().__init__(path, encoding="utf-8")
         self.setFormatter(LogFormatter("%(asctime)s %(message)s"))
         log.setLevel(logging.INFO)

@@ -25,7 +25,7 @@ from roadmap.steps import completion
 from roadmap.steps.compose import accept_lazy_help, validate
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text, short_help
-from roadmap.steps.hydra_errors import HYDRA_ERRORS, plain_error
+from roadmap.steps.hydra_errors import HYDRA_ERRORS, of_defaults, plain_error
 from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
 from roadmap.steps.unused_settings import unused_settings
@@ -33,6 +33,13 @@ from roadmap.text import machine_error, printable_lines, redact_output
 
 # Does one run, and returns a line about its outcome.
 Run = Callable[[Config, SweepProgress, RankEnv], str]
+
+
+def plain_kind(error: Exception) -> Exception | None:
+    """Return an error that `report` says in plain words: ours, Hydra's or this machine's; None for any other."""
+    if isinstance(error, RecursionError) and not of_defaults(error):
+        return None
+    return error if isinstance(error, (RoadmapError, *HYDRA_ERRORS)) else machine_error(error)
 
 
 class CommandLine:
@@ -69,14 +76,12 @@ class CommandLine:
                 os.environ["ROADMAP_SCRATCH"] = scratch
                 accept_lazy_help()
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(self.task)()
-        except (RoadmapError, *HYDRA_ERRORS) as error:
-            return self.report(error)
-        except FileNotFoundError as error:
-            if (plain := machine_error(error)) is None:
-                raise
-            return self.report(plain)
         except BrokenPipeError:  # the reader of the help has left
             return 0
+        except Exception as error:
+            if (plain := plain_kind(error)) is None:
+                raise
+            return self.report(plain)
         except KeyboardInterrupt:
             return StoppedEarly.code if self.sweep.stopped else self.report(StoppedEarly("interrupted"))
         except SystemExit as error:  # argparse's 2 for what it does not know
@@ -93,11 +98,9 @@ class CommandLine:
             line = self.run(self.validated(cfg, hydra_config), self.sweep, self.env)
             if self.env.is_main:
                 self.sweep.print(line)
-        except (MemoryError, ImportError, FileNotFoundError) as error:
-            if (plain := machine_error(error)) is None:
+        except Exception as found:
+            if (error := plain_kind(found)) is None:
                 raise
-            self.codes.append(self.report(plain))
-        except (RoadmapError, *HYDRA_ERRORS) as error:
             self.codes.append(self.report(error))
             self.sweep.stopped |= isinstance(error, StoppedEarly)
             if self.env.world_size > 1 and not getattr(error, "on_all_ranks", False):

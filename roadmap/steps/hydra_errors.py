@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import yaml
@@ -27,6 +28,11 @@ from roadmap.text import flatten, nearest
 # What composing raises for a user's mistake; the last where files name each other in a circle.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError)
 HYDRA_RESOLVERS = ("now", "hydra", "python_version")  # what Hydra adds to OmegaConf's own
+
+
+def of_defaults(error: RecursionError) -> bool:
+    """Tell whether it is Hydra that has followed a circle of `defaults`, and nothing else."""
+    return any("defaults_list" in frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
 
 
 def plain_error(error: Exception, folders: Sequence[Path]) -> str:

@@ -20,7 +20,7 @@ from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import make_folder
 from roadmap.runs.schema import METRICS, Record, check_record
 from roadmap.runs.search import RUN_NAME
-from roadmap.text import check_name, utc
+from roadmap.text import check_name, reason, utc
 
 if TYPE_CHECKING:  # it needs Hydra
     from roadmap.sweep.study import Cell, Study
@@ -128,7 +128,7 @@ class StudyDir:
             hint = f"make plan STUDY={self.name}, then make roadmap{'' if self.path.exists() else nearby(self.path)}"
             raise DataError(f"{self.path}: no study was submitted there; {hint}") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.notes / CELLS}: cannot be read ({error})") from None
+            raise DataError(f"{self.notes / CELLS}: cannot be read ({reason(error)})") from None
         return found
 
     def write_cells(self, study: "Study") -> None:

@@ -35,11 +35,11 @@ import torch
 
 from roadmap.config.schema import Config
 from roadmap.distributed.signals import StopSignal
-from roadmap.errors import RoadmapError, StoppedEarly, exit_code
+from roadmap.errors import ConfigError, RoadmapError, StoppedEarly, exit_code
 from roadmap.files import deny_others, read_json
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.result import result_line
-from roadmap.text import command_line
+from roadmap.text import ArgumentParser, command_line, reason
 from roadmap.training.group import Group, GroupRun
 
 POLL_S = 0.2
@@ -78,6 +78,9 @@ class StdinGate:
 @command_line
 def main(argv: Sequence[str]) -> int:
     """Train the runs of a file; return the worst of their exit codes."""
+    options = ArgumentParser(prog="python -m roadmap.training", description="train the runs of a file side by side")
+    options.add_argument("file", type=Path, metavar="FILE", help="JSON, as roadmap/training/__main__.py describes it")
+    group = read_group(options.parse_args(argv).file)
     reports = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever is printed is no report
     deny_others()
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     atexit.register(gc.unfreeze)  # else Triton 3.9 takes what it finds at the end for leaks, in many lines
     codes: list[int] = []
     with ExitStack() as stack:
-        group, shared = read_json(Path(argv[0])), dict[str, Any]()
+        shared = dict[str, Any]()
         runs = []
         for entry in group["runs"]:
             log = stack.enter_context(Path(entry["log"]).open("a", encoding="utf-8"))
@@ -105,6 +108,19 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             codes.append(StoppedEarly.code)
     return max(codes, default=0)
+
+
+def read_group(file: Path) -> dict[str, Any]:
+    """Read the file of a group. Raises ConfigError where it is none."""
+    try:
+        group = read_json(file)
+        if not all({"config", "log", "compile"} <= {*entry} for entry in group["runs"]) or "share" not in group:
+            raise KeyError
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({reason(error)})") from None
+    except (KeyError, TypeError):
+        raise ConfigError(f"{file}: must hold `share` and `runs`, each with `config`, `log` and `compile`") from None
+    return group
 
 
 def group_run(entry: dict[str, Any], sweep: SweepProgress) -> GroupRun:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.files import disk_errors, read_json, write_json
 from roadmap.net.kernels.triton_support import why_no_triton
-from roadmap.text import one_line
+from roadmap.text import clean, one_line, reason
 
 FILE = Path(__file__).with_name("measured.json")
 LEAST = 1.5  # times as fast as torch's own, for a form to be taken on a GPU that it was not measured on
@@ -149,22 +149,24 @@ def notes(device: torch.device) -> Iterator[str]:
 
 
 def user_file() -> Path | None:
-    """Return where a user's own tables are; None where ROADMAP_KERNELS is empty."""
+    """Return where a user's own tables are; None where ROADMAP_KERNELS is empty, or nobody knows the home folder."""
     given = os.environ.get("ROADMAP_KERNELS")
     if given is not None:
         return Path(given) if given else None
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(config) / "convnext-roadmap" / "kernels.json"
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return None if config.startswith("~") else Path(config) / "convnext-roadmap" / "kernels.json"
 
 
 def user_tables() -> tuple[list[Table], str | None]:
     """Return a user's own tables, and what is wrong with their file."""
     path = user_file()
-    if path is None or not path.exists():
-        return [], None
     try:
-        return read_tables(path), None
-    except (OSError, ValueError) as error:
+        return (read_tables(path) if path else []), None
+    except (FileNotFoundError, NotADirectoryError):
+        return [], None
+    except OSError as error:
+        return [], f"{clean(path)}: cannot be read ({reason(error)})"
+    except ValueError as error:
         return [], one_line(error)
 
 
