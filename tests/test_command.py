@@ -95,6 +95,11 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
         (("mode=evaluate", "weights='~nobody-here/w.pth'"), 64, ["~nobody-here/w.pth", "no home folder"]),
+        (("mode=evalute", "weights=RUN"), 64, ["mode=evalute: must be one of train, evaluate, predict, export, data"]),
+        (("mode=null",), 64, ["mode=null: must be one of train,"]),
+        (("mode=predict", "images=FOLDER"), 64, ["mode=predict: needs weights=FILE, or weights= one of our run"]),
+        (("mode=export", "format=onnx"), 64, ["mode=export: needs weights="]),
+        (("mode=evaluate", "weights=timm:resnet50.a1_in1k"), 64, ["no step: give +step=NAME"]),
         (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
         (("+step=[gelu,resnet]",), 64, ["step=[gelu,resnet]", "one name"]),
         (("+step=gelu", "+step=resnet"), 64, ["step: is given twice"]),
@@ -370,6 +375,18 @@ def test_an_environment_whose_making_was_interrupted_is_made_again(tmp_path):
     assert told("bin/activate") == ["pip"]
 
 
+def test_an_environment_that_is_moved_from_another_checkout_says_from_which(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/true")
+    installed = tmp_path / "lib/python3.13/site-packages/convnext_roadmap-0.1.0.dist-info"
+    installed.mkdir(parents=True)
+    for place, told in ((tmp_path, f" ...; it was that of {tmp_path}\n"), (ROOT, " ...\n"), ("/not/there", " ...\n")):
+        (installed / "direct_url.json").write_text(json.dumps({"dir_info": {"editable": True}, "url": f"file://{place}"}))
+        done = subprocess.run(["make", "setup", f"VENV={tmp_path}"], cwd=ROOT, check=True, capture_output=True, text=True)
+        (tmp_path / ".roadmap-ready").unlink()
+        assert done.stdout.endswith(told)
+
+
 # Folders with a space or a letter beyond ASCII in their name
 
 
@@ -398,6 +415,9 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
     assert words("notebook")[1:4] == [f"{here}/runs", "notebooks/roadmap.ipynb", made]
     assert [path.name for path in (here / "runs").iterdir()] == ["roadmap.ipynb"]
     assert words("report", "RUNS=a ö")[2:7] == ["-m", "roadmap.report", "a ö/demo", "--out", "a ö/demo/report"]
+    assert words("report", "STUDY=sweeps/mine.v2.yaml")[4:7] == ["runs/mine.v2", "--out", "runs/mine.v2/report"]
+    assert words("pack", "STUDY=/x/mine.yaml")[4] == words("compare", "STUDY=/x/mine.yaml")[7] == "runs/mine"
+    assert words("report", "STUDY=group/v1.5")[4] == "runs/group/v1.5"
     assert words("data-check", "ROOT=Übung 1", "RUNS=a ö")[2:7] == [
         "run.py",
         "mode=data_check",
