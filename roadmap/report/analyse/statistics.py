@@ -220,8 +220,8 @@ class Agreement:
 def agreement(ours: Sequence[float], theirs: Sequence[float]) -> Agreement | None:
     """Return Spearman's rho and Kendall's tau-b; None under 3 rows or where one side is all equal.
 
-    Intervals by Fisher's z with the standard errors of Bonett and Wright (2000), from 5 rows on. Values that only differ
-    after the sixth decimal are ties: equal means may differ in the last bits.
+    Intervals by Fisher's z with the standard errors of Bonett and Wright (2000), from 5 rows on. Values that only
+    differ after the sixth decimal are ties: equal means may differ in the last bits.
     """
     ours, theirs = ([round(value, 6) for value in values] for values in (ours, theirs))
     if len(ours) < 3 or len(set(ours)) < 2 or len(set(theirs)) < 2:
