@@ -197,6 +197,17 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
     assert uprights == [(rows[step].interval.low, rows[step].interval.high) for step in sizes]
 
 
+def test_the_axis_of_the_kernel_curve_ends_at_100_percent_and_no_lower_than_its_points(whole, tmp_path):
+    for step in ("kernel_5", "kernel_7"):
+        for seed, top1 in enumerate((98.0, 100.0)):
+            write_run(tmp_path, step, seed, top1=top1)
+    (group,) = groups_of(tmp_path)
+    assert group.rows[0].interval.high > 100
+    assert kernel_curve(group).axes[0].get_ylim()[1] == 100
+    low, high = kernel_curve(whole).axes[0].get_ylim()
+    assert all(low < row.interval.low and row.interval.high < high for row in whole.rows if "kernel" in row.step)
+
+
 def test_rank_agreement_is_drawn_and_said_with_its_intervals(whole):
     ranks = ranking(whole)
     figure = rank_agreement(whole)

@@ -75,6 +75,7 @@ def kernel_curve(group: Group) -> Figure:
     axes.set(xlabel="kernel size", ylabel=TOP1.heading, xticks=[size for size, _ in points])
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(y=0.12)
+    axes.set_ylim(top=min(100.0, axes.get_ylim()[1]))
     known = any(cell.interval for _, cell in points)
     words = "lines: 95 % over seeds" if known else "one seed: no interval is known"
     style.legend(figure, [], words + "; filled: kept" + ("; dashed: paper" if theirs else ""))
