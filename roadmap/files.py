@@ -288,6 +288,13 @@ def _try_lock(lock: TextIO, path: Path) -> bool:
     return True
 
 
+def require_folder(path: Path) -> None:
+    """Raise DiskError where something is in the way of a folder that is to be made."""
+    there = next(part for part in (path, *path.parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise DiskError(f"--out {path}: cannot be written, {there} is a file; --out takes a folder")
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the system's errors while writing a file into a DiskError that names it."""

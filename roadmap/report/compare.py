@@ -10,7 +10,7 @@ from typing import Any
 
 from roadmap.config import Affects, Config
 from roadmap.errors import DONE
-from roadmap.files import atomic_write, deny_others, disk_errors
+from roadmap.files import atomic_write, deny_others, disk_errors, require_folder
 from roadmap.parsing import parse_yaml
 from roadmap.report.analyse.comparison import EFFECTS, Change, Comparison, Side, compare, find_side
 from roadmap.report.analyse.formats import accuracy, between, p_equals, signed
@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end it
     args = parser.parse_args(argv)
+    if args.out:
+        require_folder(Path(args.out))
     found = compare(*(find_side(name, args.within) for name in (args.a, args.b)))
     layers = layer_lines(found)
     text = printable_lines(as_text(found, layers))
