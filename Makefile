@@ -24,6 +24,8 @@ STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY)
 # What `make status` and `make watch` show then: whatever was submitted.
 SUBMITTED = $(shell ls -d '$(RUNS)'/*/.study 2>/dev/null | sed -n 's:.*/\([^/]*\)/\.study$$:\1:p')
 SHOWN = $(if $(filter file,$(origin STUDY)),$(or $(SUBMITTED),$(STUDIES)),$(STUDY))
+# The folder of a study below RUNS, also of one that is given as a file.
+FOLDER = $(RUNS)/$(foreach study,$(STUDY),$(if $(filter %.yaml,$(study)),$(basename $(notdir $(study))),$(study)))
 SWEEP = $(BIN)/python -m roadmap.sweep
 MINI = $(if $(filter-out file,$(origin DATA)),data=$(DATA)) $(if $(ROOT),"data.root='$(ROOT)'") $(ARGS)
 CHOSEN = $(STUDIES) --runs '$(RUNS)' --cluster $(CLUSTER) --steps "$(STEPS)" --seeds "$(SEEDS)"
@@ -53,7 +55,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP
 # What `python -m venv` writes last is bin/activate: one that was interrupted has none.
 $(READY): pyproject.toml requirements.lock
 	@test -x $(BIN)/python -a ! \( -e $(VENV)/pyvenv.cfg -a ! -e $(BIN)/activate \) || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
-	@echo "Installing the package and what it needs into $(VENV) (torch is large) ..."
+	@was=$$(sed -n 's|.*"file://\([^"]*\)".*|\1|p' $(VENV)/lib/python3*/site-packages/convnext_roadmap-*.dist-info/direct_url.json 2>/dev/null || :); \
+		test ! -d "$$was" -o "$$was" -ef . || other="; it was that of $$was"; \
+		echo "Installing the package and what it needs into $(VENV) (torch is large) ...$${other-}"
 	@$(INSTALL) .
 	@touch $@
 
@@ -110,16 +114,16 @@ prune: $(READY) ## delete checkpoints that finished runs of STUDY= no longer nee
 ## Results
 
 report: $(READY) ## write figures, tables and a page for STUDY= into RUNS/STUDY/report
-	@$(BIN)/python -m roadmap.report '$(RUNS)/$(STUDY)' --out '$(RUNS)/$(STUDY)/report' $(ARGS)
+	@$(BIN)/python -m roadmap.report '$(FOLDER)' --out '$(FOLDER)/report' $(ARGS)
 
 runs: $(READY) ## list every run below RUNS= (ARGS="--state done --step gelu", --json)
 	@$(BIN)/python -m roadmap.runs '$(RUNS)' $(ARGS)
 
 compare: $(READY) ## compare two runs, or two rows of STUDY=: A=gelu B=kernel_7
-	@$(BIN)/python -m roadmap.report.compare '$(A)' '$(B)' --within '$(RUNS)/$(STUDY)' $(ARGS)
+	@$(BIN)/python -m roadmap.report.compare '$(A)' '$(B)' --within '$(FOLDER)' $(ARGS)
 
 pack: $(READY) ## pack the records of STUDY= into RUNS/STUDY.zip, which report and notebook can read
-	@$(BIN)/python -m roadmap.runs.pack '$(RUNS)/$(STUDY)' $(ARGS)
+	@$(BIN)/python -m roadmap.runs.pack '$(FOLDER)' $(ARGS)
 
 notebook: $(VENV)/.roadmap-notebook ## run notebooks/roadmap.ipynb on your runs and save it as RUNS/roadmap.ipynb
 	@mkdir -p '$(RUNS)'; runs=$$(cd '$(RUNS)' && pwd); export ROADMAP_RUNS="$$runs"; \

@@ -69,6 +69,9 @@ def evaluate(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 
 def predict(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Name the likeliest classes of images."""
+    from roadmap.training.output_file import predictions_files
+
+    predictions_files(config)  # before torch is imported, which takes seconds
     from roadmap.training.predict import predict
 
     return predict(config, sweep)
@@ -76,6 +79,9 @@ def predict(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
 
 def export(config: Config, sweep: SweepProgress, env: RankEnv) -> str:
     """Write a net for other programs."""
+    from roadmap.training.output_file import exported_file
+
+    exported_file(config)  # before torch is imported, which takes seconds
     from roadmap.training.export import export
 
     return export(config, sweep)

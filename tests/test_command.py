@@ -17,6 +17,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from roadmap.config import KEYS
 from roadmap.errors import DataError, DiskError
 from roadmap.steps.command_line import plain_kind
 from roadmap.steps.compose import accept_lazy_help
@@ -96,11 +97,21 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
         (("mode=evaluate", "weights='~nobody-here/w.pth'"), 64, ["~nobody-here/w.pth", "no home folder"]),
+        (("mode=evalute", "weights=RUN"), 64, ["mode=evalute: must be one of train, evaluate, predict, export, data"]),
+        (("mode=null",), 64, ["mode=null: must be one of train,"]),
+        (("mode=predict", "images=FOLDER"), 64, ["mode=predict: needs weights=FILE, or weights= one of our run"]),
+        (("mode=export", "format=onnx"), 64, ["mode=export: needs weights="]),
+        (("mode=evaluate", "weights=timm:resnet50.a1_in1k"), 64, ["no step: give +step=NAME"]),
         (("+step=gelu", "--nonsense"), 64, ["--nonsense"]),
         (("+step=[gelu,resnet]",), 64, ["step=[gelu,resnet]", "one name"]),
         (("+step=gelu", "+step=resnet"), 64, ["step: is given twice"]),
         (("+step=gelu", "seed=1,2"), 64, ["seed=1,2", "--multirun"]),
-        (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE"]),
+        (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE; did you mean +step=gelu?"]),
+        (("+step=gelu", "imagenet"), 64, ["did you mean scale=imagenet or data=imagenet?"]),
+        (("+step=gelu", "nothing"), 64, ["nothing: cannot be read as KEY=VALUE (Error"]),
+        (("--help", "variants"), 64, ["--help variants: there is no such group", "did you mean variant?"]),
+        (("--help", "model.kernel_sise"), 64, ["did you mean model.kernel_size?"]),
+        (("--help", "nothing"), 64, ["there are: step, regime, scale, data, recipe, variant, debug, all, model,"]),
         (("-cd", "nowhere", "+step=gelu"), 64, ["nowhere"]),
         (("-m", "+step=gelu,kernel_5", "study=../evil"), 64, ["study=../evil"]),
         (("-m", "+step=gelu,nope"), 64, ["nope"]),
@@ -189,6 +200,17 @@ def test_help_lists_what_there_is(command):
     ):
         (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [word]]
         assert len(line.split()) > 3, f"{word} is not described"
+
+
+def test_help_explains_the_keys_of_a_section_and_one_alone(command):
+    (line,) = command("--help", "model.kernel_size", runs=None).stdout.splitlines()[1:]
+    told = "at least 1 and at most 63; of the spatial conv, odd (Sec. 2.5)"
+    assert line.split("  ")[1:] == ["model.kernel_size", "3", told]
+    recipe = command("+step=gelu", "--help", "recipe", "seed", runs=None).stdout
+    assert "recipe=enhanced" in recipe and "model." not in recipe and "step=gelu" not in recipe
+    names = [line.split()[0] for line in recipe.splitlines() if line.strip()]
+    assert {name for name in KEYS if name.startswith("recipe.")} | {"seed"} <= set(names)
+    assert any("only with recipe.optimizer=sgd" in line for line in recipe.splitlines())
 
 
 def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
@@ -404,6 +426,19 @@ def test_an_environment_whose_making_was_interrupted_is_made_again(tmp_path):
     assert told("bin/activate") == ["pip"]
 
 
+def test_an_environment_that_is_moved_from_another_checkout_says_from_which(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/true")
+    installed = tmp_path / "lib/python3.13/site-packages/convnext_roadmap-0.1.0.dist-info"
+    installed.mkdir(parents=True)
+    for place, told in ((tmp_path, f" ...; it was that of {tmp_path}\n"), (ROOT, " ...\n"), ("/not/there", " ...\n")):
+        (installed / "direct_url.json").write_text(json.dumps({"dir_info": {}, "url": f"file://{place}"}))
+        command = ["make", "setup", f"VENV={tmp_path}"]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        (tmp_path / ".roadmap-ready").unlink()
+        assert done.stdout.endswith(told)
+
+
 # Folders with a space or a letter beyond ASCII in their name
 
 
@@ -432,6 +467,9 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
     assert words("notebook")[1:4] == [f"{here}/runs", "notebooks/roadmap.ipynb", made]
     assert [path.name for path in (here / "runs").iterdir()] == ["roadmap.ipynb"]
     assert words("report", "RUNS=a ö")[2:7] == ["-m", "roadmap.report", "a ö/demo", "--out", "a ö/demo/report"]
+    assert words("report", "STUDY=sweeps/mine.v2.yaml")[4:7] == ["runs/mine.v2", "--out", "runs/mine.v2/report"]
+    assert words("pack", "STUDY=/x/mine.yaml")[4] == words("compare", "STUDY=/x/mine.yaml")[7] == "runs/mine"
+    assert words("report", "STUDY=group/v1.5")[4] == "runs/group/v1.5"
     assert words("data-check", "ROOT=Übung 1", "RUNS=a ö")[2:7] == [
         "run.py",
         "mode=data_check",

@@ -180,6 +180,14 @@ def test_wrong_commands(study, tmp_path, capsys):
     ]:
         words = (good, side, "--within", study, "--out", tmp_path / "out")
         assert error in compared(*words, code=code, capsys=capsys).err, side
+    for folder, error in (
+        (tmp_path / "runs" / "demo", f"gelu: no such run or folder; {tmp_path}/runs/demo: no such folder; "),
+        (tmp_path / "empty", f"gelu: no such run or folder, and no run in {tmp_path}/empty"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert error in compared("gelu", "kernel_7", "--within", folder, code=64, capsys=capsys).err
+    told = compared("no", "run", "--out", tmp_path / "bad.zip", code=74, capsys=capsys).err
+    assert "bad.zip is a file; --out takes a folder" in told
     pack(str(study), tmp_path / "study.zip")
     wrong = tmp_path / "study.zip" / "roadmap" / "nano-digits" / "gelu"
     assert "did you mean gelu+without_mixup?" in compared(good, wrong, code=64, capsys=capsys).err

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -25,6 +27,7 @@ from roadmap.training import predict as predicting
 from roadmap.training.predict import predict
 
 from . import records
+from .conftest import ROOT
 from .net_rows import drawn, one_thread  # noqa: F401
 
 RUN = ("resnet", "recipe.epochs=4", "data.train_images=400")  # tells more than one class
@@ -214,6 +217,17 @@ def test_a_file_that_is_there_stays_as_it_is(digits, predicting_digits, tmp_path
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+@pytest.mark.parametrize("words", ["mode=predict images=.", "mode=export format=torch_export"])
+def test_a_file_that_is_there_is_refused_without_torch(digits, tmp_path, words):
+    (tmp_path / "out.csv").touch()
+    (tmp_path / "out.pt2").touch()
+    out = tmp_path / ("out.csv" if "predict" in words else "out.pt2")
+    argv = [*words.split(), f"weights='{digits[0]}'", f"out={out}"]
+    lines = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('run.py', None, '__main__')"
+    done = subprocess.run([sys.executable, "-c", lines, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("exists already")) == (78, 1), done.stderr
 
 
 def test_features_whose_table_a_kill_has_prevented_are_no_hindrance_and_others_are(predicting_digits, tmp_path):

@@ -595,6 +595,7 @@ def test_a_report_of_variants_alone_has_tables_and_no_chart(tmp_path, capsys):
     ("make", "words"),
     [
         (lambda runs: runs.mkdir(), "nothing to report"),
+        (lambda runs: (runs.mkdir(), (runs / "a.zip").touch()), "archives count where they are named themselves: /"),
         (lambda runs: unfinished(runs, "gelu"), "epoch 7 of 20"),
         (lambda runs: break_line(write_run(runs, "gelu")), "corrupt"),
         (lambda runs: runs.write_text("no folder"), "neither a folder"),
@@ -611,6 +612,12 @@ def test_without_one_usable_run_it_exits_65_in_plain_words_and_writes_nothing(tm
     assert not (tmp_path / "out").exists()
 
 
+def test_on_a_terminal_a_report_says_what_it_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")]) == 65
+    assert capsys.readouterr().err.startswith(f"Reading {tmp_path / 'absent'} ...\n")
+
+
 @pytest.mark.parametrize("arguments", [[], ["runs"], ["--out", "x"], ["runs", "--out", "x", "--colour"]])
 def test_bad_arguments_exit_64(arguments, capsys):
     assert main(arguments) == 64
@@ -620,8 +627,10 @@ def test_bad_arguments_exit_64(arguments, capsys):
 def test_an_output_that_cannot_be_written_exits_74(tmp_path, capsys):
     write_run(tmp_path / "runs", "gelu")
     (tmp_path / "file").write_text("kept")
-    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "file" / "out")]) == 74
-    assert "cannot be written" in capsys.readouterr().err
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        for command in ([str(tmp_path / "absent")], [str(tmp_path / "runs")]):  # before anything is read
+            assert main([*command, "--out", str(out)]) == 74
+            assert f"{out}: cannot be written, {tmp_path / 'file'} is a file; --out takes" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
 
 

@@ -16,7 +16,7 @@ from roadmap.report.analyse.cells import Gain
 from roadmap.report.write.columns import gain_columns
 from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.results_json import to_json
-from roadmap.report.write.tables import tables_of, to_markdown, to_tex
+from roadmap.report.write.tables import tables_of, to_markdown, to_tex, to_text
 from tests.fabricate import write_roadmap, write_run
 
 CHAIN = ("resnet", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise")
@@ -41,6 +41,25 @@ def test_a_step_is_compared_with_its_parent_and_a_sibling_too(tmp_path):
         "kernel_7": ("move_up_depthwise", 2.5),
         "gelu": ("kernel_7", -0.5),
     }
+
+
+def test_a_step_that_names_itself_as_its_parent_has_none(tmp_path):
+    write_run(tmp_path, "own", parent="own")
+    (group,) = aggregate(collect([tmp_path]).runs)
+    assert (group.rows[0].parent, group.rows[0].gain, group.missing) == (None, None, ())
+
+
+def test_the_short_table_of_gains_says_what_each_is_compared_with(tmp_path):
+    for cell in ("gelu", "fewer_activations", "gelu+without_mixup"):
+        write_run(tmp_path, cell.partition("+")[0], cell=cell, variant="without_mixup" if "+" in cell else None)
+    collected = collect([tmp_path])
+    lines = [line.split() for line in to_text(aggregate(collected.runs), collected).splitlines()]
+    table = lines[lines.index(["Gains"]) :]
+    assert table[1][:4] == ["step", "compared", "with", "gain"]
+    assert [row[:3] for row in table[2:4]] == [
+        ["fewer_activations", "gelu", "+0.00"],
+        ["gelu+without_mixup", "gelu", "+0.00"],
+    ]
 
 
 def test_gains_over_seeds_are_welchs_and_holm_counts_every_step_of_the_study(tmp_path):
@@ -77,7 +96,7 @@ def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
     assert (gain.over_seeds, gain.p, gain.p_holm, gain.seeds_needed) == (None,) * 4
     text = to_markdown(groups, collected, findings(groups)).decode()
     assert "none: one seed" in text
-    assert "1 of 1 gains rest on one seed of a row" in text
+    assert "1 of 1 gain rests on one seed of a row" in text and "nano, digits): 2 cells, 1 to 3 seeds" in text
     assert "significant" not in text
 
 
@@ -210,7 +229,7 @@ def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
     seeds(tmp_path, "enhanced_recipe", (60.0, 60.1, 60.2))
     seeds(tmp_path, "stage_ratio", (60.1, 60.2, 60.0))
     (text,) = findings(aggregate(collect([tmp_path]).runs))
-    assert "1 of 2 gains" in text
+    assert "Over seeds, 1 of 2 gains is significant (Welch" in text
     assert "enhanced_recipe +10.00 points (+9.77 to +10.23, p < 0.001)" in text
     assert "Not significant: stage_ratio." in text
 
@@ -228,6 +247,15 @@ def test_findings_name_a_run_whose_accuracy_fell_by_more_than_half(tmp_path):
         (text,) = findings(aggregate(collect([tmp_path]).runs))
         assert ("Caution: top-1 fell by more than half" in text) == is_named
         assert ("in enhanced_recipe seed 1 (epoch 2: from 30.0 to 14.9 %). A step" in text) == is_named
+
+
+def test_findings_count_one_as_one(tmp_path):
+    (correct,) = nets(1, 0.7, 1)
+    write_run(tmp_path, "resnet", correct=correct)
+    assert "digits): 1 cell, 1 seed per cell." in findings(aggregate(collect([tmp_path]).runs))[0]
+    write_run(tmp_path, "enhanced_recipe", correct=~correct)
+    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    assert "On the same images, 1 of 1 pair of networks differs significantly (McNemar" in text
 
 
 def test_findings_hold_the_papers_gain_against_our_interval(tmp_path):
@@ -248,6 +276,7 @@ def test_the_order_of_a_small_study_is_held_against_the_papers(tmp_path, slope, 
             write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1)
     (text,) = findings(aggregate(collect([tmp_path]).runs))
     assert "The order of 17 rows compared with the paper's (tiny): Spearman's rho" in text
+    assert ("rho −0.9" in text) == (slope < 0) and " -" not in text
     assert words in text
 
 

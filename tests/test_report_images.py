@@ -289,7 +289,7 @@ def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
     classes = groups[0].rows[1].gain.changes.classes
     assert np.flatnonzero(classes.significant).tolist() == [1]
     (text,) = findings(groups)
-    assert "1 of 5 differences are significant over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
+    assert "1 of 5 differences is significant over seeds (Welch's test, adjusted by Benjamini and Hochberg" in text
     assert f"enhanced_recipe class 1 +{classes.change[1]:.2f} points." in text
     assert "this holds for these trained networks only." in text
 

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.container import BarContainer
+from matplotlib.text import Text
 
 from roadmap import paper
 from roadmap.report import aggregate, collect, gallery, step_gains, trade_offs
+from roadmap.report.analyse.cells import MARK
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
 from roadmap.report.draw.gallery import suffixes
@@ -130,7 +132,8 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
     )
     for step in ("resnet", "gelu"):
         write_run(tmp_path, step, gpu_hours=None, train_images_per_s=None, peak_memory_gb=None)
-    assert len([axes for axes in trade_offs(groups_of(tmp_path)[0]).axes if axes.get_xlabel()]) == 2
+    figure = trade_offs(groups_of(tmp_path)[0])
+    assert len([axes for axes in figure.axes if axes.get_xlabel()]) == 2
 
 
 def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_on_one_kind_of_gpu(tmp_path):
@@ -151,6 +154,8 @@ def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_on_one_
 def test_numbers_of_a_trade_off_meet_no_other_and_no_point(whole):
     figure = trade_offs(whole)
     figure.draw_without_rendering()
+    lacking = any(len(axes.texts) < len(whole.rows) for axes in figure.axes if axes.get_xlabel())
+    assert ("without a number" in figure.legends[0].get_title().get_text()) == lacking
     for axes in (axes for axes in figure.axes if axes.get_xlabel()):
         dots = {
             line.get_label(): axes.transData.transform(line.get_xydata()[0]) for m in "so" for line in markers(axes, m)
@@ -197,11 +202,22 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
     assert uprights == [(rows[step].interval.low, rows[step].interval.high) for step in sizes]
 
 
+def test_the_axis_of_the_kernel_curve_ends_at_100_percent_and_no_lower_than_its_points(whole, tmp_path):
+    for step in ("kernel_5", "kernel_7"):
+        for seed, top1 in enumerate((98.0, 100.0)):
+            write_run(tmp_path, step, seed, top1=top1)
+    (group,) = groups_of(tmp_path)
+    assert group.rows[0].interval.high > 100
+    assert kernel_curve(group).axes[0].get_ylim()[1] == 100
+    low, high = kernel_curve(whole).axes[0].get_ylim()
+    assert all(low < row.interval.low and row.interval.high < high for row in whole.rows if "kernel" in row.step)
+
+
 def test_rank_agreement_is_drawn_and_said_with_its_intervals(whole):
     ranks = ranking(whole)
     figure = rank_agreement(whole)
     assert len(markers(figure.axes[0], "o")) == 17
-    assert figure.legends[0].get_title().get_text() == "\n".join(ranks.lines)
+    assert figure.legends[0].get_title().get_text().startswith("\n".join(ranks.lines))
     assert "95 % interval" in ranks.lines[0]
 
 
@@ -271,5 +287,12 @@ def test_the_figures_of_real_runs_stay_on_their_pages_and_leave_out_a_cost_that_
     assert {"classes", "images", "tradeoffs"} <= found.keys()
     for name, figure in found.items():
         assert not outside(figure), name
+    said = {}
+    for name, figure in found.items():
+        said[name] = " ".join(word for text in figure.findobj(Text) for word in text.get_text().split())
+    marked = {name for name, text in said.items() if MARK in text}
+    assert marked == found.keys() - {"kernel_size"}  # which names no row
+    assert all(text.count("that differ from most of the study") == (name in marked) for name, text in said.items())
+    assert "a point without a number stands too close to others" in said["tradeoffs"]
     panels = [axes.get_xlabel() for axes in found["tradeoffs"].axes]
     assert "GPU-hours (h)" in panels and "GPU-hours lost (h)" not in panels

@@ -39,7 +39,7 @@ def test_chart_and_gains_go_to_one_run_of_the_group_and_again_to_the_same(
     chart = run.summary["report/roadmap"]
     image = Image.open(io.BytesIO(server.runs[0]["disk"][chart["path"]]))
     assert image.format == "PNG" and image.size == (chart["width"], chart["height"])
-    about = run.summary["report/nano-digits/Gains over the step before"]
+    about = run.summary["report/nano-digits/Gains"]
     gains = json.loads(server.runs[0]["disk"][about["path"]])
     assert gains["columns"][0] == "step" and len(gains["data"]) == 2
     found, foreign, problems = find_wandb_runs("wandb:team/roadmap")

@@ -325,7 +325,7 @@ def test_without_slurm_that_is_said(sweep, no_slurm, tmp_path):
 
 def test_a_study_that_was_never_submitted_is_told(sweep, tmp_path):
     code, told = sweep("status", "demo", "--runs", tmp_path)
-    assert code == 65 and "no study was submitted there" in told
+    assert code == 65 and "no study was submitted there; make plan, then make roadmap, with the same STUDY=" in told
 
 
 def test_a_runs_folder_that_cannot_be_written_is_told(sweep, tmp_path):

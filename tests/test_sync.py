@@ -10,7 +10,7 @@ import wandb
 from wandb.errors import CommError
 
 from roadmap.errors import DataError, StoppedEarly
-from roadmap.files import read_json
+from roadmap.files import read_json, write_json
 from roadmap.runs.metrics import read_metrics
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
@@ -187,6 +187,20 @@ def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_ag
     monkeypatch.setattr(wandb, "Api", no_network)
     with pytest.raises(StoppedEarly, match="no route to host"):
         sync(study[0], print)
+
+
+def test_runs_without_wandb_are_left_out_and_alone_need_no_answer_of_it(server, study, monkeypatch, capsys):
+    directory, run = study
+    status = read_json(run / "status.json")
+    shutil.rmtree(run / "wandb")
+    write_json(run / "status.json", status | {"wandb_rows": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "Api", None)
+        assert sync(directory, print) == 0
+    assert capsys.readouterr().out.endswith("demo: 1 run without W&B (wandb.mode=disabled) left out\n")
+    write_json(run / "status.json", status)  # of an unpacked run it says that there was something
+    monkeypatch.setattr(wandb, "init", server.init)
+    assert sync(directory, print) == len(as_logged(run))
 
 
 def test_what_is_not_taken_to_the_end_is_not_said_to_be_sent(server, study, monkeypatch, capsys):

@@ -19,7 +19,9 @@ from roadmap.report.write.page import page
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.summary_run import require_login, send_summaries
 from roadmap.report.write.tables import to_markdown, to_tex, to_text
-from roadmap.text import ArgumentParser, clean, command_line, redact
+from roadmap.runs.archive import SUFFIX
+from roadmap.runs.permissions import require_folder
+from roadmap.text import ArgumentParser, clean, command_line, first_few, redact
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -55,8 +57,9 @@ def report(
 ) -> None:
     """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError, and at the
     end StoppedEarly where W&B does not take the summaries."""
+    require_folder(out)
     for source in sources:
-        if source.startswith(PREFIX):  # which may take a minute, and more where W&B does not answer
+        if source.startswith(PREFIX) or sys.stderr.isatty():  # W&B may take a minute, and more without an answer
             print(f"Reading {clean(source, 200)} ...", file=sys.stderr, flush=True)
     collected = collect(sources, allow)
     if not collected.runs:
@@ -123,6 +126,8 @@ def _nothing(sources: Sequence[str], collected: Collected) -> str:
         lines.append(f"{found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
     elif collected.foreign:
         lines.append(f"the project holds {collected.foreign} runs, none of this roadmap")
+    elif packed := [clean(path, 80) for source in sources for path in sorted(Path(source).glob(f"*{SUFFIX}"))]:
+        lines.append(f"archives count where they are named themselves: {first_few(packed)}")
     return "\n".join(lines)
 
 

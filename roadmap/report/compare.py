@@ -16,6 +16,7 @@ from roadmap.report.analyse.comparison import EFFECTS, Change, Comparison, Side,
 from roadmap.report.analyse.formats import accuracy, between, p_equals, signed
 from roadmap.report.draw.curves import compared_curves
 from roadmap.report.draw.style import image
+from roadmap.runs.permissions import require_folder
 from roadmap.runs.recorded_config import flatten_config, from_flat
 from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.schema import CONFIG, QUANTITIES
@@ -163,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end it
     args = parser.parse_args(argv)
+    if args.out:
+        require_folder(Path(args.out))
     found = compare(*(find_side(name, args.within) for name in (args.a, args.b)))
     layers = layer_lines(found)
     text = printable_lines(as_text(found, layers))

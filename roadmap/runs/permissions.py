@@ -81,3 +81,10 @@ def _is_of_our_group(folder: Path) -> bool:
     about = _stat(folder)
     groups = {os.getegid(), *os.getgroups()}
     return about is not None and bool(about.st_mode & stat.S_IWGRP) and about.st_gid in groups
+
+
+def require_folder(path: Path) -> None:
+    """Raise DiskError where something is in the way of a folder that is to be made."""
+    there = next(part for part in (path, *path.parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise DiskError(f"--out {path}: cannot be written, {there} is a file; --out takes a folder")

@@ -60,7 +60,7 @@ class CommandLine:
             return 64
         try:
             if {"--help", "-h"} & set(self.argv):
-                print(help_text(config_dirs(self.argv), self.argv))
+                print(help_text(config_dirs(self.argv), check_options(self.argv)[1]))
                 return 0
             if self.argv[0] in completion.OPTIONS:
                 completion.complete(self.argv[1:])

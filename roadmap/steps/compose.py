@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode
-from roadmap.config.schema import DERIVED
+from roadmap.config.fields import shown
+from roadmap.config.schema import DERIVED, WEIGHTS
 from roadmap.errors import ConfigError
 from roadmap.files import expand
 from roadmap.runs.weights_source import check_initial_weights, library_weights, name_initial_weights
@@ -173,10 +174,14 @@ def _chosen_step(
     known = [path.stem for folder in folders for path in (folder / "debug").glob("[!.]*.yaml")]
     if debug is not None and debug not in known:
         raise ConfigError(f"debug={debug}: there is no such debug; {nearest(debug, known)}")
-    mode, weights = cfg.get("mode"), cfg.get("weights")
+    mode, weights = cfg.get("mode", Mode.train), cfg.get("weights")
     of_run = takes_a_run(mode, weights)
     if name is None and takes_a_net(mode) and weights and not library_weights(str(weights)):
         of_run |= not expand(str(weights)).exists()  # whose reading will say so
+    if name is None and mode not in list(Mode):
+        raise ConfigError(f"mode={shown(mode)}: must be {KEYS['mode'].allowed}")
+    if name is None and takes_a_net(mode) and not weights:
+        raise ConfigError(f"mode={mode}: needs weights={WEIGHTS['weights']}")
     if name is None and mode != Mode.data_check and not of_run:
         raise ConfigError(f"no step: give +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:

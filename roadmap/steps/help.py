@@ -1,10 +1,16 @@
-"""`python run.py --help`: what there is to choose from, one line each, from the first comment of every config file."""
+"""`python run.py --help`: what there is to choose from, one line each, from the first comment of every config file;
+and what the keys are, from the schema."""
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from roadmap.config import KEYS
+from roadmap.config.fields import Key, shown
+from roadmap.config.schema import DERIVED
+from roadmap.errors import ConfigError
 from roadmap.steps.tree import ADDED, CONF, GROUPS, about, regimes, step_tree
+from roadmap.text import nearest, plain_table, shorten
 
 HEAD = """\
 Train one step of the ResNet-to-ConvNeXt roadmap.
@@ -23,9 +29,10 @@ Keys: model.* (the toggles) recipe.* data.* regime.* paths.runs wandb.* checkpoi
       device mode weights dry fresh allow_drift.   dry=true prints every key without running.
 Exit codes: 0 done, 64 wrong command or config, 65 wrong data, 70 loss not finite, 74 disk error,
       75 stopped (the same command continues), 78 the directory has another run, 93 no progress.
-More: python run.py --help step (or another group, or all) explains each choice.   make lists all
-      commands.   python -m roadmap.sweep --help (studies), also roadmap.report, .steps, .bench.
-      eval "$(python run.py -sc install=bash)" turns on completion by the TAB key.   docs/"""
+More: python run.py --help step (or another group, or all) explains each choice, --help recipe (or
+      another section, or a key) the keys.   make lists all commands.   docs/
+      python -m roadmap.sweep --help (studies), also roadmap.report, .steps, .bench.
+      eval "$(python run.py -sc install=bash)" turns on completion by the TAB key."""
 WIDTH = 100
 
 
@@ -46,17 +53,31 @@ def config_dirs(words: Sequence[str]) -> list[Path]:
 
 
 def help_text(folders: Sequence[Path], words: Sequence[str] = ()) -> str:
-    """Return the help with the contents of the config folders: on one screen, or with a line for each choice of the
-    groups among the words (`all` for every group)."""
-    wanted = [group for group in GROUPS if {group, "all"} & set(words)]
-    listed = [_names(group, folders) for group in GROUPS]
-    parts = [HEAD, *([] if wanted else ["\n".join(listed) + "\n"])]
-    for group in wanted:
+    """Return the help with the contents of the config folders, on one screen; for words that are groups (`all` for
+    every group), sections or keys a line for each of their choices and keys. Raises ConfigError for another word."""
+    words = [word for word in words if "=" not in word]
+    keys = {name: key for name, key in KEYS.items() if name not in DERIVED}
+    known = dict.fromkeys([*GROUPS, "all", *(name.split(".")[0] for name in keys if "." in name), *keys])
+    if wrong := [word for word in words if word not in known]:
+        hint = nearest(wrong[0][:80], known, 12)
+        raise ConfigError(f"--help {shorten(wrong[0], 80)}: there is no such group, section or key; {hint}")
+    parts = [] if words else [HEAD, "\n".join(_names(group, folders) for group in GROUPS) + "\n", TAIL]
+    for group in (group for group in GROUPS if {group, "all"} & set(words)):
         found = choices(group, folders)
         width = max(len(name) for name in found)
         lines = (f"  {_prefix(group)}{name:<{width}}  {line}" for name, line in found.items())
         parts.append(f"{GROUPS[group]}:\n" + "\n".join(lines) + "\n")
-    return "\n".join([*parts, TAIL])
+    if rows := [_key(name, key) for name, key in keys.items() if {name, name.split(".")[0]} & set(words)]:
+        head = "Keys, each with its default where no file of conf/ sets it (dry=true prints a run's own values):"
+        parts.append(head + "\n" + textwrap.indent(plain_table(rows), "  ") + "\n")
+    return "\n".join(parts).rstrip("\n")
+
+
+def _key(name: str, key: Key) -> tuple[str, str, str]:
+    """Return a key's name, its default, and in words what is allowed and what it means."""
+    kind = "true or false" if isinstance(key.default, bool) else "text" if key.is_text else ""
+    needs = f"only with {'='.join(key.needs)}" if key.needs else ""
+    return name, shown(key.default), "; ".join(filter(None, (key.allowed or kind, key.about, needs)))
 
 
 def _prefix(group: str) -> str:

@@ -62,6 +62,9 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
         return _unknown_key(found[1].split("@")[0])
     if isinstance(error, OverrideParseException):
         word = str(error.override)
+        if "=" not in word and (groups := [group for group in GROUPS if word in _files(group, folders)]):
+            meant = " or ".join(f"{'+' * (group in ADDED)}{group}={word}" for group in groups)
+            return f"{word}: cannot be read as KEY=VALUE; did you mean {meant}?"
         return f"{word}: cannot be read as KEY=VALUE{_hint(word, ' as it stands; quoted it is') or _cause(text)}"
     if found := re.search(r"Multiple values for (\w+)", text):
         return f"{found[1]}: is given twice"
@@ -93,10 +96,13 @@ def _cause(text: str) -> str:
     return next((f" ({line.strip()})" for line in text.splitlines() if line.strip()), "")
 
 
+def _files(group: str, folders: Sequence[Path]) -> set[str]:
+    return {path.stem for folder in folders for path in (folder / group).glob("[!.]*.yaml")}
+
+
 def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
     group, _, name = missing.rpartition("/")
-    there = {path.stem for folder in folders for path in (folder / group).glob("[!.]*.yaml")}
-    known = steps if group == "step" else sorted(there)
+    known = steps if group == "step" else sorted(_files(group, folders))
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" * (group in ADDED)

@@ -125,7 +125,8 @@ class StudyDir:
                 raise ValueError(f"written in schema {found.get('schema')}, this is {SCHEMA}")
             check_record(StudyRecord, found, CELLS)
         except FileNotFoundError:
-            hint = f"make plan STUDY={self.name}, then make roadmap{'' if self.path.exists() else nearby(self.path)}"
+            hint = "make plan, then make roadmap, with the same STUDY="
+            hint += "" if self.path.exists() else nearby(self.path)
             raise DataError(f"{self.path}: no study was submitted there; {hint}") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.notes / CELLS}: cannot be read ({reason(error)})") from None

@@ -36,8 +36,13 @@ def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
     could not be read.
     """
     found = runs_at_rest(study, echo)
+    logged = {key: run for key, run in found.items() if has_logged(run)}
+    if silent := len(found) - len(logged):
+        echo(f"{study.name}: {silent} run{'s' * (silent > 1)} without W&B (wandb.mode=disabled) left out")
+    if not logged:
+        return 0
     api, sent, left_out = connect(), 0, 0
-    for key, run in found.items():
+    for key, run in logged.items():
         try:
             number = sync_run(run, api, echo)
         except (OSError, ValueError) as error:
@@ -67,6 +72,12 @@ def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path
         if states[key] == "unknown":
             echo(f"{clean(key)}: skipped, it may be running on another machine")
     return {key: run for key, run in runs.items() if states[key] not in ("queued", "running", "planned", "unknown")}
+
+
+def has_logged(run: Path) -> bool:
+    """Tell whether a run may have logged to W&B, online or offline: by its client's folder, or where that was not
+    packed by its status, of which older ones do not say."""
+    return (run / "wandb").is_dir() or read_or_empty(Status, run / STATUS).wandb_rows != 0
 
 
 def connect() -> "Api":

@@ -27,10 +27,9 @@ from roadmap.files import atomic_file
 from roadmap.runs.progress import SweepProgress
 from roadmap.text import clean
 from roadmap.training.device_errors import memory_errors
-from roadmap.training.output_file import out_file, write_errors
+from roadmap.training.output_file import exported_file, write_errors
 from roadmap.training.saved_weights import build_loaded, class_names, errors_of_weights, read_weights
 
-SUFFIXES = {ExportFormat.onnx: ".onnx", ExportFormat.torch_export: ".pt2"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of format=onnx
 NOTES = "roadmap.json"  # the name of what is said about the net within the file
 BATCHES = (1, 5)  # images at once in the comparison; the net is traced with two
@@ -47,7 +46,7 @@ def export(config: Config, sweep: SweepProgress | None = None) -> str:
     that do not fit, ExportError for a net that cannot be written or would compute something else, DiskError.
     """
     sweep, fmt = sweep or SweepProgress(), ExportFormat(str(config.format))
-    out = out_file(config.out, f"model{SUFFIXES[fmt]}", (SUFFIXES[fmt],))
+    out = exported_file(config)
     if fmt == ExportFormat.onnx and (missing := [name for name in PACKAGES if find_spec(name) is None]):
         raise ConfigError(f"format=onnx: needs {', '.join(missing)}; pip install -e '.[export]' adds what is missing")
     with errors_of_weights(config):

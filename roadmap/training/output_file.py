@@ -1,12 +1,41 @@
-"""The file that somebody asks for with `out`: there must be a place for it, and none in its place."""
+"""The file that somebody asks for with `out`: there must be a place for it, and none in its place.
+
+Free of torch: this is known before torch is imported.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
+from roadmap.config import Config
+from roadmap.config.choices import ExportFormat
 from roadmap.errors import ConfigError, DiskError, Refused
 from roadmap.files import expand, nearby
 from roadmap.text import reason
+
+SUFFIXES = {ExportFormat.onnx: ".onnx", ExportFormat.torch_export: ".pt2"}
+
+
+def predictions_files(config: Config) -> tuple[Path, Path | None]:
+    """Return the table of mode=predict and, if asked for, the file of features. Raises as `out_file`."""
+    out = out_file(config.out, "predictions.csv", (".csv",))
+    features = out.with_suffix(".npz") if config.features else None
+    if features is not None and not was_killed(out):
+        require_new(features)
+    return out, features
+
+
+def was_killed(path: Path) -> bool:
+    """Tell whether an earlier try to write this table was killed: its features may have their name already, and are
+    written again. Others than those are refused in the end."""
+    return any(path.parent.glob(f".{escape(path.name)}.*.tmp"))
+
+
+def exported_file(config: Config) -> Path:
+    """Return the file of mode=export. Raises as `out_file`."""
+    suffix = SUFFIXES[ExportFormat(str(config.format))]
+    return out_file(config.out, f"model{suffix}", (suffix,))
 
 
 def out_file(out: str | None, default: str, suffixes: Sequence[str]) -> Path:

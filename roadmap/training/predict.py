@@ -11,7 +11,6 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, BinaryIO
@@ -32,11 +31,10 @@ from roadmap.runs.progress import ImageProgress, SweepProgress
 from roadmap.text import clean, printable
 from roadmap.training.device_errors import memory_errors
 from roadmap.training.evaluation import eval_batch_size
-from roadmap.training.output_file import out_file, require_new, write_errors
+from roadmap.training.output_file import predictions_files, write_errors
 from roadmap.training.saved_weights import class_names, errors_of_weights, load_net, read_weights
 
 NUM_BEST = 5  # classes named for an image
-DEFAULT = "predictions.csv"
 
 
 class PredictionsCsv:
@@ -82,12 +80,6 @@ class FeaturesNpz:
         self._features.flush()
         features = np.memmap(self._features, "<f4", "r").reshape(len(self._names), -1)
         np.savez(self._file, names=np.array(self._names), features=features)
-
-
-def was_killed(path: Path) -> bool:
-    """Tell whether an earlier try to write this table was killed: its features may have their name already, and are
-    written again. Others than those are refused in the end."""
-    return any(path.parent.glob(f".{escape(path.name)}.*.tmp"))
 
 
 @contextmanager
@@ -137,10 +129,7 @@ def predict(config: Config, sweep: SweepProgress | None = None) -> str:
     others are done, for images that cannot be read; NonFiniteError, DiskError, StoppedEarly.
     """
     sweep = sweep or SweepProgress()
-    out = out_file(config.out, DEFAULT, (".csv",))
-    features = out.with_suffix(".npz") if config.features else None
-    if features is not None and not was_killed(out):
-        require_new(features)
+    out, features = predictions_files(config)
     data.check_pipeline(config.data, config.recipe)
     device = choose_device(config.device)
     images = loose_images.find_loose_images(expand(str(config.images)))

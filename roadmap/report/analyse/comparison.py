@@ -162,4 +162,7 @@ def _directories(name: str, within: str) -> tuple[Sequence[RecordedRun], list[Pr
     cells = sorted({clean(run.named[1], 80) for run in there})
     cell = next((part for part in reversed(Path(path).parts) if not RUN_NAME.fullmatch(part)), path)
     where = f", and no row of {clean(source)}; {nearest(clean(cell, 80), cells, limit=12)}"
-    raise ConfigError(f"{clean(name)}: no such run or folder{where if cells else nearby(Path(path))}")
+    if not cells:
+        empty = f", and no run in {clean(source)}" if source else ""
+        where = f"; {problems[0]}" if problems else empty or nearby(Path(path))
+    raise ConfigError(f"{clean(name)}: no such run or folder{where}")

@@ -7,7 +7,7 @@ import numpy as np
 
 from roadmap.report.analyse.attribution import Attribution, Worth
 from roadmap.report.analyse.cells import Cell, Gain, Group
-from roadmap.report.analyse.formats import between, listed, p_equals, p_text, percent, signed
+from roadmap.report.analyse.formats import between, listed, p_equals, p_text, percent, share_of, signed
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.analyse.statistics import ALPHA
 from roadmap.report.analyse.tuning import TunedRow, Tuning
@@ -33,7 +33,8 @@ def findings(groups: Sequence[Group]) -> list[str]:
 
 def _sentences(group: Group) -> Iterator[str]:
     where = f"(regime {group.regime}, {group.data})"
-    cells = f"{len(group.cells)} cells, {_seeds(group)}" if group.cells else "no cell on the validation images yet"
+    count = len(group.cells)
+    cells = f"{count} cell{'s' * (count > 1)}, {_seeds(group)}" if count else "no cell on the validation images yet"
     yield f"Study {clean(group.study, 80)} {where}: {cells}."
     if group.tuning:
         yield from _own_rates(group.tuning)
@@ -67,23 +68,24 @@ def _over_seeds(compared: Compared) -> Iterator[str]:
     sure = [(cell, gain) for cell, gain in tested if gain.significant]
     if tested:
         yield (
-            f"Over seeds, {len(sure)} of {len(tested)} gains over the previous step are significant "
+            f"Over seeds, {share_of(len(sure), len(tested), 'gain', 'is', 'are')} significant "
             f"(Welch's test, adjusted by Holm for all of the study, 5 %){': ' + _listed(sure) if sure else ''}."
         )
     if unsure := [cell for cell, gain in tested if not gain.significant]:
         yield f"Not significant: {_names(unsure)}."
     if single := [cell for cell, gain in compared if min(cell.n, gain.parent_n) < 2]:
         yield (
-            f"{len(single)} of {len(compared)} gains rest on one seed of a row: whether another training would give "
-            "the same is not known, and they have no interval over seeds."
+            f"{share_of(len(single), len(compared), 'gain', 'rests', 'rest')} on one seed of a row: whether another "
+            "training would give the same is not known, and they have no interval over seeds."
         )
 
 
 def _over_images(compared: Compared) -> Iterator[str]:
     tested = [gain.mcnemar_p_holm for _, gain in compared if gain.mcnemar_p_holm is not None]
     if tested:
+        differ = sum(p < ALPHA for p in tested)
         yield (
-            f"On the same images, {sum(p < ALPHA for p in tested)} of {len(tested)} pairs of networks differ "
+            f"On the same images, {share_of(differ, len(tested), 'pair of networks', 'differs', 'differ')} "
             "significantly (McNemar's test, adjusted by Holm, 5 %); this holds for these trained networks only."
         )
     if tested and (against := [cell for cell, gain in compared if gain.contradicted]):
@@ -101,12 +103,12 @@ def _over_classes(compared: Compared) -> Iterator[str]:
     if significant:
         significant.sort(key=lambda one: -abs(one[1].change[one[2]]))
         names = [f"{clean(c.cell, 60)} {k.names[i]} {signed(k.change[i])} points" for c, k, i in significant]
-        what = f"Class by class, {len(significant)} of {tests} differences are significant over seeds"
+        what = f"Class by class, {share_of(len(significant), tests, 'difference', 'is', 'are')} significant over seeds"
         yield f"{what} (Welch's test, {adjusted}): {first_few(names, NAMED, '; ')}."
     if differ:
         nothing = "" if significant or not tests else "; over seeds none is significant"
-        what = f"Over the images of a class, {differ} of {of_images} differ significantly (sign-flip test, {adjusted})"
-        yield f"{what}; this holds for these trained networks only{nothing}."
+        what = f"Over the images of a class, {share_of(differ, of_images, 'difference', 'is', 'are')} significant"
+        yield f"{what} (sign-flip test, {adjusted}); this holds for these trained networks only{nothing}."
 
 
 def _against_paper(compared: Compared) -> Iterator[str]:
@@ -114,7 +116,8 @@ def _against_paper(compared: Compared) -> Iterator[str]:
     known = [(c, g.paper_gain, g.over_seeds) for c, g in compared if g.over_seeds and g.paper_gain is not None]
     outside = [cell for cell, theirs, ours in known if not ours.low <= theirs <= ours.high]
     if known:
-        text = f"The paper's gain lies within our interval in {len(known) - len(outside)} of {len(known)} steps"
+        steps = f"{len(known) - len(outside)} of {len(known)} step{'s' * (len(known) > 1)}"
+        text = f"The paper's gain lies within our interval in {steps}"
         yield f"{text}; outside it in {_names(outside)}." if outside else f"{text}."
 
 
@@ -144,8 +147,8 @@ def _own_rates(tuning: Tuning) -> Iterator[str]:
     own = [row for row in rows if row.factor is not None and abs(row.factor - 1) < 1e-6]
     yield (
         "Each row has its own learning rate, chosen on held-out training images and never on the validation images "
-        f"({rates} rates per row, {least} seed{'s' * (least > 1)} each): {len(own)} of {len(rows)} rows take the "
-        "recipe's own."
+        f"({rates} rates per row, {least} seed{'s' * (least > 1)} each): "
+        f"{share_of(len(own), len(rows), 'row', 'takes', 'take')} the recipe's own."
     )
     if edge := [row for row in rows if row.at_edge]:
         yield f"The grid is too narrow for {_names(edge)}: its edge was chosen, so the best may lie beyond."

@@ -17,6 +17,11 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"{value:+z.2f}".replace("-", MINUS)
 
 
+def plain(value: float) -> str:
+    """Return `0.52` or `−1.23`."""
+    return f"{value:z.2f}".replace("-", MINUS)
+
+
 def count(value: float | None) -> str:
     """Return a mean number of images: `512`, or `5.3`; empty for nothing."""
     return "" if value is None else f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
@@ -36,6 +41,14 @@ def p_equals(p: float | None) -> str:
     """Return `= 0.034` or `< 0.001`, for a sentence."""
     text = p_text(p)
     return text if text.startswith("<") else f"= {text}"
+
+
+def share_of(part: int, whole: int, noun: str, singular: str, plural: str) -> str:
+    """Return `1 of 16 gains is` or `0 of 1 pair of networks differs`; of the noun the first word is counted."""
+    first, *rest = noun.split(" ")
+    return " ".join(
+        [f"{part} of {whole}", first + "s" * (whole != 1), *rest, singular if 1 in (part, whole) else plural]
+    )
 
 
 def listed(items: Sequence[object]) -> str:

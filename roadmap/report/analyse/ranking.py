@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from roadmap import paper
 from roadmap.report.analyse.cells import Cell, Group
+from roadmap.report.analyse.formats import plain
 from roadmap.report.analyse.statistics import Agreement, Interval, agreement
 
 MIN_ROWS = 5
@@ -22,8 +23,8 @@ class Ranking:
     def lines(self) -> tuple[str, str]:
         """Return the two correlations in words."""
         return (
-            f"Spearman's rho {self.found.spearman:.2f}{_within(self.found.spearman_interval)}",
-            f"Kendall's tau {self.found.kendall:.2f}{_within(self.found.kendall_interval)}",
+            f"Spearman's rho {plain(self.found.spearman)}{_within(self.found.spearman_interval)}",
+            f"Kendall's tau {plain(self.found.kendall)}{_within(self.found.kendall_interval)}",
         )
 
     @property
@@ -55,4 +56,4 @@ def ranking(group: Group) -> Ranking | None:
 
 
 def _within(interval: Interval | None) -> str:
-    return f" (95 % interval {interval.low:.2f} to {interval.high:.2f})" if interval else ""
+    return f" (95 % interval {plain(interval.low)} to {plain(interval.high)})" if interval else ""

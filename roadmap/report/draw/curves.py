@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw import style
-from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, small_panels, where
+from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, row_label, small_panels, where
 from roadmap.report.draw.trade_offs import number_rows, row_key
 from roadmap.runs.schema import QUANTITIES
 
@@ -22,7 +22,7 @@ def training_curves(group: Group) -> Figure:
         raise NothingToDraw("there is no curve to draw: no row with an evaluation")
     top1s = [top1 for cell in cells for run in cell.runs for _, top1 in run.curve]
     last = max(epoch for cell in cells for run in cell.runs for epoch, _ in run.curve)
-    labels = [drawable(cell.label, cell.step, 40) for cell in cells]
+    labels = [row_label(cell, 40) for cell in cells]
     figure, panels = small_panels(f"Training curves, {where(group)}", 0.65, labels)
     panels[0].set(xlim=(0, last * 1.03), ylim=(min(top1s) - 1, min(100.0, max(top1s) + 2)))
     panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -31,7 +31,7 @@ def training_curves(group: Group) -> Figure:
         for run in cell.runs:
             (line,) = axes.plot(*zip(*run.curve, strict=True), color=INK, lw=0.6, alpha=0.75)
             hover(line, f"{cell.label}, seed {run.seed}: {run.top1:.2f} % after epoch {run.curve[-1][0]}")
-    figure.supxlabel("epoch", size=7)
+    figure.supxlabel("epoch" + f"\n{style.MARKED}" * any(cell.marks for cell in cells), size=7)
     figure.supylabel(TOP1.heading, size=7)
     return figure
 
@@ -75,6 +75,7 @@ def kernel_curve(group: Group) -> Figure:
     axes.set(xlabel="kernel size", ylabel=TOP1.heading, xticks=[size for size, _ in points])
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(y=0.12)
+    axes.set_ylim(top=min(100.0, axes.get_ylim()[1]))
     known = any(cell.interval for _, cell in points)
     words = "lines: 95 % over seeds" if known else "one seed: no interval is known"
     style.legend(figure, [], words + "; filled: kept" + ("; dashed: paper" if theirs else ""))

@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from roadmap import paper
 from roadmap.report.analyse.attribution import Attribution, Worth
-from roadmap.report.analyse.cells import Cell, Gain, Group
+from roadmap.report.analyse.cells import MARK, Cell, Gain, Group
 from roadmap.report.analyse.formats import between, count, signed
 from roadmap.report.draw import style
-from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, where
+from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, row_label, where
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 NO_INTERVAL = "one seed per row: no interval is known"
@@ -37,7 +37,7 @@ def step_gains(group: Group) -> Figure:
     compared = [(row, row.gain) for row in group.rows if row.gain]
     if not compared:
         raise NothingToDraw("there is no step to draw: no row whose parent has a usable run")
-    labels = [drawable(cell.label, cell.step) + " *" * gain.significant for cell, gain in compared]
+    labels = [row_label(cell) + "\N{NO-BREAK SPACE}*" * gain.significant for cell, gain in compared]
     figure, axes = draw_rows(f"Gain of each step, {where(group)}", labels, "gain (points)")
     axes.axvline(0, color=QUIET, lw=0.7)
     beside = any(gain.paper_gain is not None for _, gain in compared)
@@ -106,7 +106,7 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
         raise NothingToDraw(f"there is no variant {prefix}... to draw beside its plain step")
     parent, _ = Counter(gain.parent for *_, gain in variants).most_common(1)[0]
     variants = [variant for variant in variants if variant[2].parent == parent]  # others are on top of other nets
-    labels = [name.removeprefix(prefix).replace("_", " ") for _, name, _ in variants]
+    labels = [name.removeprefix(prefix).replace("_", " ") + f" {MARK}" * bool(c.marks) for c, name, _ in variants]
     title = f"{heading} {parent}, {where(group)}"
     figure, axes = draw_rows(title, labels, "change of top-1 (points)")
     axes.axvline(0, color=INK, lw=0.7)
@@ -187,7 +187,7 @@ def changed_images(group: Group) -> Figure:
     found = [(row, row.gain.changes) for row in group.rows if row.gain and row.gain.changes]
     if not found:
         raise NothingToDraw("there is no step whose runs and whose parent's say which images they have right")
-    labels = [drawable(cell.label, cell.step) for cell, _ in found]
+    labels = [row_label(cell) for cell, _ in found]
     figure, axes = draw_rows(f"Images that each step changes, {where(group)}", labels, "images broken | fixed")
     axes.axvline(0, color=INK, lw=0.7)
     for y, (cell, changes) in enumerate(found):
@@ -217,7 +217,7 @@ def changed_classes(group: Group) -> Figure:
     known = [(row, classes) for row, classes in found if classes]
     if not known:
         raise NothingToDraw("there is no step whose runs and whose parent's say which class each image has")
-    labels = [drawable(cell.label, cell.step) for cell, _ in known]
+    labels = [row_label(cell) for cell, _ in known]
     figure, axes = draw_rows(f"Classes that each step changes, {where(group)}", labels, "change of a class (points)")
     axes.axvline(0, color=QUIET, lw=0.7)
     for y, (_, classes) in enumerate(known):

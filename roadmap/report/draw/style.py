@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from roadmap.report.analyse.cells import Group
+from roadmap.report.analyse.cells import MARK, Cell, Group
 from roadmap.text import clean, shorten
 
 COLUMN = 3.5  # inches: one column of a paper
@@ -53,6 +54,7 @@ METADATA: dict[str, dict[str, str | None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 PANELS = 3  # small ones in a row
+MARKED = f"{MARK} counts runs that differ from most of the study"
 HOVER = "hover:"  # an artist's gid that becomes the <title> of its group in SVG
 
 
@@ -114,7 +116,11 @@ def small_panels(title: str, height: float, labels: Sequence[str], share_x: bool
 
 
 def legend(figure: Figure, handles: Sequence[Any], words: str = "", **options: Any) -> None:
-    """Explain a figure at its foot: `words`, and below them handles with their labels."""
+    """Explain a figure at its foot: `words`, what a mark means, and below them handles with their labels."""
+    texts = [*(text.get_text() for text in figure.findobj(Text)), *(str(handle.get_label()) for handle in handles)]
+    lines = "\n".join(texts).splitlines()
+    if any(MARK in line for line in lines) and not any(line.startswith(MARK) for line in lines):
+        words = f"{words}\n{MARKED}".lstrip()
     options = {"loc": "outside lower left", "ncols": 2, **options}
     size = options.get("fontsize", 5.8)
     title = "\n".join(wrapped(figure, line, size, figure.get_figwidth() - 0.12, lines=3) for line in words.splitlines())
@@ -149,6 +155,11 @@ def drawable(label: str, name: str, limit: int = 36) -> str:
     font = get_font(findfont("DejaVu Sans"))
     text = "".join(c if font.get_char_index(ord(c)) else "?" for c in clean(label))
     return shorten(name if 2 * text.count("?") > len(text) else text, limit)
+
+
+def row_label(cell: Cell, limit: int = 36) -> str:
+    """Return a row's label as the font can draw it, marked where runs count that differ from most of the study."""
+    return drawable(cell.label, cell.step, limit) + f"\N{NO-BREAK SPACE}{MARK}" * bool(cell.marks)
 
 
 def beside(axes: Axes, text: str, point: Any, offset: tuple[float, float], **options: Any) -> None:

@@ -13,12 +13,13 @@ from matplotlib.transforms import Bbox
 
 from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.draw import style
-from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, drawable, hover, where
+from roadmap.report.draw.style import INK, KEPT, QUIET, NothingToDraw, hover, row_label, where
 from roadmap.runs.schema import QUANTITIES, Quantity
 
 TOP1 = QUANTITIES["top1"]
 FRONT = "squares and steps: Pareto front"
 NO_FRONT = "no front where the cost was measured on a CPU, or on several kinds of machines"
+UNNUMBERED = "a point without a number stands too close to others"
 COLUMNS, KEY_SIZE = 2, 5.5
 LABEL_SIZE = 4.8
 # Where a label may stand beside its point, in points: the first that is free is taken.
@@ -48,7 +49,7 @@ def trade_offs(group: Group) -> Figure:
 
 def row_key(figure: Figure, rows: Sequence[Cell]) -> tuple[list[str], int, float]:
     """Return the rows' numbers and names, in how many columns they fit below a figure, and their height in inches."""
-    names = [f"{i} {drawable(cell.label, cell.step)}" for i, cell in enumerate(rows, 1)]
+    names = [f"{i} {row_label(cell)}" for i, cell in enumerate(rows, 1)]
     columns = int((style.COLUMN - 0.12) // (style.text_width(figure, names, KEY_SIZE) + 0.1)) or 1
     return names, columns, 0.11 * math.ceil(len(names) / columns)
 
@@ -58,8 +59,11 @@ def number_rows(figure: Figure, names: Sequence[str], columns: int, words: str) 
     handles = [Line2D([], [], ls="", label=name) for name in names]
     style.legend(figure, handles, words, ncols=columns, fontsize=KEY_SIZE, handlelength=0, handletextpad=0)
     figure.draw_without_rendering()  # the layout, before labels are placed in it
-    for axes in figure.axes:
-        _number(axes)
+    complete = [_number(axes) for axes in figure.axes]
+    if not all(complete):
+        title = figure.legends[0].get_title()
+        title.set_text(f"{title.get_text()}\n{UNNUMBERED}".strip())
+        figure.set_figheight(figure.get_figheight() + 0.1)  # the panels keep their size
 
 
 def costs(group: Group) -> list[Quantity]:
@@ -111,13 +115,15 @@ def _trade_off(axes: Axes, group: Group, cost: Quantity) -> bool:
     return sound
 
 
-def _number(axes: Axes) -> None:
-    """Write the number of each point where it is free of others and nearer to its own than to any; else nowhere."""
+def _number(axes: Axes) -> bool:
+    """Write the number of each point where it is free of others and nearer to its own than to any; else nowhere.
+    Return whether every point has one."""
     point = axes.figure.dpi / 72
     dots = [line for line in axes.lines if line.get_marker() in ("o", "s")]
     points = np.array([line.get_xydata() for line in dots])[:, 0]
     middles = axes.transData.transform(points)
     taken = [Bbox.from_bounds(x - 2 * point, y - 2 * point, 4 * point, 4 * point) for x, y in middles]
+    complete = True
     for i in sorted(range(len(dots)), key=lambda i: dots[i].get_marker() != "s"):  # those of the front first
         text = str(dots[i].get_label())
         width, height = 0.64 * LABEL_SIZE * len(text) * point, 0.8 * LABEL_SIZE * point
@@ -131,3 +137,6 @@ def _number(axes: Axes) -> None:
                 taken.append(box)
                 style.beside(axes, text, points[i], (right, up), size=LABEL_SIZE, color=QUIET)
                 break
+        else:
+            complete = False
+    return complete

@@ -167,10 +167,12 @@ def _run(source: RecordedRun | WandbRun, summary: Finished, status: Status, curv
     """Turn a record into a Run. Raises Suspect."""
     texts = config_texts(source.config())
     numbers = {key: value for key in QUANTITIES if (value := getattr(summary, key, None)) is not None}
+    shared = {name: getattr(summary, name) for name in SHARED}
+    shared["parent"] = None if summary.parent == summary.step else summary.parent  # no step follows itself
     versions = [f"{name} {version}" for name, version in sorted((summary.versions or {}).items())]
     return Run(
         path=source.shown,
-        **{name: getattr(summary, name) for name in SHARED},
+        **shared,
         label=summary.label or summary.step,
         epochs=summary.epochs or digits(texts.get("recipe.epochs", "")),
         image_size=summary.image_size or digits(texts.get("data.image_size", "")),

@@ -19,7 +19,8 @@ HOLDOUTS = "Evaluated on held-out training images: not accuracies on the validat
 ON_TERMINAL = (
     *("step", "top-1 (%)", "n", "MACs (G)", "MACs (M)", "parameters (M)", "epochs", "paper top-1"),
     *("toggle", "mean gain (points)", "95 % over orders and seeds", "its step", "step's p (Holm)", "left out"),
-    *("gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)", "paper gain"),
+    *("compared with", "gain (points)", "95 % over seeds", "p (Holm)", "95 % over images", "McNemar p (Holm)"),
+    "paper gain",
     *("images fixed", "images broken", "by a seed alone"),
     *("own rate", "factor", "edge", "gain, one recipe", "gain, own rates", "verdict"),
 )
@@ -36,7 +37,7 @@ def tables_of(group: Group) -> list[columns.Table]:
         ("Mean gains over the sampled orders", worths, columns.WORTH_COLUMNS),
         ("Own learning rates", rates, columns.RATE_COLUMNS),
         ("Other cells", group.others, columns.row_columns(group)),
-        ("Gains over the step before", compared, columns.gain_columns()),
+        ("Gains", compared, columns.gain_columns()),
         (HOLDOUTS, holdouts, columns.row_columns(group)),
         ("Images and classes", changed, columns.change_columns()),
     )
@@ -89,7 +90,8 @@ def to_text(groups: Sequence[Group], collected: Collected) -> str:
         for table in tables_of(group):
             places = [i for i, name in enumerate(table.headings) if name in ON_TERMINAL]
             rows = [[shorten(clean(row[i]), 40) for i in places] for row in (table.headings, *table.texts)]
-            parts += [table.title, *("  " + line for line in plain_table(rows, range(1, len(places))).splitlines())]
+            right = [place for place, i in enumerate(places) if i in table.right]
+            parts += [table.title, *("  " + line for line in plain_table(rows, right).splitlines())]
         parts += [*(f"note: {clean(note)}" for note in group.notes), ""]
     return "\n".join(parts)
 
