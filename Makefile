@@ -56,7 +56,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP
 $(READY): pyproject.toml requirements.lock
 	@test -x $(BIN)/python -a ! \( -e $(VENV)/pyvenv.cfg -a ! -e $(BIN)/activate \) || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@was=$$(sed -n 's|.*"file://\([^"]*\)".*|\1|p' $(VENV)/lib/python3*/site-packages/convnext_roadmap-*.dist-info/direct_url.json 2>/dev/null || :); \
-		test ! -d "$$was" -o "$$was" -ef . || other="; it was that of $$was"; \
+		test ! -d "$$was" -o "$$was" -ef . || other=" It had the package of $$was."; \
 		echo "Installing the package and what it needs into $(VENV) (torch is large) ...$${other-}"
 	@$(INSTALL) .
 	@touch $@

@@ -1,6 +1,9 @@
 """What a user can get wrong, with the exit code that each error ends the process with."""
 
+import errno
+
 DONE = 0
+REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 
 class RoadmapError(Exception):
@@ -94,10 +97,17 @@ def error_of(kind: str, text: str) -> RoadmapError:
     return known.get(kind, RoadmapError)(text)
 
 
+def is_refused(error: BaseException) -> bool:
+    """Tell whether the system refuses a path as such; that nothing is there may be a fault of ours."""
+    return isinstance(error, OSError) and error.filename is not None and error.errno in REFUSED
+
+
 def exit_code(error: BaseException | None) -> int:
     """Return the exit code of a run that an error ended."""
     if error is None:
         return 0
     if isinstance(error, KeyboardInterrupt):
         return StoppedEarly.code
+    if is_refused(error):
+        return DiskError.code
     return error.code if isinstance(error, RoadmapError) else 1

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, ParamSpec, Self, TextIO
 from urllib.parse import quote
 
 from roadmap import interrupted
-from roadmap.errors import DONE, ConfigError, DiskError, RoadmapError, StoppedEarly
+from roadmap.errors import DONE, ConfigError, DiskError, RoadmapError, StoppedEarly, is_refused
 
 P = ParamSpec("P")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -261,13 +261,13 @@ class Interrupt:
 
 def machine_error(error: Exception) -> RoadmapError | None:
     """Return what this machine lacks where a command cannot even begin, memory or a folder (for temporary files, or
-    the current one), or the file that it refuses; None for any other error."""
+    the current one), or the path that it refuses; None for any other error."""
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
         return DiskError("TMPDIR: no folder for temporary files can be written; name one that can be")
     if isinstance(error, FileNotFoundError) and not has_current_folder():
         return DiskError("the folder in which this command was typed is gone; change to another one")
-    if isinstance(error, OSError) and error.filename is not None:
-        return DiskError(f"{clean(error.filename)}: cannot be read ({reason(error)})")
+    if isinstance(error, OSError) and is_refused(error):
+        return DiskError(f"{clean(error.filename)}: cannot be used ({reason(error)})")
     if isinstance(error, MemoryError):
         return ConfigError("memory is too small to begin; `ulimit -v` may limit it")
     if isinstance(error, ImportError) and ("failed to map segment" in str(error) or "annot allocate" in str(error)):

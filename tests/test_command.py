@@ -300,7 +300,7 @@ def test_every_command_ends_in_a_line_and_a_code(capfd, monkeypatch):
     assert command_line(fails_by(PermissionError(13, "Permission denied", "/a\x1bb/c")))() == 74
     told = capfd.readouterr().err.splitlines()
     assert told[:3] == ["error: a?b: is", "broken", "interrupted"]
-    assert told[-1] == "error: /ab/c: cannot be read (Permission denied)"
+    assert told[-1] == "error: /ab/c: cannot be used (Permission denied)"
     with pytest.raises(ImportError, match="no such name"):  # a bug, or another environment: its traceback helps
         command_line(fails_by(ImportError("no such name")))()
 
@@ -431,7 +431,7 @@ def test_an_environment_that_is_moved_from_another_checkout_says_from_which(tmp_
     (tmp_path / "bin" / "python").symlink_to("/bin/true")
     installed = tmp_path / "lib/python3.13/site-packages/convnext_roadmap-0.1.0.dist-info"
     installed.mkdir(parents=True)
-    for place, told in ((tmp_path, f" ...; it was that of {tmp_path}\n"), (ROOT, " ...\n"), ("/not/there", " ...\n")):
+    for place, told in ((tmp_path, f" ... It had the package of {tmp_path}.\n"), (ROOT, " ...\n"), ("/not/there", " ...\n")):
         (installed / "direct_url.json").write_text(json.dumps({"dir_info": {}, "url": f"file://{place}"}))
         command = ["make", "setup", f"VENV={tmp_path}"]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

@@ -221,7 +221,7 @@ def test_batches_are_float_channels_last_in_the_order_asked_for():
 
 
 WRONG = """
-rand-q3 rand-mx rand-m9-mst0.5 rand-m9.5 augmix-m3 nonsense rand-m9-tnone rand-m9-mstdinf
+rand-q3 rand-mx rand-m9-mst0.5 rand-m9.5 augmix-m3 nonsense rand-m9-tnone rand-m9-mstdinf rand-m101 rand-n00101
 rand-n1000000 rand-n101 rand-m101 rand-m99999999999 rand-mmax0 rand-mmax00-m9 rand-p1.1 rand-p5.0
 """
 READ = """

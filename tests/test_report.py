@@ -630,7 +630,7 @@ def test_an_output_that_cannot_be_written_exits_74(tmp_path, capsys):
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
         for command in ([str(tmp_path / "absent")], [str(tmp_path / "runs")]):  # before anything is read
             assert main([*command, "--out", str(out)]) == 74
-            assert f"{out}: cannot be written, {tmp_path / 'file'} is a file; --out takes" in capsys.readouterr().err
+            assert f"{out}: cannot be written, {tmp_path / 'file'} is no folder; --out takes" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
 
 

@@ -222,6 +222,13 @@ def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_p
     assert all(gains("b", without_gelu={}, without_mixup={"mixup": 0.0}))
     assert all(gains("c", half={"lr": 0.002}, quarter={"lr": 0.001}))
     assert all(gains("d", half={"lr": 0.002}))
+    for step in ("gelu", "kernel_7"):  # one variant of several steps
+        write_run(tmp_path / "e", step, top1=50.0, config=yaml.safe_dump({"recipe": {"epochs": 3, "lr": 0.004}}))
+        config = yaml.safe_dump({"recipe": {"epochs": 3, "lr": 0.004, "mixup": 0.0}})
+        variant_of = {"study": "ablate", "cell": f"{step}+without_mixup", "variant": "without_mixup"}
+        write_run(tmp_path / "e", step, top1=49.0, config=config, **variant_of)
+    groups = aggregate(collect([tmp_path / "e"]).runs)
+    assert all(cell_of(groups, f"{step}+without_mixup").gain for step in ("gelu", "kernel_7"))
 
 
 def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):

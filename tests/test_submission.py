@@ -316,6 +316,10 @@ def test_every_call_has_a_bound(slurm, command):
 def test_what_runs_on_a_login_node_imports_no_torch(slurm, tmp_path):
     """It takes seconds and half a gigabyte there, for nothing."""
     runs, words = str(tmp_path / "runs"), ["--", "+step=gelu", "recipe.micro_batch=8"]
+    run = tmp_path / "runs" / "demo" / "nano-digits" / "gelu" / "seed0"  # by hand: there is something to send
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
+    write_json(run / "status.json", {"state": "stopped"})
     code = f"""
 import sys
 from roadmap.sweep.__main__ import main

@@ -1,6 +1,7 @@
 """`make sync`: W&B, played by a few lines here, ends up with every row of the ledger once, whatever it had before."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -194,11 +195,15 @@ def test_runs_without_wandb_are_left_out_and_alone_need_no_answer_of_it(server, 
     status = read_json(run / "status.json")
     shutil.rmtree(run / "wandb")
     write_json(run / "status.json", status | {"wandb_rows": 0})
-    with monkeypatch.context() as patch:
-        patch.setattr(wandb, "Api", None)
-        assert sync(directory, print) == 0
-    assert capsys.readouterr().out.endswith("demo: 1 run without W&B (wandb.mode=disabled) left out\n")
-    write_json(run / "status.json", status)  # of an unpacked run it says that there was something
+    config = (run / "config.yaml").read_text()
+    for mode in ("auto", "disabled"):
+        (run / "config.yaml").write_text(re.sub("mode: (auto|online|offline)", f"mode: {mode}", config))
+        with monkeypatch.context() as patch:
+            patch.setattr(wandb, "Api", None)
+            assert sync(directory, print) == 0
+        told = "demo: 1 run with W&B turned off (wandb.mode, WANDB_MODE) left out\n"
+        assert capsys.readouterr().out.endswith(told)
+    (run / "config.yaml").write_text(config)  # it was to log, and its client began nothing
     monkeypatch.setattr(wandb, "init", server.init)
     assert sync(directory, print) == len(as_logged(run))
 

@@ -145,7 +145,23 @@ def test_a_torn_or_flipped_checkpoint_is_passed_over(stopped, capsys):
     steps = sorted(int(path.name[5:15]) for path in folder.glob("step-*.pt"))
     assert len(steps) >= config.checkpoint.keep and steps[-1] == read_json(run_path(config) / "status.json")["step"]
     assert len(list(folder.glob("step-*.unusable"))) == 6
+    assert read_json(run_path(config) / "status.json")["began_at"][0] < int(last.name[5:15])
     assert checkpoint.find_newest(folder).skipped == []
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_passed_over_and_stays(stopped, monkeypatch, capsys):
+    config = stopped(at=6)
+    last = sorted((run_path(config) / "checkpoints").glob("step-*.pt"))[-1]
+
+    def stale(path):
+        if path == last:
+            raise OSError(116, "Stale file handle")
+        return sha256_of(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_of", stale)
+    train(config)
+    assert f"skipped {last.name}: Stale file handle" in capsys.readouterr().err
+    assert not list(last.parent.glob("*.unusable"))
 
 
 def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(stopped):

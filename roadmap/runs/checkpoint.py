@@ -8,11 +8,10 @@ Every number in it is finite.
 import errno
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from roadmap.errors import DataError, DiskError, NonFiniteError
-from roadmap.files import atomic_file, disk_errors, finite_or_null, remove, remove_temporaries, sha256_of, write_json
+from roadmap.files import atomic_file, finite_or_null, remove, remove_temporaries, sha256_of, write_json
 from roadmap.runs.checkpoint_files import checkpoint_name, list_checkpoints, parse_checkpoint
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, checksum, read_record
 from roadmap.text import clean
@@ -30,11 +29,12 @@ UNUSABLE = ".unusable"  # behind the name of a checkpoint that was set aside
 
 @dataclass
 class Found:
-    """A checkpoint that was verified, and why newer ones were skipped."""
+    """A checkpoint that was verified, why others were skipped, and which of them are newer and damaged."""
 
     path: Path
     manifest: dict[str, Any]
     skipped: list[str]
+    damaged: list[Path]
 
 
 class Saver:
@@ -129,7 +129,7 @@ def save(
             write_json(path.with_suffix(".json"), manifest)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
-    return _rotate(folder, keep, best_step)
+    return _rotate(path, keep, best_step)
 
 
 def tidy(folder: Path) -> list[str]:
@@ -142,16 +142,17 @@ def tidy(folder: Path) -> list[str]:
     return notes + [note for path in orphans if parse_checkpoint(path.name) and (note := remove(path))]
 
 
-def set_aside_newer(found: Path) -> None:
-    """Rename the checkpoints that are newer than the one training continues from, none of which can be used.
-
-    Under their names they would count as progress, and as the newest that are kept. Raises DiskError.
+def set_aside(paths: Iterable[Path]) -> list[str]:
+    """Rename checkpoints that are newer than the one training continues from, and damaged: under their names they would
+    count as progress. Returns a line for each that cannot be renamed.
     """
-    for path in takewhile(lambda path: path != found, list_checkpoints(found.parent)):
-        with disk_errors(path):
-            path.replace(f"{path}{UNUSABLE}")
-            with suppress(FileNotFoundError):
-                path.with_suffix(".json").replace(f"{path.with_suffix('.json')}{UNUSABLE}")
+    notes = []
+    for file in (file for path in paths for file in (path, path.with_suffix(".json")) if file.exists()):
+        try:
+            file.replace(f"{file}{UNUSABLE}")
+        except OSError as error:
+            notes.append(f"{file}: cannot be renamed ({_reason(error)})")
+    return notes
 
 
 def find_newest(folder: Path) -> Found | None:
@@ -162,6 +163,7 @@ def find_newest(folder: Path) -> Found | None:
     """
     names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix != UNUSABLE)  # hidden: the system's
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
+    damaged: list[Path] = []
     for path in list_checkpoints(folder):
         try:
             if not path.with_suffix(".json").exists():
@@ -172,11 +174,15 @@ def find_newest(folder: Path) -> Found | None:
             _verify_name(path, state)
             if name := first_non_finite(state):
                 raise ValueError(f"{name} is not finite")
-            return Found(path, manifest, skipped)
-        except (OSError, ValueError, RuntimeError, EOFError) as error:
+            return Found(path, manifest, skipped, damaged)
+        except (OSError, MemoryError, RuntimeError) as error:  # another time it may be read
             skipped.append(f"{path.name}: {_reason(error)}")
+        except (ValueError, EOFError) as error:
+            skipped.append(f"{path.name}: {_reason(error)}")
+            damaged.append(path)
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
+            damaged.append(path)
     if any(folder.glob("*.pt")):
         why = "; ".join(skipped)
         raise DataError(f"{folder}: no checkpoint can be used ({why}); fresh=true starts over and sets this aside")
@@ -214,8 +220,10 @@ def _verify_name(path: Path, values: dict[str, Any]) -> None:
         raise ValueError(f"is of step {step} after {epochs} epochs, and not what it is named")
 
 
-def _rotate(folder: Path, keep: int, best_step: int | None) -> list[str]:
-    whole = [path for path in list_checkpoints(folder) if path.with_suffix(".json").exists()]
+def _rotate(newest: Path, keep: int, best_step: int | None) -> list[str]:
+    # What has a later name was skipped when training went on: it takes nobody's place.
+    own = dropwhile(lambda path: path != newest, list_checkpoints(newest.parent))
+    whole = [path for path in own if path.with_suffix(".json").exists()]
     old = [path for path in whole[keep:] if (parse_checkpoint(path.name) or (None,))[0] != best_step]
     # The manifest last: what it stands beside still counts.
     return [note for path in old if (note := remove(path) or remove(path.with_suffix(".json")))]

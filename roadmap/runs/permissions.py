@@ -85,6 +85,6 @@ def _is_of_our_group(folder: Path) -> bool:
 
 def require_folder(path: Path) -> None:
     """Raise DiskError where something is in the way of a folder that is to be made."""
-    there = next(part for part in (path, *path.parents) if os.path.lexists(part))
-    if not there.is_dir():
-        raise DiskError(f"--out {path}: cannot be written, {there} is a file; --out takes a folder")
+    there = next((part for part in (path, *path.parents) if os.path.lexists(part)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        raise DiskError(f"--out {path}: cannot be written, {there} is no folder; --out takes a folder")

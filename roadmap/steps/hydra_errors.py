@@ -45,6 +45,8 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
     except ConfigError as broken:  # a step file that cannot be read is the cause of any error of Hydra's
         return str(broken)
     if isinstance(error, RecursionError):
+        if not of_defaults(error):
+            raise error
         return "defaults: a file in the list leads back to the one that names it"
     if isinstance(error, OmegaConfBaseException):
         return _explain_value(error)

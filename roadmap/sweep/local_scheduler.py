@@ -201,7 +201,7 @@ class Scheduler:
                 record_start(task, job_now.process.pid, False)
 
     def _finish(self, task: LocalTask, code: int, log: Path) -> None:
-        removed = not log.exists()  # with all of the study
+        removed = not task.directory.notes.exists()
         code = DiskError.code if removed and code else code
         self.codes.append(code)
         record_end(task, code)
@@ -210,7 +210,7 @@ class Scheduler:
             if code == StoppedEarly.code:
                 self._show(f"[{len(self.codes)}/{self.total}] {task.key}: {end}")
                 return
-        last = "its folder was removed" if removed else last_line(log)
+        last = "its folder was removed" if removed else last_line(log) if log.exists() else ""
         self.errors += [last] if code else []
         killed = "; killed, out of memory?" if code == 128 + signal.SIGKILL else ""
         failed = f" (exit code {code}{killed}; {log})" if code else ""

@@ -6,6 +6,7 @@ that are queued or at work are left to themselves.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def sync(study: StudyDir, echo: Callable[[str], None]) -> int:
     found = runs_at_rest(study, echo)
     logged = {key: run for key, run in found.items() if has_logged(run)}
     if silent := len(found) - len(logged):
-        echo(f"{study.name}: {silent} run{'s' * (silent > 1)} without W&B (wandb.mode=disabled) left out")
+        echo(f"{study.name}: {silent} run{'s' * (silent > 1)} with W&B turned off (wandb.mode, WANDB_MODE) left out")
     if not logged:
         return 0
     api, sent, left_out = connect(), 0, 0
@@ -75,9 +76,15 @@ def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path
 
 
 def has_logged(run: Path) -> bool:
-    """Tell whether a run may have logged to W&B, online or offline: by its client's folder, or where that was not
-    packed by its status, of which older ones do not say."""
-    return (run / "wandb").is_dir() or read_or_empty(Status, run / STATUS).wandb_rows != 0
+    """Tell whether a run was to log to W&B: by its client's folder, its config or, where that leaves it to the machine,
+    the rows that the client was given."""
+    if (run / "wandb").is_dir():
+        return True
+    with suppress(OSError, ValueError):  # said when it is read to be sent
+        mode = flatten_config(read_yaml(run / CONFIG)).get("wandb.mode", "auto")
+        nothing = read_or_empty(Status, run / STATUS).wandb_rows == 0  # of which older records do not say
+        return mode != "disabled" and not (mode == "auto" and nothing)
+    return True
 
 
 def connect() -> "Api":

@@ -23,6 +23,7 @@ from roadmap.files import MAX_JSON
 from roadmap.net import build_net, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
 from roadmap.runs import checkpoint, provenance
+from roadmap.runs.checkpoint_files import newest_place
 from roadmap.runs.recorded_config import differences, identity
 from roadmap.runs.run_dir import RunDir
 from roadmap.runs.schema import CHECKPOINTS
@@ -57,11 +58,12 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
     recipe.check_passes(ranks.world_size)
     if recipe.sync_batch_norm and device.type != "cuda":
         raise ConfigError("recipe.sync_batch_norm=true: needs GPUs")
+    costs = cost(config.model, len(images.classes), size)
     if recipe.images_per_pass == 1:
         require_one_image_enough(config.model, len(images.classes), size)
     precision = choose_precision(recipe.precision, device)
     return {
-        **asdict(cost(config.model, len(images.classes), size)),
+        **asdict(costs),
         "num_classes": len(images.classes),
         "classes": recorded_names(images.classes),
         "data_fingerprint": images.fingerprint,
@@ -79,13 +81,16 @@ def check_run(config: Config, images: datasets.ImageSet, ranks: Ranks) -> dict[s
 
 def require_one_image_enough(model: NetConfig, num_classes: int, size: int) -> None:
     """Raise ConfigError where a BatchNorm gets a single value a channel from one image: torch refuses to train so."""
-    net = build_net(model, num_classes)
-    if not any(isinstance(module, _BatchNorm) for module in net.modules()):
+    with torch.device("meta"):
+        modules = [*build_net(model, num_classes).modules()]
+    if not any(isinstance(module, _BatchNorm) for module in modules):
         return
     try:
         with torch.no_grad():
-            net(torch.zeros(1, 3, size, size))
-    except ValueError:
+            build_net(model, num_classes)(torch.zeros(1, 3, size, size))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
         left = "BatchNorm has a single pixel left at the end of the net; at least 2 images"
         raise ConfigError(f"recipe.micro_batch=1 with data.image_size={size}: {left}") from None
 
@@ -136,7 +141,7 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
 def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics.
 
-    Raises DataError, Refused, DiskError.
+    Raises DataError, Refused.
     """
     folder = run.path / CHECKPOINTS
     for note in checkpoint.tidy(folder):
@@ -145,7 +150,9 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     if found is None:
         return None
     require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
-    checkpoint.set_aside_newer(found.path)
+    for note in checkpoint.set_aside(found.damaged):
+        ctx.logger.info(f"warning: {note}")
+    run.update(began_at=newest_place(folder))
     digest = found.manifest.get("rows_sha256")
     return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": digest}
 

@@ -77,9 +77,9 @@ def _setting(cell: Cell) -> set[tuple[object, ...]]:
 def _trained_alike(row: Cell, group: Group) -> bool:
     """Tell whether a row of another study was trained with what this study sets for all of its cells.
 
-    In what the cells differ among themselves is their own change. One alone does not say which of it is.
+    What the cells differ in among themselves is their own change. Where all have the same one, it cannot be told apart.
     """
-    if len(group.cells) < 2:
+    if len({cell.cell.removeprefix(cell.step) for cell in group.cells}) < 2:
         return True
     runs = [run for cell in group.cells for run in cell.runs]
     for key in TRAINING:
