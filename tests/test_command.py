@@ -431,7 +431,8 @@ def test_an_environment_that_is_moved_from_another_checkout_says_from_which(tmp_
     (tmp_path / "bin" / "python").symlink_to("/bin/true")
     installed = tmp_path / "lib/python3.13/site-packages/convnext_roadmap-0.1.0.dist-info"
     installed.mkdir(parents=True)
-    for place, told in ((tmp_path, f" ... It had the package of {tmp_path}.\n"), (ROOT, " ...\n"), ("/not/there", " ...\n")):
+    moved = f" ... It had the package of {tmp_path}.\n"
+    for place, told in ((tmp_path, moved), (ROOT, " ...\n"), ("/not/there", " ...\n")):
         (installed / "direct_url.json").write_text(json.dumps({"dir_info": {}, "url": f"file://{place}"}))
         command = ["make", "setup", f"VENV={tmp_path}"]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
