@@ -200,10 +200,11 @@ def test_runs_without_wandb_are_left_out_and_alone_need_no_answer_of_it(server, 
         (run / "config.yaml").write_text(re.sub("mode: (auto|online|offline)", f"mode: {mode}", config))
         with monkeypatch.context() as patch:
             patch.setattr(wandb, "Api", None)
+            patch.setenv("WANDB_MODE", "disabled" if mode == "auto" else "online")
             assert sync(directory, print) == 0
         told = "demo: 1 run with W&B turned off (wandb.mode, WANDB_MODE) left out\n"
         assert capsys.readouterr().out.endswith(told)
-    (run / "config.yaml").write_text(config)  # it was to log, and its client began nothing
+    (run / "config.yaml").write_text(config)  # it was to log, and its client could not begin
     monkeypatch.setattr(wandb, "init", server.init)
     assert sync(directory, print) == len(as_logged(run))
 

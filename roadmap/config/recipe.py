@@ -13,7 +13,8 @@ STEP, COSINE = ("recipe.schedule", "step"), ("recipe.schedule", "cosine")
 LINEAR = ("recipe.lr_scaling", "linear")
 # timm takes any number, and ignores parts that it does not know: `mstdinf` would be 0 (mstd is infinite above 100).
 RAND_AUGMENT = re.compile(
-    r"rand(-(([mn]|mmax(?!0*(-|$)))(0*(100|[1-9]\d?)|0+)|inc[01]|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|t(weights|3aw?)))*"
+    r"rand(-(([mn]|mmax(?!0*(-|$)))(0*(100|[1-9]\d?)|0+)|inc[01]|p(0(\.\d+)?|1(\.0+)?)"
+    r"|mstd\d+(\.\d+)?|t(weights|3aw?)))*"
 )
 NOTATION = "timm's notation, such as rand-m9-mstd0.5-inc1: m and n from 0 to 100, mmax from 1 to 100, p from 0 to 1"
 MIN_ALPHA = 1e-300  # of a Beta distribution: NumPy draws NaN from lesser ones

@@ -18,7 +18,7 @@ from roadmap.runs.metrics import read_metrics
 from roadmap.runs.recorded_config import flatten_config, from_flat
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
-from roadmap.runs.wandb_logger import WandbLogger, log_rows, project_of, read_settings
+from roadmap.runs.wandb_logger import WandbLogger, log_rows, project_of, read_settings, wandb_mode
 from roadmap.sweep.cell_states import cell_states, classify
 from roadmap.sweep.study_dir import CELLS, StudyDir
 from roadmap.text import clean, one_line
@@ -76,14 +76,11 @@ def runs_at_rest(study: StudyDir, echo: Callable[[str], None]) -> dict[str, Path
 
 
 def has_logged(run: Path) -> bool:
-    """Tell whether a run was to log to W&B: by its client's folder, its config or, where that leaves it to the machine,
-    the rows that the client was given."""
-    if (run / "wandb").is_dir():
-        return True
+    """Tell whether a run was to log to W&B: its client has begun, or its config, and where that leaves it to the
+    environment this one, does not turn it off."""
     with suppress(OSError, ValueError):  # said when it is read to be sent
-        mode = flatten_config(read_yaml(run / CONFIG)).get("wandb.mode", "auto")
-        nothing = read_or_empty(Status, run / STATUS).wandb_rows == 0  # of which older records do not say
-        return mode != "disabled" and not (mode == "auto" and nothing)
+        begun = (run / "wandb").is_dir() or read_or_empty(Status, run / STATUS).wandb_rows != 0
+        return begun or wandb_mode(from_flat(flatten_config(read_yaml(run / CONFIG)))) != "disabled"
     return True
 
 

@@ -1,4 +1,4 @@
-"""The file that somebody asks for with `out`: there must be a place for it, and none in its place.
+"""The file that somebody asks for with `out`: its folder must exist, the file must not.
 
 Free of torch: this is known before torch is imported.
 """
