@@ -63,7 +63,7 @@ class ResultLines:
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path_factory):
-    """No test finds a login, a data folder or a runs folder of whoever runs it."""
+    """No test finds a login, a data folder, a runs folder or the `make` of whoever runs it."""
     for name in (
         "WANDB_API_KEY",
         "WANDB_BASE_URL",
@@ -73,6 +73,10 @@ def no_account(monkeypatch, tmp_path_factory):
         "WANDB_ENTITY",
         "ROADMAP_DATA",
         "ROADMAP_RUNS",
+        "MAKEFLAGS",
+        "MAKELEVEL",
+        "MAKEOVERRIDES",
+        "MFLAGS",
     ):
         monkeypatch.delenv(name, raising=False)
     # The client's process, of a run in this process: a command has its own, and this one may end before the next test.
