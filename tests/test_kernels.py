@@ -14,7 +14,7 @@ from roadmap.errors import ConfigError
 from roadmap.net import build_net, kernels, use_kernels
 from roadmap.net.kernels import measured, triton_support
 from roadmap.net.kernels.depthwise import Depthwise, DepthwiseFunction
-from roadmap.net.kernels.measured import FILE, Row, Table, read_tables, record
+from roadmap.net.kernels.measured import FILE, Row, Table, best_form, read_tables, record, torch_name
 from roadmap.net.kernels.pointwise import LinearPointwise
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
@@ -313,6 +313,22 @@ def test_the_tables_of_the_repository_name_forms_that_there_are(capability):
             assert name in ("plain", "triton", "columns") or kernels.can_run(
                 name, kernels.OpSpec(CPU, entry.operation, entry.kernel, entry.stride)
             ), entry
+            times = {form: ms for form, ms in entry.ms.items() if not form.endswith(" bound")}
+            if entry.form in times:  # the gain is its own, and none is much faster
+                assert entry.gain == pytest.approx(times["plain"] / times[entry.form], rel=0.01), entry
+                assert times[entry.form] < 1.08 * min(times.values()), entry
+            elif times:  # of those that were timed, the gain is that of the nearest tile at most
+                assert entry.gain <= times["plain"] / min(times.values()) * 1.01, entry
+
+
+def test_of_several_maps_with_as_many_channels_the_largest_decides(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROADMAP_KERNELS", str(tmp_path / "kernels.json"))
+    spec = kernels.OpSpec(CPU, "depthwise input gradient", 7, 1, 96)
+    for forms in ({24: "plain", 56: "flipped"}, {24: "plain"}):  # the small map is recorded once more
+        rows = [Row(operation=spec.operation, kernel=7, stride=1, channels=96, height=h, form=f, gain=1)
+                for h, f in forms.items()]  # fmt: skip
+        record(Table(device="cpu", hardware="cpu", torch=torch_name(), about="", rows=rows))
+        assert best_form(spec) == "flipped"
 
 
 def test_a_choice_by_operation_is_taken_alone():

@@ -156,6 +156,7 @@ def measure(
     left = end - time.monotonic()
     if left < args.seconds:
         candidate.failed = f"left out: {max(left, 0):.0f} s of --limit={args.limit:g} are left for it"
+        return candidate
 
     def run() -> None:
         workers = 1 if start is same_batch else max(1, args.workers)

@@ -107,11 +107,14 @@ def base(form: str) -> str:
 
 
 def best_form(spec: OpSpec) -> str:
-    """Return the form that was measured to win for an operation, at the shape nearest to it; else `plain`."""
+    """Return the form that was measured to win for an operation, at the shape nearest to it; else `plain`.
+
+    Of several maps with as many channels the largest counts, where the operation takes longest.
+    """
     for table, least in tables_for(spec.device):
         rows = [row for row in table.rows if row.shape[:3] == spec[1:4] and row.is_known]
         if rows:
-            row = min(rows, key=lambda row: distance(row, spec))
+            row = min(rows, key=lambda row: (distance(row, spec), -(row.height or 0)))
             return row.form if row.gain >= least else "plain"
     return "plain"
 
