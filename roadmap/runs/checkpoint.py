@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from roadmap.errors import DataError, DiskError, NonFiniteError
-from roadmap.files import atomic_file, finite_or_null, remove, remove_temporaries, sha256_of, write_json
+from roadmap.files import atomic_file, disk_errors, finite_or_null, remove, remove_temporaries, sha256_of, write_json
 from roadmap.runs.checkpoint_files import checkpoint_name, list_checkpoints, parse_checkpoint
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, checksum, read_record
 from roadmap.text import clean
@@ -29,12 +29,12 @@ UNUSABLE = ".unusable"  # behind the name of a checkpoint that was set aside
 
 @dataclass
 class Found:
-    """A checkpoint that was verified, why others were skipped, and which of them are newer and damaged."""
+    """A checkpoint that was verified, why others were skipped, and which of them are newer."""
 
     path: Path
     manifest: dict[str, Any]
     skipped: list[str]
-    damaged: list[Path]
+    newer: list[Path]
 
 
 class Saver:
@@ -142,17 +142,15 @@ def tidy(folder: Path) -> list[str]:
     return notes + [note for path in orphans if parse_checkpoint(path.name) and (note := remove(path))]
 
 
-def set_aside(paths: Iterable[Path]) -> list[str]:
-    """Rename checkpoints that are newer than the one training continues from, and damaged: under their names they would
-    count as progress. Returns a line for each that cannot be renamed.
+def set_aside(paths: Iterable[Path]) -> None:
+    """Rename checkpoints that are newer than the one training continues from, also those that could not be read just
+    now: they would count as progress, and their manifests are of lines of metrics that are written anew.
+
+    Raises DiskError.
     """
-    notes = []
     for file in (file for path in paths for file in (path, path.with_suffix(".json")) if file.exists()):
-        try:
+        with disk_errors(file):
             file.replace(f"{file}{UNUSABLE}")
-        except OSError as error:
-            notes.append(f"{file}: cannot be renamed ({_reason(error)})")
-    return notes
 
 
 def find_newest(folder: Path) -> Found | None:
@@ -163,7 +161,7 @@ def find_newest(folder: Path) -> Found | None:
     """
     names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix != UNUSABLE)  # hidden: the system's
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
-    damaged: list[Path] = []
+    newer: list[Path] = []
     for path in list_checkpoints(folder):
         try:
             if not path.with_suffix(".json").exists():
@@ -174,15 +172,12 @@ def find_newest(folder: Path) -> Found | None:
             _verify_name(path, state)
             if name := first_non_finite(state):
                 raise ValueError(f"{name} is not finite")
-            return Found(path, manifest, skipped, damaged)
-        except (OSError, MemoryError, RuntimeError) as error:  # another time it may be read
+            return Found(path, manifest, skipped, newer)
+        except (OSError, MemoryError, RuntimeError, ValueError, EOFError) as error:
             skipped.append(f"{path.name}: {_reason(error)}")
-        except (ValueError, EOFError) as error:
-            skipped.append(f"{path.name}: {_reason(error)}")
-            damaged.append(path)
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
-            damaged.append(path)
+        newer.append(path)
     if any(folder.glob("*.pt")):
         why = "; ".join(skipped)
         raise DataError(f"{folder}: no checkpoint can be used ({why}); fresh=true starts over and sets this aside")

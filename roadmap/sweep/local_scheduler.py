@@ -268,7 +268,8 @@ def group_by_row(tasks: Iterable[LocalTask]) -> list[list[LocalTask]]:
 
 def group_command(tasks: Sequence[LocalTask], share: float) -> list[str]:
     """Write what a process is told that trains cells side by side; return its command. Raises DiskError."""
-    file = tasks[0].directory.notes / GROUPS / f"{tasks[0].row_name.replace('/', '__')}.json"
+    # By its first cell: several groups of a row are at work at once, here or on another machine.
+    file = tasks[0].directory.notes / GROUPS / f"{tasks[0].key.replace('/', '__')}.json"
     runs = [{**task.run, "log": str(task.log)} for task in tasks]
     with disk_errors(file):
         file.parent.mkdir(exist_ok=True)

@@ -141,7 +141,7 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
 def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics.
 
-    Raises DataError, Refused.
+    Raises DataError, DiskError, Refused.
     """
     folder = run.path / CHECKPOINTS
     for note in checkpoint.tidy(folder):
@@ -150,8 +150,7 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     if found is None:
         return None
     require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
-    for note in checkpoint.set_aside(found.damaged):
-        ctx.logger.info(f"warning: {note}")
+    checkpoint.set_aside(found.newer)
     run.update(began_at=newest_place(folder))
     digest = found.manifest.get("rows_sha256")
     return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": digest}
