@@ -27,7 +27,7 @@ from roadmap.text import clean, nearest, one_line, reason, unlike
 
 # What a file system answers that does not know an operation.
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-
+MayEnd = Callable[[str], bool]  # of who holds a lock
 MAX_JSON, MAX_YAML, MAX_HASHED = 2**22, 2**18, 2**40  # bytes of a record, of a config, of a checkpoint
 
 
@@ -209,16 +209,17 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         return file.read()
 
 
-def last_line(log: Path) -> str:
-    """Return the end of a log; nothing of an empty one."""
-    lines = log.read_text("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""
+def last_lines(log: Path) -> list[str]:
+    """Return the last 64 KiB of a log by lines, of which there is one at least."""
+    with log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2**16))
+        return file.read().decode("utf-8", "replace").strip().splitlines() or [""]
 
 
 def last_error(log: Path) -> str:
     """Return the last line of a log that begins as an error does, else its end: libraries go on after one."""
-    lines = log.read_text("utf-8", "replace").splitlines()
-    return next((line for line in reversed(lines) if re.match(r"error: |[\w.]+Error: ", line)), last_line(log))
+    lines = last_lines(log)
+    return next((line for line in reversed(lines) if re.match(r"error: |[\w.]+Error: ", line)), lines[-1])
 
 
 def sha256_of(path: Path) -> str:
@@ -227,10 +228,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError with the file's name where it is none, OSError where it cannot be read."""
     try:
-        return parse_json(read_regular(path, MAX_JSON))
+        return parse_json(read_regular(path, limit))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({one_line(error)})") from None
 
@@ -256,7 +257,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], bool] = lambda _: True) -> Iterator[None]:
+def file_lock(path: Path, busy: str, wait_s: float, may_end: MayEnd = lambda _: True) -> Iterator[TextIO]:
     """Hold an advisory lock on a file, which names its holder as `process PID on HOST`.
 
     Another holder is waited for, `wait_s` seconds and while `may_end(holder)`; then Busy says `busy` and who it is.
@@ -278,7 +279,7 @@ def file_lock(path: Path, busy: str, wait_s: float, may_end: Callable[[str], boo
         with suppress(OSError):  # on a full disk, where `prune` makes room, nobody learns whose it is
             lock.truncate(0)
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
+        yield lock
 
 
 def _try_lock(lock: TextIO, path: Path) -> bool:

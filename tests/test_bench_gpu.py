@@ -210,6 +210,7 @@ def test_the_reason_of_a_failure_is_the_error_whatever_a_library_prints_after_it
         ("torch.OutOfMemoryError: 2 GiB\n\nSet TORCHDYNAMO_VERBOSE=1\n", "torch.OutOfMemoryError: 2 GiB"),
         ("error: no GPU\nerror: none at all\nterminate called\n", "error: none at all"),
         ("an error: or so\n", "an error: or so"),
+        ("error: too early\n" + "x" * 2**16 + "\nthe end\n", "the end"),  # no more is read than may be in memory
         ("", ""),
     ):
         log.write_text(text)

@@ -19,7 +19,7 @@ from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.local import LocalTask, compiles_ahead, row_of, sharing
 from roadmap.sweep.local_scheduler import MAX_SEEDS, Scheduler, Slot, group_by_row
 from roadmap.sweep.study import read_study
-from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.study_dir import Journal, StudyDir
 from roadmap.sweep.submit import Selection, choose_cells
 
 from .conftest import ROOT, SMALL
@@ -292,8 +292,6 @@ open(sys.argv[1], sys.argv[2]).close()
 
 def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_process(tmp_path, monkeypatch):
     """The first process is there until the second one has trained: each waits for the other at a pipe."""
-    monkeypatch.setattr(local_scheduler, "record_start", lambda *_: None)
-    monkeypatch.setattr(local_scheduler, "record_end", lambda *_: None)
     pipe, directory = tmp_path / "pipe", StudyDir(tmp_path, "demo")
     (tmp_path / "demo" / ".study").mkdir(parents=True)
     os.mkfifo(pipe)
@@ -368,6 +366,45 @@ def test_which_cells_share_a_gpu_and_which_are_compiled_ahead(tmp_path, study, w
     found = read_study(study, [*words, f"data.root={tmp_path}", "+step=resnet,gelu", "seed=1,0"], tmp_path)
     assert len({row_of(cell.config) for cell in found.cells} - {None}) == rows
     assert {compiles_ahead(cell.config) for cell in found.cells} == {compiled}
+
+
+def test_groups_of_one_row_are_told_of_their_own_cells(tmp_path):
+    """They are at work at once: a group that has just been started reads its file seconds later."""
+    study = StudyDir(tmp_path, "demo")
+    study.make()
+    tasks = [LocalTask(study, f"nano-digits/gelu/seed{seed}", [], "gelu", {"seed": seed}) for seed in range(4)]
+    files = [local_scheduler.group_command(group, 0.5)[-1] for group in (tasks[:2], tasks[2:])]
+    assert [[run["seed"] for run in read_json(Path(file))["runs"]] for file in files] == [[0, 1], [2, 3]]
+
+
+def test_what_cannot_be_recorded_in_a_locked_study_is_recorded_later_and_in_its_order(tmp_path):
+    locked, free = studies = [StudyDir(tmp_path, name) for name in ("locked", "free")]
+    journal = Journal()
+    for study in studies:
+        with study.lock():
+            study.append_jobs([{"cell": "a", "kind": "local", "job": "local", "pid": 1, "log": "x"}])
+        journal.started([(study, "a")], os.getpid(), waits=False)
+    with locked.lock():
+        journal.write()
+        journal.ended(locked, "a", 0)
+        journal.write()
+        assert [row.get("run_pid") for row in free.jobs()["a"]] == [None, os.getpid()]
+        assert len(locked.jobs()["a"]) == 1
+    journal.write()
+    journal.write()
+    assert [(row["kind"], row.get("exit_code")) for row in locked.jobs()["a"]] == [
+        ("local", None), ("local", None), ("ended", 0),
+    ]  # fmt: skip
+
+
+def test_a_log_that_cannot_be_written_fails_its_cell_alone(tmp_path):
+    study, told = StudyDir(tmp_path, "demo"), []
+    study.make()
+    tasks = [LocalTask(study, key, [sys.executable, "-c", f"print('{key} is trained')"]) for key in "ab"]
+    tasks[0].log.mkdir(parents=True)
+    assert Scheduler([Slot()], told.append).run(tasks) == 74
+    assert told[0] == f"[1/2] error: {tasks[0].log}: cannot be written (Is a directory) (exit code 74; {tasks[0].log})"
+    assert told[-1] == "[2/2] b is trained"
 
 
 def test_groups_are_of_one_row_and_of_no_more_than_there_are_streams(tmp_path):

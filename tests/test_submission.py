@@ -376,6 +376,23 @@ def test_a_study_of_an_earlier_version_is_read_and_its_killed_cell_restarted_wit
     assert (row["by"], row["job"], row["step"], row["line"]) == ("reconcile", "11", 9, OLDER["jobs.jsonl"]["line"])
 
 
+def test_a_study_that_was_copied_is_not_restarted_in_its_old_place(sweep, slurm, tmp_path):
+    notes = tmp_path / "new" / "trial" / ".study"
+    (notes / "snapshots" / "0123456789abcdef").mkdir(parents=True)
+    write_json(notes / "snapshots" / "0123456789abcdef" / "snapshot.json", {"git_commit": "c0ffee", "git_dirty": False})
+    row = {**OLDER["jobs.jsonl"], "runs": str(tmp_path / "old")}
+    for name, values in (OLDER | {"jobs.jsonl": row}).items():
+        (notes / name).write_text(json.dumps(values) + "\n")
+    run = notes.with_name("nano-digits") / "gelu" / "seed0"
+    run.mkdir(parents=True)
+    write_json(run / "status.json", {"state": "running", "host": "n17", "pid": 12, "step": 9, "epoch": 1, "starts": 2})
+    code, told = sweep("reconcile", "trial", "--runs", tmp_path / "new")
+    assert code == 64
+    assert f"was submitted in {tmp_path}/old; make roadmap with RUNS={tmp_path}/new continues it" in told
+    (tmp_path / "old").symlink_to(tmp_path / "new")
+    assert "1 restarted" in sweep("reconcile", "trial", "--runs", tmp_path / "new")[1]
+
+
 @pytest.mark.parametrize("values", ["{", 5, {"name": 5, "rows": []}, {"name": "a", "rows": [{"kind": "slurm"}]}])
 def test_a_damaged_note_of_a_submission_is_none(tmp_path, values):
     directory = StudyDir(tmp_path, "trial")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from roadmap.errors import ConfigError
+from roadmap.errors import ConfigError, DiskError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
 from roadmap.runs.metrics import last_rows
@@ -27,12 +27,13 @@ from roadmap.sweep.jobs import reason_to_leave
 from roadmap.sweep.launchers import local, slurm
 from roadmap.sweep.launchers.local import Slot, cut_slots
 from roadmap.sweep.requeue import without_progress
+from roadmap.sweep.snapshot import take_snapshot
 from roadmap.sweep.status import study_left
 from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import Submission
 from roadmap.text import plain_table
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.fabricate import write_run
 
 WORDS = (*SMALL, "wandb.mode=disabled", "device=cpu")
@@ -299,6 +300,18 @@ def test_a_launcher_is_a_module_and_its_settings(sweep, monkeypatch, tmp_path):
     sys.modules.pop("roadmap.sweep.launchers.listing")
 
 
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_bytes(b"")], ids=["removed", "emptied"])
+def test_a_copy_of_the_code_that_has_changed_is_not_run(tmp_path, change):
+    """A machine that lost power may leave files without their contents, and an empty run.py ends with 0."""
+    directory = StudyDir(tmp_path, "demo")
+    directory.make()
+    code = take_snapshot(directory, ROOT / "sweeps" / "demo.yaml")
+    assert take_snapshot(directory, ROOT / "sweeps" / "demo.yaml") == code
+    change(code / "run.py")
+    with pytest.raises(DiskError, match=f"run.py: is not what was copied there; remove {code}, and try again"):
+        take_snapshot(directory, ROOT / "sweeps" / "demo.yaml")
+
+
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
     assert cut_slots(local.Config(per_cell=2), gpus, [0, 1], use_gpus=True) == [
@@ -419,6 +432,15 @@ def test_a_study_whose_cells_are_none_is_a_plain_line(sweep, tmp_path, cells):
     write_json(directory.notes / "cells.json", {"schema": 1, "cells": cells})
     code, told = sweep("status", "demo", "--runs", tmp_path)
     assert code == 65 and "cells.json: cannot be read (" in told and len(told.splitlines()) == 1
+
+
+def test_a_study_of_thousands_of_cells_is_read(sweep, tmp_path):
+    directory = StudyDir(tmp_path, "demo")
+    directory.make()
+    config = {"recipe": {"epochs": 1}, "data": {"padding": "x" * 5000}}
+    cells = [{**OUTSIDE, "key": f"a/b/seed{seed}", "seed": seed, "config": config} for seed in range(2000)]
+    write_json(directory.notes / "cells.json", {"schema": 1, "cells": cells})
+    assert "2000 planned" in sweep("status", "demo", "--runs", tmp_path)[1]
 
 
 def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from roadmap.data import datasets
+from roadmap.distributed.signals import StopSignal
 from roadmap.errors import Busy, DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import MAX_JSON, read_json, sha256_of
 from roadmap.net import build_net
@@ -343,6 +344,26 @@ def test_a_second_writer_leaves_at_once(stopped):
     with RunDir(run_path(config)).lock(), pytest.raises(Busy, match="another process is writing"):
         train(config)
     assert (run_path(config) / "status.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["another_run_began", "nothing_is_there"])
+def test_a_run_whose_folder_is_moved_away_writes_into_no_other(small, monkeypatch, begun):
+    config = small("gelu", "recipe.epochs=2")
+    path = run_path(config)
+
+    class Mover(StopSignal):
+        def raise_if_set(self, save_due=False):
+            if (path / "metrics.jsonl").exists() and not path.with_name("moved").exists():
+                path.rename(path.with_name("moved"))
+                if begun:
+                    path.mkdir()
+                    (path / ".lock").touch()
+            return super().raise_if_set(save_due)
+
+    monkeypatch.setattr(training, "StopSignal", Mover)
+    with pytest.raises(DiskError, match="is another run's now" if begun else "No such file"):
+        train(config)
+    assert [file.name for file in path.glob("*")] == [".lock"] * begun
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, monkeypatch):

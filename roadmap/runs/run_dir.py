@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -47,6 +47,7 @@ from roadmap.runs.schema import (
 )
 from roadmap.text import one_line, utc
 
+LOCK = ".lock"
 RESULT_FILES = (CONFIG, STATUS, SUMMARY, METRICS, CORRECT)  # what a run that is done has
 DEATHS = 3  # so often a run may die without a new checkpoint
 ORPHANS_S = 20.0  # how long the worker processes of a killed run may hold its directory
@@ -86,6 +87,7 @@ class RunDir:
         self.path = path
         self.status: dict[str, Any] = {}
         self.notes: list[str] = []  # for the log of this start
+        self._lock: TextIO | None = None  # where this process holds the directory
 
     def load_status(self, values: dict[str, Any], run_info: dict[str, Any], *, allow_drift: bool) -> None:
         """Load the status that an earlier start left, if any, and add to `run_info` what is kept of it.
@@ -226,8 +228,17 @@ class RunDir:
         make_folder(self.path)
         busy = f"{self.path}: another process is writing this run"
         # A killed holder's worker processes notice within seconds; a live one is not waited for.
-        with file_lock(self.path / ".lock", busy, ORPHANS_S, may_end=lambda holder: not alive(holder)):
-            yield
+        with file_lock(self.path / LOCK, busy, ORPHANS_S, may_end=lambda holder: not alive(holder)) as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def require_own(self) -> None:
+        """Raise DiskError where the locked directory was moved away, and another run has begun in its place."""
+        with suppress(OSError):  # nobody has
+            if self._lock and not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK)):
+                raise DiskError(f"{self.path}: is another run's now; the folder in which this one began was moved away")
 
     def set_aside(self) -> Path | None:
         """Rename an earlier run directory, so that this run starts over; never deletes anything."""
@@ -250,6 +261,7 @@ class RunDir:
 
     def update(self, **values: Any) -> None:
         """Change fields of `status.json`. Raises DiskError."""
+        self.require_own()
         self.status |= {**values, "updated": utc()}
         with disk_errors(self.path / STATUS):
             write_record(Status, self.path / STATUS, self.status)

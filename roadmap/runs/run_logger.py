@@ -196,11 +196,13 @@ class RunLogger:
 
     def write_evaluation(self, files: dict[str, bytes]) -> None:
         """Write what an evaluation says of each image, `correct.npy` and the like. Raises DiskError."""
+        self.run.require_own()
         for name, data in files.items():
             with disk_errors(self.run.path / name):
                 atomic_write(self.run.path / name, data)
 
     def _append(self, rows: list[Row]) -> None:
+        self.run.require_own()
         with disk_errors(self.metrics):
             append_metrics(self.metrics, rows)
         self._rows += rows
@@ -215,6 +217,7 @@ class RunLogger:
         """Let a checkpoint be written beside training, after its metrics. Raises NonFiniteError, DiskError."""
         self.flush()
         self.wait_for_checkpoint()
+        self.run.require_own()
         with disk_errors(self.metrics):
             ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
         manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from roadmap.errors import ConfigError, NoProgress, StoppedEarly
+from roadmap.files import same_path
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.process import is_alive, lives, terminate
 from roadmap.runs.schema import STATUS, Status, read_or_empty
@@ -153,8 +154,12 @@ def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> s
 
 
 def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
-    """Submit cells of one earlier submission again, as it was. Raises ConfigError where its code is gone."""
+    """Submit cells of one earlier submission again, as it was. Raises ConfigError where its code is gone, or the study
+    lies elsewhere now: its jobs would train in the old place."""
     first = group[0][1]
+    runs = str(study.path.parent)
+    if not same_path(first.get("runs", runs), runs):
+        raise ConfigError(f"{study.path}: was submitted in {first['runs']}; make roadmap with RUNS={runs} continues it")
     code = study.notes / FOLDER / first["snapshot"]
     if not code.is_dir():
         raise ConfigError(f"{code}: the code of these cells is gone; make roadmap starts them with the current one")

@@ -22,11 +22,11 @@ from typing import Any
 from roadmap.distributed.cores import num_cores
 from roadmap.distributed.signals import KEYBOARD, not_ignored
 from roadmap.errors import DiskError, StoppedEarly
-from roadmap.files import disk_errors, last_line, write_json
+from roadmap.files import disk_errors, last_lines, write_json
 from roadmap.runs.children import compiler_cache, end_with_parent
-from roadmap.runs.process import process_start
 from roadmap.runs.schema import STATUS, Status, read_or_empty
-from roadmap.sweep.study_dir import StudyDir
+from roadmap.sweep.study_dir import LOCK_WAIT_S, Journal, StudyDir
+from roadmap.text import reason
 
 POLL_S = 0.2
 ALIKE = 3  # cells that end with the same error, before any has trained: what is wrong is wrong with all of them
@@ -76,6 +76,11 @@ class Job:
     log: Path  # of what the process itself writes
     said: bytes = b""
 
+    @property
+    def cells(self) -> list[tuple[StudyDir, str]]:
+        """Return the cells that have not ended."""
+        return [(task.directory, task.key) for task in self.left.values()]
+
     def open_gate(self) -> None:
         """Let it train, if it waits for that."""
         if self.process.stdin is not None:
@@ -107,6 +112,7 @@ class Scheduler:
         self.errors: list[str] = []  # in which cells ended
         self.total = 0
         self.ends: Counter[str] = Counter()  # of the cells that were at work when it was stopped
+        self.journal = Journal()
 
     def run(self, tasks: Sequence[LocalTask]) -> int:
         """Run the tasks in their order; return the worst exit code. Raises StoppedEarly after a signal."""
@@ -129,6 +135,7 @@ class Scheduler:
                 self._pass_on()
                 for _, line in lines:
                     self._follow(line)
+                self.journal.write()
                 time.sleep(POLL_S)
         finally:
             for job in self.running:  # an error of ours, such as a full disk, ends no run unsaved
@@ -138,7 +145,8 @@ class Scheduler:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             for task in (task for group in (*waiting, *skipped) for task in group):
-                record_end(task, None)
+                self.journal.ended(task.directory, task.key, None)
+            self.journal.write(LOCK_WAIT_S)
         if self.stopped:
             ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
             raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; run the same command again to continue")
@@ -151,7 +159,13 @@ class Scheduler:
         log.parent.mkdir(exist_ok=True)
         if grouped:
             log = log.with_name(f"{tasks[0].row_name.replace('/', '__')}.log")
-        with open(log, "ab") as out:  # a session of its own: a Ctrl-C reaches it through us, once
+        try:
+            out = open(log, "ab")  # noqa: SIM115 - closed below
+        except OSError as error:  # another user's: the other cells go on
+            for task in tasks:
+                self._finish(task, DiskError.code, f"error: {log}: cannot be written ({reason(error)})", log)
+            return
+        with out:  # a session of its own: a Ctrl-C reaches it through us, once
             process = subprocess.Popen(
                 group_command(tasks, SHARE / max(1, self.ahead)) if grouped else tasks[0].command,
                 stdout=subprocess.PIPE if grouped else out,
@@ -171,15 +185,16 @@ class Scheduler:
             with suppress(OSError):  # it has ended already
                 os.sched_setaffinity(process.pid, slot.cores)
         waits = training(line) is not job
-        for task in tasks:
-            record_start(task, process.pid, waits)
-        if not waits:
+        if waits:
+            self.journal.started(job.cells, process.pid, waits=True)
+        else:
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
+        self.journal.started(job.cells, job.process.pid, waits=False)
         job.open_gate()
-        for task in job.left.values():
-            self._show(f"{task.directory.name}: {task.key} started")
+        for study, cell in job.cells:
+            self._show(f"{study.name}: {cell} started")
 
     def _follow(self, line: list[Job]) -> None:
         """Record what has ended of a slot's line; let the next one train where all cells of the first have ended."""
@@ -187,30 +202,28 @@ class Scheduler:
         for job in list(line):
             over = job.process.poll() is not None
             for task, code in job.ended_cells():
-                self._finish(task, code, task.log)
+                self._finish(task, code, end_of(task.log), task.log)
             if over:
                 line.remove(job)
                 self.running.remove(job)
                 code = job.process.returncode
                 for task in job.left.values():
-                    self._finish(task, code if code >= 0 else 128 - code, job.log)
+                    self._finish(task, code if code >= 0 else 128 - code, end_of(job.log), job.log)
         job_now = training(line)
         if job_now is not None and job_now is not first and not self.stopped:
             self._begin(job_now)
-            for task in job_now.left.values():
-                record_start(task, job_now.process.pid, False)
 
-    def _finish(self, task: LocalTask, code: int, log: Path) -> None:
+    def _finish(self, task: LocalTask, code: int, last: str, log: Path) -> None:
         removed = not task.directory.notes.exists()
         code = DiskError.code if removed and code else code
         self.codes.append(code)
-        record_end(task, code)
+        self.journal.ended(task.directory, task.key, code)
         if self.stopped:
             self.ends[end := how_it_ended(task)] += 1
             if code == StoppedEarly.code:
                 self._show(f"[{len(self.codes)}/{self.total}] {task.key}: {end}")
                 return
-        last = "its folder was removed" if removed else last_line(log) if log.exists() else ""
+        last = "its folder was removed" if removed else last
         self.errors += [last] if code else []
         killed = "; killed, out of memory?" if code == 128 + signal.SIGKILL else ""
         failed = f" (exit code {code}{killed}; {log})" if code else ""
@@ -297,19 +310,6 @@ def how_it_ended(task: LocalTask) -> str:
     return {"stopped": "saved", "done": "done", None: "not started"}.get(state, "cut off after its last checkpoint")
 
 
-def record_start(task: LocalTask, pid: int, waits: bool) -> None:
-    """Record the process that runs a cell, and whether it waits for others to end first."""
-    about = {"run_pid": pid, "run_born": process_start(pid), "waits": waits}
-    if not task.directory.notes.exists():  # removed: it does not come back
-        return
-    with task.directory.lock():
-        if rows := task.directory.jobs().get(task.key):
-            task.directory.append_jobs([rows[-1] | about])
-
-
-def record_end(task: LocalTask, code: int | None) -> None:
-    """Record that a cell has ended, or that it is given back (None)."""
-    if not task.directory.notes.exists():
-        return
-    with task.directory.lock():
-        task.directory.append_jobs([{"cell": task.key, "kind": "ended", "exit_code": code}])
+def end_of(log: Path) -> str:
+    """Return the last line of a log, if there is one."""
+    return last_lines(log)[-1] if log.exists() else ""

@@ -5,12 +5,11 @@ A snapshot is named by what is in it, so typing the command again on the same co
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap.errors import DiskError
-from roadmap.files import temporary, write_json
+from roadmap.files import fsync, temporary, write_json
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.tree import CONF, GROUPS
@@ -24,21 +23,27 @@ FOLDER = "snapshots"  # below the study's notes
 
 def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
     """Copy the code, and the study's file with its steps, into the study's notes; return the copy. Raises DiskError."""
-    files = dict(sorted(files_to_copy(study_file)))
+    files = {name: path.read_bytes() for name, path in sorted(files_to_copy(study_file))}
     digest = hashlib.sha256()
-    for name, path in files.items():
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    for name, data in files.items():
+        digest.update(f"{name}\0".encode() + data + b"\0")
     snapshots = directory.notes / FOLDER
     snapshot = snapshots / digest.hexdigest()[:16]
     if (snapshot / SNAPSHOT).exists():
         refuse_unsafe(snapshot, directory.path.parent, "RUNS")  # it is run as it lies there
+        for name, data in files.items():
+            if not (snapshot / name).is_file() or (snapshot / name).read_bytes() != data:
+                raise DiskError(f"{snapshot / name}: is not what was copied there; remove {snapshot}, and try again")
         return snapshot
     try:
         snapshots.mkdir(parents=True, exist_ok=True)
         with temporary(snapshots / "new") as copy:
-            for name, path in files.items():
+            for name, data in files.items():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy / name)
+                with open(copy / name, "xb") as out:
+                    out.write(data)
+                    out.flush()
+                    fsync(out.fileno())
             write_json(copy / SNAPSHOT, {**git_state(*PARTS), "source": str(ROOT)})
             os.rename(copy, snapshot)
     except OSError as error:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from roadmap.errors import ConfigError, DataError, DiskError
+from roadmap.errors import Busy, ConfigError, DataError, DiskError
 from roadmap.files import disk_errors, expand, file_lock, nearby, read_json, write_json
 from roadmap.parsing import object_or_none
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import make_folder
+from roadmap.runs.process import process_start
 from roadmap.runs.schema import METRICS, Record, check_record
 from roadmap.runs.search import RUN_NAME
 from roadmap.text import check_name, reason, utc
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # it needs Hydra
 
 NOTES, CELLS, JOBS, PENDING, TUNING = ".study", "cells.json", "jobs.jsonl", "pending.json", "tuning.json"
 LOCK_WAIT_S = 120.0  # a submission takes seconds
+MAX_STUDY = 2**26  # bytes of a record of all cells, of which each has 5 KB: 13,000
 SCHEMA = 1
 KEY = r"^([A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]*/){2}seed\d+$"  # a run's directory in the study
 Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it
@@ -102,10 +104,10 @@ class StudyDir:
         make_folder(self.notes, self.path.parent, "RUNS")
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         """Lock the study while jobs are submitted or recorded; waits for the holder. Raises Busy, DiskError."""
         self.make()
-        with file_lock(self.notes / ".lock", f"{self.path}: is being submitted by another process", LOCK_WAIT_S):
+        with file_lock(self.notes / ".lock", f"{self.path}: is being submitted by another process", wait_s):
             yield
 
     def run_directories(self) -> list[Path]:
@@ -120,7 +122,7 @@ class StudyDir:
     def record(self) -> dict[str, Any]:
         """Return what was written at submission: cells, and combinations left out. Raises DataError for nothing."""
         try:
-            found = read_json(self.notes / CELLS)
+            found = read_json(self.notes / CELLS, MAX_STUDY)
             if found.get("schema") != SCHEMA:
                 raise ValueError(f"written in schema {found.get('schema')}, this is {SCHEMA}")
             check_record(StudyRecord, found, CELLS)
@@ -176,7 +178,7 @@ class StudyDir:
     def pending(self) -> dict[str, Any] | None:
         """Return the submission that was begun and whose end was not recorded, if there is one."""
         try:
-            found = read_json(self.notes / PENDING)
+            found = read_json(self.notes / PENDING, MAX_STUDY)
             check_record(PendingRecord, found, PENDING)
             return found
         except (OSError, ValueError):
@@ -189,6 +191,40 @@ class StudyDir:
                 (self.notes / PENDING).unlink(missing_ok=True)
             else:
                 write_json(self.notes / PENDING, values)
+
+
+class Journal:
+    """What a scheduler has to record of cells, `(study, key)`; a study that is locked by another process waits."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[StudyDir, Row]] = []
+
+    def started(self, cells: Iterable[tuple[StudyDir, str]], pid: int, *, waits: bool) -> None:
+        """Note the process that runs cells, and whether it waits for others to end first."""
+        about = {"run_pid": pid, "run_born": process_start(pid), "waits": waits}
+        self.rows += [(study, {"cell": key, **about}) for study, key in cells]
+
+    def ended(self, study: StudyDir, key: str, code: int | None) -> None:
+        """Note that a cell has ended, or that it is given back (None)."""
+        self.rows.append((study, {"cell": key, "kind": "ended", "exit_code": code}))
+
+    def write(self, wait_s: float = 0.0) -> None:
+        """Write what was noted into the studies that are not locked for `wait_s` seconds. Raises DiskError."""
+        noted, self.rows = self.rows, []
+        for study in {study.path: study for study, _ in noted}.values():
+            rows = [row for of, row in noted if of.path == study.path]
+            if not study.notes.exists():  # removed: it does not come back
+                continue
+            try:
+                with study.lock(wait_s):
+                    jobs = study.jobs()
+                    study.append_jobs(
+                        row if "kind" in row else jobs[row["cell"]][-1] | row
+                        for row in rows
+                        if "kind" in row or row["cell"] in jobs
+                    )
+            except Busy:
+                self.rows += [(study, row) for row in rows]
 
 
 def cell_record(cell: "Cell") -> dict[str, Any]:

@@ -124,6 +124,7 @@ def submit_array(
             each.mkdir(mode=mode, exist_ok=True)
         runs_file.write_text("".join(f"{study.path / task.key}\n" for task in tasks), encoding="utf-8")
     shared = {"kind": "slurm", "name": name, "by": by, "snapshot": code.name, "on_gpu": use_gpus}
+    shared |= {"runs": str(study.path.parent)}
     shared |= {"cluster": config.values(), **git_state_of(code)}
     rows: list[Row] = [{"cell": task.key, "step": task.global_step, "line": task.args, **shared} for task in tasks]
     study.set_pending({"name": name, "rows": rows})
