@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -163,6 +164,16 @@ def gpu_kernels(tmp_path_factory):
                 for job in [beside.submit(compile_ahead, pool, forms, kind, end) for kind in kinds]:
                     job.result()
             (shared / "kernels").touch()
+
+
+class Trap:
+    """What a pickle can do: call something when it is read."""
+
+    def __init__(self, call: Callable[..., object], *args: object) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
 
 
 @functools.cache

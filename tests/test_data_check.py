@@ -24,7 +24,7 @@ from roadmap.config.schema import Config, PathsConfig
 from roadmap.data import datasets, verify, workers
 from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly
 
-from .conftest import ROOT
+from .conftest import ROOT, Trap
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -205,13 +205,9 @@ def test_a_damaged_memory_of_what_was_opened_is_not_trusted(root, runs, opened, 
 
 
 def test_python_objects_in_it_run_nothing(root, runs, opened, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
-
     verify.data_check(config(root, runs))
     (path,) = (runs / ".data").glob("opened-*")
-    np.savez(tmp_path / "trap.npz", ids=np.array([Trap()], dtype=object))
+    np.savez(tmp_path / "trap.npz", ids=np.array([Trap(os.mkdir, str(tmp_path / "sprung"))], dtype=object))
     evil = (tmp_path / "trap.npz").read_bytes()
     path.write_bytes(hashlib.sha256(evil).digest() + evil)
     verify.data_check(config(root, runs))

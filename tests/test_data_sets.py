@@ -29,7 +29,7 @@ from roadmap.data import download, in_memory, load
 from roadmap.errors import ConfigError, DataError, DiskError
 from roadmap.net.library_weights import fetch_weights
 
-from .conftest import ROOT
+from .conftest import ROOT, Trap
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -232,19 +232,11 @@ def test_cifar_is_what_torchvision_reads(tmp_path, monkeypatch, name, label_key,
     assert found.classes == tuple(theirs.classes)
 
 
-class Bomb:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("target", ["data_batch_2", "batches.meta"])
 def test_a_pickle_that_is_not_the_published_file_is_never_unpickled(tmp_path, monkeypatch, target):
     write_cifar(tmp_path, monkeypatch, torchvision.datasets.CIFAR10, "labels", 10)
     path = tmp_path / "cifar-10-batches-py" / target
-    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    path.write_bytes(pickle.dumps(Trap(os.mkdir, str(tmp_path / "ran"))))
     with pytest.raises(DataError, match=rf"{target}: not the published file \(its MD5 sum must be [0-9a-f]+\)"):
         load(DataConfig(name="cifar10", root=str(tmp_path), num_classes=10))
     assert not (tmp_path / "ran").exists()

@@ -35,6 +35,7 @@ from roadmap.training.evaluation import evaluate_weights, result_line
 from roadmap.training.saved_weights import evaluation_note
 from roadmap.training.train import train
 
+from .conftest import Trap
 from .net_rows import blank, drawn, one_thread  # noqa: F401
 from .test_data_sets import write_idx
 
@@ -426,19 +427,9 @@ def nano(small, file):
     return scoring(small("separate_downsampling"), file)
 
 
-class Evil:
-    """What a pickle can do: run a command when it is read."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
 def test_a_pickle_that_runs_a_command_is_refused_and_has_not_run(command, tmp_path):
     marker, file = tmp_path / "marker", tmp_path / "evil.pt"
-    torch.save({"model": {"head.weight": Evil(marker)}}, file)
+    torch.save({"model": {"head.weight": Trap(os.system, f"touch {marker}")}}, file)
     done = command("+step=separate_downsampling", "mode=evaluate", f"weights={file}")
     assert done.returncode == 65, done.stderr
     assert done.stdout == ""

@@ -29,6 +29,7 @@ from roadmap.training.setup import MAX_NAMES, recorded_names
 from roadmap.training.train import train
 
 from . import drive
+from .conftest import Trap
 from .records import assert_equal_runs, ledger, newest, same, stopped_at
 
 
@@ -179,13 +180,8 @@ def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(stopped):
 def test_a_checkpoint_that_holds_code_runs_nothing(stopped, tmp_path):
     config = stopped()
     marker = tmp_path / "marker"
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(marker),)
-
     for path in (run_path(config) / "checkpoints").glob("step-*.pt"):
-        torch.save({"net": Evil()}, path)
+        torch.save({"net": Trap(os.mkdir, str(marker))}, path)
         manifest = json.loads(path.with_suffix(".json").read_text())
         manifest |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         manifest["checksum"] = schema.checksum(manifest)
