@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 import wandb
@@ -128,15 +129,11 @@ def test_an_offline_run_is_sent_whole_and_once(server, study):
 
 def test_the_real_client_sends_what_a_server_does_not_know(study, tmp_path):
     _, run = study
-    (tmp_path / "nothing").mkdir()
-    served = wandb_server.Server(tmp_path / "nothing")
     here = {name: str(tmp_path / name) for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "NETRC")}
-    env = {**os.environ, **here, "WANDB_BASE_URL": served.url, "WANDB_API_KEY": wandb_server.KEY}
     words = [sys.executable, "-m", "roadmap.sweep", "sync", "demo", "--runs", str(tmp_path)]
-    try:
+    with closing(wandb_server.Server(tmp_path / "nothing")) as served:
+        env = {**os.environ, **here, "WANDB_BASE_URL": served.url, "WANDB_API_KEY": wandb_server.KEY}
         done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
-    finally:
-        served.close()
     number = len(as_logged(run))
     assert done.returncode == 0 and f"demo: {number} rows sent" in done.stdout, done.stderr
     (sent,) = served.runs

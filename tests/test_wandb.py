@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,7 @@ def logged(rows):
 
 @pytest.fixture
 def offline(small):
-    def call(*overrides):
-        return small("gelu", "wandb.mode=offline", *overrides)
-
-    return call
+    return lambda: small("gelu", "wandb.mode=offline")
 
 
 def test_offline_record_holds_what_the_ledger_holds(offline):
@@ -170,12 +168,10 @@ def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, reference,
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Return a server that knows nothing yet, to which this process is logged in."""
-    (tmp_path / "none").mkdir()
-    here = Server(tmp_path / "none")
-    monkeypatch.setenv("WANDB_BASE_URL", here.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    yield here
-    here.close()
+    with closing(Server(tmp_path / "none")) as here:
+        monkeypatch.setenv("WANDB_BASE_URL", here.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield here
 
 
 def run_online(forks, tmp_path, *words, **env):
