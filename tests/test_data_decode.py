@@ -1,7 +1,6 @@
 """Class folders through the fast pipeline: the pixels that Pillow reads; the same images however they are shared."""
 
 import io
-import json
 import logging
 from dataclasses import replace
 
@@ -28,13 +27,12 @@ from roadmap.data import (
 )
 from roadmap.data.datasets import BatchSpec
 from roadmap.data.folders import read_image
-from roadmap.errors import ConfigError, DataError, StoppedEarly
+from roadmap.errors import ConfigError, DataError
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
-from roadmap.training import train as training
 from roadmap.training.train import train
 
-from .records import Interrupter, ledger, newest, same
+from .records import ledger, newest, same, status, stopped_at
 
 CPU = torch.device("cpu")
 OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)
@@ -505,20 +503,14 @@ def words(root, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path):
     whole = compose("separate_downsampling", "nano", words(root, f"paths.runs={tmp_path / 'whole'}", "recipe.epochs=2"))
     train(whole)
-    config_ = compose(
-        "separate_downsampling",
-        "nano",
-        words(root, f"paths.runs={tmp_path / 'runs'}", "data.workers=0", "recipe.epochs=2"),
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 2)  # in the middle of the first epoch
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config_)
-    assert json.loads((run_path(config_) / "status.json").read_text())["state"] == "stopped"
+    mine = words(root, f"paths.runs={tmp_path / 'runs'}", "data.workers=0", "recipe.epochs=2")
+    config_ = compose("separate_downsampling", "nano", mine)
+    with stopped_at(2):  # in the middle of the first epoch
+        train(config_)
+    assert status(config_)["state"] == "stopped"
     train(config_)
     assert ledger(config_) == ledger(whole)
     assert same(newest(config_), newest(whole))

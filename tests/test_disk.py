@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -24,7 +23,7 @@ from roadmap.training.evaluation import evaluate_weights
 from roadmap.training.train import train
 
 from .conftest import ROOT
-from .records import assert_equal_runs, newest, stopped_at
+from .records import assert_equal_runs, newest, status, stopped_at
 
 TINY = (
     "data.train_images=96",
@@ -152,7 +151,7 @@ def test_what_was_written_is_read_back_before_it_counts(small, monkeypatch):
     monkeypatch.setattr(checkpoint.torch, "save", damaging)
     with pytest.raises(DiskError, match="differs from what was written"):
         train(config)
-    assert json.loads((run_path(config) / "status.json").read_text())["exit_code"] == 74
+    assert status(config)["exit_code"] == 74
     assert not list(run_path(config).rglob("step-*"))
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 
-from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 
 from . import drive
-from .records import assert_equal_runs, newest
+from .records import assert_equal_runs, newest, status
 
 TINY = (
     "data.train_images=48",
@@ -41,10 +40,6 @@ def ends_equal(forks, words, config, whole):
     done = forks.run(words)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(config, whole)
-
-
-def status(config):
-    return read_json(run_path(config) / "status.json")
 
 
 @pytest.mark.parametrize(("step", "numbers"), [

@@ -21,7 +21,7 @@ from roadmap.training import train as training
 from roadmap.training.ema import build_ema
 from roadmap.training.train import train
 
-from .records import assert_equal_runs, ledger, newest, same, stopped_at
+from .records import assert_equal_runs, ledger, newest, same, status, stopped_at
 
 
 def losses(config):
@@ -184,8 +184,7 @@ def test_a_run_whose_every_gradient_overflows_in_fp16_is_no_result(small, monkey
     for _ in range(2):
         with pytest.raises(NonFiniteError, match=rf"step {last}: gradients overflow in fp16 .*, no step was taken"):
             train(config)
-    status = read_json(run_path(config) / "status.json")
-    assert (status["state"], status["exit_code"]) == ("failed", 70)
+    assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 70)
     assert not (run_path(config) / "summary.json").exists()
 
 

@@ -23,7 +23,7 @@ from roadmap.training.train import train
 
 from . import drive
 from .conftest import ROOT, SMALL
-from .records import assert_equal_runs, ledger, newest, stopped_at
+from .records import assert_equal_runs, ledger, newest, status, stopped_at
 
 ARRAYS = ("correct.npy", "predictions.npy", "labels.npy")
 RECORD = ("config.yaml", "status.json", "summary.json", "metrics.jsonl", *ARRAYS)
@@ -39,10 +39,6 @@ def stopped(trained):
 
 def checkpoints(config):
     return run_path(config) / "checkpoints"
-
-
-def status(config):
-    return read_json(run_path(config) / "status.json")
 
 
 def report(config):

@@ -34,7 +34,7 @@ from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL
 from .net_rows import one_thread, rows  # noqa: F401
-from .records import assert_equal_runs, ledger, stopped_at
+from .records import assert_equal_runs, ledger, status, stopped_at
 from .test_graph import capture_on_cpu
 
 # Random numbers in the net and in the images, a moving average, and several passes a step.
@@ -62,10 +62,6 @@ def train_group(configs, gate=None):
     runs = [GroupRun(config, SweepProgress(cache=cache)) for config in configs]
     Group(runs, lambda run, outcome: outcomes.update({run.config.seed: outcome}), gate).train()
     return outcomes
-
-
-def status(config):
-    return read_json(run_path(config) / "status.json")
 
 
 def log_of(config):

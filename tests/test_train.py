@@ -30,7 +30,7 @@ from roadmap.training.train import train
 
 from . import drive
 from .conftest import Trap
-from .records import assert_equal_runs, ledger, newest, same, stopped_at
+from .records import assert_equal_runs, ledger, newest, same, status, stopped_at
 
 
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
@@ -115,8 +115,7 @@ def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, reference, 
     whole, config = reference(step, "recipe.drop_path=0.1"), small(step, "recipe.drop_path=0.1")
     with stopped_at(at):
         train(config)
-    status = read_json(run_path(config) / "status.json")
-    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert (status(config)["state"], status(config)["exit_code"]) == ("stopped", 75)
     assert not (run_path(config) / "summary.json").exists()
     train(config)
     assert_equal_runs(config, whole)
@@ -144,9 +143,9 @@ def test_a_torn_or_flipped_checkpoint_is_passed_over(stopped, capsys):
     assert "skipped step-0000000991-00099.pt: is of step" in said
     # They are no progress, and do not take the place of those that are kept.
     steps = sorted(int(path.name[5:15]) for path in folder.glob("step-*.pt"))
-    assert len(steps) >= config.checkpoint.keep and steps[-1] == read_json(run_path(config) / "status.json")["step"]
+    assert len(steps) >= config.checkpoint.keep and steps[-1] == status(config)["step"]
     assert len(list(folder.glob("step-*.unusable"))) == 6
-    assert read_json(run_path(config) / "status.json")["began_at"][0] < int(last.name[5:15])
+    assert status(config)["began_at"][0] < int(last.name[5:15])
     assert checkpoint.find_newest(folder).skipped == []
 
 
@@ -304,7 +303,7 @@ def test_a_full_disk_ends_with_74_and_spares_what_was_saved(stopped, monkeypatch
     )
     with pytest.raises(DiskError, match="No space left"):
         train(config)
-    assert read_json(run_path(config) / "status.json")["exit_code"] == 74
+    assert status(config)["exit_code"] == 74
     assert {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()} == before
     monkeypatch.undo()
     assert train(config)["state"] == "done"
@@ -350,8 +349,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, mo
     monkeypatch.setattr(updating, "cross_entropy", poisoned)
     with pytest.raises(NonFiniteError, match="step 5"):
         train(config)
-    status = read_json(run_path(config) / "status.json")
-    assert (status["state"], status["exit_code"]) == ("failed", 70)
+    assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 70)
     state = newest(config)
     assert state["global_step"] == 3
     assert all(torch.isfinite(v).all() for v in state["net"].values())
