@@ -55,31 +55,14 @@ def write_run(
         summary = {"val_images": len(correct)} | summary
     row = paper.rows(regime if regime in paper.TABLES else "tiny").get(step)
     values: dict[str, Any] = {
-        "study": study,
-        "cell": cell or step,
-        "step": step,
-        "variant": None,
-        "parent": row.parent if row else None,
-        "label": paper.label(step, regime) or step,
-        "adopted": row.adopted if row else "yes",
-        "regime": regime,
-        "data": data,
-        "recipe": "original" if step == "resnet" else "enhanced",
-        "seed": seed,
-        "top1": top1,
-        "top5": None if top1 is None else min(100.0, top1 + 15),
-        "epoch": epochs,
-        "epochs": epochs,
-        "image_size": 224 if data == "imagenet" else 32,
-        "gmacs": row.gmacs if row else 4.2,
-        "params_m": 28.6,
-        "train_images_per_s": 1000.0,
-        "gpu_hours": 0.5,
-        "peak_memory_gb": 2.0,
-        "state": state,
-        "hardware": "a CPU with two cores",
-        "versions": {"torch": "2.14.0"},
-    }
+        "study": study, "cell": cell or step, "step": step, "variant": None, "parent": row.parent if row else None,
+        "label": paper.label(step, regime) or step, "adopted": row.adopted if row else "yes", "regime": regime,
+        "data": data, "recipe": "original" if step == "resnet" else "enhanced", "seed": seed, "top1": top1,
+        "top5": None if top1 is None else min(100.0, top1 + 15), "epoch": epochs, "epochs": epochs,
+        "image_size": 224 if data == "imagenet" else 32, "gmacs": row.gmacs if row else 4.2, "params_m": 28.6,
+        "train_images_per_s": 1000.0, "gpu_hours": 0.5, "peak_memory_gb": 2.0, "state": state,
+        "hardware": "a CPU with two cores", "versions": {"torch": "2.14.0"},
+    }  # fmt: skip
     folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
     folder.mkdir(parents=True)
     resolved = yaml.safe_load(CONFIG.format(**(values | {"epochs": epochs})) + config)

@@ -28,12 +28,8 @@ from . import drive
 from .conftest import ROOT
 
 SMALL = (
-    "data.train_images=96",
-    "data.val_images=40",
-    "recipe.batch_size=32",
-    "recipe.epochs=1",
-    "recipe.warmup_epochs=0",
-)
+    "data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0",
+)  # fmt: skip
 
 
 def nothing_written(tmp_path):
@@ -191,13 +187,8 @@ def test_help_lists_what_there_is(command):
     done = command("--help", "all", runs=None)
     assert done.returncode == 0
     for word in (
-        "+step=resnet",
-        "+step=swin",
-        "regime=xlarge",
-        "scale=imagenet",
-        "data=imagefolder",
-        "+variant=without_gelu",
-    ):
+        "+step=resnet", "+step=swin", "regime=xlarge", "scale=imagenet", "data=imagefolder", "+variant=without_gelu",
+    ):  # fmt: skip
         (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [word]]
         assert len(line.split()) > 3, f"{word} is not described"
 

@@ -39,13 +39,9 @@ CPU = torch.device("cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)
 CROPPED = {
-    "name": "synthetic",
-    "image_size": 32,
-    "flip": True,
-    "crop": "resized",
-    "pipeline": "reference",
+    "name": "synthetic", "image_size": 32, "flip": True, "crop": "resized", "pipeline": "reference",
     "num_classes": 10,
-}
+}  # fmt: skip
 
 
 def photo(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:

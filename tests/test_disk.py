@@ -26,14 +26,9 @@ from .conftest import ROOT
 from .records import assert_equal_runs, newest, status, stopped_at
 
 TINY = (
-    "data.train_images=96",
-    "data.val_images=40",
-    "recipe.batch_size=16",
-    "recipe.epochs=2",
-    "recipe.warmup_epochs=0",
-    "checkpoint.every_min=0",
-    "wandb.mode=disabled",
-)
+    "data.train_images=96", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
+    "checkpoint.every_min=0", "wandb.mode=disabled",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -318,13 +318,9 @@ def sections() -> dict[str, list[str]]:
 def test_extending_touches_as_many_files_as_the_table_says():
     files = {heading: sorted(touched) for heading, touched in sections().items() if touched}
     assert {heading: len([f for f in touched if f.endswith(".py")]) for heading, touched in files.items()} == {
-        "A step": 0,
-        "A toggle": 3,
-        "A data set that needs a loader": 2,
-        "A recorded number": 2,
-        "A figure": 2,
+        "A step": 0, "A toggle": 3, "A data set that needs a loader": 2, "A recorded number": 2, "A figure": 2,
         "A launcher": 1,
-    }
+    }  # fmt: skip
     configs = {heading: len([f for f in touched if f.endswith(".yaml")]) for heading, touched in files.items()}
     assert configs == {**dict.fromkeys(files, 1), "A recorded number": 0, "A figure": 0}
 

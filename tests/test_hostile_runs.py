@@ -24,14 +24,8 @@ from tests.fabricate import write_run
 from tests.test_hostile import BOMB, make
 
 FILES = (
-    schema.CONFIG,
-    schema.STATUS,
-    schema.SUMMARY,
-    schema.METRICS,
-    schema.CORRECT,
-    schema.PREDICTIONS,
-    schema.LABELS,
-)
+    schema.CONFIG, schema.STATUS, schema.SUMMARY, schema.METRICS, schema.CORRECT, schema.PREDICTIONS, schema.LABELS,
+)  # fmt: skip
 PLACES = ("pipe", "folder", "endless", "link to itself", "gigabytes")
 
 

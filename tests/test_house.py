@@ -36,19 +36,8 @@ HYDRA = ("hydra", "omegaconf")
 WITH_HYDRA = {"run", "roadmap.sweep.study"}  # besides the room `steps`: what reads studies
 TORCH = ("torch", "torchvision", "timm", "safetensors.torch")
 TORCH_FREE = {
-    "run",
-    "roadmap",
-    "config",
-    "catalog",
-    "paper",
-    "files",
-    "text",
-    "escape",
-    "errors",
-    "steps",
-    "sweep",
-    "report",
-}
+    "run", "roadmap", "config", "catalog", "paper", "files", "text", "escape", "errors", "steps", "sweep", "report",
+}  # fmt: skip
 WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",
@@ -238,15 +227,9 @@ def private_words(house: House) -> Iterator[str]:
 
 
 RULES = (
-    upward_imports,
-    circles,
-    hydra_elsewhere,
-    torch_reached,
-    needless_exceptions,
-    too_large,
-    names_twice,
+    upward_imports, circles, hydra_elsewhere, torch_reached, needless_exceptions, too_large, names_twice,
     private_words,
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

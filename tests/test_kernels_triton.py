@@ -33,16 +33,7 @@ def interpreted(selection, file="interpreted_kernels.py"):
         pytest.skip("Triton 3.6's interpreter makes numbers of arrays, which NumPy 2.4 ended")
     if version("triton").startswith("3.9."):
         pytest.skip("Triton 3.9's interpreter refuses masks that a number and a block make")
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        selection,
-        str(HERE / file),
-    ]
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", selection, str(HERE / file)]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=HERE.parent, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -349,14 +349,9 @@ def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_pa
 
 # Of each command a module that it imports before it begins, or once it has begun.
 INTERRUPTED = {
-    "report": "pandas",
-    "report.compare": "pandas",
-    "sweep": "hydra",
-    "steps": "torch",
-    "bench": "torch",
-    "runs": "zlib",
-    "runs.pack": "zipfile",
-}
+    "report": "pandas", "report.compare": "pandas", "sweep": "hydra", "steps": "torch", "bench": "torch",
+    "runs": "zlib", "runs.pack": "zipfile",
+}  # fmt: skip
 PRESS = """
 import builtins, os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)

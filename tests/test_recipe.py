@@ -275,20 +275,11 @@ def photographs(tmp_path_factory):
 
 
 FULL = (
-    "data=imagefolder",
-    "data.image_size=32",
-    "data.resize_size=36",
-    "data.train_images=null",
-    "data.val_images=null",
-    "recipe.batch_size=12",
-    "recipe.micro_batch=6",
-    "recipe.rand_augment=rand-m9-mstd0.5-inc1",
-    "recipe.random_erasing=0.25",
-    "recipe.mixup=0.8",
-    "recipe.cutmix=1.0",
-    "recipe.drop_path=0.1",
+    "data=imagefolder", "data.image_size=32", "data.resize_size=36", "data.train_images=null", "data.val_images=null",
+    "recipe.batch_size=12", "recipe.micro_batch=6", "recipe.rand_augment=rand-m9-mstd0.5-inc1",
+    "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.drop_path=0.1",
     "recipe.ema_decay=0.9",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("step", "at"), [("patchify_stem", 2), ("separate_downsampling", 5)])

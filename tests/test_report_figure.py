@@ -292,17 +292,9 @@ def test_both_regimes_stand_side_by_side_and_a_missing_run_is_said(tmp_path):
 
 
 HOSTILE = [
-    "$\\frac{1}{$",
-    "\\undefined{",
-    "\u202egnp.exe\x1b[31m",
-    "日本語のラベル",
-    "<script>",
-    "W" * 5000,
-    "a\ud800b\x00",
-    "",
-    "%s {0}",
-    "_^#&~",
-]
+    "$\\frac{1}{$", "\\undefined{", "\u202egnp.exe\x1b[31m", "日本語のラベル", "<script>", "W" * 5000, "a\ud800b\x00",
+    "", "%s {0}", "_^#&~",
+]  # fmt: skip
 
 
 def test_hostile_labels_are_drawn_as_plain_text_and_nothing_overlaps(tmp_path):

@@ -145,14 +145,9 @@ def test_published_weights_count_as_in_their_own_net(folder, tmp_path, step, bui
     right = sum(expected[3])
     line = result_line(config, scored)
     for part in (
-        step,
-        f"top-1 {expected[0]:.2f} %",
-        f"top-5 {expected[1]:.2f} %",
-        f"{right}/{CLASSES * EACH} images right",
-        origin,
-        "fp32",
-        str(file),
-    ):
+        step, f"top-1 {expected[0]:.2f} %", f"top-5 {expected[1]:.2f} %", f"{right}/{CLASSES * EACH} images right",
+        origin, "fp32", str(file),
+    ):  # fmt: skip
         assert part in line
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
 
@@ -245,12 +240,9 @@ class TestRuns:
         assert scored.origin == "our run after 2 of 2 epochs"
 
         words = (
-            "+step=separate_downsampling",
-            "mode=evaluate",
-            f"weights='{path}'",
-            "data.val_images=40",
+            "+step=separate_downsampling", "mode=evaluate", f"weights='{path}'", "data.val_images=40",
             "wandb.mode=online",
-        )
+        )  # fmt: skip
         done = command(*words, runs=tmp_path / "elsewhere")
         assert done.returncode == 0, done.stderr
         (line,) = done.stdout.splitlines()
@@ -486,16 +478,7 @@ class TestRefusals:
             (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
             (lambda w: {"other.weight": torch.zeros(3)}, "the format is unknown"),
         ],
-        ids=[
-            "list",
-            "no-tensors",
-            "a-string",
-            "a-key-more",
-            "a-key-less",
-            "other-classes",
-            "other-net",
-            "unknown",
-        ],
+        ids=["list", "no-tensors", "a-string", "a-key-more", "a-key-less", "other-classes", "other-net", "unknown"],
     )
     def test_that_hold_something_else(self, small, tmp_path, weights, what, words):
         torch.save(what(weights), tmp_path / "w.pt")

@@ -386,9 +386,8 @@ print(json.dumps([counters["inductor"]["fxgraph_cache_hit"], counters["aot_autog
 @pytest.mark.timeout(1800)
 def test_what_a_process_has_compiled_the_next_one_finds_on_disk(tmp_path):
     """And the seeds of a row are compiled once."""
-    env = local_scheduler.environment(local_scheduler.Slot(), ROOT, 1) | {
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")
-    }
+    env = local_scheduler.environment(local_scheduler.Slot(), ROOT, 1)
+    env |= {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     found = []
     for study in ("first", "second"):
         words = (*SMALL, "recipe.epochs=1", "wandb.mode=disabled", "compile=true", f"study={study}")
@@ -441,8 +440,6 @@ def test_a_group_whose_starter_is_gone_with_the_pipe_that_it_reports_to_ends_eve
     with open(write, "w") as out:  # stdin ends without a line, as where the starter was killed
         done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, check=False)
     assert done.returncode == 75
-    assert all(
-        log.read_text().endswith("the process that started it is gone; run the same command again to continue\n")
-        for log in logs
-    )
+    gone = "the process that started it is gone; run the same command again to continue\n"
+    assert all(log.read_text().endswith(gone) for log in logs)
     assert {status(config)["state"] for config in configs if (run_path(config) / "status.json").exists()} <= {"stopped"}
