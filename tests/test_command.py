@@ -11,6 +11,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -274,26 +275,19 @@ def test_memory_that_is_too_small_to_load_torch_is_a_line(command):
     assert re.fullmatch(r"error: .*memory is too small.*`ulimit -v` may limit it.*", done.stderr.splitlines()[-1])
 
 
-def fails_by(error: BaseException):
-    def work() -> int:
-        raise error
-
-    return work
-
-
 def test_every_command_ends_in_a_line_and_a_code(capfd, monkeypatch):
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
     assert command_line(lambda: 3)() == 3
-    assert command_line(fails_by(DataError("a\x1bb: is\nbroken")))() == 65
-    assert command_line(fails_by(KeyboardInterrupt()))() == 75
-    assert command_line(fails_by(MemoryError()))() == 64
+    assert command_line(Mock(side_effect=DataError("a\x1bb: is\nbroken")))() == 65
+    assert command_line(Mock(side_effect=KeyboardInterrupt()))() == 75
+    assert command_line(Mock(side_effect=MemoryError()))() == 64
     assert command_line(lambda: len(tempfile._get_default_tempdir()))() == 74
-    assert command_line(fails_by(PermissionError(13, "Permission denied", "/a\x1bb/c")))() == 74
+    assert command_line(Mock(side_effect=PermissionError(13, "Permission denied", "/a\x1bb/c")))() == 74
     told = capfd.readouterr().err.splitlines()
     assert told[:3] == ["error: a?b: is", "broken", "interrupted"]
     assert told[-1] == "error: /ab/c: cannot be used (Permission denied)"
     with pytest.raises(ImportError, match="no such name"):  # a bug, or another environment: its traceback helps
-        command_line(fails_by(ImportError("no such name")))()
+        command_line(Mock(side_effect=ImportError("no such name")))()
 
 
 LONG = "/" + "x" * 300  # which no file system takes for a name

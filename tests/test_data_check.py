@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -222,10 +223,7 @@ def test_a_process_that_dies_is_told(root, runs, monkeypatch):
 
 
 def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs, opened, monkeypatch):
-    def trip(path, formats):
-        raise ZeroDivisionError("in a decoder")
-
-    monkeypatch.setattr(Image, "open", trip)
+    monkeypatch.setattr(Image, "open", Mock(side_effect=ZeroDivisionError("in a decoder")))
     with pytest.raises(DataError, match="18 of 18"):
         verify.data_check(config(root, runs))
 

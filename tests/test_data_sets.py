@@ -13,6 +13,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -276,13 +277,10 @@ def test_a_missing_private_set_names_the_keys_and_no_download(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "imagenette"])
 def test_a_download_that_fails_is_one_plain_line(tmp_path, monkeypatch, name):
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(
-        DataError, match=rf"data.download=true: {name} could not be fetched into .*Name or service not known"
-    ) as raised:
+    offline = urllib.error.URLError("Name or service not known")
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=offline))
+    told = rf"data.download=true: {name} could not be fetched into .*Name or service not known"
+    with pytest.raises(DataError, match=told) as raised:
         load(DataConfig(name=name, root=str(tmp_path / "new"), download=True))
     assert "\n" not in str(raised.value)
 
@@ -302,11 +300,8 @@ class Answer(io.BytesIO):
 
 
 def test_a_full_disk_ends_a_download_as_anything_else_that_is_written(tmp_path, monkeypatch):
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     for name in ("urllib.request.urlopen", "torch.hub.urlopen"):
-        monkeypatch.setattr(name, full)
+        monkeypatch.setattr(name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(DiskError, match=r"fetched into .*No space left on device"):
         load(DataConfig(name="fashion_mnist", root=str(tmp_path / "new"), download=True))

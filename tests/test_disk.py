@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_file_system_that_cannot_sync_folders_is_no_error(small, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     assert train(small("gelu"))["state"] == "done"
     assert asked
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(DiskError, match="Input/output error"):
         train(small("gelu", "seed=1"))
 
@@ -71,10 +72,7 @@ def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatc
         with (directory := StudyDir(runs, "demo")).lock():
             directory.write_cells(read_study("demo", ["+step=gelu"], runs))
 
-    def flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))))
     if verb == "train":
         with pytest.raises(DiskError, match="no locks"):
             train(small("gelu"))

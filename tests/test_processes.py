@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -147,19 +148,14 @@ def test_a_path_of_temporary_files_that_is_too_long_for_a_socket_is_no_error(tmp
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch):
-    def full(self):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(workers.SharedBatch, "__reduce__", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(workers.SharedBatch, "__reduce__", Mock(side_effect=full))
     with pytest.raises(LoaderError, match=r"cannot pass them on \(No space left on device\)"):
         batches_of(image)
 
 
 def test_workers_that_cannot_be_started_are_told(monkeypatch):
-    def refuse():
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(os, "fork", Mock(side_effect=OSError(errno.EAGAIN, "Resource temporarily unavailable")))
     with pytest.raises(LoaderError, match=r"data.workers=2: cannot be started \(Resource temporarily unavailable\)"):
         batches_of(image)
 

@@ -1,6 +1,7 @@
 """The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
 
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -208,10 +209,7 @@ def test_compiled_it_trains_to_the_same_losses_and_says_so(reference):
 def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
     from torch._dynamo.exc import InternalTorchDynamoError
 
-    def failing(job, state, batches, lr):
-        raise InternalTorchDynamoError("no such kernel")
-
-    monkeypatch.setattr(training, "train_step", failing)
+    monkeypatch.setattr(training, "train_step", Mock(side_effect=InternalTorchDynamoError("no such kernel")))
     with pytest.raises(ConfigError, match=r"compile=auto: torch cannot compile this net here \(no such kernel\)"):
         train(small("layer_norm"))
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -307,10 +308,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_by_its_path(small, name):
 
 @pytest.mark.parametrize("name", ["digest_of", "append_metrics"])
 def test_a_ledger_that_cannot_be_read_back_or_written_is_told(small, monkeypatch, name):
-    def failing(*_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(run_logger, name, failing)
+    monkeypatch.setattr(run_logger, name, Mock(side_effect=OSError(5, "Input/output error")))
     config = small("gelu")
     with pytest.raises(DiskError, match=r"metrics\.jsonl: cannot be written \(Input/output error\)"):
         train(config)

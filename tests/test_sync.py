@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -179,10 +180,7 @@ def test_what_the_client_of_a_killed_run_took_with_it_is_sent(server, command, t
 
 
 def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_again(study, monkeypatch):
-    def no_network(**_):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(wandb, "Api", no_network)
+    monkeypatch.setattr(wandb, "Api", Mock(side_effect=OSError("no route to host")))
     with pytest.raises(StoppedEarly, match="no route to host"):
         sync(study[0], print)
 
@@ -207,14 +205,11 @@ def test_runs_without_wandb_are_left_out_and_alone_need_no_answer_of_it(server, 
 
 
 def test_what_is_not_taken_to_the_end_is_not_said_to_be_sent(server, study, monkeypatch, capsys):
-    def fail(*_, **__):
-        raise OSError("connection lost")
-
     directory, run = study
     monkeypatch.setattr(wandb, "init", server.init)
     for name, told in (("log", "W&B failed .connection lost"), ("finish", "W&B has not taken all of it")):
         with monkeypatch.context() as patch:
-            patch.setattr(Online, name, fail)
+            patch.setattr(Online, name, Mock(side_effect=OSError("connection lost")))
             with pytest.raises(StoppedEarly, match=rf"seed0: {told}.*; try again"):
                 sync(directory, print)
         assert "rows sent" not in capsys.readouterr().out and not list(run.glob("wandb/*/*.synced"))

@@ -9,6 +9,7 @@ import signal
 import socket
 from contextlib import suppress
 from io import BytesIO
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -226,9 +227,7 @@ def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small
 
 def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(small, monkeypatch):
     config = small("gelu")
-    monkeypatch.setattr(
-        training.data, "train_batches", lambda *a, **k: (_ for _ in ()).throw(DataError("3.jpg: cannot be decoded"))
-    )
+    monkeypatch.setattr(training.data, "train_batches", Mock(side_effect=DataError("3.jpg: cannot be decoded")))
     with pytest.raises(DataError):
         train(config)
     monkeypatch.undo()
@@ -298,9 +297,7 @@ def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
 def test_a_full_disk_ends_with_74_and_spares_what_was_saved(stopped, monkeypatch):
     config = stopped()
     before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
-    monkeypatch.setattr(
-        checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(checkpoint.torch, "save", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(DiskError, match="No space left"):
         train(config)
     assert status(config)["exit_code"] == 74

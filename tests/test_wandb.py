@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -281,8 +282,7 @@ def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, caps
     import wandb
 
     config = small("gelu", "wandb.mode=offline")
-    full = RuntimeError("disk of the client is full")
-    monkeypatch.setattr(wandb.Run, "log", lambda *a, **k: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(wandb.Run, "log", Mock(side_effect=RuntimeError("disk of the client is full")))
     assert train(config)["state"] == "done"
     assert capsys.readouterr().err.count("disk of the client is full") == 1
 
