@@ -269,10 +269,7 @@ def test_threads_and_cells_are_no_more_than_a_control_group_grants():
         pytest.skip(f"no control group can be made here: {error}")
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", QUOTA, str(group / "cgroup.procs")],
-            cwd=ROOT, env=env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = drive.python("-c", QUOTA, group / "cgroup.procs", env=env)
     finally:
         group.rmdir()
     assert done.stdout.split() == ["1", "1"], done.stderr
@@ -314,9 +311,7 @@ def test_a_service_of_wandb_that_is_killed_is_one_line(forks, tmp_path):
     done = forks.run(words, drive.accident("before", 2, to="service"))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert (
-        len([line for line in done.stderr.splitlines() if "W&B failed, and the run continues without it" in line]) == 1
-    )
+    assert done.stderr.count("W&B failed, and the run continues without it") == 1
 
 
 IMPORTS = """
@@ -333,10 +328,7 @@ runpy.run_path("run.py", run_name="__main__")
 
 
 def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, str(tmp_path / "runs")],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    done = drive.python("-c", IMPORTS, tmp_path / "runs", env={**os.environ, "TMPDIR": str(tmp_path)})
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; run the same command again to continue"
     assert "Traceback" not in done.stderr
@@ -365,11 +357,8 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(PRESS)
     words = {"report": [tmp_path, "--out", tmp_path / "out"], "report.compare": "ab", "sweep": ["plan", "demo"]}
     words |= {"bench": ["net", "--help"], "runs": [tmp_path], "runs.pack": [tmp_path]}
-    done = subprocess.run(
-        [sys.executable, "-m", f"roadmap.{module}", *map(str, words.get(module, []))],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PRESSED_AT": INTERRUPTED[module], "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-    )  # fmt: skip
+    env = {**os.environ, "PRESSED_AT": INTERRUPTED[module], "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = drive.python("-m", f"roadmap.{module}", *words.get(module, []), env=env)
     assert (done.returncode, done.stderr) == (75, "interrupted\n")
 
 

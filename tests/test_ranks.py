@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -21,7 +19,6 @@ from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.compose import compose
 
 from . import drive
-from .conftest import ROOT
 from .records import ledger, newest
 
 TINY = (
@@ -121,12 +118,8 @@ def test_the_command_starts_its_ranks_and_ends_with_one_line(tmp_path):
 
 
 def test_ranks_of_torchrun_find_themselves(tmp_path):
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "run.py"),
-    ]  # fmt: skip
-    done = subprocess.run(
-        [*command, *words(tmp_path, "gelu")], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = drive.python(*torchrun, "run.py", *words(tmp_path, "gelu"), timeout=200)
     assert done.returncode == 0, done.stderr
     assert len(own_lines(done.stdout)) == 1
     assert status(words(tmp_path, "gelu"))["world_size"] == 2

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import pytest
@@ -23,7 +21,7 @@ from roadmap.training import train as training
 from roadmap.training.train import train
 
 from . import drive
-from .conftest import ROOT, SMALL
+from .conftest import SMALL
 from .records import assert_equal_runs, ledger, newest, status, stopped_at
 
 ARRAYS = ("correct.npy", "predictions.npy", "labels.npy")
@@ -395,7 +393,7 @@ def test_a_finished_run_typed_again_says_so_at_once_without_torch(trained):
         "sys.exit(code or ('torch' in sys.modules) * 99)"
     )
     before = (run_path(config) / "status.json").read_bytes()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = drive.python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"{config.cell}: already finished\n"
     assert done.stdout.startswith(f"{config.cell}: top-1 ")

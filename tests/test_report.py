@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
 from roadmap.runs.metrics import parse_metrics
 from roadmap.text import clean, shorten
+from tests.drive import python
 from tests.fabricate import unfinished, write_roadmap, write_run
 
 TABLES = {"table.csv", "table.md", "table.tex", "report.json", "findings.txt"}
@@ -539,8 +539,8 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         write_run(tmp_path / "runs", step, seed, top1=50.0 + i, epochs=2)
     write_run(tmp_path / "runs", "gelu", cell="gelu,recipe.lr=1")
     for name in ("1", "2"):
-        command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": name})
+        words = ("-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name)
+        python(*words, check=True, env=os.environ | {"PYTHONHASHSEED": name})
     files = sorted(p.name for p in (tmp_path / "1").iterdir())
     assert TABLES | {"other_cells.csv", "roadmap.png", "ranking.svg", "kernel_size.pdf"} <= set(files)
     for name in files:
@@ -638,18 +638,9 @@ def test_as_a_command_it_imports_neither_torch_nor_hydra_and_shows_no_traceback(
     write_run(tmp_path / "runs", "gelu")
     code = "import sys; from roadmap.report.__main__ import main; main(sys.argv[1:]); "
     code += "print({'torch', 'hydra'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "runs", "--out", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-c", code, tmp_path / "runs", "--out", tmp_path / "out", check=True)
     assert done.stdout.rstrip().endswith("set()")
-    failed = subprocess.run(
-        [sys.executable, "-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no"],
-        capture_output=True,
-        text=True,
-    )
+    failed = python("-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no")
     assert failed.returncode == 65
     assert "Traceback" not in failed.stderr
 
@@ -660,8 +651,7 @@ def test_a_terminal_without_our_signs_and_a_home_that_cannot_be_written_do_not_e
     nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl", "PYTHONIOENCODING": "ascii"}
     nowhere |= {"MPLBACKEND": "Qt4Agg"}  # left by something else
     env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
-    command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, env=env, check=False)
+    done = python("-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out", env=env, text=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"50.50 ? 0.71" in done.stdout
     assert (tmp_path / "out" / "index.html").exists()

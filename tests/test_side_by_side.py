@@ -33,6 +33,7 @@ from roadmap.training.group import Group, GroupRun
 from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL
+from .drive import python
 from .net_rows import one_thread, rows  # noqa: F401
 from .records import assert_equal_runs, ledger, status, stopped_at
 from .test_graph import capture_on_cpu
@@ -390,8 +391,8 @@ def test_what_a_process_has_compiled_the_next_one_finds_on_disk(tmp_path):
     found = []
     for study in ("first", "second"):
         words = (*SMALL, "recipe.epochs=1", "wandb.mode=disabled", "compile=true", f"study={study}")
-        command = [sys.executable, "-c", COMPILED, *words, "model.depths=[1,1,1,1]", f"paths.runs={tmp_path}"]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        words += ("model.depths=[1,1,1,1]", f"paths.runs={tmp_path}")
+        done = python("-c", COMPILED, *words, env=env, check=True)
         assert done.stderr.split().count("done") == 2
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert found[0][:2] == [0, 0] and found[0][2] >= 2

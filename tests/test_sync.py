@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from contextlib import closing
 from unittest.mock import Mock
 
@@ -20,8 +18,8 @@ from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.sync import sync
 from roadmap.training.train import train
 from tests import wandb_server
-from tests.conftest import ROOT, SMALL
-from tests.drive import accident
+from tests.conftest import SMALL
+from tests.drive import accident, python
 from tests.test_wandb import history, inspect
 
 
@@ -131,10 +129,9 @@ def test_an_offline_run_is_sent_whole_and_once(server, study):
 def test_the_real_client_sends_what_a_server_does_not_know(study, tmp_path):
     _, run = study
     here = {name: str(tmp_path / name) for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "NETRC")}
-    words = [sys.executable, "-m", "roadmap.sweep", "sync", "demo", "--runs", str(tmp_path)]
     with closing(wandb_server.Server(tmp_path / "nothing")) as served:
         env = {**os.environ, **here, "WANDB_BASE_URL": served.url, "WANDB_API_KEY": wandb_server.KEY}
-        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = python("-m", "roadmap.sweep", "sync", "demo", "--runs", tmp_path, env=env, timeout=120)
     number = len(as_logged(run))
     assert done.returncode == 0 and f"demo: {number} rows sent" in done.stdout, done.stderr
     (sent,) = served.runs

@@ -23,15 +23,15 @@ from roadmap.runs.wandb_logger import WandbLogger, project_of, wandb_mode, warn_
 from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
-from .conftest import ROOT
+from .drive import python
 from .records import ledger, stopped_at
 from .wandb_server import KEY, Server
 
 
 def inspect(folder: Path) -> list[dict]:
     """Return the records of an offline run, as `wandb leet inspect` prints them."""
-    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(tool, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "offline"})
+    tool = ("-m", "wandb", "leet", "inspect", "--json", folder)
+    done = python(*tool, check=True, env={**os.environ, "WANDB_MODE": "offline"})
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -223,7 +223,7 @@ threading.Thread.start = as_since_python_3_12
 
 
 def test_the_client_is_ended_with_the_main_thread_when_no_thread_can_be_started():
-    done = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", AT_THE_END, check=True)
     assert (done.stdout, done.stderr) == ("ended\n", "")
 
 
@@ -290,7 +290,6 @@ def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, caps
 def test_a_process_of_the_client_that_lacks_memory_is_not_waited_for_without_end():
     script = "from roadmap.runs import wandb_client as c\nc.START_S = 3.0\nc.start_service()\nprint('started')"
     little = partial(resource.setrlimit, resource.RLIMIT_AS, (1200 * 2**20,) * 2)
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=little)
+    done = python("-c", script, timeout=60, preexec_fn=little)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "TimeoutError: its process has not started in 3 s; does it lack memory?"
