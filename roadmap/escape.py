@@ -6,21 +6,10 @@ import unicodedata
 from roadmap.text import clean
 
 TEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "†": r"$\dagger$",
-    "…": r"\dots{}",
-    **{char: f"\\{char}" for char in "$%&#_"},
-}
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$",
+    "−": "$-$", "†": r"$\dagger$", "…": r"\dots{}", **{char: f"\\{char}" for char in "$%&#_"},
+}  # fmt: skip
 FORMULA = "=+-@"  # what a spreadsheet takes for the start of a formula
 
 

@@ -81,14 +81,6 @@ def eval_batches(
 
 
 __all__ = [
-    "ImageSet",
-    "Split",
-    "check_pipeline",
-    "eval_batches",
-    "eval_index_batches",
-    "load",
-    "pipeline_note",
-    "sample_seed",
-    "train_batches",
-    "train_index_batches",
-]
+    "ImageSet", "Split", "check_pipeline", "eval_batches", "eval_index_batches", "load", "pipeline_note",
+    "sample_seed", "train_batches", "train_index_batches",
+]  # fmt: skip

@@ -79,12 +79,9 @@ def remark(step: str, adopted: str) -> str:
 def label(step: str, regime: str) -> str | None:
     """Return the paper's label of a step in a regime, or the general one where the paper has no such regime."""
     general = {
-        "resnet": "ResNet",
-        "enhanced_recipe": "ResNet (enhanced recipe)",
-        "separate_downsampling": "separate d.s. conv (ConvNeXt)",
-        "swin": "Swin",
-        "grn": "GRN (ConvNeXt V2)",
-    }
+        "resnet": "ResNet", "enhanced_recipe": "ResNet (enhanced recipe)",
+        "separate_downsampling": "separate d.s. conv (ConvNeXt)", "swin": "Swin", "grn": "GRN (ConvNeXt V2)",
+    }  # fmt: skip
     if step in rows(regime):
         return rows(regime)[step].label
     return general.get(step) or (rows("tiny")[step].label if step in rows("tiny") else None)

@@ -19,19 +19,10 @@ NEEDS = {
 }
 # In the name of a net with several toggles: all twelve by their steps' names would be too long for a folder.
 SHORT = {
-    "stage_ratio": "ratio",
-    "patchify_stem": "stem",
-    "depthwise": "dw",
-    "increase_width": "width",
-    "inverted_bottleneck": "inv",
-    "move_up_depthwise": "up",
-    "kernel_7": "k7",
-    "gelu": "gelu",
-    "fewer_activations": "act1",
-    "fewer_norms": "norm1",
-    "layer_norm": "ln",
-    "separate_downsampling": "ds",
-}
+    "stage_ratio": "ratio", "patchify_stem": "stem", "depthwise": "dw", "increase_width": "width",
+    "inverted_bottleneck": "inv", "move_up_depthwise": "up", "kernel_7": "k7", "gelu": "gelu",
+    "fewer_activations": "act1", "fewer_norms": "norm1", "layer_norm": "ln", "separate_downsampling": "ds",
+}  # fmt: skip
 LONG = {short: toggle for toggle, short in SHORT.items()}
 WITH, WITHOUT = "with_", "without_"  # of the variants that put a toggle in, or take it out
 

@@ -22,13 +22,9 @@ SNAPSHOT = "snapshot.json"  # beside the package in a copy of the code: what the
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = ("config", "data", "distributed", "net", "runs", "training")  # what a result depends on
 NO_INFLUENCE = (
-    "data/download.py",
-    "data/verify.py",
-    "runs/progress.py",
-    "runs/wandb_logger.py",
-    "runs/wandb_media.py",
+    "data/download.py", "data/verify.py", "runs/progress.py", "runs/wandb_logger.py", "runs/wandb_media.py",
     "runs/wandb_client.py",
-)
+)  # fmt: skip
 
 
 @cache

@@ -20,19 +20,11 @@ class Tile(NamedTuple):
 
 # Chosen by the registers, and the instructions a multiply-add, of the code compiled for capability 9.0.
 MAP_TILES = {
-    3: Tile(8, 32, 2, 1),
-    5: Tile(8, 32, 2, 1),
-    7: Tile(4, 32, 2, 1),
-    9: Tile(4, 32, 2, 1),
-    11: Tile(2, 32, 1, 1),
-}
+    3: Tile(8, 32, 2, 1), 5: Tile(8, 32, 2, 1), 7: Tile(4, 32, 2, 1), 9: Tile(4, 32, 2, 1), 11: Tile(2, 32, 1, 1),
+}  # fmt: skip
 WEIGHT_TILES = {
-    3: Tile(8, 32, 2, 2),
-    5: Tile(8, 32, 2, 2),
-    7: Tile(8, 32, 2, 4),
-    9: Tile(4, 32, 1, 4),
-    11: Tile(4, 32, 1, 4),
-}
+    3: Tile(8, 32, 2, 2), 5: Tile(8, 32, 2, 2), 7: Tile(8, 32, 2, 4), 9: Tile(4, 32, 1, 4), 11: Tile(4, 32, 1, 4),
+}  # fmt: skip
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:

@@ -33,14 +33,9 @@ from roadmap.text import clean
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # The figures' colours are the page's variables, so that they are dark where it is; black is an axis or a text.
 COLORS = {
-    style.INK: "ink",
-    "#000000": "ink",
-    style.QUIET: "quiet",
-    style.BAND: "band",
-    style.KEPT: "gain",
-    style.TRIED: "loss",
-    "#ffffff": "back",
-}
+    style.INK: "ink", "#000000": "ink", style.QUIET: "quiet", style.BAND: "band", style.KEPT: "gain",
+    style.TRIED: "loss", "#ffffff": "back",
+}  # fmt: skip
 COLOR = re.compile("|".join(COLORS))
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 COMPARED = ("model.", "recipe.", "data.")
