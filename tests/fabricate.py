@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from roadmap import files, paper
+from roadmap.report import Group, aggregate, collect
 from roadmap.runs import metrics, schema
 
 CONFIG = """\
@@ -79,26 +80,21 @@ def write_run(
             np.save(folder / name, array.astype(dtype))
     rows = []
     for epoch in range(1, epochs + 1):
-        rows.append(
-            {"kind": "train", "epoch": epoch, "global_step": epoch * 10, "time_s": 1.0 * epoch, "train/loss": 1.0}
-        )
+        at = {"epoch": epoch, "global_step": epoch * 10}
+        rows.append({"kind": "train", **at, "time_s": 1.0 * epoch, "train/loss": 1.0})
         reached = None if top1 is None else top1 * epoch / epochs
         top5 = None if reached is None else min(100.0, reached + 15)
-        rows.append(
-            {
-                "kind": "val",
-                "epoch": epoch,
-                "global_step": epoch * 10,
-                "val/loss": 1.0,
-                "val/top1": reached,
-                "val/top5": top5,
-            }
-        )
+        rows.append({"kind": "val", **at, "val/loss": 1.0, "val/top1": reached, "val/top5": top5})
     metrics.append_metrics(folder / schema.METRICS, rows)
     files.write_json(folder / schema.SUMMARY, values | summary)
     about = {"state": state, "epoch": epochs, "step": epochs * 10, "git_commit": "c0ffee"} | (status or {})
     files.write_json(folder / schema.STATUS, about)
     return folder
+
+
+def groups_of(*folders: Path | str) -> list[Group]:
+    """Return what the report makes of the runs below some folders."""
+    return aggregate(collect(folders).runs)
 
 
 def unfinished(

@@ -19,31 +19,15 @@ CONFIG = "  lr: 1.0e-06\n  rand_augment: null\n  drop: true\nmodel:\n  depths:\n
 def study(runs, seeds=2, study="roadmap", **more):
     """Write two rows and a variant with bits; the fabricated ledger's training lines go up too."""
     rng = np.random.default_rng(5)
-    for i, (step, extra) in enumerate(
-        (
-            ("resnet", {}),
-            ("enhanced_recipe", {}),
-            ("enhanced_recipe", {"cell": "enhanced_recipe+with_gelu", "variant": "with_gelu"}),
-        )
-    ):
+    with_gelu = {"cell": "enhanced_recipe+with_gelu", "variant": "with_gelu"}
+    for i, (step, extra) in enumerate((("resnet", {}), ("enhanced_recipe", {}), ("enhanced_recipe", with_gelu))):
         for seed in range(seeds):
             labels = np.arange(333) % 3
             predicted = np.where(rng.random(333) < 0.5 + 0.1 * i, labels, (labels + 1) % 3)
             about = {"status": {"code_hash": "aaaa", "git_dirty": False}, "code_hash": "aaaa", "data_fingerprint": "f"}
             about["versions"] = {"torch": "2.14.0", "numpy": "2.4"}  # W&B sorts the keys
-            write_run(
-                runs,
-                step,
-                seed,
-                study=study,
-                by_image=(predicted, labels),
-                classes=["cat", "dog", "ox"],
-                config=CONFIG,
-                gpu_hours=0.1 + 0.2,
-                **about,
-                **extra,
-                **more,
-            )
+            about |= {"study": study, "classes": ["cat", "dog", "ox"], "config": CONFIG, "gpu_hours": 0.1 + 0.2}
+            write_run(runs, step, seed, by_image=(predicted, labels), **about, **extra, **more)
 
 
 @pytest.fixture
@@ -77,11 +61,8 @@ def test_a_run_in_both_sources_counts_once(report_command, served):
     done = report_command(server, f"wandb:team/roadmap {tmp_path / 'runs'}", tmp_path / "out")
     assert done.returncode == 0
     assert done.stdout.count("a copy of") == 6
-    assert all(
-        line["n"] == 2
-        for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
-        for line in group["cells"]
-    )
+    groups = json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
+    assert all(line["n"] == 2 for group in groups for line in group["cells"])
 
 
 def test_runs_of_other_peoples_code_are_left_out_and_counted(report_command, served):
@@ -205,11 +186,8 @@ def test_a_line_that_went_up_twice_alike_counts_once_and_a_contradiction_is_susp
 
 
 def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():
-    assert last_values({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3}) == {
-        "a": 5,
-        "b": None,
-        "c": {"x": 1},
-    }
+    found = last_values({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3})
+    assert found == {"a": 5, "b": None, "c": {"x": 1}}
 
 
 def test_a_summary_that_keeps_only_the_best_is_not_believed(report_command, tmp_path):

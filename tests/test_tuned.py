@@ -14,14 +14,14 @@ from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
 from roadmap.files import write_json
-from roadmap.report import aggregate, collect, findings, gallery
+from roadmap.report import collect, findings, gallery
 from roadmap.report.__main__ import main as report
 from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
 from roadmap.sweep.study import SWEEPS, read_study
-from tests.fabricate import write_run
+from tests.fabricate import groups_of, write_run
 from tests.test_submission import Stub
 
 RATES = [0.5, 1.0, 2.0, 4.0]
@@ -201,7 +201,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def group(runs):
     """Return what the report makes of the tuned study."""
-    return next(group for group in aggregate(collect([runs]).runs) if group.study == "own")
+    return next(group for group in groups_of(runs) if group.study == "own")
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_without_a_plain_study_the_tuned_one_gives_what_it_has(tmp_path):
         write(tmp_path, "own", "resnet", factor, [60 - factor], holdout=0.1)
         write(tmp_path, "own", "enhanced_recipe", factor, [60 - abs(factor - 1)], holdout=0.1)
     write(tmp_path, "own", "enhanced_recipe", 1, [61.0, 61.2])
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     resnet, enhanced = group.tuning.rows
     assert (resnet.tuned, resnet.plain) == (None, None)
     assert enhanced.tuned.cell == enhanced.plain.cell == "enhanced_recipe"
