@@ -48,11 +48,8 @@ def test_digits_are_scikit_learns_enlarged_and_split_in_proportion():
     bunch = load_digits()
     scaled = np.rint(bunch.images * 255 / 16).astype(np.uint8)
     bicubic = [np.asarray(Image.fromarray(p).resize((32, 32), Image.Resampling.BICUBIC)).tobytes() for p in scaled]
-    ours = [
-        (im[0].numpy().tobytes(), int(y))
-        for s in (found.train, found.val)
-        for im, y in zip(s.images, s.labels, strict=True)
-    ]
+    both = [pair for half in (found.train, found.val) for pair in zip(half.images, half.labels, strict=True)]
+    ours = [(image[0].numpy().tobytes(), int(label)) for image, label in both]
     assert sorted(ours) == sorted(zip(bicubic, bunch.target.tolist(), strict=True))
     halves = train_test_split(np.arange(1797), test_size=0.2, stratify=bunch.target, random_state=0)
     for half, ids in zip((ours[:1437], ours[1437:]), halves, strict=True):
@@ -114,9 +111,8 @@ def write_fashion(folder: Path, packed: bool, counts: tuple[int, int] = (60, 20)
     draw = np.random.default_rng(0)
     for prefix, n in zip(("train", "t10k"), counts, strict=True):
         suffix = ".gz" if packed else ""
-        write_idx(
-            folder / f"{prefix}-images-idx3-ubyte{suffix}", draw.integers(0, 256, (n, 28, 28), dtype=np.uint8), packed
-        )
+        images = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images, packed)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", (np.arange(n) % 10).astype(np.uint8), packed)
 
 
@@ -207,10 +203,8 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, published: type, la
         return hashlib.md5((folder / name).read_bytes()).hexdigest()
 
     def batch(n: int) -> dict[str, object]:
-        return {
-            "data": draw.integers(0, 256, (n, 3072), dtype=np.uint8),
-            label_key: [int(i) % num_classes for i in range(n)],
-        }
+        pixels = draw.integers(0, 256, (n, 3072), dtype=np.uint8)
+        return {"data": pixels, label_key: [i % num_classes for i in range(n)]}
 
     for part in ("train_list", "test_list"):
         monkeypatch.setattr(published, part, [[name, write(name, batch(30))] for name, _ in getattr(published, part)])

@@ -123,10 +123,8 @@ def test_moving_average_has_its_own_evaluation(reference):
     summary, last = read_json(run_path(config) / "summary.json"), ledger(config)[-1]
     assert summary["ema_top1"] == last["val/ema_top1"]
     assert "ema" in newest(config)
-    assert not same(
-        newest(config)["net"],
-        {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"},
-    )
+    average = {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"}
+    assert not same(newest(config)["net"], average)
 
 
 def test_bf16_is_recorded_and_is_not_fp32(reference):

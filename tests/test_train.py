@@ -36,15 +36,8 @@ from .records import assert_equal_runs, ledger, newest, same, status, stopped_at
 
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
 def test_overfits_two_batches(small, step):
-    config = small(
-        step,
-        "debug=overfit",
-        "data.train_images=64",
-        "recipe.epochs=30",
-        "data.val_images=20",
-        "recipe.lr=0.01",
-        "checkpoint.keep=2",
-    )
+    sizes = ("data.train_images=64", "data.val_images=20", "recipe.epochs=30")
+    config = small(step, "debug=overfit", *sizes, "recipe.lr=0.01", "checkpoint.keep=2")
     train(config)
     rows = [row for row in ledger(config) if row["kind"] == "train"]
     assert len(rows) == 60
