@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +21,8 @@ from . import drive
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
-    "data.train_images=96",
-    "data.val_images=40",
-    "recipe.batch_size=32",
-    "recipe.epochs=2",
-    "recipe.warmup_epochs=0",
-)
+    "data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=2", "recipe.warmup_epochs=0",
+)  # fmt: skip
 
 # A shell's background job ignores the keyboard, under nohup a closed terminal too, and so would every run of a test.
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
@@ -65,19 +62,9 @@ class ResultLines:
 def no_account(monkeypatch, tmp_path_factory):
     """No test finds a login, a data folder, a runs folder or the `make` of whoever runs it."""
     for name in (
-        "WANDB_API_KEY",
-        "WANDB_BASE_URL",
-        "WANDB_DIR",
-        "WANDB_MODE",
-        "WANDB_PROJECT",
-        "WANDB_ENTITY",
-        "ROADMAP_DATA",
-        "ROADMAP_RUNS",
-        "MAKEFLAGS",
-        "MAKELEVEL",
-        "MAKEOVERRIDES",
-        "MFLAGS",
-    ):
+        "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "ROADMAP_DATA",
+        "ROADMAP_RUNS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     # The client's process, of a run in this process: a command has its own, and this one may end before the next test.
     os.environ.pop("WANDB_SERVICE", None)
@@ -163,6 +150,16 @@ def gpu_kernels(tmp_path_factory):
                 for job in [beside.submit(compile_ahead, pool, forms, kind, end) for kind in kinds]:
                     job.result()
             (shared / "kernels").touch()
+
+
+class Trap:
+    """What a pickle can do: call something when it is read."""
+
+    def __init__(self, call: Callable[..., object], *args: object) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
 
 
 @functools.cache

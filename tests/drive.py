@@ -18,6 +18,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "ROADMAP_TEST_ACCIDENT"
@@ -37,19 +38,16 @@ def accident(where: str, number: int = 1, *, rank: int = 0, what: str = "KILL", 
     return {VARIABLE: json.dumps({"where": where, "number": number, "rank": rank, "what": what, "to": to, "mb": mb})}
 
 
+def python(*words: object, **how: Any) -> Done:
+    """Run this Python to its end, in the checkout; `how` is as for `subprocess.run`."""
+    how = {"cwd": ROOT, "capture_output": True, "text": True, "check": False} | how
+    return subprocess.run([sys.executable, *map(str, words)], **how)
+
+
 def run(words: tuple[str, ...], env: dict[str, str] | None = None) -> Done:
     """Run the command line to its end, in a process and a group of processes of its own."""
     script = ROOT / "tests" / "drive.py" if env and VARIABLE in env else ROOT / "run.py"
-    return subprocess.run(
-        [sys.executable, str(script), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        timeout=TIMEOUT_S,
-        check=False,
-        start_new_session=True,
-    )
+    return python(script, *words, env={**os.environ, **(env or {})}, timeout=TIMEOUT_S, start_new_session=True)
 
 
 class Forks:
@@ -58,9 +56,8 @@ class Forks:
     def __init__(self) -> None:
         command = [sys.executable, str(Path(__file__)), "--forks"]
         env = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # as run.py has it, read when torch is imported
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, text=True)
         self.folder, self.started = TemporaryDirectory(), 0
 
     def start(self, words: tuple[str, ...], env: dict[str, str] | None = None, command: str = "run.py") -> "Fork":

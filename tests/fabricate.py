@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from roadmap import files, paper
+from roadmap.report import Group, aggregate, collect
 from roadmap.runs import metrics, schema
 
 CONFIG = """\
@@ -55,31 +56,14 @@ def write_run(
         summary = {"val_images": len(correct)} | summary
     row = paper.rows(regime if regime in paper.TABLES else "tiny").get(step)
     values: dict[str, Any] = {
-        "study": study,
-        "cell": cell or step,
-        "step": step,
-        "variant": None,
-        "parent": row.parent if row else None,
-        "label": paper.label(step, regime) or step,
-        "adopted": row.adopted if row else "yes",
-        "regime": regime,
-        "data": data,
-        "recipe": "original" if step == "resnet" else "enhanced",
-        "seed": seed,
-        "top1": top1,
-        "top5": None if top1 is None else min(100.0, top1 + 15),
-        "epoch": epochs,
-        "epochs": epochs,
-        "image_size": 224 if data == "imagenet" else 32,
-        "gmacs": row.gmacs if row else 4.2,
-        "params_m": 28.6,
-        "train_images_per_s": 1000.0,
-        "gpu_hours": 0.5,
-        "peak_memory_gb": 2.0,
-        "state": state,
-        "hardware": "a CPU with two cores",
-        "versions": {"torch": "2.14.0"},
-    }
+        "study": study, "cell": cell or step, "step": step, "variant": None, "parent": row.parent if row else None,
+        "label": paper.label(step, regime) or step, "adopted": row.adopted if row else "yes", "regime": regime,
+        "data": data, "recipe": "original" if step == "resnet" else "enhanced", "seed": seed, "top1": top1,
+        "top5": None if top1 is None else min(100.0, top1 + 15), "epoch": epochs, "epochs": epochs,
+        "image_size": 224 if data == "imagenet" else 32, "gmacs": row.gmacs if row else 4.2, "params_m": 28.6,
+        "train_images_per_s": 1000.0, "gpu_hours": 0.5, "peak_memory_gb": 2.0, "state": state,
+        "hardware": "a CPU with two cores", "versions": {"torch": "2.14.0"},
+    }  # fmt: skip
     folder = runs / study / f"{regime}-{data}" / values["cell"] / f"seed{seed}"
     folder.mkdir(parents=True)
     resolved = yaml.safe_load(CONFIG.format(**(values | {"epochs": epochs})) + config)
@@ -96,26 +80,21 @@ def write_run(
             np.save(folder / name, array.astype(dtype))
     rows = []
     for epoch in range(1, epochs + 1):
-        rows.append(
-            {"kind": "train", "epoch": epoch, "global_step": epoch * 10, "time_s": 1.0 * epoch, "train/loss": 1.0}
-        )
+        at = {"epoch": epoch, "global_step": epoch * 10}
+        rows.append({"kind": "train", **at, "time_s": 1.0 * epoch, "train/loss": 1.0})
         reached = None if top1 is None else top1 * epoch / epochs
         top5 = None if reached is None else min(100.0, reached + 15)
-        rows.append(
-            {
-                "kind": "val",
-                "epoch": epoch,
-                "global_step": epoch * 10,
-                "val/loss": 1.0,
-                "val/top1": reached,
-                "val/top5": top5,
-            }
-        )
+        rows.append({"kind": "val", **at, "val/loss": 1.0, "val/top1": reached, "val/top5": top5})
     metrics.append_metrics(folder / schema.METRICS, rows)
     files.write_json(folder / schema.SUMMARY, values | summary)
     about = {"state": state, "epoch": epochs, "step": epochs * 10, "git_commit": "c0ffee"} | (status or {})
     files.write_json(folder / schema.STATUS, about)
     return folder
+
+
+def groups_of(*folders: Path | str) -> list[Group]:
+    """Return what the report makes of the runs below some folders."""
+    return aggregate(collect(folders).runs)
 
 
 def unfinished(

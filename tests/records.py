@@ -10,6 +10,7 @@ import torch
 
 from roadmap.distributed import signals
 from roadmap.errors import StoppedEarly
+from roadmap.files import read_json
 from roadmap.runs import checkpoint
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.run_dir import run_path
@@ -50,6 +51,11 @@ def ledger(config):
     assert not record.bad_lines
     assert not record.torn
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in record.rows]
+
+
+def status(config):
+    """Return what `status.json` says."""
+    return read_json(run_path(config) / "status.json")
 
 
 def newest(config):

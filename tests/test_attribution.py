@@ -39,7 +39,7 @@ from roadmap.steps.compose import compose
 from roadmap.steps.recorded import read_run_config
 from roadmap.sweep.sampled_orders import expected_width
 from roadmap.sweep.study import SWEEPS, Cell, read_study
-from tests.fabricate import write_run
+from tests.fabricate import groups_of, write_run
 
 TOGGLES = toggles()
 WHOLE = frozenset(TOGGLES)
@@ -335,7 +335,7 @@ def flattering():
 class TestReport:
     def report(self, tmp_path, number, game=None, **more):
         write_nets(tmp_path, orders(number), game or flattering(), **more)
-        (group,) = aggregate(collect([tmp_path]).runs)
+        (group,) = groups_of(tmp_path)
         return group
 
     def test_worths_stand_beside_the_papers_order_and_what_is_left_out(self, tmp_path):
@@ -402,7 +402,7 @@ class TestReport:
         write_run(tmp_path, FIRST)
         write_run(tmp_path, FIRST, variant="with_dw+gelu", cell=f"{FIRST}+with_dw+gelu")  # on the way of some orders
         write_run(tmp_path, FIRST, variant="with_gelu", cell=f"{FIRST}+with_gelu")
-        (group,) = aggregate(collect([tmp_path]).runs)
+        (group,) = groups_of(tmp_path)
         assert group.attribution is None
         with pytest.raises(NothingToDraw):
             toggle_worths(group)
@@ -413,6 +413,6 @@ class TestReport:
         toggle = next(t for t in ("gelu", "layer_norm", "kernel_7", "fewer_norms") if WHOLE - {t} not in own)
         name = f"separate_downsampling+without_{toggle}"
         write_run(tmp_path, "separate_downsampling", study="alike", cell=name, variant=f"without_{toggle}", top1=70.0)
-        group = next(g for g in aggregate(collect([tmp_path]).runs) if g.attribution)
+        group = next(g for g in groups_of(tmp_path) if g.attribution)
         worth = next(worth for worth in group.attribution.worths if worth.toggle == toggle)
         assert worth.left_out == pytest.approx(flattering()[WHOLE] - 70)

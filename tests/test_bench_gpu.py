@@ -18,6 +18,7 @@ from roadmap.bench.gpu import Part, end_group, environment, run_parts, unpack
 from roadmap.files import last_error
 
 from .conftest import ROOT
+from .drive import python
 
 DEVICE = Part("device", ("-c", "print('a GPU')"), 60, 0)
 FOREVER = "import signal; print('begun', flush=True); signal.pause()"
@@ -70,7 +71,7 @@ sys.argv = ["-m", "gpu", "--plan"]  # as in `python -m roadmap.bench gpu --plan`
 from roadmap.bench.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", code)
     assert done.returncode == 0 and "s  tests: " in done.stdout, done.stderr
 
 
@@ -175,7 +176,7 @@ def test_the_tests_part_has_a_line_for_each_test_when_it_has_ended(tmp_path):
     file.write_text("def test_a():\n    pass\n\n\ndef test_b():\n    assert 'this' == 'that'\n")
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
     words = ["-q", "-p", "no:cacheprovider", "--results", str(tmp_path / "tests.jsonl"), str(file)]
-    subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, check=False)
+    python("-m", "pytest", *words)
     found = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
     assert [(line["test"].rpartition("::")[2], line["outcome"]) for line in found] == [
         ("test_a", "passed"), ("test_b", "failed"),
@@ -225,7 +226,7 @@ def test_wheels_beside_the_checkout_come_before_what_is_installed(tmp_path, env)
         wheel.writestr("tqdm-99.dist-info/METADATA", "Name: tqdm\nVersion: 99\n")
     unpack(wheels, tmp_path / gpu.PACKAGES)
     code = "import tqdm, importlib.metadata as m, roadmap; print(tqdm.unpacked, m.version('tqdm'), roadmap.__file__)"
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = python("-c", code, env=env, cwd=tmp_path)
     assert done.stdout.split() == ["True", "99", str(ROOT / "roadmap" / "__init__.py")], done.stderr
     (wheels / "broken.whl").write_text("no archive")
     assert main(["gpu", "--out", str(tmp_path / "out"), "--wheels", str(wheels)]) == 65
@@ -245,8 +246,7 @@ import run
 sys.exit(run.CommandLine(run.run, sys.argv[1:]).main())
 """
     words = ["+step=gelu", "recipe.epochs=1", "recipe.warmup_epochs=0", "data.train_images=64", "wandb.mode=disabled"]
-    command = [sys.executable, "-c", code, *words, f"paths.runs={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", code, *words, f"paths.runs={tmp_path}")
     assert done.returncode == 0, done.stderr
     (summary,) = tmp_path.rglob("summary.json")
     assert list(json.loads(summary.read_text())["versions"]) == ["python"]

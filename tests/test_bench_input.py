@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -101,10 +102,7 @@ def test_training_has_the_second_half_of_the_time_and_compiling_its_step_does_no
 
 
 def test_a_training_step_that_does_not_fit_is_named_and_the_pipelines_are_measured(tmp_path, capsys, monkeypatch):
-    def too_large(config, device):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(bench_input, "train_on", too_large)
+    monkeypatch.setattr(bench_input, "train_on", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     file = tmp_path / "input.json"
     words = ["--train", "gelu", "--regime", "nano", "--peer", "none", "--json", str(file)]
     assert main(["input", *SMALL, *words]) == 0

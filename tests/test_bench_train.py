@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -13,7 +11,7 @@ from roadmap.bench.bound import Rates
 from roadmap.bench.train import seconds_to_first_row
 from roadmap.errors import ConfigError
 
-from .conftest import ROOT
+from .drive import python
 
 SMALL = ("--regime", "nano", "--batch", "8", "--image-size", "32", "--steps", "2", "--repeats", "2", "--device", "cpu")
 
@@ -60,8 +58,7 @@ print([name for name in heavy if name in sys.modules])
     words = [f"+step={step}", "wandb.mode=disabled"]
     words += ["recipe.epochs=1", "recipe.warmup_epochs=0", "data.train_images=64"]
     with TemporaryDirectory() as runs:
-        command = [sys.executable, "-c", code, *words, f"paths.runs={runs}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = python("-c", code, *words, f"paths.runs={runs}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 

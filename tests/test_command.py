@@ -11,6 +11,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -28,12 +29,8 @@ from . import drive
 from .conftest import ROOT
 
 SMALL = (
-    "data.train_images=96",
-    "data.val_images=40",
-    "recipe.batch_size=32",
-    "recipe.epochs=1",
-    "recipe.warmup_epochs=0",
-)
+    "data.train_images=96", "data.val_images=40", "recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0",
+)  # fmt: skip
 
 
 def nothing_written(tmp_path):
@@ -52,9 +49,8 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
     for part in ("inverted_bottleneck", f"{summary['top1']:.2f} %", "GMACs", "M parameters", str(folder)):
         assert part in line
     assert (summary["step"], summary["parent"], summary["state"]) == ("inverted_bottleneck", "increase_width", "done")
-    assert {"config.yaml", "status.json", "metrics.jsonl", "summary.json", "correct.npy", "checkpoints", "run.log"} <= {
-        p.name for p in folder.iterdir()
-    }
+    record = {"config.yaml", "status.json", "metrics.jsonl", "summary.json", "correct.npy", "checkpoints", "run.log"}
+    assert record <= {p.name for p in folder.iterdir()}
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["epoch"], status["step"]) == ("done", 0, 1, 3)
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["inverted"] is True
@@ -191,13 +187,8 @@ def test_help_lists_what_there_is(command):
     done = command("--help", "all", runs=None)
     assert done.returncode == 0
     for word in (
-        "+step=resnet",
-        "+step=swin",
-        "regime=xlarge",
-        "scale=imagenet",
-        "data=imagefolder",
-        "+variant=without_gelu",
-    ):
+        "+step=resnet", "+step=swin", "regime=xlarge", "scale=imagenet", "data=imagefolder", "+variant=without_gelu",
+    ):  # fmt: skip
         (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [word]]
         assert len(line.split()) > 3, f"{word} is not described"
 
@@ -237,9 +228,8 @@ def test_a_circle_of_defaults_is_a_line_and_any_other_recursion_is_none(command,
 
 
 def test_a_sweep_goes_on_past_a_cell_that_fails_and_ends_with_its_code(command, tmp_path):
-    done = command(
-        "--multirun", "+step=gelu,kernel_5", "model.activations_per_block=2,1", *SMALL, "wandb.mode=disabled"
-    )
+    words = ("--multirun", "+step=gelu,kernel_5", "model.activations_per_block=2,1", *SMALL)
+    done = command(*words, "wandb.mode=disabled")
     assert done.returncode == 64
     lines = done.stdout.splitlines()
     assert [line.split("]")[0] for line in lines] == ["[2/4", "[4/4"]
@@ -275,34 +265,25 @@ LITTLE = 1_200_000 * 1024  # bytes of address space: Python starts, torch cannot
 )
 def test_memory_that_is_too_small_to_load_torch_is_a_line(command):
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (LITTLE, LITTLE))
-    done = subprocess.run(
-        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=limit
-    )
+    done = drive.python(*command.split(), preexec_fn=limit)
     assert done.returncode == 64, done.stderr
     assert "Traceback" not in done.stderr
     assert re.fullmatch(r"error: .*memory is too small.*`ulimit -v` may limit it.*", done.stderr.splitlines()[-1])
 
 
-def fails_by(error: BaseException):
-    def work() -> int:
-        raise error
-
-    return work
-
-
 def test_every_command_ends_in_a_line_and_a_code(capfd, monkeypatch):
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
     assert command_line(lambda: 3)() == 3
-    assert command_line(fails_by(DataError("a\x1bb: is\nbroken")))() == 65
-    assert command_line(fails_by(KeyboardInterrupt()))() == 75
-    assert command_line(fails_by(MemoryError()))() == 64
+    assert command_line(Mock(side_effect=DataError("a\x1bb: is\nbroken")))() == 65
+    assert command_line(Mock(side_effect=KeyboardInterrupt()))() == 75
+    assert command_line(Mock(side_effect=MemoryError()))() == 64
     assert command_line(lambda: len(tempfile._get_default_tempdir()))() == 74
-    assert command_line(fails_by(PermissionError(13, "Permission denied", "/a\x1bb/c")))() == 74
+    assert command_line(Mock(side_effect=PermissionError(13, "Permission denied", "/a\x1bb/c")))() == 74
     told = capfd.readouterr().err.splitlines()
     assert told[:3] == ["error: a?b: is", "broken", "interrupted"]
     assert told[-1] == "error: /ab/c: cannot be used (Permission denied)"
     with pytest.raises(ImportError, match="no such name"):  # a bug, or another environment: its traceback helps
-        command_line(fails_by(ImportError("no such name")))()
+        command_line(Mock(side_effect=ImportError("no such name")))()
 
 
 LONG = "/" + "x" * 300  # which no file system takes for a name
@@ -369,17 +350,16 @@ def test_a_run_whose_screen_is_gone_goes_on_to_its_end(tmp_path):
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "done"
     with open("/dev/full", "w") as out:
-        done = subprocess.run(
-            [sys.executable, "run.py", *words], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, check=False
-        )
+        command = [sys.executable, "run.py", *words]
+        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 74
     assert done.stderr.splitlines()[-1] == b"error: the output cannot be written (No space left on device)"
 
 
 @pytest.mark.parametrize("command", ["run.py +step=gelu", "-m roadmap.report runs"])
 def test_a_python_without_the_packages_is_a_plain_error(command):
-    bare = [sys.executable, "-S", "-B", *command.split()]  # -S: as if nothing were installed
-    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+    bare = ("-S", "-B", *command.split())  # -S: as if nothing were installed
+    done = drive.python(*bare, env={"PATH": os.environ["PATH"]})
     assert done.returncode == 64
     assert done.stderr == "error: this Python lacks the packages; `make setup` installs them into .venv\n"
 
@@ -459,9 +439,8 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
     def words(target: str, *variables: str) -> list[str]:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("ROADMAP_")}
         given = ["make", target, "VENV=env", *variables]
-        return subprocess.run(given, cwd=here, env=environ, check=True, capture_output=True, text=True).stdout.split(
-            "\n"
-        )
+        done = subprocess.run(given, cwd=here, env=environ, check=True, capture_output=True, text=True)
+        return done.stdout.split("\n")
 
     root, runs = "data.root='Übung 1'", "paths.runs='a ö'"
     made = f"--output={here}/runs/.roadmap.ipynb"  # which has its name once it is whole
@@ -471,13 +450,8 @@ def test_make_takes_folders_with_spaces_and_umlauts(tmp_path):
     assert words("report", "STUDY=sweeps/mine.v2.yaml")[4:7] == ["runs/mine.v2", "--out", "runs/mine.v2/report"]
     assert words("pack", "STUDY=/x/mine.yaml")[4] == words("compare", "STUDY=/x/mine.yaml")[7] == "runs/mine"
     assert words("report", "STUDY=group/v1.5")[4] == "runs/group/v1.5"
-    assert words("data-check", "ROOT=Übung 1", "RUNS=a ö")[2:7] == [
-        "run.py",
-        "mode=data_check",
-        "data=imagenet",
-        root,
-        runs,
-    ]
+    checked = words("data-check", "ROOT=Übung 1", "RUNS=a ö")[2:7]
+    assert checked == ["run.py", "mode=data_check", "data=imagenet", root, runs]
     assert words("mini", "ROOT=Übung 1")[10:12] == ["--", root]
     for study in ("a", "b"):
         (here / "a ö" / study / ".study").mkdir(parents=True)

@@ -82,9 +82,8 @@ def test_two_rows_are_compared_over_their_seeds_and_images(study, capsys):
 
 
 def test_layers_are_those_of_steps_diff(study, capsys):
-    found = json.loads(
-        compared("increase_width", "inverted_bottleneck", "--within", study, "--json", capsys=capsys).out
-    )
+    words = ("increase_width", "inverted_bottleneck", "--within", study, "--json")
+    found = json.loads(compared(*words, capsys=capsys).out)
     printed = diff(compose("increase_width", "nano"), compose("inverted_bottleneck", "nano")).splitlines()
     first = next(n for n, line in enumerate(printed) if line.startswith("parameters of the net"))
     assert found["layers"] == printed[first : first + len(found["layers"])]
@@ -129,9 +128,8 @@ def test_an_archive_says_the_same_as_the_folder(study, tmp_path, capsys):
 
 
 def test_runs_without_a_seed_in_common_are_paired_on_their_images(study, capsys):
-    found = json.loads(
-        compared("increase_width/seed1", "gelu+without_mixup", "--within", study, "--json", capsys=capsys).out
-    )
+    words = ("increase_width/seed1", "gelu+without_mixup", "--within", study, "--json")
+    found = json.loads(compared(*words, capsys=capsys).out)
     assert found["paired_seeds"] == [1, 7]
     assert found["b_over_a"]["only_this"] == int((RIGHT[5] & ~RIGHT[1]).sum())
 

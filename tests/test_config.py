@@ -109,14 +109,8 @@ def test_an_identity_is_what_a_result_depends_on():
     assert set(identity(values)) == set(kinds[Affects.result])
     assert set(kinds[Affects.rounding]) == {"compile", "cuda_graph", "kernels"}
     for key in (
-        "model.width",
-        "recipe.micro_batch",
-        "recipe.precision",
-        "data.image_size",
-        "data.decoder",
-        "seed",
-        "step",
-    ):
+        "model.width", "recipe.micro_batch", "recipe.precision", "data.image_size", "data.decoder", "seed", "step",
+    ):  # fmt: skip
         assert key in kinds[Affects.result]
     for key in ("data.root", "data.workers", "paths.runs", "wandb.mode", "checkpoint.keep", "device", "comm_timeout_s"):
         assert key in kinds[Affects.place]

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from roadmap.config.schema import Config, PathsConfig
 from roadmap.data import datasets, verify, workers
 from roadmap.errors import DataError, DiskError, LoaderError, StoppedEarly
 
-from .conftest import ROOT
+from .conftest import ROOT, Trap
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -205,13 +206,9 @@ def test_a_damaged_memory_of_what_was_opened_is_not_trusted(root, runs, opened, 
 
 
 def test_python_objects_in_it_run_nothing(root, runs, opened, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
-
     verify.data_check(config(root, runs))
     (path,) = (runs / ".data").glob("opened-*")
-    np.savez(tmp_path / "trap.npz", ids=np.array([Trap()], dtype=object))
+    np.savez(tmp_path / "trap.npz", ids=np.array([Trap(os.mkdir, str(tmp_path / "sprung"))], dtype=object))
     evil = (tmp_path / "trap.npz").read_bytes()
     path.write_bytes(hashlib.sha256(evil).digest() + evil)
     verify.data_check(config(root, runs))
@@ -226,10 +223,7 @@ def test_a_process_that_dies_is_told(root, runs, monkeypatch):
 
 
 def test_an_image_that_a_decoder_trips_over_is_named_like_the_others(root, runs, opened, monkeypatch):
-    def trip(path, formats):
-        raise ZeroDivisionError("in a decoder")
-
-    monkeypatch.setattr(Image, "open", trip)
+    monkeypatch.setattr(Image, "open", Mock(side_effect=ZeroDivisionError("in a decoder")))
     with pytest.raises(DataError, match="18 of 18"):
         verify.data_check(config(root, runs))
 
@@ -241,12 +235,10 @@ def test_a_place_that_cannot_be_written_is_a_disk_error(root, tmp_path):
 
 
 def test_sets_in_memory_are_loaded_and_counted(runs, monkeypatch):
-    assert verify.data_check(config(Path(), runs, name="digits")).startswith(
-        "data=digits: 1437 + 360 images in 10 classes, all read"
-    )
-    assert "50 + 20 images" in verify.data_check(
-        config(Path(), runs, name="synthetic", num_classes=5, train_images=50, val_images=20)
-    )
+    told = verify.data_check(config(Path(), runs, name="digits"))
+    assert told.startswith("data=digits: 1437 + 360 images in 10 classes, all read")
+    synthetic = config(Path(), runs, name="synthetic", num_classes=5, train_images=50, val_images=20)
+    assert "50 + 20 images" in verify.data_check(synthetic)
     assert not runs.exists()
     more = replace(DATA_SETS["digits"], num_images={"train": 1437, "val": 361})
     monkeypatch.setitem(DATA_SETS, "digits", more)
@@ -313,17 +305,9 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
         write_image(root / split / "ant" / "0.jpg", size=(800, 800))
         for i in range(1, 1500):
             os.link(root / split / "ant" / "0.jpg", root / split / "ant" / f"{i}.jpg")
-    words = [
-        sys.executable,
-        "run.py",
-        "mode=data_check",
-        "data=imagefolder",
-        f"data.root={root}",
-        f"paths.runs={tmp_path / 'runs'}",
-    ]
-    process = subprocess.Popen(
-        [*words, "data.workers=2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    words = ["mode=data_check", "data=imagefolder", f"data.root={root}", "data.workers=2"]
+    command, pipe = [sys.executable, "run.py", *words, f"paths.runs={tmp_path / 'runs'}"], subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(children.read_text().split()) < 2:
         assert process.poll() is None
@@ -332,11 +316,8 @@ def test_a_signal_ends_the_command_and_its_processes(tmp_path, number):
     _, errors = process.communicate(timeout=60)  # ends once no process holds the pipes any more
     assert process.returncode == (75 if number != signal.SIGKILL else -9), errors
     if number != signal.SIGKILL:
-        assert re.search(
-            rf"stopped by {number.name}: \d+ of 3002 images opened; run the same command again to continue$",
-            errors.strip(),
-        )
-        assert len(errors.splitlines()) == 1
+        told = rf".*stopped by {number.name}: \d+ of 3002 images opened; run the same command again to continue\n"
+        assert re.fullmatch(told, errors)
     shutil.rmtree(root)
 
 

@@ -1,7 +1,6 @@
 """Class folders through the fast pipeline: the pixels that Pillow reads; the same images however they are shared."""
 
 import io
-import json
 import logging
 from dataclasses import replace
 
@@ -28,13 +27,12 @@ from roadmap.data import (
 )
 from roadmap.data.datasets import BatchSpec
 from roadmap.data.folders import read_image
-from roadmap.errors import ConfigError, DataError, StoppedEarly
+from roadmap.errors import ConfigError, DataError
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
-from roadmap.training import train as training
 from roadmap.training.train import train
 
-from .records import Interrupter, ledger, newest, same
+from .records import ledger, newest, same, status, stopped_at
 
 CPU = torch.device("cpu")
 OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)
@@ -65,17 +63,9 @@ def root(tmp_path):
 
 
 def config(root, **changes) -> DataConfig:
-    settings = {
-        "name": "imagefolder",
-        "root": str(root),
-        "image_size": 32,
-        "resize_size": 40,
-        "flip": True,
-        "crop": "resized",
-    }
-    return DataConfig(
-        **(settings | {"pipeline": "fast", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)} | changes)
-    )
+    settings = {"name": "imagefolder", "root": str(root), "image_size": 32, "resize_size": 40, "flip": True}
+    settings |= {"crop": "resized", "pipeline": "fast", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    return DataConfig(**(settings | changes))
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -148,14 +138,10 @@ def test_both_pipelines_take_and_refuse_the_same_files(root, kind):
         (root / split / "a" / "01.jpg").write_bytes(data)
     messages = set()
     for pipeline in PIPELINES:
-        settings, images = config(root, pipeline=pipeline), found[pipeline]
-        for split, batches in (
-            (
-                "train",
-                train_batches(images.train, settings, OFFICIAL, [torch.tensor([0, 1, 2])], seed=0, epoch=0, device=CPU),
-            ),
-            ("val", eval_batches(images.val, settings, OFFICIAL, [torch.tensor([0, 1, 2])], device=CPU)),
-        ):
+        settings, images, ids = config(root, pipeline=pipeline), found[pipeline], [torch.tensor([0, 1, 2])]
+        train_part = train_batches(images.train, settings, OFFICIAL, ids, seed=0, epoch=0, device=CPU)
+        val_part = eval_batches(images.val, settings, OFFICIAL, ids, device=CPU)
+        for split, batches in (("train", train_part), ("val", val_part)):
             if kind in GOOD:
                 assert len(list(batches)) == 1
                 continue
@@ -169,10 +155,8 @@ def test_both_pipelines_take_and_refuse_the_same_files(root, kind):
 def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
     """Files with bytes changed or missing: either both give the same pixels, or the same message."""
     path, draw, outcomes = tmp_path / "0.jpg", np.random.default_rng(3), set()
-    wholes = [
-        encoded(picture(1), **how)
-        for how in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0})
-    ]
+    ways = ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0})
+    wholes = [encoded(picture(1), **how) for how in ways]
     for i in range(400):
         hurt = np.frombuffer(wholes[i % 4], np.uint8).copy()
         if i % 3:
@@ -196,11 +180,8 @@ def test_damaged_files_are_read_or_refused_as_pillow_does(tmp_path):
 def test_a_crop_is_pillows_within_two_levels(box, interpolation):
     """Pillow's arithmetic with other whole weights: off by one here and there, by two where few pixels are enlarged."""
     image = picture(4)
-    got = (
-        decoding.resized_crop(torch.from_numpy(np.array(image)), box, 32, Interpolation(interpolation))
-        .numpy()
-        .astype(int)
-    )
+    crop = decoding.resized_crop(torch.from_numpy(np.array(image)), box, 32, Interpolation(interpolation))
+    got = crop.numpy().astype(int)
     expected = np.asarray(TF.resized_crop(image, *box, [32, 32], InterpolationMode(interpolation))).astype(int)
     assert np.abs(got - expected).max() <= 2
     assert np.abs(got - expected).mean() < 0.1
@@ -268,14 +249,10 @@ def test_evaluation_is_the_references_to_the_byte(root):
 def test_a_set_in_memory_is_evaluated_with_a_centre_crop_too():
     both = []
     for pipeline in PIPELINES:
-        data = DataConfig(
-            name="digits", image_size=24, resize_size=30, train_images=20, val_images=20, pipeline=pipeline
-        )
-        both.append(
-            torch.cat(
-                [x for x, _ in eval_batches(load(data).val, data, OFFICIAL, eval_index_batches(20, 8), device=CPU)]
-            )
-        )
+        sizes = {"image_size": 24, "resize_size": 30, "train_images": 20, "val_images": 20}
+        data = DataConfig(name="digits", pipeline=pipeline, **sizes)
+        batches = eval_batches(load(data).val, data, OFFICIAL, eval_index_batches(20, 8), device=CPU)
+        both.append(torch.cat([x for x, _ in batches]))
     assert torch.allclose(*both, atol=1e-5)
 
 
@@ -284,11 +261,8 @@ def test_a_set_in_memory_has_the_whole_recipe(name):
     data = DataConfig(
         name=name, image_size=32, num_classes=10, train_images=40, val_images=10, flip=True, crop="resized", rotate=10
     )
-    split = load(data).train
-    batches = [
-        x
-        for x, _ in train_batches(split, data, OFFICIAL, list(torch.arange(40).split(20)), seed=0, epoch=0, device=CPU)
-    ]
+    split, halves = load(data).train, list(torch.arange(40).split(20))
+    batches = [x for x, _ in train_batches(split, data, OFFICIAL, halves, seed=0, epoch=0, device=CPU)]
     assert all(x.shape == (20, 3, 32, 32) and x.is_contiguous(memory_format=torch.channels_last) for x in batches)
     bare = RecipeConfig(interpolation="bicubic")
     plain = torch.cat([x for x, _ in train_batches(split, data, bare, [torch.arange(40)], seed=0, epoch=0, device=CPU)])
@@ -313,12 +287,8 @@ def test_randomness_depends_on_seed_epoch_and_id_alone(root):
         "workers": images_of(split, config(root, workers=2), order),
         "two ranks": images_of(split, data, halves[0::2]) | images_of(split, data, halves[1::2]),
     }
-    assert {name: len(images) for name, images in others.items()} == {
-        "skip": 16,
-        "batches": 32,
-        "workers": 32,
-        "two ranks": 32,
-    }
+    lengths = {name: len(images) for name, images in others.items()}
+    assert lengths == {"skip": 16, "batches": 32, "workers": 32, "two ranks": 32}
     for name, images in others.items():
         assert all(torch.equal(image, whole[i]) for i, image in images.items()), name
     assert all(not torch.equal(image, whole[i]) for i, image in images_of(split, data, order, epoch=4).items())
@@ -335,10 +305,8 @@ def test_a_whole_image_and_moves_work_for_folders(root):
     data = config(root, crop="pad", padding=4, rotate=10)
     assert len(images_of(load(data).train, data, train_index_batches(32, 8, 0, 0))) == 32
     data = config(root, crop="none", flip=False, mean=(0, 0, 0), std=(1, 1, 1))
-    split = load(data).train
-    ((got, _),) = train_batches(
-        split, data, RecipeConfig(interpolation="bicubic"), [torch.tensor([3])], seed=0, epoch=0, device=CPU
-    )
+    split, recipe = load(data).train, RecipeConfig(interpolation="bicubic")
+    ((got, _),) = train_batches(split, data, recipe, [torch.tensor([3])], seed=0, epoch=0, device=CPU)
     expected = np.asarray(split.read(3).resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs((got[0] * 255).permute(1, 2, 0).numpy() - expected).max() < 2.1
 
@@ -346,10 +314,8 @@ def test_a_whole_image_and_moves_work_for_folders(root):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_an_epoch_left_early_ends_its_workers(root, pipeline):
-    data = config(root, workers=2, pipeline=pipeline)
-    batches = train_batches(
-        load(data).train, data, OFFICIAL, train_index_batches(32, 2, 0, 0), seed=0, epoch=0, device=CPU
-    )
+    data, ids = config(root, workers=2, pipeline=pipeline), train_index_batches(32, 2, 0, 0)
+    batches = train_batches(load(data).train, data, OFFICIAL, ids, seed=0, epoch=0, device=CPU)
     next(batches)
     children = set(torch.multiprocessing.active_children())
     assert len(children) == 2
@@ -505,27 +471,19 @@ def words(root, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_with_the_same_images(root, tmp_path):
     whole = compose("separate_downsampling", "nano", words(root, f"paths.runs={tmp_path / 'whole'}", "recipe.epochs=2"))
     train(whole)
-    config_ = compose(
-        "separate_downsampling",
-        "nano",
-        words(root, f"paths.runs={tmp_path / 'runs'}", "data.workers=0", "recipe.epochs=2"),
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupter, "at", 2)  # in the middle of the first epoch
-        patch.setattr(training, "StopSignal", Interrupter)
-        with pytest.raises(StoppedEarly):
-            train(config_)
-    assert json.loads((run_path(config_) / "status.json").read_text())["state"] == "stopped"
+    mine = words(root, f"paths.runs={tmp_path / 'runs'}", "data.workers=0", "recipe.epochs=2")
+    config_ = compose("separate_downsampling", "nano", mine)
+    with stopped_at(2):  # in the middle of the first epoch
+        train(config_)
+    assert status(config_)["state"] == "stopped"
     train(config_)
     assert ledger(config_) == ledger(whole)
     assert same(newest(config_), newest(whole))
     log = (run_path(config_) / "run.log").read_text()
-    assert (
-        "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster than" in log
-    )
+    assert "are decoded by libjpeg in the worker processes (data.decoder=auto); slow without a GPU: no faster" in log
     notes = {decoder: str(pipeline_note(config(root, decoder=decoder), torch.device("cuda"))) for decoder in Decoder}
     assert not any("slow" in note for note in notes.values())
     assert [("nvJPEG" in note, "libjpeg" in note) for note in notes.values()] == [

@@ -105,12 +105,8 @@ def test_more_layers_are_drawn_one_by_one():
     policy, _ = policies("rand-m9-n3-mstd0.5-inc1")
     three = draw_layers(policy, 0, 0, IDS[:2000])
     assert len(three) == 3
-    assert (
-        stats.chi2_contingency(
-            np.histogram2d(*(np.unique(x.ops, return_inverse=True)[1] for x in three[1:]), 4)[0]
-        ).pvalue
-        > LIKELY
-    )
+    numbers = [np.unique(x.ops, return_inverse=True)[1] for x in three[1:]]
+    assert stats.chi2_contingency(np.histogram2d(*numbers, 4)[0]).pvalue > LIKELY
 
 
 @pytest.mark.parametrize(
@@ -130,12 +126,7 @@ def test_crops_are_distributed_as_timms(height, width, number):
         lambda box: box[:, 0] + 1000 * box[:, 1],
     ):
         assert stats.ks_2samp(measure(ours), measure(theirs)).pvalue > LIKELY
-    whole = (
-        (ours[:, :2] >= 0).all()
-        and (ours[:, 0] + ours[:, 2] <= height).all()
-        and (ours[:, 1] + ours[:, 3] <= width).all()
-    )
-    assert whole
+    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= (height, width)).all()
 
 
 class Noting:
@@ -186,9 +177,8 @@ def test_noise_is_normal_and_its_own_for_every_image_and_value():
 
 def test_both_hashes_give_the_same_bits_and_those_of_splitmix64():
     numbers = np.array([0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15], dtype=np.uint64)
-    assert np.array_equal(
-        splitmix64_tensor(torch.from_numpy(numbers.view(np.int64))).numpy().view(np.uint64), splitmix64(numbers)
-    )
+    of_torch = splitmix64_tensor(torch.from_numpy(numbers.view(np.int64))).numpy().view(np.uint64)
+    assert np.array_equal(of_torch, splitmix64(numbers))
     # The first number of the generator's reference implementation, java.util.SplittableRandom's too, at seed 0.
     assert int(splitmix64(numbers)[4]) == 0xE220A8397B1DCDAF
 

@@ -35,9 +35,8 @@ EVERYTHING = {"flip": True, "crop": "pad", "padding": 3, "rotate": 15, "zoom": 0
 
 
 def synthetic(**changes) -> DataConfig:
-    return DataConfig(
-        **({"name": "synthetic", "image_size": 16, "num_classes": 10, "train_images": 60, "val_images": 10} | changes)
-    )
+    settings = {"name": "synthetic", "image_size": 16, "num_classes": 10, "train_images": 60, "val_images": 10}
+    return DataConfig(**(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +67,8 @@ def test_rotation_zoom_and_shift_are_torchvisions_affine(images, angle, scale, s
 @pytest.mark.parametrize("box", [(0, 0, 24, 24), (3, 5, 7, 11), (17, 0, 7, 24), (8, 8, 1, 1)])
 def test_a_resized_crop_is_torchvisions(images, box, interpolation):
     got = resized_crop(nhwc(images), torch.tensor([box] * 6, dtype=torch.float32), interpolation).permute(0, 3, 1, 2)
-    expected = TF.resized_crop(images.float(), *box, [24, 24], InterpolationMode(interpolation), antialias=False).clamp(
-        0, 255
-    )
+    mode = InterpolationMode(interpolation)
+    expected = TF.resized_crop(images.float(), *box, [24, 24], mode, antialias=False).clamp(0, 255)
     if interpolation == "bicubic":  # at the crop's edge it may look at the image around it
         reach = [max(2, math.ceil(2 * 24 / side)) for side in box[2:]]
         inner = (..., slice(reach[0], -reach[0]), slice(reach[1], -reach[1]))
@@ -82,14 +80,12 @@ def test_boxes_are_distributed_as_torchvisions():
     boxes = resized_boxes(4000, 32, torch.Generator().manual_seed(0))
     assert torch.equal(boxes, boxes.round())
     top, left, height, width = boxes.unbind(1)
-    assert bool(
-        ((top >= 0) & (left >= 0) & (height >= 1) & (width >= 1) & (top + height <= 32) & (left + width <= 32)).all()
-    )
+    assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) >= 1
+    assert max((top + height).max(), (left + width).max()) <= 32
     torch.manual_seed(0)
     blank = torch.zeros(3, 32, 32)
-    theirs = torch.tensor(
-        [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
-    ).float()
+    drawn = [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    theirs = torch.tensor(drawn).float()
     assert torch.allclose(boxes.mean(0), theirs.mean(0), atol=0.6)
     assert torch.allclose(boxes.std(0), theirs.std(0), atol=0.4)
 
@@ -173,16 +169,8 @@ def test_the_fast_and_the_reference_pipeline_agree_where_nothing_is_random():
     batches = []
     for pipeline in ("fast", "reference"):
         data = DataConfig(pipeline=pipeline, **settings)
-        batches.append(
-            torch.cat(
-                [
-                    x
-                    for x, _ in eval_batches(
-                        load(data).val, data, RecipeConfig(), eval_index_batches(20, 8), device=CPU
-                    )
-                ]
-            )
-        )
+        found = eval_batches(load(data).val, data, RecipeConfig(), eval_index_batches(20, 8), device=CPU)
+        batches.append(torch.cat([x for x, _ in found]))
     assert torch.allclose(*batches, atol=1e-5)
 
 

@@ -7,8 +7,6 @@ import math
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from roadmap.data import eval_batches, eval_index_batches, load, train_batches, 
 from roadmap.distributed.cores import cgroup_quota, num_cores
 from roadmap.errors import DataError
 
-from .conftest import ROOT
+from .drive import python
 
 CPU = torch.device("cpu")
 
@@ -269,10 +267,7 @@ def damaged(kind: str) -> bytes:
 
 
 def test_no_image_starts_another_program(root, monkeypatch):
-    def started(*args: object) -> None:
-        raise AssertionError("Ghostscript was asked for")
-
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was asked for"))
     (root / "val" / "ant" / "0.jpg").write_bytes(damaged("postscript"))
     with pytest.raises(DataError, match=r"val/ant/0.jpg: cannot be decoded"):
         load(config(root)).val.read(0)
@@ -301,10 +296,7 @@ def test_remarks_on_what_lies_beside_the_pixels_are_neither_printed_nor_errors(t
     code = "import sys; from pathlib import Path; from roadmap.data.folders import read_image as read; "
     code += "print([read(Path(name)).size for name in sys.argv[1:]])"
     for strict in ((), ("-W", "error")):
-        done = subprocess.run(
-            [sys.executable, *strict, "-c", code, tmp_path / "exif.jpg", tmp_path / "large.png"],
-            capture_output=True, text=True, check=True, cwd=ROOT,
-        )  # fmt: skip
+        done = python(*strict, "-c", code, tmp_path / "exif.jpg", tmp_path / "large.png", check=True)
         assert (done.stdout, done.stderr) == ("[(8, 6), (9500, 9500)]\n", "")
 
 

@@ -46,9 +46,8 @@ MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 def batches() -> list[np.ndarray]:
     """Smooth and rough colours, a flat one, gray of few levels, black and white, a flat channel, one odd pixel."""
     draw = np.random.default_rng(0)
-    smooth = [
-        Image.fromarray(draw.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((SIZE, SIZE)) for n in (4, 9, 30)
-    ]
+    small = [draw.integers(0, 256, (n, n, 3), dtype=np.uint8) for n in (4, 9, 30)]
+    smooth = [Image.fromarray(pixels).resize((SIZE, SIZE)) for pixels in small]
     noise = draw.integers(0, 256, (SIZE, SIZE, 3))
     flat, gray = np.full((SIZE, SIZE, 3), (7, 250, 128)), np.repeat(draw.integers(100, 105, (SIZE, SIZE, 1)), 3, 2)
     dull = (np.asarray(smooth[1]) // 3 + 60) * (1, 1, 0) + (0, 0, 33)
@@ -59,10 +58,8 @@ def batches() -> list[np.ndarray]:
 
 
 def ours(images: list[np.ndarray], op: str, arg: float, interpolation: str) -> np.ndarray:
-    batch = torch.from_numpy(np.stack(images))
-    apply_layer(
-        batch, Layer(np.array([op] * len(images)), np.full(len(images), float(arg))), FILL, Interpolation(interpolation)
-    )
+    batch, layer = torch.from_numpy(np.stack(images)), Layer(np.array([op] * len(images)), np.full(len(images), arg))
+    apply_layer(batch, layer, FILL, Interpolation(interpolation))
     return batch.numpy().astype(int)
 
 
@@ -178,9 +175,8 @@ def test_all_that_happens_to_an_image_is_what_the_reference_does_with_the_same_d
             if op:
                 call, some = OPERATIONS[op]
                 arg = int(arg) if op in ("Posterize", "Solarize", "SolarizeAdd") else arg
-                image = call(
-                    image, *([] if some == (None,) else [arg]), fillcolor=policy.fill, resample=Image.Resampling.BICUBIC
-                )
+                args = [] if some == (None,) else [arg]
+                image = call(image, *args, fillcolor=policy.fill, resample=Image.Resampling.BICUBIC)
         expected = TF.normalize(TF.to_tensor(image), data.mean, data.std)
         top, left, height, width = erased[i]
         keep = torch.ones(48, 48, dtype=torch.bool)

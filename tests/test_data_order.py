@@ -30,9 +30,8 @@ def test_the_order_differs_by_seed_and_by_epoch_and_leaves_the_global_state_alon
 @given(num_images=SIZES, batch_size=SIZES, seed=SEEDS, data=st.data())
 def test_training_batches_are_full_disjoint_and_resume_where_they_were_left(num_images, batch_size, seed, data):
     if batch_size > num_images:
-        with pytest.raises(
-            ConfigError, match=rf"recipe.batch_size={batch_size}: larger than the {num_images} training images"
-        ):
+        told = rf"recipe.batch_size={batch_size}: larger than the {num_images} training images"
+        with pytest.raises(ConfigError, match=told):
             train_index_batches(num_images, batch_size, seed, 0)
         return
     batches = train_index_batches(num_images, batch_size, seed, 0)

@@ -19,6 +19,8 @@ from roadmap.data import load
 from roadmap.errors import ConfigError, DataError
 from roadmap.sweep.plan import set_size
 
+from .conftest import Trap
+
 COUNTS = {"train": 64, "val": 20}
 SHORT = ("recipe.batch_size=32", "recipe.epochs=2", "recipe.warmup_epochs=0", "wandb.mode=disabled")
 
@@ -213,9 +215,7 @@ def test_an_npz_that_is_missing_or_none_is_named(tmp_path):
     np.save(array, np.zeros(3))
     for content in (b"", b"no zip", array.getvalue(), whole[:-30], whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(
-            DataError, match=r"train.npz: must hold arrays `images` and `labels`, as numpy.savez writes"
-        ):
+        with pytest.raises(DataError, match=r"train.npz: must hold arrays `images` and `labels`, as numpy.savez"):
             load(own(tmp_path))
     np.savez(path, images=np.zeros((4, 12, 12), np.uint8))
     with pytest.raises(DataError, match=r"train.npz: must hold arrays .*labels.npy"):
@@ -229,13 +229,8 @@ def test_an_npz_that_is_missing_or_none_is_named(tmp_path):
 
 
 def test_a_python_object_in_an_npz_is_never_unpickled(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
-
-    np.savez(
-        write_npz(tmp_path, 12, 12) / "train.npz", images=np.array([Trap()], dtype=object), labels=np.zeros(1, int)
-    )
+    trap = np.array([Trap(os.mkdir, str(tmp_path / "sprung"))], dtype=object)
+    np.savez(write_npz(tmp_path, 12, 12) / "train.npz", images=trap, labels=np.zeros(1, int))
     with pytest.raises(DataError, match=r"train.npz: images are object \(1,\), must be uint8"):
         load(own(tmp_path))
     assert not (tmp_path / "sprung").exists()

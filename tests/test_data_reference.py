@@ -39,13 +39,9 @@ CPU = torch.device("cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)
 CROPPED = {
-    "name": "synthetic",
-    "image_size": 32,
-    "flip": True,
-    "crop": "resized",
-    "pipeline": "reference",
+    "name": "synthetic", "image_size": 32, "flip": True, "crop": "resized", "pipeline": "reference",
     "num_classes": 10,
-}
+}  # fmt: skip
 
 
 def photo(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
@@ -64,16 +60,8 @@ def test_training_transforms_are_timms_official_ones_draw_for_draw(interpolation
     data = DataConfig(**(CROPPED | IMAGENET))
     recipe = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation=interpolation)
     ours = train_transform(data, recipe)
-    theirs = create_transform(
-        32,
-        is_training=True,
-        auto_augment="rand-m9-mstd0.5-inc1",
-        interpolation=interpolation,
-        re_prob=0.25,
-        re_mode="pixel",
-        re_count=1,
-        **IMAGENET,
-    )
+    official = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "re_count": 1}
+    theirs = create_transform(32, is_training=True, interpolation=interpolation, **official, **IMAGENET)
     compared = 0
     for i in range(300):
         seed_all(i)
@@ -102,10 +90,9 @@ def test_the_original_recipe_is_crop_flip_and_normalise_alone():
 def test_evaluation_transforms_are_timms():
     data = DataConfig(name="imagefolder", image_size=56, resize_size=64, pipeline="reference", **IMAGENET)
     theirs = create_transform(56, is_training=False, interpolation="bicubic", crop_pct=0.875, **IMAGENET)
+    ours = eval_transform(data, RecipeConfig(interpolation="bicubic"))
     for i, size in enumerate([(90, 70), (70, 90), (64, 64), (200, 65)]):
-        assert torch.equal(
-            eval_transform(data, RecipeConfig(interpolation="bicubic"))(photo(i, size)), theirs(photo(i, size))
-        )
+        assert torch.equal(ours(photo(i, size)), theirs(photo(i, size)))
 
 
 def test_a_line_of_pixels_is_resized_where_the_crop_is_alone():
@@ -163,10 +150,8 @@ def test_the_whole_policy_runs_over_thousands_of_draws():
 
 def batches_of(split: Split, data: DataConfig, index_batches, epoch: int = 3) -> dict[int, torch.Tensor]:
     ids = torch.cat(list(index_batches)).tolist()
-    images = [
-        im for x, _ in train_batches(split, data, OFFICIAL, index_batches, seed=5, epoch=epoch, device=CPU) for im in x
-    ]
-    return dict(zip(ids, images, strict=True))
+    batches = train_batches(split, data, OFFICIAL, index_batches, seed=5, epoch=epoch, device=CPU)
+    return dict(zip(ids, [image for images, _ in batches for image in images], strict=True))
 
 
 def test_randomness_depends_on_seed_epoch_and_id_alone():

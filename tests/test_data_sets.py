@@ -13,6 +13,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from roadmap.data import download, in_memory, load
 from roadmap.errors import ConfigError, DataError, DiskError
 from roadmap.net.library_weights import fetch_weights
 
-from .conftest import ROOT
+from .conftest import ROOT, Trap
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -47,11 +48,8 @@ def test_digits_are_scikit_learns_enlarged_and_split_in_proportion():
     bunch = load_digits()
     scaled = np.rint(bunch.images * 255 / 16).astype(np.uint8)
     bicubic = [np.asarray(Image.fromarray(p).resize((32, 32), Image.Resampling.BICUBIC)).tobytes() for p in scaled]
-    ours = [
-        (im[0].numpy().tobytes(), int(y))
-        for s in (found.train, found.val)
-        for im, y in zip(s.images, s.labels, strict=True)
-    ]
+    both = [pair for half in (found.train, found.val) for pair in zip(half.images, half.labels, strict=True)]
+    ours = [(image[0].numpy().tobytes(), int(label)) for image, label in both]
     assert sorted(ours) == sorted(zip(bicubic, bunch.target.tolist(), strict=True))
     halves = train_test_split(np.arange(1797), test_size=0.2, stratify=bunch.target, random_state=0)
     for half, ids in zip((ours[:1437], ours[1437:]), halves, strict=True):
@@ -113,9 +111,8 @@ def write_fashion(folder: Path, packed: bool, counts: tuple[int, int] = (60, 20)
     draw = np.random.default_rng(0)
     for prefix, n in zip(("train", "t10k"), counts, strict=True):
         suffix = ".gz" if packed else ""
-        write_idx(
-            folder / f"{prefix}-images-idx3-ubyte{suffix}", draw.integers(0, 256, (n, 28, 28), dtype=np.uint8), packed
-        )
+        images = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images, packed)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", (np.arange(n) % 10).astype(np.uint8), packed)
 
 
@@ -206,10 +203,8 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, published: type, la
         return hashlib.md5((folder / name).read_bytes()).hexdigest()
 
     def batch(n: int) -> dict[str, object]:
-        return {
-            "data": draw.integers(0, 256, (n, 3072), dtype=np.uint8),
-            label_key: [int(i) % num_classes for i in range(n)],
-        }
+        pixels = draw.integers(0, 256, (n, 3072), dtype=np.uint8)
+        return {"data": pixels, label_key: [i % num_classes for i in range(n)]}
 
     for part in ("train_list", "test_list"):
         monkeypatch.setattr(published, part, [[name, write(name, batch(30))] for name, _ in getattr(published, part)])
@@ -232,19 +227,11 @@ def test_cifar_is_what_torchvision_reads(tmp_path, monkeypatch, name, label_key,
     assert found.classes == tuple(theirs.classes)
 
 
-class Bomb:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("target", ["data_batch_2", "batches.meta"])
 def test_a_pickle_that_is_not_the_published_file_is_never_unpickled(tmp_path, monkeypatch, target):
     write_cifar(tmp_path, monkeypatch, torchvision.datasets.CIFAR10, "labels", 10)
     path = tmp_path / "cifar-10-batches-py" / target
-    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    path.write_bytes(pickle.dumps(Trap(os.mkdir, str(tmp_path / "ran"))))
     with pytest.raises(DataError, match=rf"{target}: not the published file \(its MD5 sum must be [0-9a-f]+\)"):
         load(DataConfig(name="cifar10", root=str(tmp_path), num_classes=10))
     assert not (tmp_path / "ran").exists()
@@ -284,13 +271,10 @@ def test_a_missing_private_set_names_the_keys_and_no_download(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "imagenette"])
 def test_a_download_that_fails_is_one_plain_line(tmp_path, monkeypatch, name):
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(
-        DataError, match=rf"data.download=true: {name} could not be fetched into .*Name or service not known"
-    ) as raised:
+    offline = urllib.error.URLError("Name or service not known")
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=offline))
+    told = rf"data.download=true: {name} could not be fetched into .*Name or service not known"
+    with pytest.raises(DataError, match=told) as raised:
         load(DataConfig(name=name, root=str(tmp_path / "new"), download=True))
     assert "\n" not in str(raised.value)
 
@@ -310,11 +294,8 @@ class Answer(io.BytesIO):
 
 
 def test_a_full_disk_ends_a_download_as_anything_else_that_is_written(tmp_path, monkeypatch):
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     for name in ("urllib.request.urlopen", "torch.hub.urlopen"):
-        monkeypatch.setattr(name, full)
+        monkeypatch.setattr(name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(DiskError, match=r"fetched into .*No space left on device"):
         load(DataConfig(name="fashion_mnist", root=str(tmp_path / "new"), download=True))

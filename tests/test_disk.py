@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -10,6 +9,7 @@ import stat
 import subprocess
 import sys
 from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,17 +24,12 @@ from roadmap.training.evaluation import evaluate_weights
 from roadmap.training.train import train
 
 from .conftest import ROOT
-from .records import assert_equal_runs, newest, stopped_at
+from .records import assert_equal_runs, newest, status, stopped_at
 
 TINY = (
-    "data.train_images=96",
-    "data.val_images=40",
-    "recipe.batch_size=16",
-    "recipe.epochs=2",
-    "recipe.warmup_epochs=0",
-    "checkpoint.every_min=0",
-    "wandb.mode=disabled",
-)
+    "data.train_images=96", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
+    "checkpoint.every_min=0", "wandb.mode=disabled",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -65,7 +60,7 @@ def test_a_file_system_that_cannot_sync_folders_is_no_error(small, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     assert train(small("gelu"))["state"] == "done"
     assert asked
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(DiskError, match="Input/output error"):
         train(small("gelu", "seed=1"))
 
@@ -77,10 +72,7 @@ def test_a_file_system_without_locks_is_a_plain_line(small, tmp_path, monkeypatc
         with (directory := StudyDir(runs, "demo")).lock():
             directory.write_cells(read_study("demo", ["+step=gelu"], runs))
 
-    def flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))))
     if verb == "train":
         with pytest.raises(DiskError, match="no locks"):
             train(small("gelu"))
@@ -152,7 +144,7 @@ def test_what_was_written_is_read_back_before_it_counts(small, monkeypatch):
     monkeypatch.setattr(checkpoint.torch, "save", damaging)
     with pytest.raises(DiskError, match="differs from what was written"):
         train(config)
-    assert json.loads((run_path(config) / "status.json").read_text())["exit_code"] == 74
+    assert status(config)["exit_code"] == 74
     assert not list(run_path(config).rglob("step-*"))
 
 

@@ -31,6 +31,7 @@ from roadmap.sweep.generators import Generator
 from roadmap.sweep.study import find_generator, is_setting, study_file
 
 from .conftest import ROOT
+from .drive import python
 from .fabricate import write_run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -259,9 +260,8 @@ def test_every_page_is_linked_from_the_readme():
 def test_a_local_file_of_the_pages_has_keys_that_there_are():
     for title, text in titled("conf/local/cluster/").items():
         name = Path(title).stem
-        load_cluster(
-            launchers.find(name).Config, name, [f"cluster.{k}={json.dumps(v)}" for k, v in yaml.safe_load(text).items()]
-        )
+        words = [f"cluster.{key}={json.dumps(value)}" for key, value in yaml.safe_load(text).items()]
+        load_cluster(launchers.find(name).Config, name, words)
 
 
 def test_json_and_yaml_of_the_pages_can_be_read():
@@ -318,13 +318,9 @@ def sections() -> dict[str, list[str]]:
 def test_extending_touches_as_many_files_as_the_table_says():
     files = {heading: sorted(touched) for heading, touched in sections().items() if touched}
     assert {heading: len([f for f in touched if f.endswith(".py")]) for heading, touched in files.items()} == {
-        "A step": 0,
-        "A toggle": 3,
-        "A data set that needs a loader": 2,
-        "A recorded number": 2,
-        "A figure": 2,
+        "A step": 0, "A toggle": 3, "A data set that needs a loader": 2, "A recorded number": 2, "A figure": 2,
         "A launcher": 1,
-    }
+    }  # fmt: skip
     configs = {heading: len([f for f in touched if f.endswith(".yaml")]) for heading, touched in files.items()}
     assert configs == {**dict.fromkeys(files, 1), "A recorded number": 0, "A figure": 0}
 
@@ -344,16 +340,7 @@ def extended(tmp_path_factory) -> Path:
 
 def run_in(checkout: Path, *words: str) -> str:
     """Run a command of a checkout to its good end; return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = python(*words, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -387,12 +374,9 @@ def test_an_added_launcher_runs_cells(extended, tmp_path):
     """Its process holds the pipe's other end until the last cell has ended."""
     reading, writing = os.pipe()
     words = ("submit", "demo", "--runs", str(tmp_path), "--cluster", "detached", "--steps", "resnet", "--")
-    command = [sys.executable, "-m", "roadmap.sweep", *words, "recipe.epochs=1", "recipe.warmup_epochs=0"]
-    command += ["wandb.mode=disabled", "device=cpu"]
+    words += ("recipe.epochs=1", "recipe.warmup_epochs=0", "wandb.mode=disabled", "device=cpu")
     env = {**os.environ, "PYTHONPATH": str(extended)}
-    done = subprocess.run(
-        command, cwd=extended, env=env, pass_fds=[writing], capture_output=True, timeout=120, check=False
-    )
+    done = python("-m", "roadmap.sweep", *words, cwd=extended, env=env, pass_fds=[writing], timeout=120)
     os.close(writing)
     assert done.returncode == 0, done.stderr
     assert select.select([reading], [], [], 120)[0] and os.read(reading, 1) == b""

@@ -2,8 +2,8 @@
 
 import json
 import resource
-import subprocess
 import sys
+from functools import partial
 
 import onnx
 import onnxruntime
@@ -19,7 +19,7 @@ from roadmap.steps.tree import CONF, step_tree
 from roadmap.training import export as exporting
 from roadmap.training.export import NOTES, export
 
-from .conftest import ROOT
+from .drive import python
 from .net_rows import drawn, images, one_thread  # noqa: F401
 
 SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -53,10 +53,8 @@ def test_a_disk_that_has_no_room_is_one_line_and_leaves_nothing(reference, tmp_p
     """Torch's own writer ends the process there, with a dump of its memory."""
     run, out = run_path(reference("gelu")), tmp_path / "net.pt2"
     words = ("mode=export", f"weights='{run}'", "format=torch_export", f"out={out}")
-    done = subprocess.run(
-        [sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
-    )  # fmt: skip
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10**6, 10**6))
+    done = python("run.py", *words, preexec_fn=limit)
     assert (done.returncode, done.stderr) == (74, f"error: {out}: cannot be written (File too large)\n")
     assert not list(tmp_path.iterdir())
 

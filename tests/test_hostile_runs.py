@@ -19,29 +19,14 @@ from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.sweep import cell_states, jobs, plan, status, sync
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.evaluation import evaluate_weights
+from tests.conftest import Trap
 from tests.fabricate import write_run
 from tests.test_hostile import BOMB, make
 
 FILES = (
-    schema.CONFIG,
-    schema.STATUS,
-    schema.SUMMARY,
-    schema.METRICS,
-    schema.CORRECT,
-    schema.PREDICTIONS,
-    schema.LABELS,
-)
+    schema.CONFIG, schema.STATUS, schema.SUMMARY, schema.METRICS, schema.CORRECT, schema.PREDICTIONS, schema.LABELS,
+)  # fmt: skip
 PLACES = ("pipe", "folder", "endless", "link to itself", "gigabytes")
-
-
-class Ran:
-    """What a pickle can do: make a folder when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def npy(header: str, data: bytes = b"\0" * 5) -> bytes:
@@ -112,7 +97,7 @@ def test_each_hostile_run_is_suspect_by_file_and_reason_and_the_report_goes_on(t
     for number, (file, kind) in enumerate(KINDS, 1):
         spoil(write_run(runs, "gelu", number, by_image=by_image()), file, kind)
     pickled = write_run(runs, "gelu", len(KINDS) + 1, by_image=by_image())
-    (pickled / schema.CORRECT).write_bytes(pickle.dumps(Ran(tmp_path / "ran")))
+    (pickled / schema.CORRECT).write_bytes(pickle.dumps(Trap(os.mkdir, str(tmp_path / "ran"))))
     began = time.process_time()
     assert main([str(runs), "--out", str(out), "--tables-only"]) == 0
     assert time.process_time() - began < 5

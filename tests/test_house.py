@@ -7,8 +7,6 @@ import ast
 import graphlib
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from roadmap.sweep.study import read_study
 from roadmap.sweep.study_dir import StudyDir
 
 from .conftest import ROOT
+from .drive import python
 
 # From the top down: a room imports only from floors below its own, and on the lowest floor from any other.
 FLOORS = (
@@ -36,19 +35,8 @@ HYDRA = ("hydra", "omegaconf")
 WITH_HYDRA = {"run", "roadmap.sweep.study"}  # besides the room `steps`: what reads studies
 TORCH = ("torch", "torchvision", "timm", "safetensors.torch")
 TORCH_FREE = {
-    "run",
-    "roadmap",
-    "config",
-    "catalog",
-    "paper",
-    "files",
-    "text",
-    "escape",
-    "errors",
-    "steps",
-    "sweep",
-    "report",
-}
+    "run", "roadmap", "config", "catalog", "paper", "files", "text", "escape", "errors", "steps", "sweep", "report",
+}  # fmt: skip
 WITH_TORCH = {  # modules of these rooms that need the nets
     "roadmap.steps.table": "costs every row",
     "roadmap.steps.__main__": "prints that table",
@@ -238,15 +226,9 @@ def private_words(house: House) -> Iterator[str]:
 
 
 RULES = (
-    upward_imports,
-    circles,
-    hydra_elsewhere,
-    torch_reached,
-    needless_exceptions,
-    too_large,
-    names_twice,
+    upward_imports, circles, hydra_elsewhere, torch_reached, needless_exceptions, too_large, names_twice,
     private_words,
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +328,5 @@ def test_commands_that_compute_nothing_load_no_torch(tmp_path):
         ["roadmap.report", "--help"],
         *([f"roadmap.runs{room}", "--help"] for room in ("", ".pack")),
     ]
-    words = [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", IN_ONE_PROCESS, json.dumps(commands), check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [[*command[:2], 0, False] for command in commands], done.stderr

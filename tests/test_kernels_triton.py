@@ -4,8 +4,6 @@ import importlib.util
 import math
 import os
 import re
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,8 +19,10 @@ from roadmap.net.kernels.depthwise_strided import MAP_TILES, WEIGHT_TILES
 from roadmap.net.kernels.gelu import CHANNELS, PIXELS
 from roadmap.net.kernels.norm import block_of as norm_block
 from roadmap.net.kernels.residual import block_of as join_block
+from tests.drive import python
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
 HERE = Path(__file__).resolve().parent
 LIMITS_OF = "3.8."  # the Triton that spills no more than is allowed below; others share out registers differently
 
@@ -33,18 +33,9 @@ def interpreted(selection, file="interpreted_kernels.py"):
         pytest.skip("Triton 3.6's interpreter makes numbers of arrays, which NumPy 2.4 ended")
     if version("triton").startswith("3.9."):
         pytest.skip("Triton 3.9's interpreter refuses masks that a number and a block make")
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        selection,
-        str(HERE / file),
-    ]
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", selection, str(HERE / file)]
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=HERE.parent, env=env, capture_output=True, text=True, check=False)
+    done = python(*words, env=env)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 0
 

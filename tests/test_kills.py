@@ -2,21 +2,15 @@
 
 import pytest
 
-from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 
 from . import drive
-from .records import assert_equal_runs, newest
+from .records import assert_equal_runs, newest, status
 
 TINY = (
-    "data.train_images=48",
-    "data.val_images=40",
-    "recipe.batch_size=16",
-    "recipe.epochs=2",
-    "recipe.warmup_epochs=0",
-    "recipe.drop_path=0.1",
-    "checkpoint.every_min=0",
-)
+    "data.train_images=48", "data.val_images=40", "recipe.batch_size=16", "recipe.epochs=2", "recipe.warmup_epochs=0",
+    "recipe.drop_path=0.1", "checkpoint.every_min=0",
+)  # fmt: skip
 STEPS = 6  # 3 an epoch
 pytestmark = pytest.mark.timeout(1200)
 
@@ -43,10 +37,6 @@ def ends_equal(forks, words, config, whole):
     assert_equal_runs(config, whole)
 
 
-def status(config):
-    return read_json(run_path(config) / "status.json")
-
-
 @pytest.mark.parametrize(("step", "numbers"), [
     ("gelu", (1, 3, STEPS)),
     pytest.param("separate_downsampling", range(1, STEPS + 1), marks=pytest.mark.slow),
@@ -66,13 +56,9 @@ def test_killed_at_steps_in_turn(pair, forks, step, numbers):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_three_deaths_without_progress_are_enough(forks, small, tmp_path, devices):
     words = (
-        "+step=gelu",
-        "wandb.mode=disabled",
-        *TINY,
-        "recipe.micro_batch=8",
-        f"devices={devices}",
+        "+step=gelu", "wandb.mode=disabled", *TINY, "recipe.micro_batch=8", f"devices={devices}",
         f"paths.runs={tmp_path / 'runs'}",
-    )
+    )  # fmt: skip
     config = small("gelu", *words[2:])
     for _ in range(3):
         killed = forks.run(words, drive.accident("before", 1, rank=devices - 1))

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -27,7 +25,7 @@ from roadmap.training import predict as predicting
 from roadmap.training.predict import predict
 
 from . import records
-from .conftest import ROOT
+from .drive import python
 from .net_rows import drawn, one_thread  # noqa: F401
 
 RUN = ("resnet", "recipe.epochs=4", "data.train_images=400")  # tells more than one class
@@ -226,7 +224,7 @@ def test_a_file_that_is_there_is_refused_without_torch(digits, tmp_path, words):
     out = tmp_path / ("out.csv" if "predict" in words else "out.pt2")
     argv = [*words.split(), f"weights='{digits[0]}'", f"out={out}"]
     lines = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('run.py', None, '__main__')"
-    done = subprocess.run([sys.executable, "-c", lines, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", lines, *argv)
     assert (done.returncode, done.stderr.count("exists already")) == (78, 1), done.stderr
 
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -147,19 +148,14 @@ def test_a_path_of_temporary_files_that_is_too_long_for_a_socket_is_no_error(tmp
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for(monkeypatch):
-    def full(self):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(workers.SharedBatch, "__reduce__", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(workers.SharedBatch, "__reduce__", Mock(side_effect=full))
     with pytest.raises(LoaderError, match=r"cannot pass them on \(No space left on device\)"):
         batches_of(image)
 
 
 def test_workers_that_cannot_be_started_are_told(monkeypatch):
-    def refuse():
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(os, "fork", Mock(side_effect=OSError(errno.EAGAIN, "Resource temporarily unavailable")))
     with pytest.raises(LoaderError, match=r"data.workers=2: cannot be started \(Resource temporarily unavailable\)"):
         batches_of(image)
 
@@ -273,10 +269,7 @@ def test_threads_and_cells_are_no_more_than_a_control_group_grants():
         pytest.skip(f"no control group can be made here: {error}")
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", QUOTA, str(group / "cgroup.procs")],
-            cwd=ROOT, env=env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = drive.python("-c", QUOTA, group / "cgroup.procs", env=env)
     finally:
         group.rmdir()
     assert done.stdout.split() == ["1", "1"], done.stderr
@@ -318,9 +311,7 @@ def test_a_service_of_wandb_that_is_killed_is_one_line(forks, tmp_path):
     done = forks.run(words, drive.accident("before", 2, to="service"))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert (
-        len([line for line in done.stderr.splitlines() if "W&B failed, and the run continues without it" in line]) == 1
-    )
+    assert done.stderr.count("W&B failed, and the run continues without it") == 1
 
 
 IMPORTS = """
@@ -337,10 +328,7 @@ runpy.run_path("run.py", run_name="__main__")
 
 
 def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, str(tmp_path / "runs")],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    done = drive.python("-c", IMPORTS, tmp_path / "runs", env={**os.environ, "TMPDIR": str(tmp_path)})
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; run the same command again to continue"
     assert "Traceback" not in done.stderr
@@ -349,14 +337,9 @@ def test_a_stop_while_modules_are_imported_is_one_line_and_leaves_nothing(tmp_pa
 
 # Of each command a module that it imports before it begins, or once it has begun.
 INTERRUPTED = {
-    "report": "pandas",
-    "report.compare": "pandas",
-    "sweep": "hydra",
-    "steps": "torch",
-    "bench": "torch",
-    "runs": "zlib",
-    "runs.pack": "zipfile",
-}
+    "report": "pandas", "report.compare": "pandas", "sweep": "hydra", "steps": "torch", "bench": "torch",
+    "runs": "zlib", "runs.pack": "zipfile",
+}  # fmt: skip
 PRESS = """
 import builtins, os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -374,11 +357,8 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module):
     (tmp_path / "sitecustomize.py").write_text(PRESS)
     words = {"report": [tmp_path, "--out", tmp_path / "out"], "report.compare": "ab", "sweep": ["plan", "demo"]}
     words |= {"bench": ["net", "--help"], "runs": [tmp_path], "runs.pack": [tmp_path]}
-    done = subprocess.run(
-        [sys.executable, "-m", f"roadmap.{module}", *map(str, words.get(module, []))],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PRESSED_AT": INTERRUPTED[module], "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-    )  # fmt: skip
+    env = {**os.environ, "PRESSED_AT": INTERRUPTED[module], "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = drive.python("-m", f"roadmap.{module}", *words.get(module, []), env=env)
     assert (done.returncode, done.stderr) == (75, "interrupted\n")
 
 

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -21,18 +19,12 @@ from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.compose import compose
 
 from . import drive
-from .conftest import ROOT
 from .records import ledger, newest
 
 TINY = (
-    "data.train_images=48",
-    "data.val_images=301",
-    "recipe.batch_size=16",
-    "recipe.micro_batch=8",
-    "recipe.epochs=2",
-    "recipe.warmup_epochs=0",
-    "wandb.mode=disabled",
-)
+    "data.train_images=48", "data.val_images=301", "recipe.batch_size=16", "recipe.micro_batch=8", "recipe.epochs=2",
+    "recipe.warmup_epochs=0", "wandb.mode=disabled",
+)  # fmt: skip
 
 
 def words(tmp_path, step, *overrides):
@@ -72,12 +64,9 @@ def train_losses(rows):
 def test_ranks_equal_one_rank_of_the_larger_batch(finished, tmp_path, ranks):
     """Of a net without BatchNorm. A pass has its number, and so its draws, however many ranks share the passes."""
     extra = (
-        "recipe.mixup=0.8",
-        "recipe.cutmix=1.0",
-        "recipe.drop_path=0.1",
-        "recipe.micro_batch=4",
+        "recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.drop_path=0.1", "recipe.micro_batch=4",
         "recipe.ema_decay=0.5",
-    )
+    )  # fmt: skip
     runs = [words(tmp_path / str(n), "separate_downsampling", *extra, f"devices={n}") for n in (1, ranks)]
     configs = [finished(each) for each in runs]
     first, second = map(ledger, configs)
@@ -99,12 +88,8 @@ def test_evaluation_over_ranks_is_exactly_that_of_one_process(finished, tmp_path
     rows, classes = [], []
     for ranks in (1, 3):
         extra = (
-            "recipe.batch_size=48",
-            "recipe.micro_batch=16",
-            "recipe.lr=1e-30",
-            "recipe.min_lr=0",
-            "recipe.epochs=1",
-        )
+            "recipe.batch_size=48", "recipe.micro_batch=16", "recipe.lr=1e-30", "recipe.min_lr=0", "recipe.epochs=1",
+        )  # fmt: skip
         one = words(tmp_path / str(ranks), "separate_downsampling", f"devices={ranks}", *extra)
         config = finished(one)
         rows.append((val_rows(ledger(config)), np.load(run_path(config) / "correct.npy")))
@@ -133,17 +118,8 @@ def test_the_command_starts_its_ranks_and_ends_with_one_line(tmp_path):
 
 
 def test_ranks_of_torchrun_find_themselves(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(ROOT / "run.py"),
-    ]
-    done = subprocess.run(
-        [*command, *words(tmp_path, "gelu")], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = drive.python(*torchrun, "run.py", *words(tmp_path, "gelu"), timeout=200)
     assert done.returncode == 0, done.stderr
     assert len(own_lines(done.stdout)) == 1
     assert status(words(tmp_path, "gelu"))["world_size"] == 2
@@ -202,12 +178,9 @@ def test_a_network_interface_that_is_not_there_is_told_at_once(forks, tmp_path):
 
 def test_a_host_that_does_not_resolve_is_told_in_time(forks, tmp_path):
     env = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "no-such-host.invalid",
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "no-such-host.invalid",
         "MASTER_PORT": "29500",
-    }
+    }  # fmt: skip
     done = forks.run(words(tmp_path, "gelu", "start_timeout_s=5"), env)
     assert done.returncode == 75
     assert "error: rank 0 of 2 cannot reach the others within 5 s" in done.stderr

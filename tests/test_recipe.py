@@ -1,6 +1,7 @@
 """The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
 
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from roadmap.training import train as training
 from roadmap.training.ema import build_ema
 from roadmap.training.train import train
 
-from .records import assert_equal_runs, ledger, newest, same, stopped_at
+from .records import assert_equal_runs, ledger, newest, same, status, stopped_at
 
 
 def losses(config):
@@ -122,10 +123,8 @@ def test_moving_average_has_its_own_evaluation(reference):
     summary, last = read_json(run_path(config) / "summary.json"), ledger(config)[-1]
     assert summary["ema_top1"] == last["val/ema_top1"]
     assert "ema" in newest(config)
-    assert not same(
-        newest(config)["net"],
-        {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"},
-    )
+    average = {k.removeprefix("module."): v for k, v in newest(config)["ema"].items() if k != "n_averaged"}
+    assert not same(newest(config)["net"], average)
 
 
 def test_bf16_is_recorded_and_is_not_fp32(reference):
@@ -184,8 +183,7 @@ def test_a_run_whose_every_gradient_overflows_in_fp16_is_no_result(small, monkey
     for _ in range(2):
         with pytest.raises(NonFiniteError, match=rf"step {last}: gradients overflow in fp16 .*, no step was taken"):
             train(config)
-    status = read_json(run_path(config) / "status.json")
-    assert (status["state"], status["exit_code"]) == ("failed", 70)
+    assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 70)
     assert not (run_path(config) / "summary.json").exists()
 
 
@@ -209,10 +207,7 @@ def test_compiled_it_trains_to_the_same_losses_and_says_so(reference):
 def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
     from torch._dynamo.exc import InternalTorchDynamoError
 
-    def failing(job, state, batches, lr):
-        raise InternalTorchDynamoError("no such kernel")
-
-    monkeypatch.setattr(training, "train_step", failing)
+    monkeypatch.setattr(training, "train_step", Mock(side_effect=InternalTorchDynamoError("no such kernel")))
     with pytest.raises(ConfigError, match=r"compile=auto: torch cannot compile this net here \(no such kernel\)"):
         train(small("layer_norm"))
 
@@ -276,20 +271,11 @@ def photographs(tmp_path_factory):
 
 
 FULL = (
-    "data=imagefolder",
-    "data.image_size=32",
-    "data.resize_size=36",
-    "data.train_images=null",
-    "data.val_images=null",
-    "recipe.batch_size=12",
-    "recipe.micro_batch=6",
-    "recipe.rand_augment=rand-m9-mstd0.5-inc1",
-    "recipe.random_erasing=0.25",
-    "recipe.mixup=0.8",
-    "recipe.cutmix=1.0",
-    "recipe.drop_path=0.1",
+    "data=imagefolder", "data.image_size=32", "data.resize_size=36", "data.train_images=null", "data.val_images=null",
+    "recipe.batch_size=12", "recipe.micro_batch=6", "recipe.rand_augment=rand-m9-mstd0.5-inc1",
+    "recipe.random_erasing=0.25", "recipe.mixup=0.8", "recipe.cutmix=1.0", "recipe.drop_path=0.1",
     "recipe.ema_decay=0.9",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("step", "at"), [("patchify_stem", 2), ("separate_downsampling", 5)])

@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,8 +21,8 @@ from roadmap.training import train as training
 from roadmap.training.train import train
 
 from . import drive
-from .conftest import ROOT, SMALL
-from .records import assert_equal_runs, ledger, newest, stopped_at
+from .conftest import SMALL
+from .records import assert_equal_runs, ledger, newest, status, stopped_at
 
 ARRAYS = ("correct.npy", "predictions.npy", "labels.npy")
 RECORD = ("config.yaml", "status.json", "summary.json", "metrics.jsonl", *ARRAYS)
@@ -39,10 +38,6 @@ def stopped(trained):
 
 def checkpoints(config):
     return run_path(config) / "checkpoints"
-
-
-def status(config):
-    return read_json(run_path(config) / "status.json")
 
 
 def report(config):
@@ -311,10 +306,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_by_its_path(small, name):
 
 @pytest.mark.parametrize("name", ["digest_of", "append_metrics"])
 def test_a_ledger_that_cannot_be_read_back_or_written_is_told(small, monkeypatch, name):
-    def failing(*_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(run_logger, name, failing)
+    monkeypatch.setattr(run_logger, name, Mock(side_effect=OSError(5, "Input/output error")))
     config = small("gelu")
     with pytest.raises(DiskError, match=r"metrics\.jsonl: cannot be written \(Input/output error\)"):
         train(config)
@@ -396,12 +388,10 @@ def test_a_finished_run_of_a_version_without_classes_is_whole_as_it_is(trained):
 def test_a_finished_run_typed_again_says_so_at_once_without_torch(trained):
     config = trained("gelu")
     words = [f"paths.runs={config.paths.runs}", *WORDS]
-    code = (
-        f"import sys; sys.argv[1:] = {words!r}; import run; code = run.main(); "
-        "sys.exit(code or ('torch' in sys.modules) * 99)"
-    )
+    code = f"import sys; sys.argv[1:] = {words!r}; import run; code = run.main(); "
+    code += "sys.exit(code or ('torch' in sys.modules) * 99)"
     before = (run_path(config) / "status.json").read_bytes()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = drive.python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"{config.cell}: already finished\n"
     assert done.stdout.startswith(f"{config.cell}: top-1 ")
@@ -425,9 +415,8 @@ def test_a_finished_run_says_where_its_images_were_if_another_folder_is_asked_fo
         run = RunDir(folder)
         assert run.is_done(config.replace(data=data).values())
         notes[path] = run.notes
-    assert notes.pop(other)[0].startswith(
-        f"on the images of data.root={root}; if those of data.root={other} are others"
-    )
+    told = f"on the images of data.root={root}; if those of data.root={other} are others"
+    assert notes.pop(other)[0].startswith(told)
     assert not any(notes.values())
 
 
@@ -462,11 +451,8 @@ def test_the_top1_that_is_shown_is_that_of_its_epoch(small, monkeypatch):
     train(config)
     top1 = {row["epoch"]: f"top-1 {row['val/top1']:.2f} %" for row in ledger(config) if row["kind"] == "val"}
     assert len(set(top1.values())) > 1
-    lines = [
-        line
-        for line in (run_path(config) / "run.log").read_text().splitlines()
-        if " epoch " in line and "top-1" in line
-    ]
+    log = (run_path(config) / "run.log").read_text().splitlines()
+    lines = [line for line in log if " epoch " in line and "top-1" in line]
     assert all(f"epoch {epoch}/2, {top1[epoch]}, loss" in line for epoch, line in enumerate(lines, 1))
     assert len(lines) == 2
     assert not [note for note in shown[:6] if "top-1" in note or not note.startswith("epoch 1/2")]

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +26,8 @@ from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
 from roadmap.runs.metrics import parse_metrics
 from roadmap.text import clean, shorten
-from tests.fabricate import unfinished, write_roadmap, write_run
+from tests.drive import python
+from tests.fabricate import groups_of, unfinished, write_roadmap, write_run
 
 TABLES = {"table.csv", "table.md", "table.tex", "report.json", "findings.txt"}
 
@@ -52,7 +52,7 @@ def test_seeds_become_n_mean_and_standard_deviation_as_numpys_for_any_accuracies
     runs = tmp_path_factory.mktemp("runs")
     for seed, top1 in enumerate(values):
         write_run(runs, "gelu", seed, top1=top1, epochs=1)
-    (row,) = aggregate(collect([runs]).runs)[0].rows
+    (row,) = groups_of(runs)[0].rows
     assert (row.n, row.seeds) == (len(values), tuple(range(len(values))))
     assert row.top1 == pytest.approx(np.mean(values))
     assert row.top1_std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
@@ -75,7 +75,7 @@ def test_studies_regimes_and_data_are_never_averaged_together(tmp_path):
         ("a", "nano", "cifar10", 40),
     ):
         write_run(tmp_path, "gelu", top1=float(top1), study=study, regime=regime, data=data)
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     assert sorted((g.study, g.regime, g.data, g.rows[0].top1, g.rows[0].n) for g in groups) == [
         ("a", "mini", "digits", 30, 1),
         ("a", "nano", "cifar10", 40, 1),
@@ -86,7 +86,7 @@ def test_studies_regimes_and_data_are_never_averaged_together(tmp_path):
 
 def test_rows_come_in_the_papers_order(tmp_path):
     write_roadmap(tmp_path, seeds=1, epochs=1)
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     assert [row.step for row in group.rows] == list(paper.order())
 
 
@@ -96,7 +96,7 @@ def test_own_steps_stand_behind_their_parents_in_the_table(tmp_path):
     write_run(tmp_path, "my_next", parent="my_first", label="next")
     write_run(tmp_path, "my_first", parent="kernel_7", label="first")
     write_run(tmp_path, "orphan", parent="never_run")
-    table = frame(aggregate(collect([tmp_path]).runs))
+    table = frame(groups_of(tmp_path))
     behind = ["my_first", "my_next"]
     assert list(table["step"]) == ["kernel_7", *behind, "kernel_9", "gelu", "separate_downsampling", "swin", "orphan"]
     assert list(table["label"])[1:3] == ["first", "next"]
@@ -109,7 +109,7 @@ def test_the_papers_swin_stands_beside_ours_under_its_own_recipe_only(tmp_path, 
         write_run(tmp_path, "swin", regime="tiny", data="imagenet")
     if own != "without":
         write_run(tmp_path, "swin", regime="tiny", data="imagenet", cell="swin,recipe=swin", recipe="swin")
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     printed = {cell.cell: cell.paper.top1 for cell in group.cells if cell.paper and cell.step == "swin"}
     assert printed == ({} if own == "without" else {"swin,recipe=swin": 81.30})
     assert [row.cell for row in group.rows] == ["gelu", "swin,recipe=swin" if own == "alone" else "swin"]
@@ -122,7 +122,7 @@ def test_a_report_says_where_training_departs_from_what_the_paper_printed(tmp_pa
     write_run(tmp_path, "gelu", regime="base", data="imagenet", precision="bf16")
     write_run(tmp_path, "gelu", regime="nano", precision="bf16")
     write_run(tmp_path, "separate_downsampling", regime="xlarge", data="imagenet", precision="bf16")
-    notes = {group.regime: " ".join(group.notes) for group in aggregate(collect([tmp_path]).runs)}
+    notes = {group.regime: " ".join(group.notes) for group in groups_of(tmp_path)}
     assert "trained in bf16; the authors' commands for ImageNet-1K ran in fp32" in notes["base"]
     assert "ResNet-200's printed 78.20 has no published recipe" in notes["base"]
     assert "ConvNeXt-XL from scratch on ImageNet-1K has no published recipe" in notes["xlarge"]
@@ -132,7 +132,7 @@ def test_a_report_says_where_training_departs_from_what_the_paper_printed(tmp_pa
 def test_own_steps_that_are_each_others_parents_do_not_hang(tmp_path):
     write_run(tmp_path, "a_step", parent="b_step")
     write_run(tmp_path, "b_step", parent="a_step")
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     assert {row.step for row in group.rows} == {"a_step", "b_step"}
 
 
@@ -140,12 +140,10 @@ def test_variants_and_overrides_are_no_rows_but_listed_apart(tmp_path):
     write_run(tmp_path, "gelu", top1=50.0)
     write_run(tmp_path, "gelu", top1=10.0, cell="gelu+without_depthwise", variant="without_depthwise")
     write_run(tmp_path, "gelu", top1=20.0, cell="gelu,recipe.lr=0.001")
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     assert list(frame(groups)["top1_mean"]) == [50.0]
-    assert dict(frame(groups, "others")[["cell", "top1_mean"]].values) == {
-        "gelu+without_depthwise": 10.0,
-        "gelu,recipe.lr=0.001": 20.0,
-    }
+    others = dict(frame(groups, "others")[["cell", "top1_mean"]].values)
+    assert others == {"gelu+without_depthwise": 10.0, "gelu,recipe.lr=0.001": 20.0}
     text = to_markdown(groups, collect([tmp_path])).decode()
     assert text.index("### Other cells") < text.index("without\\_depthwise")
 
@@ -162,7 +160,7 @@ def test_variants_and_overrides_are_no_rows_but_listed_apart(tmp_path):
 )
 def test_the_papers_numbers_stand_beside_ours_only_where_they_compare(tmp_path, regime, data, image_size, beside):
     write_run(tmp_path, "gelu", regime=regime, data=data, image_size=image_size)
-    (row,) = aggregate(collect([tmp_path]).runs)[0].rows
+    (row,) = groups_of(tmp_path)[0].rows
     assert (row.paper is not None) == beside
     if beside:
         assert row.paper.top1 == {"tiny": 80.62, "base": 82.19}[regime]
@@ -188,7 +186,7 @@ def test_the_papers_numbers_stand_beside_ours_only_where_they_compare(tmp_path, 
 )
 def test_maps_that_kernels_outgrow_are_noted(tmp_path, size, net, note):
     write_run(tmp_path, "gelu", image_size=size, config=f"model:\n{net}\n")
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     assert [line for line in group.notes if "GPU-hours" not in line] == ([f"maps {note}"] if note else [])
 
 
@@ -203,7 +201,7 @@ def test_maps_that_kernels_outgrow_are_noted(tmp_path, size, net, note):
 )
 def test_small_scales_and_synthetic_images_are_labelled(tmp_path, regime, data, caution):
     write_run(tmp_path, "gelu", regime=regime, data=data)
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     assert (caution in group.caution) if caution else not group.caution
     assert (for_markdown(group.caution) in to_markdown([group], collect([tmp_path])).decode()) or not caution
 
@@ -215,9 +213,8 @@ def test_an_unfinished_run_is_listed_and_never_a_number(tmp_path):
     write_run(tmp_path, "gelu", 0, top1=50.0)
     unfinished(tmp_path, "gelu", 1, epoch=7, epochs=20, top1=99.0)
     collected = collect([tmp_path])
-    assert [str(f) for f in collected.unfinished] == [
-        f"{tmp_path}/roadmap/nano-digits/gelu/seed1: epoch 7 of 20, stopped"
-    ]
+    (line,) = map(str, collected.unfinished)
+    assert line == f"{tmp_path}/roadmap/nano-digits/gelu/seed1: epoch 7 of 20, stopped"
     assert not collected.suspect
     assert [(run.seed, run.top1) for run in collected.runs] == [(0, 50.0)]
 
@@ -271,10 +268,7 @@ BREAKS = {
     "no ledger": (lambda run: (run / schema.METRICS).unlink(), "metrics.jsonl is missing"),
     "no config": (lambda run: (run / schema.CONFIG).unlink(), "config.yaml is missing"),
     "a config that grows": (lambda run: (run / schema.CONFIG).write_text(BOMB), "holds more than 10000 values"),
-    "a config without end": (
-        lambda run: (run / schema.CONFIG).write_text("a: " + "{a: " * 900 + "}" * 900),
-        "config.yaml",
-    ),
+    "a config without end": (lambda run: (run / schema.CONFIG).write_text("{a: " * 900 + "}" * 900), "config.yaml"),
     "a config that is no YAML": (lambda run: (run / schema.CONFIG).write_text("a: [b"), "not YAML"),
     "no status": (lambda run: (run / schema.STATUS).unlink(), "status.json is missing"),
     "a ledger that is a pipe": (pipe, "not a regular file"),
@@ -507,7 +501,7 @@ def test_csv_can_be_read_back_and_computes_nothing(tmp_path):
     for i, label in enumerate(labels):
         for seed in range(2):
             write_run(tmp_path, f"own{i}", seed, top1=50.123456 + seed, parent="gelu", label=label)
-    rows = list(csv.DictReader(csv_files(aggregate(collect([tmp_path]).runs))["table.csv"].decode().splitlines()))
+    rows = list(csv.DictReader(csv_files(groups_of(tmp_path))["table.csv"].decode().splitlines()))
     assert [row["label"] for row in rows] == [*(f"'{label}" for label in labels[:4]), 'a, "b" | c', "plain"]
     assert all(float(row["top1_mean"]) == pytest.approx(50.623456) for row in rows)
     assert all(float(row["top1_std"]) == pytest.approx(statistics.stdev([0, 1]), abs=1e-5) for row in rows)
@@ -539,8 +533,8 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         write_run(tmp_path / "runs", step, seed, top1=50.0 + i, epochs=2)
     write_run(tmp_path / "runs", "gelu", cell="gelu,recipe.lr=1")
     for name in ("1", "2"):
-        command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": name})
+        words = ("-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / name)
+        python(*words, check=True, env=os.environ | {"PYTHONHASHSEED": name})
     files = sorted(p.name for p in (tmp_path / "1").iterdir())
     assert TABLES | {"other_cells.csv", "roadmap.png", "ranking.svg", "kernel_size.pdf"} <= set(files)
     for name in files:
@@ -560,25 +554,19 @@ def test_a_table_that_an_earlier_report_left_is_emptied_where_it_is_no_longer_tr
 def test_tiny_and_base_share_a_chart_and_other_groups_have_their_own(tmp_path):
     write_run(tmp_path, "gelu", study="roadmap_tiny", regime="tiny", data="imagenet")
     write_run(tmp_path, "gelu", study="roadmap_base", regime="base", data="imagenet")
-    groups = aggregate(collect([tmp_path]).runs)
-    assert {name: [g.regime for g in together] for name, together in charts(groups).items()} == {
-        "roadmap": ["tiny", "base"]
-    }
+    groups = groups_of(tmp_path)
+    regimes = {name: [group.regime for group in together] for name, together in charts(groups).items()}
+    assert regimes == {"roadmap": ["tiny", "base"]}
     write_run(tmp_path, "gelu", study="demo")
-    named = charts(aggregate(collect([tmp_path]).runs))
+    named = charts(groups_of(tmp_path))
     assert list(named) == ["roadmap-demo-nano-digits", "roadmap-roadmap_tiny-roadmap_base-tiny-base-imagenet"]
 
 
 def test_charts_of_long_and_ambiguous_names_do_not_overwrite_each_other(tmp_path):
     for study in ("a-nano", "a", "x" * 80):
-        write_run(
-            tmp_path,
-            "gelu",
-            study=study,
-            regime="nano" if study != "a" else "nano-nano",
-            data="d" * 80 if study[0] == "x" else "digits",
-        )
-    names = list(charts(aggregate(collect([tmp_path]).runs)))
+        regime, data = "nano-nano" if study == "a" else "nano", "d" * 80 if study[0] == "x" else "digits"
+        write_run(tmp_path, "gelu", study=study, regime=regime, data=data)
+    names = list(charts(groups_of(tmp_path)))
     assert len({name.casefold() for name in names}) == 3
     assert max(map(len, names)) <= 120
 
@@ -638,18 +626,9 @@ def test_as_a_command_it_imports_neither_torch_nor_hydra_and_shows_no_traceback(
     write_run(tmp_path / "runs", "gelu")
     code = "import sys; from roadmap.report.__main__ import main; main(sys.argv[1:]); "
     code += "print({'torch', 'hydra'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "runs", "--out", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-c", code, tmp_path / "runs", "--out", tmp_path / "out", check=True)
     assert done.stdout.rstrip().endswith("set()")
-    failed = subprocess.run(
-        [sys.executable, "-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no"],
-        capture_output=True,
-        text=True,
-    )
+    failed = python("-m", "roadmap.report", tmp_path / "absent", "--out", tmp_path / "no")
     assert failed.returncode == 65
     assert "Traceback" not in failed.stderr
 
@@ -660,8 +639,7 @@ def test_a_terminal_without_our_signs_and_a_home_that_cannot_be_written_do_not_e
     nowhere = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none/mpl", "PYTHONIOENCODING": "ascii"}
     nowhere |= {"MPLBACKEND": "Qt4Agg"}  # left by something else
     env = {name: value for name, value in os.environ.items() if not name.startswith("XDG")} | nowhere
-    command = [sys.executable, "-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, env=env, check=False)
+    done = python("-m", "roadmap.report", tmp_path / "runs", "--out", tmp_path / "out", env=env, text=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"50.50 ? 0.71" in done.stdout
     assert (tmp_path / "out" / "index.html").exists()

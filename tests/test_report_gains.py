@@ -17,7 +17,7 @@ from roadmap.report.write.columns import gain_columns
 from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.results_json import to_json
 from roadmap.report.write.tables import tables_of, to_markdown, to_tex, to_text
-from tests.fabricate import write_roadmap, write_run
+from tests.fabricate import groups_of, write_roadmap, write_run
 
 CHAIN = ("resnet", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise")
 
@@ -34,18 +34,15 @@ def seeds(runs, step, tops, **more):
 def test_a_step_is_compared_with_its_parent_and_a_sibling_too(tmp_path):
     for step, top1 in (("move_up_depthwise", 40.0), ("kernel_5", 41.0), ("kernel_7", 42.5), ("gelu", 42.0)):
         write_run(tmp_path, step, top1=top1)
-    groups = aggregate(collect([tmp_path]).runs)
-    told = {cell.cell: (cell.gain.parent, cell.gain.gain) for cell in groups[0].rows if cell.gain}
-    assert told == {
-        "kernel_5": ("move_up_depthwise", 1.0),
-        "kernel_7": ("move_up_depthwise", 2.5),
-        "gelu": ("kernel_7", -0.5),
-    }
+    groups = groups_of(tmp_path)
+    told = [(cell.cell, cell.gain.parent, cell.gain.gain) for cell in groups[0].rows if cell.gain]
+    of_sizes = [("kernel_5", "move_up_depthwise", 1.0), ("kernel_7", "move_up_depthwise", 2.5)]
+    assert told == [*of_sizes, ("gelu", "kernel_7", -0.5)]
 
 
 def test_a_step_that_names_itself_as_its_parent_has_none(tmp_path):
     write_run(tmp_path, "own", parent="own")
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     assert (group.rows[0].parent, group.rows[0].gain, group.missing) == (None, None, ())
 
 
@@ -57,8 +54,7 @@ def test_the_short_table_of_gains_says_what_each_is_compared_with(tmp_path):
     table = lines[lines.index(["Gains"]) :]
     assert table[1][:4] == ["step", "compared", "with", "gain"]
     assert [row[:3] for row in table[2:4]] == [
-        ["fewer_activations", "gelu", "+0.00"],
-        ["gelu+without_mixup", "gelu", "+0.00"],
+        [cell, "gelu", "+0.00"] for cell in ("fewer_activations", "gelu+without_mixup")
     ]
 
 
@@ -66,7 +62,7 @@ def test_gains_over_seeds_are_welchs_and_holm_counts_every_step_of_the_study(tmp
     tops = {step: np.random.default_rng(i).normal(50 + i, 0.4, 3) for i, step in enumerate(CHAIN)}
     for step, values in tops.items():
         seeds(tmp_path, step, values)
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     found = [statistics.welch(tops[step], tops[parent]) for parent, step in itertools.pairwise(CHAIN)]
     gains = [cell_of(groups, step).gain for step in CHAIN[1:]]
     assert [gain.over_seeds for gain in gains] == [item.interval for item in found]
@@ -78,13 +74,9 @@ def test_holm_counts_the_regimes_of_a_study_together_and_other_studies_apart(tmp
     for study, regime in (("a", "tiny"), ("a", "base"), ("b", "tiny")):
         seeds(tmp_path, "resnet", (50.0, 50.4, 50.3), study=study, regime=regime)
         seeds(tmp_path, "enhanced_recipe", (51.0, 51.1, 51.5), study=study, regime=regime)
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     adjusted = {(g.study, g.regime): g.rows[1].gain.p_holm / g.rows[1].gain.p for g in groups}
-    assert adjusted == {
-        ("a", "tiny"): pytest.approx(2),
-        ("a", "base"): pytest.approx(2),
-        ("b", "tiny"): pytest.approx(1),
-    }
+    assert adjusted == pytest.approx({("a", "tiny"): 2, ("a", "base"): 2, ("b", "tiny"): 1})
 
 
 def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
@@ -118,13 +110,13 @@ def test_gains_over_images_pair_the_same_images_and_need_every_net_of_both_rows(
         write_run(tmp_path, "enhanced_recipe", seed, correct=correct, data_fingerprint="f")
     for seed, correct in enumerate(theirs):
         write_run(tmp_path, "resnet", seed, correct=correct, data_fingerprint="f")
-    gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
+    gain = cell_of(groups_of(tmp_path), "enhanced_recipe").gain
     assert gain.over_images == statistics.image_bootstrap(np.stack(ours), np.stack(theirs))
     assert gain.over_images.low < gain.gain < gain.over_images.high
     assert (gain.only_this, gain.only_parent) == (int((ours[0] & ~theirs[0]).sum()), int((theirs[0] & ~ours[0]).sum()))
     assert gain.mcnemar_p == statistics.mcnemar(ours[0], theirs[0]).p
     (tmp_path / "roadmap" / "nano-digits" / "resnet" / "seed2" / "correct.npy").unlink()
-    gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
+    gain = cell_of(groups_of(tmp_path), "enhanced_recipe").gain
     assert (gain.over_images, gain.mcnemar_p) == (None, None)
 
 
@@ -169,13 +161,13 @@ def test_nets_that_agree_on_every_image_have_no_interval(tmp_path):
     (correct,) = nets(1, 0.7, 1)
     for step in ("resnet", "enhanced_recipe"):
         write_run(tmp_path, step, correct=correct)
-    gain = cell_of(aggregate(collect([tmp_path]).runs), "enhanced_recipe").gain
+    gain = cell_of(groups_of(tmp_path), "enhanced_recipe").gain
     assert (gain.over_images, gain.mcnemar_p, gain.only_this, gain.only_parent) == (None, None, 0, 0)
 
 
 def test_the_papers_gain_has_welchs_interval_of_its_printed_spreads(tmp_path):
     write_roadmap(tmp_path, "tiny", "imagenet", seeds=1, epochs=1)
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     gain = cell_of(groups, "stage_ratio").gain
     assert gain.paper_gain == pytest.approx(79.36 - 78.82)
     # Welch of (78.82, 0.07) and (79.36, 0.07), n = 3 each: t(0.975, 4) = 2.7764, standard error 0.07 sqrt(2/3)
@@ -196,7 +188,7 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
     write_run(tmp_path / "longer", "separate_downsampling", top1=52.0, study="longer", epochs=9)
 
     def gain(*studies):
-        groups = aggregate(collect([tmp_path / study for study in (*studies, "leave_one_out")]).runs)
+        groups = groups_of(*(tmp_path / study for study in (*studies, "leave_one_out")))
         return cell_of(groups, "separate_downsampling+without_gelu").gain
 
     for studies in (("roadmap",), ("roadmap", "other")):  # of several the one of the same code
@@ -214,7 +206,7 @@ def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_p
                 variant(tmp_path / study, name, 49.0, config=config)
             else:
                 write_run(tmp_path / study, "separate_downsampling", top1=50.0, config=config)
-        groups = aggregate(collect([tmp_path / study]).runs)
+        groups = groups_of(tmp_path / study)
         return [cell_of(groups, f"separate_downsampling+{name}").gain for name in recipes]
 
     # The study sets a rate for all of its variants; only one of them, or each, sets its own; one is alone.
@@ -227,7 +219,7 @@ def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_p
         config = yaml.safe_dump({"recipe": {"epochs": 3, "lr": 0.004, "mixup": 0.0}})
         variant_of = {"study": "ablate", "cell": f"{step}+without_mixup", "variant": "without_mixup"}
         write_run(tmp_path / "e", step, top1=49.0, config=config, **variant_of)
-    groups = aggregate(collect([tmp_path / "e"]).runs)
+    groups = groups_of(tmp_path / "e")
     assert all(cell_of(groups, f"{step}+without_mixup").gain for step in ("gelu", "kernel_7"))
 
 
@@ -235,7 +227,7 @@ def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
     seeds(tmp_path, "resnet", (50.0, 50.1, 50.2))
     seeds(tmp_path, "enhanced_recipe", (60.0, 60.1, 60.2))
     seeds(tmp_path, "stage_ratio", (60.1, 60.2, 60.0))
-    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    (text,) = findings(groups_of(tmp_path))
     assert "Over seeds, 1 of 2 gains is significant (Welch" in text
     assert "enhanced_recipe +10.00 points (+9.77 to +10.23, p < 0.001)" in text
     assert "Not significant: stage_ratio." in text
@@ -251,7 +243,7 @@ def test_findings_name_a_run_whose_accuracy_fell_by_more_than_half(tmp_path):
         for row, top1 in zip(evaluations, (first, second, 45.0, 60.0), strict=True):
             row["val/top1"] = top1
         ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (text,) = findings(aggregate(collect([tmp_path]).runs))
+        (text,) = findings(groups_of(tmp_path))
         assert ("Caution: top-1 fell by more than half" in text) == is_named
         assert ("in enhanced_recipe seed 1 (epoch 2: from 30.0 to 14.9 %). A step" in text) == is_named
 
@@ -259,9 +251,9 @@ def test_findings_name_a_run_whose_accuracy_fell_by_more_than_half(tmp_path):
 def test_findings_count_one_as_one(tmp_path):
     (correct,) = nets(1, 0.7, 1)
     write_run(tmp_path, "resnet", correct=correct)
-    assert "digits): 1 cell, 1 seed per cell." in findings(aggregate(collect([tmp_path]).runs))[0]
+    assert "digits): 1 cell, 1 seed per cell." in findings(groups_of(tmp_path))[0]
     write_run(tmp_path, "enhanced_recipe", correct=~correct)
-    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    (text,) = findings(groups_of(tmp_path))
     assert "On the same images, 1 of 1 pair of networks differs significantly (McNemar" in text
 
 
@@ -269,7 +261,7 @@ def test_findings_hold_the_papers_gain_against_our_interval(tmp_path):
     seeds(tmp_path, "enhanced_recipe", (78.8, 78.9, 78.7), regime="tiny", data="imagenet")
     seeds(tmp_path, "stage_ratio", (79.3, 79.4, 79.5), regime="tiny", data="imagenet")
     seeds(tmp_path, "patchify_stem", (90.3, 90.4, 90.5), regime="tiny", data="imagenet")
-    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    (text,) = findings(groups_of(tmp_path))
     assert "lies within our interval in 1 of 2 steps; outside it in patchify_stem." in text
 
 
@@ -281,7 +273,7 @@ def test_the_order_of_a_small_study_is_held_against_the_papers(tmp_path, slope, 
     for row in paper.rows("tiny").values():
         if row.adopted != "reference":
             write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1)
-    (text,) = findings(aggregate(collect([tmp_path]).runs))
+    (text,) = findings(groups_of(tmp_path))
     assert "The order of 17 rows compared with the paper's (tiny): Spearman's rho" in text
     assert ("rho −0.9" in text) == (slope < 0) and " -" not in text
     assert words in text
@@ -292,7 +284,7 @@ def test_too_few_rows_or_synthetic_images_are_not_ranked(tmp_path):
         write_run(tmp_path, step, data="synthetic")
         if step != "resnet":
             write_run(tmp_path, step)
-    assert "Order of" not in " ".join(findings(aggregate(collect([tmp_path]).runs)))
+    assert "Order of" not in " ".join(findings(groups_of(tmp_path)))
 
 
 def test_every_column_of_the_tables_says_what_it_means(tmp_path):
@@ -309,7 +301,7 @@ def test_every_column_of_the_tables_says_what_it_means(tmp_path):
 def test_the_csv_keeps_a_very_small_p(tmp_path):
     seeds(tmp_path, "resnet", (10.0, 10.1, 10.2))
     seeds(tmp_path, "enhanced_recipe", (90.0, 90.1, 90.2))
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     row = list(csv.DictReader(csv_files(groups)["table.csv"].decode().splitlines()))[1]
     assert 0 < float(row["p"]) == pytest.approx(groups[0].rows[1].gain.p)
 
@@ -327,30 +319,18 @@ def test_the_json_holds_every_number_and_null_for_what_is_not_known(tmp_path):
 
 
 HOSTILE = [
-    "=cmd()",
-    "$\\frac{1$",
-    "<script>alert(1)</script>",
-    "\u202egnp",
-    "x" * 5_000,
-    "\\input{/etc/passwd}",
+    "=cmd()", "$\\frac{1$", "<script>alert(1)</script>", "\u202egnp", "x" * 5_000, "\\input{/etc/passwd}",
     "50 % & # _ ^ ~ {}",
-]
+]  # fmt: skip
 
 
 def test_hostile_labels_are_harmless_in_latex(tmp_path):
     for i, label in enumerate(HOSTILE):
         write_run(tmp_path, f"own{i}", parent="gelu", label=label)
-    text = to_tex(aggregate(collect([tmp_path]).runs)).decode()
+    text = to_tex(groups_of(tmp_path)).decode()
     assert text.isascii()
-    commands = set(re.findall(r"\\([A-Za-z]+)", text)) - {
-        "begin",
-        "end",
-        "input",
-        "toprule",
-        "midrule",
-        "bottomrule",
-        "usepackage",
-    }
+    frame = {"begin", "end", "input", "toprule", "midrule", "bottomrule", "usepackage"}
+    commands = set(re.findall(r"\\([A-Za-z]+)", text)) - frame
     assert commands <= {"textbackslash", "textless", "textgreater", "textasciicircum", "textasciitilde", "dots", "pm"}
     assert text.count("\\input") == 1  # our own comment
     assert for_tex("$\\frac{1$") == r"\$\textbackslash{}frac\{1\$"

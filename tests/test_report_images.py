@@ -18,9 +18,10 @@ from roadmap.report.read.image_classes import ImageClasses
 from roadmap.report.write import csv_files as written
 from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
-from tests.fabricate import write_run
+from tests.fabricate import groups_of, write_run
 from tests.test_report import edit
 from tests.test_report_page import Page
+from tests.test_report_suspect import shorten_file
 
 NAMES = ["cat", "dog", "ox"]
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 2])
@@ -54,7 +55,7 @@ def drawn(seed, num_nets, num_classes=5, num_images=2_000, level=0.7):
 
 def test_images_are_fixed_and_broken_by_seed_as_counted_by_hand(tmp_path):
     rows(tmp_path)
-    gain = aggregate(collect([tmp_path]).runs)[0].rows[1].gain
+    gain = groups_of(tmp_path)[0].rows[1].gain
     # Seed 0: image 2 fixed, image 5 broken. Seed 1: images 1, 2, 5 and 7 fixed, none broken.
     assert (gain.changes.seeds, gain.changes.fixed, gain.changes.broke) == (2, 2.5, 0.5)
     assert gain.gain == pytest.approx(100 * (2.5 - 0.5) / 8)
@@ -74,7 +75,7 @@ def test_images_are_fixed_and_broken_by_seed_as_counted_by_hand(tmp_path):
 def test_only_seeds_that_both_rows_have_are_paired_and_older_runs_have_no_classes(tmp_path):
     rows(tmp_path)
     write_run(tmp_path, "enhanced_recipe", 5, by_image=(CHILD[0], LABELS), epochs=1)
-    gain = aggregate(collect([tmp_path]).runs)[0].rows[1].gain
+    gain = groups_of(tmp_path)[0].rows[1].gain
     assert (gain.changes.seeds, gain.changes.fixed) == (2, 2.5)
     assert gain.changes.classes.names == ("cat", "dog", "ox")  # although one run knows no names
     for name in (schema.PREDICTIONS, schema.LABELS):
@@ -114,9 +115,8 @@ def test_with_several_seeds_it_is_scipys_exact_permutation_test_of_paired_sample
         labels = np.zeros(12, int)
         (p,) = class_changes(ours, theirs, classes_of(labels)).p_images
         sums = (ours.sum(0), theirs.sum(0))
-        told = scipy.stats.permutation_test(
-            sums, lambda a, b, axis: (a - b).sum(axis=axis), permutation_type="samples", n_resamples=10_000
-        )
+        settings = {"permutation_type": "samples", "n_resamples": 10_000}
+        told = scipy.stats.permutation_test(sums, lambda a, b, axis: (a - b).sum(axis=axis), **settings)
         assert p == pytest.approx(told.pvalue, rel=1e-9)
 
 
@@ -152,7 +152,7 @@ def test_all_classes_of_all_steps_of_a_study_are_adjusted_together(tmp_path):
         nets, labels = drawn(number, 3, level=0.6 + 0.02 * number)
         for seed, predicted in enumerate(nets):
             write_run(tmp_path, step, seed, by_image=(predicted, labels))
-    found = [row.gain.changes.classes for row in aggregate(collect([tmp_path]).runs)[0].rows if row.gain]
+    found = [row.gain.changes.classes for row in groups_of(tmp_path)[0].rows if row.gain]
     for name in ("p_seeds", "p_images"):
         raw = np.concatenate([getattr(classes, name) for classes in found])
         adjusted = np.concatenate([getattr(classes, f"{name}_adjusted") for classes in found])
@@ -234,14 +234,11 @@ def swapped(name, array):
         (lambda run: np.save(run / schema.LABELS, np.zeros(8)), "labels.npy: does not contain class numbers"),
         (lambda run: np.save(run / schema.LABELS, np.zeros(8, np.int8)), "labels.npy: does not contain class numbers"),
         (
-            lambda run: np.save(run / schema.LABELS, np.zeros((8, 1), np.uint8)),
+            lambda run: np.save(run / schema.LABELS, np.zeros((8, 1), "u1")),
             "labels.npy: does not contain class numbers",
         ),
         (lambda run: (run / schema.LABELS).write_bytes(b"PK\x03\x04"), "labels.npy: does not contain class numbers"),
-        (
-            lambda run: (run / schema.LABELS).write_bytes((run / schema.LABELS).read_bytes()[:-1]),
-            "labels.npy: cannot be read (7 bytes instead of 8)",
-        ),
+        (lambda run: shorten_file(run / schema.LABELS, 1), "labels.npy: cannot be read (7 bytes instead of 8)"),
         (spoiled(lambda _, a: a[:7]), "predictions.npy: holds the classes of 7 images, not of 8"),
         (spoiled(lambda _, a: a[:0]), "predictions.npy: holds the classes of 0 images, not of 8"),
         (spoiled(lambda n, a: a + 1 if n == schema.LABELS else a), "labels.npy: class 3, the set has 3, from 0 up"),
@@ -285,7 +282,7 @@ def told_study(runs, classes=5, seeds=4, names=None):
 
 def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
     told_study(tmp_path)
-    groups = aggregate(collect([tmp_path]).runs)
+    groups = groups_of(tmp_path)
     classes = groups[0].rows[1].gain.changes.classes
     assert np.flatnonzero(classes.significant).tolist() == [1]
     (text,) = findings(groups)
@@ -296,7 +293,7 @@ def test_findings_name_the_classes_that_a_test_tells_from_zero(tmp_path):
 
 def test_findings_say_nothing_of_classes_where_no_test_does(tmp_path):
     rows(tmp_path)
-    assert "lass" not in findings(aggregate(collect([tmp_path]).runs))[0]
+    assert "lass" not in findings(groups_of(tmp_path))[0]
 
 
 def test_the_tables_have_images_and_classes_with_both_tests(tmp_path):
@@ -313,14 +310,11 @@ def test_classes_csv_has_a_line_for_every_class_of_every_step_and_computes_nothi
     rows(tmp_path / "runs", names=["=cmd()", "dog", "ox"])
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--tables-only"]) == 0
     lines = list(csv.DictReader((tmp_path / "out" / "classes.csv").read_text().splitlines()))
-    assert [(line["cell"], line["class"], line["name"]) for line in lines] == [
-        ("enhanced_recipe", "0", "'=cmd()"),
-        ("enhanced_recipe", "1", "dog"),
-        ("enhanced_recipe", "2", "ox"),
-    ]
+    assert {line["cell"] for line in lines} == {"enhanced_recipe"}
+    assert [(line["class"], line["name"]) for line in lines] == [("0", "'=cmd()"), ("1", "dog"), ("2", "ox")]
     assert (lines[0]["images"], lines[0]["fixed"], lines[0]["broken"], lines[0]["change"]) == ("4", "1.5", "0", "37.5")
     monkeypatch.setattr(written, "MOST_CLASS_LINES", 2)
-    assert "classes.csv" not in written.csv_files(aggregate(collect([tmp_path / "runs"]).runs))
+    assert "classes.csv" not in written.csv_files(groups_of(tmp_path / "runs"))
 
 
 def test_older_runs_have_images_and_no_classes(tmp_path, monkeypatch):
@@ -393,7 +387,7 @@ def test_the_classes_of_more_rows_than_a_page_takes_are_left_out_and_said(tmp_pa
 
 def test_the_figures_name_the_ends_and_say_what_a_seed_alone_changes(tmp_path):
     told_study(tmp_path)
-    drawings = {drawing.name: drawing.figure for drawing in gallery(aggregate(collect([tmp_path]).runs))}
+    drawings = {drawing.name: drawing.figure for drawing in gallery(groups_of(tmp_path))}
     words = [text.get_text() for text in drawings["images"].legends[0].get_texts()]
     assert words == ["fixed: right here, wrong before", "broken", "what another seed alone changes"]
     gids = [artist.get_gid() for artist in drawings["classes"].axes[0].lines if artist.get_gid()]

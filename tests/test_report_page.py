@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from roadmap.report import aggregate, collect
+from roadmap.report import collect
 from roadmap.report.__main__ import main
 from roadmap.report.write.page import command
-from tests.fabricate import unfinished, write_roadmap, write_run
+from tests.fabricate import groups_of, unfinished, write_roadmap, write_run
 
 HOSTILE = {
     "own1": "<script>window.hacked = 1</script>",
@@ -27,17 +27,13 @@ HOSTILE = {
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """Write a report of a roadmap with three seeds, some hostile names, and runs that do not count."""
-    folder = tmp_path_factory.mktemp("page")
+    folder, where = tmp_path_factory.mktemp("page"), {"regime": "tiny", "data": "imagenet"}
     write_roadmap(folder / "runs", seeds=3, epochs=2)
     for step, label in HOSTILE.items():
         extra = f"model:\n  note: {label[:60]!r}\n"
-        write_run(
-            folder / "runs", step, parent="gelu", label=label, regime="tiny", data="imagenet", top1=70.0, config=extra
-        )
-    unfinished(folder / "runs", "gelu", 7, regime="tiny", data="imagenet")
-    write_run(
-        folder / "runs", "gelu", 8, regime="tiny", data="imagenet", hardware="</li><script>window.hacked = 1</script>"
-    )
+        write_run(folder / "runs", step, parent="gelu", label=label, top1=70.0, config=extra, **where)
+    unfinished(folder / "runs", "gelu", 7, **where)
+    write_run(folder / "runs", "gelu", 8, hardware="</li><script>window.hacked = 1</script>", **where)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
         assert main([str(folder / "runs"), "--out", str(folder / "out")]) == 0
@@ -76,14 +72,11 @@ def test_it_refers_to_nothing_outside_itself(page):
 
 def test_hostile_names_are_text_and_the_policy_lets_only_our_script_run(report, page):
     assert [tag for tag, _ in page.elements].count("script") == 1
-    assert not [
-        tag for tag, attributes in page.elements if tag == "img" or any(name.startswith("on") for name in attributes)
-    ]
+    assert "img" not in {tag for tag, _ in page.elements}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     text = report.read_text(encoding="utf-8")
     script = text[text.index("<script>") + len("<script>") : text.index("</script>")]
-    policy = next(
-        a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    )
+    (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
     assert "default-src 'none'" in policy
     assert "{{ 7 * 7 }}{% raw %}" in " ".join(page.texts)
@@ -95,12 +88,8 @@ def test_ids_are_unique_and_every_reference_finds_its_own(page):
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
         for value in filter(None, attributes.values()):
-            wanted = (
-                [value[1:]]
-                if value.startswith("#") and value[1:2] == "f" and "-" in value
-                else re.findall(r"url\(#([^)]+)\)", value)
-            )
-            assert set(wanted) <= set(ids)
+            is_link = value.startswith("#f") and "-" in value
+            assert set([value[1:]] if is_link else re.findall(r"url\(#([^)]+)\)", value)) <= set(ids)
 
 
 def test_warnings_come_first_and_every_row_has_command_config_difference_and_commit(page):
@@ -133,7 +122,7 @@ def test_the_command_of_a_run_is_made_of_its_record(tmp_path, about, words):
 
 
 def test_sort_keys_are_the_numbers_of_the_csv(report, page):
-    groups = aggregate(collect([report.parent.parent / "runs"]).runs)
+    groups = groups_of(report.parent.parent / "runs")
     keys = [float(a["data-v"]) for tag, a in page.elements if tag == "td" and "data-v" in a]
     assert {row.top1 for row in groups[0].rows} <= set(keys)
 
@@ -151,17 +140,10 @@ def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
     for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "window-size=1280,1000",
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "window-size=1280,1000",
         f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
+    ):  # fmt: skip
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
@@ -177,8 +159,17 @@ def opened(browser, report):
     return browser
 
 
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
 def find(driver, selector):
     return driver.find_element("css selector", selector)
+
+
+def prefer(driver, scheme):
+    """Let the reader's system be `light` or `dark`."""
+    wish = {"name": "prefers-color-scheme", "value": scheme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [wish]})
 
 
 def column(driver, number: int) -> list[str]:
@@ -255,15 +246,12 @@ def test_a_row_opens_to_its_classes_which_sort_and_to_its_matrix_on_a_phone_too(
     browser.get_log("browser")
     browser.get((tmp_path / "out" / "index.html").as_uri())
     row = browser.find_elements("css selector", ".each > details")[1]
-    browser.execute_script(
-        "for (const d of [arguments[0], ...arguments[0].querySelectorAll('details')]) d.open = true", row
-    )
+    opening = "for (const d of [arguments[0], ...arguments[0].querySelectorAll('details')]) d.open = true"
+    browser.execute_script(opening, row)
     matrix = row.find_element("css selector", ".matrix")
     assert matrix.is_displayed()
-    rows = browser.execute_script(
-        "return [...arguments[0].tBodies[0].rows].map(r => [...r.cells].slice(1).map(c => Number(c.textContent)))",
-        matrix,
-    )
+    counts = "[...arguments[0].tBodies[0].rows].map(r => [...r.cells].slice(1).map(c => Number(c.textContent)))"
+    rows = browser.execute_script(f"return {counts}", matrix)
     assert [sum(row) for row in rows] == [50] * 12
     table = row.find_elements("css selector", "table")[1]
     change = table.find_elements("css selector", "th button")[4]
@@ -272,18 +260,13 @@ def test_a_row_opens_to_its_classes_which_sort_and_to_its_matrix_on_a_phone_too(
     found = browser.execute_script(f"return {numbers}", table)
     assert (found, len(found)) == (sorted(found), 12)
     assert browser.get_log("browser") == []
-    assert (
-        browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        <= 0
-    )
+    assert browser.execute_script(f"return {TOO_WIDE}") <= 0
 
 
 @pytest.mark.browser
 def test_on_a_phone_nothing_is_wider_than_the_screen(opened):
     opened.set_window_size(500, 800)  # headless chromium makes no narrower window
-    assert (
-        opened.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
-    )
+    assert opened.execute_script(f"return {TOO_WIDE}") <= 0
     assert not find(opened, "figure[data-name=roadmap]").is_displayed()
     assert find(opened, "figure[data-name=roadmap-column]").is_displayed()
 
@@ -292,9 +275,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened):
 def test_it_is_light_or_dark_as_the_reader_wishes(opened):
     seen = {}
     for scheme in ("light", "dark"):
-        opened.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
+        prefer(opened, scheme)
         numbers = "[s.backgroundColor, s.color].map(c => c.match(/\\d+/g).map(Number))"
         back, ink = opened.execute_script(f"const s = getComputedStyle(document.body); return {numbers}")
         seen[scheme] = (sum(back), sum(ink))
@@ -314,9 +295,7 @@ def test_the_charts_are_dark_where_the_page_is(opened):
     back = "getComputedStyle(document.querySelector('figure[data-name=roadmap] svg path')).fill"
     seen = []
     for scheme in ("light", "dark"):
-        opened.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
+        prefer(opened, scheme)
         seen.append(sum(map(int, re.findall(r"\d+", opened.execute_script(f"return {back}")))))
     assert seen[0] > 700 > 200 > seen[1]
 
@@ -327,10 +306,7 @@ def test_a_table_wider_than_its_place_says_that_it_scrolls(opened):
     said = "[...document.querySelectorAll('#tables > section > .scroll')].map(s => s.classList.contains('more'))"
     for size in (1280, 500):
         opened.set_window_size(size, 1000)
-        assert (
-            opened.execute_async_script(
-                f"const done = arguments[0]; requestAnimationFrame(() => setTimeout(() => done([{wide}, {said}]), 0))"
-            )
-            == [opened.execute_script(f"return {wide}")] * 2
-        )
+        later = f"requestAnimationFrame(() => setTimeout(() => done([{wide}, {said}]), 0))"
+        both = opened.execute_async_script(f"const done = arguments[0]; {later}")
+        assert both == [opened.execute_script(f"return {wide}")] * 2
     assert any(opened.execute_script(f"return {wide}"))

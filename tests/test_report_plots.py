@@ -8,7 +8,7 @@ from matplotlib.container import BarContainer
 from matplotlib.text import Text
 
 from roadmap import paper
-from roadmap.report import aggregate, collect, gallery, step_gains, trade_offs
+from roadmap.report import gallery, step_gains, trade_offs
 from roadmap.report.analyse.cells import MARK
 from roadmap.report.analyse.ranking import ranking
 from roadmap.report.draw.curves import kernel_curve, rank_agreement, training_curves
@@ -17,12 +17,8 @@ from roadmap.report.draw.step_gains import leave_one_out, one_at_a_time
 from roadmap.report.draw.style import COLUMN, image
 from roadmap.report.draw.trade_offs import pareto
 from tests.conftest import ROOT
-from tests.fabricate import write_roadmap, write_run
+from tests.fabricate import groups_of, write_roadmap, write_run
 from tests.test_report_figure import HOSTILE, markers, texts_of
-
-
-def groups_of(runs):
-    return aggregate(collect([runs]).runs)
 
 
 def drawn(groups):
@@ -31,12 +27,8 @@ def drawn(groups):
 
 def ends(axes, style="-"):
     """Return the ends of the horizontal lines of a style, from above."""
-    lines = [
-        line
-        for line in axes.lines
-        if line.get_linestyle() == style and len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
-    ]
-    return [tuple(line.get_xdata()) for line in lines]
+    lines = [line for line in axes.lines if line.get_linestyle() == style and len(line.get_xdata()) == 2]
+    return [tuple(line.get_xdata()) for line in lines if len(set(line.get_ydata())) == 1]
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +119,8 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
     panels = [axes for axes in trade_offs(whole).axes if axes.get_xlabel()]
     measured = ["training speed (images/s)", "GPU-hours (h)", "peak memory (GiB)"]
     assert [axes.get_xlabel() for axes in panels] == ["MACs (G)", "parameters (M)", *measured]
-    assert sorted(dot.get_xdata()[0] for m in "so" for dot in markers(panels[0], m)) == sorted(
-        row.numbers["gmacs"] for row in whole.rows
-    )
+    drawn = [dot.get_xdata()[0] for dot in markers(panels[0], "s") + markers(panels[0], "o")]
+    assert sorted(drawn) == sorted(row.numbers["gmacs"] for row in whole.rows)
     for step in ("resnet", "gelu"):
         write_run(tmp_path, step, gpu_hours=None, train_images_per_s=None, peak_memory_gb=None)
     figure = trade_offs(groups_of(tmp_path)[0])
@@ -157,9 +148,8 @@ def test_numbers_of_a_trade_off_meet_no_other_and_no_point(whole):
     lacking = any(len(axes.texts) < len(whole.rows) for axes in figure.axes if axes.get_xlabel())
     assert ("without a number" in figure.legends[0].get_title().get_text()) == lacking
     for axes in (axes for axes in figure.axes if axes.get_xlabel()):
-        dots = {
-            line.get_label(): axes.transData.transform(line.get_xydata()[0]) for m in "so" for line in markers(axes, m)
-        }
+        points = markers(axes, "s") + markers(axes, "o")
+        dots = {line.get_label(): axes.transData.transform(line.get_xydata()[0]) for line in points}
         boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
         assert len(boxes) >= 3
         for name, box in boxes.items():
@@ -182,9 +172,8 @@ def test_training_curves_have_a_panel_a_row_and_a_line_a_seed(whole):
     panels = training_curves(whole).axes
     assert len(panels) == len(whole.rows)
     for axes, row in zip(panels, whole.rows, strict=True):
-        assert [tuple(line.get_ydata()) for line in axes.lines] == [
-            tuple(top1 for _, top1 in run.curve) for run in row.runs
-        ]
+        curves = [tuple(top1 for _, top1 in run.curve) for run in row.runs]
+        assert [tuple(line.get_ydata()) for line in axes.lines] == curves
 
 
 def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashed(whole):
@@ -196,9 +185,8 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
     assert list(curve.get_ydata()) == [rows[step].top1 for step in sizes]
     (theirs,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert list(theirs.get_ydata()) == [paper.rows("tiny")[step].top1 for step in sizes]
-    uprights = [
-        tuple(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1
-    ]
+    pairs = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    uprights = [tuple(line.get_ydata()) for line in pairs if len(set(line.get_xdata())) == 1]
     assert uprights == [(rows[step].interval.low, rows[step].interval.high) for step in sizes]
 
 
@@ -234,13 +222,8 @@ def test_figures_beside_the_chart_are_as_wide_as_a_column_and_their_text_can_be_
         if name == "roadmap":
             continue
         assert figure.get_size_inches()[0] == pytest.approx(COLUMN, abs=0.02), name
-        sizes = {
-            t.get_fontsize()
-            for axes in figure.axes
-            for t in (*axes.texts, axes.title, axes.xaxis.label)
-            if t.get_text()
-        }
-        assert min(sizes) >= 4.5, name
+        texts = [t for axes in figure.axes for t in (*axes.texts, axes.title, axes.xaxis.label)]
+        assert min(t.get_fontsize() for t in texts if t.get_text()) >= 4.5, name
 
 
 def outside(figure) -> list[str]:
@@ -257,11 +240,8 @@ def outside(figure) -> list[str]:
     found = []
     for text in texts:
         box = text.get_window_extent(renderer)
-        if (
-            text.get_text()
-            and text.get_visible()
-            and (box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1)
-        ):
+        leaves = box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+        if leaves and text.get_text() and text.get_visible():
             found.append(text.get_text())
     return found
 

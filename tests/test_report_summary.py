@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -16,10 +17,8 @@ from tests.wandb_server import Server
 @pytest.fixture
 def server(tmp_path):
     """Return a server that has nothing yet."""
-    (tmp_path / "none").mkdir()
-    here = Server(tmp_path / "none")
-    yield here
-    here.close()
+    with closing(Server(tmp_path / "none")) as here:
+        yield here
 
 
 def test_chart_and_gains_go_to_one_run_of_the_group_and_again_to_the_same(

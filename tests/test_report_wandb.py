@@ -1,6 +1,7 @@
 """The report from W&B, by its own client over HTTP: the same tables as from run directories, and every failure."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -18,40 +19,23 @@ CONFIG = "  lr: 1.0e-06\n  rand_augment: null\n  drop: true\nmodel:\n  depths:\n
 def study(runs, seeds=2, study="roadmap", **more):
     """Write two rows and a variant with bits; the fabricated ledger's training lines go up too."""
     rng = np.random.default_rng(5)
-    for i, (step, extra) in enumerate(
-        (
-            ("resnet", {}),
-            ("enhanced_recipe", {}),
-            ("enhanced_recipe", {"cell": "enhanced_recipe+with_gelu", "variant": "with_gelu"}),
-        )
-    ):
+    with_gelu = {"cell": "enhanced_recipe+with_gelu", "variant": "with_gelu"}
+    for i, (step, extra) in enumerate((("resnet", {}), ("enhanced_recipe", {}), ("enhanced_recipe", with_gelu))):
         for seed in range(seeds):
             labels = np.arange(333) % 3
             predicted = np.where(rng.random(333) < 0.5 + 0.1 * i, labels, (labels + 1) % 3)
             about = {"status": {"code_hash": "aaaa", "git_dirty": False}, "code_hash": "aaaa", "data_fingerprint": "f"}
             about["versions"] = {"torch": "2.14.0", "numpy": "2.4"}  # W&B sorts the keys
-            write_run(
-                runs,
-                step,
-                seed,
-                study=study,
-                by_image=(predicted, labels),
-                classes=["cat", "dog", "ox"],
-                config=CONFIG,
-                gpu_hours=0.1 + 0.2,
-                **about,
-                **extra,
-                **more,
-            )
+            about |= {"study": study, "classes": ["cat", "dog", "ox"], "config": CONFIG, "gpu_hours": 0.1 + 0.2}
+            write_run(runs, step, seed, by_image=(predicted, labels), **about, **extra, **more)
 
 
 @pytest.fixture
 def served(tmp_path):
     """Serve a study, and what the same study's run directories give."""
     study(tmp_path / "runs")
-    server = Server(tmp_path / "runs", foreign=3, page=4)
-    yield server, tmp_path
-    server.close()
+    with closing(Server(tmp_path / "runs", foreign=3, page=4)) as server:
+        yield server, tmp_path
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -59,13 +43,10 @@ def test_both_sources_give_the_same_bytes_whatever_the_summarys_shape_and_over_s
     report_command, tmp_path, nested
 ):
     study(tmp_path / "runs")
-    server = Server(tmp_path / "runs", nested=nested, page=4)
-    try:
+    with closing(Server(tmp_path / "runs", nested=nested, page=4)) as server:
         done = report_command(server, "wandb:team/roadmap", tmp_path / "wandb")
         assert (done.returncode, done.stderr) == (0, "Reading wandb:team/roadmap ...\n")
         assert report_command(server, str(tmp_path / "runs"), tmp_path / "folders").returncode == 0
-    finally:
-        server.close()
     for name in TABLES:
         assert (tmp_path / "wandb" / name).read_bytes() == (tmp_path / "folders" / name).read_bytes(), name
     table = (tmp_path / "wandb" / "table.md").read_text()
@@ -80,11 +61,8 @@ def test_a_run_in_both_sources_counts_once(report_command, served):
     done = report_command(server, f"wandb:team/roadmap {tmp_path / 'runs'}", tmp_path / "out")
     assert done.returncode == 0
     assert done.stdout.count("a copy of") == 6
-    assert all(
-        line["n"] == 2
-        for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
-        for line in group["cells"]
-    )
+    groups = json.loads((tmp_path / "out" / "report.json").read_text())["groups"]
+    assert all(line["n"] == 2 for group in groups for line in group["cells"])
 
 
 def test_runs_of_other_peoples_code_are_left_out_and_counted(report_command, served):
@@ -97,21 +75,15 @@ def test_runs_of_other_peoples_code_are_left_out_and_counted(report_command, ser
 def test_a_group_is_one_study(report_command, tmp_path):
     study(tmp_path / "runs", study="a")
     study(tmp_path / "runs", study="b")
-    server = Server(tmp_path / "runs")
-    try:
+    with closing(Server(tmp_path / "runs")) as server:
         assert report_command(server, "wandb:team/roadmap?group=b", tmp_path / "out").returncode == 0
-    finally:
-        server.close()
     assert [group["study"] for group in json.loads((tmp_path / "out" / "report.json").read_text())["groups"]] == ["b"]
 
 
 def test_the_whole_history_is_scanned(report_command, tmp_path):
     write_run(tmp_path / "runs", "gelu", epochs=1_300)
-    server = Server(tmp_path / "runs")
-    try:
+    with closing(Server(tmp_path / "runs")) as server:
         assert report_command(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
-    finally:
-        server.close()
     assert sum("history(" in query for query in server.asked) == 3  # 2,600 lines in pages of 1,000
 
 
@@ -119,14 +91,11 @@ def test_a_run_that_is_not_finished_or_contradicts_itself_gives_no_number(report
     study(tmp_path / "runs")
     unfinished(tmp_path / "runs", "gelu", epoch=2, epochs=9)
     write_run(tmp_path / "runs", "kernel_7", top1=50.0, code_hash="aaaa", data_fingerprint="f", study="other")
-    server = Server(tmp_path / "runs")
-    try:
+    with closing(Server(tmp_path / "runs")) as server:
         for run in server.runs:
             if run["summary"].get("step") == "kernel_7":
                 run["summary"]["top1"] = 60.0
         done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
-    finally:
-        server.close()
     assert done.returncode == 0
     assert "epoch 2 of 9, stopped" in done.stdout
     assert "top1=60, the last evaluation in metrics.jsonl says 50" in done.stdout
@@ -217,35 +186,26 @@ def test_a_line_that_went_up_twice_alike_counts_once_and_a_contradiction_is_susp
 
 
 def test_of_a_summary_with_several_values_the_last_counts_and_never_the_best():
-    assert last_values({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3}) == {
-        "a": 5,
-        "b": None,
-        "c": {"x": 1},
-    }
+    found = last_values({"a": {"max": 9, "last": 5}, "b": {"max": 9}, "c": {"x": 1}, "_runtime": 3})
+    assert found == {"a": 5, "b": None, "c": {"x": 1}}
 
 
 def test_a_summary_that_keeps_only_the_best_is_not_believed(report_command, tmp_path):
     study(tmp_path / "runs", seeds=1)
-    server = Server(tmp_path / "runs")
-    try:
+    with closing(Server(tmp_path / "runs")) as server:
         for run in server.runs:
             run["summary"]["top1"] = {"max": 99.0}
         done = report_command(server, "wandb:team/roadmap", tmp_path / "out")
-    finally:
-        server.close()
     assert done.returncode == 65
     assert "top1=None is not what a run writes" in done.stderr
 
 
 def test_the_status_that_did_not_go_up_is_replaced_by_what_the_summary_says(report_command, tmp_path):
     run = write_run(tmp_path / "runs", "gelu")
-    server = Server(tmp_path / "runs")
-    try:
+    with closing(Server(tmp_path / "runs")) as server:
         server.runs[0]["disk"].pop(schema.STATUS)
         assert report_command(server, "wandb:team/roadmap", tmp_path / "out").returncode == 0
         server.runs[0]["state"] = "crashed"
         done = report_command(server, "wandb:team/roadmap", tmp_path / "out2")
-    finally:
-        server.close()
     assert run.exists()
     assert (done.returncode, "stopped" in done.stderr) == (65, True)

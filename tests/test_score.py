@@ -35,10 +35,12 @@ from roadmap.training.evaluation import evaluate_weights, result_line
 from roadmap.training.saved_weights import evaluation_note
 from roadmap.training.train import train
 
+from .conftest import Trap
 from .net_rows import blank, drawn, one_thread  # noqa: F401
 from .test_data_sets import write_idx
 
 CLASSES, EACH = 7, 4
+LAST = "separate_downsampling"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BICUBIC, BILINEAR = T.InterpolationMode.BICUBIC, T.InterpolationMode.BILINEAR
 
@@ -81,12 +83,8 @@ def counted(net, pairs):
         first.append(ranks[0] == label)
         five.append(label in ranks[:5])
         losses.append(cross_entropy(logits, torch.tensor(label)).item())
-    return (
-        100 * sum(first) / len(first),
-        100 * sum(five) / len(five),
-        sum(losses) / len(losses),
-        [bool(x) for x in first],
-    )
+    top1, top5 = (100 * sum(right) / len(right) for right in (first, five))
+    return top1, top5, sum(losses) / len(losses), first
 
 
 @torch.no_grad()
@@ -110,24 +108,16 @@ def torchvisions(name):
     return drawn(lambda: getattr(torchvision.models, name)(num_classes=CLASSES))
 
 
+def timms_convnext():
+    return drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES))
+
+
 @pytest.mark.parametrize(
     ("step", "build", "head", "mode", "origin"),
     [
         ("resnet", lambda: torchvisions("resnet50"), "fc", BILINEAR, "torchvision resnet format"),
-        (
-            "separate_downsampling",
-            lambda: torchvisions("convnext_tiny"),
-            "classifier.2",
-            BICUBIC,
-            "torchvision convnext format",
-        ),
-        (
-            "separate_downsampling",
-            lambda: drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)),
-            "head.fc",
-            BICUBIC,
-            "timm format",
-        ),
+        (LAST, lambda: torchvisions("convnext_tiny"), "classifier.2", BICUBIC, "torchvision convnext format"),
+        (LAST, timms_convnext, "head.fc", BICUBIC, "timm format"),
         ("swin", lambda: torchvisions("swin_t"), "head", BICUBIC, "torchvision swin format"),
     ],
     ids=["torchvision-resnet50", "torchvision-convnext", "timm-convnext", "torchvision-swin"],
@@ -144,24 +134,16 @@ def test_published_weights_count_as_in_their_own_net(folder, tmp_path, step, bui
     right = sum(expected[3])
     line = result_line(config, scored)
     for part in (
-        step,
-        f"top-1 {expected[0]:.2f} %",
-        f"top-5 {expected[1]:.2f} %",
-        f"{right}/{CLASSES * EACH} images right",
-        origin,
-        "fp32",
-        str(file),
-    ):
+        step, f"top-1 {expected[0]:.2f} %", f"top-5 {expected[1]:.2f} %", f"{right}/{CLASSES * EACH} images right",
+        origin, "fp32", str(file),
+    ):  # fmt: skip
         assert part in line
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
 
 
 @pytest.mark.parametrize("wrap", ["official", "safetensors"])
 def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wrap):
-    theirs, pairs = (
-        drawn(lambda: timm.create_model("convnext_tiny", num_classes=CLASSES)),
-        prepared(folder, 73, 64, BICUBIC),
-    )
+    theirs, pairs = timms_convnext(), prepared(folder, 73, 64, BICUBIC)
     varied(theirs, theirs.head.fc.bias, pairs)
     file = tmp_path / ("weights.safetensors" if wrap == "safetensors" else "weights.pth")
     config = of_folder(folder, "separate_downsampling", "data.image_size=64", "data.resize_size=73", f"weights={file}")
@@ -180,16 +162,12 @@ def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wra
 def test_a_moving_average_beside_the_weights_is_named_and_not_scored(small, tmp_path):
     weights = drawn(lambda: build_net(small("gelu").model, 10)).state_dict()
     torch.save(weights, tmp_path / "alone.pt")
-    torch.save(
-        {"model_ema": {k: torch.zeros_like(v) for k, v in weights.items()}, "epoch": 3, "model": weights},
-        tmp_path / "both.pt",
-    )
+    average = {key: torch.zeros_like(value) for key, value in weights.items()}
+    torch.save({"model_ema": average, "epoch": 3, "model": weights}, tmp_path / "both.pt")
     alone, both = (evaluate_weights(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
     assert both.result.loss == alone.result.loss
-    assert (alone.origin, both.origin) == (
-        "our own format",
-        "our own format (taken of model, not model_ema, weights_key=NAME chooses)",
-    )
+    assert alone.origin == "our own format"
+    assert both.origin == "our own format (taken of model, not model_ema, weights_key=NAME chooses)"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +189,7 @@ def test_images_are_resized_to_256_and_cropped_to_224_as_the_recipe_says(folder,
         (256, 224, other),
         (224, 224, mode),
         ((256, 256), 224, mode),
-    ):  # the last one: both sides, not the short one
+    ):  # at last both sides, not the short one
         assert abs(counted(net, prepared(folder, *wrong))[2] / loss - 1) > 1e-4
 
 
@@ -244,22 +222,15 @@ class TestRuns:
         assert scored.origin == "our run after 2 of 2 epochs"
 
         words = (
-            "+step=separate_downsampling",
-            "mode=evaluate",
-            f"weights='{path}'",
-            "data.val_images=40",
+            "+step=separate_downsampling", "mode=evaluate", f"weights='{path}'", "data.val_images=40",
             "wandb.mode=online",
-        )
+        )  # fmt: skip
         done = command(*words, runs=tmp_path / "elsewhere")
         assert done.returncode == 0, done.stderr
         (line,) = done.stdout.splitlines()
         right = round(summary["top1"] * 40 / 100)
-        for part in (
-            f"top-1 {summary['top1']:.2f} %",
-            f"top-5 {summary['top5']:.2f} %",
-            f"{right}/40 images right",
-            str(path),
-        ):
+        accuracies = (f"top-1 {summary['top1']:.2f} %", f"top-5 {summary['top5']:.2f} %", f"{right}/40 images right")
+        for part in (*accuracies, str(path)):
             assert part in line
         assert done.stderr == ""
         assert files_of(tmp_path) == before
@@ -284,9 +255,8 @@ class TestRuns:
             evaluate_weights(scoring(small("kernel_9"), path))
         scored = evaluate_weights(scoring(small("gelu", "data.val_images=30", "data.train_images=50"), path))
         assert len(scored.result.correct) == 30
-        assert (
-            capsys.readouterr().err.splitlines()[-1] == "not evaluated as the run itself was: data.val_images: 40 -> 30"
-        )
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told == "not evaluated as the run itself was: data.val_images: 40 -> 30"
 
     def test_need_nothing_typed_again(self, small, command, tmp_path):
         config = small("kernel_9", "data.image_size=40", "recipe.drop_path=0.1", "model.stem_stride=2")
@@ -356,10 +326,7 @@ class TestRuns:
     def test_that_are_not_there_come_with_what_is(self, trained, command):
         config = trained("gelu")
         seed0 = run_path(config)
-        for weights, words in (
-            (seed0.parent / "seed1", "did you mean seed0?"),
-            (seed0.parent, "did you mean"),
-        ):
+        for weights, words in ((seed0.parent / "seed1", "did you mean seed0?"), (seed0.parent, "did you mean")):
             done = command("mode=evaluate", f"weights='{weights}'", runs=None)
             assert done.returncode == 65
             assert words in done.stderr or "there are: seed0" in done.stderr
@@ -426,19 +393,9 @@ def nano(small, file):
     return scoring(small("separate_downsampling"), file)
 
 
-class Evil:
-    """What a pickle can do: run a command when it is read."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
 def test_a_pickle_that_runs_a_command_is_refused_and_has_not_run(command, tmp_path):
     marker, file = tmp_path / "marker", tmp_path / "evil.pt"
-    torch.save({"model": {"head.weight": Evil(marker)}}, file)
+    torch.save({"model": {"head.weight": Trap(os.system, f"touch {marker}")}}, file)
     done = command("+step=separate_downsampling", "mode=evaluate", f"weights={file}")
     assert done.returncode == 65, done.stderr
     assert done.stdout == ""
@@ -486,25 +443,13 @@ class TestRefusals:
             (lambda w: list(w.values()), "but a list"),
             (lambda w: {"epoch": 3}, "hold no tensors"),
             (lambda w: {"model": {**w, "head.bias": "x"}}, "head.bias is not a tensor, but of type str"),
-            (
-                lambda w: {"model": {**w, "note": "x", "note.bias": w["head.bias"]}},
-                "note.bias has no place in it (1 such",
-            ),
+            (lambda w: {"model": {**w, "note": "x", "n.bias": w["head.bias"]}}, "n.bias has no place in it (1 such"),
             (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, "no head.bias"),
             (lambda w: w | {"head.weight": w["head.weight"][:7]}, "has shape [7,"),
             (lambda w: torchvision.models.resnet18(num_classes=10).state_dict(), "model."),
             (lambda w: {"other.weight": torch.zeros(3)}, "the format is unknown"),
         ],
-        ids=[
-            "list",
-            "no-tensors",
-            "a-string",
-            "a-key-more",
-            "a-key-less",
-            "other-classes",
-            "other-net",
-            "unknown",
-        ],
+        ids=["list", "no-tensors", "a-string", "a-key-more", "a-key-less", "other-classes", "other-net", "unknown"],
     )
     def test_that_hold_something_else(self, small, tmp_path, weights, what, words):
         torch.save(what(weights), tmp_path / "w.pt")
@@ -517,9 +462,8 @@ class TestRefusals:
 
     def test_that_give_no_finite_outputs(self, small, tmp_path, weights):
         torch.save(weights | {"head.weight": torch.full_like(weights["head.weight"], 3e38)}, tmp_path / "w.pt")
-        with pytest.raises(
-            NonFiniteError, match=r"weights=.*w\.pt: the net gives outputs that are not finite"
-        ) as caught:
+        told = r"weights=.*w\.pt: the net gives outputs that are not finite"
+        with pytest.raises(NonFiniteError, match=told) as caught:
             evaluate_weights(scoring(small("separate_downsampling"), tmp_path / "w.pt"))
         assert caught.value.code == 70
 
@@ -568,16 +512,8 @@ def test_a_sweep_scores_one_line_a_step(small, command, tmp_path):
     ("step", "name", "told"),
     [
         ("separate_downsampling", "timm:convnext_tiny.fb_in1k", ""),
-        (
-            "separate_downsampling",
-            "timm:convnext_tiny.fb_in22k_ft_in1k_384",
-            "data.image_size=384 data.resize_size=null",
-        ),
-        (
-            "separate_downsampling",
-            "torchvision:convnext_tiny.IMAGENET1K_V1",
-            "data.resize_size=236 recipe.interpolation=bilinear",
-        ),
+        (LAST, "timm:convnext_tiny.fb_in22k_ft_in1k_384", "data.image_size=384 data.resize_size=null"),
+        (LAST, "torchvision:convnext_tiny.IMAGENET1K_V1", "data.resize_size=236 recipe.interpolation=bilinear"),
         ("resnet", "torchvision:resnet50.IMAGENET1K_V1", ""),
         ("resnet", "torchvision:resnet50.IMAGENET1K_V2", "data.resize_size=232"),
         ("resnet", "timm:resnet50.a1_in1k", "data.resize_size=235 recipe.interpolation=bicubic"),
@@ -588,9 +524,8 @@ def test_of_a_librarys_weights_it_is_said_how_they_were_evaluated(step, name, to
     config = compose(step, "tiny", ("scale=imagenet", "mode=evaluate", f"weights={name}"))
     assert evaluation_note(config, library) == (told and f"{name}: published with {told}")
     published = published_evaluation(library.library, library.net, library.tag)
-    same = compose(
-        step, "tiny", ("scale=imagenet", *(f"{key}={json.dumps(value)}" for key, value in published.items()))
-    )
+    words = ("scale=imagenet", *(f"{key}={json.dumps(value)}" for key, value in published.items()))
+    same = compose(step, "tiny", words)
     pixels = np.random.default_rng(0).integers(0, 256, (333, 500, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     if library.library == "timm":

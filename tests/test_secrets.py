@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 
 import pytest
@@ -20,7 +19,6 @@ from roadmap.steps import compose
 from roadmap.sweep.launchers.slurm import Config as Slurm
 from roadmap.text import RedactedStream, clean, one_line, redact, shorten
 from tests import drive
-from tests.conftest import ROOT
 from tests.fabricate import unfinished, write_run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -123,8 +121,7 @@ def test_a_report_on_an_older_record_that_holds_one_does_not(tmp_path, capsys):
 
 @pytest.mark.parametrize("module", ["steps", "bench", "sweep", "report"])
 def test_no_command_repeats_one_that_it_was_given(module):
-    command = [sys.executable, "-m", f"roadmap.{module}", KEY]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = drive.python("-m", f"roadmap.{module}", KEY)
     assert done.returncode == 64
     assert KEY[:10] not in done.stdout + done.stderr
 

@@ -33,8 +33,9 @@ from roadmap.training.group import Group, GroupRun
 from roadmap.training.train import train
 
 from .conftest import ROOT, SMALL
+from .drive import python
 from .net_rows import one_thread, rows  # noqa: F401
-from .records import assert_equal_runs, ledger, stopped_at
+from .records import assert_equal_runs, ledger, status, stopped_at
 from .test_graph import capture_on_cpu
 
 # Random numbers in the net and in the images, a moving average, and several passes a step.
@@ -62,10 +63,6 @@ def train_group(configs, gate=None):
     runs = [GroupRun(config, SweepProgress(cache=cache)) for config in configs]
     Group(runs, lambda run, outcome: outcomes.update({run.config.seed: outcome}), gate).train()
     return outcomes
-
-
-def status(config):
-    return read_json(run_path(config) / "status.json")
 
 
 def log_of(config):
@@ -311,14 +308,13 @@ def test_a_net_that_the_compiler_fails_on_is_trained_uncompiled(small, alone, mo
     config = small("resnet", "seed=0")
     outcomes = {}
 
-    def fail(*_):
-        raise torch._dynamo.exc.Unsupported("this net")
-
     real = training.train_step
     run = GroupRun(config.replace(compile="true"), SweepProgress(), uncompiled=config)
 
     def train_step(ctx, *args):
-        return (fail if ctx.config.compile == "true" else real)(ctx, *args)
+        if ctx.config.compile == "true":
+            raise torch._dynamo.exc.Unsupported("this net")
+        return real(ctx, *args)
 
     monkeypatch.setattr(training, "train_step", train_step)
     Group([run], lambda run, outcome: outcomes.update({0: outcome})).train()
@@ -390,14 +386,13 @@ print(json.dumps([counters["inductor"]["fxgraph_cache_hit"], counters["aot_autog
 @pytest.mark.timeout(1800)
 def test_what_a_process_has_compiled_the_next_one_finds_on_disk(tmp_path):
     """And the seeds of a row are compiled once."""
-    env = local_scheduler.environment(local_scheduler.Slot(), ROOT, 1) | {
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")
-    }
+    env = local_scheduler.environment(local_scheduler.Slot(), ROOT, 1)
+    env |= {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     found = []
     for study in ("first", "second"):
         words = (*SMALL, "recipe.epochs=1", "wandb.mode=disabled", "compile=true", f"study={study}")
-        command = [sys.executable, "-c", COMPILED, *words, "model.depths=[1,1,1,1]", f"paths.runs={tmp_path}"]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        words += ("model.depths=[1,1,1,1]", f"paths.runs={tmp_path}")
+        done = python("-c", COMPILED, *words, env=env, check=True)
         assert done.stderr.split().count("done") == 2
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert found[0][:2] == [0, 0] and found[0][2] >= 2
@@ -445,8 +440,6 @@ def test_a_group_whose_starter_is_gone_with_the_pipe_that_it_reports_to_ends_eve
     with open(write, "w") as out:  # stdin ends without a line, as where the starter was killed
         done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, check=False)
     assert done.returncode == 75
-    assert all(
-        log.read_text().endswith("the process that started it is gone; run the same command again to continue\n")
-        for log in logs
-    )
+    gone = "the process that started it is gone; run the same command again to continue\n"
+    assert all(log.read_text().endswith(gone) for log in logs)
     assert {status(config)["state"] for config in configs if (run_path(config) / "status.json").exists()} <= {"stopped"}

@@ -112,23 +112,14 @@ def test_last_step_has_convnexts_shape(regime, depths, width):
 
 def test_regimes_are_those_of_the_design():
     assert list(regimes()) == ["nano", "mini", "tiny", "small", "base", "large", "xlarge"]
-    assert [composed("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")] == [
-        0.1,
-        0.4,
-        0.5,
-        0.5,
-    ]
+    drop_paths = [composed("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")]
+    assert drop_paths == [0.1, 0.4, 0.5, 0.5]
 
 
 def test_table_5_is_the_enhanced_recipe():
     recipe = composed("gelu", "tiny").recipe
-    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay, recipe.warmup_epochs) == (
-        300,
-        4096,
-        4e-3,
-        0.05,
-        20,
-    )
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.batch_size) == (300, 20, 4096)
+    assert (recipe.lr, recipe.weight_decay) == (4e-3, 0.05)
     assert (recipe.beta1, recipe.beta2, recipe.eps, recipe.min_lr) == (0.9, 0.999, 1e-8, 1e-6)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing) == (0.8, 1.0, 0.1, 0.25)
     assert recipe.rand_augment == "rand-m9-mstd0.5-inc1"
@@ -147,9 +138,8 @@ class TestPrecedence:
         assert compose("separate_downsampling", "nano", ["+variant=without_gelu"]).model.activation == "relu"
 
     def test_command_line_wins_over_all(self):
-        config = compose(
-            "gelu", "nano", ["+variant=without_gelu", "model.activation=gelu", "recipe.epochs=3", "recipe=original"]
-        )
+        words = ["+variant=without_gelu", "model.activation=gelu", "recipe.epochs=3", "recipe=original"]
+        config = compose("gelu", "nano", words)
         assert (config.model.activation, config.recipe.epochs, config.recipe.optimizer) == ("gelu", 3, "sgd")
 
     def test_regime_and_data_win_over_scale(self):
@@ -208,37 +198,24 @@ class TestCell:
     def test_names_what_changes_the_result_sorted(self):
         assert self.cell("recipe.lr=1e-3", "model.kernel_size=9") == "gelu,model.kernel_size=9,recipe.lr=0.001"
         assert self.cell("+variant=without_gelu", "recipe=original") == "gelu+without_gelu,recipe=original"
-        assert (
-            self.cell("model.depths=[1,1,1,1]", "recipe.layer_scale=null")
-            == "gelu,model.depths=[1,1,1,1],recipe.layer_scale=null"
-        )
+        words = ("model.depths=[1,1,1,1]", "recipe.layer_scale=null")
+        assert self.cell(*words) == ",".join(["gelu", *words])
 
     def test_one_value_has_one_cell(self):
         assert self.cell("recipe.lr=1e-3") == self.cell("++recipe.lr=0.001")
         assert self.cell("wandb={mode: disabled}", "checkpoint={keep: 3}") == "gelu"
 
     def test_is_silent_about_what_changes_nothing(self):
-        assert (
-            self.cell(
-                "seed=3",
-                "study=mine",
-                "device=cpu",
-                "data.root=/x",
-                "wandb.mode=disabled",
-                "checkpoint.keep=5",
-                "fresh=true",
-            )
-            == "gelu"
-        )
+        words = ("seed=3", "study=mine", "device=cpu", "data.root=/x", "wandb.mode=disabled", "checkpoint.keep=5")
+        assert self.cell(*words, "fresh=true") == "gelu"
 
     def test_a_scale_that_is_not_the_regimes_is_named(self):
         assert self.cell("scale=demo", regime="tiny") == "gelu,scale=demo"
         assert self.cell("scale=mini") == "gelu,scale=mini"
 
     def test_long_or_unsafe_names_become_a_hash(self):
-        long = self.cell(
-            *(f"recipe.{k}=0.5" for k in ("beta1", "beta2", "mixup", "cutmix", "random_erasing", "label_smoothing"))
-        )
+        keys = ("beta1", "beta2", "mixup", "cutmix", "random_erasing", "label_smoothing")
+        long = self.cell(*(f"recipe.{key}=0.5" for key in keys))
         unsafe = self.cell("regime.scale=../../x")
         assert len(long) <= 80 and len({long, unsafe, self.cell("regime.scale=../../y")}) == 3
         assert "/" not in unsafe and ".." not in unsafe
@@ -255,13 +232,8 @@ class TestOwnStep:
 
     def test_is_a_step_like_any_other(self, folder):
         config = compose("mine", "tiny", config_dir=folder)
-        assert (config.step, config.parent, config.label, config.adopted, config.cell) == (
-            "mine",
-            "gelu",
-            "mine",
-            "yes",
-            "mine",
-        )
+        assert (config.step, config.label, config.cell) == ("mine",) * 3
+        assert (config.parent, config.adopted) == ("gelu", "yes")
         assert (config.model.kernel_size, config.model.activation, config.recipe.name) == (13, "gelu", "enhanced")
 
     def test_stands_behind_its_parent(self, folder):
@@ -444,9 +416,8 @@ def test_settings_that_are_read_are_not_told():
 
 
 def test_unknown_names_list_what_there_is_the_nearest_first():
-    with pytest.raises(
-        ConfigError, match=r"did you mean inverted_bottleneck\? There are: inverted_bottleneck, .*resnet"
-    ):
+    nearest = r"did you mean inverted_bottleneck\? There are: inverted_bottleneck, .*resnet"
+    with pytest.raises(ConfigError, match=nearest):
         compose("inverted_botleneck", "nano")
     with pytest.raises(ConfigError, match=r"did you mean tiny\? There are: tiny, nano"):
         compose("gelu", "tny")

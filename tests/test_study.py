@@ -71,12 +71,7 @@ def test_cells_are_those_that_plain_hydra_makes(name, given):
 
 def test_a_study_of_ones_own_with_steps_of_its_own(mine):
     study = read_study(mine())
-    assert [(c.config.step, c.config.seed) for c in study.cells] == [
-        ("gelu", 0),
-        ("gelu", 1),
-        ("wide_kernel", 0),
-        ("wide_kernel", 1),
-    ]
+    assert [(c.config.step, c.config.seed) for c in study.cells] == [*product(("gelu", "wide_kernel"), (0, 1))]
     assert study.cells[-1].config.model.kernel_size == 13
     assert study.cells[-1].key == "nano-digits/wide_kernel/seed1"
 
@@ -110,9 +105,8 @@ def test_an_illegal_combination_is_left_out_with_its_reason():
 
 def test_cells_are_narrowed_to_steps_and_seeds():
     study = read_study("kernel_size")
-    assert [cell.key for cell in select_cells(study, ["kernel_9"], ["0", "2"])] == [
-        f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)
-    ]
+    chosen = [cell.key for cell in select_cells(study, ["kernel_9"], ["0", "2"])]
+    assert chosen == [f"tiny-imagenet/kernel_9/seed{k}" for k in (0, 2)]
     with pytest.raises(ConfigError, match=r"STEPS=kernel_99: is not in kernel_size; did you mean kernel_9\?"):
         select_cells(study, ["kernel_99"], [])
     with pytest.raises(ConfigError, match="SEEDS=3: is not in kernel_size"):
@@ -193,9 +187,8 @@ def test_a_folder_that_is_not_there_is_told_before_anything_is_queued(tmp_path):
 def test_a_batch_that_the_devices_of_a_cell_cannot_share_is_told_before_anything_is_queued():
     study = read_study("demo", ["+step=gelu"])
     check_cells(study, study.cells)
-    with pytest.raises(
-        ConfigError, match=r"cluster.per_cell=8: .* recipe.micro_batch=null: .* 8 devices have nothing to share"
-    ):
+    told = r"cluster.per_cell=8: .* recipe.micro_batch=null: .* 8 devices have nothing to share"
+    with pytest.raises(ConfigError, match=told):
         check_cells(study, study.cells, ranks=8)
     study = read_study("demo", ["+step=gelu", "recipe.micro_batch=8"])
     check_cells(study, study.cells, ranks=8)

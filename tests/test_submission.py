@@ -3,8 +3,6 @@
 import json
 import os
 import shlex
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,7 +14,7 @@ from roadmap.sweep.cell_states import cell_states
 from roadmap.sweep.launchers.slurm import recover_pending
 from roadmap.sweep.study_dir import StudyDir
 
-from .conftest import ROOT
+from .drive import python
 
 # The file `next` counts the ids; squeue lists what was accepted and has the name asked for.
 SBATCH = r"""
@@ -327,7 +325,7 @@ for verb in ("submit", "status", "reconcile", "cancel", "sync"):
     code = main([verb, "demo", "--runs", {runs!r}, *({words!r} if verb == "submit" else [])])
     print(verb, code, "torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", code)
     for verb, exit_code in {"submit": 0, "status": 0, "reconcile": 0, "cancel": 0, "sync": 75}.items():
         assert f"\n{verb} {exit_code} False\n" in f"\n{done.stdout}", done.stdout + done.stderr
 

@@ -156,10 +156,8 @@ def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with path.open("w") as out:
         for step in range(1, 40_001):
-            out.write(
-                json.dumps({"kind": "train", "epoch": 1 + step // 30_000, "global_step": step, "train/loss": 1.0})
-                + "\n"
-            )
+            row = {"kind": "train", "epoch": 1 + step // 30_000, "global_step": step, "train/loss": 1.0}
+            out.write(json.dumps(row) + "\n")
             if step == 30_000:
                 out.write(json.dumps({"kind": "val", "epoch": 1, "global_step": step, "val/top1": 3.0}) + "\n")
         out.write('{"kind": "tra')
@@ -250,9 +248,9 @@ def test_wrong_settings_of_the_cluster_are_told(words, told):
 
 
 def test_the_files_in_conf_are_the_defaults():
-    assert all(
-        load_cluster(kind, name) == kind() for name in launchers.names() for kind in [launchers.find(name).Config]
-    )
+    for name in launchers.names():
+        kind = launchers.find(name).Config
+        assert load_cluster(kind, name) == kind(), name
 
 
 LISTING = """
@@ -314,10 +312,8 @@ def test_a_copy_of_the_code_that_has_changed_is_not_run(tmp_path, change):
 
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
-    assert cut_slots(local.Config(per_cell=2), gpus, [0, 1], use_gpus=True) == [
-        Slot(gpus=("0", "1")),
-        Slot(gpus=("2", "3")),
-    ]
+    slots = cut_slots(local.Config(per_cell=2), gpus, [0, 1], use_gpus=True)
+    assert slots == [Slot(gpus=("0", "1")), Slot(gpus=("2", "3"))]
     assert cut_slots(local.Config(per_cell=2, max_running=1), {}, [0, 1, 2, 3], use_gpus=True) == [Slot(cores=(0, 1))]
     assert cut_slots(local.Config(), gpus, [0, 1], use_gpus=False) == [Slot(cores=(0,)), Slot(cores=(1,))]
     with pytest.raises(ConfigError, match=r"cluster\.per_cell=3: there are 2 CPU cores here"):
@@ -351,19 +347,13 @@ def test_a_runs_folder_that_cannot_be_written_is_told(sweep, tmp_path):
 def test_a_plan_shows_every_cell_and_infers_what_nobody_measured(sweep, tmp_path):
     write_run(tmp_path, "gelu", study="other", hardware=None, status={})
     path = next(tmp_path.glob("*/*/*/*/summary.json"))
-    about = {
-        "hardware": hardware(torch.device("cpu"))["hardware"],
-        "image_size": 32,
-        "batch_size": 64,
-        "train_images_per_s": 500.0,
-    }
-    write_json(path, read_json(path) | about)
+    about = {"image_size": 32, "batch_size": 64, "train_images_per_s": 500.0}
+    write_json(path, read_json(path) | about | {"hardware": hardware(torch.device("cpu"))["hardware"]})
     words = ("--runs", tmp_path, "--cluster", "local", "--steps", "gelu resnet")
     code, told = sweep("plan", "demo", *words, "--", *THREE, "device=cpu", "recipe.epochs=36")
     lines = told.splitlines()
-    assert code == 0 and [line.split()[0] for line in lines[1:3]] == [
-        f"nano-digits/{s},recipe.epochs=36/seed0" for s in ("resnet", "gelu")
-    ]
+    cells = [f"nano-digits/{step},recipe.epochs=36/seed0" for step in ("resnet", "gelu")]
+    assert code == 0 and [line.split()[0] for line in lines[1:3]] == cells
     assert "350 inferred, MACs 0.041" in " ".join(lines[1].split())  # 2.606 MMACs beside 1.825
     assert "500 earlier runs 0.0287" in " ".join(lines[2].split())  # 36 epochs of 1437 images at 500 images/s, in hours
     assert "2 cells, 0 done; to do: 2, 0.0698 CPU-hours for 2 of them (1 inferred from the others)" in lines[-1]
@@ -382,11 +372,8 @@ def test_a_study_on_this_machine_runs_cell_beside_cell_and_is_not_run_twice(swee
     assert code == 0 and "2 cells to start, 0 to resume" in told and "[2/2]" in told
     code, told = sweep("status", "demo", "--runs", tmp_path, "--json")
     cells = {cell["step"]: cell for cell in json.loads(told)["cells"]}
-    assert {step: cell["state"] for step, cell in cells.items()} == {
-        "resnet": "planned",
-        "depthwise": "done",
-        "gelu": "done",
-    }
+    states = {step: cell["state"] for step, cell in cells.items()}
+    assert states == {"resnet": "planned", "depthwise": "done", "gelu": "done"}
     assert cells["gelu"]["top1"] is not None and cells["depthwise"]["top1"] is not None
     code, told = sweep("submit", *words)
     assert code == 0 and str(Submission(left={"done": 2})) in told
@@ -413,9 +400,7 @@ def test_a_torn_line_of_the_record_costs_nothing_else(tmp_path):
     with directory.lock():
         directory.append_jobs([{"cell": "a", "kind": "ended"}])
         with (directory.notes / "jobs.jsonl").open("a") as out:
-            out.write(
-                '{"cell": ["b"], "kind": "ended"}\n{"cell": "b", "kind": "local", "job": "local"}\n{"cell": "b", "jo'
-            )
+            out.write('{"cell": ["b"], "kind": "ended"}\n{"cell": "b", "kind": "local", "job": "local"}\n{"cell": "b')
         directory.append_jobs([{"cell": "c", "kind": "cancelled"}])
     assert {key: rows[0]["kind"] for key, rows in directory.jobs().items()} == {"a": "ended", "c": "cancelled"}
 

@@ -3,8 +3,8 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
+from contextlib import closing
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -18,8 +18,8 @@ from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.sync import sync
 from roadmap.training.train import train
 from tests import wandb_server
-from tests.conftest import ROOT, SMALL
-from tests.drive import accident
+from tests.conftest import SMALL
+from tests.drive import accident, python
 from tests.test_wandb import history, inspect
 
 
@@ -128,15 +128,10 @@ def test_an_offline_run_is_sent_whole_and_once(server, study):
 
 def test_the_real_client_sends_what_a_server_does_not_know(study, tmp_path):
     _, run = study
-    (tmp_path / "nothing").mkdir()
-    served = wandb_server.Server(tmp_path / "nothing")
     here = {name: str(tmp_path / name) for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "NETRC")}
-    env = {**os.environ, **here, "WANDB_BASE_URL": served.url, "WANDB_API_KEY": wandb_server.KEY}
-    words = [sys.executable, "-m", "roadmap.sweep", "sync", "demo", "--runs", str(tmp_path)]
-    try:
-        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
-    finally:
-        served.close()
+    with closing(wandb_server.Server(tmp_path / "nothing")) as served:
+        env = {**os.environ, **here, "WANDB_BASE_URL": served.url, "WANDB_API_KEY": wandb_server.KEY}
+        done = python("-m", "roadmap.sweep", "sync", "demo", "--runs", tmp_path, env=env, timeout=120)
     number = len(as_logged(run))
     assert done.returncode == 0 and f"demo: {number} rows sent" in done.stdout, done.stderr
     (sent,) = served.runs
@@ -182,10 +177,7 @@ def test_what_the_client_of_a_killed_run_took_with_it_is_sent(server, command, t
 
 
 def test_without_an_answer_of_wandb_that_is_said_and_the_command_may_be_typed_again(study, monkeypatch):
-    def no_network(**_):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(wandb, "Api", no_network)
+    monkeypatch.setattr(wandb, "Api", Mock(side_effect=OSError("no route to host")))
     with pytest.raises(StoppedEarly, match="no route to host"):
         sync(study[0], print)
 
@@ -210,14 +202,11 @@ def test_runs_without_wandb_are_left_out_and_alone_need_no_answer_of_it(server, 
 
 
 def test_what_is_not_taken_to_the_end_is_not_said_to_be_sent(server, study, monkeypatch, capsys):
-    def fail(*_, **__):
-        raise OSError("connection lost")
-
     directory, run = study
     monkeypatch.setattr(wandb, "init", server.init)
     for name, told in (("log", "W&B failed .connection lost"), ("finish", "W&B has not taken all of it")):
         with monkeypatch.context() as patch:
-            patch.setattr(Online, name, fail)
+            patch.setattr(Online, name, Mock(side_effect=OSError("connection lost")))
             with pytest.raises(StoppedEarly, match=rf"seed0: {told}.*; try again"):
                 sync(directory, print)
         assert "rows sent" not in capsys.readouterr().out and not list(run.glob("wandb/*/*.synced"))

@@ -9,6 +9,7 @@ import signal
 import socket
 from contextlib import suppress
 from io import BytesIO
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,20 +31,14 @@ from roadmap.training.setup import MAX_NAMES, recorded_names
 from roadmap.training.train import train
 
 from . import drive
-from .records import assert_equal_runs, ledger, newest, same, stopped_at
+from .conftest import Trap
+from .records import assert_equal_runs, ledger, newest, same, status, stopped_at
 
 
 @pytest.mark.parametrize("step", ["resnet", "separate_downsampling"])
 def test_overfits_two_batches(small, step):
-    config = small(
-        step,
-        "debug=overfit",
-        "data.train_images=64",
-        "recipe.epochs=30",
-        "data.val_images=20",
-        "recipe.lr=0.01",
-        "checkpoint.keep=2",
-    )
+    sizes = ("data.train_images=64", "data.val_images=20", "recipe.epochs=30")
+    config = small(step, "debug=overfit", *sizes, "recipe.lr=0.01", "checkpoint.keep=2")
     train(config)
     rows = [row for row in ledger(config) if row["kind"] == "train"]
     assert len(rows) == 60
@@ -115,8 +110,7 @@ def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, reference, 
     whole, config = reference(step, "recipe.drop_path=0.1"), small(step, "recipe.drop_path=0.1")
     with stopped_at(at):
         train(config)
-    status = read_json(run_path(config) / "status.json")
-    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert (status(config)["state"], status(config)["exit_code"]) == ("stopped", 75)
     assert not (run_path(config) / "summary.json").exists()
     train(config)
     assert_equal_runs(config, whole)
@@ -144,9 +138,9 @@ def test_a_torn_or_flipped_checkpoint_is_passed_over(stopped, capsys):
     assert "skipped step-0000000991-00099.pt: is of step" in said
     # They are no progress, and do not take the place of those that are kept.
     steps = sorted(int(path.name[5:15]) for path in folder.glob("step-*.pt"))
-    assert len(steps) >= config.checkpoint.keep and steps[-1] == read_json(run_path(config) / "status.json")["step"]
+    assert len(steps) >= config.checkpoint.keep and steps[-1] == status(config)["step"]
     assert len(list(folder.glob("step-*.unusable"))) == 6
-    assert read_json(run_path(config) / "status.json")["began_at"][0] < int(last.name[5:15])
+    assert status(config)["began_at"][0] < int(last.name[5:15])
     assert checkpoint.find_newest(folder).skipped == []
 
 
@@ -184,13 +178,8 @@ def test_never_starts_over_in_silence_when_no_checkpoint_is_whole(stopped):
 def test_a_checkpoint_that_holds_code_runs_nothing(stopped, tmp_path):
     config = stopped()
     marker = tmp_path / "marker"
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(marker),)
-
     for path in (run_path(config) / "checkpoints").glob("step-*.pt"):
-        torch.save({"net": Evil()}, path)
+        torch.save({"net": Trap(os.mkdir, str(marker))}, path)
         manifest = json.loads(path.with_suffix(".json").read_text())
         manifest |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         manifest["checksum"] = schema.checksum(manifest)
@@ -236,9 +225,7 @@ def test_killed_while_it_writes_anything_it_still_goes_on_to_the_same_bits(small
 
 def test_wrong_data_that_was_mended_is_no_drift_before_the_first_checkpoint(small, monkeypatch):
     config = small("gelu")
-    monkeypatch.setattr(
-        training.data, "train_batches", lambda *a, **k: (_ for _ in ()).throw(DataError("3.jpg: cannot be decoded"))
-    )
+    monkeypatch.setattr(training.data, "train_batches", Mock(side_effect=DataError("3.jpg: cannot be decoded")))
     with pytest.raises(DataError):
         train(config)
     monkeypatch.undo()
@@ -308,12 +295,10 @@ def test_a_signal_at_the_very_end_is_kept_for_the_sweep(small, monkeypatch):
 def test_a_full_disk_ends_with_74_and_spares_what_was_saved(stopped, monkeypatch):
     config = stopped()
     before = {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()}
-    monkeypatch.setattr(
-        checkpoint.torch, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(checkpoint.torch, "save", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(DiskError, match="No space left"):
         train(config)
-    assert read_json(run_path(config) / "status.json")["exit_code"] == 74
+    assert status(config)["exit_code"] == 74
     assert {p.name: p.read_bytes() for p in (run_path(config) / "checkpoints").iterdir()} == before
     monkeypatch.undo()
     assert train(config)["state"] == "done"
@@ -379,8 +364,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, mo
     monkeypatch.setattr(updating, "cross_entropy", poisoned)
     with pytest.raises(NonFiniteError, match="step 5"):
         train(config)
-    status = read_json(run_path(config) / "status.json")
-    assert (status["state"], status["exit_code"]) == ("failed", 70)
+    assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 70)
     state = newest(config)
     assert state["global_step"] == 3
     assert all(torch.isfinite(v).all() for v in state["net"].values())

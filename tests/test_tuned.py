@@ -14,14 +14,14 @@ from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
 from roadmap.files import write_json
-from roadmap.report import aggregate, collect, findings, gallery
+from roadmap.report import collect, findings, gallery
 from roadmap.report.__main__ import main as report
 from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import STATUS, SUMMARY
 from roadmap.sweep.study import SWEEPS, read_study
-from tests.fabricate import write_run
+from tests.fabricate import groups_of, write_run
 from tests.test_submission import Stub
 
 RATES = [0.5, 1.0, 2.0, 4.0]
@@ -90,14 +90,8 @@ def held_out(mine, tmp_path):
 
 def test_the_second_phase_is_known_row_by_row_once_the_first_has_ended(mine, tmp_path):
     first = held_out(mine, tmp_path)
-    assert list(first) == [
-        *(
-            "resnet,data.holdout=0.1,recipe.lr=0.025",
-            "resnet,data.holdout=0.1",
-            "resnet,data.holdout=0.1,recipe.lr=0.1",
-        ),
-        *("gelu,data.holdout=0.1,recipe.lr=0.001", "gelu,data.holdout=0.1", "gelu,data.holdout=0.1,recipe.lr=0.004"),
-    ]
+    rates = {"resnet": (",recipe.lr=0.025", "", ",recipe.lr=0.1"), "gelu": (",recipe.lr=0.001", "", ",recipe.lr=0.004")}
+    assert list(first) == [f"{step},data.holdout=0.1{rate}" for step, each in rates.items() for rate in each]
     assert {cell.config.seed for cell in first.values()} == {0}
     for name, top1 in zip(first, (50.0, 60.0, None, 50.0, 40.0), strict=False):
         end(first[name], top1)
@@ -151,10 +145,7 @@ def test_an_edge_and_a_row_without_a_finite_rate_are_told(call, mine, tmp_path):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        (
-            "tuned.factors=0.5,2",
-            "tuned.factors=[0.5, 2.0]: must be two numbers or more from 1e-6 to 1e6 that include 1",
-        ),
+        ("tuned.factors=0.5,2", "factors=[0.5, 2.0]: must be two numbers or more from 1e-6 to 1e6 that include 1"),
         ("tuned.holdout=0", "tuned.holdout=0"),
         ("tuned.seeds=-1", "tuned.seeds=[-1]"),
         ("recipe.lr=0.1", "the study chooses it; tuned.factors=LIST"),
@@ -188,18 +179,8 @@ def write(runs, study, step, factor, tops, holdout=0.0, named=True):
     for seed, top1 in enumerate(tops):
         correct = np.arange(500) < round(5 * top1)
         about = {"data_fingerprint": "part" if holdout else "whole", "split": "holdout" if holdout else "val"}
-        config = f"recipe:\n  lr: {rate:g}\n"
-        write_run(
-            runs,
-            step,
-            seed,
-            study=study,
-            cell=",".join([step, *words]),
-            epochs=1,
-            correct=correct,
-            config=config,
-            **about,
-        )
+        about |= {"study": study, "cell": ",".join([step, *words]), "config": f"recipe:\n  lr: {rate:g}\n"}
+        write_run(runs, step, seed, epochs=1, correct=correct, **about)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +201,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def group(runs):
     """Return what the report makes of the tuned study."""
-    return next(group for group in aggregate(collect([runs]).runs) if group.study == "own")
+    return next(group for group in groups_of(runs) if group.study == "own")
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +285,7 @@ def test_without_a_plain_study_the_tuned_one_gives_what_it_has(tmp_path):
         write(tmp_path, "own", "resnet", factor, [60 - factor], holdout=0.1)
         write(tmp_path, "own", "enhanced_recipe", factor, [60 - abs(factor - 1)], holdout=0.1)
     write(tmp_path, "own", "enhanced_recipe", 1, [61.0, 61.2])
-    (group,) = aggregate(collect([tmp_path]).runs)
+    (group,) = groups_of(tmp_path)
     resnet, enhanced = group.tuning.rows
     assert (resnet.tuned, resnet.plain) == (None, None)
     assert enhanced.tuned.cell == enhanced.plain.cell == "enhanced_recipe"

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,15 +23,15 @@ from roadmap.runs.wandb_logger import WandbLogger, project_of, wandb_mode, warn_
 from roadmap.steps.compose import compose
 from roadmap.training.train import train
 
-from .conftest import ROOT
+from .drive import python
 from .records import ledger, stopped_at
 from .wandb_server import KEY, Server
 
 
 def inspect(folder: Path) -> list[dict]:
     """Return the records of an offline run, as `wandb leet inspect` prints them."""
-    tool = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    done = subprocess.run(tool, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "offline"})
+    tool = ("-m", "wandb", "leet", "inspect", "--json", folder)
+    done = python(*tool, check=True, env={**os.environ, "WANDB_MODE": "offline"})
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -46,10 +49,7 @@ def logged(rows):
 
 @pytest.fixture
 def offline(small):
-    def call(*overrides):
-        return small("gelu", "wandb.mode=offline", *overrides)
-
-    return call
+    return lambda: small("gelu", "wandb.mode=offline")
 
 
 def test_offline_record_holds_what_the_ledger_holds(offline):
@@ -62,11 +62,8 @@ def test_offline_record_holds_what_the_ledger_holds(offline):
     (run,) = [r["run"] for r in records if r["type"] == "run"]
     status = json.loads((path / "status.json").read_text())
     assert run["run_id"] == status["wandb_id"]
-    assert (run["project"], run["run_group"], run["display_name"]) == (
-        "convnext-roadmap",
-        "single",
-        f"nano/{config.cell}/seed0",
-    )
+    assert (run["project"], run["run_group"]) == ("convnext-roadmap", "single")
+    assert run["display_name"] == f"nano/{config.cell}/seed0"
     assert run["job_type"] == config.cell[:64]
     assert sorted(run["tags"]) == ["digits", "gelu", "nano"]
     logged_config = run["config"]["update"]
@@ -170,12 +167,10 @@ def test_an_unreachable_server_neither_stops_nor_changes_a_run(small, reference,
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Return a server that knows nothing yet, to which this process is logged in."""
-    (tmp_path / "none").mkdir()
-    here = Server(tmp_path / "none")
-    monkeypatch.setenv("WANDB_BASE_URL", here.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    yield here
-    here.close()
+    with closing(Server(tmp_path / "none")) as here:
+        monkeypatch.setenv("WANDB_BASE_URL", here.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield here
 
 
 def run_online(forks, tmp_path, *words, **env):
@@ -228,7 +223,7 @@ threading.Thread.start = as_since_python_3_12
 
 
 def test_the_client_is_ended_with_the_main_thread_when_no_thread_can_be_started():
-    done = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", AT_THE_END, check=True)
     assert (done.stdout, done.stderr) == ("ended\n", "")
 
 
@@ -287,22 +282,14 @@ def test_a_client_that_fails_in_the_middle_is_said_once(small, monkeypatch, caps
     import wandb
 
     config = small("gelu", "wandb.mode=offline")
-    monkeypatch.setattr(
-        wandb.Run, "log", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("disk of the client is full"))
-    )
+    monkeypatch.setattr(wandb.Run, "log", Mock(side_effect=RuntimeError("disk of the client is full")))
     assert train(config)["state"] == "done"
     assert capsys.readouterr().err.count("disk of the client is full") == 1
 
 
 def test_a_process_of_the_client_that_lacks_memory_is_not_waited_for_without_end():
     script = "from roadmap.runs import wandb_client as c\nc.START_S = 3.0\nc.start_service()\nprint('started')"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1200 * 2**20,) * 2),
-    )
+    little = partial(resource.setrlimit, resource.RLIMIT_AS, (1200 * 2**20,) * 2)
+    done = python("-c", script, timeout=60, preexec_fn=little)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "TimeoutError: its process has not started in 3 s; does it lack memory?"

@@ -1,6 +1,7 @@
 """What W&B has of a run beside its rows, read back through its own API: the last evaluation, the code, alerts."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_a_stop_is_no_alert_and_offline_one_waits_for_the_sync(small, monkeypatc
     config = small("gelu", "wandb.mode=offline")
     with stopped_at(5):
         train(config)
-    monkeypatch.setattr("roadmap.training.train.fit", lambda *_: (_ for _ in ()).throw(NonFiniteError("step 7: bad")))
+    monkeypatch.setattr("roadmap.training.train.fit", Mock(side_effect=NonFiniteError("step 7: bad")))
     with pytest.raises(NonFiniteError):
         train(config)
     alerts = [

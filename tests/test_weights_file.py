@@ -22,6 +22,7 @@ from roadmap.net.find_weights import find_weights
 from roadmap.net.weights_file import read_weights_file
 from roadmap.training.evaluation import evaluate_weights
 
+from .conftest import Trap
 from .net_rows import drawn, rows
 
 NET = rows("toy")["separate_downsampling"].replace(layer_scale=1e-6)
@@ -131,22 +132,14 @@ def test_what_lies_beside_the_tensors_is_passed_over_without_its_code(tmp_path, 
     assert "their_training_code" not in sys.modules
 
 
-class Runs:
-    def __init__(self, what, *words):
-        self.what, self.words = what, words
-
-    def __reduce__(self):
-        return self.what, self.words
-
-
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda marker: Runs(os.system, f"touch {marker}"), "system"),
-        (lambda marker: Runs(subprocess.check_output, ["touch", str(marker)]), "check_output"),
-        (lambda marker: Runs(exec, f"open({str(marker)!r}, 'w')"), "exec"),
-        (lambda marker: Runs(eval, f"open({str(marker)!r}, 'w')"), "eval"),
-        (lambda marker: Runs(pathlib.Path.touch, marker), "getattr"),
+        (lambda marker: Trap(os.system, f"touch {marker}"), "system"),
+        (lambda marker: Trap(subprocess.check_output, ["touch", str(marker)]), "check_output"),
+        (lambda marker: Trap(exec, f"open({str(marker)!r}, 'w')"), "exec"),
+        (lambda marker: Trap(eval, f"open({str(marker)!r}, 'w')"), "eval"),
+        (lambda marker: Trap(pathlib.Path.touch, marker), "getattr"),
     ],
     ids=["os", "subprocess", "exec", "eval", "method"],
 )

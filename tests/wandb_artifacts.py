@@ -89,24 +89,11 @@ class Artifacts:
         ]
         files = {name: data for name, data in artifact["files"].items() if name != "wandb_manifest.json"}
         return {
-            "__typename": "Artifact",
-            "id": artifact["id"],
-            "artifactSequence": collection,
-            "versionIndex": 0,
-            "artifactType": {"name": artifact["type"]},
-            "description": None,
-            "metadata": artifact["metadata"] or json.dumps({}),
-            "ttlDurationSeconds": -1,
-            "ttlIsInherited": True,
-            "tags": [],
-            "historyStep": None,
-            "state": artifact["state"],
-            "size": sum(map(len, files.values())),
-            "digest": artifact["digest"],
-            "digestAlgorithm": "MANIFEST_MD5",
-            "commitHash": "c",
-            "fileCount": len(files),
-            "createdAt": "2026-01-01T00:00:00Z",
-            "updatedAt": "2026-01-01T00:00:00Z",
+            "__typename": "Artifact", "id": artifact["id"], "artifactSequence": collection, "versionIndex": 0,
+            "artifactType": {"name": artifact["type"]}, "description": None,
+            "metadata": artifact["metadata"] or json.dumps({}), "ttlDurationSeconds": -1, "ttlIsInherited": True,
+            "tags": [], "historyStep": None, "state": artifact["state"], "size": sum(map(len, files.values())),
+            "digest": artifact["digest"], "digestAlgorithm": "MANIFEST_MD5", "commitHash": "c",
+            "fileCount": len(files), "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-01T00:00:00Z",
             "aliases": aliases,
-        }
+        }  # fmt: skip

@@ -28,16 +28,13 @@ class Server:
         """`nested` gives summaries in the shape of `define_metric(summary=...)`; `page` caps the runs in one page."""
         self.runs = [node(path, nested) for path in sorted(runs.rglob("seed*"))] + [stranger(i) for i in range(foreign)]
         self.page = page
-        self.fail: dict[
-            str, list[tuple[int, dict[str, str]]]
-        ] = {}  # a word of the query -> answers before the true one
+        self.fail: dict[str, list[tuple[int, dict[str, str]]]] = {}  # word of the query -> answers before the true one
         self.always: dict[str, int] = {}  # a word of the query -> status of every answer
         self.asked: list[str] = []
         self.alerts: list[dict[str, Any]] = []
         self.delay_s = 0.0  # before every answer
         self.closed = threading.Event()
         self.crash = False  # the client's process dies of an answer that has nothing in it
-        self.project: str | None = "roadmap"
         handler = type("Handler", (Handler,), {"server_of_test": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
@@ -79,7 +76,7 @@ class Server:
             about = {"name": "U", "email": None, "admin": False, "deletedAt": None, "apiKeys": None}
             viewer = {"id": "v", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}
             return {"viewer": viewer | about}
-        if values.get("entity") != "team" or values.get("project") != self.project:
+        if values.get("entity") != "team" or values.get("project") != "roadmap":
             return {"project": None}
         if "runs(" in query:
             return {"project": self.listing(values)}
@@ -96,12 +93,8 @@ class Server:
             wanted = values.get("fileNames") or list(run["disk"])
             found = [file(self.url, run, name) for name in wanted if name in run["disk"]]
             page = {"endCursor": None, "hasNextPage": False}
-            return {
-                "project": {
-                    "internalId": "1",
-                    "run": {"fileCount": len(found), "files": {"edges": found, "pageInfo": page}},
-                }
-            }
+            files = {"fileCount": len(found), "files": {"edges": found, "pageInfo": page}}
+            return {"project": {"internalId": "1", "run": files}}
         return {"project": {"internalId": "1", "run": public(run)}}
 
     def take(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -138,12 +131,8 @@ class Server:
         end = start + min(self.page or 10**6, values["perPage"])
         edges = [{"node": public(run), "cursor": str(start + i + 1)} for i, run in enumerate(found[start:end])]
         more = {"endCursor": str(end), "hasNextPage": end < len(found)}
-        return {
-            "internalId": "1",
-            "runCount": len(found),
-            "readOnly": False,
-            "runs": {"edges": edges, "pageInfo": more},
-        }
+        runs = {"edges": edges, "pageInfo": more}
+        return {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": runs}
 
 
 def node(path: Path, nested: bool) -> dict[str, Any]:
@@ -214,10 +203,8 @@ def file(url: str, run: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a run file in the form of the client's fragment."""
     address = f"{url}/files/{run['name']}/{name}"
     about = {"id": name, "name": name, "url": address, "directUrl": address, "sizeBytes": len(run["disk"][name])}
-    return {
-        "node": {**about, "mimetype": "application/octet-stream", "updatedAt": "2026-01-01T00:00:00Z", "md5": ""},
-        "cursor": name,
-    }
+    about |= {"mimetype": "application/octet-stream", "updatedAt": "2026-01-01T00:00:00Z", "md5": ""}
+    return {"node": about, "cursor": name}
 
 
 class Handler(BaseHTTPRequestHandler):
