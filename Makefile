@@ -19,6 +19,7 @@ A ?=
 B ?=
 SEEDS ?=
 YES ?=
+GONE ?=
 # What `make roadmap` and `make plan` mean where no study is named: the paper's two tables.
 STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY))
 # What `make status` and `make watch` show then: whatever was submitted.
@@ -102,8 +103,8 @@ watch: $(READY) ## show the state of STUDY= repeatedly
 reconcile: $(READY) ## restart the cells of STUDY= that were killed or lost their node; may run from cron
 	@$(SWEEP) reconcile $(STUDIES) --runs '$(RUNS)'
 
-cancel: $(READY) ## cancel the queued and running cells of STUDY=
-	@$(SWEEP) cancel $(STUDIES) --runs '$(RUNS)'
+cancel: $(READY) ## cancel the queued and running cells of STUDY=; those of a machine that is no more: GONE=HOST
+	@$(SWEEP) cancel $(STUDIES) --runs '$(RUNS)' $(if $(GONE),--gone '$(GONE)')
 
 sync: $(READY) ## send what STUDY= logged offline, or could not send, to W&B
 	@$(SWEEP) sync $(STUDIES) --runs '$(RUNS)' $(ARGS)

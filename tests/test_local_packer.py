@@ -234,6 +234,22 @@ def test_runs_of_another_host_are_named_and_left(sweep, taken):
     assert code == 0 and "0 cancelled" in told and f"process {2**22 + 1} is on n17, cancel it there" in told
 
 
+def test_the_runs_of_a_machine_that_is_gone_go_on_elsewhere_once_that_is_said(sweep, taken):
+    """The name of a container that is started again is another."""
+    record = taken.notes / "jobs.jsonl"
+    record.write_text(record.read_text().replace(f'"host": "{os.uname().nodename}"', '"host": "pod-a"'))
+    run = taken.path / taken.cells()[0]["key"]
+    run.mkdir(parents=True)
+    write_json(run / "status.json", {"state": "running", "host": "pod-a", "pid": 1, "step": 3})
+    cells = cell_states(taken)[0]
+    assert [cell.state for cell in cells] == ["unknown"] * 2
+    assert "make cancel GONE=pod-a if that machine is gone" in cells[0].reason
+    for gone, cancelled in (("pod-b", 0), ("pod-a", 2)):
+        code, told = sweep("cancel", "demo", "--runs", taken.path.parent, "--gone", gone)
+        assert code == 0 and f"{cancelled} cancelled" in told
+    assert [(cell.state, cell.killed) for cell in cell_states(taken)[0]] == [("failed", True), ("planned", False)]
+
+
 # Cells that share a GPU: a process a row, whose seeds train side by side. Without a GPU it trains on the CPU.
 
 

@@ -56,6 +56,7 @@ def parse_args(argv: Sequence[str]) -> Args:
     parser.add_argument("--seeds", default="", help="only these seeds, '0 1'")
     parser.add_argument("--json", action="store_true", help="print status as JSON")
     parser.add_argument("--yes", action="store_true", help="prune without asking")
+    parser.add_argument("--gone", metavar="HOST", help="cancel: this machine is gone, and its processes with it")
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="interval of watch")
     own = list(argv)
     end = own.index("--") if "--" in own else len(own)
@@ -178,7 +179,7 @@ def cancel(args: Args) -> int:
     """Cancel what is queued or at work."""
     from roadmap.sweep import jobs
 
-    return for_each(args, jobs.cancel)
+    return for_each(args, lambda study: jobs.cancel(study, args.gone))
 
 
 def sync(args: Args) -> int:

@@ -216,7 +216,7 @@ def classify(status: Status, last: Row | None, job: str | None) -> State:
     if last is None:
         return _never_submitted(status, alive)
     if job is None:
-        elsewhere = f"it is on {last['host']}; check there"
+        elsewhere = f"it is on {last['host']}; check there (make cancel GONE={last['host']} if that machine is gone)"
         return State("unknown", elsewhere if last["kind"] == "local" else "Slurm does not answer")
     return _job_ended(own, last, job)
 

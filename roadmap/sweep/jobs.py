@@ -40,13 +40,13 @@ def locked(study: StudyDir) -> Iterator[tuple[list[CellState], slurm_queue.Queue
         yield cell_states(study)
 
 
-def cancel(study: StudyDir) -> str:
+def cancel(study: StudyDir, gone: str | None = None) -> str:
     """Cancel the cells that are queued or at work, wait until the processes of this machine have saved them; tell what
-    was done.
+    was done. Those that a machine ran which is `gone`, by its name, have ended: nobody else can know.
 
     Raises ConfigError where Slurm does not answer, DataError where nothing was submitted.
     """
-    cells, jobs, asked, lines = list[str](), list[str](), list[Process](), list[str]()
+    cells, jobs, asked, lines, ended = list[str](), list[str](), list[Process](), list[str](), list[str]()
     with locked(study) as (states, answer):
         if not answer.answered:
             raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}): nothing is cancelled")
@@ -56,7 +56,11 @@ def cancel(study: StudyDir) -> str:
                 jobs.append(str(state.job))
                 cells.append(state.key)
                 continue
-            process, why = process_of(study, state, rows.get(state.key, []))
+            of_cell = rows.get(state.key, [])
+            if gone and state.state == "unknown" and of_cell and of_cell[-1]["host"] == gone:
+                ended.append(state.key)
+                continue
+            process, why = process_of(study, state, of_cell)
             if process is not None and process not in asked and not (why := terminate(*process)):
                 asked.append(process)
                 lines.append(f"process {process[0]} asked to stop")
@@ -67,6 +71,7 @@ def cancel(study: StudyDir) -> str:
         slurm_queue.scancel(jobs)
         slurm_queue.scancel(waiting_reports(study))
         study.append_jobs({"cell": key, "kind": "cancelled"} for key in cells)
+        study.append_jobs({"cell": key, "kind": "ended", "exit_code": None} for key in ended)
     deadline = time.monotonic() + SAVE_S  # without the lock: they record their end
     while any(is_alive(*process) for process in asked) and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -76,7 +81,8 @@ def cancel(study: StudyDir) -> str:
                 at = f" at step {state.global_step}" if state.global_step else ""
                 lines.append(f"{state.key}: {state.state}{at}")
         lines += [f"process {pid} is still saving" for pid, born in asked if is_alive(pid, born)]
-    head = f"{len(cells)} cancelled" + ("; make roadmap continues them" if cells else "")
+    lines += [f"{key}: has ended with {gone}" for key in ended]
+    head = f"{len(cells + ended)} cancelled" + ("; make roadmap continues them" if cells + ended else "")
     return "\n  ".join([head, *([f"Slurm's jobs {' '.join(jobs)}"] if jobs else []), *lines])
 
 
