@@ -104,7 +104,11 @@ def test_equal_seeds_have_no_spread_and_say_so(tmp_path):
     seeds(tmp_path, "resnet", (50.0, 50.0))
     seeds(tmp_path, "enhanced_recipe", (51.0, 51.0))
     collected = collect([tmp_path])
-    assert "none: all seeds equal" in to_markdown(aggregate(collected.runs), collected).decode()
+    groups = aggregate(collected.runs)
+    assert "none: all seeds equal" in to_markdown(groups, collected).decode()
+    (text,) = findings(groups)
+    assert "No interval over seeds is known for enhanced_recipe: in each of both rows all seeds are equal." in text
+    assert "one seed" not in text and "significant" not in text
 
 
 def nets(n: int, level: float, seed: int) -> list[np.ndarray]:

@@ -1,5 +1,7 @@
 """The figures beside the roadmap's chart: which there are, what is on them, and that nothing leaves the page."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,14 +86,17 @@ def test_gains_of_one_seed_have_the_images_interval_dotted_or_say_that_none_is_k
     for i, step in enumerate(("resnet", "enhanced_recipe")):
         write_run(tmp_path / "bits", step, correct=np.random.default_rng(i).random(200) < 0.5)
         write_run(tmp_path / "none", step, top1=50.0 + i)
+        for seed in range(3):
+            write_run(tmp_path / "equal", step, seed, top1=50.0 + i)
     (group,) = groups_of(tmp_path / "bits")
     gain = group.rows[1].gain
     figure = step_gains(group)
     assert ends(figure.axes[0], ":") == [(gain.over_images.low, gain.over_images.high)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours, 95 % over images only"]
-    without = step_gains(groups_of(tmp_path / "none")[0])
-    assert not ends(without.axes[0], ":")
-    assert without.legends[0].get_title().get_text() == "one seed per row: no interval is known"
+    for folder in ("none", "equal"):
+        without = step_gains(groups_of(tmp_path / folder)[0])
+        assert not ends(without.axes[0], ":")
+        assert without.legends[0].get_title().get_text() == "no interval is known (one seed, or all seeds equal)"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +205,13 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
         tuple(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1
     ]
     assert uprights == [(rows[step].interval.low, rows[step].interval.high) for step in sizes]
+
+
+def test_the_kernel_curve_says_why_no_interval_is_known(tmp_path):
+    for step, seed in itertools.product(("kernel_5", "kernel_7"), range(3)):
+        write_run(tmp_path, step, seed)
+    words = kernel_curve(groups_of(tmp_path)[0]).legends[0].get_title().get_text()
+    assert words.startswith("no interval is known (one seed, or all seeds equal); filled: kept")
 
 
 def test_the_axis_of_the_kernel_curve_ends_at_100_percent_and_no_lower_than_its_points(whole, tmp_path):
