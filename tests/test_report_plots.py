@@ -95,8 +95,16 @@ def test_gains_of_one_seed_have_the_images_interval_dotted_or_say_that_none_is_k
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours, 95 % over images only"]
     for folder in ("none", "equal"):
         without = step_gains(groups_of(tmp_path / folder)[0])
+        assert [text.get_text() for text in without.legends[0].get_texts()] == ["ours"]
         assert not ends(without.axes[0], ":")
         assert without.legends[0].get_title().get_text() == "no interval is known (one seed, or all seeds equal)"
+
+
+def test_gains_beside_the_papers_have_a_handle_of_their_own_without_an_interval(tmp_path):
+    for step in ("resnet", "enhanced_recipe"):
+        write_run(tmp_path, step, regime="tiny", data="imagenet")
+    figure = step_gains(groups_of(tmp_path)[0])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "paper, 95 % over seeds"]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def _handles(drawn: set[str], compared: Sequence[tuple[Cell, Gain]]) -> list[Lin
         PAPER: Line2D([], [], color=QUIET, lw=0.8, marker="D", ms=2.8, mfc="white", label=PAPER),
     }
     handles = [look for kind, look in looks.items() if kind in drawn]
+    if not {SEEDS, IMAGES} & drawn:
+        handles.insert(0, Line2D([], [], ls="", color=INK, marker="o", ms=3.5, label="ours"))
     if any(cell.adopted == "no" for cell, _ in compared):
         handles.append(Line2D([], [], ls="", marker="o", ms=3.5, mfc="white", mec=INK, label="tried, not kept"))
     return handles
