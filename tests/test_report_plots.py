@@ -149,14 +149,18 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
     assert len([axes for axes in figure.axes if axes.get_xlabel()]) == 2
 
 
-def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_on_one_kind_of_gpu(tmp_path):
-    for folder, hardware in (
-        ("cpu", ["CPU (x86_64)"] * 2),
-        ("gpu", ["1 x H100"] * 2),
-        ("two", ["1 x H100", "1 x A100"]),
+def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_in_one_way_on_one_kind_of_gpu(tmp_path):
+    gpu = {"hardware": "1 x H100", "code_hash": "aaaa", "group_size": 3}
+    for folder, other in (
+        ("cpu", {"hardware": "CPU (x86_64)"}),
+        ("gpu", {}),
+        ("two", {"hardware": "1 x A100"}),
+        ("code", {"code_hash": "bbbb"}),
+        ("alone", {"group_size": None}),
     ):
         for i, step in enumerate(("resnet", "gelu")):
-            write_run(tmp_path / folder, step, top1=50.0 + i, hardware=hardware[i], gmacs=4.0 + i)
+            about = gpu | other if i or folder == "cpu" else gpu
+            write_run(tmp_path / folder, step, top1=50.0 + i, gmacs=4.0 + i, **about)
         figure = trade_offs(groups_of(tmp_path / folder)[0])
         fronts = {axes.get_xlabel(): bool(markers(axes, "s")) for axes in figure.axes if axes.get_xlabel()}
         assert fronts.pop("MACs (G)") and fronts.pop("parameters (M)")

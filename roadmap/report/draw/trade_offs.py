@@ -18,7 +18,7 @@ from roadmap.runs.schema import QUANTITIES, Quantity
 
 TOP1 = QUANTITIES["top1"]
 FRONT = "squares and steps: Pareto front"
-NO_FRONT = "no front where the cost was measured on a CPU, or on several kinds of machines"
+NO_FRONT = "no front where the cost was measured on a CPU, or in several ways (GPUs, code, runs side by side)"
 UNNUMBERED = "a point without a number stands too close to others"
 COLUMNS, KEY_SIZE = 2, 5.5
 LABEL_SIZE = 4.8
@@ -74,12 +74,12 @@ def costs(group: Group) -> list[Quantity]:
 
 
 def is_sound(cost: Quantity, rows: Sequence[Cell]) -> bool:
-    """Return whether a cost orders the rows: it is counted, or was measured on GPUs of one kind.
+    """Return whether a cost orders the rows: it is counted, or was measured in the same way on GPUs of one kind.
 
-    A CPU also runs other programs.
+    A CPU also runs other programs, and other code may be faster or count otherwise.
     """
-    hardware = {run.hardware for row in rows for run in row.runs}
-    return not cost.measured or (len(hardware) == 1 and not any("CPU" in name for name in hardware))
+    ways = {(run.hardware, run.code, run.group_size) for row in rows for run in row.runs}
+    return not cost.measured or (len(ways) == 1 and not any("CPU" in hardware for hardware, *_ in ways))
 
 
 def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = False) -> list[int]:
