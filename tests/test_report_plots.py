@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.container import BarContainer
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from roadmap import paper
 from roadmap.report import aggregate, collect, gallery, step_gains, trade_offs
@@ -185,6 +186,21 @@ def test_numbers_of_a_trade_off_meet_no_other_and_no_point(whole):
             middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
             nearest = min(dots, key=lambda key: np.hypot(*(dots[key] - middle)))
             assert np.hypot(*(dots[name] - middle)) <= np.hypot(*(dots[nearest] - middle)) + 3
+
+
+@pytest.mark.parametrize("name", ["demo", "mini_h100"])
+def test_numbers_of_a_trade_off_do_not_run_together_and_no_front_runs_through_them(name):
+    (group,) = groups_of(ROOT / f"notebooks/results/{name}.zip")
+    figure = trade_offs(group)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        middles = [Bbox([(b.x0, b.y0 + b.height / 3), (b.x1, b.y1 - b.height / 3)]) for b in boxes]
+        wide = [box.padded(figure.dpi / 72, 0) for box in middles]  # a point to both sides
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(wide, 2)), axes.get_xlabel()
+        fronts = [line for line in axes.lines if line.get_marker() == "None"]
+        paths = [axes.transData.transform_path(line.get_path()) for line in fronts]
+        assert not any(path.intersects_bbox(box, False) for path in paths for box in middles), axes.get_xlabel()
 
 
 def test_the_caption_names_only_what_is_drawn(whole, tmp_path):
