@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from roadmap.net import cost
+from roadmap.net import cost, count_params
 from roadmap.steps.compose import compose, compose_primary, hydra_initialized, validate
 from roadmap.steps.config_files import check_config_dirs
 from roadmap.steps.help import config_dirs, help_text
@@ -302,6 +302,13 @@ def test_fidelity_shows_the_gmacs_that_the_code_counts():
         counted = [cost(net.replace(stride_on=reading), 1000, 224).gmacs for reading in ("spatial", "pointwise")]
         assert [f"{gmacs:.3f}" for gmacs in counted] == shown, step
         assert f"{counted[0]:.2f}" == printed, step
+
+
+def test_fidelity_shows_the_parameters_that_the_norm_of_the_shortcut_adds():
+    reason = table("fidelity.md", "| setting under `model.` | our reading | reason")["2"][-1]
+    nets = [compose(step, "tiny").model for step in ("resnet", "increase_width", "gelu", "fewer_norms", "layer_norm")]
+    added = [(count_params(net) - count_params(net.replace(projection_norm=False))) / 1e6 for net in nets]
+    assert f"by row {min(added):.3f} to {max(added):.3f} M parameters in tiny" in reason
 
 
 # The diffs of CONTRIBUTING.md, applied to a copy of the checkout.

@@ -190,6 +190,22 @@ def test_maps_that_kernels_outgrow_are_noted(tmp_path, size, net, note):
     assert [line for line in group.notes if "GPU-hours" not in line] == ([f"maps {note}"] if note else [])
 
 
+def test_costs_of_runs_that_trained_side_by_side_say_that_they_are_a_runs_share(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, "gelu", seed, group_size=3)
+    write_run(tmp_path, "gelu", study="alone")
+    collected = collect([tmp_path])
+    groups = aggregate(collected.runs)
+    hours = {group.study: [note for note in group.notes if "GPU-hours" in note] for group in groups}
+    assert hours["alone"] == ["0.5 GPU-hours for 1 finished run"]
+    shared = "1.5 GPU-hours for 3 finished runs, up to 3 side by side (training speed is of one of them)"
+    assert hours["roadmap"] == [shared]
+    text = to_markdown(groups, collected).decode()
+    assert "- training speed (images/s): of one run, beside the others where several train side by side; mean" in text
+    assert "- peak memory (GiB): of one process, a run's share where several train side by side; mean over" in text
+    assert "- GPU-hours (h): of all GPUs of a run together, its share where several train side by side; mean" in text
+
+
 @pytest.mark.parametrize(
     ("regime", "data", "caution"),
     [

@@ -96,7 +96,11 @@ def test_equal_seeds_have_no_spread_and_say_so(tmp_path):
     seeds(tmp_path, "resnet", (50.0, 50.0))
     seeds(tmp_path, "enhanced_recipe", (51.0, 51.0))
     collected = collect([tmp_path])
-    assert "none: all seeds equal" in to_markdown(aggregate(collected.runs), collected).decode()
+    groups = aggregate(collected.runs)
+    assert "none: all seeds equal" in to_markdown(groups, collected).decode()
+    (text,) = findings(groups)
+    assert "No interval over seeds is known for enhanced_recipe: in each of both rows all seeds are equal." in text
+    assert "one seed" not in text and "significant" not in text
 
 
 def nets(n: int, level: float, seed: int) -> list[np.ndarray]:
@@ -265,14 +269,20 @@ def test_findings_hold_the_papers_gain_against_our_interval(tmp_path):
     assert "lies within our interval in 1 of 2 steps; outside it in patchify_stem." in text
 
 
-@pytest.mark.parametrize(("slope", "words"), [(1, " agree more"), (-1, "disagree more"), (0, "no evidence")])
-def test_the_order_of_a_small_study_is_held_against_the_papers(tmp_path, slope, words):
+@pytest.mark.parametrize(("slope", "where", "words"), [
+    (1, {}, " agree more"),
+    (-1, {}, "disagree more"),
+    (0, {}, "no evidence that this scale orders the rows as ImageNet does."),
+    (0, {"regime": "tiny", "data": "imagenet"}, "no evidence that the two orders agree."),
+    (0, {"regime": "mini", "data": "imagenet"}, "no evidence that this scale orders the rows as ImageNet does."),
+])  # fmt: skip
+def test_the_order_of_a_study_is_held_against_the_papers(tmp_path, slope, where, words):
     rng = np.random.default_rng(1)
     from roadmap import paper
 
     for row in paper.rows("tiny").values():
         if row.adopted != "reference":
-            write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1)
+            write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1, **where)
     (text,) = findings(groups_of(tmp_path))
     assert "The order of 17 rows compared with the paper's (tiny): Spearman's rho" in text
     assert ("rho −0.9" in text) == (slope < 0) and " -" not in text

@@ -1,11 +1,14 @@
 """The figures beside the roadmap's chart: which there are, what is on them, and that nothing leaves the page."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.container import BarContainer
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from roadmap import paper
 from roadmap.report import gallery, step_gains, trade_offs
@@ -76,14 +79,25 @@ def test_gains_of_one_seed_have_the_images_interval_dotted_or_say_that_none_is_k
     for i, step in enumerate(("resnet", "enhanced_recipe")):
         write_run(tmp_path / "bits", step, correct=np.random.default_rng(i).random(200) < 0.5)
         write_run(tmp_path / "none", step, top1=50.0 + i)
+        for seed in range(3):
+            write_run(tmp_path / "equal", step, seed, top1=50.0 + i)
     (group,) = groups_of(tmp_path / "bits")
     gain = group.rows[1].gain
     figure = step_gains(group)
     assert ends(figure.axes[0], ":") == [(gain.over_images.low, gain.over_images.high)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours, 95 % over images only"]
-    without = step_gains(groups_of(tmp_path / "none")[0])
-    assert not ends(without.axes[0], ":")
-    assert without.legends[0].get_title().get_text() == "one seed per row: no interval is known"
+    for folder in ("none", "equal"):
+        without = step_gains(groups_of(tmp_path / folder)[0])
+        assert [text.get_text() for text in without.legends[0].get_texts()] == ["ours"]
+        assert not ends(without.axes[0], ":")
+        assert without.legends[0].get_title().get_text() == "no interval is known (one seed, or all seeds equal)"
+
+
+def test_gains_beside_the_papers_have_a_handle_of_their_own_without_an_interval(tmp_path):
+    for step in ("resnet", "enhanced_recipe"):
+        write_run(tmp_path, step, regime="tiny", data="imagenet")
+    figure = step_gains(groups_of(tmp_path)[0])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "paper, 95 % over seeds"]
 
 
 @pytest.mark.parametrize(
@@ -127,14 +141,18 @@ def test_trade_offs_have_a_panel_for_each_cost_that_is_known(whole, tmp_path):
     assert len([axes for axes in figure.axes if axes.get_xlabel()]) == 2
 
 
-def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_on_one_kind_of_gpu(tmp_path):
-    for folder, hardware in (
-        ("cpu", ["CPU (x86_64)"] * 2),
-        ("gpu", ["1 x H100"] * 2),
-        ("two", ["1 x H100", "1 x A100"]),
+def test_a_front_is_drawn_only_where_the_cost_is_counted_or_was_measured_in_one_way_on_one_kind_of_gpu(tmp_path):
+    gpu = {"hardware": "1 x H100", "code_hash": "aaaa", "group_size": 3}
+    for folder, other in (
+        ("cpu", {"hardware": "CPU (x86_64)"}),
+        ("gpu", {}),
+        ("two", {"hardware": "1 x A100"}),
+        ("code", {"code_hash": "bbbb"}),
+        ("alone", {"group_size": None}),
     ):
         for i, step in enumerate(("resnet", "gelu")):
-            write_run(tmp_path / folder, step, top1=50.0 + i, hardware=hardware[i], gmacs=4.0 + i)
+            about = gpu | other if i or folder == "cpu" else gpu
+            write_run(tmp_path / folder, step, top1=50.0 + i, gmacs=4.0 + i, **about)
         figure = trade_offs(groups_of(tmp_path / folder)[0])
         fronts = {axes.get_xlabel(): bool(markers(axes, "s")) for axes in figure.axes if axes.get_xlabel()}
         assert fronts.pop("MACs (G)") and fronts.pop("parameters (M)")
@@ -158,6 +176,21 @@ def test_numbers_of_a_trade_off_meet_no_other_and_no_point(whole):
             middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
             nearest = min(dots, key=lambda key: np.hypot(*(dots[key] - middle)))
             assert np.hypot(*(dots[name] - middle)) <= np.hypot(*(dots[nearest] - middle)) + 3
+
+
+@pytest.mark.parametrize("name", ["demo", "mini_h100"])
+def test_numbers_of_a_trade_off_do_not_run_together_and_no_front_runs_through_them(name):
+    (group,) = groups_of(ROOT / f"notebooks/results/{name}.zip")
+    figure = trade_offs(group)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        middles = [Bbox([(b.x0, b.y0 + b.height / 3), (b.x1, b.y1 - b.height / 3)]) for b in boxes]
+        wide = [box.padded(figure.dpi / 72, 0) for box in middles]  # a point to both sides
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(wide, 2)), axes.get_xlabel()
+        fronts = [line for line in axes.lines if line.get_marker() == "None"]
+        paths = [axes.transData.transform_path(line.get_path()) for line in fronts]
+        assert not any(path.intersects_bbox(box, False) for path in paths for box in middles), axes.get_xlabel()
 
 
 def test_the_caption_names_only_what_is_drawn(whole, tmp_path):
@@ -188,6 +221,13 @@ def test_the_kernel_curve_leads_from_3_to_11_with_intervals_and_the_papers_dashe
     pairs = [line for line in axes.lines if len(line.get_xdata()) == 2]
     uprights = [tuple(line.get_ydata()) for line in pairs if len(set(line.get_xdata())) == 1]
     assert uprights == [(rows[step].interval.low, rows[step].interval.high) for step in sizes]
+
+
+def test_the_kernel_curve_says_why_no_interval_is_known(tmp_path):
+    for step, seed in itertools.product(("kernel_5", "kernel_7"), range(3)):
+        write_run(tmp_path, step, seed)
+    words = kernel_curve(groups_of(tmp_path)[0]).legends[0].get_title().get_text()
+    assert words.startswith("no interval is known (one seed, or all seeds equal); filled: kept")
 
 
 def test_the_axis_of_the_kernel_curve_ends_at_100_percent_and_no_lower_than_its_points(whole, tmp_path):

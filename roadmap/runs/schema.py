@@ -226,6 +226,9 @@ class Quantity:
         return f"{value:.{self.digits}f}" if value >= 1 or value == 0 else f"{value:#.3g}"
 
 
+OF_SPEED = "of one run, beside the others where several train side by side; mean over seeds"
+OF_HOURS = "of all GPUs of a run together, its share where several train side by side; mean over seeds"
+OF_MEMORY = "of one process, a run's share where several train side by side; mean over seeds"
 OF_RESTARTS = "training repeated after restarts, at least; not part of GPU-hours; mean over seeds"
 QUANTITIES = {
     quantity.key: quantity
@@ -235,10 +238,10 @@ QUANTITIES = {
         Quantity("gmacs", "MACs", "G", "multiply-accumulates of one image"),
         Quantity("macts", "activations", "M", "outputs of convolutions and matrix products, of one image"),
         Quantity("params_m", "parameters", "M", "of the network"),
-        Quantity("train_images_per_s", "training speed", "images/s", "mean over seeds", "higher", 0, measured=True),
-        Quantity("gpu_hours", "GPU-hours", "h", "of all GPUs of a run together, mean over seeds", measured=True),
+        Quantity("train_images_per_s", "training speed", "images/s", OF_SPEED, "higher", 0, measured=True),
+        Quantity("gpu_hours", "GPU-hours", "h", OF_HOURS, measured=True),
         Quantity("lost_gpu_hours", "GPU-hours lost", "h", OF_RESTARTS, measured=True),
-        Quantity("peak_memory_gb", "peak memory", "GiB", "of one process, mean over seeds", measured=True),
+        Quantity("peak_memory_gb", "peak memory", "GiB", OF_MEMORY, measured=True),
     )
 }
 MEGA_MACS = replace(QUANTITIES["gmacs"], unit="M", scale=1000.0)  # of nets too small for G

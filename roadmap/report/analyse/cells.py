@@ -195,12 +195,14 @@ def with_rows(group: Group, rows: Sequence[Cell], others: Sequence[Cell] = ()) -
 
 
 def _hours(runs: Sequence[Run]) -> list[str]:
-    """Return a line about the GPU-hours of finished runs; none where they are not recorded."""
-    known = [run.numbers for run in runs if "gpu_hours" in run.numbers]
+    """Return a line about finished runs' GPU-hours, and how many shared a GPU; none where they are not recorded."""
+    known = [run for run in runs if "gpu_hours" in run.numbers]
     if not known:
         return []
-    used, lost = (sum(numbers.get(key, 0.0) for numbers in known) for key in ("gpu_hours", "lost_gpu_hours"))
+    used, lost = (sum(run.numbers.get(key, 0.0) for run in known) for key in ("gpu_hours", "lost_gpu_hours"))
     more = f", and {hours_text(lost)} lost to restarts" if lost else ""
+    if (most := max(run.group_size for run in known)) > 1:
+        more += f", up to {most} side by side (training speed is of one of them)"
     return [f"{hours_text(used)} GPU-hours for {len(known)} finished run{'s' * (len(known) > 1)}{more}"]
 
 

@@ -38,7 +38,9 @@ class Ranking:
         elif interval.high < 0:
             verdict = "; the two orders disagree more than by chance"
         else:
-            verdict = "; rho's interval includes zero: no evidence that this scale orders the rows as ImageNet does"
+            small = not any(row.paper for row in self.rows)
+            what = "this scale orders the rows as ImageNet does" if small else "the two orders agree"
+            verdict = f"; rho's interval includes zero: no evidence that {what}"
         rows = f"The order of {self.found.n} rows compared with the paper's ({self.table})"
         return f"{rows}: {self.lines[0]}, {self.lines[1]}{verdict}."
 

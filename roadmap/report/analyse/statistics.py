@@ -10,7 +10,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import stdev, variance
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -35,11 +35,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Effect:
-    """Cohen's d of two groups of seeds, the difference of their means over their spread; its 95 % interval."""
+    """Cohen's d of two groups of seeds, the difference of their means over the root mean square of both spreads; its
+    95 % interval."""
 
     size: float
     low: float
     high: float
+    share: float  # of the first group's variance in the sum of both
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,18 @@ def welch(values: Sequence[float], parent: Sequence[float]) -> Difference | None
     if not math.isfinite(found.statistic):  # the variance of values that close is zero
         return None
     interval = found.confidence_interval(LEVEL)
-    effect = _effect(float(found.statistic), float(found.df), math.sqrt(1 / len(values) + 1 / len(parent)))
+    share = variance(values) / (variance(values) + variance(parent))
+    scale = math.sqrt(2 * (share / len(values) + (1 - share) / len(parent)))
+    effect = _effect(float(found.statistic), float(found.df), scale, share)
     return Difference(Interval(float(interval.low), float(interval.high)), float(found.pvalue), effect)
 
 
-def _effect(t: float, df: float, scale: float) -> Effect | None:
+def _effect(t: float, df: float, scale: float, share: float) -> Effect | None:
     """Return the size of a difference, its interval by the noncentral t with Welch's degrees of freedom."""
     if t == 0:
         return None
-    low, high = (_noncentrality(t, df, share) * scale for share in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
-    return Effect(t * scale, low, high)
+    low, high = (_noncentrality(t, df, below) * scale for below in (0.5 + LEVEL / 2, 0.5 - LEVEL / 2))
+    return Effect(t * scale, low, high, share)
 
 
 def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Interval | None:
@@ -175,35 +179,38 @@ def seeds_needed(found: Effect, tests: int, n: int, significant: bool) -> Seeds:
     """
     level = ALPHA / tests
     sizes = sorted((abs(found.low), abs(found.high)))
-    least = sample_size(sizes[1], level)
-    most = sample_size(sizes[0], level) if found.low * found.high > 0 else MOST_SEEDS
-    likely = sample_size(abs(found.size), level)
+    least = sample_size(sizes[1], level, found.share)
+    most = sample_size(sizes[0], level, found.share) if found.low * found.high > 0 else MOST_SEEDS
+    likely = sample_size(abs(found.size), level, found.share)
     least = least if significant else max(least, n + 1)
     return Seeds(max(likely, least), least, most if most < MOST_SEEDS else None)
 
 
-def sample_size(size: float, level: float = ALPHA) -> int:
+def sample_size(size: float, level: float = ALPHA, share: float = 0.5) -> int:
     """Return how large two groups Welch's test needs to find an effect with power 80 %: 2 to `MOST_SEEDS`."""
-    return bisect_left(range(MOST_SEEDS), True, lo=2, key=lambda n: welch_power(size, n, level) >= POWER)
+    return bisect_left(range(MOST_SEEDS), True, lo=2, key=lambda n: welch_power(size, n, level, share) >= POWER)
 
 
-def welch_power(size: float, n: int, level: float = ALPHA) -> float:
-    """Return how often Welch's two-sided test finds an effect (Cohen's d), two groups of `n`, both of one spread.
+def welch_power(size: float, n: int, level: float = ALPHA, share: float = 0.5) -> float:
+    """Return how often Welch's two-sided test finds an effect (Cohen's d), two groups of `n`; the first one's variance
+    is this share of the sum of both.
 
-    Exact up to the quadrature: the share of the first variance in their sum is Beta distributed and independent of t,
-    which has 2 n - 2 degrees of freedom; the test takes Welch's, a function of that share.
+    Exact up to the quadrature: of two independent chi-squares the sum and the first one's part of it are independent,
+    the part is Beta distributed. Degrees of freedom and standard error are functions of the two.
     """
-    needed = _needed(n, level)
+    parts, sums = _chi_squares(n)
+    first, second = share * parts, (1 - share) * (1 - parts)
+    seen = first / (first + second)
+    critical = stats.t.isf(level / 2, (n - 1) / (seen**2 + (1 - seen) ** 2)) * np.sqrt(first + second)
+    needed = critical[:, None] * np.sqrt(sums / (n - 1))  # difference of the means, in true standard errors
     shift = size * math.sqrt(n / 2)
     return float((special.ndtr(shift - needed) + special.ndtr(-shift - needed)).mean())
 
 
 @functools.cache
-def _needed(n: int, level: float) -> np.ndarray:
-    """Return what the means must differ by, in standard errors, over the shares and the spreads that may be seen."""
-    shares = stats.beta.ppf(MIDDLES, (n - 1) / 2, (n - 1) / 2)
-    critical = stats.t.isf(level / 2, (n - 1) / (shares**2 + (1 - shares) ** 2))
-    return critical[:, None] * np.sqrt(stats.chi2.ppf(MIDDLES, 2 * n - 2) / (2 * n - 2))
+def _chi_squares(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the quantiles of the first of two chi-squares' part of their sum, and of the sum; n - 1 degrees each."""
+    return stats.beta.ppf(MIDDLES, (n - 1) / 2, (n - 1) / 2), stats.chi2.ppf(MIDDLES, 2 * n - 2)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def kernel_curve(group: Group) -> Figure:
     axes.margins(y=0.12)
     axes.set_ylim(top=min(100.0, axes.get_ylim()[1]))
     known = any(cell.interval for _, cell in points)
-    words = "lines: 95 % over seeds" if known else "one seed: no interval is known"
+    words = "lines: 95 % over seeds" if known else style.NO_INTERVAL
     style.legend(figure, [], words + "; filled: kept" + ("; dashed: paper" if theirs else ""))
     return figure
 

@@ -19,7 +19,6 @@ from roadmap.report.draw import style
 from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, drawable, hover, row_label, where
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
-NO_INTERVAL = "one seed per row: no interval is known"
 SIGNIFICANT = "* significant by Welch's test, adjusted by Holm for the study"
 # What stands beside a worth: name, value, marker, colour, and how far below the middle of the row.
 BESIDE: tuple[tuple[str, Callable[[Worth], float | None], str, str, float], ...] = (
@@ -45,7 +44,7 @@ def step_gains(group: Group) -> Figure:
     for row, (cell, gain) in enumerate(compared):
         drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
         drawn |= _paper_gain(axes, row + 0.22, cell, gain)
-    words = [NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [SIGNIFICANT] * any(
+    words = [style.NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [SIGNIFICANT] * any(
         gain.significant for _, gain in compared
     )
     style.legend(figure, _handles(drawn, compared), "\n".join(words))
@@ -82,6 +81,8 @@ def _handles(drawn: set[str], compared: Sequence[tuple[Cell, Gain]]) -> list[Lin
         PAPER: Line2D([], [], color=QUIET, lw=0.8, marker="D", ms=2.8, mfc="white", label=PAPER),
     }
     handles = [look for kind, look in looks.items() if kind in drawn]
+    if not {SEEDS, IMAGES} & drawn:
+        handles.insert(0, Line2D([], [], ls="", color=INK, marker="o", ms=3.5, label="ours"))
     if any(cell.adopted == "no" for cell, _ in compared):
         handles.append(Line2D([], [], ls="", marker="o", ms=3.5, mfc="white", mec=INK, label="tried, not kept"))
     return handles
@@ -121,8 +122,8 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
     if any(gain.over_seeds for *_, gain in variants):
         words.append("lines: 95 % over seeds (Welch)")
     if any(gain.over_images and not gain.over_seeds for *_, gain in variants):
-        words.append("dotted: over images only, one seed")
-    style.legend(figure, [], "; ".join(words) or NO_INTERVAL)
+        words.append("dotted: over images only")
+    style.legend(figure, [], "; ".join(words) or style.NO_INTERVAL)
     return figure
 
 

@@ -54,6 +54,7 @@ METADATA: dict[str, dict[str, str | None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 PANELS = 3  # small ones in a row
+NO_INTERVAL = "no interval is known (one seed, or all seeds equal)"
 MARKED = f"{MARK} counts runs that differ from most of the study"
 HOVER = "hover:"  # an artist's gid that becomes the <title> of its group in SVG
 

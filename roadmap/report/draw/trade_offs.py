@@ -18,10 +18,10 @@ from roadmap.runs.schema import QUANTITIES, Quantity
 
 TOP1 = QUANTITIES["top1"]
 FRONT = "squares and steps: Pareto front"
-NO_FRONT = "no front where the cost was measured on a CPU, or on several kinds of machines"
+NO_FRONT = "no front where the cost was measured on a CPU, or in several ways (GPUs, code, runs side by side)"
 UNNUMBERED = "a point without a number stands too close to others"
 COLUMNS, KEY_SIZE = 2, 5.5
-LABEL_SIZE = 4.8
+LABEL_SIZE, GAP = 4.8, 2.0  # points; less room between numbers on a line makes them one
 # Where a label may stand beside its point, in points: the first that is free is taken.
 OFFSETS = ((3, 2), (-3, 2), (3, -2), (-3, -2), (0, 3.5), (0, -3.5), (5, 5), (-5, 5), (5, -5), (-5, -5))
 
@@ -74,12 +74,12 @@ def costs(group: Group) -> list[Quantity]:
 
 
 def is_sound(cost: Quantity, rows: Sequence[Cell]) -> bool:
-    """Return whether a cost orders the rows: it is counted, or was measured on GPUs of one kind.
+    """Return whether a cost orders the rows: it is counted, or was measured in the same way on GPUs of one kind.
 
-    A CPU also runs other programs.
+    A CPU also runs other programs, and other code may be faster or count otherwise.
     """
-    hardware = {run.hardware for row in rows for run in row.runs}
-    return not cost.measured or (len(hardware) == 1 and not any("CPU" in name for name in hardware))
+    ways = {(run.hardware, run.code, run.group_size) for row in rows for run in row.runs}
+    return not cost.measured or (len(ways) == 1 and not any("CPU" in hardware for hardware, *_ in ways))
 
 
 def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = False) -> list[int]:
@@ -123,6 +123,7 @@ def _number(axes: Axes) -> bool:
     points = np.array([line.get_xydata() for line in dots])[:, 0]
     middles = axes.transData.transform(points)
     taken = [Bbox.from_bounds(x - 2 * point, y - 2 * point, 4 * point, 4 * point) for x, y in middles]
+    steps = [axes.transData.transform_path(line.get_path()) for line in axes.lines if line not in dots]
     complete = True
     for i in sorted(range(len(dots)), key=lambda i: dots[i].get_marker() != "s"):  # those of the front first
         text = str(dots[i].get_label())
@@ -133,8 +134,9 @@ def _number(axes: Axes) -> bool:
             box = Bbox.from_bounds(x, y, width, height)
             far = np.hypot(*(middles - (x + width / 2, y + height / 2)).T)
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0
-            if inside and far.argmin() == i and not any(map(box.overlaps, taken)):
-                taken.append(box)
+            free = not any(map(box.overlaps, taken)) and not any(line.intersects_bbox(box, False) for line in steps)
+            if inside and far.argmin() == i and free:
+                taken.append(box.padded(GAP * point, 0))
                 style.beside(axes, text, points[i], (right, up), size=LABEL_SIZE, color=QUIET)
                 break
         else:

@@ -102,6 +102,7 @@ class Run(CellInfo):
     drift: str  # what changed between two starts of the run, by an explicit override
     rounding: str  # what changed that differs in rounding alone
     hardware: str
+    group_size: int  # runs side by side in one process
     precision: str  # of forward and backward
     versions: str
     commit: str  # with a mark where the checkout was changed since
@@ -183,6 +184,7 @@ def _run(source: RecordedRun | WandbRun, summary: Finished, status: Status, curv
         drift=clean(", ".join(summary.drift or ())),
         rounding=clean(", ".join(summary.rounding or ())),
         hardware=summary.hardware or "",
+        group_size=summary.group_size or 1,
         precision=summary.precision or "",
         versions=clean(", ".join(versions)),
         code=summary.code_hash or status.git_commit or "",

@@ -105,7 +105,7 @@ ENDS = {"low": "from", "high": "to"}
 ABOUT_TOP1 = "last epoch, mean over n seeds ± standard deviation (n - 1); one seed has no spread"
 ABOUT_SEEDS = (
     "per row, for this gain to become significant (Welch's test, 5 % over all steps of the study, power 80 %) if gain "
-    "and spread are as measured; in brackets the range over the 95 % interval of their ratio"
+    "and spreads are as measured; in brackets the range over the 95 % interval of their ratio"
 )
 ABOUT_ONLY = (
     "images that only this network or only its parent's classifies correctly, one network of each (the lowest common "
