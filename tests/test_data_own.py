@@ -17,6 +17,7 @@ from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.images import DataConfig
 from roadmap.data import load
 from roadmap.errors import ConfigError, DataError
+from roadmap.steps.compose import compose
 from roadmap.sweep.plan import set_size
 
 COUNTS = {"train": 64, "val": 20}
@@ -112,6 +113,21 @@ def test_a_wrong_set_of_ones_own_is_one_plain_line(command, tmp_path, mydir):
         assert piece in done.stderr
         assert len(done.stderr.splitlines()) <= 2
     assert not (tmp_path / "runs" / "single").exists()
+
+
+@pytest.mark.parametrize(("group", "text", "lacks"), [
+    ("data", "root: x\n", "name: mine and kind: folders (or npz)"),
+    ("data", "root: x\nkind: npz\n", "name: mine"),
+    ("recipe", "epochs: 3\n", "name: one of original, enhanced, swin"),
+    ("regime", "swin_width: 8\n", "name: mine"),
+])  # fmt: skip
+def test_a_file_without_a_name_is_not_taken_for_what_has_the_default_name(tmp_path, group, text, lacks):
+    (tmp_path / "variant").mkdir()
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        compose("resnet", overrides=[f"{group}=mine"], config_dir=tmp_path)
+    assert str(error.value) == f"{tmp_path / group / 'mine.yaml'}: lacks {lacks}"
 
 
 # The name and the kind
