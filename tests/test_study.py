@@ -86,6 +86,13 @@ def test_a_file_that_refers_to_the_seed_is_composed_cell_by_cell(mine):
     assert [cell.config.recipe.lr for cell in study.cells] == [0.001, 0.002]
 
 
+def test_an_override_that_refers_to_the_seed_names_every_cell_by_its_own():
+    study = read_study("demo", ["+step=gelu", "seed=1,2", "recipe.lr=${seed}"])
+    assert [(cell.key, cell.config.recipe.lr) for cell in study.cells] == [
+        (f"nano-digits/gelu,recipe.lr={k}.0/seed{k}", k) for k in (1, 2)
+    ]
+
+
 def test_words_for_all_cells_replace_the_files_lists_and_name_the_cells():
     study = read_study("demo", ["seed=0,1", "recipe.lr=1e-3", "+step=gelu"])
     assert [cell.key for cell in study.cells] == [f"nano-digits/gelu,recipe.lr=0.001/seed{seed}" for seed in (0, 1)]
