@@ -139,6 +139,8 @@ def test_cells_are_narrowed_to_steps_and_seeds():
     ("demo", ["study=other"], "study=other: is the study's own"),
     ("demo", ["fresh=true"], "fresh=true: is the study's own"),
     ("demo", ["images=x"], "images=x: is the study's own"),
+    ("demo", ["paths.runs=/x"], "paths.runs=/x: RUNS= (--runs) says where a study's runs are kept"),
+    ("demo", ["++paths={runs: /x}"], "RUNS= (--runs) says where"),
     ("demo", ["recipe.epochs=1"], "recipe.warmup_epochs=3: must be at most recipe.epochs=1"),  # 16 of 17 rows
     ("demo", ["recipe.warmup_epochs=50"], "recipe.warmup_epochs=50: must be at most recipe.epochs=20"),
     ("demo", ["recipe.micro_batch=3"], "must be a multiple of recipe.micro_batch=3"),

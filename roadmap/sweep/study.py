@@ -105,8 +105,11 @@ def read_study(
     for word in overrides:
         if "=" not in word or word.startswith("-"):
             raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
-        if word.lstrip("+~").split("=")[0] in NOT_FOR_CELLS:
+        key = word.lstrip("+~").split("=")[0]
+        if key in NOT_FOR_CELLS:
             raise ConfigError(f"{word}: is the study's own, and cannot be set for its cells")
+        if key in ("paths", "paths.runs"):
+            raise ConfigError(f"{word}: RUNS= (--runs) says where a study's runs are kept")
     check_lists(file)
     try:
         step_tree(folders)
