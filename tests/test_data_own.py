@@ -222,6 +222,24 @@ def test_a_label_past_a_million_makes_no_classes_up_to_it(tmp_path):
         load(own(tmp_path))
 
 
+@pytest.mark.parametrize(("train", "val", "told"), [
+    ([0, 1, 2, 3], [3, 4, 5, 6], "val.npz: label 4, 5, 6 has no training image"),
+    ([1, 2, 3, 4], [1, 2, 3, 4], "train.npz: labels from 1 to 4, none is 0: are they numbered from 1?"),
+    ([0, 10, 20, 30], [0, 10], "train.npz: labels from 0 to 30, none is 1, 2, 3 and 24 more; number them"),
+])  # fmt: skip
+def test_a_label_that_training_never_has_is_refused(tmp_path, train, val, told):
+    write_npz(tmp_path, 12, 12)
+    for split, labels in (("train", train), ("val", val)):
+        more = {"labels": np.resize(labels, COUNTS[split])}
+        np.savez(tmp_path / f"{split}.npz", **arrays(split, 12, 12) | more)
+    with pytest.raises(DataError, match=re.escape(told)):
+        load(own(tmp_path))
+    if val[-1] in train:  # of the user's own numbers of classes, some may have no image
+        assert len(load(own(tmp_path, num_classes=31, train_images=2)).classes) == 31
+    else:
+        assert len(load(own(tmp_path, holdout=0.2)).classes) == 4  # which does not read them
+
+
 def test_an_npz_that_is_missing_or_none_is_named(tmp_path):
     path = write_npz(tmp_path, 12, 12) / "train.npz"
     whole = path.read_bytes()
