@@ -227,6 +227,32 @@ def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
     assert "mine" in listed.stdout.split()
 
 
+def test_a_recipe_of_ones_own_says_that_it_keeps_its_lengths_in_a_scale_that_shortens_ours(command, tmp_path):
+    for group in ("recipe", "tune", "variant"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("defaults: [enhanced, _self_]\nlabel_smoothing: 0.2\n")
+    words = ("-cd", str(tmp_path), "+step=gelu", "recipe=mine", "dry=true")
+    note = "note: recipe=mine: has recipe.epochs=300 recipe.batch_size=4096; tune/demo_mine.yaml would set its lengths"
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, f"{note} in scale=demo\n")
+    assert command(*words, "scale=imagenet", "data.root=x").stderr == ""
+    (tmp_path / "tune" / "demo_mine.yaml").write_text("defaults: [demo_enhanced, _self_]\n")
+    done = command(*words)
+    assert done.stderr == ""
+    assert "  epochs: 20\n" in done.stdout and "  label_smoothing: 0.2\n" in done.stdout
+
+
+def test_a_file_that_lacks_a_key_says_how_to_inherit_it(command, tmp_path):
+    for group, text in (("recipe", "name: enhanced\n"), ("regime", "name: mine\n")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(text)
+    for group, key, ours in (("recipe", "layer_scale", "enhanced"), ("regime", "drop_path", "tiny")):
+        done = command("-cd", str(tmp_path), "+step=gelu", f"{group}=mine")
+        assert done.returncode == 64
+        assert f"{group}.{key}, which the file of this {group}= does not have; " in done.stderr
+        assert f"defaults: [{ours}, _self_]" in done.stderr
+
+
 def test_a_circle_of_defaults_is_a_line_and_any_other_recursion_is_none(command, tmp_path):
     for one, other in (("mine", "yours"), ("yours", "mine")):
         (tmp_path / f"{one}.yaml").write_text(f"defaults:\n  - {other}\n  - config\n  - _self_\n")

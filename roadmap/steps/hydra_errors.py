@@ -158,8 +158,11 @@ def _explain_value(error: OmegaConfBaseException) -> str:
             return f"{key}: {first}"
         if needed[1].startswith("regime.reference"):
             return "+step=swin: this regime has no reference net; regime=tiny and regime=base have"
-        where = "regime" if needed[1].startswith("regime.") else "config"
-        return f"{key}: needs {needed[1]}, which this {where} does not have"
+        section = needed[1].partition(".")[0]
+        if needed[1] in KEYS and (whole := {"regime": "tiny", "recipe": "enhanced"}.get(section)):
+            how = f"a file of your own begins with defaults: [{whole}, _self_]"
+            return f"{key}: needs {needed[1]}, which the file of this {section}= does not have; {how}"
+        return f"{key}: needs {needed[1]}, which this config does not have"
     if isinstance(error, ConfigKeyError):
         return _unknown_key(str(key))
     if "is not a subclass" in first:

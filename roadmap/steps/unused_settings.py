@@ -1,10 +1,13 @@
-"""Settings that a user gave and that have no effect, given the others: they are reported, not ignored silently."""
+"""What a user gave and would not expect: settings without effect, given the others, and a recipe without the lengths of
+its scale. They are reported, not passed over silently."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from roadmap.config import KEYS, Config, is_read
 from roadmap.config.choices import Crop, Mode, Norm, Pipeline
 from roadmap.steps.recorded import takes_a_run
+from roadmap.steps.tree import CONF
 from roadmap.text import flatten
 
 OF_TRAINING = ("fresh", "allow_drift", "devices", "compile", "cuda_graph")
@@ -56,3 +59,15 @@ def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:
         elif name in READ_WITH and not READ_WITH[name][0](config):
             lines.append(f"{name}: has no effect here, it needs {READ_WITH[name][1]}")
     return lines
+
+
+def recipe_without_lengths(config: Config, choices: Mapping[str, str | None], folders: Sequence[Path]) -> Iterator[str]:
+    """Yield a line for a recipe of the user's own that keeps its lengths in a scale that shortens ours."""
+    recipe, scale = choices.get("recipe"), choices.get("scale")
+
+    def has_lengths(name: str | None) -> bool:
+        return any((folder / "tune" / f"{scale}_{name}.yaml").is_file() for folder in folders)
+
+    if not (CONF / "recipe" / f"{recipe}.yaml").is_file() and has_lengths("enhanced") and not has_lengths(recipe):
+        lengths = f"recipe.epochs={config.recipe.epochs} recipe.batch_size={config.recipe.batch_size}"
+        yield f"recipe={recipe}: has {lengths}; tune/{scale}_{recipe}.yaml would set its lengths in scale={scale}"
