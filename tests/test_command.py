@@ -92,7 +92,11 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("mode=data_check", "data.root=~/x"), 64, ["\"data.root='~/x'\""]),
         (("mode=data_check", "data.root=/a#b"), 64, ["\"data.root='/a#b'\""]),
         (("mode=data_check", "data.root=/a,b"), 64, ["\"data.root='/a,b'\""]),
-        (("+step=gelu", "data.decoder=cpu"), 64, ["in conf/data does not have it, the schema has", "+data.decoder="]),
+        (
+            ("+step=gelu", "regime.reference=null"),
+            64,
+            ["in conf/regime does not have it, the schema has", "+regime.reference="],
+        ),
         (("-cn", "nope", "+step=gelu"), 64, ["-cn nope: there is no such file", "config"]),
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),

@@ -381,7 +381,7 @@ BAD = {  # override: what the message must hold
     "model.norm=group": ["model.norm", "batch_norm, layer_norm"],
     "model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
     "+model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
-    "data.decoder=cpu": ["the file of this data= in conf/data does not have it", "+data.decoder=VALUE sets it"],
+    "regime.reference_width=8": ["file of this regime= in conf/regime does not have it", "+regime.reference_width="],
     "+model._target_=os.system": ["model._target_", "no such key"],
     "+stp=gelu": ["stp", "did you mean +step"],
     "+recipe.lr=1": ["+recipe.lr: is in the config already", "without the plus sign"],
