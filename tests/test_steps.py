@@ -303,6 +303,11 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=rf"no such step; .*{place} must be .*step/wide\.yaml"):
             compose("wide", "nano", config_dir=folder)
 
+    def test_a_study_is_no_step_in_another_place(self, folder):
+        (folder / "lost.yaml").write_text("hydra:\n  sweeper:\n    params:\n      +step: lost\n")
+        with pytest.raises(ConfigError, match=r"step=lost: there is no such step; (did you mean|there are)"):
+            compose("lost", "nano", config_dir=folder)
+
     def test_a_choice_of_another_group_is_no_step_in_another_place(self, folder):
         (folder / "data").mkdir()
         (folder / "data" / "birds.yaml").write_text("name: birds\n")

@@ -110,13 +110,20 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
     sign = "+" * (group in ADDED)
     for folder in set(folders) - {CONF}:
         for path in [*folder.glob("*.y*ml"), *folder.glob("*/*.y*ml")]:
-            if path.stem == name and path.parent.name not in GROUPS.keys() - {group}:
+            if path.stem == name and path.parent.name not in GROUPS.keys() - {group} and not _is_study(path):
                 return f"{sign}{group}={name}: there is no such {group}; {path} must be {folder / group / name}.yaml"
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 
 def _unknown_key(key: str) -> str:
     if key in ADDED:
+def _is_study(path: Path) -> bool:
+    """Tell whether a file sets something of Hydra's, as no choice of a group does."""
+    with suppress(OSError, ValueError):
+        return "hydra" in read_yaml(path)
+    return False
+
+
         return f"{key}=...: write +{key}=NAME, with a plus sign"
     section, known = key.split(".")[0], [name for name in KEYS if name not in DERIVED]
     if key in known:
