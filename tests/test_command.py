@@ -97,6 +97,7 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
             64,
             ["in conf/regime does not have it, the schema has", "+regime.reference="],
         ),
+        (("+stp=gelu",), 64, ["stp: there is no such key; did you mean +step?"]),
         (("-cn", "nope", "+step=gelu"), 64, ["-cn nope: there is no such file", "config"]),
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
@@ -244,6 +245,13 @@ def test_a_recipe_of_ones_own_says_that_it_keeps_its_lengths_in_a_scale_that_sho
     done = command(*words)
     assert done.stderr == ""
     assert "  epochs: 20\n" in done.stdout and "  label_smoothing: 0.2\n" in done.stdout
+
+
+def test_a_variant_that_changes_nothing_of_its_step_is_told(command):
+    note = "note: +variant=with_gelu: changes nothing of gelu\n"
+    assert command("+step=gelu", "+variant=with_gelu", "dry=true").stderr == note
+    for words in (("+step=kernel_7", "+variant=with_gelu"), ("+step=gelu", "+variant=[with_gelu,with_layer_norm]")):
+        assert command(*words, "dry=true").stderr == ""
 
 
 def test_a_file_that_lacks_a_key_says_how_to_inherit_it(command, tmp_path):

@@ -308,6 +308,12 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=r"step=lost: there is no such step; (did you mean|there are)"):
             compose("lost", "nano", config_dir=folder)
 
+    def test_a_recipe_in_a_list_of_defaults_is_written_as_an_override(self, folder):
+        body = "# @package _global_\ndefaults:\n  - gelu\n  - recipe: original\n  - _self_\n"
+        (folder / "step" / "broken.yaml").write_text(body)
+        with pytest.raises(ConfigError, match="a step chooses it by `- override /recipe: original`"):
+            compose("broken", "nano", config_dir=folder)
+
     def test_a_choice_of_another_group_is_no_step_in_another_place(self, folder):
         (folder / "data").mkdir()
         (folder / "data" / "birds.yaml").write_text("name: birds\n")

@@ -131,6 +131,8 @@ def test_cells_are_narrowed_to_steps_and_seeds():
     ("../demo", [], "STUDY=../demo: a name consists of letters"),
     ("a/b", [], "STUDY=a/b: a name consists of letters"),
     ("x/nope.yaml", [], "no such file"),
+    ("x/nope.yml", [], "STUDY=x/nope.yml: a study's file is NAME.yaml"),
+    (str(CONF / "step" / "gelu.yaml"), [], "gelu.yaml: is a step and no study; run.py +step=gelu trains it"),
     ("demo", ["+step=gellu"], "did you mean gelu"),
     ("demo", ["recipe.lrr=1"], "did you mean recipe.lr"),
     ("demo", ["seed=x"], "seed=x: must be a whole number"),

@@ -184,6 +184,9 @@ def _chosen_step(
     if name is None and takes_a_net(mode) and not weights:
         raise ConfigError(f"mode={mode}: needs weights={WEIGHTS['weights']}")
     if name is None and mode != Mode.data_check and not of_run:
+        unknown = next((str(key) for key in cfg if key not in {"hydra", *Config.model_fields}), None)
+        if unknown is not None:  # +stp=gelu
+            raise ConfigError(f"{unknown}: there is no such key; {nearest(unknown, Config.settable())}")
         raise ConfigError(f"no step: give +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(name, tree)}")

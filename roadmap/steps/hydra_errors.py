@@ -105,6 +105,8 @@ def _files(group: str, folders: Sequence[Path]) -> set[str]:
 def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
     group, _, name = missing.rpartition("/")
     known = steps if group == "step" else sorted(_files(group, folders))
+    if (inner := group.removeprefix("step/")) in GROUPS and name in _files(inner, folders):
+        return f"{missing}: there is no such config; a step chooses it by `- override /{inner}: {name}`"
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" * (group in ADDED)
@@ -115,8 +117,6 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 
-def _unknown_key(key: str) -> str:
-    if key in ADDED:
 def _is_study(path: Path) -> bool:
     """Tell whether a file sets something of Hydra's, as no choice of a group does."""
     with suppress(OSError, ValueError):
@@ -124,6 +124,8 @@ def _is_study(path: Path) -> bool:
     return False
 
 
+def _unknown_key(key: str) -> str:
+    if key in ADDED:
         return f"{key}=...: write +{key}=NAME, with a plus sign"
     section, known = key.split(".")[0], [name for name in KEYS if name not in DERIVED]
     if key in known:
