@@ -88,7 +88,12 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("mode=data_check", "data.root=~/x"), 64, ["\"data.root='~/x'\""]),
         (("mode=data_check", "data.root=/a#b"), 64, ["\"data.root='/a#b'\""]),
         (("mode=data_check", "data.root=/a,b"), 64, ["\"data.root='/a,b'\""]),
-        (("+step=gelu", "data.decoder=cpu"), 64, ["in conf/data does not have it, the schema has", "+data.decoder="]),
+        (
+            ("+step=gelu", "regime.reference=null"),
+            64,
+            ["in conf/regime does not have it, the schema has", "+regime.reference="],
+        ),
+        (("+stp=gelu",), 64, ["stp: there is no such key; did you mean +step?"]),
         (("-cn", "nope", "+step=gelu"), 64, ["-cn nope: there is no such file", "config"]),
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
@@ -216,6 +221,39 @@ def test_a_step_of_ones_own_runs_from_its_folder(command, tmp_path):
     assert (values["step"], values["parent"], values["label"]) == ("mine", "gelu", "mine")
     listed = command("-cd", str(tmp_path / "mydir"), "--help", runs=None)
     assert "mine" in listed.stdout.split()
+
+
+def test_a_recipe_of_ones_own_says_that_it_keeps_its_lengths_in_a_scale_that_shortens_ours(command, tmp_path):
+    for group in ("recipe", "tune", "variant"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("defaults: [enhanced, _self_]\nlabel_smoothing: 0.2\n")
+    words = ("-cd", str(tmp_path), "+step=gelu", "recipe=mine", "dry=true")
+    note = "note: recipe=mine: has recipe.epochs=300 recipe.batch_size=4096; tune/demo_mine.yaml would set its lengths"
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, f"{note} in scale=demo\n")
+    assert command(*words, "scale=imagenet", "data.root=x").stderr == ""
+    (tmp_path / "tune" / "demo_mine.yaml").write_text("defaults: [demo_enhanced, _self_]\n")
+    done = command(*words)
+    assert done.stderr == ""
+    assert "  epochs: 20\n" in done.stdout and "  label_smoothing: 0.2\n" in done.stdout
+
+
+def test_a_variant_that_changes_nothing_of_its_step_is_told(command):
+    note = "note: +variant=with_gelu: changes nothing of gelu\n"
+    assert command("+step=gelu", "+variant=with_gelu", "dry=true").stderr == note
+    for words in (("+step=kernel_7", "+variant=with_gelu"), ("+step=gelu", "+variant=[with_gelu,with_layer_norm]")):
+        assert command(*words, "dry=true").stderr == ""
+
+
+def test_a_file_that_lacks_a_key_says_how_to_inherit_it(command, tmp_path):
+    for group, text in (("recipe", "name: enhanced\n"), ("regime", "name: mine\n")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(text)
+    for group, key, ours in (("recipe", "layer_scale", "enhanced"), ("regime", "drop_path", "tiny")):
+        done = command("-cd", str(tmp_path), "+step=gelu", f"{group}=mine")
+        assert done.returncode == 64
+        assert f"{group}.{key}, which the file of this {group}= does not have; " in done.stderr
+        assert f"defaults: [{ours}, _self_]" in done.stderr
 
 
 def test_a_circle_of_defaults_is_a_line_and_any_other_recursion_is_none(command, tmp_path):

@@ -1,6 +1,7 @@
 """The schema: every key says what it may be and what it affects, in all sections alike, and everything else follows."""
 
 import dataclasses
+import json
 from contextlib import suppress
 
 import pytest
@@ -158,6 +159,18 @@ def test_conf_sets_no_key_that_there_is_not():
     for group in ("recipe", "data", "regime"):
         for path in (CONF / group).glob("*.yaml"):
             assert {f"{group}.{name}" for name in yaml.safe_load(path.read_text())} <= set(KEYS), path
+
+
+def test_every_key_of_the_images_can_be_set_whatever_file_is_chosen(tmp_path):
+    base = yaml.safe_load((CONF / "data_defaults.yaml").read_text())
+    assert {"name": "digits", **base} == {
+        name.removeprefix("data."): value for name, value in defaults().items() if name.startswith("data.")
+    }
+    for group in ("data", "variant"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("name: mine\nkind: npz\n")
+    words = [f"data.{name}={json.dumps(value)}" for name, value in base.items() if name != "kind"]
+    assert compose("gelu", overrides=["data=mine", *words], config_dir=tmp_path).cell == "gelu"
 
 
 class TestCellNames:

@@ -53,7 +53,7 @@ def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_p
 @pytest.mark.parametrize(("word", "told"), [
     ("images_per_s=-1", "cluster.images_per_s=-1: must be a number above 0"),
     ("images_per_s=fast", "cluster.images_per_s=fast: must be a number above 0"),
-    ("images_per_s.gelo=3", "cluster.images_per_s.gelo: there is no such row; did you mean gelu?"),
+    ("images_per_s.gelo=3", "images_per_s.gelo: there is no such row; did you mean gelu? There are: gelu, resnet,"),
     ("bench=nowhere.json", "cluster.bench=nowhere.json: no such file"),
     ("bench=README.md", "cluster.bench=README.md: cannot be read"),
     ("bench=docs/measured/h100_nets.json", "is not a record of python -m roadmap.bench net --json FILE"),

@@ -147,6 +147,23 @@ def test_every_broken_image_is_named_and_only_what_changed_is_opened_again(root,
     assert opened == ["train/ant/3.jpg", "train/bee/1.jpg", "val/cat/0.jpg"]
 
 
+def test_everything_that_is_wrong_in_the_class_folders_is_named_at_once(root, runs, opened):
+    write_image(root / "train" / "bee" / "parts" / "0.jpg")
+    (root / "train" / "cat" / "a.gif").write_bytes(b"GIF89a")
+    (root / "val" / "ant" / "scan.tif").write_bytes(b"II*")
+    for i in range(3):
+        (root / "val" / "cat" / f"{i}.heic").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        verify.data_check(config(root, runs))
+    told = str(error.value).split("; ")
+    assert [line.split(": ")[0] for line in told if ": " in line] == [
+        str(root / name)
+        for name in ("train/bee/parts", "train/cat/a.gif", "val/ant/scan.tif", "val/cat/0.heic", "val/cat/1.heic")
+    ]
+    assert told[-1] == "and 1 more"
+    assert opened == []
+
+
 def test_only_the_first_twenty_are_on_the_screen(root, runs, opened, capsys):
     for i in range(10, 40):
         (root / "train" / "ant" / f"{i}.jpg").write_bytes(b"x")

@@ -17,6 +17,7 @@ from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.images import DataConfig
 from roadmap.data import load
 from roadmap.errors import ConfigError, DataError
+from roadmap.steps.compose import compose
 from roadmap.sweep.plan import set_size
 
 from .conftest import Trap
@@ -116,6 +117,21 @@ def test_a_wrong_set_of_ones_own_is_one_plain_line(command, tmp_path, mydir):
     assert not (tmp_path / "runs" / "single").exists()
 
 
+@pytest.mark.parametrize(("group", "text", "lacks"), [
+    ("data", "root: x\n", "name: mine and kind: folders (or npz)"),
+    ("data", "root: x\nkind: npz\n", "name: mine"),
+    ("recipe", "epochs: 3\n", "name: one of original, enhanced, swin"),
+    ("regime", "swin_width: 8\n", "name: mine"),
+])  # fmt: skip
+def test_a_file_without_a_name_is_not_taken_for_what_has_the_default_name(tmp_path, group, text, lacks):
+    (tmp_path / "variant").mkdir()
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        compose("resnet", overrides=[f"{group}=mine"], config_dir=tmp_path)
+    assert str(error.value) == f"{tmp_path / group / 'mine.yaml'}: lacks {lacks}"
+
+
 # The name and the kind
 
 
@@ -206,6 +222,24 @@ def test_a_label_past_a_million_makes_no_classes_up_to_it(tmp_path):
     np.savez(write_npz(tmp_path, 12, 12) / "val.npz", **arrays("val", 12, 12) | labels)
     with pytest.raises(DataError, match=r"val.npz: labels from 1099511627776 to .*, expected 0 to 999999"):
         load(own(tmp_path))
+
+
+@pytest.mark.parametrize(("train", "val", "told"), [
+    ([0, 1, 2, 3], [3, 4, 5, 6], "val.npz: label 4, 5, 6 has no training image"),
+    ([1, 2, 3, 4], [1, 2, 3, 4], "train.npz: labels from 1 to 4, none is 0: are they numbered from 1?"),
+    ([0, 10, 20, 30], [0, 10], "train.npz: labels from 0 to 30, none is 1, 2, 3 and 24 more; number them"),
+])  # fmt: skip
+def test_a_label_that_training_never_has_is_refused(tmp_path, train, val, told):
+    write_npz(tmp_path, 12, 12)
+    for split, labels in (("train", train), ("val", val)):
+        more = {"labels": np.resize(labels, COUNTS[split])}
+        np.savez(tmp_path / f"{split}.npz", **arrays(split, 12, 12) | more)
+    with pytest.raises(DataError, match=re.escape(told)):
+        load(own(tmp_path))
+    if val[-1] in train:  # of the user's own numbers of classes, some may have no image
+        assert len(load(own(tmp_path, num_classes=31, train_images=2)).classes) == 31
+    else:
+        assert len(load(own(tmp_path, holdout=0.2)).classes) == 4  # which does not read them
 
 
 def test_an_npz_that_is_missing_or_none_is_named(tmp_path):

@@ -379,8 +379,8 @@ def test_every_set_has_its_row_and_its_file_and_both_agree():
     files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / "data").glob("*.yaml")}
     assert files.keys() == DATA_SETS.keys()
     for name, row in DATA_SETS.items():
-        assert (files[name]["name"], files[name]["num_classes"]) == (name, row.num_classes)
-        assert row.needs_root == (files[name]["root"] is not None)
+        assert (files[name]["name"], files[name].get("num_classes")) == (name, row.num_classes)
+        assert row.needs_root == ("root" in files[name])
         assert row.kind != "memory" or row.loader in in_memory.LOADERS
         assert not row.torchvision or hasattr(torchvision.datasets, row.torchvision)
 

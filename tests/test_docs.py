@@ -352,7 +352,7 @@ def run_in(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
-TINY = ("recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0", "+data.train_images=64")
+TINY = ("recipe.batch_size=32", "recipe.epochs=1", "recipe.warmup_epochs=0", "data.train_images=64")
 
 
 def test_an_added_toggle_trains_on_an_added_data_set(extended, tmp_path):

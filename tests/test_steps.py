@@ -275,6 +275,17 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=rf"no such step; .*{place} must be .*step/wide\.yaml"):
             compose("wide", "nano", config_dir=folder)
 
+    def test_a_study_is_no_step_in_another_place(self, folder):
+        (folder / "lost.yaml").write_text("hydra:\n  sweeper:\n    params:\n      +step: lost\n")
+        with pytest.raises(ConfigError, match=r"step=lost: there is no such step; (did you mean|there are)"):
+            compose("lost", "nano", config_dir=folder)
+
+    def test_a_recipe_in_a_list_of_defaults_is_written_as_an_override(self, folder):
+        body = "# @package _global_\ndefaults:\n  - gelu\n  - recipe: original\n  - _self_\n"
+        (folder / "step" / "broken.yaml").write_text(body)
+        with pytest.raises(ConfigError, match="a step chooses it by `- override /recipe: original`"):
+            compose("broken", "nano", config_dir=folder)
+
     def test_a_choice_of_another_group_is_no_step_in_another_place(self, folder):
         (folder / "data").mkdir()
         (folder / "data" / "birds.yaml").write_text("name: birds\n")
@@ -353,7 +364,7 @@ BAD = {  # override: what the message must hold
     "model.norm=group": ["model.norm", "batch_norm, layer_norm"],
     "model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
     "+model.kernl=3": ["model.kernl", "did you mean model.kernel_size"],
-    "data.decoder=cpu": ["the file of this data= in conf/data does not have it", "+data.decoder=VALUE sets it"],
+    "regime.reference_width=8": ["file of this regime= in conf/regime does not have it", "+regime.reference_width="],
     "+model._target_=os.system": ["model._target_", "no such key"],
     "+stp=gelu": ["stp", "did you mean +step"],
     "+recipe.lr=1": ["+recipe.lr: is in the config already", "without the plus sign"],

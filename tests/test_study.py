@@ -81,6 +81,13 @@ def test_a_file_that_refers_to_the_seed_is_composed_cell_by_cell(mine):
     assert [cell.config.recipe.lr for cell in study.cells] == [0.001, 0.002]
 
 
+def test_an_override_that_refers_to_the_seed_names_every_cell_by_its_own():
+    study = read_study("demo", ["+step=gelu", "seed=1,2", "recipe.lr=${seed}"])
+    assert [(cell.key, cell.config.recipe.lr) for cell in study.cells] == [
+        (f"nano-digits/gelu,recipe.lr={k}.0/seed{k}", k) for k in (1, 2)
+    ]
+
+
 def test_words_for_all_cells_replace_the_files_lists_and_name_the_cells():
     study = read_study("demo", ["seed=0,1", "recipe.lr=1e-3", "+step=gelu"])
     assert [cell.key for cell in study.cells] == [f"nano-digits/gelu,recipe.lr=0.001/seed{seed}" for seed in (0, 1)]
@@ -118,6 +125,8 @@ def test_cells_are_narrowed_to_steps_and_seeds():
     ("../demo", [], "STUDY=../demo: a name consists of letters"),
     ("a/b", [], "STUDY=a/b: a name consists of letters"),
     ("x/nope.yaml", [], "no such file"),
+    ("x/nope.yml", [], "STUDY=x/nope.yml: a study's file is NAME.yaml"),
+    (str(CONF / "step" / "gelu.yaml"), [], "gelu.yaml: is a step and no study; run.py +step=gelu trains it"),
     ("demo", ["+step=gellu"], "did you mean gelu"),
     ("demo", ["recipe.lrr=1"], "did you mean recipe.lr"),
     ("demo", ["seed=x"], "seed=x: must be a whole number"),
@@ -126,6 +135,8 @@ def test_cells_are_narrowed_to_steps_and_seeds():
     ("demo", ["study=other"], "study=other: is the study's own"),
     ("demo", ["fresh=true"], "fresh=true: is the study's own"),
     ("demo", ["images=x"], "images=x: is the study's own"),
+    ("demo", ["paths.runs=/x"], "paths.runs=/x: RUNS= (--runs) says where a study's runs are kept"),
+    ("demo", ["++paths={runs: /x}"], "RUNS= (--runs) says where"),
     ("demo", ["recipe.epochs=1"], "recipe.warmup_epochs=3: must be at most recipe.epochs=1"),  # 16 of 17 rows
     ("demo", ["recipe.warmup_epochs=50"], "recipe.warmup_epochs=50: must be at most recipe.epochs=20"),
     ("demo", ["recipe.micro_batch=3"], "must be a multiple of recipe.micro_batch=3"),

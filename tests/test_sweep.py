@@ -443,5 +443,11 @@ def test_options_are_spelled_in_full(sweep, tmp_path):
     assert code == 64 and "unrecognized arguments: --run" in told
 
 
+@pytest.mark.parametrize("options", [[], ["--cluster", "local"]])
+def test_an_override_before_the_dashes_is_told_where_it_belongs(sweep, options):
+    code, told = sweep("plan", "demo", *options, "recipe.lr=1")
+    assert code == 64 and "recipe.lr=1: is no study; overrides for all cells follow after --: -- recipe.lr=1" in told
+
+
 def test_columns_are_as_wide_as_their_widest_cell_and_no_line_ends_in_spaces():
     assert plain_table([("cell", "n", ""), ("a", "10", "x")], right=[1]) == "cell   n\na     10  x"

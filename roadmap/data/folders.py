@@ -133,7 +133,8 @@ def check_published(files: Files, row: DataSet) -> None:
 def list_images(
     folder: Path, splits: Sequence[str] = SPLITS, *, lenient: bool = False, order: ClassOrder = ClassOrder.text
 ) -> Files:
-    """List splits of a folder. Raises DataError for anything missing, empty or unlike in the two.
+    """List splits of a folder. Raises DataError for anything missing, empty or unlike in the two, with the first few of
+    what is wrong in the class folders.
 
     `lenient` takes files that are empty or cannot be asked for their size as well, for a check that opens all files and
     names every broken one.
@@ -142,18 +143,21 @@ def list_images(
     if len(classes) > 1:
         check_same_classes(folder, classes["train"], classes["val"])
     names = classes[splits[0]]
-    files, others = Files(folder, {}, {}, {}, {}, tuple(names)), list[str]()
+    files, others, problems = Files(folder, {}, {}, {}, {}, tuple(names)), list[str](), list[str]()
     for split in splits:
         folders = [folder / split / name for name in names]
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             listed = list(pool.map(partial(list_class, lenient=lenient), folders))
         found = [(f"{split}/{name}", *of_class) for name, of_class in zip(names, listed, strict=True)]
-        others += [f"{place}/{name}" for place, _, more in found for name in more]
-        names_of_split = [os.fsencode(f"{place}/{name}") for place, images, _ in found for name, _, _ in images]
+        others += [f"{place}/{name}" for place, _, more, _ in found for name in more]
+        problems += [problem for *_, of_class in found for problem in of_class]
+        names_of_split = [os.fsencode(f"{place}/{name}") for place, images, *_ in found for name, _, _ in images]
         files.names[split] = np.array(names_of_split)
-        files.sizes[split] = np.array([size for images, _ in listed for _, size, _ in images], dtype=np.int64)
-        files.mtimes[split] = np.array([mtime for images, _ in listed for _, _, mtime in images], dtype=np.int64)
-        files.labels[split] = np.repeat(np.arange(len(names)), [len(images) for images, _ in listed])
+        files.sizes[split] = np.array([size for images, *_ in listed for _, size, _ in images], dtype=np.int64)
+        files.mtimes[split] = np.array([mtime for images, *_ in listed for _, _, mtime in images], dtype=np.int64)
+        files.labels[split] = np.repeat(np.arange(len(names)), [len(images) for images, *_ in listed])
+    if problems:
+        raise DataError(first_few(problems, 5, "; "))
     if others:
         log.warning("%s: %s not taken for an image", folder, clean(first_few(others)))
     return files
@@ -185,21 +189,26 @@ def class_folders(folder: Path, order: ClassOrder) -> list[str]:
     return classes
 
 
-def list_class(folder: Path, *, lenient: bool = False) -> tuple[list[tuple[str, int, int]], list[str]]:
-    """Return the images of a class folder by name, each with its size in bytes and time of change in ns; and the other
-    files.
+def list_class(folder: Path, *, lenient: bool = False) -> tuple[list[tuple[str, int, int]], list[str], list[str]]:
+    """Return the images of a class folder by name, each with its size in bytes and time of change in ns; the other
+    files; and what is wrong: a folder in it, an image of a kind that is not read, no image.
 
-    Raises DataError for a folder in it, or no image; for one that is empty, gone, or no file of an image's size, unless
-    `lenient`.
+    Unless `lenient`, a file that is empty, gone, or of no image's size is wrong as well. Raises DataError for a folder
+    that cannot be read.
     """
-    images, others = list[tuple[str, int, int]](), list[str]()
+    images, others, problems = list[tuple[str, int, int]](), list[str](), list[str]()
     for entry in sorted(scan(folder), key=lambda entry: os.fsencode(entry.name)):
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
-            raise DataError(f"{entry.path}: a folder inside a class folder; expected images only")
-        if not is_image(folder, entry.name):
-            others.append(entry.name)
+            problems.append(f"{entry.path}: a folder inside a class folder; expected images only")
+            continue
+        try:
+            if not is_image(folder, entry.name):
+                others.append(entry.name)
+                continue
+        except DataError as error:  # an image of a kind that is not read
+            problems.append(str(error))
             continue
         size = mtime = 0
         try:
@@ -208,11 +217,11 @@ def list_class(folder: Path, *, lenient: bool = False) -> tuple[list[tuple[str, 
         except OSError as error:
             problem = f"cannot be read ({reason(error)})"
         if problem and not lenient:
-            raise DataError(f"{entry.path}: {problem}")
+            problems.append(f"{entry.path}: {problem}")
         images.append((entry.name, size, mtime))
-    if not images:
-        raise DataError(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    return images, others
+    if not images and not problems:
+        problems.append(f"{folder}: class folder without an image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    return images, others, problems
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

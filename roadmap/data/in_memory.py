@@ -26,7 +26,7 @@ from roadmap.data.npz_file import read_npz
 from roadmap.data.sampling import Draw, derived_seed
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import read_regular
-from roadmap.text import reason
+from roadmap.text import first_few, reason
 
 # The digits that validate, a bit each: those that train_test_split(test_size=0.2, stratify=labels, random_state=0)
 # takes, the same for every run, whatever its seed.
@@ -158,8 +158,25 @@ def npz(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:
     num_classes = min(num_classes, MAX_CLASSES)  # a class has a name, and the net's head a row: labels are no hashes
     for split, labels in arrays.labels.items():
         check_labels(root / f"{split}.npz", labels, num_classes)
+    if "train" in splits:
+        check_all_trained(root, arrays.labels, data.num_classes)
     arrays.classes = class_numbers(num_classes)
     return arrays
+
+
+def check_all_trained(root: Path, labels: dict[str, np.ndarray], num_classes: int | None) -> None:
+    """Raise DataError for a label that has no training image: one of a validation image, and one that only a gap in
+    the numbers makes a class, unless the number of classes is given."""
+    train = np.unique(labels["train"])
+    if len(unknown := np.setdiff1d(labels.get("val", train), train)):
+        shown = first_few([str(label) for label in unknown])
+        raise DataError(f"{root / 'val.npz'}: label {shown} has no training image; train.npz must have every label")
+    if num_classes is None and len(train) <= train[-1]:
+        span = f"{root / 'train.npz'}: labels from {train[0]} to {train[-1]}"
+        if train[0] == 1:
+            raise DataError(f"{span}, none is 0: are they numbered from 1? They must be from 0")
+        first = first_few([str(label) for label in np.setdiff1d(np.arange(train[-1]), train)])
+        raise DataError(f"{span}, none is {first}; number them without gaps, or set data.num_classes")
 
 
 def idx(data: DataConfig, splits: Sequence[str] = SPLITS) -> Arrays:

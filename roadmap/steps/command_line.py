@@ -28,7 +28,7 @@ from roadmap.steps.help import config_dirs, help_text, short_help
 from roadmap.steps.hydra_errors import HYDRA_ERRORS, of_defaults, plain_error
 from roadmap.steps.hydra_guard import check_options, check_overrides
 from roadmap.steps.tree import CONF, step_tree
-from roadmap.steps.unused_settings import unused_settings
+from roadmap.steps.unused_settings import recipe_without_lengths, unused_settings, variant_without_effect
 from roadmap.text import machine_error, printable_lines, redact_output
 
 # Does one run, and returns a line about its outcome.
@@ -120,7 +120,8 @@ class CommandLine:
             cfg.weights = f"{library}.{default_tag(library.library, library.net)}"
         config = validate(cfg, hydra_config, folders)
         config.check_mode()
-        for line in unused_settings(config, hydra_config.overrides.task):
+        notes = [*unused_settings(config, hydra_config.overrides.task), *variant_without_effect(config, hydra_config)]
+        for line in (*notes, *recipe_without_lengths(config, hydra_config.runtime.choices, folders)):
             self.write(f"note: {line}")
         return config
 

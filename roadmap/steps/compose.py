@@ -143,6 +143,7 @@ def validate(
     """
     with without_clock():
         step, of_run = _chosen_step(cfg, hydra.runtime.choices, folders)
+        _check_names(cfg, hydra.runtime.choices, folders)
         values = _values(cfg)
     if of_run and flatten(values).keys() <= KEYS.keys():
         return config_of_run(flatten(values), hydra)
@@ -183,6 +184,9 @@ def _chosen_step(
     if name is None and takes_a_net(mode) and not weights:
         raise ConfigError(f"mode={mode}: needs weights={WEIGHTS['weights']}")
     if name is None and mode != Mode.data_check and not of_run:
+        unknown = next((str(key) for key in cfg if key not in {"hydra", *Config.model_fields}), None)
+        if unknown is not None:  # +stp=gelu
+            raise ConfigError(f"{unknown}: there is no such key; {nearest(unknown, Config.settable())}")
         raise ConfigError(f"no step: give +step=NAME; {nearest('', tree)}")
     if name is not None and name not in tree:
         raise ConfigError(f"+step={name}: one step at a time; {nearest(name, tree)}")
@@ -198,3 +202,16 @@ def _values(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{key}={values[key]}: its file must begin with: # @package _global_")
         raise ConfigError(f"{key}={values[key]}: is derived, and cannot be set")
     return values
+
+
+def _check_names(cfg: DictConfig, choices: Mapping[str, str | None], folders: Sequence[Path]) -> None:
+    """Raise ConfigError for a chosen file without a name, for which the schema's default would be another's."""
+    for group in ("regime", "data", "recipe"):
+        if not isinstance(body := cfg.get(group), DictConfig) or "name" in body:
+            continue
+        chosen = str(choices.get(group))
+        name = f"{group}/{chosen}.yaml"
+        path = next((path for folder in folders if (path := folder / name).is_file()), name)
+        missing = [f"name: {KEYS['recipe.name'].allowed if group == 'recipe' else chosen}"]
+        missing += ["kind: folders (or npz)"] if group == "data" and body.get("kind") is None else []
+        raise ConfigError(f"{path}: lacks {' and '.join(missing)}")

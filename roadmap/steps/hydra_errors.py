@@ -105,14 +105,23 @@ def _files(group: str, folders: Sequence[Path]) -> set[str]:
 def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> str:
     group, _, name = missing.rpartition("/")
     known = steps if group == "step" else sorted(_files(group, folders))
+    if (inner := group.removeprefix("step/")) in GROUPS and name in _files(inner, folders):
+        return f"{missing}: there is no such config; a step chooses it by `- override /{inner}: {name}`"
     if not group or not known:
         return f"{missing}: there is no such config; see --help"
     sign = "+" * (group in ADDED)
     for folder in set(folders) - {CONF}:
         for path in [*folder.glob("*.y*ml"), *folder.glob("*/*.y*ml")]:
-            if path.stem == name and path.parent.name not in GROUPS.keys() - {group}:
+            if path.stem == name and path.parent.name not in GROUPS.keys() - {group} and not _is_study(path):
                 return f"{sign}{group}={name}: there is no such {group}; {path} must be {folder / group / name}.yaml"
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
+
+
+def _is_study(path: Path) -> bool:
+    """Tell whether a file sets something of Hydra's, as no choice of a group does."""
+    with suppress(OSError, ValueError):
+        return "hydra" in read_yaml(path)
+    return False
 
 
 def _unknown_key(key: str) -> str:
@@ -158,8 +167,11 @@ def _explain_value(error: OmegaConfBaseException) -> str:
             return f"{key}: {first}"
         if needed[1].startswith("regime.reference"):
             return "+step=swin: this regime has no reference net; regime=tiny and regime=base have"
-        where = "regime" if needed[1].startswith("regime.") else "config"
-        return f"{key}: needs {needed[1]}, which this {where} does not have"
+        section = needed[1].partition(".")[0]
+        if needed[1] in KEYS and (whole := {"regime": "tiny", "recipe": "enhanced"}.get(section)):
+            how = f"a file of your own begins with defaults: [{whole}, _self_]"
+            return f"{key}: needs {needed[1]}, which the file of this {section}= does not have; {how}"
+        return f"{key}: needs {needed[1]}, which this config does not have"
     if isinstance(error, ConfigKeyError):
         return _unknown_key(str(key))
     if "is not a subclass" in first:

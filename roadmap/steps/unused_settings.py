@@ -1,10 +1,20 @@
-"""Settings that a user gave and that have no effect, given the others: they are reported, not ignored silently."""
+"""What a user gave and would not expect: settings without effect, given the others, and a recipe without the lengths of
+its scale. They are reported, not passed over silently."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hydra.conf import HydraConf
 
 from roadmap.config import KEYS, Config, is_read
 from roadmap.config.choices import Crop, Mode, Norm, Pipeline
+from roadmap.errors import ConfigError
+from roadmap.steps.cell_name import plain_values
+from roadmap.steps.compose import compose_primary
+from roadmap.steps.hydra_errors import HYDRA_ERRORS
 from roadmap.steps.recorded import takes_a_run
+from roadmap.steps.tree import CONF
 from roadmap.text import flatten
 
 OF_TRAINING = ("fresh", "allow_drift", "devices", "compile", "cuda_graph")
@@ -56,3 +66,25 @@ def unused_settings(config: Config, overrides: Iterable[str]) -> list[str]:
         elif name in READ_WITH and not READ_WITH[name][0](config):
             lines.append(f"{name}: has no effect here, it needs {READ_WITH[name][1]}")
     return lines
+
+
+def variant_without_effect(config: Config, hydra: HydraConf) -> Iterator[str]:
+    """Yield a line for a variant that changes nothing of its step. Hydra must be initialised still."""
+    words = [word for word in hydra.overrides.task if word.partition("=")[0].lstrip("+") != "variant"]
+    with suppress(ConfigError, *HYDRA_ERRORS):  # a step that only its variant makes legal is changed by it
+        if len(words) < len(hydra.overrides.task):
+            plain = Config(**plain_values(compose_primary(str(hydra.job.config_name), words)))
+            if all(getattr(plain, name) == getattr(config, name) for name in ("model", "recipe", "data")):
+                yield f"+variant={config.variant}: changes nothing of {config.step}"
+
+
+def recipe_without_lengths(config: Config, choices: Mapping[str, str | None], folders: Sequence[Path]) -> Iterator[str]:
+    """Yield a line for a recipe of the user's own that keeps its lengths in a scale that shortens ours."""
+    recipe, scale = choices.get("recipe"), choices.get("scale")
+
+    def has_lengths(name: str | None) -> bool:
+        return any((folder / "tune" / f"{scale}_{name}.yaml").is_file() for folder in folders)
+
+    if not (CONF / "recipe" / f"{recipe}.yaml").is_file() and has_lengths("enhanced") and not has_lengths(recipe):
+        lengths = f"recipe.epochs={config.recipe.epochs} recipe.batch_size={config.recipe.batch_size}"
+        yield f"recipe={recipe}: has {lengths}; tune/{scale}_{recipe}.yaml would set its lengths in scale={scale}"

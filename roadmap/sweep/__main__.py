@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roadmap.errors import DONE, DataError, NonFiniteError
+from roadmap.errors import DONE, ConfigError, DataError, NonFiniteError
 from roadmap.files import deny_others
 from roadmap.runs.provenance import git_problem
 from roadmap.sweep import launchers
@@ -60,6 +61,9 @@ def parse_args(argv: Sequence[str]) -> Args:
     parser.add_argument("--every", type=float, default=30.0, metavar="SECONDS", help="interval of watch")
     own = list(argv)
     end = own.index("--") if "--" in own else len(own)
+    for before, word in pairwise(["", *own[:end]]):
+        if "=" in word and not word.endswith(".yaml") and not word.startswith("-") and not before.startswith("--"):
+            raise ConfigError(f"{word}: is no study; overrides for all cells follow after --: -- {word}")
     args = parser.parse_args(own[:end])
     args.overrides = own[end + 1 :]
     args.studies = [name for word in args.studies for name in word.split()]
@@ -129,7 +133,7 @@ def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     for name in args.studies:
         study = read_study(name, overrides, args.runs, check_images_folder)
         cells = select_cells(study, steps, seeds)
-        config.check_rows([*step_tree([study.file.parent, CONF]), *dict.fromkeys(c.config.cell for c in study.cells)])
+        config.check_rows([*step_tree([study.file.parent, CONF]), *(cell.config.cell for cell in study.cells)])
         check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
     return config, selections

@@ -33,7 +33,7 @@ from roadmap.text import check_name, nearest
 
 RULES: dict[str, type[Generator]] = {"attribution": SampledOrders, "tuned": TunedRates}  # that choose cells
 SWEEPS = CONF.parent / "sweeps"
-SEED_IN_FILE = re.compile(r"\$\{[^}]*\bseed\b")
+SEED_REFERENCE = re.compile(r"\$\\?\{[^}]*\bseed\b")  # in a file, or in an override as Hydra's sweeper quotes it
 SEED_WORD = re.compile(r"seed=(\d+)")
 TOGGLE = re.compile(r"\bmodel\.\w+")
 # A study's cells train, each in its own directory.
@@ -79,7 +79,11 @@ def study_file(name: str) -> Path:
         check_name("STUDY", path.stem)
         if not path.is_file():
             raise ConfigError(f"STUDY={name}: no such file{nearby(path)}")
+        if path.parent.name == "step":
+            raise ConfigError(f"STUDY={name}: is a step and no study; run.py +step={path.stem} trains it")
         return path
+    if name.endswith(".yml"):
+        raise ConfigError(f"STUDY={name}: a study's file is NAME.yaml")
     path = SWEEPS / f"{check_name('STUDY', name)}.yaml"
     if not path.is_file():
         known = nearest(name, sorted(p.stem for p in SWEEPS.glob("*.yaml")))
@@ -105,8 +109,11 @@ def read_study(
     for word in overrides:
         if "=" not in word or word.startswith("-"):
             raise ConfigError(f"{word}: cannot be read as KEY=VALUE")
-        if word.lstrip("+~").split("=")[0] in NOT_FOR_CELLS:
+        key = word.lstrip("+~").split("=")[0]
+        if key in NOT_FOR_CELLS:
             raise ConfigError(f"{word}: is the study's own, and cannot be set for its cells")
+        if key in ("paths", "paths.runs"):
+            raise ConfigError(f"{word}: RUNS= (--runs) says where a study's runs are kept")
     check_lists(file)
     try:
         step_tree(folders)
@@ -217,10 +224,10 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
     """Return a function from a cell's overrides to its config; where only the seed differs, a config is composed once,
     and so is the plain step of several cells.
 
-    Composing takes a tenth of a second; where a file refers to the seed, every cell is composed for itself.
+    Composing takes a tenth of a second; where a file or an override refers to the seed, each cell is composed.
     """
     files = (path for folder in folders for path in folder.rglob("*.yaml"))
-    share_seeds = not any(SEED_IN_FILE.search(path.read_text(errors="replace")) for path in files)
+    share_seeds = not any(SEED_REFERENCE.search(path.read_text(errors="replace")) for path in files)
     known: dict[Words, Config] = {}
     compose_once = cache(compose_primary)
 
@@ -228,7 +235,7 @@ def composer(primary: str, folders: Sequence[Path]) -> Callable[[Sequence[str]],
         """Return the config of a cell."""
         seeds = [int(found[1]) for word in words if (found := SEED_WORD.fullmatch(word))]
         others = tuple(word for word in words if not SEED_WORD.fullmatch(word))
-        if share_seeds and len(seeds) == 1 and others in known:
+        if share_seeds and len(seeds) == 1 and others in known and not any(map(SEED_REFERENCE.search, others)):
             return known[others].replace(seed=seeds[0])
         cfg = compose_primary(primary, words)
         known[others] = validate(cfg, cfg.hydra, folders, lambda file, plain: compose_once(file, tuple(plain)))
