@@ -147,6 +147,8 @@ class Scheduler:
             for task in (task for group in (*waiting, *skipped) for task in group):
                 self.journal.ended(task.directory, task.key, None)
             self.journal.write(LOCK_WAIT_S)
+            for study in {study.name for study, _ in self.journal.rows}:
+                self._show(f"{study}: another process has locked it, so how its last cells ended is not recorded")
         if self.stopped:
             ends = ", ".join(f"{number} {end}" for end, number in sorted(self.ends.items(), reverse=True))
             raise StoppedEarly(f"stopped{f' ({ends})' if ends else ''}; run the same command again to continue")
