@@ -385,8 +385,8 @@ def test_a_study_that_was_copied_is_not_restarted_in_its_old_place(sweep, slurm,
     run.mkdir(parents=True)
     write_json(run / "status.json", {"state": "running", "host": "n17", "pid": 12, "step": 9, "epoch": 1, "starts": 2})
     code, told = sweep("reconcile", "trial", "--runs", tmp_path / "new")
-    assert code == 64
-    assert f"was submitted in {tmp_path}/old; make roadmap with RUNS={tmp_path}/new continues it" in told
+    assert code == 0 and "0 restarted\n" in told
+    assert f"gelu/seed0: left, submitted in {tmp_path}/old, where it would train again; make roadmap RUNS=" in told
     (tmp_path / "old").symlink_to(tmp_path / "new")
     assert "1 restarted" in sweep("reconcile", "trial", "--runs", tmp_path / "new")[1]
 

@@ -20,7 +20,7 @@ from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import Status
-from roadmap.sweep import cluster, launchers, plan, requeue, slurm_queue
+from roadmap.sweep import cluster, launchers, plan, requeue, slurm_queue, study_dir
 from roadmap.sweep.cell_states import CellState, cell_state, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.jobs import reason_to_leave
@@ -426,6 +426,14 @@ def test_a_study_of_thousands_of_cells_is_read(sweep, tmp_path):
     cells = [{**OUTSIDE, "key": f"a/b/seed{seed}", "seed": seed, "config": config} for seed in range(2000)]
     write_json(directory.notes / "cells.json", {"schema": 1, "cells": cells})
     assert "2000 planned" in sweep("status", "demo", "--runs", tmp_path)[1]
+
+
+def test_a_study_of_more_cells_than_can_be_read_again_is_refused(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_dir, "MAX_CELLS", 1)
+    words = ("submit", "demo", "--runs", tmp_path, "--cluster", "local", "--", "+step=resnet,gelu", "seed=0")
+    code, told = sweep(*words)
+    assert code == 64 and told.splitlines()[-1] == "error: demo: has 2 cells; a study has 1 at most"
+    assert not (tmp_path / "demo" / ".study" / "cells.json").exists()
 
 
 def test_cells_of_an_earlier_submission_with_other_overrides_stay_in_the_study(tmp_path):

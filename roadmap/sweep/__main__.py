@@ -133,7 +133,8 @@ def select(args: Args) -> "tuple[ClusterConfig, list[Selection]]":
     for name in args.studies:
         study = read_study(name, overrides, args.runs, check_images_folder)
         cells = select_cells(study, steps, seeds)
-        config.check_rows([*step_tree([study.file.parent, CONF]), *(cell.config.cell for cell in study.cells)])
+        rows = [*step_tree([study.file.parent, CONF]), *(cell.config.cell for cell in study.cells)]
+        config.check_rows(dict.fromkeys(rows))
         check_cells(study, cells, ranks=launcher.ranks(cells, config), mixed=config.mixed_gpus)
         selections.append(Selection(study, StudyDir(args.runs, study.name), cells))
     return config, selections

@@ -47,7 +47,7 @@ class ClusterConfig(Section):
 
     def check_rows(self, known: Iterable[str]) -> None:
         """Raise ConfigError for settings of a row that is none of the `known` steps and cells."""
-        names = list(dict.fromkeys(known))
+        names = list(known)
         for name in self.images_per_s:
             if name not in (FIRST, *names):
                 hint = nearest(name, names, 20)

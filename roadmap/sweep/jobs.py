@@ -57,7 +57,7 @@ def cancel(study: StudyDir, gone: str | None = None) -> str:
                 cells.append(state.key)
                 continue
             of_cell = rows.get(state.key, [])
-            if gone and state.state == "unknown" and of_cell and of_cell[-1]["host"] == gone:
+            if state.state == "unknown" and is_of_host(of_cell, gone):
                 ended.append(state.key)
                 continue
             process, why = process_of(study, state, of_cell)
@@ -84,6 +84,11 @@ def cancel(study: StudyDir, gone: str | None = None) -> str:
     lines += [f"{key}: has ended with {gone}" for key in ended]
     head = f"{len(cells + ended)} cancelled" + ("; make roadmap continues them" if cells + ended else "")
     return "\n  ".join([head, *([f"Slurm's jobs {' '.join(jobs)}"] if jobs else []), *lines])
+
+
+def is_of_host(rows: Sequence[Row], host: str | None) -> bool:
+    """Tell whether what was recorded last of a cell is a process of a host."""
+    return bool(rows) and rows[-1]["kind"] == "local" and rows[-1]["host"] == host
 
 
 def process_of(study: StudyDir, state: CellState, rows: Sequence[Row]) -> tuple[Process | None, str]:
@@ -124,7 +129,8 @@ def reconcile(study: StudyDir) -> str:
                     left.append(f"{state.key}: left, {state.reason}; {hint}")
             elif rows and state.state in ("failed", "stopped"):
                 slurm = slurm_jobs(rows)
-                if reason := reason_to_leave(state, slurm, answer.state(str(slurm[-1]["job"]))):
+                reason = reason_to_leave(state, slurm, answer.state(str(slurm[-1]["job"])))
+                if reason := reason or where_else(study, slurm[-1]):
                     left.append(f"{state.key}: left, {reason}")
                 else:
                     groups.setdefault(str(slurm[-1]["name"]), []).append((state, slurm[-1]))
@@ -159,13 +165,17 @@ def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> s
     return ""
 
 
-def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
-    """Submit cells of one earlier submission again, as it was. Raises ConfigError where its code is gone, or the study
-    lies elsewhere now: its jobs would train in the old place."""
-    first = group[0][1]
+def where_else(study: StudyDir, row: Row) -> str:
+    """Return why a job cannot be submitted again from a study that was copied or moved: it trains in the old place."""
     runs = str(study.path.parent)
-    if not same_path(first.get("runs", runs), runs):
-        raise ConfigError(f"{study.path}: was submitted in {first['runs']}; make roadmap with RUNS={runs} continues it")
+    if same_path(str(row.get("runs", runs)), runs):
+        return ""
+    return f"submitted in {row['runs']}, where it would train again; make roadmap RUNS={runs} continues it here"
+
+
+def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
+    """Submit cells of one earlier submission again, as it was. Raises ConfigError where its code is gone."""
+    first = group[0][1]
     code = study.notes / FOLDER / first["snapshot"]
     if not code.is_dir():
         raise ConfigError(f"{code}: the code of these cells is gone; make roadmap starts them with the current one")

@@ -109,7 +109,7 @@ class Config(ClusterConfig):
 
     def check_rows(self, known: Iterable[str]) -> None:
         """Raise ConfigError for settings of a row that is none of the `known` steps and cells."""
-        names = list(dict.fromkeys(known))
+        names = list(known)
         super().check_rows(names)
         for name in self.rows:
             if name not in names:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap.errors import DiskError
-from roadmap.files import fsync, temporary, write_json
+from roadmap.files import disk_errors, fsync, temporary, write_json
 from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.tree import CONF, GROUPS
@@ -32,7 +32,9 @@ def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
     if (snapshot / SNAPSHOT).exists():
         refuse_unsafe(snapshot, directory.path.parent, "RUNS")  # it is run as it lies there
         for name, data in files.items():
-            if not (snapshot / name).is_file() or (snapshot / name).read_bytes() != data:
+            with disk_errors(snapshot / name):
+                changed = not (snapshot / name).is_file() or (snapshot / name).read_bytes() != data
+            if changed:
                 raise DiskError(f"{snapshot / name}: is not what was copied there; remove {snapshot}, and try again")
         return snapshot
     try:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it needs Hydra
 
 NOTES, CELLS, JOBS, PENDING, TUNING = ".study", "cells.json", "jobs.jsonl", "pending.json", "tuning.json"
 LOCK_WAIT_S = 120.0  # a submission takes seconds
-MAX_STUDY = 2**26  # bytes of a record of all cells, of which each has 5 KB: 13,000
+MAX_CELLS, MAX_STUDY = 10_000, 2**26  # of a study, and bytes of a record of them all: 5 KB each
 SCHEMA = 1
 KEY = r"^([A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]*/){2}seed\d+$"  # a run's directory in the study
 Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it
@@ -135,19 +135,22 @@ class StudyDir:
         return found
 
     def write_cells(self, study: "Study") -> None:
-        """Write the study's cells, resolved; submitted cells of other overrides stay. Call it with the study locked."""
+        """Write the study's cells, resolved; submitted cells of other overrides stay. Call it with the study locked.
+
+        Raises ConfigError for more than can be read again, DiskError.
+        """
         cells = {cell.key: cell_record(cell) for cell in study.cells}
         jobs = self.jobs()
         earlier = self.cells() if (self.notes / CELLS).exists() else []
+        found = [*cells.values(), *(cell for cell in earlier if cell["key"] not in cells and cell["key"] in jobs)]
+        if len(found) > MAX_CELLS:
+            raise ConfigError(f"{self.name}: has {len(found)} cells; a study has {MAX_CELLS} at most")
         values = {
             "schema": SCHEMA,
             "study": study.name,
             "file": str(study.file),
             "left_out": [{"words": list(left.overrides), "reason": left.reason} for left in study.left_out],
-            "cells": [
-                *cells.values(),
-                *(cell for cell in earlier if cell["key"] not in cells and cell["key"] in jobs),
-            ],
+            "cells": found,
         }
         with disk_errors(self.notes / CELLS):
             write_json(self.notes / CELLS, values)
