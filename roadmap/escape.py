@@ -14,7 +14,9 @@ TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    "“": "``",  # LaTeX's default encoding has no \textquotedbl
+    "”": "''",
+    '"': "''",
     "±": r"$\pm$",
     "−": "$-$",
     "†": r"$\dagger$",
@@ -41,4 +43,5 @@ def for_markdown(text: object, limit: int = 500) -> str:
 
 def for_tex(text: object) -> str:
     """Return the text for LaTeX: no command, no formula, and no letter that pdflatex does not know."""
-    return "".join(TEX.get(char, char if char.isascii() else "?") for char in clean(text))
+    plain = re.sub('"([^"]*)"', "“\\1”", clean(text))
+    return "".join(TEX.get(char, char if char.isascii() else "?") for char in plain)

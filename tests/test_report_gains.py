@@ -343,6 +343,7 @@ def test_hostile_labels_are_harmless_in_latex(tmp_path):
     commands = set(re.findall(r"\\([A-Za-z]+)", text)) - frame
     assert commands <= {"textbackslash", "textless", "textgreater", "textasciicircum", "textasciitilde", "dots", "pm"}
     assert text.count("\\input") == 1  # our own comment
+    assert for_tex('"patchify" stem, 3"') == "``patchify'' stem, 3''"
     assert for_tex("$\\frac{1$") == r"\$\textbackslash{}frac\{1\$"
     plain = re.sub(r"\\.", "", text)
     assert plain.count("{") == plain.count("}")
