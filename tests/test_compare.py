@@ -186,6 +186,7 @@ def test_wrong_commands(study, tmp_path, capsys):
         assert error in compared("gelu", "kernel_7", "--within", folder, code=64, capsys=capsys).err
     told = compared("no", "run", "--out", tmp_path / "bad.zip", code=74, capsys=capsys).err
     assert "bad.zip is no folder; --out takes a folder" in told
+    assert "--out '': is empty" in compared(good, good, "--out", "", code=64, capsys=capsys).err
     pack(str(study), tmp_path / "study.zip")
     wrong = tmp_path / "study.zip" / "roadmap" / "nano-digits" / "gelu"
     assert "did you mean gelu+without_mixup?" in compared(good, wrong, code=64, capsys=capsys).err

@@ -622,6 +622,16 @@ def test_on_a_terminal_a_report_says_what_it_reads(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().err.startswith(f"Reading {tmp_path / 'absent'} ...\n")
 
 
+def test_an_empty_output_is_not_this_folder(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "runs", "gelu")
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs", "--out", ""]) == 64
+    assert capsys.readouterr().err == (
+        "error: --out '': is empty, perhaps from a variable that is not set; `.` is this folder\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["runs"], ["--out", "x"], ["runs", "--out", "x", "--colour"]])
 def test_bad_arguments_exit_64(arguments, capsys):
     assert main(arguments) == 64

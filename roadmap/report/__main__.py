@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if wrong := [kind for kind in args.allow if kind not in KINDS]:
         raise ConfigError(f"--allow {clean(wrong[0])}: there is no such kind; allowed: {', '.join(KINDS)}")
+    out = require_folder(args.out)
     if args.wandb:
         require_login()
-    report(args.runs, Path(args.out), args.allow, figures=not args.tables_only, to_wandb=args.wandb)
+    report(args.runs, out, args.allow, figures=not args.tables_only, to_wandb=args.wandb)
     return DONE
 
 
@@ -57,7 +58,6 @@ def report(
 ) -> None:
     """Collect, draw, then write: no file before all is drawn. Raises ConfigError, DataError and DiskError, and at the
     end StoppedEarly where W&B does not take the summaries."""
-    require_folder(out)
     for source in sources:
         if source.startswith(PREFIX) or sys.stderr.isatty():  # W&B may take a minute, and more without an answer
             print(f"Reading {clean(source, 200)} ...", file=sys.stderr, flush=True)
@@ -125,7 +125,8 @@ def _nothing(sources: Sequence[str], collected: Collected) -> str:
     if found:
         lines.append(f"{found[0]}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else ""))
     elif collected.foreign:
-        lines.append(f"the project holds {collected.foreign} runs, none of this roadmap")
+        runs = f"{collected.foreign} run{'s' * (collected.foreign > 1)}"
+        lines.append(f"the project holds {runs}, none of this roadmap")
     elif packed := [clean(path, 80) for source in sources for path in sorted(Path(source).glob(f"*{SUFFIX}"))]:
         lines.append(f"archives count where they are named themselves: {first_few(packed)}")
     return "\n".join(lines)

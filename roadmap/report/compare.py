@@ -164,14 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end it
     args = parser.parse_args(argv)
-    if args.out:
-        require_folder(Path(args.out))
+    out = None if args.out is None else require_folder(args.out)
     found = compare(*(find_side(name, args.within) for name in (args.a, args.b)))
     layers = layer_lines(found)
     text = printable_lines(as_text(found, layers))
     data = redact(json.dumps(as_json(found, layers), indent=1))
-    if args.out:
-        write(Path(args.out), found, text, data)
+    if out:
+        write(out, found, text, data)
     print(data if args.json else text)
     return DONE
 

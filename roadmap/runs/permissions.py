@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from roadmap.errors import DiskError, Refused
+from roadmap.errors import ConfigError, DiskError, Refused
 from roadmap.files import deny_others
 
 # Folders in a run's or a study's directory; each snapshot is checked by itself.
@@ -83,8 +83,12 @@ def _is_of_our_group(folder: Path) -> bool:
     return about is not None and bool(about.st_mode & stat.S_IWGRP) and about.st_gid in groups
 
 
-def require_folder(path: Path) -> None:
-    """Raise DiskError where something is in the way of a folder that is to be made."""
+def require_folder(text: str) -> Path:
+    """Return the folder that --out names. Raises ConfigError for none, DiskError where something is in its way."""
+    if not text:
+        raise ConfigError("--out '': is empty, perhaps from a variable that is not set; `.` is this folder")
+    path = Path(text)
     there = next((part for part in (path, *path.parents) if os.path.lexists(part)), path)
     if os.path.lexists(there) and not there.is_dir():
         raise DiskError(f"--out {path}: cannot be written, {there} is no folder; --out takes a folder")
+    return path
