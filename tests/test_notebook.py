@@ -7,7 +7,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from roadmap.runs.pack import pack
-from tests.fabricate import write_run
+from tests.fabricate import unfinished, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "roadmap.ipynb"
@@ -62,6 +62,26 @@ def test_it_draws_the_runs_it_is_given(tmp_path, monkeypatch):
         if o.output_type == "execute_result"
     ]
     assert "gain_low" in tables[0]
+
+
+def test_runs_without_costs_and_of_two_regimes_are_shown_as_far_as_they_go(tmp_path, monkeypatch):
+    costs = dict.fromkeys(("gmacs", "params_m", "train_images_per_s", "gpu_hours", "peak_memory_gb"))
+    for regime in ("nano", "mini"):
+        for step in ("resnet", "enhanced_recipe"):
+            write_run(tmp_path, step, regime=regime, **costs)
+    monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
+    notebook = executed(ROOT)
+    assert len(pictures_of(notebook)) == 4  # charts and gains
+    (table,) = [o.data["text/plain"] for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o and
+                o.output_type == "execute_result"]  # fmt: skip
+    assert "regime" in table
+
+
+def test_runs_that_do_not_count_are_named_before_the_example(tmp_path, monkeypatch):
+    unfinished(tmp_path, "gelu")
+    monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
+    text = text_of(executed(ROOT))
+    assert "gelu/seed0: epoch 7 of 20, stopped" in text and "EXAMPLE" in text
 
 
 def test_without_runs_it_shows_the_example_and_says_so(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from roadmap.report.draw.gallery import Drawing as Drawing
 from roadmap.report.draw.gallery import gallery as gallery
 from roadmap.report.draw.roadmap_figure import roadmap_chart as roadmap_chart
 from roadmap.report.draw.step_gains import step_gains as step_gains
+from roadmap.report.draw.style import NothingToDraw as NothingToDraw
 from roadmap.report.draw.trade_offs import trade_offs as trade_offs
 from roadmap.report.read.run import Run as Run
 from roadmap.report.write.csv_files import frame as frame
