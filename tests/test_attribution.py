@@ -391,6 +391,10 @@ class TestReport:
         assert "+variant=[with_" in page  # the command of a net
         assert (tmp_path / "out" / "attribution.png").stat().st_size > 1000
 
+    def test_one_order_is_one(self, tmp_path):
+        title = toggle_worths(self.report(tmp_path, 1)).get_suptitle()
+        assert title.startswith("Mean gain of each toggle over 1 order, ")
+
     def test_several_changes_at_once_are_no_step(self, tmp_path):
         group = self.report(tmp_path, 3)
         several = [cell for cell in group.others if "+" in cell.variant]

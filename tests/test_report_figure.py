@@ -109,6 +109,14 @@ def test_values_and_macs_of_every_row_are_printed_and_drawn(whole):
     assert macs.get_xlim()[0] == 0
 
 
+def test_runs_that_do_not_say_their_macs_have_no_empty_panel_of_them(tmp_path):
+    write_run(tmp_path, "resnet", gmacs=None)
+    for narrow in (False, True):
+        figure = roadmap_chart(groups_of(tmp_path), narrow)
+        assert not any("MACs" in text for text in texts_of(figure))
+        assert [axes.get_xlabel() for axes in figure.axes if axes.axison] == ["top-1 (%)"]
+
+
 def test_macs_of_very_small_nets_are_given_in_millions(tmp_path):
     write_run(tmp_path, "resnet", gmacs=0.0018)
     write_run(tmp_path, "gelu", gmacs=None)

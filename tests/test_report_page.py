@@ -272,6 +272,19 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened):
 
 
 @pytest.mark.browser
+def test_a_phone_shows_a_wide_chart_that_has_no_narrow_one(browser, tmp_path):
+    for holdout, factor in ((0.1, 0.5), (0.1, 1), (0.0, 1)):
+        rate = {"config": f"recipe:\n  lr: {0.1 * factor}\n", "split": "holdout" if holdout else "val"}
+        words = [f"data.holdout={holdout}"] * bool(holdout) + [f"recipe.lr={0.1 * factor:g}"] * (factor != 1)
+        write_run(tmp_path / "runs", cell=",".join(["resnet", *words]), **rate)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    browser.set_window_size(500, 800)
+    browser.get((tmp_path / "out" / "index.html").as_uri())
+    shown = {name: find(browser, f"figure[data-name={name}]").is_displayed() for name in ("roadmap", "roadmap-rates")}
+    assert shown == {"roadmap": False, "roadmap-rates": True}
+
+
+@pytest.mark.browser
 def test_it_is_light_or_dark_as_the_reader_wishes(opened):
     seen = {}
     for scheme in ("light", "dark"):

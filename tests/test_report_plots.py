@@ -97,7 +97,17 @@ def test_gains_beside_the_papers_have_a_handle_of_their_own_without_an_interval(
     for step in ("resnet", "enhanced_recipe"):
         write_run(tmp_path, step, regime="tiny", data="imagenet")
     figure = step_gains(groups_of(tmp_path)[0])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "paper, 95 % over seeds"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "paper, no spread printed"]
+
+
+def test_the_papers_gain_is_said_to_have_an_interval_only_where_one_is_drawn(tmp_path):
+    """Table 11 prints no spread, Table 10 none of its first row."""
+    words = {}
+    for regime in ("tiny", "base"):
+        write_roadmap(tmp_path / regime, regime, seeds=2)
+        legend = step_gains(groups_of(tmp_path / regime)[0]).legends[0]
+        words[regime] = {text.get_text() for text in legend.get_texts()} - {"ours, 95 % over seeds", "tried, not kept"}
+    assert words == {"tiny": {"paper, 95 % over seeds"}, "base": {"paper, no spread printed"}}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +126,24 @@ def test_variants_are_bars_of_what_they_change(tmp_path, draw, prefix, step):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["gelu", "kernel 7"]
     gains = [cell.gain.over_seeds for cell in group.others]
     assert ends(axes)[-2:] == [(interval.low, interval.high) for interval in gains]
+    assert "in the tables alone" not in draw(group).legends[0].get_title().get_text()
+
+
+def test_variants_of_another_row_are_not_said_to_be_of_the_whole_network_and_not_forgotten(tmp_path):
+    for step, names in (("gelu", ["without_gelu"]), ("fewer_norms", ["without_gelu", "without_depthwise", "with_grn"])):
+        write_run(tmp_path, step)
+        for name in names:
+            write_run(tmp_path, step, cell=f"{step}+{name}", variant=name)
+    drawings = {drawing.name: drawing for drawing in gallery(groups_of(tmp_path))}
+    assert "Left out of fewer_norms" in drawings["leave_one_out"].figure.get_suptitle()
+    assert "Alone on top of fewer_norms" in drawings["one_at_a_time"].figure.get_suptitle()
+    captions = [drawings[name].caption for name in ("leave_one_out", "one_at_a_time")]
+    assert captions == [
+        "Change in top-1 when one toggle is removed.",
+        "Change in top-1 when one toggle is added alone.",
+    ]
+    words = [drawings[name].figure.legends[0].get_title().get_text() for name in ("leave_one_out", "one_at_a_time")]
+    assert ["in the tables alone" in text for text in words] == [True, False]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12), st.booleans())

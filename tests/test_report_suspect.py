@@ -87,7 +87,7 @@ def test_half_a_study_of_other_code_is_counted_and_so_is_a_run_of_another_commit
     assert (len(collect([tmp_path]).runs), collect([tmp_path]).suspect) == (8, ())
     others(tmp_path / "no_hash", status={"git_commit": "1111"})
     write_run(tmp_path / "no_hash", "gelu", status={"git_commit": "2222"})
-    assert "1 of 5 runs have other code than most (2222, not 1111)" in str(collect([tmp_path / "no_hash"]).rounding[0])
+    assert "1 of 5 runs has other code than most (2222, not 1111)" in str(collect([tmp_path / "no_hash"]).rounding[0])
 
 
 def test_a_key_that_an_older_record_lacks_counts_as_its_default(tmp_path):

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,13 @@ def test_the_figures_show_both_roadmaps_on_one_axis_and_a_panel_a_row(group, tun
     filled = [line.get_xdata()[0] for axes in panels for line in axes.lines if line.get_markersize() == 4]
     assert filled == [row.factor for row in tuning.rows]
     assert [line.get_marker() for line in panels[2].lines].count("x") == 1
+
+
+def test_no_text_meets_another_where_the_rates_of_two_rows_fill_one_line(group, tuning):
+    figure = rate_sensitivity(replace(group, tuning=replace(tuning, rows=tuning.rows[:2])))
+    figure.draw_without_rendering()
+    label, words = figure._supylabel.get_window_extent(), figure.legends[0].get_title().get_window_extent()
+    assert label.y0 > words.y1
 
 
 def test_the_report_writes_tables_figures_and_sentences(runs, tmp_path, monkeypatch):

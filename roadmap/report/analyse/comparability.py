@@ -11,6 +11,7 @@ from typing import Any
 
 from roadmap import paper
 from roadmap.config import KEYS, Affects, defaults, is_read
+from roadmap.report.analyse.formats import share_of
 from roadmap.report.read.run import Run, config_text
 from roadmap.runs.search import Problem
 from roadmap.text import shorten
@@ -117,7 +118,7 @@ def mark_rounding(runs: Sequence[Run]) -> tuple[list[Run], list[Problem]]:
     for (study, kind, text), unusual in found.items():
         total = sum(_study(run) == study for run in runs)
         where = f"{unusual[0].study} ({unusual[0].regime}, {unusual[0].data})"
-        lines.append(Problem(where, f"{len(unusual)} of {total} runs have {text}"))
+        lines.append(Problem(where, f"{share_of(len(unusual), total, 'run', 'has', 'have')} {text}"))
         for run in unusual:
             marks[id(run)].append(kind)
     return [replace(run, marks=(*run.marks, *marks[id(run)])) for run in runs], lines

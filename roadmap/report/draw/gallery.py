@@ -33,8 +33,8 @@ FIGURES: tuple[tuple[str, Callable[[Group], Figure], str], ...] = (
     ("tradeoffs", trade_offs, "Top-1 against each cost."),
     ("curves", training_curves, "Top-1 over the epochs, one line per seed."),
     ("kernel_size", kernel_curve, "Top-1 over the size of the depthwise kernel."),
-    ("leave_one_out", leave_one_out, "Change in top-1 when one toggle is removed from the whole network."),
-    ("one_at_a_time", one_at_a_time, "Change in top-1 when one toggle is added alone to ResNet."),
+    ("leave_one_out", leave_one_out, "Change in top-1 when one toggle is removed."),
+    ("one_at_a_time", one_at_a_time, "Change in top-1 when one toggle is added alone."),
     ("attribution", toggle_worths, "Mean gain of each toggle over random orders."),
     ("ranking", rank_agreement, "Top-1 of each row here against the paper's."),
 )

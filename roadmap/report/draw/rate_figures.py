@@ -15,6 +15,7 @@ from roadmap.report.draw.style import INK, QUIET, NothingToDraw, drawable, hover
 LEAST_RANGE = 2.0  # points: smaller differences are not blown up to the height of a panel
 MOST = 0.9  # of the values lie within the panels: what fell further stands at the foot
 FRACTIONS = {1 / 16: "1/16", 1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2"}
+UP = "up: held-out top-1 below the row's best, points"  # as a label it is longer than a line of panels is high
 RELATIVE, ABSOLUTE = "across: the learning rate over the recipe's own", "across: the learning rate"
 MARKS = "filled: chosen; dotted: the recipe's own rate; triangle: below the axis; cross: no result"
 
@@ -40,12 +41,12 @@ def rate_sensitivity(group: Group) -> Figure:
     depth = max(LEAST_RANGE, 1.1 * drops[int(MOST * (len(drops) - 1))])
     labels = [drawable(row.label, row.step, 40) for row in rows]
     title = f"Sensitivity to the learning rate, {where(group)}"
-    figure, panels = small_panels(title, 0.85, labels, share_x=bool(tuning.factors))
+    figure, panels = small_panels(title, 0.95, labels, share_x=bool(tuning.factors))
     panels[0].set_ylim(-1.12 * depth, 0.18 * depth)
     for axes, row in zip(panels, rows, strict=True):
         _sensitivity(axes, row, tuning, depth)
-    figure.supylabel("held-out top-1, points below the row's best", size=7)
-    style.legend(figure, [], f"{RELATIVE if tuning.factors else ABSOLUTE}\n{MARKS}")
+    figure.supylabel("points", size=7)
+    style.legend(figure, [], f"{UP}\n{RELATIVE if tuning.factors else ABSOLUTE}\n{MARKS}")
     return figure
 
 

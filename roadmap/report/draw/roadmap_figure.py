@@ -120,7 +120,9 @@ def _panel(
     steps.set_xlabel(TOP1.heading, size=sizes.small)
     steps.xaxis.set_major_locator(MaxNLocator(6 if sizes.wide else 3, steps=[1, 2, 5, 10]))
     steps.grid(axis="x", color=QUIET, alpha=0.25, lw=0.4)
-    if "macs" in axes:
+    if "macs" in axes and not any("gmacs" in cell.numbers for _, cell in cells):
+        axes["macs"].axis("off")
+    elif "macs" in axes:
         _macs(axes["macs"], cells, len(rows), group.macs.scale)
         axes["macs"].set_xlabel(group.macs.heading, size=sizes.small)
         axes["macs"].tick_params(axis="x", labelsize=sizes.small)
@@ -133,7 +135,7 @@ def _panel(
         papers = {i: f"{cell.paper.top1:.2f}" for i, cell in cells if cell.paper}
         _column(axes["paper"], "paper" if papers else "", papers, sizes, ())
     macs = {i: group.macs.text(cell.numbers["gmacs"]) for i, cell in cells if "gmacs" in cell.numbers}
-    _column(axes["gmacs"], f"{group.macs.unit}MACs", macs, sizes, macs)
+    _column(axes["gmacs"], f"{group.macs.unit}MACs" if macs else "", macs, sizes, macs)
     for name in axes.keys() - {"steps", "macs"}:
         axes[name].set_ylim(steps.get_ylim())
 

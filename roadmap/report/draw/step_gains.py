@@ -20,6 +20,7 @@ from roadmap.report.draw.style import INK, KEPT, QUIET, TRIED, NothingToDraw, dr
 
 SEEDS, IMAGES, PAPER = "ours, 95 % over seeds", "ours, 95 % over images only", "paper, 95 % over seeds"
 SIGNIFICANT = "* significant by Welch's test, adjusted by Holm for the study"
+PAPER_ALONE = "paper, no spread printed"
 # What stands beside a worth: name, value, marker, colour, and how far below the middle of the row.
 BESIDE: tuple[tuple[str, Callable[[Worth], float | None], str, str, float], ...] = (
     ("its step, the paper's order", lambda worth: worth.in_order, "s", KEPT, 0.14),
@@ -44,6 +45,8 @@ def step_gains(group: Group) -> Figure:
     for row, (cell, gain) in enumerate(compared):
         drawn |= _gain(axes, row - 0.12 if beside else row, cell, gain)
         drawn |= _paper_gain(axes, row + 0.22, cell, gain)
+    if PAPER in drawn:
+        drawn.discard(PAPER_ALONE)
     words = [style.NO_INTERVAL] * (not {SEEDS, IMAGES} & drawn) + [SIGNIFICANT] * any(
         gain.significant for _, gain in compared
     )
@@ -70,7 +73,7 @@ def _paper_gain(axes: Axes, y: float, cell: Cell, gain: Gain) -> set[str]:
         axes.plot([gain.paper_interval.low, gain.paper_interval.high], [y, y], color=QUIET, lw=0.8)
     (dot,) = axes.plot(gain.paper_gain, y, "D", ms=2.8, mfc="white", mec=QUIET, mew=0.8, zorder=3)
     hover(dot, f"{cell.label}: the paper's gain {signed(gain.paper_gain)} points")
-    return {PAPER}
+    return {PAPER if gain.paper_interval else PAPER_ALONE}
 
 
 def _handles(drawn: set[str], compared: Sequence[tuple[Cell, Gain]]) -> list[Line2D]:
@@ -79,6 +82,7 @@ def _handles(drawn: set[str], compared: Sequence[tuple[Cell, Gain]]) -> list[Lin
         SEEDS: Line2D([], [], color=INK, lw=1.2, marker="o", ms=3.5, label=SEEDS),
         IMAGES: Line2D([], [], color=INK, lw=1.2, ls=":", marker="o", ms=3.5, label=IMAGES),
         PAPER: Line2D([], [], color=QUIET, lw=0.8, marker="D", ms=2.8, mfc="white", label=PAPER),
+        PAPER_ALONE: Line2D([], [], color=QUIET, ls="", marker="D", ms=2.8, mfc="white", label=PAPER_ALONE),
     }
     handles = [look for kind, look in looks.items() if kind in drawn]
     if not {SEEDS, IMAGES} & drawn:
@@ -106,7 +110,8 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
     if not variants:
         raise NothingToDraw(f"there is no variant {prefix}... to draw beside its plain step")
     parent, _ = Counter(gain.parent for *_, gain in variants).most_common(1)[0]
-    variants = [variant for variant in variants if variant[2].parent == parent]  # others are on top of other nets
+    shown = [variant for variant in variants if variant[2].parent == parent]  # others are on top of other nets
+    hidden, variants = len(variants) - len(shown), shown
     labels = [name.removeprefix(prefix).replace("_", " ") + f" {MARK}" * bool(c.marks) for c, name, _ in variants]
     title = f"{heading} {parent}, {where(group)}"
     figure, axes = draw_rows(title, labels, "change of top-1 (points)")
@@ -123,7 +128,8 @@ def _variants(group: Group, prefix: str, heading: str) -> Figure:
         words.append("lines: 95 % over seeds (Welch)")
     if any(gain.over_images and not gain.over_seeds for *_, gain in variants):
         words.append("dotted: over images only")
-    style.legend(figure, [], "; ".join(words) or style.NO_INTERVAL)
+    text = "; ".join(words) or style.NO_INTERVAL
+    style.legend(figure, [], text + "\nvariants of other rows are in the tables alone" * bool(hidden))
     return figure
 
 
@@ -134,7 +140,7 @@ def toggle_worths(group: Group) -> Figure:
     if found is None or not found.worths:
         raise NothingToDraw("there is no worth to draw: no order of toggles whose nets are all trained")
     labels = [_worth_label(group, worth) for worth in found.worths]
-    title = f"Mean gain of each toggle over {found.orders} orders, {where(group)}"
+    title = f"Mean gain of each toggle over {found.orders} order{'s' * (found.orders > 1)}, {where(group)}"
     figure, axes = draw_rows(title, labels, "gain (points)")
     axes.axvline(0, color=QUIET, lw=0.7)
     for row, worth in enumerate(found.worths):
@@ -194,7 +200,8 @@ def changed_images(group: Group) -> Figure:
     for y, (cell, changes) in enumerate(found):
         for width, color, verb in ((changes.fixed, KEPT, "fixes"), (-changes.broke, TRIED, "breaks")):
             (bar,) = axes.barh(y, width, height=0.62, color=color, ec=INK, lw=0.6)
-            hover(bar, f"{cell.label}: {verb} {count(abs(width))} images, mean over {changes.seeds} seeds")
+            over = f", mean over {changes.seeds} seeds" * (changes.seeds > 1)
+            hover(bar, f"{cell.label}: {verb} {count(abs(width))} images{over}")
         if changes.by_seed is not None:
             for x in (-changes.by_seed, changes.by_seed):
                 (tick,) = axes.plot([x, x], [y - 0.42, y + 0.42], color=QUIET, lw=1.2)
