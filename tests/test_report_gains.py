@@ -13,6 +13,7 @@ from roadmap.escape import for_tex
 from roadmap.report import aggregate, collect, findings
 from roadmap.report.analyse import statistics
 from roadmap.report.analyse.cells import Gain
+from roadmap.report.analyse.formats import p_text
 from roadmap.report.write.columns import gain_columns
 from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.results_json import to_json
@@ -250,6 +251,12 @@ def test_findings_name_a_run_whose_accuracy_fell_by_more_than_half(tmp_path):
         (text,) = findings(groups_of(tmp_path))
         assert ("Caution: top-1 fell by more than half" in text) == is_named
         assert ("in enhanced_recipe seed 1 (epoch 2: from 30.0 to 14.9 %). A step" in text) == is_named
+
+
+def test_a_p_that_is_significant_does_not_read_as_5_percent():
+    assert [p_text(p) for p in (0.0004, 0.0123, 0.0498, 0.0502, 0.051, None)] == [
+        "< 0.001", "0.012", "0.0498", "0.0502", "0.051", ""
+    ]  # fmt: skip
 
 
 def test_findings_count_one_as_one(tmp_path):

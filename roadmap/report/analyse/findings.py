@@ -76,7 +76,7 @@ def _over_seeds(compared: Compared) -> Iterator[str]:
     if single := [cell for cell, gain in compared if min(cell.n, gain.parent_n) < 2]:
         yield (
             f"{share_of(len(single), len(compared), 'gain', 'rests', 'rest')} on one seed of a row: whether another "
-            "training would give the same is not known, and they have no interval over seeds."
+            "training would give the same is not known, nor an interval over seeds."
         )
     if equal := [cell for cell, gain in compared if gain.p_holm is None and min(cell.n, gain.parent_n) > 1]:
         yield f"No interval over seeds is known for {_names(equal)}: in each of both rows all seeds are equal."

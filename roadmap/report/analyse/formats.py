@@ -33,8 +33,10 @@ def between(interval: Interval | None) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Return `0.034` or `< 0.001`, empty for nothing and for NaN."""
-    return "" if p is None or p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """Return `0.034` or `< 0.001`, empty for nothing and for NaN; `0.0498` keeps the side of 5 % that it is on."""
+    if p is None or p != p:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
 
 
 def p_equals(p: float | None) -> str:
