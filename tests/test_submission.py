@@ -101,6 +101,17 @@ def test_an_array_above_slurms_size_is_split_and_one_report_waits_for_all(slurm,
     assert [rows[-1]["name"] for rows in study.jobs().values()] == [first[1], first[1], second[1]]
 
 
+def test_a_refusal_of_a_later_array_names_those_that_are_queued(slurm, call, study):
+    refuse = 'if [ -e "$(dirname "$0")/accepted" ]; then echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1; fi\n'
+    slurm.write("sbatch", refuse + SBATCH + ANSWER)
+    code, told = call("submit")
+    assert code == 64 and "AssocMaxSubmitJobLimit; queued before that: 11; make roadmap adds the rest" in told
+    assert [cell.state for cell in cell_states(study)[0]] == ["queued", "queued", "planned"]
+    slurm.write("sbatch", SBATCH + ANSWER)
+    code, told = call("submit")
+    assert code == 0 and "1 cells to start" in told and "left alone: 2 queued" in told
+
+
 def test_what_slurm_counts_in_one_array_holds_over_several(slurm, call):
     call("submit", "cluster.max_running=1")
     assert slurm.lines("accepted")[1].split()[2] == "afterany:11"
