@@ -101,6 +101,17 @@ def test_an_array_above_slurms_size_is_split_and_one_report_waits_for_all(slurm,
     assert [rows[-1]["name"] for rows in study.jobs().values()] == [first[1], first[1], second[1]]
 
 
+def test_a_refusal_of_a_later_array_names_those_that_are_queued(slurm, call, study):
+    refuse = 'if [ -e "$(dirname "$0")/accepted" ]; then echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1; fi\n'
+    slurm.write("sbatch", refuse + SBATCH + ANSWER)
+    code, told = call("submit")
+    assert code == 64 and "AssocMaxSubmitJobLimit; queued before that: 11; make roadmap adds the rest" in told
+    assert [cell.state for cell in cell_states(study)[0]] == ["queued", "queued", "planned"]
+    slurm.write("sbatch", SBATCH + ANSWER)
+    code, told = call("submit")
+    assert code == 0 and "1 cells to start" in told and "left alone: 2 queued" in told
+
+
 def test_what_slurm_counts_in_one_array_holds_over_several(slurm, call):
     call("submit", "cluster.max_running=1")
     assert slurm.lines("accepted")[1].split()[2] == "afterany:11"
@@ -205,6 +216,25 @@ def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm,
     assert len(slurm.lines("accepted")) == 1 and study.pending() is None
     for cell in cell_states(study)[0]:
         assert (study.notes / "slurm" / f"{cell.job}_submitted.pkl").exists()
+
+
+def test_a_cell_that_is_queued_with_another_config_is_refused_and_stays_as_it_is(slurm, sweep, tmp_path):
+    file, words = tmp_path / "configs" / "mine.yaml", ("--runs", tmp_path / "runs")
+    text = "defaults: [config, _self_]\nstudy: mine\nrecipe: {micro_batch: 8, weight_decay: %s}\n"
+    text += "hydra: {mode: MULTIRUN, sweeper: {params: {+step: gelu, seed: '0,1'}}}\n"
+    file.parent.mkdir()
+    file.write_text(text % 0.2)
+    assert sweep("submit", file, *words, "--seeds", "0")[0] == 0
+    file.write_text(text % 0.3)
+    for _ in range(2):
+        code, told = sweep("submit", file, *words)
+        assert code == 78 and "gelu/seed0 is queued with another config (recipe.weight_decay: 0.2 -> 0.3)" in told
+    assert len(slurm.lines("queue")) == 2  # the cell and the report
+    cells = StudyDir(tmp_path / "runs", "mine").cells()
+    assert {cell["config"]["recipe"]["weight_decay"] for cell in cells} == {0.2}
+    (slurm.folder / "queue").unlink()  # as if it was cancelled
+    code, told = sweep("submit", file, *words)
+    assert code == 0 and "2 cells to start" in told
 
 
 def test_a_lost_answer_to_what_slurm_never_got_is_tried_again(slurm, call, study, monkeypatch):

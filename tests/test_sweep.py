@@ -323,6 +323,21 @@ def test_a_machine_is_cut_into_as_many_shares_as_fit():
     assert len(cut_slots(local.Config(mixed_gpus=True), {"0": "H100", "1": "A100"}, [], use_gpus=True)) == 2
 
 
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        *((None, {"0": "H100", "1": "H100"}), ("0, 1", {"0": "H100", "1": "H100"}), ("1,-1,0", {"1": "H100"})),
+        *(("", {}), ("-1", {}), ("NoDevFiles", {}), ("GPU-5e,MIG-7a", {"GPU-5e": "?", "MIG-7a": "?"})),
+    ],
+)
+def test_the_gpus_that_cuda_sees_are_used(monkeypatch, value, found):
+    monkeypatch.setattr(local, "nvidia_smi", lambda query: ["0, H100", "1, H100"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert local.visible_gpus() == found
+
+
 # Commands.
 
 

@@ -119,6 +119,10 @@ class StudyDir:
         """Return the cells as they were written at submission. Raises DataError where there are none."""
         return list(self.record()["cells"])
 
+    def earlier_cells(self) -> list[dict[str, Any]]:
+        """Return the cells of earlier submissions, none where nothing was submitted. Raises DataError."""
+        return self.cells() if (self.notes / CELLS).exists() else []
+
     def record(self) -> dict[str, Any]:
         """Return what was written at submission: cells, and combinations left out. Raises DataError for nothing."""
         try:
@@ -141,7 +145,7 @@ class StudyDir:
         """
         cells = {cell.key: cell_record(cell) for cell in study.cells}
         jobs = self.jobs()
-        earlier = self.cells() if (self.notes / CELLS).exists() else []
+        earlier = self.earlier_cells()
         found = [*cells.values(), *(cell for cell in earlier if cell["key"] not in cells and cell["key"] in jobs)]
         if len(found) > MAX_CELLS:
             raise ConfigError(f"{self.name}: has {len(found)} cells; a study has {MAX_CELLS} at most")

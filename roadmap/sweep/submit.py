@@ -111,9 +111,31 @@ def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
         )
 
 
+def check_queued(study: Study, directory: StudyDir) -> None:
+    """Raise Refused where a cell is queued or at work with another config than the study's file has by now: it would
+    train as it was submitted, under the name of the new one."""
+    before = {cell["key"]: cell["config"] for cell in directory.earlier_cells()}
+    changed = {
+        cell.key: changes
+        for cell in study.cells
+        if cell.key in before and (changes := differences(identity(before[cell.key]), identity(cell.config.values())))
+    }
+    for state in known_states(directory) if changed else ():
+        if state.key in changed and state.state not in (*START, "done"):
+            raise Refused(
+                f"{study.name}: {state.key} is {state.state} with another config "
+                f"({'; '.join(changed[state.key][:5])}); make cancel STUDY={study.name} first, "
+                "or give the study another name"
+            )
+
+
 def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Task]]:
-    """Record the study's cells; return what is started, and what is left alone. Call it with the study locked."""
+    """Record the study's cells; return what is started, and what is left alone. Call it with the study locked.
+
+    Raises Refused where a cell is queued with another config.
+    """
     study, directory, cells = selection
+    check_queued(study, directory)
     directory.write_cells(study)
     study.generator.record(directory.notes)
     states = {state.key: state for state in known_states(directory)}

@@ -7,10 +7,12 @@ the seeds of a row of small nets share one, trained side by side in one process 
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from roadmap.config import Config as RunConfig
@@ -64,10 +66,16 @@ def launch(selections: Sequence[Selection], config: Config, echo: Callable[[str]
 
 
 def visible_gpus() -> dict[str, str]:
-    """Return the names of this machine's GPUs by index; {} without any. CUDA_VISIBLE_DEVICES narrows them."""
+    """Return the names of this machine's GPUs by index; {} without any. CUDA_VISIBLE_DEVICES narrows them.
+
+    As CUDA does, up to the first that is none: `-1` and Slurm's `NoDevFiles` hide all.
+    """
     found = dict(line.split(", ", 1) for line in nvidia_smi("index,name") if ", " in line)
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return found if wanted is None else {index: found.get(index, "?") for index in wanted.split(",") if index}
+    if wanted is None:
+        return found
+    named = takewhile(re.compile(r"\d+|(GPU|MIG)-.*").fullmatch, map(str.strip, wanted.split(",")))
+    return {index: found.get(index, "?") for index in named}
 
 
 def nvidia_smi(query: str) -> list[str]:

@@ -101,6 +101,10 @@ def submit_tasks(
             for start in range(0, len(same), size):
                 after = arrays[-1:] if config.max_running else []  # which Slurm counts within one array
                 arrays.append(submit_array(study, same[start : start + size], code, of_group, use_gpus, by, after))
+    except ConfigError as error:
+        if not arrays:
+            raise
+        raise ConfigError(f"{error}; queued before that: {', '.join(arrays)}; make roadmap adds the rest") from None
     finally:
         if arrays and config.report:
             submit_report(study, code, config)
