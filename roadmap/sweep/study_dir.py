@@ -70,7 +70,7 @@ class JobRecord(Record):
     kind: Literal["slurm", "local", "ended", "cancelled"]
     job: Word | None = None
     name: Word | None = None
-    log: Annotated[str, Field(pattern=r"^(slurm|logs)/[A-Za-z0-9_.,=+\[\]-]{1,255}$")] | None = None
+    log: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,254}(/|$)){1,2}$")] | None = None
     host: Word | None = None
     pid: int | None = None
     born: int | None = None
