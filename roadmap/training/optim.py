@@ -71,7 +71,7 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
-    """Load what a checkpoint has of each parameter; rates and other settings are the config's.
+    """Load what a checkpoint has of each parameter, and the last rate; other settings are the config's.
 
     Raises ValueError for what is not of these parameters: torch's fused steps compare no sizes, and would write
     beyond the memory of a smaller tensor.
@@ -93,6 +93,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
             name: value.to(parameter.device) if name == "step" else torch.zeros_like(parameter).copy_(value)
             for name, value in state.items()
         }
+    try:
+        set_lr(optimizer, float(saved["param_groups"][0]["lr"]))
+    except (LookupError, TypeError, ValueError, RuntimeError):
+        raise ValueError("optimizer.param_groups has no rate") from None
 
 
 def is_like(value: Any, own: Tensor) -> bool:
