@@ -4,21 +4,25 @@ import io
 import json
 import os
 import pickle
+import socket
 import time
 
 import numpy as np
 import pytest
+import torch
 
 from roadmap.config.schema import Config
-from roadmap.errors import ConfigError, DataError, Refused
+from roadmap.errors import ConfigError, DataError, DiskError, Refused
+from roadmap.files import read_json, sha256_of, write_json
 from roadmap.report import collect
 from roadmap.report.__main__ import main
 from roadmap.runs import schema
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
-from roadmap.sweep import cell_states, jobs, plan, status, sync
+from roadmap.sweep import cell_states, jobs, plan, slurm_queue, status, sync
 from roadmap.sweep.study_dir import StudyDir
 from roadmap.training.evaluation import evaluate_weights
+from roadmap.training.train import train
 from tests.conftest import Trap
 from tests.fabricate import write_run
 from tests.test_hostile import BOMB, make
@@ -218,3 +222,71 @@ def test_a_checkpoint_that_is_no_file_is_passed_over(small, trained, kind, suffi
     out = io.StringIO()
     evaluate_weights(small("separate_downsampling", "mode=evaluate", f"weights='{run}'"), SweepProgress(out=out))
     assert any(line.startswith(f"skipped {newest.stem}.pt: ") for line in out.getvalue().splitlines())
+
+
+def no_layer(state):
+    del state["net"]["head.bias"]
+
+
+def small_moment(state):
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (no_layer, r"net\.head\.bias is missing, and not float32 \(10,\)"),
+        (small_moment, r"optimizer\.state\.0\.exp_avg is float32 \(1,\), and not float32 \("),
+        (lambda state: state.update(ema={}, optimizer=None), r"optimizer\.state is not of these parameters"),
+        (lambda state: state.update(time_s="x"), "time_s is str, and not float"),
+    ],
+)
+def test_a_checkpoint_of_another_net_or_optimizer_is_refused_when_a_run_goes_on(trained, change, reason):
+    config = trained("gelu", stopped_at=4)
+    newest = sorted((run_path(config) / "checkpoints").glob("step-*.pt"))[-1]
+    state, manifest = torch.load(newest, weights_only=True), read_json(newest.with_suffix(".json"))
+    change(state)
+    torch.save(state, newest)
+    manifest |= {"bytes": newest.stat().st_size, "sha256": sha256_of(newest)}
+    write_json(newest.with_suffix(".json"), manifest | {"checksum": schema.checksum(manifest)})
+    with pytest.raises(DataError, match=rf"{newest.name}: does not fit this run \({reason}.*\); fresh=true starts"):
+        train(config)
+
+
+JOB = {
+    "kind": "slurm", "job": "12", "name": "roadmap-1", "log": "slurm/12_0_log.out", "snapshot": "0123456789abcdef",
+    "line": ["-cn", "x"], "cluster": {}, "on_gpu": False,
+}  # fmt: skip
+LOCAL = {"kind": "local", "job": "local", "log": "logs/x.log", "host": socket.gethostname(), "pid": 0, "run_pid": 0}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        LOCAL, JOB | {"job": "1\0"}, JOB | {"name": "a\0b"}, JOB | {"log": None}, JOB | {"log": "a" * 5000},
+        JOB | {"log": "../../x"}, JOB | {"snapshot": "../.."}, JOB | {"snapshot": None}, JOB | {"line": None},
+        JOB | {"cluster": [1]}, JOB | {"runs": "a\0b"}, {k: v for k, v in JOB.items() if k != "on_gpu"},
+    ],
+)  # fmt: skip
+def test_no_record_of_a_job_ends_a_command_on_a_study_with_a_traceback(tmp_path, monkeypatch, row):
+    monkeypatch.setattr(slurm_queue, "run", lambda *command, **_: ("".join(command) and "", ""))
+    run = write_run(tmp_path, "gelu", state="stopped", status={"exit_code": 75, "reason": "SIGUSR2"})
+    key = "/".join(run.parts[-3:])
+    (run / schema.SUMMARY).unlink()
+    directory = StudyDir(tmp_path, "roadmap")
+    directory.make()
+    cell = {"key": key, "step": "gelu", "variant": None, "seed": 0, "config": {"recipe": {"epochs": 3}}}
+    (directory.notes / "cells.json").write_text(json.dumps({"schema": 1, "cells": [cell]}))
+    (directory.notes / "jobs.jsonl").write_text(json.dumps({"cell": key} | row) + "\n")
+    assert key in status.as_text(directory, *cell_states.cell_states(directory))
+    assert jobs.reconcile(directory).startswith("0 restarted")
+    assert jobs.cancel(directory).startswith("0 cancelled")
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_records_of_jobs_that_are_no_file_are_an_error_at_once(tmp_path, kind):
+    directory = StudyDir(tmp_path, "roadmap")
+    directory.make()
+    make(directory.notes / "jobs.jsonl", kind)
+    with pytest.raises(DiskError, match=r"jobs\.jsonl: cannot be read \("):
+        directory.jobs()

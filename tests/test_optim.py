@@ -12,7 +12,7 @@ from roadmap.distributed.ranks import Ranks
 from roadmap.net import build_net
 from roadmap.steps.compose import compose
 from roadmap.steps.tree import step_tree
-from roadmap.training.optim import build_optimizer, learning_rate
+from roadmap.training.optim import build_optimizer, learning_rate, load_optimizer
 from roadmap.training.step import optimizer_step
 
 from .records import ledger
@@ -177,3 +177,44 @@ def test_momentum_starts_as_torchs_own_does():
             net.weight.grad = grad.clone()
             optimizer.step()
     assert torch.equal(ours.weight, plain.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet", "gelu"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("smaller", torch.zeros(1)), ("of another type", torch.zeros(3, dtype=torch.int64)), ("text", "x"),
+        ("without numbers", torch.zeros(3, device="meta")), ("missing", None),
+    ],
+)  # fmt: skip
+def test_an_optimizers_state_of_other_parameters_is_refused_before_a_step_writes_beyond_it(name, key, value):
+    net, recipe = torch.nn.Linear(1, 3), compose(name, "nano").recipe
+    saved = trained_state(net, recipe)
+    buffer = "momentum_buffer" if name == "resnet" else "exp_avg"
+    number = next(n for n, state in saved["state"].items() if state[buffer].shape == (3,))
+    saved["state"][number][buffer] = value
+    with pytest.raises(ValueError, match=rf"optimizer\.state\.{number}\.{buffer} is .*, and not float32 \(3,\)"):
+        load_optimizer(build_optimizer(net, recipe), saved)
+
+
+def test_an_optimizers_state_is_loaded_to_the_bit_in_the_parameters_order_of_memory():
+    net, recipe = torch.nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last), compose("gelu", "nano").recipe
+    saved = trained_state(net, recipe)
+    number = next(n for n, state in saved["state"].items() if state["exp_avg"].ndim == 4)
+    saved["state"][number]["exp_avg"] = saved["state"][number]["exp_avg"].contiguous()
+    saved["param_groups"][0]["weight_decay"] = 7.0
+    optimizer = build_optimizer(net, recipe)
+    load_optimizer(optimizer, saved)
+    loaded = optimizer.state[net.weight]
+    assert all(torch.equal(loaded[key], value) for key, value in saved["state"][number].items())
+    assert loaded["exp_avg"].stride() == net.weight.stride()
+    assert optimizer.param_groups[0]["weight_decay"] == recipe.weight_decay
+
+
+def trained_state(net, recipe):
+    """Return what a checkpoint has of an optimizer after a step."""
+    optimizer = build_optimizer(net, recipe)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()

@@ -310,6 +310,22 @@ def test_a_copy_of_the_code_that_has_changed_is_not_run(tmp_path, change):
         take_snapshot(directory, ROOT / "sweeps" / "demo.yaml")
 
 
+@pytest.mark.parametrize("name", ["yaml.py", "roadmap/extra.py", "torch"])
+def test_a_copy_of_the_code_with_more_in_it_than_was_copied_is_not_run(tmp_path, name):
+    """Python would import such a file before its own module of that name, and a study may be a stranger's."""
+    directory = StudyDir(tmp_path, "demo")
+    directory.make()
+    code = take_snapshot(directory, ROOT / "sweeps" / "demo.yaml")
+    compiled = code / "roadmap" / "__pycache__" / "errors.cpython-311.pyc"
+    compiled.parent.mkdir()
+    compiled.write_bytes(b"anything")
+    assert take_snapshot(directory, ROOT / "sweeps" / "demo.yaml") == code
+    assert not compiled.exists()
+    (code / name).symlink_to(tmp_path) if name == "torch" else (code / name).write_text("")
+    with pytest.raises(DiskError, match=f"{name}: was not copied there; remove {code}, and try again"):
+        take_snapshot(directory, ROOT / "sweeps" / "demo.yaml")
+
+
 def test_a_machine_is_cut_into_as_many_shares_as_fit():
     gpus = {str(i): "H100" for i in range(5)}
     slots = cut_slots(local.Config(per_cell=2), gpus, [0, 1], use_gpus=True)

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roadmap.files import read_json
+from roadmap.files import read_json_or_empty
 from roadmap.text import clean, reason
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def git_state(*paths: str) -> dict[str, str | bool | None]:
 
 def git_state_of(snapshot: Path) -> dict[str, str | bool | None]:
     """Return commit and dirtiness of a snapshot's code, as they were when it was taken."""
-    values = read_json(snapshot / SNAPSHOT)
+    values = read_json_or_empty(snapshot / SNAPSHOT)
     return {"git_commit": values.get("git_commit"), "git_dirty": values.get("git_dirty")}
 
 

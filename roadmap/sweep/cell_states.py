@@ -192,7 +192,7 @@ def job_state(last: Row | None, answer: slurm_queue.Queue) -> str | None:
 def processes(row: Row) -> dict[str, tuple[int, int | None]]:
     """Return the processes of a job of this machine, by the state that each alone means: scheduler, then run."""
     found = {LOCAL: (row["pid"], row.get("born"))}
-    return found | ({"RUNNING": (row["run_pid"], row["run_born"])} if "run_pid" in row else {})
+    return found | ({"RUNNING": (row["run_pid"], row.get("run_born"))} if "run_pid" in row else {})
 
 
 def classify(status: Status, last: Row | None, job: str | None) -> State:

@@ -25,6 +25,7 @@ from roadmap.sweep.submit import Task
 SAVE_S = 60.0  # in which a run that was asked to stop is waited for
 POLL_S = 0.1
 MAX_RESTARTS = 3  # of a cell that makes no step of progress
+RESUBMITTED = ("snapshot", "line", "cluster", "on_gpu")  # of a job that is submitted again as it was
 Process = tuple[int, int | None]  # pid, and when it began
 
 
@@ -166,9 +167,12 @@ def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> s
 
 
 def where_else(study: StudyDir, row: Row) -> str:
-    """Return why a job cannot be submitted again from a study that was copied or moved: it trains in the old place."""
+    """Return why a job cannot be submitted again: its record lacks how, or is of a study that was copied or moved, and
+    would train in the old place."""
     runs = str(study.path.parent)
-    if same_path(str(row.get("runs", runs)), runs):
+    if any(row.get(key) is None for key in RESUBMITTED):
+        return "its record does not say how it was submitted; make roadmap continues it"
+    if same_path(str(row.get("runs") or runs), runs):
         return ""
     return f"submitted in {row['runs']}, where it would train again; make roadmap RUNS={runs} continues it here"
 

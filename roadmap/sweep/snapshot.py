@@ -5,7 +5,9 @@ A snapshot is named by what is in it, so typing the command again on the same co
 
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from roadmap.errors import DiskError
@@ -14,6 +16,7 @@ from roadmap.runs.permissions import refuse_unsafe
 from roadmap.runs.provenance import SNAPSHOT, git, git_state
 from roadmap.steps.tree import CONF, GROUPS
 from roadmap.sweep.study_dir import StudyDir
+from roadmap.text import clean
 
 ROOT = CONF.parent
 PARTS = ("run.py", "roadmap", "conf", "sweeps")
@@ -36,6 +39,7 @@ def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
                 changed = not (snapshot / name).is_file() or (snapshot / name).read_bytes() != data
             if changed:
                 raise DiskError(f"{snapshot / name}: is not what was copied there; remove {snapshot}, and try again")
+        remove_others(snapshot, files)
         return snapshot
     try:
         snapshots.mkdir(parents=True, exist_ok=True)
@@ -52,6 +56,25 @@ def take_snapshot(directory: StudyDir, study_file: Path) -> Path:
         if not (snapshot / SNAPSHOT).exists():  # else another study's submission was first
             raise DiskError(f"{snapshots}: the code cannot be copied there ({error.strerror or error})") from None
     return snapshot
+
+
+def remove_others(snapshot: Path, files: Collection[str]) -> None:
+    """Remove what Python compiled of a copy, which it would run in place of the code.
+
+    Raises DiskError for a file that was not copied: the study may come from somebody else, and Python would import it
+    before its own modules.
+    """
+    for folder, folders, names in os.walk(snapshot):
+        if Path(folder).name == "__pycache__":
+            folders.clear()
+            with suppress(OSError):  # another user's, who may put code there anyway
+                os.chmod(folder, 0o700)
+                shutil.rmtree(folder)
+            continue
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for path in (Path(folder, name) for name in (*names, *links)):
+            if str(path.relative_to(snapshot)) not in (*files, SNAPSHOT):
+                raise DiskError(f"{clean(path)}: was not copied there; remove {snapshot}, and try again")
 
 
 def config_dir(snapshot: Path, study_file: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from roadmap.errors import Busy, ConfigError, DataError, DiskError
-from roadmap.files import disk_errors, expand, file_lock, nearby, read_json, write_json
+from roadmap.files import disk_errors, expand, file_lock, nearby, read_json, read_regular, write_json
 from roadmap.parsing import object_or_none
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.permissions import make_folder
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # it needs Hydra
 NOTES, CELLS, JOBS, PENDING, TUNING = ".study", "cells.json", "jobs.jsonl", "pending.json", "tuning.json"
 LOCK_WAIT_S = 120.0  # a submission takes seconds
 MAX_CELLS, MAX_STUDY = 10_000, 2**26  # of a study, and bytes of a record of them all: 5 KB each
+MAX_JOBS = 2**30  # bytes of what was recorded of all jobs
 SCHEMA = 1
 KEY = r"^([A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]*/){2}seed\d+$"  # a run's directory in the study
 Row = dict[str, Any]  # a line of jobs.jsonl: a job of a cell, or what became of it
@@ -59,17 +60,28 @@ class StudyRecord(Record):
     cells: list[CellRecord]
 
 
+Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$")]  # one line of text
+
+
 class JobRecord(Record):
     """A line of `jobs.jsonl`."""
 
     cell: str
     kind: Literal["slurm", "local", "ended", "cancelled"]
-    job: str | None = None
-    name: str | None = None
-    log: str | None = None
-    host: str | None = None
+    job: Word | None = None
+    name: Word | None = None
+    log: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.,=+\[\]-]{0,254}(/|$)){1,2}$")] | None = None
+    host: Word | None = None
     pid: int | None = None
+    born: int | None = None
     run_pid: int | None = None
+    run_born: int | None = None
+    # How a cell was submitted, to do so again; an older record may lack some.
+    runs: Word | None = None
+    snapshot: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    line: list[str] | None = None
+    cluster: dict[str, Any] | None = None
+    on_gpu: bool | None = None
     waits: bool | None = None  # its process prepares itself, while others train
 
 
@@ -86,7 +98,8 @@ NEEDED = {"slurm": {"job", "name", "log"}, "local": {"job", "log", "host", "pid"
 def is_job(row: Row) -> bool:
     """Tell whether a line of `jobs.jsonl` is what a submission or a scheduler writes."""
     try:
-        return NEEDED.get(JobRecord.model_validate(row).kind, set()) <= row.keys()
+        needed = NEEDED.get(JobRecord.model_validate(row).kind, set())
+        return all(row.get(key) is not None for key in needed)
     except ValidationError:
         return False
 
@@ -162,11 +175,11 @@ class StudyDir:
     def jobs(self) -> dict[str, list[Row]]:
         """Return what was recorded of each cell, oldest first; a torn line, or one that is none, is passed over."""
         try:
-            lines = (self.notes / JOBS).read_bytes().splitlines()
+            lines = read_regular(self.notes / JOBS, MAX_JOBS).splitlines()
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise DiskError(f"{self.notes / JOBS}: cannot be read ({error.strerror})") from None
+            raise DiskError(f"{self.notes / JOBS}: cannot be read ({reason(error)})") from None
         found: dict[str, list[Row]] = {}
         for row in map(object_or_none, lines):
             if row and is_job(row):

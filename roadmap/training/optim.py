@@ -6,10 +6,10 @@ Source: Table 5 and the authors' code for the enhanced recipe, the PyTorch model
 import inspect
 import math
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roadmap.config.choices import Optimizer, Schedule
 from roadmap.config.recipe import RecipeConfig
@@ -70,12 +70,55 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
     return uncompiled(torch.optim.AdamW)(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    """Load what a checkpoint has of each parameter, and the last rate; other settings are the config's.
+
+    Raises ValueError for what is not of these parameters: torch's fused steps compare no sizes, and would write
+    beyond the memory of a smaller tensor.
+    """
+    states = saved.get("state") if isinstance(saved, dict) else None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+    if not isinstance(states, dict) or not states.keys() <= set(range(len(parameters))):
+        raise ValueError("optimizer.state is not of these parameters")
+    for number, state in states.items():
+        parameter, step = parameters[number], torch.zeros(())
+        if not isinstance(state, dict) or state.keys() != names:
+            raise ValueError(f"optimizer.state.{number} is not of this optimizer")
+        for name, value in state.items():
+            own = step if name == "step" else parameter
+            if not is_like(value, own):
+                raise ValueError(f"optimizer.state.{number}.{name} is {kind_of(value)}, and not {kind_of(own)}")
+        optimizer.state[parameter] = {  # in the parameter's own order of memory
+            name: value.to(parameter.device) if name == "step" else torch.zeros_like(parameter).copy_(value)
+            for name, value in state.items()
+        }
+    try:
+        set_lr(optimizer, float(saved["param_groups"][0]["lr"]))
+    except (LookupError, TypeError, ValueError, RuntimeError):
+        raise ValueError("optimizer.param_groups has no rate") from None
+
+
+def is_like(value: Any, own: Tensor) -> bool:
+    """Tell whether a value is a tensor of the same shape and type as ours, and has its numbers in memory."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return value.shape == own.shape and value.dtype == own.dtype
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is in words: `float32 (24, 3, 4, 4)`, or the name of its class."""
+    if not isinstance(value, Tensor):
+        return "missing" if value is None else type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
 @cache
 def uncompiled(cls: T) -> T:
     """Return an optimizer's class without the guards that keep it out of a compiled graph.
 
     In none of ours it is, and the first call of a guarded method imports all of torch's compiler: more than a second.
     """
-    guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    guarded = ("add_param_group", "zero_grad", "state_dict")
     methods = {name: inspect.unwrap(getattr(cls, name)) for name in guarded}
     return type(cls.__name__, (cls,), methods | {"step": torch.no_grad()(inspect.unwrap(cls.step))})  # type: ignore[return-value]

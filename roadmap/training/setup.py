@@ -18,7 +18,7 @@ from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
-from roadmap.errors import ConfigError, Refused
+from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import MAX_JSON
 from roadmap.net import build_net, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
@@ -31,7 +31,7 @@ from roadmap.text import printable
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
 from roadmap.training.device_errors import device_errors
-from roadmap.training.state import RunContext, TrainState, build_state
+from roadmap.training.state import RunContext, TrainState, build_state, require_like
 
 log = logging.getLogger("roadmap")
 MAX_NAMES = MAX_JSON // 4  # bytes of the names of all classes in each record, of which readers take no longer ones
@@ -122,7 +122,11 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
     found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run)) or {}
     if found:
         saved = checkpoint.load(Path(found["path"]))
-        state.load_state_dict(saved)
+        try:
+            state.load_state_dict(saved)
+            require_like(saved, {"time_s": time_s}, "")
+        except ValueError as error:  # written by other code, with allow_drift=true, or by nobody's
+            raise DataError(f"{found['path']}: does not fit this run ({error}); fresh=true starts over") from None
         time_s = saved["time_s"]
         for reason in found["skipped"]:
             ctx.logger.info(f"skipped {reason}")

@@ -1,11 +1,11 @@
 """What the loop works with: the context of one start of a run, and the state that a checkpoint holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from roadmap.config.choices import Precision
@@ -17,9 +17,10 @@ from roadmap.distributed.signals import StopSignal
 from roadmap.net import build_net, use_kernels
 from roadmap.runs.null_logger import NullLogger
 from roadmap.runs.run_logger import RunLogger
+from roadmap.text import clean
 from roadmap.training.ema import build_ema
 from roadmap.training.initial_weights import InitialWeights
-from roadmap.training.optim import build_optimizer
+from roadmap.training.optim import build_optimizer, is_like, kind_of, load_optimizer
 
 FIRST_SCALE = 2.0**16  # of fp16's losses: torch's own
 COUNTERS = ("global_step", "epochs_evaluated", "best_top1", "best_step")
@@ -88,18 +89,32 @@ class TrainState:
         return self.counters() | {key: part.state_dict() for key, part in parts.items()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Load what a checkpoint holds."""
-        self.net.load_state_dict(saved["net"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group in self.optimizer.param_groups:  # a captured step's rate is a tensor, that of an eager one a number
-            group["lr"] = float(group["lr"])
-            group |= {"capturable": False} if "capturable" in group else {}
+        """Load what a checkpoint holds. Raises ValueError for one that is not of this net and optimizer."""
+        require_like(saved, self.counters(), "")
+        for key, part in {"net": self.net, "ema": self.ema}.items():
+            if part is not None:
+                require_like(saved.get(key), part.state_dict(), f"{key}.")
+                part.load_state_dict(saved[key])
+        load_optimizer(self.optimizer, saved.get("optimizer"))
         if self.scaler.is_enabled():
+            require_like(saved.get("scaler"), self.scaler.state_dict(), "scaler.")
             self.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
         for key in COUNTERS:
             setattr(self, key, saved[key])
+
+
+def require_like(saved: Any, own: Mapping[str, Any], prefix: str) -> None:
+    """Raise ValueError where a part of a checkpoint lacks what ours has, or has it of another kind, shape or type."""
+    for key, mine in own.items():
+        theirs = saved.get(key) if isinstance(saved, dict) else None
+        if isinstance(mine, Tensor):
+            fits = is_like(theirs, mine)
+        else:
+            fits = type(theirs) in (int, float) or (theirs is None and key == "best_step")
+        if not fits:
+            raise ValueError(f"{prefix}{key} is {kind_of(theirs)}, and not {kind_of(mine)}")
+    if unknown := [key for key in saved if key not in own] if prefix else []:
+        raise ValueError(f"{prefix}{clean(unknown[0], 80)} is not of this net")
 
 
 def build_state(ctx: RunContext) -> TrainState:
