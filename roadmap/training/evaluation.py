@@ -151,6 +151,8 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     val, classes = datasets.load_val(config.data)
     if not weights.of_run and val.files is not None and (note := label_note(classes, config.data.class_order)):
         sweep.write(note)
+    if other := weights.other_class(classes):
+        sweep.write(f"classes are not called as in the run's training ({other}, the first): labels are taken by number")
     net, precision = load_net(config, weights, len(classes), device)
     indices = sampling.eval_index_batches(len(val), eval_batch_size(config.data.image_size, device))
     batches = data.eval_batches(val, config.data, config.recipe, indices, device=device)

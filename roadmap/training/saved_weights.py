@@ -3,7 +3,7 @@
 Of a file only tensors are read, never code.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +57,11 @@ class Weights:
         if not isinstance(bias, torch.Tensor) or bias.ndim != 1 or not bias.numel():
             raise DataError(f"weights in {self.fmt} format do not fit any net: no {self.head}.bias of a number a class")
         return bias.numel()
+
+    def other_class(self, classes: Sequence[str]) -> str:
+        """Return the first of a set's classes that the run calls otherwise, `ant instead of cat`; else nothing."""
+        pairs = zip(map(printable, classes), self.classes or (), strict=False)
+        return next((f"{ours} instead of {theirs}" for ours, theirs in pairs if ours != theirs), "")
 
 
 @contextmanager
