@@ -403,6 +403,18 @@ def test_the_validation_images_are_enough(tmp_path, folder):
         datasets.load(DataConfig(name="mine", kind="npz", root=str(tmp_path), image_size=32))
 
 
+def test_the_last_class_needs_no_validation_image(small, tmp_path):
+    """As in training, where `train.npz` says how many classes there are."""
+    npz_set(tmp_path, "train")
+    images = np.random.default_rng(2).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "val.npz", images=images, labels=np.arange(8) % 4)
+    words = ("data.name=mine", "data.kind=npz", f"data.root={tmp_path}", "data.num_classes=null")
+    config = small("gelu", *words, "data.train_images=20", "data.val_images=8", "recipe.batch_size=10")
+    train(config)
+    recorded = read_json(run_path(config) / "summary.json")["top1"]
+    assert evaluate_weights(scoring(config, run_path(config))).result.top1 == recorded
+
+
 def nano(small, file):
     return scoring(small("separate_downsampling"), file)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from roadmap.catalog import DataKind
 from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode, Precision
 from roadmap.config.fields import shown
@@ -190,7 +191,7 @@ def class_names(config: Config, weights: Weights, sweep: SweepProgress) -> tuple
 def set_classes(config: Config, weights: Weights, sweep: SweepProgress) -> tuple[str, ...] | None:
     """Return the names of a set's classes, None where its images, which may be elsewhere, are needed for them."""
     row = config.data.known
-    if row.classes or not row.needs_root:
+    if row.classes or not row.needs_root or row.kind == DataKind.npz:  # whose classes have numbers only
         return row.classes or None
     if not config.data.root:
         sweep.write(f"classes are named by number: data.root=FOLDER, where {row.title} is, has their names")
