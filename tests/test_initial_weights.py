@@ -22,6 +22,7 @@ from roadmap.steps.compose import compose
 from roadmap.sweep.study import read_study
 from roadmap.sweep.submit import run_args
 from roadmap.training.initial_weights import read_initial_weights
+from roadmap.training.saved_weights import Weights
 from roadmap.training.train import train
 
 from . import records
@@ -168,6 +169,8 @@ class TestStart:
 
         assert note(DIGITS).endswith("epochs")
         assert note((*DIGITS[:9], "ten")).endswith("anew, for other classes (ten instead of 9, the first)")
+        recorded = Weights({}, "ours", "", of_run=True, classes=("M?ller",))  # as a record has such a name
+        assert not recorded.other_class(("M\udcfcller",))
 
     @pytest.mark.parametrize(
         ("change", "told"),

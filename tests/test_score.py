@@ -258,6 +258,20 @@ class TestRuns:
         told = capsys.readouterr().err.splitlines()[-1]
         assert told == "not evaluated as the run itself was: data.val_images: 40 -> 30"
 
+    def test_classes_that_are_called_otherwise_than_in_training_are_noted(self, small, trained, tmp_path, capsys):
+        """A class folder of another name shifts the labels of those behind it."""
+        for name in (0, 1, 2, "three", 4, 5, 6, 7, 8, 9):
+            (tmp_path / "val" / str(name)).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "val" / str(name) / "a.png")
+        words = ("data=imagefolder", f"data.root={tmp_path}", "data.val_images=10", "data.workers=0")
+        path = run_path(trained("gelu"))
+        evaluate_weights(scoring(small("gelu", *words), path))
+        told = capsys.readouterr().err
+        assert "classes are not called as in the run's training (4 instead of 3, the first): labels are taken" in told
+        (tmp_path / "val" / "three").rename(tmp_path / "val" / "3")
+        evaluate_weights(scoring(small("gelu", *words), path))
+        assert "not called" not in capsys.readouterr().err
+
     def test_need_nothing_typed_again(self, small, command, tmp_path):
         config = small("kernel_9", "data.image_size=40", "recipe.drop_path=0.1", "model.stem_stride=2")
         summary = train(config)
@@ -387,6 +401,18 @@ def test_the_validation_images_are_enough(tmp_path, folder):
         assert len(datasets.load_val(data)[0]) == 20
     with pytest.raises(DataError, match=r"train\.npz"):
         datasets.load(DataConfig(name="mine", kind="npz", root=str(tmp_path), image_size=32))
+
+
+def test_the_last_class_needs_no_validation_image(small, tmp_path):
+    """As in training, where `train.npz` says how many classes there are."""
+    npz_set(tmp_path, "train")
+    images = np.random.default_rng(2).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "val.npz", images=images, labels=np.arange(8) % 4)
+    words = ("data.name=mine", "data.kind=npz", f"data.root={tmp_path}", "data.num_classes=null")
+    config = small("gelu", *words, "data.train_images=20", "data.val_images=8", "recipe.batch_size=10")
+    train(config)
+    recorded = read_json(run_path(config) / "summary.json")["top1"]
+    assert evaluate_weights(scoring(config, run_path(config))).result.top1 == recorded
 
 
 def nano(small, file):

@@ -45,7 +45,7 @@ class DataConfig(Section):
     pipeline: Pipeline = key(Pipeline.fast, evaluation=True, about="where images are prepared")
     workers: Int = key(
         0, ge=0, le=1024, affects=Affects.place, evaluation=True, local=True,
-        about="processes that prepare images: of class folders, and of any set with pipeline=reference",
+        about="processes per device that prepare images: of class folders, and of any set with pipeline=reference",
     )  # fmt: skip
     decoder: Decoder = key(Decoder.auto, about="of class folders with pipeline=fast")
     train_images: Int | None = key(

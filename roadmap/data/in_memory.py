@@ -87,8 +87,10 @@ def at_size(pixels: np.ndarray, image_size: int, *, black_border: bool = False) 
     if black_border and image_size == size + 2 * BORDER:
         pixels = np.pad(pixels, ((0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0))[: pixels.ndim])
     elif size != image_size:
-        resized = (Image.fromarray(p).resize((image_size, image_size), Image.Resampling.BICUBIC) for p in pixels)
-        pixels = np.stack([np.asarray(image) for image in resized])
+        resized = np.empty((len(pixels), image_size, image_size, *pixels.shape[3:]), np.uint8)  # a list would double it
+        for i, image in enumerate(pixels):
+            resized[i] = Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BICUBIC)
+        pixels = resized
     images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))  # torch warns of an array that is read-only
     return images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
 

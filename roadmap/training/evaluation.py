@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from roadmap import data
+from roadmap.catalog import DataKind
 from roadmap.config import Config
 from roadmap.config.choices import Precision
 from roadmap.data import datasets, sampling
@@ -148,9 +149,14 @@ def evaluate_weights(config: Config, sweep: SweepProgress | None = None) -> Scor
     device = choose_device(config.device)
     with errors_of_weights(config):
         weights = read_weights(config, sweep)
-    val, classes = datasets.load_val(config.data)
+        images = config.data
+        if images.known.kind == DataKind.npz and images.num_classes is None:  # the last class may have no image here
+            images = images.replace(num_classes=weights.num_classes)
+    val, classes = datasets.load_val(images)
     if not weights.of_run and val.files is not None and (note := label_note(classes, config.data.class_order)):
         sweep.write(note)
+    if other := weights.other_class(classes):
+        sweep.write(f"classes are not called as in the run's training ({other}, the first): labels are taken by number")
     net, precision = load_net(config, weights, len(classes), device)
     indices = sampling.eval_index_batches(len(val), eval_batch_size(config.data.image_size, device))
     batches = data.eval_batches(val, config.data, config.recipe, indices, device=device)

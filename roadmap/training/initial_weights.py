@@ -58,7 +58,6 @@ def why_new_head(weights: Weights, classes: tuple[str, ...]) -> str:
     """Return, to be added to a line, why the last layer is initialised anew; nothing where the classes are the same."""
     if weights.num_classes != len(classes):
         return f"; the head is initialised anew, for {len(classes)} classes instead of {weights.num_classes}"
-    if weights.classes and weights.classes != classes:
-        theirs, ours = next(pair for pair in zip(weights.classes, classes, strict=True) if pair[0] != pair[1])
-        return f"; the head is initialised anew, for other classes ({ours} instead of {theirs}, the first)"
+    if other := weights.other_class(classes):
+        return f"; the head is initialised anew, for other classes ({other}, the first)"
     return ""

@@ -3,7 +3,7 @@
 Of a file only tensors are read, never code.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from roadmap.catalog import DataKind
 from roadmap.config import KEYS, Config
 from roadmap.config.choices import Mode, Precision
 from roadmap.config.fields import shown
@@ -57,6 +58,11 @@ class Weights:
         if not isinstance(bias, torch.Tensor) or bias.ndim != 1 or not bias.numel():
             raise DataError(f"weights in {self.fmt} format do not fit any net: no {self.head}.bias of a number a class")
         return bias.numel()
+
+    def other_class(self, classes: Sequence[str]) -> str:
+        """Return the first of a set's classes that the run calls otherwise, `ant instead of cat`; else nothing."""
+        pairs = zip(map(printable, classes), self.classes or (), strict=False)
+        return next((f"{ours} instead of {theirs}" for ours, theirs in pairs if ours != theirs), "")
 
 
 @contextmanager
@@ -185,7 +191,7 @@ def class_names(config: Config, weights: Weights, sweep: SweepProgress) -> tuple
 def set_classes(config: Config, weights: Weights, sweep: SweepProgress) -> tuple[str, ...] | None:
     """Return the names of a set's classes, None where its images, which may be elsewhere, are needed for them."""
     row = config.data.known
-    if row.classes or not row.needs_root:
+    if row.classes or not row.needs_root or row.kind == DataKind.npz:  # whose classes have numbers only
         return row.classes or None
     if not config.data.root:
         sweep.write(f"classes are named by number: data.root=FOLDER, where {row.title} is, has their names")
