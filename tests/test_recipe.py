@@ -1,6 +1,8 @@
 """The parts of the recipe in training: accumulation, scaling of the rate, mixing, the moving average, precision."""
 
+import os
 import shutil
+import signal
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.nn.functional import cross_entropy, log_softmax, one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 
-from roadmap.errors import ConfigError, NonFiniteError, Refused
+from roadmap.errors import ConfigError, NonFiniteError, Refused, StoppedEarly
 from roadmap.files import read_json
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose
@@ -210,6 +212,21 @@ def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
     monkeypatch.setattr(training, "train_step", Mock(side_effect=InternalTorchDynamoError("no such kernel")))
     with pytest.raises(ConfigError, match=r"compile=auto: torch cannot compile this net here \(no such kernel\)"):
         train(small("layer_norm"))
+
+
+def test_ctrl_c_that_ends_the_compilers_processes_is_a_stop(small, monkeypatch):
+    """A terminal sends it to them, too, and the compiler says that the net cannot be compiled."""
+    from torch._inductor.exc import CppCompileError
+
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise CppCompileError(["g++"], "killed")
+
+    monkeypatch.setattr(training, "train_step", killed)
+    config = small("layer_norm")
+    with pytest.raises(StoppedEarly, match=r"stopped by SIGINT, while the net was compiled"):
+        train(config)
+    assert status(config)["state"] == "stopped"
 
 
 def test_batch_norm_over_several_devices_needs_gpus(small):

@@ -119,9 +119,14 @@ class StopSignal:
         signal.setitimer(signal.ITIMER_REAL, STALL_S)
 
     def _stalled(self, *_: object) -> None:
-        if self._waiting and self.signal is not None:
-            error = StoppedEarly(f"stopped by {self.signal.name}, while it waited for images")
-            error.on_all_ranks = False  # the others are told
+        if self._waiting:
+            self.raise_here("while it waited for images")
+
+    def raise_here(self, when: str) -> None:
+        """Raise StoppedEarly if this rank has received a signal; the others are told."""
+        if self.signal is not None:
+            error = StoppedEarly(f"stopped by {self.signal.name}, {when}")
+            error.on_all_ranks = False
             raise error
 
     def raise_if_set(self, save_due: bool = False) -> bool:

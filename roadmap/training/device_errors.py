@@ -15,7 +15,10 @@ from roadmap.training.state import RunContext, TrainState
 
 @contextmanager
 def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
-    """Turn a lack of memory into OutOfMemory, which spoils the state, an error of the compiler into CompilerError."""
+    """Turn a lack of memory into OutOfMemory, which spoils the state, an error of the compiler into CompilerError.
+
+    Raises StoppedEarly where the compiler failed after a signal: Ctrl-C ends the processes that it had started, too.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -28,6 +31,7 @@ def device_errors(ctx: RunContext, state: TrainState) -> Iterator[None]:
                 f"{ctx.device}; {fits}. All rows of a study must have the same"
             ) from None
         if is_of_compiler(error):
+            ctx.stop.raise_here("while the net was compiled")
             raise CompilerError(
                 f"compile={ctx.config.compile}: torch cannot compile this net here ({one_line(error)}); compile=false"
             ) from error
