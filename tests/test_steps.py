@@ -14,7 +14,7 @@ from roadmap.steps.tree import CONF, regimes, step_tree
 from roadmap.steps.unused_settings import READ_WITH, unused_settings
 from roadmap.text import flatten
 
-BEYOND = ["grn"]  # what other papers went on with
+BEYOND = [s for s in step_tree() if s not in paper.rows("tiny")]  # what others went on with: `grn`, steps of one's own
 STEPS = [s for s in step_tree() if s not in BEYOND]
 NETS = [s for s in STEPS if s != "swin"]
 
@@ -65,7 +65,8 @@ def test_tree_is_the_papers():
 
 @pytest.mark.parametrize("regime", ["nano", "tiny", "base"])
 def test_convnext_v2_goes_on_where_the_paper_ends(regime):
-    assert list(step_tree())[-3:] == ["separate_downsampling", "grn", "swin"]
+    tree = list(step_tree())
+    assert tree.index("separate_downsampling") < tree.index("grn") < tree.index("swin") == len(tree) - 1
     config = composed("grn", regime)
     expected = {"model.grn", "model.layer_scale", "recipe.layer_scale"}
     assert changed(composed("separate_downsampling", regime), config) == expected
@@ -242,7 +243,7 @@ class TestOwnStep:
         assert [n for n in names if n != "mine" and n not in BEYOND] == STEPS
 
     def test_takes_its_label_from_a_file(self, folder):
-        (folder / "step" / "labels.csv").write_text("step,label,adopted\nmine,huge kernels,no\n")
+        (folder / "step" / "labels.csv").write_text("step, label, adopted\nmine, huge kernels, no\n")
         config = compose("mine", "nano", config_dir=folder)
         assert (config.label, config.adopted) == ("huge kernels", "no")
 
@@ -280,10 +281,14 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=r"step=lost: there is no such step; (did you mean|there are)"):
             compose("lost", "nano", config_dir=folder)
 
-    def test_a_recipe_in_a_list_of_defaults_is_written_as_an_override(self, folder):
-        body = "# @package _global_\ndefaults:\n  - gelu\n  - recipe: original\n  - _self_\n"
+    @pytest.mark.parametrize(("entry", "told"), [
+        ("recipe: original", "a step chooses it by `- override /recipe: original`"),
+        ("/recipe: original", "recipe: is given twice; a file replaces another's choice by `- override /recipe: NAME`"),
+    ])  # fmt: skip
+    def test_a_recipe_in_a_list_of_defaults_is_written_as_an_override(self, folder, entry, told):
+        body = f"# @package _global_\ndefaults:\n  - gelu\n  - {entry}\n  - _self_\n"
         (folder / "step" / "broken.yaml").write_text(body)
-        with pytest.raises(ConfigError, match="a step chooses it by `- override /recipe: original`"):
+        with pytest.raises(ConfigError, match=told):
             compose("broken", "nano", config_dir=folder)
 
     def test_a_choice_of_another_group_is_no_step_in_another_place(self, folder):
@@ -306,13 +311,34 @@ class TestOwnStep:
     def test_a_change_that_its_parent_would_undo_is_refused(self, folder):
         text = "# @package _global_\ndefaults:\n  - _self_\n  - gelu\nmodel:\n  kernel_size: 13\n"
         (folder / "step" / "undone.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=r"undone\.yaml: _self_ must come after the parent gelu"):
+        with pytest.raises(ConfigError, match=r"undone\.yaml: _self_ must come after gelu, which undoes"):
             compose("undone", "nano", config_dir=folder)
 
-    def test_a_builtin_steps_name_is_taken(self, folder):
-        (folder / "step" / "gelu.yaml").write_text("# @package _global_\nmodel:\n  kernel_size: 3\n")
-        with pytest.raises(ConfigError, match="there is another step gelu"):
-            compose("gelu", "nano", config_dir=folder)
+    def test_a_recipe_that_its_parent_would_undo_is_refused(self, folder):
+        """The run would be called `recipe=smooth`, and be one of the parent's."""
+        (folder / "recipe").mkdir()
+        file = folder / "recipe" / "smooth.yaml"
+        file.write_text("defaults:\n  - _self_\n  - enhanced\nlabel_smoothing: 0.2\n")
+        with pytest.raises(ConfigError, match=r"smooth\.yaml: _self_ must come after enhanced, which undoes"):
+            compose("gelu", "nano", ["recipe=smooth"], config_dir=folder)
+        file.write_text("# @package _global_\ndefaults:\n  - enhanced\n  - _self_\nlabel_smoothing: 0.2\n")
+        with pytest.raises(ConfigError, match=r"smooth\.yaml: its first line must not be # @package _global_"):
+            compose("gelu", "nano", ["recipe=smooth"], config_dir=folder)
+
+    @pytest.mark.parametrize("name", [
+        "step/gelu", "variant/with_gelu", "recipe/enhanced", "data/digits", "regime/nano", "tune/demo_enhanced",
+    ])  # fmt: skip
+    def test_a_file_that_ours_would_be_read_in_place_of_is_refused(self, folder, name):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text("{}\n")
+        with pytest.raises(ConfigError, match=rf"conf/{name}\.yaml is read in its place; give this one a name of its"):
+            compose("layer_norm", "nano", config_dir=folder)
+
+    @pytest.mark.parametrize("entry", ["step: gelu", "/step: gelu", "override /step: gelu"])
+    def test_how_a_parent_is_written_is_told(self, folder, entry):
+        (folder / "step" / "child.yaml").write_text(f"# @package _global_\ndefaults:\n  - {entry}\n  - _self_\n")
+        with pytest.raises(ConfigError, match=r"child\.yaml: its defaults have `.*`; a parent is written `- gelu`"):
+            compose("child", "nano", config_dir=folder)
 
     def test_the_first_line_is_asked_for(self, folder):
         (folder / "step" / "bare.yaml").write_text("defaults:\n  - gelu\n  - _self_\nmodel:\n  kernel_size: 3\n")
@@ -328,6 +354,18 @@ class TestOwnStep:
     def test_labels_that_are_not_utf8_are_named(self, folder):
         (folder / "step" / "labels.csv").write_bytes("step,label\nmine,größer\n".encode("cp1252"))
         with pytest.raises(ConfigError, match=r"labels\.csv.*UTF-8"):
+            compose("mine", "nano", config_dir=folder)
+
+    @pytest.mark.parametrize(("text", "told"), [
+        ("step,lable,adopted\nmine,big,no\n", r"the first line must be step,label,adopted \(found step,lable,adopted"),
+        ("mine,big,no\n", "the first line must be step,label,adopted"),
+        ("step,label,adopted\nmnie,big,no\n", r"step mnie is not in this folder; did you mean mine\?"),
+        ("step,label,adopted\nmine,big,perhaps\n", "of step mine adopted must be yes, no or reference"),
+        ("step,label,adopted\nmine,big,kernels,no\n", "of step mine adopted must be yes, no or reference"),
+    ])  # fmt: skip
+    def test_a_label_without_effect_is_refused(self, folder, text, told):
+        (folder / "step" / "labels.csv").write_text(text)
+        with pytest.raises(ConfigError, match=rf"labels\.csv: {told}"):
             compose("mine", "nano", config_dir=folder)
 
     @pytest.mark.parametrize("body", [

@@ -27,15 +27,17 @@ HYDRA_LOADER = get_yaml_loader()  # what Hydra reads files with: another parser 
 
 
 def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
-    """Raise ConfigError for a config file that could run code or takes too much time or memory, or a local file
-    that changes results."""
+    """Raise ConfigError for a config file that could run code or takes too much time or memory, that would have no
+    effect, or for a local file that changes results."""
     for folder in folders:
         if folder.resolve() != ours:
             for path in config_files(folder):
                 _check_file(path, folder)
+                if (twin := ours / path.relative_to(folder)).exists():
+                    raise ConfigError(f"{path}: {twin} is read in its place; give this one a name of its own")
     for path in config_files(ours):
         if not path.is_relative_to(ours / "local"):
-            _read(path, C_LOADER)  # of these only what they cost is checked
+            _check_order(path, _read(path, C_LOADER))  # and what they cost
             continue
         _check_file(path, ours)
         body = {key: value for key, value in _read(path).items() if key != "defaults"}
@@ -64,8 +66,14 @@ def _check_file(path: Path, folder: Path) -> None:
     if path.relative_to(folder).parts[0] == "hydra":
         raise ConfigError(f"{path}: is one of Hydra's own settings; {SETTABLE}")
     body, package = _read(path), _header(path)
+    _check_order(path, body)
     if "hydra" in re.split(r"[^\w]+", package):
         raise ConfigError(f"{path}: sets Hydra's own settings (# @package {clean(package, 80)})")
+    if package and path.parent.name in ("regime", "recipe", "data", "tune"):
+        raise ConfigError(
+            f"{path}: its first line must not be # @package {clean(package, 80)}: only steps, variants "
+            "and scales set keys of several sections"
+        )
     if "_target_" in _texts(body):
         raise ConfigError(f"{path}: holds a _target_; configs name choices, never code")
     numbers = [text.count("${") for text in _texts(body)]
@@ -83,6 +91,18 @@ def _check_file(path: Path, folder: Path) -> None:
         check_params(sweep_params(body), [folder])
     except ConfigError as error:
         raise ConfigError(f"{path}: hydra.sweeper.params: {error}") from None
+
+
+def _check_order(path: Path, body: dict[Any, Any]) -> None:
+    """Raise ConfigError for a file that what it begins with would undo: a later entry of `defaults` wins."""
+    entries = body.get("defaults")
+    if not isinstance(entries, list) or "_self_" not in entries:
+        return
+    for entry in entries[entries.index("_self_") + 1 :]:
+        name = next(iter(entry), "") if isinstance(entry, dict) else entry
+        if not str(name).startswith("override "):
+            shown = clean(name, 80)
+            raise ConfigError(f"{path}: _self_ must come after {shown}, which undoes what the file sets otherwise")
 
 
 def sweep_params(body: Any) -> dict[Any, Any]:

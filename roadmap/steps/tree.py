@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -78,11 +78,12 @@ def step_tree(folders: Iterable[Path] = (CONF,)) -> dict[str, Step]:
     """Read the steps of config folders, in the roadmap's order. Raises ConfigError for a file that is not a step."""
     found: dict[str, Step] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        labels = _labels(folder / "step" / "labels.csv")
-        for path in sorted((folder / "step").glob("[!.]*.yaml")):
-            if path.stem in found:
-                raise ConfigError(f"{path}: there is another step {path.stem}; give this one a name of its own")
-            found[path.stem] = _read_step(path, labels.get(path.stem, {}))
+        paths = {path.stem: path for path in sorted((folder / "step").glob("[!.]*.yaml"))}
+        labels = _labels(folder / "step" / "labels.csv", paths)
+        for name, path in paths.items():
+            if name in found:
+                raise ConfigError(f"{path}: there is another step {name}; give this one a name of its own")
+            found[name] = _read_step(path, labels.get(name, {}))
     parents = {name: step.parent for name, step in found.items()}
     for name in found:
         _check_ancestors(name, parents)
@@ -110,28 +111,34 @@ def _read_step(path: Path, labels: Mapping[str, str]) -> Step:
             raise ValueError("must hold KEY: VALUE, and a list below `defaults:`")
     except ValueError as error:
         raise ConfigError(f"{clean(path)}: not a step file ({one_line(error)})") from None
-    defaults, model = [d for d in body.get("defaults", []) if isinstance(d, str)], body.get("model")
-    parents = [d for d in defaults if d != "_self_"]
+    defaults, model = body.get("defaults", []), body.get("model")
+    for group, chosen in (pair for d in defaults if isinstance(d, dict) for pair in d.items()):
+        if str(group).removeprefix("override ").lstrip("/") == "step":
+            raise ConfigError(f"{path}: its defaults have `{group}: {chosen}`; a parent is written `- {chosen}`")
+    parents = [d for d in defaults if isinstance(d, str) and d != "_self_"]
     if len(parents) > 1:
         raise ConfigError(f"{path}: a step has one parent in its defaults list, this one has {', '.join(parents)}")
-    if parents and defaults[0] == "_self_":
-        raise ConfigError(f"{path}: _self_ must come after the parent {parents[0]}, which undoes this change otherwise")
-    parent = parents[0].removeprefix("/step/").removeprefix("step/") if parents else None
+    parent = parents[0].removeprefix("/step/") if parents else None
     return Step(path.stem, parent, about(path), labels, isinstance(model, dict) and "reference" in model)
 
 
-def _labels(path: Path) -> dict[str, dict[str, str]]:
+def _labels(path: Path, steps: Collection[str]) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
         text = read_regular(path, MAX_YAML).decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows, columns = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read as CSV in UTF-8 ({reason(error)})") from None
+    if "step" not in columns or not {*columns} <= {"step", "label", "adopted"}:
+        raise ConfigError(f"{path}: the first line must be step,label,adopted (found {clean(','.join(columns))})")
     for row in rows:
-        if not row.get("step") or (row.get("adopted") or "yes") not in {"yes", "no", "reference"}:
-            raise ConfigError(f"{path}: columns are step,label,adopted; adopted is yes, no or reference (found {row})")
-    return {row["step"]: {k: v for k, v in row.items() if v and k} for row in rows}
+        if (name := row["step"] or "") not in steps:
+            raise ConfigError(f"{path}: step {clean(name)} is not in this folder; {nearest(name, steps)}")
+        if None in row or (row.get("adopted") or "yes") not in {"yes", "no", "reference"}:
+            raise ConfigError(f"{path}: of step {name} adopted must be yes, no or reference, and the last column")
+    return {row["step"]: {k: v for k, v in row.items() if v} for row in rows}
 
 
 def regimes() -> dict[str, str]:
