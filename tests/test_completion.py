@@ -53,7 +53,7 @@ def test_the_tab_key_completes_names_of_groups_and_keys(bash):
 
 
 @pytest.mark.parametrize(("line", "found"), [
-    ("python run.py +step=kernel_1", ["+step=kernel_11"]),
+    ("python run.py +step=fewer_n", ["+step=fewer_norms"]),
     ("python run.py regime=tin", ["regime=tiny"]),
     ("python run.py +step=gelu model.kern", ["model.kernel_size="]),
     ("python run.py -cd sweeps -cn demo stud", ["study="]),

@@ -281,10 +281,14 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=r"step=lost: there is no such step; (did you mean|there are)"):
             compose("lost", "nano", config_dir=folder)
 
-    def test_a_recipe_in_a_list_of_defaults_is_written_as_an_override(self, folder):
-        body = "# @package _global_\ndefaults:\n  - gelu\n  - recipe: original\n  - _self_\n"
+    @pytest.mark.parametrize(("entry", "told"), [
+        ("recipe: original", "a step chooses it by `- override /recipe: original`"),
+        ("/recipe: original", "recipe: is given twice; a file replaces another's choice by `- override /recipe: NAME`"),
+    ])  # fmt: skip
+    def test_a_recipe_in_a_list_of_defaults_is_written_as_an_override(self, folder, entry, told):
+        body = f"# @package _global_\ndefaults:\n  - gelu\n  - {entry}\n  - _self_\n"
         (folder / "step" / "broken.yaml").write_text(body)
-        with pytest.raises(ConfigError, match="a step chooses it by `- override /recipe: original`"):
+        with pytest.raises(ConfigError, match=told):
             compose("broken", "nano", config_dir=folder)
 
     def test_a_choice_of_another_group_is_no_step_in_another_place(self, folder):
@@ -326,7 +330,7 @@ class TestOwnStep:
     ])  # fmt: skip
     def test_a_file_that_ours_would_be_read_in_place_of_is_refused(self, folder, name):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.yaml").write_text("# @package _global_\nmodel:\n  kernel_size: 3\n")
+        (folder / f"{name}.yaml").write_text("{}\n")
         with pytest.raises(ConfigError, match=rf"conf/{name}\.yaml is read in its place; give this one a name of its"):
             compose("layer_norm", "nano", config_dir=folder)
 

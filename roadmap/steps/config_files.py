@@ -35,6 +35,8 @@ def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
                 if (twin := ours / path.relative_to(folder)).exists():
                     raise ConfigError(f"{path}: {twin} is read in its place; give this one a name of its own")
                 _check_file(path, folder)
+                if (twin := ours / path.relative_to(folder)).exists():
+                    raise ConfigError(f"{path}: {twin} is read in its place; give this one a name of its own")
     for path in config_files(ours):
         if not path.is_relative_to(ours / "local"):
             _check_order(path, _read(path, C_LOADER))  # and what they cost

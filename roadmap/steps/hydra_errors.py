@@ -69,7 +69,8 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
             return f"{word}: cannot be read as KEY=VALUE; did you mean {meant}?"
         return f"{word}: cannot be read as KEY=VALUE{_hint(word, ' as it stands; quoted it is') or _cause(text)}"
     if found := re.search(r"Multiple values for (\w+)", text):
-        return f"{found[1]}: is given twice; a file replaces what its parent chose by `- override /{found[1]}: NAME`"
+        how = "" if found[1] in ADDED else f"; a file replaces another's choice by `- override /{found[1]}: NAME`"
+        return f"{found[1]}: is given twice{how}"
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
         return _explain_value(cause)
