@@ -32,8 +32,6 @@ def check_config_dirs(folders: Sequence[Path], ours: Path) -> None:
     for folder in folders:
         if folder.resolve() != ours:
             for path in config_files(folder):
-                if (twin := ours / path.relative_to(folder)).exists():
-                    raise ConfigError(f"{path}: {twin} is read in its place; give this one a name of its own")
                 _check_file(path, folder)
                 if (twin := ours / path.relative_to(folder)).exists():
                     raise ConfigError(f"{path}: {twin} is read in its place; give this one a name of its own")
