@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import timm
+import torch
 import yaml
 
 from roadmap.net import cost, count_params
@@ -270,6 +272,19 @@ def test_json_and_yaml_of_the_pages_can_be_read():
             json.loads(block.text)
         elif block.language == "yaml":
             yaml.safe_load(block.text)
+
+
+def test_use_in_python_is_as_the_page_shows_it(tmp_path, monkeypatch):
+    theirs = timm.create_model("convnext_tiny").eval()
+    torch.save(theirs.state_dict(), tmp_path / "convnext_tiny_1k_224_ema.pth")
+    monkeypatch.chdir(tmp_path)
+    (text,) = [block.text for block in blocks() if block.language == "python" and "load_weights" in block.text]
+    names = {}
+    exec(text, names)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.allclose(names["net"].eval()(images), theirs(images), atol=1e-4)
+    assert round(names["found"].gmacs, 1) == 4.5
+    theirs.load_state_dict(names["state_dict"])
 
 
 def table(page: str, key: str) -> dict[str, list[str]]:
