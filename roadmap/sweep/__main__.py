@@ -40,19 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str]) -> Args:
     """Read the command line. Raises ConfigError."""
+    verbs = [f"  {name:11}{str(function.__doc__).splitlines()[0]}" for name, function in VERBS.items()]
     parser = ArgumentParser(
         prog="python -m roadmap.sweep",
-        description="Plan, submit and watch studies.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(["Plan, submit and watch studies:", "", *verbs]),
         epilog="Overrides for all cells follow after --: submit demo --cluster local -- recipe.epochs=5.",
     )
-    parser.add_argument("verb", choices=tuple(VERBS))
+    parser.add_argument("verb", choices=tuple(VERBS), help="what to do, see above")
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="a name in sweeps/, or FOLDER/NAME.yaml")
     parser.add_argument(
         "--runs",
         default=os.environ.get("ROADMAP_RUNS", "runs"),
         help="the directory of all runs (default: ROADMAP_RUNS, or runs)",
     )
-    parser.add_argument("--cluster", default="slurm", choices=launchers.names())
+    parser.add_argument("--cluster", default="slurm", choices=launchers.names(), help="default: %(default)s")
     parser.add_argument("--steps", default="", help="only these steps, 'resnet gelu'")
     parser.add_argument("--seeds", default="", help="only these seeds, '0 1'")
     parser.add_argument("--json", action="store_true", help="print status as JSON")
