@@ -206,6 +206,17 @@ def test_compiled_it_trains_to_the_same_losses_and_says_so(reference):
     assert read_json(run_path(two) / "summary.json")["compile"] is True
 
 
+@pytest.mark.slow
+def test_compiled_it_resumes_to_the_bit(small, reference):
+    words = ("compile=true", "study=compiled")
+    whole, config = reference("layer_norm", *words), small("layer_norm", *words)
+    for check in (1, 3):
+        with stopped_at(check):
+            train(config)
+    train(config)
+    assert_equal_runs(config, whole)
+
+
 def test_a_compiler_that_fails_is_told_in_plain_words(small, monkeypatch):
     from torch._dynamo.exc import InternalTorchDynamoError
 

@@ -351,8 +351,9 @@ def test_a_run_whose_folder_is_moved_away_writes_into_no_other(small, monkeypatc
     assert [file.name for file in path.glob("*")] == [".lock"] * begun
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, monkeypatch):
-    config = small("gelu", "recipe.epochs=3")
+@pytest.mark.parametrize("words", [(), pytest.param(("compile=true",), marks=pytest.mark.slow)])
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_weights(small, monkeypatch, words):
+    config = small("gelu", "recipe.epochs=3", *words)
     real = updating.cross_entropy
     calls = []
 
