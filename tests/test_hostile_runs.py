@@ -269,7 +269,7 @@ LOCAL = {"kind": "local", "job": "local", "log": "logs/x.log", "host": socket.ge
     ],
 )  # fmt: skip
 def test_no_record_of_a_job_ends_a_command_on_a_study_with_a_traceback(tmp_path, monkeypatch, row):
-    monkeypatch.setattr(slurm_queue, "run", lambda *command, **_: ("".join(command) and "", ""))
+    monkeypatch.setattr(slurm_queue, "run", lambda *command, **_: ("", ""))  # no job is known
     run = write_run(tmp_path, "gelu", state="stopped", status={"exit_code": 75, "reason": "SIGUSR2"})
     key = "/".join(run.parts[-3:])
     (run / schema.SUMMARY).unlink()

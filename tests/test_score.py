@@ -32,11 +32,13 @@ from roadmap.runs.weights_source import library_weights
 from roadmap.steps.compose import compose
 from roadmap.steps.unused_settings import unused_settings
 from roadmap.training.evaluation import evaluate_weights, result_line
+from roadmap.training.predict import predict
 from roadmap.training.saved_weights import evaluation_note
 from roadmap.training.train import train
 
 from .conftest import Trap
 from .net_rows import blank, drawn, one_thread  # noqa: F401
+from .records import newest
 from .test_data_sets import write_idx
 
 CLASSES, EACH = 7, 4
@@ -413,6 +415,11 @@ def test_the_last_class_needs_no_validation_image(small, tmp_path):
     train(config)
     recorded = read_json(run_path(config) / "summary.json")["top1"]
     assert evaluate_weights(scoring(config, run_path(config))).result.top1 == recorded
+    file, image = tmp_path / "weights.pt", tmp_path / "image.png"
+    torch.save(newest(config)["net"], file)
+    Image.fromarray(images[0]).save(image)
+    predict(config.replace(mode=Mode.predict, weights=str(file), images=str(image), out=str(tmp_path / "found.csv")))
+    assert sorted((tmp_path / "found.csv").read_text().splitlines()[1].split(",")[1::2]) == list("01234")
 
 
 def nano(small, file):

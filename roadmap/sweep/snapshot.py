@@ -64,6 +64,7 @@ def remove_others(snapshot: Path, files: Collection[str]) -> None:
     Raises DiskError for a file that was not copied: the study may come from somebody else, and Python would import it
     before its own modules.
     """
+    copied = {*files, SNAPSHOT}
     for folder, folders, names in os.walk(snapshot):
         if Path(folder).name == "__pycache__":
             folders.clear()
@@ -73,7 +74,7 @@ def remove_others(snapshot: Path, files: Collection[str]) -> None:
             continue
         links = [name for name in folders if Path(folder, name).is_symlink()]
         for path in (Path(folder, name) for name in (*names, *links)):
-            if str(path.relative_to(snapshot)) not in (*files, SNAPSHOT):
+            if str(path.relative_to(snapshot)) not in copied:
                 raise DiskError(f"{clean(path)}: was not copied there; remove {snapshot}, and try again")
 
 

@@ -121,4 +121,5 @@ def uncompiled(cls: T) -> T:
     """
     guarded = ("add_param_group", "zero_grad", "state_dict")
     methods = {name: inspect.unwrap(getattr(cls, name)) for name in guarded}
-    return type(cls.__name__, (cls,), methods | {"step": torch.no_grad()(inspect.unwrap(cls.step))})  # type: ignore[return-value]
+    methods["step"] = torch.no_grad()(inspect.unwrap(cls.step))
+    return type(cls.__name__, (cls,), methods)  # type: ignore[return-value]

@@ -110,7 +110,7 @@ def require_like(saved: Any, own: Mapping[str, Any], prefix: str) -> None:
         if isinstance(mine, Tensor):
             fits = is_like(theirs, mine)
         else:
-            fits = type(theirs) in (int, float) or (theirs is None and key == "best_step")
+            fits = type(theirs) in (int, float) or (theirs is None and mine is None)  # no best step yet
         if not fits:
             raise ValueError(f"{prefix}{key} is {kind_of(theirs)}, and not {kind_of(mine)}")
     if unknown := [key for key in saved if key not in own] if prefix else []:
