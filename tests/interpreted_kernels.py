@@ -9,6 +9,7 @@ import torch
 
 from roadmap.config.choices import Kernels
 from roadmap.net import build_net, use_kernels
+from roadmap.net.kernels import PASSES
 from roadmap.net.kernels import depthwise_columns as columns_module
 from roadmap.net.kernels import depthwise_strided as strided_module
 from roadmap.net.kernels.depthwise import DepthwiseFunction
@@ -281,11 +282,12 @@ def test_training_gives_the_losses_of_the_plain_net_within_the_noise_of_seeds(sm
     assert np.abs(ours - plain[0][0]).mean() < 0.2 * noise.mean()
 
 
-def test_double_precision_falls_back_to_torch_to_the_bit():
+def test_double_precision_falls_back_to_torch_to_the_bit(monkeypatch):
     net, x = toy("separate_downsampling").double(), images(2, 32).double().contiguous(memory_format=torch.channels_last)
     plain = trained(net, x)
-    columns = dict.fromkeys(("depthwise forward", "depthwise input gradient", "depthwise weight gradient"), "columns")
-    use_kernels(net, CPU, {"norm": "triton", "join": "triton"} | columns)
+    forms = dict.fromkeys(PASSES, "columns") | {"norm": "triton", "join": "triton"}
+    monkeypatch.setattr("roadmap.net.kernels.best_form", lambda spec: forms.get(spec.operation, "plain"))
+    use_kernels(net, CPU, Kernels.auto)
     assert all(torch.equal(a, b) for a, b in zip(trained(net, x), plain, strict=True))
 
 

@@ -7,7 +7,6 @@ makes the plain net, and a module with another form is of a subclass of what it 
     net = build_net(cfg, 1000).to(device).to(memory_format=torch.channels_last)
     forms = use_kernels(net, device, Kernels.auto)          # what was measured to win on this device
     forms = use_kernels(net, device, Kernels.fast)          # every form that can run on it
-    forms = use_kernels(net, device, {"norm": "triton"})    # this one alone
     model = torch.compile(net)
 """
 
@@ -35,14 +34,12 @@ __all__ = ["FORMS", "announcement", "base", "format_forms", "forms_of", "use_ker
 PASSES = tuple(FORMS)[:3]
 STRIDES = {"columns": (1,), "triton": (2,)}  # of depthwise convolutions, of forms in Triton
 CUT = "idle taps"  # of depthwise kernels larger than their map: `cut` on every device, unless all is plain
-Choice = Kernels | Mapping[str, str]
 
 
-def use_kernels(net: nn.Module, device: torch.device, choice: Choice) -> dict[str, str]:
+def use_kernels(net: nn.Module, device: torch.device, choice: Kernels) -> dict[str, str]:
     """Give the modules of a net the forms of a choice; return the form of every operation in the net, `plain` ones too.
 
-    A choice is one of `Kernels`, or a form by operation, `plain` for those it leaves out; a form that cannot run is not
-    taken, and the result says so. Call it before the net is compiled, copied or wrapped.
+    Call it before the net is compiled, copied or wrapped.
     """
     found: list[tuple[OpSpec, str]] = []
     gelus: list[Block] = []
@@ -87,23 +84,22 @@ def forms_by_name(found: list[tuple[OpSpec, str]]) -> dict[str, str]:
     return dict(sorted(named.items()))
 
 
-def forms_of(cfg: NetConfig, device: torch.device, choice: Choice) -> dict[str, str]:
+def forms_of(cfg: NetConfig, device: torch.device, choice: Kernels) -> dict[str, str]:
     """Return the forms that a config's net would have, without building it."""
     with torch.device("meta"):
         return use_kernels(build_net(cfg, 2), device, choice)
 
 
-def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> list[tuple[OpSpec, str]]:
+def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Kernels) -> list[tuple[OpSpec, str]]:
     """Give a convolution its forms, if it is a depthwise or a pointwise one; return them."""
     kernel, stride, channels = conv.kernel_size[0], conv.stride[0], conv.in_channels
     if is_depthwise(conv):
         specs = [OpSpec(device, name, kernel, stride, channels) for name in PASSES]
         forms = Forms(*(choose_form(spec, choice) for spec in specs))
-        cut = choice != Kernels.plain if isinstance(choice, Kernels) else choice.get(CUT) == "cut"
-        if cut or forms != Forms():
+        cut = choice != Kernels.plain
+        if cut:
             cast(Depthwise, set_class(conv, Depthwise)).forms = forms
-        taken = (OpSpec(device, CUT, channels=channels), "cut" if isinstance(conv, Depthwise) else "plain")
-        return [*zip(specs, forms, strict=True), taken]
+        return [*zip(specs, forms, strict=True), (OpSpec(device, CUT, channels=channels), "cut" if cut else "plain")]
     if is_pointwise(conv):
         name = "pointwise" if conv.bias is not None else "pointwise without bias"
         spec = OpSpec(device, name, 1, 1, channels)
@@ -114,18 +110,15 @@ def use_for_conv(conv: nn.Conv2d, device: torch.device, choice: Choice) -> list[
     return []
 
 
-def choose_form(spec: OpSpec, choice: Choice) -> str:
+def choose_form(spec: OpSpec, choice: Kernels) -> str:
     """Return the form of an operation under a choice."""
     if choice == Kernels.plain:
         return "plain"
     possible = [form for form in FORMS[spec.operation] if can_run(form, spec)]
-    if isinstance(choice, Kernels):
-        if choice == Kernels.fast:
-            return possible[0] if possible else "plain"
-        wanted = best_form(spec)
-    else:
-        wanted = choice.get(spec.operation, "plain")
-    return wanted if base(wanted) in possible else "plain"
+    if choice == Kernels.fast:
+        return possible[0] if possible else "plain"
+    best = best_form(spec)
+    return best if base(best) in possible else "plain"
 
 
 def can_run(form: str, spec: OpSpec) -> bool:
