@@ -56,9 +56,9 @@ class Compiled(NamedTuple):
 
 def compile_kernel(
     function: Any, constants: Mapping[str, Any], capability: int, *, kind: str = "bf16", warps: int = 4,
-    registers: int = 0, wide: Sequence[str] = (),
+    registers: int = 0,
 ) -> Compiled:  # fmt: skip
-    """Compile a Triton kernel without a GPU, maps of type `kind`, the `wide` ones fp32, and count its instructions."""
+    """Compile a Triton kernel without a GPU, maps of type `kind`, and count its instructions."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -68,7 +68,7 @@ def compile_kernel(
         if name in constants:
             signature[name] = "constexpr"
         elif name in maps or name in FP32:
-            signature[name] = f"*{kind if name in maps and name not in wide else 'fp32'}"
+            signature[name] = f"*{'fp32' if name in FP32 else kind}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = OTHERS.get(name, "i32")
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def compile_columns(name: str, kernel: int, tile: ColumnTile, capability: int, kind: str = "bf16") -> Compiled:
+def compile_columns(name: str, kernel: int, tile: ColumnTile, capability: int) -> Compiled:
     """Compile a depthwise kernel for 96 channels: of `map` (forward and input gradient) or of `weight gradient`."""
     from roadmap.net.kernels import triton_columns as made
 
@@ -147,4 +147,4 @@ def compile_columns(name: str, kernel: int, tile: ColumnTile, capability: int, k
     if name == "map":
         function = made.columns_kernel
         constants |= {"FLIPPED": False, "HAS_BIAS": True}
-    return compile_kernel(function, constants, capability, kind=kind, warps=tile.warps, registers=tile.registers)
+    return compile_kernel(function, constants, capability, warps=tile.warps, registers=tile.registers)

@@ -97,7 +97,7 @@ def _effect(t: float, df: float, scale: float, share: float) -> Effect | None:
     return Effect(t * scale, low, high, share)
 
 
-def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Interval | None:
+def image_bootstrap(bits: np.ndarray, parent: np.ndarray) -> Interval | None:
     """Return the interval of the difference in percent over images drawn anew, the trained nets held fixed.
 
     `bits (n, N)` and `parent (m, N)` say which of the same N images each net has right. Images with the same difference
@@ -108,7 +108,7 @@ def image_bootstrap(bits: np.ndarray, parent: np.ndarray, seed: int = 0) -> Inte
     values, counts = np.unique(differences.round(9), return_counts=True)
     if len(values) < 2:
         return None
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
     means = 100.0 * (drawn @ values) / counts.sum()
     low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return Interval(float(low), float(high))
