@@ -8,7 +8,8 @@ import numpy as np
 import yaml
 
 from roadmap import files, paper
-from roadmap.report import Group, aggregate, collect
+from roadmap.report import aggregate, collect
+from roadmap.report.analyse.cells import Group
 from roadmap.runs import metrics, schema
 
 CONFIG = """\

@@ -15,18 +15,10 @@ from torchvision.transforms import InterpolationMode
 from roadmap.config.choices import Decoder, Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import (
-    check_pipeline,
-    decoding,
-    eval_batches,
-    eval_index_batches,
-    load,
-    pipeline_note,
-    train_batches,
-    train_index_batches,
-)
-from roadmap.data.datasets import BatchSpec
+from roadmap.data import check_pipeline, decoding, eval_batches, pipeline_note, train_batches
+from roadmap.data.datasets import BatchSpec, load
 from roadmap.data.folders import read_image
+from roadmap.data.sampling import eval_index_batches, train_index_batches
 from roadmap.errors import ConfigError, DataError
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import compose

@@ -9,15 +9,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import (
-    check_pipeline,
-    eval_batches,
-    eval_index_batches,
-    load,
-    train_batches,
-    train_index_batches,
-)
-from roadmap.data.datasets import Split
+from roadmap.data import check_pipeline, eval_batches, train_batches
+from roadmap.data.datasets import Split, load
 from roadmap.data.gpu_transforms import (
     Augmentation,
     affine,
@@ -27,6 +20,7 @@ from roadmap.data.gpu_transforms import (
     resized_crop,
 )
 from roadmap.data.random_crop import resized_boxes
+from roadmap.data.sampling import eval_index_batches, train_index_batches
 from roadmap.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -18,7 +18,9 @@ from PIL import Image
 
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import eval_batches, eval_index_batches, load, train_batches, train_index_batches
+from roadmap.data import eval_batches, train_batches
+from roadmap.data.datasets import load
+from roadmap.data.sampling import eval_index_batches, train_index_batches
 from roadmap.distributed.cores import cgroup_quota, num_cores
 from roadmap.errors import DataError
 

@@ -14,7 +14,8 @@ from roadmap.config.choices import Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.config.schema import Config
-from roadmap.data import decoding, eval_batches, load, train_batches, verify
+from roadmap.data import decoding, eval_batches, train_batches, verify
+from roadmap.data.datasets import load
 from roadmap.data.folders import label_note, read_image
 from roadmap.errors import DataError
 

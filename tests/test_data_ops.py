@@ -10,7 +10,8 @@ from timm.data import auto_augment
 from roadmap.config.choices import Interpolation
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import load, train_batches, transforms
+from roadmap.data import train_batches, transforms
+from roadmap.data.datasets import load
 from roadmap.data.decoding import TrainCrop
 from roadmap.data.gpu_transforms import draw_augmentation
 from roadmap.data.image_ops import autocontrast_tables

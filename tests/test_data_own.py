@@ -15,7 +15,7 @@ from PIL import Image
 
 from roadmap.catalog import DATA_SETS, DataKind, DataSet
 from roadmap.config.images import DataConfig
-from roadmap.data import load
+from roadmap.data.datasets import load
 from roadmap.errors import ConfigError, DataError
 from roadmap.steps.compose import compose
 from roadmap.sweep.plan import set_size

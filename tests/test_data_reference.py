@@ -13,16 +13,9 @@ from timm.data import create_transform
 
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import (
-    check_pipeline,
-    eval_batches,
-    eval_index_batches,
-    load,
-    sample_seed,
-    train_batches,
-    train_index_batches,
-)
-from roadmap.data.datasets import Split
+from roadmap.data import check_pipeline, eval_batches, train_batches
+from roadmap.data.datasets import Split, load
+from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 from roadmap.data.transforms import (
     Prepared,
     device_batches,

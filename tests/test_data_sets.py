@@ -26,7 +26,8 @@ from sklearn.model_selection import train_test_split
 
 from roadmap.catalog import DATA_SETS
 from roadmap.config.images import DataConfig
-from roadmap.data import download, in_memory, load
+from roadmap.data import download, in_memory
+from roadmap.data.datasets import load
 from roadmap.errors import ConfigError, DataError, DiskError
 from roadmap.net.library_weights import fetch_weights
 

@@ -24,7 +24,8 @@ from roadmap.bench.kernels import chosen_forms, compile_ahead, compilers, errors
 from roadmap.bench.measure import free_memory
 from roadmap.bench.operations import shapes_of
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import load, train_batches
+from roadmap.data import train_batches
+from roadmap.data.datasets import load
 from roadmap.distributed.rank_env import RankEnv
 from roadmap.distributed.ranks import Ranks
 from roadmap.errors import ConfigError, NonFiniteError

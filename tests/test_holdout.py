@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from roadmap.config.images import DataConfig
-from roadmap.data import datasets, eval_batches, load, train_batches, transforms, verify
+from roadmap.data import datasets, eval_batches, train_batches, transforms, verify
+from roadmap.data.datasets import load
 from roadmap.data.holdout import holdout_mask
 from roadmap.errors import ConfigError
 from roadmap.runs.recorded_config import identity

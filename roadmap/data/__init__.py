@@ -1,4 +1,4 @@
-"""The images: `load` a set, and iterate over batches of it that are ready for the net.
+"""The images: iterate over batches of a set (`datasets.load`) that are ready for the net.
 
 `sampling` says which ids are in a batch; which pipeline prepares the images is the config's choice.
 """
@@ -12,9 +12,8 @@ from roadmap.config.choices import Decoder, Pipeline
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import gpu_transforms, transforms
-from roadmap.data.datasets import BatchSpec, ImageSet, Split, load
+from roadmap.data.datasets import BatchSpec, Split
 from roadmap.data.rand_augment import parse_policy
-from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 from roadmap.errors import ConfigError
 from roadmap.net.kernels.triton_support import why_no_triton
 
@@ -78,17 +77,3 @@ def eval_batches(
     """Iterate over batches for evaluation, nothing random about them; shapes and errors as in `train_batches`."""
     check_pipeline(data, recipe)
     return EVAL[data.pipeline](BatchSpec(split, data, recipe, index_batches, device))
-
-
-__all__ = [
-    "ImageSet",
-    "Split",
-    "check_pipeline",
-    "eval_batches",
-    "eval_index_batches",
-    "load",
-    "pipeline_note",
-    "sample_seed",
-    "train_batches",
-    "train_index_batches",
-]

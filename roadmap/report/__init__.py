@@ -8,20 +8,13 @@
 Imports neither torch nor Hydra.
 """
 
-from roadmap.report.analyse.cells import Cell as Cell
-from roadmap.report.analyse.cells import Gain as Gain
-from roadmap.report.analyse.cells import Group as Group
-from roadmap.report.analyse.collect import Collected as Collected
 from roadmap.report.analyse.collect import aggregate as aggregate
 from roadmap.report.analyse.collect import collect as collect
 from roadmap.report.analyse.findings import findings as findings
 from roadmap.report.draw.chart_rows import charts as charts
-from roadmap.report.draw.gallery import Drawing as Drawing
 from roadmap.report.draw.gallery import gallery as gallery
 from roadmap.report.draw.roadmap_figure import roadmap_chart as roadmap_chart
 from roadmap.report.draw.step_gains import step_gains as step_gains
 from roadmap.report.draw.style import NothingToDraw as NothingToDraw
 from roadmap.report.draw.trade_offs import trade_offs as trade_offs
-from roadmap.report.read.run import Run as Run
 from roadmap.report.write.csv_files import frame as frame
-from roadmap.runs.search import Problem as Problem

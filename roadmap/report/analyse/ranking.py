@@ -7,8 +7,6 @@ from roadmap.report.analyse.cells import Cell, Group
 from roadmap.report.analyse.formats import plain
 from roadmap.report.analyse.statistics import Agreement, Interval, agreement
 
-MIN_ROWS = 5
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -50,11 +48,9 @@ def ranking(group: Group) -> Ranking | None:
     table = group.regime if group.regime in paper.TABLES else "tiny"
     printed = paper.rows(table)
     rows = [row for row in group.rows if row.step in printed and row.adopted != "reference"]
-    if len(rows) < MIN_ROWS or group.data == "synthetic":
-        return None
     theirs = [printed[row.step] for row in rows]
     found = agreement([row.top1 for row in rows], [row.top1 for row in theirs])
-    return Ranking(tuple(rows), tuple(theirs), table, found) if found else None
+    return Ranking(tuple(rows), tuple(theirs), table, found) if found and group.data != "synthetic" else None
 
 
 def _within(interval: Interval | None) -> str:

@@ -215,7 +215,7 @@ def _chi_squares(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlation of two orders of the same rows, with 95 % intervals where there are enough rows."""
+    """Rank correlation of two orders of the same rows, with 95 % intervals; None for orders that agree wholly."""
 
     n: int
     spearman: float
@@ -225,22 +225,22 @@ class Agreement:
 
 
 def agreement(ours: Sequence[float], theirs: Sequence[float]) -> Agreement | None:
-    """Return Spearman's rho and Kendall's tau-b; None under 3 rows or where one side is all equal.
+    """Return Spearman's rho and Kendall's tau-b; None under 5 rows or where one side is all equal.
 
-    Intervals by Fisher's z with the standard errors of Bonett and Wright (2000), from 5 rows on. What only differs
-    after the sixth decimal is equal: means of the same accuracies may differ in the last bits.
+    Intervals by Fisher's z with the standard errors of Bonett and Wright (2000). What only differs after the sixth
+    decimal is equal: means of the same accuracies may differ in the last bits.
     """
     ours, theirs = ([round(value, 6) for value in values] for values in (ours, theirs))
-    if len(ours) < 3 or len(set(ours)) < 2 or len(set(theirs)) < 2:
+    if len(ours) < 5 or len(set(ours)) < 2 or len(set(theirs)) < 2:
         return None
     rho, tau = float(stats.spearmanr(ours, theirs).statistic), float(stats.kendalltau(ours, theirs).statistic)
     n = len(ours)
     return Agreement(
         n=n,
         spearman=rho,
-        spearman_interval=_fisher(rho, math.sqrt((1 + rho**2 / 2) / (n - 3))) if n >= 5 else None,
+        spearman_interval=_fisher(rho, math.sqrt((1 + rho**2 / 2) / (n - 3))),
         kendall=tau,
-        kendall_interval=_fisher(tau, math.sqrt(0.437 / (n - 4))) if n >= 5 else None,
+        kendall_interval=_fisher(tau, math.sqrt(0.437 / (n - 4))),
     )
 
 
