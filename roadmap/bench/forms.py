@@ -54,7 +54,7 @@ class Captured:
 
     images: Tensor
     labels: Tensor
-    graph: cuda_graph.Graph
+    graph: torch.cuda.CUDAGraph
     step: Step  # kept: the graph works in the memory of its net and optimizer, and nothing else holds them
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:

@@ -281,9 +281,7 @@ def centre_crop(split: Split, crop: Callable[[Image.Image], Image.Image], index:
 
     Raises DataError.
     """
-    in_memory = split.images is not None
-    image = split.read(index) if in_memory else Image.fromarray(decode(split.path(index)).numpy())
-    return torch.from_numpy(np.array(crop(image)))
+    return torch.from_numpy(np.array(crop(split.read(index))))
 
 
 def eval_crops(spec: BatchSpec) -> Iterator[Tensor]:

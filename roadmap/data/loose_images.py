@@ -14,7 +14,6 @@ from roadmap.config.choices import Pipeline
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.data import in_memory, transforms
-from roadmap.data.decoding import decode
 from roadmap.data.folders import IMAGE_SUFFIXES, image_problem, is_hidden, is_image, read_image
 from roadmap.data.gpu_transforms import normalisation, normalise
 from roadmap.data.workers import load_batches
@@ -86,10 +85,7 @@ class LooseReader:
 
     def __init__(self, images: LooseImages, data: DataConfig, recipe: RecipeConfig) -> None:
         self.images, self.size, self.row = images, data.image_size, data.known
-        self.fast = data.pipeline == Pipeline.fast
-        # Sets in memory have the right size already, and are cropped only on request.
-        as_it_is = self.row.in_memory and data.resize_size is None
-        self.crop = None if as_it_is else transforms.eval_crop(data, recipe)
+        self.crop = transforms.eval_crop(data, recipe)
 
     def __call__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return uint8 `(size, size, 3)` and whether it could be read: black if not."""
@@ -101,11 +97,8 @@ class LooseReader:
 
     def read(self, path: Path) -> Image.Image:
         """Return an image at the net's size. Raises DataError."""
-        if self.row.in_memory:
-            image = in_memory.fit_image(read_image(path), self.size, self.row)
-        else:
-            image = Image.fromarray(decode(path).numpy()) if self.fast else read_image(path)
-        return image if self.crop is None else self.crop(image)
+        image = read_image(path)
+        return self.crop(in_memory.fit_image(image, self.size, self.row) if self.row.in_memory else image)
 
 
 def loose_batches(

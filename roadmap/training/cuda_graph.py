@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +25,8 @@ from roadmap.training.state import RunContext, TrainState, build_state
 from roadmap.training.step import Batch, backward, optimizer_step, prepare
 
 Results = tuple[Tensor, ...]
+Captured = tuple[torch.cuda.CUDAGraph, Results]  # what replays a step's kernels, and what then holds its results
 WARM_UP = 3  # steps before the capture, in which libraries choose their kernels and the optimizer makes its state
-
-
-class Graph(Protocol):
-    """What `torch.cuda.CUDAGraph` is to a captured step."""
-
-    def replay(self) -> None:
-        """Run the captured kernels again."""
 
 
 def with_captured_step(ctx: RunContext, state: TrainState) -> TrainState:
@@ -75,8 +69,8 @@ def random_state(device: torch.device, own: torch.Generator | None) -> Iterator[
         default.graphsafe_set_state(shared)
 
 
-def capture(step: Callable[[], Results]) -> tuple[Graph, Results]:
-    """Record a step's kernels on the GPU; return what replays them, and the tensors that then hold its results."""
+def capture(step: Callable[[], Results]) -> Captured:
+    """Record a step's kernels on the GPU."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), warnings.catch_warnings():
@@ -100,7 +94,7 @@ class CapturedStep:
         self,
         ctx: RunContext,
         state: TrainState,
-        capture: Callable[[Callable[[], Results]], tuple[Graph, Results]] = capture,
+        capture: Callable[[Callable[[], Results]], Captured] = capture,
     ) -> None:
         """Capture a step with the net and optimizer of `state`; its values are lost: see `load_state`."""
         size, device = ctx.config.data.image_size, ctx.device
@@ -132,7 +126,7 @@ class CapturedStep:
             state.optimizer.zero_grad(set_to_none=False)  # the next passes add to the same tensors
             return results
 
-        self.of_pass: tuple[Graph, Results] | None = None
+        self.of_pass: Captured | None = None
         with random_state(device, self.random):
             if ctx.grad_accumulation == 1:
                 self.graph, self.results = capture(whole_step)
