@@ -198,14 +198,14 @@ def _is_whole(path: Path) -> bool:
 
 
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
-    if manifest["schema"] not in range(1, MANIFEST_SCHEMA + 1):
+    if manifest["schema"] != MANIFEST_SCHEMA:
         raise ValueError(f"written in schema {manifest['schema']}, this is {MANIFEST_SCHEMA}")
-    if manifest["schema"] > 1 and manifest.get("checksum") != checksum(manifest):
+    if manifest["checksum"] != checksum(manifest):
         raise ValueError("its manifest has changed")
     _verify_name(path, manifest)
-    if path.stat().st_size != manifest.get("bytes"):
-        raise ValueError(f"{path.stat().st_size} bytes instead of {manifest.get('bytes')}")
-    if sha256_of(path) != manifest.get("sha256"):
+    if path.stat().st_size != manifest["bytes"]:
+        raise ValueError(f"{path.stat().st_size} bytes instead of {manifest['bytes']}")
+    if sha256_of(path) != manifest["sha256"]:
         raise ValueError("its bytes have changed")
 
 
