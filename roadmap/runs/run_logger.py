@@ -211,7 +211,7 @@ class RunLogger:
         self._save_requested |= due
         return due
 
-    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Let a checkpoint be written beside training, after its metrics. Raises NonFiniteError, DiskError."""
         self.flush()
         self.wait_for_checkpoint()
@@ -220,7 +220,7 @@ class RunLogger:
             ledger = {"rows": len(self._rows), "rows_sha256": sha256_of(self.metrics)}
         manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
         self._saved_s = self.time_s
-        self._saver.start({**state, "time_s": self._saved_s}, manifest, best_step)
+        self._saver.start({**state, "time_s": self._saved_s}, manifest)
         self._saved, self._save_requested = time.monotonic(), False
         self._throughput.restart()
 
