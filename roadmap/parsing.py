@@ -20,6 +20,7 @@ MAX_DIGITS = 40  # of a whole number
 YAML_INT = re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_:]*)")
 PLAIN_TAGS = (None, "!", "tag:yaml.org,2002:str")
 C_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser, where there is one
+AS_WRITTEN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value a text, and no merge keys
 
 
 def parse_json(data: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from roadmap.training.train import train
 
 from .records import ledger
 
-EARLIER = Path(__file__).parent / "fixtures" / "earlier"  # made by an earlier version: schema 1, fewer keys, other code
+EARLIER = Path(__file__).parent / "fixtures" / "earlier"  # made by an earlier version: fewer keys, other code
 CELL = Path("nano-digits", "patchify_stem", "seed0")
 NEW_KEYS = ("model.stem_stride", "model.conv_bias", "data.kind", "recipe.sync_batch_norm")
 

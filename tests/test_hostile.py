@@ -151,6 +151,10 @@ CODE = "x:\n  _target_: os.mkdir\n  path: {marker}\n"
 LOGGING = "version: 1\nhandlers:\n  x:\n    (): os.mkdir\n    path: {marker}\nroot:\n  handlers: [x]\n"
 DOUBLING = "".join(f"k{i}: ${{k{i - 1}}}${{k{i - 1}}}\n" for i in range(1, 30))
 SNEAKY = {  # what Hydra would act on -> files of a folder of configs
+    "a callback": {"step/evil.yaml": HEAD + "hydra:\n  callbacks:\n    x: {_target_: os.mkdir, path: {marker}}\n"},
+    "a callback by its dotted key": {"step/evil.yaml": HEAD + "hydra.callbacks.x: {path: {marker}}\n"},
+    "a folder for Hydra": {"step/evil.yaml": HEAD + "hydra:\n  run:\n    dir: {marker}\n"},
+    "code in a list": {"step/evil.yaml": HEAD + "model:\n  deep:\n    - _target_: os.mkdir\n"},
     "a header without a space": {"step/evil.yaml": "#@package hydra.job_logging\n" + LOGGING},
     "a header with more spaces": {"step/evil.yaml": "#   @package hydra.callbacks\n" + CODE},
     "logging under Hydra's own name": {"hydra/job_logging/none.yaml": LOGGING},

@@ -177,7 +177,7 @@ def test_reconcile_leaves_hostile_runs_and_plan_takes_no_speed_of_them(study):
 def test_sync_leaves_out_what_cannot_be_read_and_sends_the_rest(study, monkeypatch):
     lines = []
     monkeypatch.setattr(sync, "connect", lambda: None)
-    monkeypatch.setattr(sync, "from_flat", lambda _: Config(wandb={"mode": "disabled"}))
+    monkeypatch.setattr(sync, "from_record", lambda _: Config(wandb={"mode": "disabled"}))
     monkeypatch.setattr(sync, "rows_there", lambda *_: {(kind, n) for kind in ("train", "val") for n in range(50)})
     with pytest.raises(DataError, match=r"\d+ runs were left out, their records cannot be read"):
         sync.sync(study, lines.append)

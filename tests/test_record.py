@@ -304,7 +304,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_by_its_path(small, name):
         train(config)
 
 
-@pytest.mark.parametrize("name", ["digest_of", "append_metrics"])
+@pytest.mark.parametrize("name", ["sha256_of", "append_metrics"])
 def test_a_ledger_that_cannot_be_read_back_or_written_is_told(small, monkeypatch, name):
     monkeypatch.setattr(run_logger, name, Mock(side_effect=OSError(5, "Input/output error")))
     config = small("gelu")

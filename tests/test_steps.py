@@ -368,23 +368,6 @@ class TestOwnStep:
         with pytest.raises(ConfigError, match=rf"labels\.csv: {told}"):
             compose("mine", "nano", config_dir=folder)
 
-    @pytest.mark.parametrize("body", [
-        "hydra:\n  callbacks:\n    x:\n      _target_: os.mkdir\n      path: {marker}\n",
-        "hydra.callbacks.x:\n  path: {marker}\n",
-        "hydra:\n  run:\n    dir: {marker}\n",
-        "model:\n  deep:\n    - _target_: os.mkdir\n",
-    ])  # fmt: skip
-    def test_a_file_that_could_run_code_is_refused_before_hydra_reads_it(self, folder, tmp_path, body, command):
-        marker = tmp_path / "marker"
-        (folder / "step" / "evil.yaml").write_text("# @package _global_\n" + body.format(marker=marker))
-        with pytest.raises(ConfigError, match=r"evil\.yaml"):
-            compose("evil", "nano", config_dir=folder)
-        done = command("-cd", str(folder), "+step=evil")
-        assert done.returncode == 64
-        assert "evil.yaml" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not marker.exists()
-
 
 BAD = {  # override: what the message must hold
     "recipe.lr=nan": ["recipe.lr=nan", "above 0"],

@@ -17,7 +17,7 @@ from roadmap.report.analyse.formats import accuracy, between, p_equals, signed
 from roadmap.report.draw.curves import compared_curves
 from roadmap.report.draw.style import image
 from roadmap.runs.permissions import require_folder
-from roadmap.runs.recorded_config import flatten_config, from_flat
+from roadmap.runs.recorded_config import from_record
 from roadmap.runs.recorded_run import RecordedRun
 from roadmap.runs.schema import CONFIG, QUANTITIES
 from roadmap.text import ArgumentParser, clean, command_line, plain_table, printable_lines, redact, shorten
@@ -201,7 +201,7 @@ def layer_lines(found: Comparison) -> list[str]:
 
 def recorded_config(run: RecordedRun) -> Config:
     """Return the checked config of a run. Raises ConfigError, ValueError and OSError."""
-    return from_flat(flatten_config(parse_yaml(run.read(CONFIG).decode())))
+    return from_record(parse_yaml(run.read(CONFIG).decode()))
 
 
 if __name__ == "__main__":

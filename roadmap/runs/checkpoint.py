@@ -45,7 +45,7 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[dict[str, Any], Future[list[str]]] | None = None
 
-    def start(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+    def start(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Begin to write a checkpoint.
 
         Raises NonFiniteError where a number in it is not finite: then none is written.
@@ -55,8 +55,7 @@ class Saver:
             error = NonFiniteError(f"step {state['global_step']}: {name} is not finite; no checkpoint is written")
             error.on_all_ranks = False  # running statistics are each rank's own
             raise error
-        writing = self._writer.submit(save, self.folder, on_host(state), manifest, keep=self.keep, best_step=best_step)
-        self._writing = manifest, writing
+        self._writing = manifest, self._writer.submit(save, self.folder, on_host(state), manifest, keep=self.keep)
 
     def finished(self) -> tuple[dict[str, Any], list[str]] | None:
         """Return what `wait` does, once, if the last checkpoint is whole by now. Raises DiskError."""
@@ -103,9 +102,7 @@ def _named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tens
             yield from _named_tensors(value, f"{name}.{key}" if name else str(key))
 
 
-def save(
-    folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int, best_step: int | None
-) -> list[str]:
+def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int) -> list[str]:
     """Write a checkpoint, then drop all but the newest `keep` and those of the best step.
 
     One of the same step and evaluation is the same to the bit, and left alone. Returns a line for each file that
@@ -129,7 +126,7 @@ def save(
             write_json(path.with_suffix(".json"), manifest)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
-    return _rotate(path, keep, best_step)
+    return _rotate(path, keep, manifest["best_step"])
 
 
 def tidy(folder: Path) -> list[str]:
@@ -198,14 +195,14 @@ def _is_whole(path: Path) -> bool:
 
 
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
-    if manifest["schema"] not in range(1, MANIFEST_SCHEMA + 1):
+    if manifest["schema"] != MANIFEST_SCHEMA:
         raise ValueError(f"written in schema {manifest['schema']}, this is {MANIFEST_SCHEMA}")
-    if manifest["schema"] > 1 and manifest.get("checksum") != checksum(manifest):
+    if manifest["checksum"] != checksum(manifest):
         raise ValueError("its manifest has changed")
     _verify_name(path, manifest)
-    if path.stat().st_size != manifest.get("bytes"):
-        raise ValueError(f"{path.stat().st_size} bytes instead of {manifest.get('bytes')}")
-    if sha256_of(path) != manifest.get("sha256"):
+    if path.stat().st_size != manifest["bytes"]:
+        raise ValueError(f"{path.stat().st_size} bytes instead of {manifest['bytes']}")
+    if sha256_of(path) != manifest["sha256"]:
         raise ValueError("its bytes have changed")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import DataError
-from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular, refuse_pipe, sha256_of
+from roadmap.files import atomic_write, finite_or_null, fsync, open_regular, read_regular, refuse_pipe
 from roadmap.parsing import object_or_none
 from roadmap.runs.schema import METRICS, RECORD
 
@@ -136,8 +136,8 @@ def rows_at_end(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return last["train"], last["val"]
 
 
-def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest: str | None = None) -> None:
-    """Drop what came after a checkpoint (it will be written again) and any torn or bad line.
+def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest: str | None) -> list[dict[str, Any]]:
+    """Drop what came after a checkpoint (it will be written again) and any torn or bad line; return the other rows.
 
     Raises OSError, and DataError where what is left is not a line for each step and evaluation up to the checkpoint,
     or not what `digest` says was written.
@@ -156,6 +156,7 @@ def truncate_metrics(path: Path, global_step: int, epochs_evaluated: int, digest
             f" ({holes or 'a value has changed'}); fresh=true starts over and sets this aside"
         )
     atomic_write(path, text)
+    return rows
 
 
 def find_hole(what: str, numbers: list[int], last: int) -> str:
@@ -167,8 +168,3 @@ def find_hole(what: str, numbers: list[int], last: int) -> str:
     if number <= count:
         return f"{what} {found} is repeated or out of order"
     return f"{what}s continue to {count}, past {last}" if count > last else ""
-
-
-def digest_of(path: Path) -> str:
-    """Return a hash of a ledger as it is. Raises OSError."""
-    return sha256_of(path) if path.exists() else hashlib.sha256().hexdigest()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return what a result depends on, of a config as it was recorded: dotted key -> value.
 
     `values` are nested or by dotted key. A key that the record lacks counts as its default: with it the record was
-    made. So does one that nothing read. Raises ValueError for no config.
+    made. So does one that nothing read.
     """
-    recorded = {name: value for name, value in flatten_config(values).items() if name in KEYS}
+    recorded = {name: value for name, value in flatten(values).items() if name in KEYS}
     recorded = {name: value for name, value in recorded.items() if is_read(name, recorded)}
     return {name: recorded.get(name, key.default) for name, key in KEYS.items() if key.affects == Affects.result}
 
@@ -31,7 +30,7 @@ def identity_hash(values: dict[str, Any]) -> str:
 
 def lost_keys(values: dict[str, Any]) -> list[str]:
     """Return the recorded keys that the schema does not know any more, as `key=value`."""
-    return [f"{name}={shorten(str(value), 40)}" for name, value in flatten_config(values).items() if name not in KEYS]
+    return [f"{name}={shorten(str(value), 40)}" for name, value in flatten(values).items() if name not in KEYS]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -49,34 +48,16 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{CONFIG}: holds no config that can be read ({one_line(error)})") from None
 
 
-def from_flat(values: Mapping[str, Any]) -> Config:
-    """Return the config of some values by dotted key: the default for what is missing, keys unknown by now left out.
+def from_record(values: dict[str, Any]) -> Config:
+    """Return a recorded config: the default for a key that is missing, keys unknown by now left out.
 
-    Raises ConfigError.
+    `values` are nested or by dotted key. Raises ConfigError.
     """
-    nested: dict[str, Any] = {}
-    for name in values.keys() & (KEYS.keys() | Config.model_fields.keys()):  # a section that is none is refused
+    flat, nested = flatten(values), dict[str, Any]()
+    for name in flat.keys() & (KEYS.keys() | Config.model_fields.keys()):  # a section that is none is refused
         section, _, inner = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[inner] = values[name]
+        (nested.setdefault(section, {}) if section else nested)[inner] = flat[name]
     return Config(**nested)
-
-
-def flatten_config(values: Any) -> dict[str, Any]:
-    """Return a recorded config by dotted key. Raises ValueError where it is none."""
-    if not isinstance(values, dict):
-        raise ValueError("holds no config")
-    return flatten(values)
-
-
-def hash_before_schema_2(values: dict[str, Any]) -> str:
-    """Return the hash that a manifest of schema 1 has of a config, from the `config.yaml` of its time."""
-    flat: dict[str, Any] = {}
-    for key in ("step", "variant", "cell", "seed", "regime", "model", "recipe", "data"):
-        value = values.get(key)
-        inner = value.items() if isinstance(value, dict) else ()
-        flat |= {f"{key}.{k}": v for k, v in inner if not (key == "data" and k in ("root", "download", "workers"))}
-        flat |= {} if isinstance(value, dict) else {key: value}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

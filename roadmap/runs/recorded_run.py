@@ -9,10 +9,9 @@ from typing import Any
 from zipfile import ZipInfo
 
 import numpy as np
-import yaml
 
 from roadmap.files import read_regular
-from roadmap.parsing import parse_json, parse_yaml
+from roadmap.parsing import AS_WRITTEN, parse_json, parse_yaml
 from roadmap.runs.archive import Archive
 from roadmap.runs.metrics import TAIL_BYTES, Metrics, last_rows, parse_metrics, rows_at_end
 from roadmap.runs.result import changed_files
@@ -24,7 +23,6 @@ NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<u2|<u4)', 'fortran_order': False, 'shape': \(([0-9]{1,8}),\), \} {0,99}\n",
     re.DOTALL,
 )
-LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader  # strings only, and no merge keys
 
 
 class Suspect(ValueError):
@@ -46,17 +44,13 @@ class RecordedRun:
     def metrics_size(self) -> int:
         """Return how long the ledger is, in bytes; 0 where there is none."""
         try:
-            return self.size(METRICS)
+            return (self.folder / METRICS).stat().st_size
         except OSError:
             return 0
 
     def has(self, name: str) -> bool:
         """Tell whether there is anything of this name."""
         return os.path.lexists(self.folder / name)
-
-    def size(self, name: str) -> int:
-        """Return the bytes of a file."""
-        return (self.folder / name).stat().st_size
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file of the record."""
@@ -82,7 +76,7 @@ class RecordedRun:
         """Return the resolved config as dictionaries, lists and strings; nothing in it is ever made into an object."""
         data = self._read(CONFIG)
         try:
-            values = parse_yaml(data.decode(), LOADER)
+            values = parse_yaml(data.decode(), AS_WRITTEN)
         except ValueError as error:
             raise Suspect(f"{CONFIG}: not YAML ({clean(error, 120)})") from None
         if not isinstance(values, dict):
@@ -122,9 +116,9 @@ class ArchivedRun(RecordedRun):
         """Tell whether there is a file of this name."""
         return name in self.members
 
-    def size(self, name: str) -> int:
-        """Return the bytes of a file, as the archive lists them."""
-        return self.members[name].file_size if name in self.members else 0
+    def metrics_size(self) -> int:
+        """Return how long the ledger is, as the archive lists it; 0 where there is none."""
+        return self.members[METRICS].file_size if METRICS in self.members else 0
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file of the record."""

@@ -29,7 +29,7 @@ from roadmap.files import (
 from roadmap.runs.checkpoint_files import list_checkpoints, newest_place
 from roadmap.runs.permissions import make_folder, refuse_unsafe
 from roadmap.runs.process import lives
-from roadmap.runs.recorded_config import differences, hash_before_schema_2, identity, lost_keys
+from roadmap.runs.recorded_config import differences, identity, lost_keys
 from roadmap.runs.schema import (
     CHECKPOINTS,
     CONFIG,
@@ -112,7 +112,6 @@ class RunDir:
             self.notes.append(gone)
         if not list_checkpoints(self.path / CHECKPOINTS):
             return  # nothing was trained yet that other code or data could spoil
-        self.status.setdefault("identity_hash", hash_before_schema_2(before))
         drift = self._changes(run_info, [*info_keys(Affects.result), "code_hash"])
         if drift and not allow_drift:
             raise Refused(

@@ -19,11 +19,11 @@ import torch
 from roadmap.config.schema import Config
 from roadmap.distributed.device import peak_memory_gb, reset_peak_memory
 from roadmap.errors import DiskError, StoppedEarly, exit_code
-from roadmap.files import atomic_write, disk_errors
+from roadmap.files import atomic_write, disk_errors, sha256_of
 from roadmap.runs import checkpoint, provenance
 from roadmap.runs.checkpoint_files import newest_place
 from roadmap.runs.deferred_metrics import DeferredMetrics, Row
-from roadmap.runs.metrics import append_metrics, digest_of, read_metrics, seconds_past, truncate_metrics
+from roadmap.runs.metrics import append_metrics, seconds_past, truncate_metrics
 from roadmap.runs.process import process_start
 from roadmap.runs.progress import Progress, SweepProgress
 from roadmap.runs.result import config_summary, write_result
@@ -80,7 +80,6 @@ class RunLogger:
             "lost_s": earlier.get("lost_s") or 0.0,
             "drift": earlier.get("drift") or [],
             "rounding": earlier.get("rounding") or [],
-            **({"identity_hash": earlier["identity_hash"]} if "identity_hash" in earlier else {}),
             **self.run_info,
             "pid": os.getpid(),
             "pid_start": process_start(os.getpid()),
@@ -101,8 +100,7 @@ class RunLogger:
         """
         lost_s = self.run.status["lost_s"] + max(0.0, seconds_past(self.metrics, time_s))
         with disk_errors(self.metrics):
-            truncate_metrics(self.metrics, global_step, epochs_evaluated, digest)
-            self._rows = read_metrics(self.metrics).rows if self.metrics.exists() else []
+            self._rows = truncate_metrics(self.metrics, global_step, epochs_evaluated, digest)
         if evaluated := [row for row in self._rows if row["kind"] == "val"]:
             self._show_top1(evaluated[-1])
         total_steps = self.config.recipe.epochs * self.run_info["steps_per_epoch"]
@@ -213,16 +211,16 @@ class RunLogger:
         self._save_requested |= due
         return due
 
-    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any], best_step: int | None) -> None:
+    def save_checkpoint(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Let a checkpoint be written beside training, after its metrics. Raises NonFiniteError, DiskError."""
         self.flush()
         self.wait_for_checkpoint()
         self.run.require_own()
         with disk_errors(self.metrics):
-            ledger = {"rows": len(self._rows), "rows_sha256": digest_of(self.metrics)}
+            ledger = {"rows": len(self._rows), "rows_sha256": sha256_of(self.metrics)}
         manifest = {**manifest, **ledger, "time": time.time(), **self.run_info}
         self._saved_s = self.time_s
-        self._saver.start({**state, "time_s": self._saved_s}, manifest, best_step)
+        self._saver.start({**state, "time_s": self._saved_s}, manifest)
         self._saved, self._save_requested = time.monotonic(), False
         self._throughput.restart()
 

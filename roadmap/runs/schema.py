@@ -1,8 +1,7 @@
 """What a run directory holds: the names of its files, the schema of each, and how its numbers are shown.
 
 Older records lack keys, and newer ones have more: what is missing is None, what is not known is kept.
-`MANIFEST_SCHEMA` counts the forms of a manifest: 1 had a hash of the run's identity, 2 has its values, the ledger's
-length and hash, and a checksum of its own.
+`MANIFEST_SCHEMA` counts the forms of a manifest.
 """
 
 import hashlib
@@ -93,7 +92,6 @@ class Status(RunInfo):
     began_at: list[int] | None = None  # step and epochs of the checkpoint that this start began at
     drift: list[str] | None = None  # what had changed when it went on by allow_drift=true
     rounding: list[str] | None = None  # what had changed that differs in rounding alone
-    identity_hash: str | None = None  # of the config as a start before schema 2 wrote it
     pid: int | None = None
     pid_start: int | None = None  # in the kernel's ticks: a later process may have the same number
     wandb_id: str | None = None
@@ -145,15 +143,15 @@ class Manifest(RunInfo):
     form: int = Field(alias="schema")
     bytes: int
     sha256: str
-    identity: dict[str, Any] | str
+    identity: dict[str, Any]
     global_step: int
     epochs_evaluated: int
     best_top1: float | None = None
     best_step: int | None = None
     time: float | None = None
-    rows: int | None = None  # lines of the ledger up to this checkpoint
-    rows_sha256: str | None = None
-    checksum: str | None = None  # of all the other keys
+    rows: int  # lines of the ledger up to this checkpoint
+    rows_sha256: str
+    checksum: str  # of all the other keys
 
 
 def write_record(kind: type[Record], path: Path, values: dict[str, Any]) -> None:

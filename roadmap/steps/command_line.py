@@ -48,7 +48,7 @@ class CommandLine:
     def __init__(self, run: Run, argv: Sequence[str]) -> None:
         self.run, self.argv = run, list(argv)
         self.env, self.sweep = RankEnv(), SweepProgress()
-        self.overrides: list[str] = []
+        self.folders, self.overrides = [CONF], list[str]()
         self.codes: list[int] = []  # one per run: Hydra drops what a task returns in a sweep
 
     def main(self) -> int:
@@ -60,7 +60,8 @@ class CommandLine:
             return 64
         try:
             if {"--help", "-h"} & set(self.argv):
-                print(help_text(config_dirs(self.argv), check_options(self.argv)[1]))
+                options, words = check_options(self.argv)
+                print(help_text(config_dirs(options), words))
                 return 0
             if self.argv[0] in completion.OPTIONS:
                 completion.complete(self.argv[1:])
@@ -68,10 +69,10 @@ class CommandLine:
             self.env = rank_env()
             options, self.overrides = check_options(self.argv)
             sys.argv[1:] = [*options, *self.overrides]  # argparse accepts no option between two overrides
-            folders = config_dirs(self.argv)
-            check_overrides(self.overrides, folders)
-            check_config_dirs(folders, CONF)
-            step_tree(folders)
+            self.folders = config_dirs(options)
+            check_overrides(self.overrides, self.folders)
+            check_config_dirs(self.folders, CONF)
+            step_tree(self.folders)
             with TemporaryDirectory() as scratch:  # for what Hydra writes at a sweep's start, before any check
                 os.environ["ROADMAP_SCRATCH"] = scratch
                 accept_lazy_help()
@@ -141,7 +142,7 @@ class CommandLine:
         elif isinstance(error, RoadmapError):
             self.write(f"error: {error}")
         else:
-            self.write(f"error: {plain_error(error, config_dirs(self.argv))}")
+            self.write(f"error: {plain_error(error, self.folders)}")
         return error.code if isinstance(error, RoadmapError) else 64
 
     def write(self, line: str) -> None:

@@ -3,6 +3,7 @@ and what the keys are, from the schema."""
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from roadmap.config import KEYS
@@ -41,15 +42,10 @@ def short_help() -> str:
     return HEAD + "\npython run.py --help lists all steps, regimes, scales, data sets, variants and keys."
 
 
-def config_dirs(words: Sequence[str]) -> list[Path]:
-    """Return the config folders that a command line names (`-cd FOLDER`), and ours."""
-    folders = [CONF]
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word in {"-cd", "--config-dir"}:
-            folders.insert(0, Path(following))
-        elif word.startswith(("--config-dir=", "-cd=")):
-            folders.insert(0, Path(word.partition("=")[2]))
-    return [folder for folder in folders if folder.is_dir()]
+def config_dirs(options: Sequence[str]) -> list[Path]:
+    """Return the config folders among the options of a command line, as `check_options` returns them, and ours."""
+    named = [Path(value) for option, value in pairwise(options) if option in ("-cd", "--config-dir")]
+    return [*reversed(named), CONF]
 
 
 def help_text(folders: Sequence[Path], words: Sequence[str] = ()) -> str:

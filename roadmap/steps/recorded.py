@@ -14,7 +14,7 @@ from roadmap.config.fields import shown
 from roadmap.config.schema import DERIVED
 from roadmap.errors import ConfigError, DataError
 from roadmap.files import expand
-from roadmap.runs.recorded_config import flatten_config, from_flat, read_config
+from roadmap.runs.recorded_config import from_record, read_config
 from roadmap.steps.cell_name import SAFE_CELL, check_variant, variant_name
 from roadmap.steps.tree import ADDED
 from roadmap.text import check_name, clean, flatten
@@ -57,13 +57,13 @@ def config_of_run(composed: Mapping[str, Any], hydra: HydraConf) -> Config:
     root = run["data.root"]
     if root and not expand(root).is_dir():  # the run was made elsewhere
         run["data.root"] = os.environ.get("ROADMAP_DATA") or root
-    return from_flat(run | {key: now[key] for key in (*HERE, *typed) if key in now})
+    return from_record(run | {key: now[key] for key in (*HERE, *typed) if key in now})
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
     """Return a run's config by dotted key, checked like every config. Raises DataError."""
     try:
-        config = from_flat(flatten_config(read_config(path)))
+        config = from_record(read_config(path))
         for name in ("step", "study"):
             if getattr(config, name) is not None:
                 check_name(name, getattr(config, name))

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import field_validator
 
 from roadmap.config import Affects
 from roadmap.config.fields import Float, Int, Section, Text, key, shown
 from roadmap.errors import ConfigError
 from roadmap.files import MAX_YAML, read_regular
-from roadmap.parsing import parse_yaml
+from roadmap.parsing import AS_WRITTEN, parse_yaml
 from roadmap.steps.tree import CONF
 from roadmap.text import nearest, one_line
 
@@ -55,7 +54,6 @@ class ClusterConfig(Section):
 
 
 C = TypeVar("C", bound=ClusterConfig)
-AS_WRITTEN = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 def is_cluster_key(override: str) -> bool:

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -146,11 +145,7 @@ class Row:
 
 
 def plan(
-    cells: Sequence[Cell],
-    runs: Path,
-    hardware: str | None,
-    given: Mapping[str, float] = MappingProxyType({}),
-    bench: Bench = MappingProxyType({}),
+    cells: Sequence[Cell], runs: Path, hardware: str | None, given: Mapping[str, float], bench: Bench
 ) -> list[Row]:
     """Return one row per cell. `hardware` is (a part of) the name of the GPU whose earlier runs count, or None.
 

@@ -36,14 +36,12 @@ OF_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")  # 
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm says of a job. Times in seconds since 1970; the start of one that waits is what Slurm expects."""
+    """What Slurm says of a job; the start, in seconds since 1970, of one that waits is what Slurm expects."""
 
     state: str
     reason: str = ""
     node: str = ""
-    submitted: float | None = None
     started: float | None = None
-    ended: float | None = None
 
     @property
     def never_starts(self) -> str:
@@ -99,7 +97,7 @@ def query(names: Iterable[str], jobs: Iterable[str] = ()) -> Queue:
 def squeue(names: list[str]) -> Queue:
     """Return the jobs with some names that are in the queue, or have just left it."""
     out, error = run("squeue", "--noheader", "--array", "--all", "--states=all", f"--name={','.join(names)}",
-                     "--format=%i|%T|%r|%N|%V|%S|%e", SLURM_TIME_FORMAT="%s", SLURM_BITSTR_LEN="0")  # fmt: skip
+                     "--format=%i|%T|%r|%N|%S", SLURM_TIME_FORMAT="%s", SLURM_BITSTR_LEN="0")  # fmt: skip
     if out and not out.endswith("\n"):
         return Queue(error="squeue's answer is cut off")
     return Queue(read_jobs(out), error)
@@ -112,19 +110,19 @@ def sacct(names: list[str], jobs: list[str]) -> dict[str, Job]:
     """
     out, _ = run("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}",
                  f"--name={','.join(names)}",
-                 "--format=JobID,State,Reason,NodeList,Submit,Start,End", SLURM_TIME_FORMAT="%s")  # fmt: skip
+                 "--format=JobID,State,Reason,NodeList,Start", SLURM_TIME_FORMAT="%s")  # fmt: skip
     return read_jobs(out)
 
 
 def read_jobs(out: str | None) -> dict[str, Job]:
-    """Return the jobs in lines of id, state, reason, nodes, and the times of submission, start and end."""
+    """Return the jobs in lines of id, state, reason, nodes and time of start."""
     found: dict[str, Job] = {}
     for line in (out or "").splitlines():
-        job, state, reason, node, *times = [*(part.strip() for part in line.split("|")), *[""] * 6][:7]
+        job, state, reason, node, started = [*(part.strip() for part in line.split("|")), *[""] * 4][:5]
         if job and state:
             reason = "" if reason in ("None", "(null)") else reason
             state = state.split()[0]  # of "CANCELLED by 1000"
-            found |= dict.fromkeys(task_ids(job), Job(state, reason, node, *map(seconds, times)))
+            found |= dict.fromkeys(task_ids(job), Job(state, reason, node, seconds(started)))
     return found
 
 

@@ -3,6 +3,7 @@
 All is decided and recorded while the study is locked, so that the same command typed twice at once makes no job twice.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class Submission:
 
     started: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
-    left: dict[str, int] = field(default_factory=dict)
+    left: Counter[str] = field(default_factory=Counter)
     job: str = ""
 
     def __str__(self) -> str:
@@ -144,7 +145,7 @@ def choose_cells(selection: Selection, code: Path) -> tuple[Submission, list[Tas
         state = states[cell.key]
         ended = "not finite" if study.generator.is_result(cell.config, state.exit_code) else state.state
         if ended not in START:
-            submission.left[ended] = submission.left.get(ended, 0) + 1
+            submission.left[ended] += 1
             continue
         (submission.started if state.global_step is None else submission.restarted).append(cell.key)
         tasks.append(Task(cell.key, run_args(study, cell, code), state.global_step))

@@ -15,7 +15,7 @@ from roadmap.config.schema import Config
 from roadmap.errors import DataError, StoppedEarly
 from roadmap.files import read_json_or_empty, read_yaml
 from roadmap.runs.metrics import read_metrics
-from roadmap.runs.recorded_config import flatten_config, from_flat
+from roadmap.runs.recorded_config import from_record
 from roadmap.runs.schema import CONFIG, METRICS, STATUS, SUMMARY, Status, read_or_empty, read_record
 from roadmap.runs.wandb_client import import_wandb, start_service
 from roadmap.runs.wandb_logger import WandbLogger, log_rows, project_of, read_settings, wandb_mode
@@ -80,7 +80,7 @@ def has_logged(run: Path) -> bool:
     environment this one, does not turn it off."""
     with suppress(OSError, ValueError):  # said when it is read to be sent
         begun = (run / "wandb").is_dir() or read_or_empty(Status, run / STATUS).wandb_rows != 0
-        return begun or wandb_mode(from_flat(flatten_config(read_yaml(run / CONFIG)))) != "disabled"
+        return begun or wandb_mode(from_record(read_yaml(run / CONFIG))) != "disabled"
     return True
 
 
@@ -102,7 +102,7 @@ def sync_run(run: Path, api: "Api", echo: Callable[[str], None]) -> int:
     Raises StoppedEarly where it goes offline, OSError and ValueError for a record that cannot be read.
     """
     status, values = read_record(Status, run / STATUS), read_yaml(run / CONFIG)
-    config, run_id = from_flat(flatten_config(values)), str(status.get("wandb_id"))
+    config, run_id = from_record(values), str(status.get("wandb_id"))
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id):
         raise ValueError(f"{STATUS}: wandb_id={clean(run_id, 40)} is none")
     there = rows_there(api, config, run_id)

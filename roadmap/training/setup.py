@@ -156,8 +156,7 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
     checkpoint.set_aside(found.newer)
     run.update(began_at=newest_place(folder))
-    digest = found.manifest.get("rows_sha256")
-    return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": digest}
+    return {"path": str(found.path), "skipped": found.skipped, "rows_sha256": found.manifest["rows_sha256"]}
 
 
 def log_setup(ctx: RunContext) -> None:
@@ -180,11 +179,7 @@ def log_setup(ctx: RunContext) -> None:
 
 def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, steps_per_epoch: int) -> None:
     """Raise Refused if a checkpoint belongs to another config, or to epochs of another length."""
-    theirs, mine = manifest["identity"], identity(config.values())
-    if isinstance(theirs, str):  # a hash, of schema 1
-        changes = [] if theirs == run.status.get("identity_hash") else [f"identity: {theirs}"]
-    else:
-        changes = differences(identity(theirs), mine)
+    changes = differences(identity(manifest["identity"]), identity(config.values()))
     changes += differences({"steps_per_epoch": manifest.get("steps_per_epoch")}, {"steps_per_epoch": steps_per_epoch})
     if changes:
         reason = "; ".join(changes)

@@ -221,7 +221,7 @@ def evaluate_net(ctx: RunContext, net: nn.Module) -> Steps[Evaluation]:
 def save_checkpoint(ctx: RunContext, state: TrainState) -> None:
     """Start writing a checkpoint in the background. Raises NonFiniteError, and DiskError for this or an earlier one."""
     manifest = {"identity": identity(ctx.config.values()), **state.counters()}
-    ctx.logger.save_checkpoint(state.state_dict(), manifest, state.best_step)
+    ctx.logger.save_checkpoint(state.state_dict(), manifest)
 
 
 def run_to_end(steps: Steps[T]) -> T:

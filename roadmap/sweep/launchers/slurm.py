@@ -260,10 +260,8 @@ def srun_words(config: Config) -> list[str]:
 
 def requeue_command(code: Path, runs_file: Path) -> str:
     """Return the shell's line that may queue the job again, with the code of the snapshot."""
-    older = not (code / "roadmap" / "sweep" / "requeue.py").exists()
-    module = "after" if older else "requeue"
-    python = shlex.quote(sys.executable)
-    return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.{module} $code {shlex.quote(str(runs_file))}"
+    python, runs = shlex.quote(sys.executable), shlex.quote(str(runs_file))
+    return f"cd {shlex.quote(str(code))} && {python} -m roadmap.sweep.requeue $code {runs}"
 
 
 def placement(config: Config) -> dict[str, object]:
