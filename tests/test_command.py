@@ -110,6 +110,8 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE; did you mean +step=gelu?"]),
         (("+step=gelu", "imagenet"), 64, ["did you mean scale=imagenet or data=imagenet?"]),
         (("+step=gelu", "nothing"), 64, ["nothing: cannot be read as KEY=VALUE (Error"]),
+        (("+step=gelu", "data.root=/Ann's"), 64, [r"""quoted it is "data.root='/Ann\\'s'" """.strip()]),
+        (("+step=gelu", "data.root='/Ann's'"), 64, [r"""quoted it is "data.root='/Ann\\'s'" """.strip()]),
         (("--help", "variants"), 64, ["--help variants: there is no such group", "did you mean variant?"]),
         (("--help", "model.kernel_sise"), 64, ["did you mean model.kernel_size?"]),
         (("--help", "nothing"), 64, ["there are: step, regime, scale, data, recipe, variant, debug, all, model,"]),

@@ -85,12 +85,14 @@ def quote(value: str) -> str:
 def _hint(word: str, before: str) -> str:
     """Return how to type a word whose value is text, for Hydra and for a shell; nothing if quoting would not help."""
     key, equals, value = word.partition("=")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]  # quoted, but as text with such a quote in it is not
     quoted = f"{key}={quote(value)}"
     try:
         OverridesParser.create().parse_override(quoted)
     except HydraException:
         return ""
-    in_shell = f'"{quoted}"' if not set(quoted) & set('"$`\\!') else shlex.quote(quoted)
+    in_shell = shlex.quote(quoted) if set(quoted) & set('"$`!') else '"' + quoted.replace("\\", "\\\\") + '"'
     known = KEYS.get(key.lstrip("+"))
     return f"{before} {in_shell}" if equals and value and known and known.is_text else ""
 
