@@ -152,6 +152,15 @@ def test_a_key_that_only_a_file_has_comes_with_that_file(command, tmp_path):
     assert f"{step}: model.kernel_sise: there is no such key; did you mean model.kernel_size?" in line
 
 
+def test_a_config_folder_given_one_level_too_deep_is_told_with_its_parent(command, tmp_path):
+    step = tmp_path / "mydir" / "step" / "mine.yaml"
+    step.parent.mkdir(parents=True)
+    step.write_text("# @package _global_\ndefaults:\n  - gelu\n  - _self_\n")
+    done = command("-cd", str(step.parent), "+step=mine")
+    assert done.returncode == 64
+    assert done.stderr == f"error: +step=mine: there is no such step; -cd {tmp_path / 'mydir'} finds {step}\n"
+
+
 def test_a_user_without_a_name_or_a_home_can_train(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("becoming another user takes root")
@@ -170,6 +179,14 @@ def test_a_user_without_a_name_or_a_home_can_train(tmp_path):
     assert len(done.stdout.splitlines()) == 1
     lines = [line for line in done.stderr.splitlines() if "no commit is recorded" not in line]
     assert [line.partition(":")[2].split(";")[0] for line in lines] == [" starting", " offline"]
+
+
+@pytest.mark.parametrize("variable", ["RUNS", "ROOT"])
+def test_make_takes_no_path_with_an_apostrophe_and_says_so(variable):
+    given = ["make", "-n", "data-check", f"{variable}=/home/o'brien/x"]
+    done = subprocess.run(given, cwd=drive.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "take no apostrophe" in done.stderr
 
 
 def test_an_unwritable_place_for_runs_is_a_disk_error(command, tmp_path):

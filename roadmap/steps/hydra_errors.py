@@ -116,7 +116,9 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
     for folder in set(folders) - {CONF}:
         for path in [*folder.glob("*.y*ml"), *folder.glob("*/*.y*ml")]:
             if path.stem == name and path.parent.name not in GROUPS.keys() - {group} and not _is_study(path):
-                return f"{sign}{group}={name}: there is no such {group}; {path} must be {folder / group / name}.yaml"
+                found = path == folder.parent / group / f"{name}.yaml"
+                mend = f"-cd {folder.parent} finds {path}" if found else f"{path} must be {folder / group / name}.yaml"
+                return f"{sign}{group}={name}: there is no such {group}; {mend}"
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 
