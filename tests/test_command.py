@@ -95,6 +95,7 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         ),
         (("+stp=gelu",), 64, ["stp: there is no such key; did you mean +step?"]),
         (("-cn", "nope", "+step=gelu"), 64, ["-cn nope: there is no such file", "config"]),
+        (("-cn", "demo"), 64, ["-cn demo: there is no such file; -cd sweeps -cn demo runs the study"]),
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
         (("mode=evaluate", "weights='~nobody-here/w.pth'"), 64, ["~nobody-here/w.pth", "no home folder"]),

@@ -55,7 +55,9 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
         return f"{found[1]}: takes one value; several need --multirun{_hint(found[1], ', and text with a comma is')}"
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
         known = sorted({path.stem for folder in folders for path in folder.glob("[!.]*.yaml")})
-        return f"-cn {found[1]}: there is no such file; {nearest(found[1], known)}"
+        is_study = (CONF.parent / "sweeps" / f"{found[1]}.yaml").is_file()
+        told = f"-cd sweeps -cn {found[1]} runs the study" if is_study else nearest(found[1], known)
+        return f"-cn {found[1]}: there is no such file; {told}"
     if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
         return _explain_choice(found[1], steps, folders)
     if found := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
