@@ -25,6 +25,7 @@ STUDIES = $(if $(filter file,$(origin STUDY)),roadmap_tiny roadmap_base,$(STUDY)
 # What `make status` and `make watch` show then: whatever was submitted.
 SUBMITTED = $(shell ls -d '$(RUNS)'/*/.study 2>/dev/null | sed -n 's:.*/\([^/]*\)/\.study$$:\1:p')
 SHOWN = $(if $(filter file,$(origin STUDY)),$(or $(SUBMITTED),$(STUDIES)),$(STUDY))
+$(if $(findstring ',$(RUNS)$(ROOT)),$(error RUNS= and ROOT= take no apostrophe; run.py and python -m roadmap.report take any path))
 # The folder of a study below RUNS, also of one that is given as a file.
 FOLDER = $(RUNS)/$(foreach study,$(STUDY),$(if $(filter %.yaml,$(study)),$(basename $(notdir $(study))),$(study)))
 SWEEP = $(BIN)/python -m roadmap.sweep

@@ -192,6 +192,14 @@ def test_a_wrong_option_is_refused(capsys, words, told):
     assert told in error and "Traceback" not in error
 
 
+def test_the_help_of_mini_has_the_batch_and_the_size_that_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["mini", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "pixels; default: 48" in text
+    assert "images; default: 512" in text
+
+
 def test_mini_extrapolates_from_what_it_measured(tmp_path, capsys):
     study = ("--seeds", "2", "--epochs", "5", "--images", "1000", "--json", str(tmp_path / "mini.json"))
     assert main(["mini", "--rows", "separate_downsampling", *SMALL, *study, "--peer", "none"]) == 0

@@ -83,6 +83,7 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("mode=data_check", "data.root=/a,b"), 64, ["\"data.root='/a,b'\""]),
         (("+stp=gelu",), 64, ["stp: there is no such key; did you mean +step?"]),
         (("-cn", "nope", "+step=gelu"), 64, ["-cn nope: there is no such file", "config"]),
+        (("-cn", "demo"), 64, ["-cn demo: there is no such file; -cd sweeps -cn demo runs the study"]),
         (("-cd", "sweps", "+step=gelu"), 64, ["-cd sweps: no such folder", "did you mean sweeps?"]),
         (("mode=evaluate", "weights=tets"), 65, ["no such file or run directory", "did you mean tests?"]),
         (("mode=evaluate", "weights='~nobody-here/w.pth'"), 64, ["~nobody-here/w.pth", "no home folder"]),
@@ -98,6 +99,8 @@ def test_one_ablation_leaves_its_record_and_ends_with_one_line(command, tmp_path
         (("gelu",), 64, ["gelu: cannot be read as KEY=VALUE; did you mean +step=gelu?"]),
         (("+step=gelu", "imagenet"), 64, ["did you mean scale=imagenet or data=imagenet?"]),
         (("+step=gelu", "nothing"), 64, ["nothing: cannot be read as KEY=VALUE (Error"]),
+        (("+step=gelu", "data.root=/Ann's"), 64, [r"""quoted it is "data.root='/Ann\\'s'" """.strip()]),
+        (("+step=gelu", "data.root='/Ann's'"), 64, [r"""quoted it is "data.root='/Ann\\'s'" """.strip()]),
         (("--help", "variants"), 64, ["--help variants: there is no such group", "did you mean variant?"]),
         (("--help", "model.kernel_sise"), 64, ["did you mean model.kernel_size?"]),
         (("--help", "nothing"), 64, ["there are: step, regime, scale, data, recipe, variant, debug, all, model,"]),
@@ -138,6 +141,15 @@ def test_a_key_that_only_a_file_has_comes_with_that_file(command, tmp_path):
     assert f"{step}: model.kernel_sise: there is no such key; did you mean model.kernel_size?" in line
 
 
+def test_a_config_folder_given_one_level_too_deep_is_told_with_its_parent(command, tmp_path):
+    step = tmp_path / "mydir" / "step" / "mine.yaml"
+    step.parent.mkdir(parents=True)
+    step.write_text("# @package _global_\ndefaults:\n  - gelu\n  - _self_\n")
+    done = command("-cd", str(step.parent), "+step=mine")
+    assert done.returncode == 64
+    assert done.stderr == f"error: +step=mine: there is no such step; -cd {tmp_path / 'mydir'} finds {step}\n"
+
+
 def test_a_user_without_a_name_or_a_home_can_train(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("becoming another user takes root")
@@ -156,6 +168,14 @@ def test_a_user_without_a_name_or_a_home_can_train(tmp_path):
     assert len(done.stdout.splitlines()) == 1
     lines = [line for line in done.stderr.splitlines() if "no commit is recorded" not in line]
     assert [line.partition(":")[2].split(";")[0] for line in lines] == [" starting", " offline"]
+
+
+@pytest.mark.parametrize("variable", ["RUNS", "ROOT"])
+def test_make_takes_no_path_with_an_apostrophe_and_says_so(variable):
+    given = ["make", "-n", "data-check", f"{variable}=/home/o'brien/x"]
+    done = subprocess.run(given, cwd=drive.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "take no apostrophe" in done.stderr
 
 
 def test_an_unwritable_place_for_runs_is_a_disk_error(command, tmp_path):

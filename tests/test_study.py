@@ -122,10 +122,10 @@ def test_cells_are_narrowed_to_steps_and_seeds():
 
 @pytest.mark.parametrize(("name", "words", "told"), [
     ("nope", [], "STUDY=nope: there is no such study"),
-    ("../demo", [], "STUDY=../demo: a name consists of letters"),
-    ("a/b", [], "STUDY=a/b: a name consists of letters"),
+    ("../demo", [], "STUDY=../demo: a study's file is FOLDER/NAME.yaml"),
+    ("a/b", [], "STUDY=a/b: a study's file is FOLDER/NAME.yaml"),
     ("x/nope.yaml", [], "no such file"),
-    ("x/nope.yml", [], "STUDY=x/nope.yml: a study's file is NAME.yaml"),
+    ("x/nope.yml", [], "STUDY=x/nope.yml: a study's file is FOLDER/NAME.yaml"),
     (str(CONF / "step" / "gelu.yaml"), [], "gelu.yaml: is a step and no study; run.py +step=gelu trains it"),
     ("demo", ["+step=gellu"], "did you mean gelu"),
     ("demo", ["recipe.lrr=1"], "did you mean recipe.lr"),

@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
         "--forms", type=names(FORMS), metavar="FORM,FORM",
         help=f"{', '.join(FORMS)}; default on a CPU: {', '.join(ON_CPU)}",
     )  # fmt: skip
-    options.add_argument("--most", type=count, help=f"images of a batch; default: {MOST_ON_GPU}, or {MOST_ON_CPU}")
+    most = f"default: {MOST_ON_GPU} on a GPU, {MOST_ON_CPU} on a CPU"
+    options.add_argument("--most", type=count, help=f"images of a batch; {most}")
     options.add_argument("--limit", type=above_zero, default=300.0, help="seconds, for all rows; default: %(default)s")
     args = options.parse_args(argv)
     libraries, configs = chosen_peers(args), row_configs(args)

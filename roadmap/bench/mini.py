@@ -15,8 +15,8 @@ from roadmap.steps.compose import compose
 def main(argv: Sequence[str]) -> int:
     """Measure the rows of the mini regime, and extrapolate. Returns an exit code."""
     config = compose("resnet", "mini")
-    options = net_options("mini", __doc__)
-    options.set_defaults(regime="mini", batch=config.recipe.batch_size, image_size=config.data.image_size)
+    options = net_options("mini", __doc__, batch=config.recipe.batch_size, size=config.data.image_size)
+    options.set_defaults(regime="mini")
     options.add_argument("--seeds", type=count, default=3, help="of each row; default: %(default)s")
     options.add_argument("--epochs", type=count, default=config.recipe.epochs, help="default: %(default)s")
     options.add_argument("--images", type=count, default=60_000, help="of the training set; default: %(default)s")

@@ -31,13 +31,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def net_options(name: str, about: str | None) -> ArgumentParser:
+def net_options(name: str, about: str | None, *, batch: int | None = None, size: int | None = None) -> ArgumentParser:
     """Return the options of a benchmark of nets."""
     options = parser(name, about, warm_up=5 if torch.cuda.is_available() else 2)
     every_form = f"{', '.join(FORMS)}; default: all of them on a GPU, without {' and '.join(GPU_FORMS)} on a CPU"
-    add_rows(options)
+    add_rows(options, size=size)
     options.add_argument("--forms", type=names(FORMS), metavar="FORM,FORM", help=every_form)
-    add_batch(options)
+    add_batch(options, batch)
     options.add_argument("--without-ours", action="store_true", help="measure the libraries' nets alone")
     gate = "say `ready` on stdout when a row is compiled and warm, and time it when a line comes on stdin"
     options.add_argument("--gate", action="store_true", help=gate)

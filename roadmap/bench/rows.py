@@ -47,17 +47,18 @@ class Setting:
         return images.to(self.device).contiguous(memory_format=torch.channels_last), labels.to(self.device)
 
 
-def add_rows(options: ArgumentParser, rows: Sequence[str] = ()) -> None:
+def add_rows(options: ArgumentParser, rows: Sequence[str] = (), *, size: int | None = None) -> None:
     """Add the options that choose rows, and the size of their images."""
-    default = ",".join(rows) or "every row of the regime"
+    every, of_regime = ",".join(rows) or "every row of the regime", f"the regime's, at most {CPU_SIZE} on a CPU"
     options.add_argument("--regime", default="tiny", help=f"{', '.join(regimes())}; default: %(default)s")
-    options.add_argument("--rows", type=names(step_tree()), default=rows, metavar="STEP,STEP", help=f"or {default}")
-    options.add_argument("--image-size", type=count, help=f"default: the regime's, at most {CPU_SIZE} on a CPU")
+    options.add_argument("--rows", type=names(step_tree()), default=rows, metavar="STEP,STEP", help=f"default: {every}")
+    options.add_argument("--image-size", type=count, default=size, help=f"pixels; default: {size or of_regime}")
 
 
-def add_batch(options: ArgumentParser) -> None:
+def add_batch(options: ArgumentParser, batch: int | None = None) -> None:
     """Add the option for the images of a step."""
-    options.add_argument("--batch", type=count, help=f"default: {GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU")
+    by_device = f"{GPU_BATCH} on a GPU, {CPU_BATCH} on a CPU"
+    options.add_argument("--batch", type=count, default=batch, help=f"images; default: {batch or by_device}")
 
 
 def row_configs(args: argparse.Namespace) -> dict[str, Config]:

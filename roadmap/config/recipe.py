@@ -74,7 +74,7 @@ class RecipeConfig(Section):
         if num_devices > 1 and self.micro_batch is None:
             raise ConfigError(
                 f"recipe.micro_batch=null: one forward pass takes the whole batch, so {num_devices} devices have "
-                "nothing to share; give a micro-batch, such as "
+                "nothing to share; take one device, or give a micro-batch, such as "
                 f"recipe.micro_batch={max(1, self.batch_size // num_devices)}"
             )
         images = num_devices * self.images_per_pass

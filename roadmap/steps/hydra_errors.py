@@ -55,7 +55,9 @@ def plain_error(error: Exception, folders: Sequence[Path]) -> str:
         return f"{found[1]}: takes one value; several need --multirun{_hint(found[1], ', and text with a comma is')}"
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
         known = sorted({path.stem for folder in folders for path in folder.glob("[!.]*.yaml")})
-        return f"-cn {found[1]}: there is no such file; {nearest(found[1], known)}"
+        is_study = (CONF.parent / "sweeps" / f"{found[1]}.yaml").is_file()
+        told = f"-cd sweeps -cn {found[1]} runs the study" if is_study else nearest(found[1], known)
+        return f"-cn {found[1]}: there is no such file; {told}"
     if found := re.search(r"(?:Could not find|Could not load|In '.*?': Could not find) '([^']+)'", text):
         return _explain_choice(found[1], steps, folders)
     if found := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
@@ -85,12 +87,14 @@ def quote(value: str) -> str:
 def _hint(word: str, before: str) -> str:
     """Return how to type a word whose value is text, for Hydra and for a shell; nothing if quoting would not help."""
     key, equals, value = word.partition("=")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]  # quoted, but as text with such a quote in it is not
     quoted = f"{key}={quote(value)}"
     try:
         OverridesParser.create().parse_override(quoted)
     except HydraException:
         return ""
-    in_shell = f'"{quoted}"' if not set(quoted) & set('"$`\\!') else shlex.quote(quoted)
+    in_shell = shlex.quote(quoted) if set(quoted) & set('"$`!') else '"' + quoted.replace("\\", "\\\\") + '"'
     known = KEYS.get(key.lstrip("+"))
     return f"{before} {in_shell}" if equals and value and known and known.is_text else ""
 
@@ -114,7 +118,9 @@ def _explain_choice(missing: str, steps: list[str], folders: Sequence[Path]) -> 
     for folder in set(folders) - {CONF}:
         for path in [*folder.glob("*.y*ml"), *folder.glob("*/*.y*ml")]:
             if path.stem == name and path.parent.name not in GROUPS.keys() - {group} and not _is_study(path):
-                return f"{sign}{group}={name}: there is no such {group}; {path} must be {folder / group / name}.yaml"
+                found = path == folder.parent / group / f"{name}.yaml"
+                mend = f"-cd {folder.parent} finds {path}" if found else f"{path} must be {folder / group / name}.yaml"
+                return f"{sign}{group}={name}: there is no such {group}; {mend}"
     return f"{sign}{group}={name}: there is no such {group}; {nearest(name, known)}"
 
 

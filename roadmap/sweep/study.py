@@ -82,8 +82,8 @@ def study_file(name: str) -> Path:
         if path.parent.name == "step":
             raise ConfigError(f"STUDY={name}: is a step and no study; run.py +step={path.stem} trains it")
         return path
-    if name.endswith(".yml"):
-        raise ConfigError(f"STUDY={name}: a study's file is NAME.yaml")
+    if name.endswith(".yml") or "/" in name:
+        raise ConfigError(f"STUDY={name}: a study's file is FOLDER/NAME.yaml")
     path = SWEEPS / f"{check_name('STUDY', name)}.yaml"
     if not path.is_file():
         known = nearest(name, sorted(p.stem for p in SWEEPS.glob("*.yaml")))

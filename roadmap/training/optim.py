@@ -62,7 +62,7 @@ def build_optimizer(net: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimiz
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == Optimizer.sgd:
         optimizer = uncompiled(torch.optim.SGD)(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
-        # torch's own would be memory as it was found, if the very first step is skipped, as with fp16 it often is.
+        # Zeros, because torch leaves the buffer uninitialised if the first step is skipped, as it often is with fp16.
         for parameter in net.parameters() if recipe.momentum else ():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
@@ -117,7 +117,7 @@ def kind_of(value: Any) -> str:
 def uncompiled(cls: T) -> T:
     """Return an optimizer's class without the guards that keep it out of a compiled graph.
 
-    In none of ours it is, and the first call of a guarded method imports all of torch's compiler: more than a second.
+    We compile no optimizer, and the first call of a guarded method imports all of torch's compiler: more than a second.
     """
     guarded = ("add_param_group", "zero_grad", "state_dict")
     methods = {name: inspect.unwrap(getattr(cls, name)) for name in guarded}
