@@ -150,7 +150,10 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     folder = run.path / CHECKPOINTS
     for note in checkpoint.tidy(folder):
         ctx.logger.info(f"warning: {note}")
-    found = checkpoint.find_newest(folder)
+    try:
+        found = checkpoint.find_newest(folder)
+    except DataError as error:
+        raise DataError(f"{error}; fresh=true starts over and sets this aside") from None
     if found is None:
         return None
     require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
