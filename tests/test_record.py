@@ -306,6 +306,22 @@ def test_a_renamed_only_checkpoint_does_not_start_over_in_silence(stopped):
 # The disk.
 
 
+def test_a_rank_that_does_not_see_the_checkpoint_of_rank_0_says_so(stopped, monkeypatch):
+    """As on a node with a runs directory of its own."""
+
+    def found_by_another(folder):
+        found = find_newest(folder)
+        found.path.rename(found.path.with_suffix(".away"))
+        return found
+
+    config, find_newest = stopped(), checkpoint.find_newest
+    monkeypatch.setattr(checkpoint, "find_newest", found_by_another)
+    with pytest.raises(
+        DiskError, match=r"\.pt: rank 0 cannot read it \(No such file .*\); every node must see the runs"
+    ):
+        train(config)
+
+
 def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(small, monkeypatch, capsys):
     config, real = small("gelu", "recipe.epochs=6"), os.unlink
     old = "step-0000000006-00002.pt"
