@@ -149,6 +149,17 @@ def test_an_error_of_one_task_is_the_code_of_all(forks, tmp_path):
     assert (status(words(tmp_path, "gelu"))["exit_code"], status(words(tmp_path, "gelu"))["state"]) == (65, "failed")
 
 
+def test_a_task_of_another_config_is_refused_before_anything_is_written(forks, tmp_path):
+    """As where each node was given its command by hand: the two would average gradients of two runs."""
+    tasks = [
+        forks.start(words(tmp_path, "gelu", f"recipe.lr={lr}"), slurm(rank)) for rank, lr in enumerate((1e-3, 2e-3))
+    ]
+    first, second = (task.wait() for task in tasks)
+    assert (first.returncode, second.returncode, second.stderr) == (78, 78, "")
+    assert first.stderr.splitlines()[1:] == ["error: rank 1 has another recipe.lr than rank 0: 0.002 instead of 0.001"]
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
 def test_a_task_that_never_comes_is_told_in_time(forks, tmp_path):
     mine = words(tmp_path, "gelu", "start_timeout_s=4")
     tasks = [forks.start(mine, slurm(1)), forks.start(mine, slurm(0, step="1"))]  # of two job steps

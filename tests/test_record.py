@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from unittest.mock import Mock
 
 import pytest
@@ -245,6 +246,43 @@ def test_a_checkpoint_without_its_manifest_is_passed_over_and_a_folder_in_its_pl
     assert_equal_runs(config, reference("gelu"))
 
 
+def signed(path, **changes):
+    """Let a checkpoint's manifest say what is true of its file, and what is given."""
+    manifest = read_json(path.with_suffix(".json"))
+    manifest |= {"bytes": path.stat().st_size, "sha256": sha256_of(path), **changes}
+    write_json(path.with_suffix(".json"), manifest | {"checksum": checksum(manifest)})
+
+
+def test_a_checkpoint_of_a_later_version_is_not_damaged_and_stays_where_it_is(stopped):
+    config = stopped()
+    new = sorted(checkpoints(config).glob("*.pt"))[-1]
+    before = sorted(checkpoints(config).iterdir())
+    signed(new, schema=99)
+    with pytest.raises(Refused, match=r"written by a later version of this code \(schema 99, this one knows up to 2\)"):
+        train(config)
+    assert sorted(checkpoints(config).iterdir()) == before
+
+
+@pytest.mark.parametrize("how", ["compressed", "repeated"])
+def test_a_checkpoint_that_unfolds_to_more_than_its_file_is_not_read(stopped, how):
+    config = stopped()
+    old, new = sorted(checkpoints(config).glob("*.pt"))
+    state = torch.load(new, weights_only=True)
+    state["net"]["stem.conv.weight"] = torch.zeros(1).expand(2**40) if how == "repeated" else torch.zeros(2**20)
+    torch.save(state, new)
+    if how == "compressed":
+        with zipfile.ZipFile(new) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+    signed(new)
+    found = checkpoint.find_newest(checkpoints(config))
+    told = {"compressed": "data.pkl in it is compressed", "repeated": "net.stem.conv.weight is larger than the file"}
+    assert found.path == old
+    assert told[how] in found.skipped[0]
+
+
 def test_two_checkpoints_that_were_exchanged_cannot_be_used(stopped):
     config = stopped()
     old, new = sorted(checkpoints(config).glob("*.pt"))
@@ -266,6 +304,22 @@ def test_a_renamed_only_checkpoint_does_not_start_over_in_silence(stopped):
 
 
 # The disk.
+
+
+def test_a_rank_that_does_not_see_the_checkpoint_of_rank_0_says_so(stopped, monkeypatch):
+    """As on a node with a runs directory of its own."""
+
+    def found_by_another(folder):
+        found = find_newest(folder)
+        found.path.rename(found.path.with_suffix(".away"))
+        return found
+
+    config, find_newest = stopped(), checkpoint.find_newest
+    monkeypatch.setattr(checkpoint, "find_newest", found_by_another)
+    with pytest.raises(
+        DiskError, match=r"\.pt: rank 0 cannot read it \(No such file .*\); every node must see the runs"
+    ):
+        train(config)
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(small, monkeypatch, capsys):

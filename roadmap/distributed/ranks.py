@@ -169,14 +169,14 @@ class Ranks:
         return result if self.world_size == 1 else self._all_gather(result)[0]  # type: ignore[return-value]
 
     def require_equal(self, values: dict[str, Any]) -> None:
-        """Raise Refused where another rank sees other code or other images than rank 0."""
+        """Raise Refused where another rank was given another config, or sees other code or images, than rank 0."""
         if self.world_size == 1:
             return
         everyone = self._all_gather(values)
         for rank, theirs in enumerate(everyone):
             for key, expected in everyone[0].items():
-                if theirs[key] != expected:
-                    error = Refused(f"rank {rank} has another {key} than rank 0: {theirs[key]} instead of {expected}")
+                if (value := theirs.get(key)) != expected:
+                    error = Refused(f"rank {rank} has another {key} than rank 0: {value} instead of {expected}")
                     error.on_all_ranks = True
                     raise error
 

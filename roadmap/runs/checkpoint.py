@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch.nn.utils import get_total_norm
 
-from roadmap.errors import DataError, DiskError, NonFiniteError
+from roadmap.errors import DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import atomic_file, disk_errors, finite_or_null, remove, remove_temporaries, sha256_of, write_json
+from roadmap.net.weights_file import refuse_compressed
 from roadmap.runs.checkpoint_files import checkpoint_name, list_checkpoints, parse_checkpoint
 from roadmap.runs.schema import MANIFEST_SCHEMA, Manifest, checksum, read_record
 from roadmap.text import clean
@@ -154,7 +155,8 @@ def find_newest(folder: Path) -> Found | None:
     """Return the newest checkpoint that is whole and holds nothing but tensors and plain containers; None where there
     was never one.
 
-    Raises DataError if there are checkpoints and none can be used: training never starts over in silence.
+    Raises DataError if there are checkpoints and none can be used: training never starts over in silence; Refused for
+    one of a later version, which is not damaged.
     """
     names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix != UNUSABLE)  # hidden: the system's
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
@@ -167,22 +169,27 @@ def find_newest(folder: Path) -> Found | None:
             _verify(path, manifest)
             state = load(path)
             _verify_name(path, state)
+            if name := next((name for name, tensor in _named_tensors(state) if tensor.nbytes > manifest["bytes"]), ""):
+                raise ValueError(f"{name} is larger than the file")
             if name := first_non_finite(state):
                 raise ValueError(f"{name} is not finite")
             return Found(path, manifest, skipped, newer)
-        except (OSError, MemoryError, RuntimeError, ValueError, EOFError) as error:
+        except Refused:
+            raise
+        except (OSError, MemoryError, RuntimeError, ValueError, EOFError, DataError) as error:
             skipped.append(f"{path.name}: {_reason(error)}")
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
         newer.append(path)
     if any(folder.glob("*.pt")):
         why = "; ".join(skipped)
-        raise DataError(f"{folder}: no checkpoint can be used ({why}); fresh=true starts over and sets this aside")
+        raise DataError(f"{folder}: no checkpoint can be used ({why})")
     return None
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that `find_newest` found, its tensors on the CPU."""
+    """Read a checkpoint that `find_newest` found, its tensors on the CPU. Raises DataError for a compressed one."""
+    refuse_compressed(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -195,10 +202,14 @@ def _is_whole(path: Path) -> bool:
 
 
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
-    if manifest["schema"] != MANIFEST_SCHEMA:
-        raise ValueError(f"written in schema {manifest['schema']}, this is {MANIFEST_SCHEMA}")
     if manifest["checksum"] != checksum(manifest):
         raise ValueError("its manifest has changed")
+    schema = manifest["schema"]
+    if schema > MANIFEST_SCHEMA:
+        known = f"schema {schema}, this one knows up to {MANIFEST_SCHEMA}"
+        raise Refused(f"{path}: written by a later version of this code ({known}); use that version")
+    if schema < MANIFEST_SCHEMA:
+        raise ValueError(f"written in schema {schema}, this is {MANIFEST_SCHEMA}")
     _verify_name(path, manifest)
     if path.stat().st_size != manifest["bytes"]:
         raise ValueError(f"{path.stat().st_size} bytes instead of {manifest['bytes']}")

@@ -18,7 +18,7 @@ from roadmap.data import datasets, sampling
 from roadmap.data.verify import verification_note
 from roadmap.distributed.device import choose_compile, choose_graph, choose_precision
 from roadmap.distributed.ranks import Ranks
-from roadmap.errors import ConfigError, DataError, Refused
+from roadmap.errors import ConfigError, DataError, DiskError, Refused
 from roadmap.files import MAX_JSON
 from roadmap.net import build_net, cost
 from roadmap.net.kernels import announcement, format_forms, forms_of
@@ -27,7 +27,7 @@ from roadmap.runs.checkpoint_files import newest_place
 from roadmap.runs.recorded_config import differences, identity
 from roadmap.runs.run_dir import RunDir
 from roadmap.runs.schema import CHECKPOINTS
-from roadmap.text import printable
+from roadmap.text import printable, reason
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
 from roadmap.training.device_errors import device_errors
@@ -115,21 +115,28 @@ def open_run(run: RunDir, config: Config, run_info: dict[str, Any], stack: ExitS
 
 
 def restore(ctx: RunContext, run: RunDir) -> TrainState:
-    """Build net and optimizer, load the newest valid checkpoint, start the logger. Raises DataError, Refused."""
+    """Build net and optimizer, load the newest valid checkpoint, start the logger.
+
+    Raises DataError, Refused; DiskError where this rank cannot read what rank 0 has found.
+    """
     state, time_s = build_state(ctx), 0.0
     if ctx.initial is not None:
         ctx.logger.info(ctx.initial.note)
     found = ctx.ranks.broadcast_from_rank0(lambda: find_checkpoint(ctx, run)) or {}
     if found:
-        saved = checkpoint.load(Path(found["path"]))
+        try:
+            saved = checkpoint.load(Path(found["path"]))
+        except OSError as error:
+            which = f"rank {ctx.ranks.rank} cannot read it ({reason(error)})"
+            raise DiskError(f"{found['path']}: {which}; every node must see the runs directory") from None
         try:
             state.load_state_dict(saved)
             require_like(saved, {"time_s": time_s}, "")
         except ValueError as error:  # written by other code, with allow_drift=true, or by nobody's
             raise DataError(f"{found['path']}: does not fit this run ({error}); fresh=true starts over") from None
         time_s = saved["time_s"]
-        for reason in found["skipped"]:
-            ctx.logger.info(f"skipped {reason}")
+        for skipped in found["skipped"]:
+            ctx.logger.info(f"skipped {skipped}")
         done = f"{state.epochs_evaluated} of {ctx.config.recipe.epochs} epochs done"
         ctx.logger.info(f"{ctx.config.cell}: resuming at step {state.global_step}, {done}")
     # The others wait: until the record is open, W&B's server may take its time.
@@ -150,7 +157,10 @@ def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     folder = run.path / CHECKPOINTS
     for note in checkpoint.tidy(folder):
         ctx.logger.info(f"warning: {note}")
-    found = checkpoint.find_newest(folder)
+    try:
+        found = checkpoint.find_newest(folder)
+    except DataError as error:
+        raise DataError(f"{error}; fresh=true starts over and sets this aside") from None
     if found is None:
         return None
     require_same_run(run, found.manifest, ctx.config, ctx.steps_per_epoch)
@@ -182,5 +192,5 @@ def require_same_run(run: RunDir, manifest: dict[str, Any], config: Config, step
     changes = differences(identity(manifest["identity"]), identity(config.values()))
     changes += differences({"steps_per_epoch": manifest.get("steps_per_epoch")}, {"steps_per_epoch": steps_per_epoch})
     if changes:
-        reason = "; ".join(changes)
-        raise Refused(f"{run.path}: its checkpoint belongs to another run ({reason}); fresh=true sets it aside")
+        told = "; ".join(changes)
+        raise Refused(f"{run.path}: its checkpoint belongs to another run ({told}); fresh=true sets it aside")

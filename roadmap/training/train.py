@@ -103,7 +103,8 @@ def run_steps(
         run_info = ranks.all_or_raise(lambda: check_run(config, images, ranks))
         initial = ranks.all_or_raise(lambda: read_initial_weights(config, images.classes, run.path, sweep))
         run_info |= {"group_size": group_size} if group_size > 1 else {}
-        ranks.require_equal({key: run_info[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")})
+        same = {key: run_info[key] for key in ("code_hash", "data_fingerprint", "precision", "kernels")}
+        ranks.require_equal(same | identity(config.values()))
 
         # Lock the run directory. From here on a signal, an error or the end leaves a status there.
         if ranks.broadcast_from_rank0(lambda: open_run(run, config, run_info, stack)):
