@@ -218,6 +218,16 @@ def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm,
         assert (study.notes / "slurm" / f"{cell.job}_submitted.pkl").exists()
 
 
+def test_a_submission_that_is_completed_by_typing_again_has_its_report_once(slurm, call):
+    slurm.write("sbatch", SBATCH + "kill -9 $$")
+    assert call("submit", steps="depthwise,gelu")[0] == 75
+    slurm.write("sbatch", SBATCH + ANSWER)
+    for _ in range(2):
+        assert "left alone: 2 queued" in call("submit", steps="depthwise,gelu")[1]
+        array, report = (line.split() for line in slurm.lines("accepted"))
+        assert report[1:] == [f"{array[1]}-report", "afterany:11"]
+
+
 def test_a_cell_that_is_queued_with_another_config_is_refused_and_stays_as_it_is(slurm, sweep, tmp_path):
     file, words = tmp_path / "configs" / "mine.yaml", ("--runs", tmp_path / "runs")
     text = "defaults: [config, _self_]\nstudy: mine\nrecipe: {micro_batch: 8, weight_decay: %s}\n"

@@ -79,6 +79,8 @@ def submit(selection: Selection, config: Config) -> Submission:
         submission, tasks = choose_cells(selection, code)
         if tasks:
             submission.job = ", ".join(submit_tasks(directory, tasks, code, config, on_gpu(selection.cells)))
+        elif config.report and {"queued", "running"} & submission.left.keys():  # one that was interrupted lacks it
+            submit_report(directory, code, config)
     return submission
 
 
@@ -190,10 +192,11 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
     names = array_names(study)
     active = slurm_queue.query(names).in_state(*slurm_queue.ACTIVE)
     arrays = sorted({job.split("_")[0] for job in active}, key=int)
-    behind = f"afterany:{':'.join(arrays)}" if arrays else None
+    if not arrays:  # none is left to wait for, or Slurm does not say
+        return
+    behind = f"afterany:{':'.join(arrays)}"
     for job in waiting_reports(study)[:1]:
-        update = ("scontrol", "update", f"JobId={job}", f"Dependency={behind}")
-        if behind is None or slurm_queue.run(*update)[0] is not None:
+        if slurm_queue.run("scontrol", "update", f"JobId={job}", f"Dependency={behind}")[0] is not None:
             return
     command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
     parameters = placement(config) | {
