@@ -155,15 +155,14 @@ def file_of_unknown_key(values: dict[str, Any], overrides: Iterable[str], folder
             continue
         for path in (path for folder in folders for path in sorted(folder.rglob("[!.]*.yaml"))):
             with suppress(OSError, ValueError):
-                body = read_yaml(path)
-                names = flatten(body) if isinstance(body, dict) else {}
+                names = flatten(read_yaml(path))
                 if key in names or key in {f"{path.parent.name}.{name}" for name in names}:
                     return path
     return None
 
 
 def _explain_value(error: OmegaConfBaseException) -> str:
-    key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "config") or ""
+    key = getattr(error, "full_key", None) or getattr(error, "key", None) or "config"
     first = str(error).splitlines()[0].strip()
     if isinstance(error, UnsupportedInterpolationType):
         known = "other keys and ${oc.env:VARIABLE}, and a run's path depends on no clock and no job"
@@ -181,6 +180,4 @@ def _explain_value(error: OmegaConfBaseException) -> str:
         return f"{key}: needs {needed[1]}, which this config does not have"
     if isinstance(error, ConfigKeyError):
         return _unknown_key(str(key))
-    if "is not a subclass" in first:
-        return f"{key}: is a section; set the keys below it"
     return f"{key}: {first}"

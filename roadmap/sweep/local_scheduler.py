@@ -69,9 +69,7 @@ class LocalTask:
 class Job:
     """A process, and the cells of which it has not said how they ended."""
 
-    tasks: list[LocalTask]
     process: subprocess.Popen[bytes]
-    slot: Slot
     left: dict[int, LocalTask]
     log: Path  # of what the process itself writes
     said: bytes = b""
@@ -178,7 +176,7 @@ class Scheduler:
                 start_new_session=True,
                 preexec_fn=end_with_parent(),
             )
-        job = Job(tasks, process, slot, dict(enumerate(tasks)), log)
+        job = Job(process, dict(enumerate(tasks)), log)
         self.running.append(job)
         line.append(job)
         if process.stdout is not None:
