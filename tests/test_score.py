@@ -220,7 +220,7 @@ class TestRuns:
         before = files_of(tmp_path)
         scored = evaluate_weights(scoring(config, path))
         assert (scored.result.top1, scored.result.top5) == (summary["top1"], summary["top5"])
-        assert np.array_equal(scored.result.packed(), np.load(path / "correct.npy"))
+        assert np.array_equal(np.packbits(scored.result.correct), np.load(path / "correct.npy"))
         assert scored.origin == "our run after 2 of 2 epochs"
 
         words = (
