@@ -238,10 +238,11 @@ def test_evaluation_is_the_references_to_the_byte(root):
         assert torch.equal(both[0][1], both[1][1])
 
 
-def test_a_set_in_memory_is_evaluated_with_a_centre_crop_too():
+@pytest.mark.parametrize("resize", [None, 30])
+def test_a_set_in_memory_is_evaluated_alike_by_both_with_a_centre_crop_too(resize):
     both = []
     for pipeline in PIPELINES:
-        sizes = {"image_size": 24, "resize_size": 30, "train_images": 20, "val_images": 20}
+        sizes = {"image_size": 24, "resize_size": resize, "train_images": 20, "val_images": 20}
         data = DataConfig(name="digits", pipeline=pipeline, **sizes)
         batches = eval_batches(load(data).val, data, OFFICIAL, eval_index_batches(20, 8), device=CPU)
         both.append(torch.cat([x for x, _ in batches]))

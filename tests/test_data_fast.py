@@ -158,16 +158,6 @@ def test_batches_are_normalised_channels_last_and_carry_their_labels(name):
     assert all(torch.equal(y, train.labels[ids]) for y, ids in zip(labels, index_batches, strict=True))
 
 
-def test_the_fast_and_the_reference_pipeline_agree_where_nothing_is_random():
-    settings = {"name": "digits", "image_size": 24, "train_images": 20, "val_images": 20}
-    batches = []
-    for pipeline in ("fast", "reference"):
-        data = DataConfig(pipeline=pipeline, **settings)
-        found = eval_batches(load(data).val, data, RecipeConfig(), eval_index_batches(20, 8), device=CPU)
-        batches.append(torch.cat([x for x, _ in found]))
-    assert torch.allclose(*batches, atol=1e-5)
-
-
 def test_the_global_random_state_is_left_alone():
     data = synthetic(**EVERYTHING)
     split = load(data).train

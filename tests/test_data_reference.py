@@ -13,7 +13,7 @@ from timm.data import create_transform
 
 from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
-from roadmap.data import check_pipeline, eval_batches, train_batches
+from roadmap.data import check_pipeline, eval_batches
 from roadmap.data.datasets import Split, load
 from roadmap.data.sampling import eval_index_batches, sample_seed, train_index_batches
 from roadmap.data.transforms import (
@@ -28,18 +28,14 @@ from roadmap.data.transforms import (
 )
 from roadmap.errors import ConfigError
 
+from .test_data_decode import OFFICIAL, images_of, picture
+
 CPU = torch.device("cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-OFFICIAL = RecipeConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, interpolation="bicubic", batch_size=4)
 CROPPED = {
     "name": "synthetic", "image_size": 32, "flip": True, "crop": "resized", "pipeline": "reference",
     "num_classes": 10,
 }  # fmt: skip
-
-
-def photo(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
 def seed_all(seed: int) -> None:
@@ -59,12 +55,12 @@ def test_training_transforms_are_timms_official_ones_draw_for_draw(interpolation
     for i in range(300):
         seed_all(i)
         try:
-            expected = theirs(photo(i))
+            expected = theirs(picture(i))
         except ValueError as error:
             assert "bits must be between" in str(error)  # noqa: PT017  (what Pillow 13 refuses, and ours does not)
             continue
         seed_all(i)
-        assert torch.equal(ours(photo(i)), expected)
+        assert torch.equal(ours(picture(i)), expected)
         compared += 1
     assert compared > 290
 
@@ -75,9 +71,9 @@ def test_the_original_recipe_is_crop_flip_and_normalise_alone():
     theirs = create_transform(32, is_training=True, color_jitter=None, interpolation="bilinear", **IMAGENET)
     for i in range(20):
         seed_all(i)
-        expected = theirs(photo(i))
+        expected = theirs(picture(i))
         seed_all(i)
-        assert torch.equal(ours(photo(i)), expected)
+        assert torch.equal(ours(picture(i)), expected)
 
 
 def test_evaluation_transforms_are_timms():
@@ -85,29 +81,29 @@ def test_evaluation_transforms_are_timms():
     theirs = create_transform(56, is_training=False, interpolation="bicubic", crop_pct=0.875, **IMAGENET)
     ours = eval_transform(data, RecipeConfig(interpolation="bicubic"))
     for i, size in enumerate([(90, 70), (70, 90), (64, 64), (200, 65)]):
-        assert torch.equal(ours(photo(i, size)), theirs(photo(i, size)))
+        assert torch.equal(ours(picture(i, size)), theirs(picture(i, size)))
 
 
 def test_a_line_of_pixels_is_resized_where_the_crop_is_alone():
     data = DataConfig(name="imagefolder", image_size=56, resize_size=64, pipeline="reference", **IMAGENET)
     theirs = create_transform(56, is_training=False, interpolation="bicubic", crop_pct=0.875, **IMAGENET)
     for i, size in enumerate([(100, 1), (1, 101), (332, 10)]):
-        assert torch.equal(eval_transform(data, OFFICIAL)(photo(i, size)), theirs(photo(i, size)))
+        assert torch.equal(eval_transform(data, OFFICIAL)(picture(i, size)), theirs(picture(i, size)))
     assert middle(Image.new("RGB", (1, 60_000))).size == (1, 32)  # resized as a whole: 280 MB
 
 
 def test_without_a_crop_the_whole_image_is_resized():
     data = DataConfig(name="imagefolder", image_size=16, pipeline="reference", mean=(0, 0, 0), std=(1, 1, 1))
-    expected = np.asarray(photo(0).resize((16, 16), Image.Resampling.BILINEAR))
+    expected = np.asarray(picture(0).resize((16, 16), Image.Resampling.BILINEAR))
     for transform in (eval_transform(data, RecipeConfig()), train_transform(data, RecipeConfig())):
-        assert np.array_equal((transform(photo(0)) * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+        assert np.array_equal((transform(picture(0)) * 255).round().byte().permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_padded_crop_is_a_window_of_the_image_with_a_black_border():
     data = DataConfig(
         name="cifar10", image_size=32, crop="pad", padding=4, pipeline="reference", mean=(0, 0, 0), std=(1, 1, 1)
     )
-    image, transform = photo(0, (32, 32)), train_transform(data, RecipeConfig())
+    image, transform = picture(0, (32, 32)), train_transform(data, RecipeConfig())
     padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)))
     windows = {padded[i : i + 32, j : j + 32].tobytes() for i in range(9) for j in range(9)}
     seen = {(transform(image) * 255).round().byte().permute(1, 2, 0).numpy().tobytes() for _ in range(200)}
@@ -119,7 +115,7 @@ def test_rand_augment_never_raises_and_posterising_to_no_bits_is_black():
     policy = rand_augment(DataConfig(**CROPPED), OFFICIAL)
     policy.ops = [op for op in policy.ops if "Posterize" in op.name]  # this operation alone: thousands of its draws
     assert policy.ops
-    image, black = photo(0, (8, 8)), 0
+    image, black = picture(0, (8, 8)), 0
     with random_state(0):
         for _ in range(4000):
             black += not np.asarray(policy(image)).any()
@@ -128,7 +124,7 @@ def test_rand_augment_never_raises_and_posterising_to_no_bits_is_black():
 
 @pytest.mark.parametrize("bits", range(-4, 9))
 def test_posterise_masks_bits_as_pillow_did_before_13(bits):
-    image = photo(1, (16, 16))
+    image = picture(1, (16, 16))
     mask = ~(2 ** (8 - bits) - 1)
     assert np.array_equal(np.asarray(posterize(image, bits)), np.asarray(image).astype(int) & mask)
 
@@ -138,35 +134,29 @@ def test_the_whole_policy_runs_over_thousands_of_draws():
     assert policy.ops[0].hparams["translate_const"] == 14  # 0.45 of 32 pixels, as in the official code
     with random_state(1):
         for i in range(4000):
-            policy(photo(i % 7, (12, 12)))
-
-
-def batches_of(split: Split, data: DataConfig, index_batches, epoch: int = 3) -> dict[int, torch.Tensor]:
-    ids = torch.cat(list(index_batches)).tolist()
-    batches = train_batches(split, data, OFFICIAL, index_batches, seed=5, epoch=epoch, device=CPU)
-    return dict(zip(ids, [image for images, _ in batches for image in images], strict=True))
+            policy(picture(i % 7, (12, 12)))
 
 
 def test_randomness_depends_on_seed_epoch_and_id_alone():
     data = DataConfig(train_images=24, val_images=8, **CROPPED)
     split = load(data).train
     order = train_index_batches(24, 4, 5, 3)
-    whole = batches_of(split, data, order)
+    whole = images_of(split, data, order)
     others = {
-        "skip": batches_of(split, data, train_index_batches(24, 4, 5, 3, skip=2)),
-        "composition": batches_of(split, data, list(torch.arange(24).split(6))),
-        "workers": batches_of(split, DataConfig(train_images=24, val_images=8, workers=2, **CROPPED), order),
+        "skip": images_of(split, data, train_index_batches(24, 4, 5, 3, skip=2)),
+        "composition": images_of(split, data, list(torch.arange(24).split(6))),
+        "workers": images_of(split, DataConfig(train_images=24, val_images=8, workers=2, **CROPPED), order),
     }
     for images in others.values():
         assert all(torch.equal(images[i], whole[i]) for i in images)
-    next_epoch = batches_of(split, data, order, epoch=4)
+    next_epoch = images_of(split, data, order, epoch=4)
     assert all(not torch.equal(next_epoch[i], whole[i]) for i in whole)
 
 
 def test_an_image_is_what_its_own_seed_makes_of_it():
     data = DataConfig(train_images=4, val_images=4, **CROPPED)
     split = load(data).train
-    got = batches_of(split, data, [torch.tensor([2])])[2]
+    got = images_of(split, data, [torch.tensor([2])])[2]
     seed = sample_seed(5, 3, 2)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -180,7 +170,7 @@ def test_the_callers_random_state_is_left_alone(workers):
     found = load(data)
     seed_all(11)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    batches_of(found.train, data, train_index_batches(8, 4, 0, 0))
+    images_of(found.train, data, train_index_batches(8, 4, 0, 0))
     list(eval_batches(found.val, data, OFFICIAL, eval_index_batches(4, 3), device=CPU))
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]

@@ -1,12 +1,9 @@
-"""The measured example that comes with the project is whole, and the notebook falls back to it."""
+"""The measured example that comes with the project is whole."""
 
-import os
 from pathlib import Path
 from zipfile import ZipFile
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from roadmap import paper
 from roadmap.report import aggregate, charts, collect, frame
@@ -36,19 +33,3 @@ def test_example_tells_nothing_of_the_machine_but_its_kind():
                 data = archive.read(name)
                 assert b"/root" not in data, (path, name)
                 assert str(Path.home()).encode() not in data, (path, name)
-
-
-def test_notebook_shows_the_example_where_there_are_no_runs(tmp_path, monkeypatch):
-    """From its own folder; test_notebook.py runs it from the project's."""
-    monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
-    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    notebook = nbformat.read(ROOT / "notebooks" / "roadmap.ipynb", as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells)
-    NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}
-    ).execute(env=dict(os.environ))
-    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    said = "".join(out.get("text", "") for out in outputs)
-    assert "EXAMPLE: 102 measured runs" in said
-    assert any("image/png" in out.get("data", {}) for out in outputs)
-    assert any("separate d.s. conv" in out.get("data", {}).get("text/plain", "") for out in outputs)

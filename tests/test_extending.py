@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from roadmap.config.choices import Kernels
 from roadmap.errors import DataError, Refused
 from roadmap.files import read_json, write_json
 from roadmap.report import aggregate, collect
@@ -90,15 +89,6 @@ def test_an_old_study_and_a_new_row_make_one_report(trained, small):
     (group,) = aggregate(collected.runs)
     counted = {cell.step for cell in group.cells if cell.n}
     assert counted == {"resnet", "gelu", "separate_downsampling"}
-
-
-def test_a_stopped_run_goes_on_with_other_kernels_and_its_record_says_so(trained):
-    config = trained("gelu", "kernels=plain", stopped_at=4)
-    config.kernels = Kernels.fast
-    summary = train(config)
-    assert summary["drift"] == []
-    assert [change.split(":")[0] for change in summary["rounding"]] == ["kernels"]
-    assert "differs in rounding" in (run_path(config) / "run.log").read_text()
 
 
 def test_a_run_that_is_done_under_an_older_name_is_named(trained, small, capsys):

@@ -299,10 +299,7 @@ class TestLibraries:
         with pytest.raises(
             DataError, match=r"timm:convnext_femto\.d1_in1k: cannot be fetched \(http://127.0.0.1:9: .*ref"
         ):
-            self.read(
-                config.replace(weights="timm:convnext_femto.d1_in1k", initial_weights="timm:convnext_femto.d1_in1k"),
-                DIGITS,
-            )
+            self.read(instead(config, "timm:convnext_femto.d1_in1k"), DIGITS)
         assert time.monotonic() - began < 10  # asked once: its library asks for a minute
         for wrong, told in (
             ("timm:convnext_ato.d2_in1k", "did you mean convnext_atto.d2_in1k"),
@@ -310,7 +307,7 @@ class TestLibraries:
             ("timm:convnext_xxlarge.clip_laion2b_soup_ft_in1k", "is not a net of the roadmap"),
         ):
             with pytest.raises(ConfigError, match=told):
-                self.read(config.replace(weights=wrong, initial_weights=wrong), DIGITS)
+                self.read(instead(config, wrong), DIGITS)
 
     def test_torchvisions(self, monkeypatch, tmp_path):
         known = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
@@ -330,9 +327,7 @@ class TestLibraries:
             ("resnet51.IMAGENET1K_V1", "did you mean resnet50"),
         ):
             with pytest.raises(ConfigError, match=told):
-                self.read(
-                    config.replace(weights=f"torchvision:{wrong}", initial_weights=f"torchvision:{wrong}"), DIGITS
-                )
+                self.read(instead(config, f"torchvision:{wrong}"), DIGITS)
 
     def test_a_default_is_named_with_its_tag(self, command):
         for library, net, tag in (

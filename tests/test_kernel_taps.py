@@ -56,13 +56,3 @@ def test_a_row_computes_only_the_taps_that_its_maps_meet_and_costs_what_it_did(c
         idle += conv.in_channels * maps[stage] ** 2 * (11**2 - taps**2)
     assert macs[Kernels.plain] - macs[choice] == idle > 0
     assert macs[Kernels.plain] == round(cost(rows("toy")["kernel_11"], 5, 32).gmacs * 1e9)
-
-
-def test_gradients_of_cut_kernels_lie_in_memory_as_the_kernels_do():
-    """Else DistributedDataParallel copies each of them, and says so on the screen."""
-    net = build_net(rows("toy")["kernel_11"], 5).to(memory_format=torch.channels_last)
-    use_kernels(net, CPU, Kernels.auto)
-    named = dict(net.named_parameters())
-    loss = net(images(4, 32).contiguous(memory_format=torch.channels_last)).square().sum()
-    for (name, parameter), grad in zip(named.items(), torch.autograd.grad(loss, list(named.values())), strict=True):
-        assert grad.stride() == parameter.stride(), name

@@ -80,8 +80,11 @@ def test_runs_without_costs_and_of_two_regimes_are_shown_as_far_as_they_go(tmp_p
 def test_runs_that_do_not_count_are_named_before_the_example(tmp_path, monkeypatch):
     unfinished(tmp_path, "gelu")
     monkeypatch.setenv("ROADMAP_RUNS", str(tmp_path))
-    text = text_of(executed(ROOT))
-    assert "gelu/seed0: epoch 7 of 20, stopped" in text and "EXAMPLE" in text
+    notebook = executed(ROOT)
+    text = text_of(notebook)
+    assert "gelu/seed0: epoch 7 of 20, stopped" in text and "EXAMPLE: 102 measured runs" in text
+    assert len(pictures_of(notebook)) == 6  # of both recorded studies
+    assert any("separate d.s. conv" in str(out) for cell in notebook.cells for out in cell.get("outputs", []))
 
 
 def test_without_runs_it_shows_the_example_and_says_so(tmp_path, monkeypatch):

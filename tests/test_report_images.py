@@ -356,8 +356,8 @@ def reported(tmp_path_factory):
 def test_a_few_classes_have_a_matrix_a_row_with_every_image_in_it(reported):
     folder, html, page = reported(5)
     assert html.count("its confusion matrix</summary>") == 2  # a row each
-    shades = [attributes["class"] for tag, attributes in page.elements if str(attributes.get("class")).startswith("h")]
-    assert len([shade for shade in shades if shade[1:].isdigit()]) == 2 * 25
+    shades = [str(attributes.get("style")) for tag, attributes in page.elements if tag == "td"]
+    assert len([shade for shade in shades if shade.startswith("--share: ")]) == 2 * 25
     assert "49" not in {text.strip() for text in page.texts}  # {{ 7 * 7 }} is a text
     assert [tag for tag, _ in page.elements].count("script") == 1
     assert not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]

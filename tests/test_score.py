@@ -161,17 +161,6 @@ def test_official_files_and_safetensors_count_as_timms_net(folder, tmp_path, wra
     assert scored.origin == ("timm format" if wrap == "safetensors" else "official format")
 
 
-def test_a_moving_average_beside_the_weights_is_named_and_not_scored(small, tmp_path):
-    weights = drawn(lambda: build_net(small("gelu").model, 10)).state_dict()
-    torch.save(weights, tmp_path / "alone.pt")
-    average = {key: torch.zeros_like(value) for key, value in weights.items()}
-    torch.save({"model_ema": average, "epoch": 3, "model": weights}, tmp_path / "both.pt")
-    alone, both = (evaluate_weights(scoring(small("gelu"), tmp_path / name)) for name in ("alone.pt", "both.pt"))
-    assert both.result.loss == alone.result.loss
-    assert alone.origin == "our own format"
-    assert both.origin == "our own format (taken of model, not model_ema, weights_key=NAME chooses)"
-
-
 @pytest.mark.parametrize(
     ("step", "mode", "other"), [("resnet", BILINEAR, BICUBIC), ("separate_downsampling", BICUBIC, BILINEAR)]
 )
@@ -220,7 +209,7 @@ class TestRuns:
         before = files_of(tmp_path)
         scored = evaluate_weights(scoring(config, path))
         assert (scored.result.top1, scored.result.top5) == (summary["top1"], summary["top5"])
-        assert np.array_equal(scored.result.packed(), np.load(path / "correct.npy"))
+        assert np.array_equal(np.packbits(scored.result.correct), np.load(path / "correct.npy"))
         assert scored.origin == "our run after 2 of 2 epochs"
 
         words = (

@@ -103,12 +103,22 @@ def official(state):
     return out
 
 
+def convnext_of(name):
+    """Return our config of a net of timm's."""
+    version, _, size = name.partition("_")
+    return convnext_v2(size) if version == "convnextv2" else convnext(size)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", pytest.param("xlarge", marks=pytest.mark.slow)])
-def test_timms_convnexts_and_the_authors_files(size):
-    theirs = drawn(lambda: timm.create_model(f"convnext_{size}", num_classes=1000))
+@pytest.mark.parametrize("name", [
+    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
+    pytest.param("convnext_xlarge", marks=pytest.mark.slow),
+    *(f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny")),
+])  # fmt: skip
+def test_timms_convnexts_and_the_authors_files(name):
+    theirs = drawn(lambda: timm.create_model(name, num_classes=1000))
     state = theirs.state_dict()
-    net = ours(convnext(size))
+    net = ours(convnext_of(name))
     load_weights(net, state)
     x = images(1, 64)
     assert agree(net(x), theirs(x))
@@ -118,50 +128,22 @@ def test_timms_convnexts_and_the_authors_files(size):
     file = export_weights(net, "official")
     unchanged(checkpoint_filter_fn({"model": file}, theirs), state)
     unchanged(file, official(state))
-    again = ours(convnext(size))
-    load_weights(again, {"model": official(state)})
-    unchanged(again.state_dict(), net.state_dict())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano", "tiny"])
-def test_timms_convnexts_v2_and_the_authors_files(size):
-    theirs = drawn(lambda: timm.create_model(f"convnextv2_{size}", num_classes=1000))
-    state = theirs.state_dict()
-    net = ours(convnext_v2(size))
-    load_weights(net, state)
-    x = images(1, 64)
-    assert agree(net(x), theirs(x))
-    unchanged(export_weights(net, "timm"), state)
-    theirs.load_state_dict(export_weights(net, "timm"))
-    file = export_weights(net, "official")
-    unchanged(checkpoint_filter_fn({"model": file}, theirs), state)
-    again = ours(convnext_v2(size))
+    again = ours(convnext_of(name))
     load_weights(again, {"model": file})
     unchanged(again.state_dict(), net.state_dict())
 
 
-@pytest.mark.parametrize("size", list(CONVNEXTS_V2))
-def test_exported_names_and_shapes_of_v2_are_those_of_the_other_code(size):
+@pytest.mark.parametrize("name", [*(f"convnext_{s}" for s in CONVNEXTS), *(f"convnextv2_{s}" for s in CONVNEXTS_V2)])
+def test_exported_names_and_shapes_are_those_of_the_other_code(name):
+    """All sizes, on nets without memory."""
+    peer = getattr(torchvision.models, name, None)  # it has four of them
     with torch.device("meta"):
-        net = build_net(convnext_v2(size), 1000)
-        theirs = timm.create_model(f"convnextv2_{size}", num_classes=1000).state_dict()
+        net = build_net(convnext_of(name), 1000)
+        theirs = timm.create_model(name, num_classes=1000).state_dict()
+        torchvisions = peer().state_dict() if peer else {}
     assert shapes(export_weights(net, "timm")) == shapes(theirs)
     assert shapes(export_weights(net, "official")) == shapes(official(theirs))
-
-
-@pytest.mark.parametrize("size", list(CONVNEXTS))
-def test_exported_names_and_shapes_are_those_of_the_other_code(size):
-    """All five sizes, on nets without memory."""
-    with torch.device("meta"):
-        net = build_net(convnext(size), 1000)
-        theirs = timm.create_model(f"convnext_{size}", num_classes=1000).state_dict()
-        peer = torchvision.models.convnext_tiny if size == "xlarge" else getattr(torchvision.models, f"convnext_{size}")
-        torchvisions = peer().state_dict()
-    assert shapes(export_weights(net, "timm")) == shapes(theirs)
-    assert shapes(export_weights(net, "official")) == shapes(official(theirs))
-    if size != "xlarge":  # torchvision has none
-        assert shapes(export_weights(net, "torchvision")) == shapes(torchvisions)
+    assert not peer or shapes(export_weights(net, "torchvision")) == shapes(torchvisions)
 
 
 def shapes(state):

@@ -14,7 +14,6 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -127,18 +126,19 @@ def measure_all(
     others = [shape for shape in shapes if firsts[shape.family] != shape]
     with compilers(device) as pool:
         for part, most in ((list(firsts.values()), None), (others, FEW)):
-            tried = [(shape, form) for shape in part for form in chosen_forms(shape, device, most, fastest)]
-            compile_ahead(pool, tried, kind, (time.monotonic() + end) / 2)
-            for shape in part:
+            tried = {shape: chosen_forms(shape, device, most, fastest) for shape in part}
+            ahead = [(shape, form) for shape, forms in tried.items() for form in forms]
+            compile_ahead(pool, ahead, kind, (time.monotonic() + end) / 2)
+            for shape, forms in tried.items():
                 if time.monotonic() > end:
                     break
-                found = measure_shape(shape, device, kind, batch, most, fastest, end)
+                found = measure_shape(shape, forms, device, kind, batch, end)
                 fastest.setdefault(shape.family, sorted(found, key=lambda form: found[form].ms or math.inf))
                 bounds = {name: 1e3 * s for name, s in bounds_s(shape, kind, batch, rates).items()}
                 if row := best_row(shape, found, bounds):
                     rows.append(row)
-                forms = {form: measured._asdict() for form, measured in found.items()}
-                results.rows.append(shape._asdict() | {"forms": forms, "bounds_ms": bounds})
+                measured = {form: outcome._asdict() for form, outcome in found.items()}
+                results.rows.append(shape._asdict() | {"forms": measured, "bounds_ms": bounds})
                 results.note("shapes", len(results.rows), described(shape, found, bounds))
                 free_memory(device)
     return rows
@@ -195,10 +195,9 @@ def compile_ahead(
 
 
 def measure_shape(
-    shape: OpShape, device: torch.device, kind: torch.dtype, batch: int, most: int | None = None,
-    fastest: Mapping[tuple[object, ...], Sequence[str]] = MappingProxyType({}), end: float = math.inf,
-) -> dict[str, Measured]:  # fmt: skip
-    """Check and time the forms of an operation at a shape, until `end`."""
+    shape: OpShape, forms: Sequence[str], device: torch.device, kind: torch.dtype, batch: int, end: float
+) -> dict[str, Measured]:
+    """Check and time some forms of an operation at a shape, until `end`."""
     error_of, many = errors_at(shape, device, kind), operation_at(shape, batch, kind, device)
 
     def measure(form: str) -> Measured:
@@ -209,7 +208,7 @@ def measure_shape(
         except Exception as problem:  # whatever a compiler raises: the others go on, and the reason is shown
             return Measured(None, None, f"{type(problem).__name__}: {one_line(problem)}")
 
-    return {form: measure(form) for form in chosen_forms(shape, device, most, fastest)}
+    return {form: measure(form) for form in forms}
 
 
 def errors_at(shape: OpShape, device: torch.device, kind: torch.dtype) -> Callable[[str], float]:

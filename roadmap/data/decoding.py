@@ -1,8 +1,8 @@
 """From files to crops of bytes, for the fast pipeline: decode an image (CPU or nvJPEG) and resize a box of it.
 
-Pillow's result is the reference. Ordinary JPEGs are decoded by libjpeg through torchvision, which gives the same bytes
-with less work; all others, and those that libjpeg refuses, by Pillow itself, as in the reference pipeline. Both ignore
-the orientation that a file may specify (EXIF).
+Pillow's result is the reference. In training ordinary JPEGs are decoded by libjpeg through torchvision, which gives the
+same bytes with less work; all others, those that libjpeg refuses, and what is evaluated by Pillow itself, as in the
+reference pipeline. Both ignore the orientation that a file may specify (EXIF).
 """
 
 import logging

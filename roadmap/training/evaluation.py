@@ -41,10 +41,6 @@ class Evaluation:
     correct: np.ndarray  # (N,) bool
     predicted: np.ndarray  # (N,) int64: the class that came first
 
-    def packed(self) -> np.ndarray:
-        """Return the bits as in `correct.npy`: eight images a byte, the first image in the highest bit."""
-        return np.packbits(self.correct)
-
     def require_finite(self, whose: str) -> Self:
         """Return the evaluation. Raises NonFiniteError, on all ranks alike, where an image's loss is not finite."""
         if not math.isfinite(self.loss):
@@ -59,7 +55,8 @@ def evaluation_files(result: Evaluation, labels: Tensor, num_classes: int) -> di
     """
     dtype = np.min_scalar_type(num_classes - 1).newbyteorder("<")
     classes = {PREDICTIONS: result.predicted, LABELS: labels.numpy()}
-    arrays = {CORRECT: result.packed()} | {name: array.astype(dtype) for name, array in classes.items()}
+    bits = np.packbits(result.correct)  # eight images a byte, the first image in the highest bit
+    arrays = {CORRECT: bits} | {name: array.astype(dtype) for name, array in classes.items()}
     return {name: npy(array) for name, array in arrays.items()}
 
 
