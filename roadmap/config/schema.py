@@ -26,7 +26,7 @@ class PathsConfig(Section):
     affects = Affects.place
     evaluation = local = True
 
-    runs: Text = "runs"
+    runs: Text = key("runs", about="the folder of all runs; where it is not given, ROADMAP_RUNS")
 
     @field_validator("runs")
     @classmethod
@@ -46,7 +46,9 @@ class WandbConfig(Section):
     mode: WandbMode = key(WandbMode.auto, about="auto: online where a login is found, else offline")
     project: Text = "convnext-roadmap"
     entity: Text | None = None
-    checkpoints: WandbCheckpoints = key(WandbCheckpoints.none, about="of a finished run, as an artifact; online only")
+    checkpoints: WandbCheckpoints = key(
+        WandbCheckpoints.none, about="of a finished run, sent as an artifact; of an offline run by make sync"
+    )
 
 
 class CheckpointConfig(Section):
@@ -106,7 +108,9 @@ class Config(Section):
     )
     dry: bool = key(False, evaluation=True, cells=False, about="print what the run would be, and do nothing")
     fresh: bool = key(False, cells=False, about="start over: an earlier run directory is moved aside, never deleted")
-    allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
+    allow_drift: bool = key(
+        False, about="resume although code, images, precision or number of devices have changed; the report shows it"
+    )
     regime: RegimeConfig = section(RegimeConfig)
     model: NetConfig = section(NetConfig)
     recipe: RecipeConfig = section(RecipeConfig)

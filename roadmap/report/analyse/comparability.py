@@ -18,7 +18,7 @@ from roadmap.text import shorten
 
 # What `--allow` takes in, and what each word means. Code and hardware count without it.
 KINDS = {
-    "override": "continued although code or data had changed (allow_drift=true)",
+    "override": "continued although code, images, precision or devices had changed (allow_drift=true)",
     "code": "ran with other code than most runs of its study (counts in any case)",
     "data": "ran on other images than most runs of its study",
     "hardware": "ran on other hardware than most runs of its study (counts in any case)",
