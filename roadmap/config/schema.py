@@ -15,6 +15,7 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.config.toggles import NetConfig, RegimeConfig
 from roadmap.errors import ConfigError
+from roadmap.text import flatten
 
 SMALL_IMAGE = 64  # pixels
 
@@ -145,6 +146,9 @@ class Config(Section):
             raise ConfigError(f"weights={shown(self.weights)}: mode=data_check takes no weights")
         if self.initial_weights and not self.weights:
             raise ConfigError(f"initial_weights={shown(self.initial_weights)}: needs weights= too")
+        for name, value in flatten(self.values()).items() if self.mode == Mode.train else ():
+            if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):  # of a path's bytes
+                raise ConfigError(f"{name}={shown(value)}: is not UTF-8, and config.yaml cannot hold it; a link can")
 
 
 WEIGHTS = {"weights": "FILE, or weights= one of our run directories"}
