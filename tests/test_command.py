@@ -170,6 +170,15 @@ def test_a_user_without_a_name_or_a_home_can_train(tmp_path):
     assert [line.partition(":")[2].split(";")[0] for line in lines] == [" starting", " offline"]
 
 
+def test_a_path_that_is_not_utf_8_is_refused_before_a_run_that_nothing_could_read_again(command, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    done = command("+step=gelu", "data=imagefolder", f"data.root='{folder}'", *SMALL)
+    assert done.returncode == 64
+    assert "is not UTF-8, and config.yaml cannot hold it; a link can" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("variable", ["RUNS", "ROOT"])
 def test_make_takes_no_path_with_an_apostrophe_and_says_so(variable):
     given = ["make", "-n", "data-check", f"{variable}=/home/o'brien/x"]

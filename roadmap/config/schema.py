@@ -15,6 +15,7 @@ from roadmap.config.images import DataConfig
 from roadmap.config.recipe import RecipeConfig
 from roadmap.config.toggles import NetConfig, RegimeConfig
 from roadmap.errors import ConfigError
+from roadmap.text import flatten
 
 SMALL_IMAGE = 64  # pixels
 
@@ -26,7 +27,7 @@ class PathsConfig(Section):
     affects = Affects.place
     evaluation = local = True
 
-    runs: Text = "runs"
+    runs: Text = key("runs", about="the folder of all runs; where it is not given, ROADMAP_RUNS")
 
     @field_validator("runs")
     @classmethod
@@ -46,7 +47,9 @@ class WandbConfig(Section):
     mode: WandbMode = key(WandbMode.auto, about="auto: online where a login is found, else offline")
     project: Text = "convnext-roadmap"
     entity: Text | None = None
-    checkpoints: WandbCheckpoints = key(WandbCheckpoints.none, about="of a finished run, as an artifact; online only")
+    checkpoints: WandbCheckpoints = key(
+        WandbCheckpoints.none, about="of a finished run, sent as an artifact; of an offline run by make sync"
+    )
 
 
 class CheckpointConfig(Section):
@@ -106,7 +109,9 @@ class Config(Section):
     )
     dry: bool = key(False, evaluation=True, cells=False, about="print what the run would be, and do nothing")
     fresh: bool = key(False, cells=False, about="start over: an earlier run directory is moved aside, never deleted")
-    allow_drift: bool = key(False, about="resume although the code or the data have changed; recorded in the results")
+    allow_drift: bool = key(
+        False, about="resume although code, images, precision or number of devices have changed; the report shows it"
+    )
     regime: RegimeConfig = section(RegimeConfig)
     model: NetConfig = section(NetConfig)
     recipe: RecipeConfig = section(RecipeConfig)
@@ -141,6 +146,9 @@ class Config(Section):
             raise ConfigError(f"weights={shown(self.weights)}: mode=data_check takes no weights")
         if self.initial_weights and not self.weights:
             raise ConfigError(f"initial_weights={shown(self.initial_weights)}: needs weights= too")
+        for name, value in flatten(self.values()).items() if self.mode == Mode.train else ():
+            if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):  # of a path's bytes
+                raise ConfigError(f"{name}={shown(value)}: is not UTF-8, and config.yaml cannot hold it; a link can")
 
 
 WEIGHTS = {"weights": "FILE, or weights= one of our run directories"}

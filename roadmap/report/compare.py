@@ -33,7 +33,7 @@ GAIN = (
 
 
 def as_text(found: Comparison, layers: Sequence[str]) -> str:
-    """Return the page: who, what differs, the nets, what came out, and with what it was made."""
+    """Return the comparison as text: who, what differs, the nets, what came out, and with what it was made."""
     sides = {"A": found.a, "B": found.b}
     parts = [[_title(letter, side) for letter, side in sides.items()]]
     if left_out := [f"  {letter}: {item}" for letter, side in sides.items() for item in side.left_out]:
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("a", metavar="A", help=side)
     parser.add_argument("b", metavar="B", help="the run or row to compare with A")
     parser.add_argument("--within", default="", metavar="SOURCE", help="a study or an archive that contains the rows")
-    parser.add_argument("--out", metavar="DIR", help="where to write curves (PNG, SVG), a page and its JSON")
+    parser.add_argument("--out", metavar="DIR", help="where to write this text, its JSON and the curves (PNG, SVG)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not end it
     args = parser.parse_args(argv)
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(out: Path, found: Comparison, text: str, data: str) -> None:
-    """Write the page, its JSON and the curves. Raises DiskError."""
+    """Write the text, its JSON and the curves. Raises DiskError."""
     figure = compared_curves(found.a.cell, found.b.cell)
     files = {f"compare.{kind}": image(figure, kind) for kind in FORMATS}
     files |= {"compare.txt": f"{text}\n".encode(), "compare.json": f"{data}\n".encode()}

@@ -18,9 +18,9 @@ from roadmap.text import shorten
 
 # What `--allow` takes in, and what each word means. Code and hardware count without it.
 KINDS = {
-    "override": "continued although code or data had changed (allow_drift=true)",
+    "override": "continued although code, images, precision or devices had changed (allow_drift=true)",
     "code": "ran with other code than most runs of its study (counts in any case)",
-    "data": "ran on other images than most runs of its study",
+    "data": "ran on other images, or at another size, than most runs of its study",
     "hardware": "ran on other hardware than most runs of its study (counts in any case)",
     "batch": "had another total batch than most runs of its recipe",
     "config": "had another config than the other seeds of its cell, or than most runs of its recipe",
