@@ -1,5 +1,8 @@
 """A study's file becomes the cells that plain Hydra makes of it, or is refused in plain words, before all else."""
 
+import os
+import socket
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -9,11 +12,13 @@ from hydra import initialize_config_dir
 
 from roadmap.errors import ConfigError, DataError, Refused
 from roadmap.files import read_json
+from roadmap.runs.process import process_start
 from roadmap.runs.run_dir import run_path
 from roadmap.steps.compose import validate
 from roadmap.steps.tree import CONF
 from roadmap.sweep import study as study_module
 from roadmap.sweep.study import SWEEPS, read_study, select_cells
+from roadmap.sweep.study_dir import StudyDir
 from roadmap.sweep.submit import check_cells, check_images_folder
 from tests.fabricate import write_run
 
@@ -233,6 +238,21 @@ def test_cells_begun_with_other_code_are_refused_unless_that_is_asked_for(tmp_pa
         check_cells(study, study.cells)
     study = read_study("demo", ["+step=gelu", "allow_drift=true"], tmp_path)
     check_cells(study, study.cells)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_cell_at_work_keeps_its_own_code_and_leaves_the_others_free_to_start(tmp_path, works):
+    study = read_study("demo", ["+step=gelu,resnet"], tmp_path)
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": process_start(os.getpid()) + (not works)}
+    gelu = study.cells[0]
+    run = recorded(gelu, tmp_path, state="running", status={"code_hash": "0123456789abcdef", **here})
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-0000000010-00001.pt").write_bytes(b"")
+    directory = StudyDir(tmp_path, "demo")
+    directory.make()
+    directory.write_cells(study)
+    with nullcontext() if works else pytest.raises(Refused, match=f"{gelu.key} was started with other code"):
+        check_cells(study, study.cells)
 
 
 def test_finished_cells_of_other_code_are_finished(tmp_path):

@@ -4,7 +4,7 @@ All is decided and recorded while the study is locked, so that the same command 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import CHECKPOINTS, CONFIG, STATUS, Status, read_or_empty
 from roadmap.runs.weights_source import library_weights
 from roadmap.steps.hydra_errors import quote
-from roadmap.sweep.cell_states import known_states
+from roadmap.sweep.cell_states import cell_states, known_states
 from roadmap.sweep.snapshot import config_dir
 from roadmap.sweep.study import Cell, Study
 from roadmap.sweep.study_dir import StudyDir
@@ -80,7 +80,8 @@ def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: b
         except ConfigError as error:
             raise ConfigError(f"cluster.per_cell={ranks}: {cell.key}: {error}") from None
         if statuses[cell.key].state is not None:
-            check_earlier_run(study, cell, statuses[cell.key])
+            check_earlier_run(study, cell)
+    check_code(study, cells, statuses)
 
 
 def check_images_folder(config: Config) -> None:
@@ -92,8 +93,8 @@ def check_images_folder(config: Config) -> None:
         raise DataError(f"data.root={data.root}: no such folder{nearby(expand(data.root))}")
 
 
-def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
-    """Raise Refused where a cell's directory holds a run of another config, or one begun with other code."""
+def check_earlier_run(study: Study, cell: Cell) -> None:
+    """Raise Refused where a cell's directory holds a run of another config."""
     run = run_path(cell.config)
     try:
         before = identity(read_yaml(run / CONFIG))
@@ -104,12 +105,28 @@ def check_earlier_run(study: Study, cell: Cell, status: Status) -> None:
             f"{study.name}: {cell.key} ran with another config ({'; '.join(changes[:5])}); "
             f"give the study another name, or move {run} away"
         )
-    begun = status.state != "done" and any((run / CHECKPOINTS).glob("step-*.pt"))
-    if begun and not cell.config.allow_drift and status.code_hash not in (None, code_hash()):
-        raise Refused(
-            f"{study.name}: {cell.key} was started with other code ({status.code_hash} -> {code_hash()}); go back to "
-            f"{str(status.git_commit)[:12]}, or ARGS=allow_drift=true, which the report shows"
-        )
+
+
+def check_code(study: Study, cells: Sequence[Cell], statuses: Mapping[str, Status]) -> None:
+    """Raise Refused for a cell that would go on with other code than it was begun with: one that is queued or at work
+    keeps its own."""
+    begun = {
+        cell.key: status
+        for cell in cells
+        if (status := statuses[cell.key]).state not in (None, "done")
+        and not cell.config.allow_drift
+        and status.code_hash not in (None, code_hash())
+        and any((run_path(cell.config) / CHECKPOINTS).glob("step-*.pt"))
+    }
+    directory = StudyDir(cells[0].config.paths.runs, study.name)
+    known = cell_states(directory)[0] if begun and directory.earlier_cells() else []
+    left = {state.key for state in known if state.state not in START}
+    for key, status in begun.items():
+        if key not in left:
+            raise Refused(
+                f"{study.name}: {key} was started with other code ({status.code_hash} -> {code_hash()}); go back to "
+                f"{(status.git_commit or 'that code')[:12]}, or ARGS=allow_drift=true, which the report shows"
+            )
 
 
 def check_queued(study: Study, directory: StudyDir) -> None:
