@@ -25,6 +25,8 @@ from roadmap.runs.progress import SweepProgress
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.steps.compose import compose
 from roadmap.sweep import local_scheduler
+from roadmap.sweep.local_scheduler import LocalTask
+from roadmap.sweep.study_dir import StudyDir
 from roadmap.training import cuda_graph, group, setup, state, step
 from roadmap.training import train as training
 from roadmap.training.__main__ import main as group_main
@@ -245,6 +247,10 @@ def test_a_second_ctrl_c_ends_every_run_at_once(small, monkeypatch):
     outcomes = train_group(configs)
     assert all(isinstance(outcome, KeyboardInterrupt) for outcome in outcomes.values()) and len(outcomes) == 3
     assert [(status(config)["state"], status(config)["exit_code"]) for config in configs] == [("stopped", 75)] * 3
+    for config in configs:
+        folder = run_path(config).parents[2]
+        task = LocalTask(StudyDir(folder.parent, folder.name), str(run_path(config).relative_to(folder)), [])
+        assert local_scheduler.how_it_ended(task) == "cut off after its last checkpoint"
 
 
 def test_runs_that_memory_has_no_room_for_wait_for_the_others(small, alone, monkeypatch, capsys):

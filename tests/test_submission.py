@@ -226,6 +226,11 @@ def test_a_submission_that_is_completed_by_typing_again_has_its_report_once(slur
         assert "left alone: 2 queued" in call("submit", steps="depthwise,gelu")[1]
         array, report = (line.split() for line in slurm.lines("accepted"))
         assert report[1:] == [f"{array[1]}-report", "afterany:11"]
+    denied = 'case "$*" in "update JobId=12 "*) exit 1;; esac'  # it is another user's
+    slurm.write("scontrol", denied)
+    for _ in range(2):
+        call("submit", steps="depthwise,gelu")
+        assert len(slurm.lines("accepted")) == 3
 
 
 def test_a_cell_that_is_queued_with_another_config_is_refused_and_stays_as_it_is(slurm, sweep, tmp_path):
@@ -327,6 +332,17 @@ def test_what_left_the_queue_before_it_began_was_cancelled_as_far_as_anybody_kno
     (slurm.folder / "queue").write_text("")  # as after `scancel`, without accounting, some minutes later
     assert call("status")[1].count("left the queue before it began") == 3
     assert "0 restarted" in call("reconcile")[1]
+
+
+def test_cancel_names_the_jobs_that_are_another_users_and_cancels_the_others(slurm, call, study):
+    call("submit")
+    denied = "scancel: error: Kill job error on job id 11_1: Access/permission denied"
+    slurm.write("scancel", f'echo "$@" >> "$(dirname "$0")/cancelled"; echo "{denied}" >&2; exit 1')
+    code, told = call("cancel")
+    assert code == 0 and "2 cancelled; make roadmap continues them\n  Slurm's jobs 11_0 12\n" in told
+    assert "depthwise,recipe.micro_batch=8/seed0: Slurm's job 11_1: Access/permission denied" in told
+    assert slurm.lines("cancelled") == ["11_0 11_1 12 13"]
+    assert [cell.cancelled for cell in cell_states(study)[0]] == [True, False, True]
 
 
 def test_reconcile_adds_no_report_while_one_waits(slurm, call, study):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 KEYBOARD = {signal.SIGINT, signal.SIGQUIT}
 STOP_SIGNALS = (*KEYBOARD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+CUT_OFF = "cut off after its last checkpoint"
 TWICE_S = 0.2  # `timeout` and terminals send a signal twice at once, to a process and to its group
 STALL_S = 5.0  # how long a stop waits for images that do not come
 
@@ -109,7 +110,7 @@ class StopSignal:
         elif number in KEYBOARD and not self.again and time.monotonic() - self._came > TWICE_S:
             self.again = True
             if self.interrupts:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(CUT_OFF)
         if self._waiting:
             self._wait_no_longer()
 

@@ -47,15 +47,14 @@ def cancel(study: StudyDir, gone: str | None = None) -> str:
 
     Raises ConfigError where Slurm does not answer, DataError where nothing was submitted.
     """
-    cells, jobs, asked, lines, ended = list[str](), list[str](), list[Process](), list[str](), list[str]()
+    cells, jobs, asked, lines, ended = list[str](), dict[str, str](), list[Process](), list[str](), list[str]()
     with locked(study) as (states, answer):
         if not answer.answered:
             raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}): nothing is cancelled")
         rows = study.jobs()
         for state in (state for state in states if state.state in ("queued", "running", "unknown")):
             if state.slurm_state in slurm_queue.ACTIVE:
-                jobs.append(str(state.job))
-                cells.append(state.key)
+                jobs[str(state.job)] = state.key
                 continue
             of_cell = rows.get(state.key, [])
             if state.state == "unknown" and is_of_host(of_cell, gone):
@@ -69,8 +68,9 @@ def cancel(study: StudyDir, gone: str | None = None) -> str:
                 cells.append(state.key)
             else:
                 lines.append(f"{state.key}: " + (f"process {process[0]} {why}" if process else why))
-        slurm_queue.scancel(jobs)
-        slurm_queue.scancel(waiting_reports(study))
+        left = slurm_queue.scancel([*jobs, *waiting_reports(study)])
+        cells += [key for job, key in jobs.items() if job not in left]
+        lines += [f"{jobs.get(job, 'the chart')}: Slurm's job {job}: {why}" for job, why in left.items()]
         study.append_jobs({"cell": key, "kind": "cancelled"} for key in cells)
         study.append_jobs({"cell": key, "kind": "ended", "exit_code": None} for key in ended)
     deadline = time.monotonic() + SAVE_S  # without the lock: they record their end
@@ -83,8 +83,9 @@ def cancel(study: StudyDir, gone: str | None = None) -> str:
                 lines.append(f"{state.key}: {state.state}{at}")
         lines += [f"process {pid} is still saving" for pid, born in asked if is_alive(pid, born)]
     lines += [f"{key}: has ended with {gone}" for key in ended]
+    done = [job for job in jobs if job not in left]
     head = f"{len(cells + ended)} cancelled" + ("; make roadmap continues them" if cells + ended else "")
-    return "\n  ".join([head, *([f"Slurm's jobs {' '.join(jobs)}"] if jobs else []), *lines])
+    return "\n  ".join([head, *([f"Slurm's jobs {' '.join(done)}"] if done else []), *lines])
 
 
 def is_of_host(rows: Sequence[Row], host: str | None) -> bool:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from roadmap.distributed.cores import num_cores
-from roadmap.distributed.signals import KEYBOARD, not_ignored
+from roadmap.distributed.signals import CUT_OFF, KEYBOARD, not_ignored
 from roadmap.errors import DiskError, StoppedEarly
 from roadmap.files import disk_errors, last_lines, write_json
 from roadmap.runs.children import compiler_cache, end_with_parent
@@ -306,8 +306,10 @@ def environment(slot: Slot, code: Path | None, processes: int) -> dict[str, str]
 
 def how_it_ended(task: LocalTask) -> str:
     """Return what a cell that was asked to stop has left, by its own status."""
-    state = read_or_empty(Status, task.directory.path / task.key / STATUS).state
-    return {"stopped": "saved", "done": "done", None: "not started"}.get(state, "cut off after its last checkpoint")
+    status = read_or_empty(Status, task.directory.path / task.key / STATUS)
+    if CUT_OFF in (status.reason or ""):  # interrupted once more
+        return CUT_OFF
+    return {"stopped": "saved", "done": "done", None: "not started"}.get(status.state, CUT_OFF)
 
 
 def end_of(log: Path) -> str:

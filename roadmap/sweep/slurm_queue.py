@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from roadmap.errors import ConfigError
@@ -138,12 +138,19 @@ def seconds(text: str) -> float | None:
     return float(text) if text.isdigit() else None
 
 
-def scancel(jobs: list[str]) -> None:
-    """Cancel jobs; those that have ended meanwhile do not matter. Raises ConfigError with Slurm's own message."""
+def scancel(jobs: list[str]) -> dict[str, str]:
+    """Cancel jobs, those that have ended do not matter; return by id why Slurm leaves some, as another user's.
+
+    Raises ConfigError with Slurm's own message where it cancels none.
+    """
+    left: dict[str, str] = {}
     for start in range(0, len(jobs), 200):  # a command line has an end
-        _, error = run("scancel", *jobs[start : start + 200])
-        if error and "Invalid job id" not in error:
-            raise ConfigError(f"scancel: {error}")
+        _, error = run("scancel", *jobs[start : start + 200], message=str)
+        found = dict(re.findall(r"job id (\S+): (.+)", error))
+        if error and not found and "Invalid job id" not in error:
+            raise ConfigError(f"scancel: {error_line(error)}")
+        left |= {job: why for job, why in found.items() if "Invalid job id" not in why}
+    return left
 
 
 def gpu_types(partition: str | None) -> list[str]:
@@ -159,8 +166,10 @@ def max_array_size() -> int | None:
     return max(1, int(found[1])) if found else None
 
 
-def run(*command: str, timeout_s: float = TIMEOUT_S, **env: str) -> tuple[str | None, str]:
-    """Return what a command of Slurm's prints, or None and why there is nothing."""
+def run(
+    *command: str, timeout_s: float = TIMEOUT_S, message: Callable[[str], str] | None = None, **env: str
+) -> tuple[str | None, str]:
+    """Return what a command of Slurm's prints, or None and why there is nothing: the `message` of its errors."""
     if shutil.which(command[0]) is None:
         return None, f"there is no {command[0]} here"
     try:
@@ -175,7 +184,7 @@ def run(*command: str, timeout_s: float = TIMEOUT_S, **env: str) -> tuple[str | 
     if done.returncode < 0:
         return None, f"{command[0]} was killed by signal {-done.returncode}"
     if done.returncode:
-        return None, error_line(done.stderr) or f"{command[0]} failed"
+        return None, (message or error_line)(done.stderr) or f"{command[0]} failed"
     return done.stdout, ""
 
 

@@ -16,7 +16,7 @@ import torch
 from roadmap.config.choices import Device
 from roadmap.config.schema import Config
 from roadmap.distributed.rank_env import RankEnv
-from roadmap.distributed.signals import StopSignal
+from roadmap.distributed.signals import CUT_OFF, StopSignal
 from roadmap.errors import CompilerError, OutOfMemory, StoppedEarly
 from roadmap.runs.progress import SweepProgress
 from roadmap.runs.result import load_result
@@ -141,7 +141,7 @@ class Group:
     def _take_turn(self, run: GroupRun) -> None:
         """Let a run take a burst of steps, or those up to where it waits for the device or ends."""
         for _ in range(BURST):
-            if not self._advance(run, KeyboardInterrupt() if self.stop.again else None):
+            if not self._advance(run, KeyboardInterrupt(CUT_OFF) if self.stop.again else None):
                 break
 
     def _advance(self, run: GroupRun, error: BaseException | None = None) -> bool:

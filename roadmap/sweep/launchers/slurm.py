@@ -195,7 +195,7 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
     if not arrays:  # none is left to wait for, or Slurm does not say
         return
     behind = f"afterany:{':'.join(arrays)}"
-    for job in waiting_reports(study)[:1]:
+    for job in waiting_reports(study):  # the first may be of another user
         if slurm_queue.run("scontrol", "update", f"JobId={job}", f"Dependency={behind}")[0] is not None:
             return
     command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
