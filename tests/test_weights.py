@@ -17,6 +17,11 @@ TOY = rows("toy") | {"convnext": rows("toy")["separate_downsampling"].replace(la
 TOY["grn"] = rows("toy")["separate_downsampling"].replace(grn=True)
 
 
+def sizes(*fast, slow=()):
+    """Return sizes for a test of values: all others differ in shapes alone, which a test without memory compares."""
+    return [*fast, *(pytest.param(size, marks=pytest.mark.slow) for size in slow)]
+
+
 def ours(cfg, num_classes=1000):
     return blank(lambda: build_net(cfg, num_classes))
 
@@ -66,7 +71,7 @@ def test_torchvisions_resnet50_trains_to_the_same_bits():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("size", sizes("tiny", slow=("small", "base", "large")))
 def test_torchvisions_convnexts(size):
     theirs = drawn(getattr(torchvision.models, f"convnext_{size}"))
     net = ours(convnext(size))
@@ -104,7 +109,7 @@ def official(state):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", pytest.param("xlarge", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", sizes("tiny", "small", slow=("base", "large", "xlarge")))
 def test_timms_convnexts_and_the_authors_files(size):
     theirs = drawn(lambda: timm.create_model(f"convnext_{size}", num_classes=1000))
     state = theirs.state_dict()
@@ -124,7 +129,7 @@ def test_timms_convnexts_and_the_authors_files(size):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", ["atto", "femto", "pico", "nano", "tiny"])
+@pytest.mark.parametrize("size", sizes("atto", "nano", slow=("femto", "pico", "tiny")))
 def test_timms_convnexts_v2_and_the_authors_files(size):
     theirs = drawn(lambda: timm.create_model(f"convnextv2_{size}", num_classes=1000))
     state = theirs.state_dict()
