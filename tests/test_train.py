@@ -111,6 +111,7 @@ def test_stopped_at_any_point_and_resumed_is_equal_to_the_bit(small, reference, 
     with stopped_at(at):
         train(config)
     assert (status(config)["state"], status(config)["exit_code"]) == ("stopped", 75)
+    assert newest(config)["global_step"] == at - (at > 3) - (at > 7)  # no step is lost
     assert not (run_path(config) / "summary.json").exists()
     train(config)
     assert_equal_runs(config, whole)
@@ -272,10 +273,11 @@ def test_a_dead_holder_is_waited_out_and_a_living_one_is_not(tmp_path, monkeypat
         assert held.closed
 
 
-def test_fresh_on_a_new_run_leaves_nothing_aside(small):
-    config = small("gelu")
+def test_fresh_on_a_new_run_leaves_nothing_aside_and_an_incomplete_batch_is_dropped(small):
+    config = small("gelu", "data.train_images=100")
     config.fresh = True
     train(config)
+    assert status(config)["step"] == 2 * (96 // 32)
     assert [p.name for p in run_path(config).parent.iterdir()] == ["seed0"]
 
 
