@@ -37,11 +37,11 @@ def refusal(key, value):
 
 
 @pytest.mark.parametrize("key", NUMBERS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), True, "fast", "9" * 100_000, [1], {}])
-def test_no_number_is_anything_else(key, value):
-    message = refusal(key, value)
-    assert message.startswith(f"{key}=")
-    assert len(message) < 300 and "\n" not in message
+def test_no_number_is_anything_else(key):
+    for value in (float("nan"), float("inf"), -float("inf"), True, "fast", "9" * 100_000, [1], {}):
+        message = refusal(key, value)
+        assert message.startswith(f"{key}="), value
+        assert len(message) < 300 and "\n" not in message, value
 
 
 @pytest.mark.parametrize("key", WHOLE)

@@ -266,7 +266,7 @@ def test_an_unsafe_place_is_told_and_nothing_is_written(forks, tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_record_that_cannot_be_read_is_a_disk_error(small, tmp_path):
+def test_a_record_that_cannot_be_read_is_a_disk_error(tmp_path):
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     (run.path / "config.yaml").mkdir()

@@ -74,6 +74,12 @@ def commands() -> list[str]:
     return list(dict.fromkeys(re.split(r"\s#", line)[0].strip() for line in shown if known.match(line)))
 
 
+@cache
+def record(step: str) -> str:
+    """Return what a run of a step has as its `config.yaml`."""
+    return yaml.safe_dump(compose(step, "nano").values())
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """Return a folder that looks like a checkout, with the files that the pages show, where commands may be typed."""
@@ -86,7 +92,7 @@ def place(tmp_path, monkeypatch) -> Path:
     for step in ("gelu", "inverted_bottleneck"):
         run = tmp_path / "runs" / "single" / "nano-digits" / step / "seed0"
         run.mkdir(parents=True)
-        (run / "config.yaml").write_text(yaml.safe_dump(compose(step, "nano").values()))
+        (run / "config.yaml").write_text(record(step))
     (tmp_path / "pretrained.pth").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -161,7 +161,7 @@ def test_a_link_to_nothing_is_a_file_too(of_file, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_missing_packages_are_named_with_the_extra(of_file, tmp_path, monkeypatch):
+def test_missing_packages_are_named_with_the_extra(of_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"format=onnx: needs onnxscript; pip install -e '\.\[export\]'"):
         of_file("gelu", "onnx")

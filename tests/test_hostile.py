@@ -1,6 +1,7 @@
 """Nothing that is read can run code, hang, or take more than its share: configs, and words of a command line."""
 
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -52,8 +53,7 @@ def test_yaml_that_takes_more_than_its_share_is_refused_in_milliseconds(tmp_path
     took, text = seconds(read_yaml, tmp_path / "config.yaml")
     assert took < 1
     assert str(tmp_path / "config.yaml") in text
-    with pytest.raises(ValueError, match=reason):
-        parse_yaml(body)
+    assert re.search(reason, text)
 
 
 def test_anchors_of_plain_size_are_read_as_ever():
@@ -74,10 +74,9 @@ def test_anchors_of_plain_size_are_read_as_ever():
     ],
 )
 def test_json_that_takes_more_than_its_share_is_refused(text, reason):
-    took, _ = seconds(parse_json, text.encode())
+    took, told = seconds(parse_json, text.encode())
     assert took < 1
-    with pytest.raises(ValueError, match=reason):
-        parse_json(text.encode())
+    assert reason in told
 
 
 def test_numbers_that_are_none_are_read_as_they_are_written():
@@ -122,20 +121,21 @@ def folder(tmp_path):
     return tmp_path / "own"
 
 
-@pytest.mark.parametrize("kind", sorted(TOO_MUCH.keys() - {"no date"}))  # which Hydra takes for text
-@pytest.mark.parametrize("file", ["step/bad.yaml", "recipe/bad.yaml", "bad.yaml"])
-def test_a_config_that_takes_more_than_its_share_never_reaches_hydra(folder, kind, file):
+@pytest.mark.parametrize(("file", "kind"), [
+    *(("step/bad.yaml", kind) for kind in sorted(TOO_MUCH.keys() - {"no date"})),  # which Hydra takes for text
+    ("recipe/bad.yaml", "bomb"), ("bad.yaml", "bomb"),
+])  # fmt: skip
+def test_a_config_that_takes_more_than_its_share_never_reaches_hydra(folder, file, kind):
     body, reason = TOO_MUCH[kind]
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text(HEAD + body)
     took, text = seconds(compose, "mine", config_dir=folder)
     assert took < 2
     assert str(folder / file) in text
-    with pytest.raises(ConfigError, match=reason):
-        compose("mine", config_dir=folder)
+    assert re.search(reason, text)
 
 
-def test_so_in_a_study_and_in_local_settings(folder, monkeypatch, tmp_path):
+def test_so_in_a_study_and_in_local_settings(folder, tmp_path):
     (folder / "bad.yaml").write_text("defaults: [config, _self_]\n" + BOMB)
     with pytest.raises(ConfigError, match=r"bad\.yaml: .*more than 10000 values"):
         read_study(str(folder / "bad.yaml"), runs=tmp_path / "runs")

@@ -239,6 +239,8 @@ def small_moment(state):
         (small_moment, r"optimizer\.state\.0\.exp_avg is float32 \(1,\), and not float32 \("),
         (lambda state: state.update(ema={}, optimizer=None), r"optimizer\.state is not of these parameters"),
         (lambda state: state.update(time_s="x"), "time_s is str, and not float"),
+        (lambda state: state.pop("best_top1"), "best_top1 is missing, and not float"),
+        (lambda state: state["net"].update({"more\x1b": torch.zeros(1)}), r"net\.more is not of this net"),
     ],
 )
 def test_a_checkpoint_of_another_net_or_optimizer_is_refused_when_a_run_goes_on(trained, change, reason):

@@ -66,7 +66,7 @@ def weights(tmp_path_factory):
 class TestIdentity:
     """What a run is that starts from weights."""
 
-    def test_is_the_weights_content_not_its_name_and_a_plain_run_keeps_its_own(self, small, weights, tmp_path):
+    def test_is_the_weights_content_not_its_name_and_a_plain_run_keeps_its_own(self, weights, tmp_path):
         copy = tmp_path / "a copy.pt"
         shutil.copy(weights, copy)
         plain, first, same = (
@@ -134,7 +134,7 @@ class TestIdentity:
 class TestStart:
     """What training begins with."""
 
-    def test_is_the_weights_of_a_file(self, small, weights, capsys):
+    def test_is_the_weights_of_a_file(self, small, weights):
         config = small("gelu", f"weights={weights}", "recipe.epochs=1", *FROZEN)
         train(config)
         given = torch.load(weights, weights_only=True)["model"]
@@ -148,7 +148,7 @@ class TestStart:
             yaml.safe_load((run_path(config) / "config.yaml").read_text())["initial_weights"] == config.initial_weights
         )
 
-    def test_is_a_run_with_a_head_initialised_anew_where_the_classes_differ(self, trained, small, tmp_path):
+    def test_is_a_run_with_a_head_initialised_anew_where_the_classes_differ(self, trained, small):
         source = trained("gelu")
         run = run_path(source)
         theirs = torch.load(newest(source), weights_only=True)["net"]

@@ -28,6 +28,10 @@ def test_which_of_the_two_and_how_much_of_each_are_timm_0_3_2s():
     drawn = [draw_mix(recipe, *SIZES[i % 5], np.random.RandomState(i)) for i in range(1000)]
     assert [lam for lam, _ in drawn] == DRAWS["both_lams"].tolist()
     assert np.array_equal([box or (-1,) * 4 for _, box in drawn], DRAWS["both_boxes"])
+    for switch, share in ((0.0, 0.0), (0.2, 0.2), (1.0, 1.0)):
+        recipe = recipe.replace(mix_switch=switch)
+        cut = [draw_mix(recipe, 32, 32, np.random.RandomState(i))[1] is not None for i in range(1000)]
+        assert np.mean(cut) == pytest.approx(share, abs=0.04)
 
 
 @pytest.fixture
@@ -88,7 +92,8 @@ def test_with_both_off_images_and_labels_come_back_as_they_are(batch):
 
 
 def test_an_odd_batch_is_refused_before_anything_runs():
-    for recipe in (RecipeConfig(batch_size=63, mixup=0.8), RecipeConfig(batch_size=63, cutmix=1.0)):
+    parts = RecipeConfig(batch_size=126, micro_batch=63, mixup=0.8)
+    for recipe in (RecipeConfig(batch_size=63, mixup=0.8), RecipeConfig(batch_size=63, cutmix=1.0), parts):
         with pytest.raises(ConfigError, match=r"recipe.micro_batch is 63: must be even"):
             check_mixup(recipe)
     check_mixup(RecipeConfig(batch_size=63))

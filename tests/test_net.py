@@ -234,6 +234,8 @@ def test_a_conv_has_a_bias_unless_a_batch_norm_follows_it():
         for m in build_net(TOY["resnet"].replace(conv_bias="always"), 5).modules()
         if isinstance(m, nn.Conv2d)
     )
+    bare = build_net(TOY["resnet"].replace(projection_norm=False, stem_norm=False), 5)
+    assert bare.stem.conv.bias is not None and bare.stages[1].block0.shortcut.conv.bias is not None
 
 
 def test_downsampling_leaves_the_blocks_and_takes_the_projections_with_it():
@@ -253,6 +255,10 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         m.drop_path.rate if isinstance(m.drop_path, DropPath) else 0.0 for m in net.modules() if isinstance(m, Block)
     ]
     assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
+    with torch.device("meta"):
+        swin = build_net(SWIN["tiny"].replace(drop_path=0.2), 5)
+    rates = [module.p for module in swin.modules() if isinstance(module, torchvision.ops.StochasticDepth)]
+    assert rates == pytest.approx([0.2 * i / 11 for i in range(12)])
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
@@ -275,6 +281,13 @@ def test_channel_norm_is_torchs_layer_norm_on_pixels():
     pixel = x[1, :, 2, 3]
     by_hand = (pixel - pixel.mean()) / (pixel.var(correction=0) + 1e-6).sqrt() * layer.weight + layer.bias
     assert torch.allclose(y[1, :, 2, 3], by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "key"), [("separate_downsampling", "layer_norm_eps"), ("resnet", "batch_norm_eps")])
+def test_every_norm_has_the_eps_of_the_config(step, key):
+    net = build_net(TOY[step].replace(**{key: 3e-4, "head_norm": "always"}), 5)
+    norms = [m for m in net.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert net.norm in norms and {norm.eps for norm in norms} == {3e-4}
 
 
 @torch.no_grad()

@@ -282,7 +282,7 @@ def test_the_labels_of_a_large_set_are_read_back(tmp_path):
     assert run == collect([tmp_path / "roadmap"]).runs[0]
 
 
-def test_a_log_goes_along_without_secrets(runs, tmp_path, monkeypatch):
+def test_a_log_goes_along_without_secrets(runs, monkeypatch):
     (runs / "nano-digits" / "gelu" / "seed0" / schema.LOG).write_text("epoch of hunter2-secret-hunter2\n")
     monkeypatch.setenv("MY_TOKEN", "hunter2-secret-hunter2")
     assert main([str(runs)]) == 0

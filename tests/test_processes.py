@@ -362,7 +362,7 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module):
     assert (done.returncode, done.stderr) == (75, "interrupted\n")
 
 
-def test_ctrl_c_of_which_a_library_makes_an_error_is_still_a_stop(monkeypatch, capsys):
+def test_ctrl_c_of_which_a_library_makes_an_error_is_still_a_stop(capsys):
     @text.command_line
     def command() -> int:
         try:

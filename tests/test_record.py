@@ -158,7 +158,7 @@ def damage_line(config, number, how):
 
 
 @pytest.mark.parametrize("how", ["lost", "doubled", "cut", "changed"])
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", [0, 3, 4, 7])  # of each epoch's four lines the first, and the evaluation
 def test_a_line_of_a_finished_run_that_is_lost_doubled_or_changed_is_told(trained, number, how):
     config = trained("gelu")
     damage_line(config, number, how)
@@ -394,7 +394,7 @@ def test_what_killed_writers_left_goes_at_the_next_start_and_what_others_left_st
 
 
 @pytest.mark.parametrize("name", RECORD)
-def test_a_finished_run_that_lost_a_file_is_told_in_a_line_and_left_as_it_is(trained, command, name):
+def test_a_finished_run_that_lost_a_file_is_told_in_a_line_and_left_as_it_is(trained, name):
     config = trained("gelu")
     (run_path(config) / name).unlink()
     before = {path.name: path.read_bytes() for path in run_path(config).iterdir() if path.is_file()}
@@ -403,8 +403,9 @@ def test_a_finished_run_that_lost_a_file_is_told_in_a_line_and_left_as_it_is(tra
         train(config)
     after = {path.name: path.read_bytes() for path in run_path(config).iterdir() if path.is_file()}
     assert {**after, ".lock": b""} == {**before, ".lock": b""}
-    config.fresh = True
-    assert train(config)["state"] == "done"
+    if name == "status.json":
+        config.fresh = True
+        assert train(config)["state"] == "done"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", *ARRAYS, "summary.json"])
@@ -477,7 +478,7 @@ def test_a_finished_run_says_where_its_images_were_if_another_folder_is_asked_fo
 # Threads, the right epoch, restarts.
 
 
-def test_a_run_keeps_its_number_of_threads(small, reference, capsys):
+def test_a_run_keeps_its_number_of_threads(small, capsys):
     before = torch.get_num_threads()
     config = small("gelu")
     try:

@@ -31,7 +31,7 @@ from roadmap.runs.run_dir import run_path
 from roadmap.runs.weights_source import library_weights
 from roadmap.steps.compose import compose
 from roadmap.steps.unused_settings import unused_settings
-from roadmap.training.evaluation import evaluate_weights, result_line
+from roadmap.training.evaluation import Evaluation, evaluate_weights, result_line
 from roadmap.training.predict import predict
 from roadmap.training.saved_weights import evaluation_note
 from roadmap.training.train import train
@@ -488,6 +488,8 @@ class TestRefusals:
         with pytest.raises(NonFiniteError, match=told) as caught:
             evaluate_weights(scoring(small("separate_downsampling"), tmp_path / "w.pt"))
         assert caught.value.code == 70
+        with pytest.raises(NonFiniteError, match="the net gives outputs that are not finite"):
+            Evaluation(50.0, 50.0, torch.inf, np.ones(1, bool), np.zeros(1, int)).require_finite("the net")
 
     def test_text(self, small, tmp_path):
         (tmp_path / "w.pth").write_text("<html>404</html>\n")

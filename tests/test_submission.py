@@ -327,7 +327,7 @@ def test_what_was_cancelled_here_is_known_when_slurm_has_forgotten_it(slurm, cal
     assert call("status")[1].count("cancelled before it started") == 3
 
 
-def test_what_left_the_queue_before_it_began_was_cancelled_as_far_as_anybody_knows(slurm, call, tmp_path):
+def test_what_left_the_queue_before_it_began_was_cancelled_as_far_as_anybody_knows(slurm, call):
     call("submit", "cluster.report=false")
     (slurm.folder / "queue").write_text("")  # as after `scancel`, without accounting, some minutes later
     assert call("status")[1].count("left the queue before it began") == 3

@@ -17,6 +17,11 @@ TOY = rows("toy") | {"convnext": rows("toy")["separate_downsampling"].replace(la
 TOY["grn"] = rows("toy")["separate_downsampling"].replace(grn=True)
 
 
+def sizes(*fast, slow=()):
+    """Return sizes for a test of values: all others differ in shapes alone, which a test without memory compares."""
+    return [*fast, *(pytest.param(size, marks=pytest.mark.slow) for size in slow)]
+
+
 def ours(cfg, num_classes=1000):
     return blank(lambda: build_net(cfg, num_classes))
 
@@ -66,7 +71,7 @@ def test_torchvisions_resnet50_trains_to_the_same_bits():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("size", sizes("tiny", slow=("small", "base", "large")))
 def test_torchvisions_convnexts(size):
     theirs = drawn(getattr(torchvision.models, f"convnext_{size}"))
     net = ours(convnext(size))
@@ -111,9 +116,8 @@ def convnext_of(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [
-    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
-    pytest.param("convnext_xlarge", marks=pytest.mark.slow),
-    *(f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny")),
+    *sizes("convnext_tiny", "convnext_small", slow=("convnext_base", "convnext_large", "convnext_xlarge")),
+    *sizes("convnextv2_atto", "convnextv2_nano", slow=("convnextv2_femto", "convnextv2_pico", "convnextv2_tiny")),
 ])  # fmt: skip
 def test_timms_convnexts_and_the_authors_files(name):
     theirs = drawn(lambda: timm.create_model(name, num_classes=1000))

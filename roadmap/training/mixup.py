@@ -53,7 +53,7 @@ def mixup_batch(
         mixed = images.clone()
         mixed[:, :, box[0] : box[1], box[2] : box[3]] = images.flip(0)[:, :, box[0] : box[1], box[2] : box[3]]
     else:
-        mixed = images.mul(lam).add_(images.flip(0).mul_(1 - lam)) if lam != 1 else images.clone()
+        mixed = images.mul(lam).add_(images.flip(0).mul_(1 - lam))
     return mixed, soft_targets(labels, lam, recipe.label_smoothing, num_classes)
 
 
@@ -63,7 +63,7 @@ def draw_mix(recipe: RecipeConfig, height: int, width: int, draw: np.random.Rand
     cut = draw.rand() < recipe.mix_switch if recipe.mixup > 0 and recipe.cutmix > 0 else recipe.cutmix > 0
     alpha = recipe.cutmix if cut else recipe.mixup
     lam = float(draw.beta(alpha, alpha))
-    if not cut or lam == 1:
+    if not cut:
         return lam, None
     box = draw_box(lam, height, width, draw)
     return float(1 - (box[1] - box[0]) * (box[3] - box[2]) / (height * width)), box

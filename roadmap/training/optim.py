@@ -101,7 +101,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
 
 def is_like(value: Any, own: Tensor) -> bool:
     """Tell whether a value is a tensor of the same shape and type as ours, and has its numbers in memory."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         return False
     return value.shape == own.shape and value.dtype == own.dtype
 
