@@ -146,7 +146,7 @@ def test_values_whose_variance_is_too_small_for_a_number_have_no_interval(least)
     assert statistics.welch([least, 0.0], [0.0, 0.0]) is None
 
 
-@pytest.mark.parametrize("values", [[70.0], [70.0, 70.0], [70.0] * 9])
+@pytest.mark.parametrize("values", [[70.0], [70.0, 70.0], [70.0] * 9, [42.7] * 3])  # the last's mean is not 42.7
 def test_without_a_spread_there_is_no_interval(values):
     assert statistics.mean_interval(values) is None
     assert statistics.welch(values, values) is None
