@@ -11,11 +11,11 @@ from roadmap.report.__main__ import main as report
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY
+from roadmap.steps.compose import compose
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local
-from roadmap.steps.compose import compose
 from roadmap.sweep.plan import Net, Row, as_text, checkpoint_gb, earlier_speeds, infer, plan, read_bench, with_inferred
 from roadmap.sweep.status import device_hours, hours_line
 from roadmap.sweep.study import Cell

@@ -53,8 +53,8 @@ def test_a_run_unlike_its_neighbours_is_listed_left_out_and_counts_only_where_al
 def test_a_run_that_differs_in_two_ways_counts_only_where_both_are_allowed(tmp_path):
     others(tmp_path, **USUAL)
     write_run(tmp_path, "gelu", **(USUAL | {"data_fingerprint": "f00d", "batch_size": 1024}))
-    counted = {allow: len(collect([tmp_path], allow=allow).runs) for allow in (("data",), ("batch",), ("data", "batch"))}
-    assert list(counted.values()) == [4, 4, 5]
+    counted = [len(collect([tmp_path], allow=allow).runs) for allow in (["data"], ["batch"], ["data", "batch"])]
+    assert counted == [4, 4, 5]
 
 
 def test_runs_that_are_left_out_have_no_say_in_what_is_usual(tmp_path):
