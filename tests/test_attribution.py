@@ -159,15 +159,16 @@ class TestEstimate:
 
     def test_many_orders_come_to_the_exact_worths(self):
         game = made_up(0.3)
-        top1s = {net: [value] for net, value in game.items()}
+        top1s, truth = {net: [value] for net, value in game.items()}, exact(game)
         for mean in estimate(orders(1500), top1s):
-            assert mean.value == pytest.approx(exact(game)[mean.toggle], abs=4 * mean.over_orders.variance**0.5)
+            assert mean.value == pytest.approx(truth[mean.toggle], abs=4 * mean.over_orders.variance**0.5)
         assert sum(mean.value for mean in estimate(orders(7), top1s)) == pytest.approx(game[WHOLE] - game[frozenset()])
 
     def test_where_nothing_interacts_one_order_is_exact(self):
         game = made_up(0.0)
+        truth = exact(game)
         for mean in estimate(orders(1), {net: [value] for net, value in game.items()}):
-            assert mean.value == pytest.approx(exact(game)[mean.toggle])
+            assert mean.value == pytest.approx(truth[mean.toggle])
             assert mean.over_orders is None
 
     @pytest.mark.parametrize(("interaction", "spread"), [(0.2, 0.1), (0.05, 0.2)])
@@ -182,11 +183,11 @@ class TestEstimate:
 
     def test_what_a_shared_net_did_is_no_part_of_the_spread_over_orders(self):
         """Orders with the same toggle at the same place in the same net: seeds alone, and they do not average out."""
-        draw = random.Random(0)
+        draw, game = random.Random(0), made_up(0.0)
         chosen = [order for order in orders(400) if order[0] == "depthwise"][:12]
         means, naive, ours = [], [], []
         for _ in range(60):
-            top1s = trained(made_up(0.0), chosen, 1.0, draw)
+            top1s = trained(game, chosen, 1.0, draw)
             mean = next(m for m in estimate(chosen, top1s) if m.toggle == "depthwise")
             means.append(mean.value)
             naive.append(mean.over_orders.variance)
@@ -376,7 +377,8 @@ class TestReport:
         assert (group.attribution.orders, group.attribution.incomplete) == (4, 1)
         assert "Sampled orders left out because one of their nets has no usable run: 1." in findings([group])[0]
 
-    def test_every_form_of_the_report_has_the_worths(self, tmp_path):
+    def test_every_form_of_the_report_has_the_worths(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
         write_nets(tmp_path / "runs", orders(4), flattering(), spread=0.05)
         assert report_main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
         rows = list(csv.DictReader((tmp_path / "out" / "attribution.csv").read_text().splitlines()))
@@ -389,7 +391,7 @@ class TestReport:
         assert "Mean gains over the sampled orders" in page
         assert "(attribution)" in page
         assert "+variant=[with_" in page  # the command of a net
-        assert (tmp_path / "out" / "attribution.png").stat().st_size > 1000
+        assert (tmp_path / "out" / "attribution.svg").stat().st_size > 1000
 
     def test_one_order_is_one(self, tmp_path):
         title = toggle_worths(self.report(tmp_path, 1)).get_suptitle()

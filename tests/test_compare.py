@@ -150,6 +150,8 @@ def test_other_images_are_not_paired_and_a_key_that_nothing_read_is_none(study, 
     assert "images of A: others" in page
     assert "recipe.step_epochs  30        ->  not read" in page
     assert "recipe.momentum" not in page
+    same_seed = ("increase_width/seed0", "inverted_bottleneck/seed0", "--within", study)
+    assert "over images: unknown" in compared(*same_seed, capsys=capsys).out
 
 
 def test_a_config_that_builds_no_net_costs_the_layers_alone(study, capsys):

@@ -1,6 +1,7 @@
 """What a study costs: speeds that are inferred, hours that were used, that restarts did again, and that are left."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,12 +11,14 @@ from roadmap.report.__main__ import main as report
 from roadmap.runs.metrics import append_metrics
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY
+from roadmap.steps.compose import compose
 from roadmap.sweep.__main__ import main
 from roadmap.sweep.cell_states import CellState
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.launchers import local
-from roadmap.sweep.plan import Net, infer, read_bench, with_inferred
+from roadmap.sweep.plan import Net, Row, as_text, checkpoint_gb, earlier_speeds, infer, plan, read_bench, with_inferred
 from roadmap.sweep.status import device_hours, hours_line
+from roadmap.sweep.study import Cell
 from roadmap.training.train import train
 from tests.fabricate import write_run
 from tests.records import stopped_at
@@ -36,7 +39,7 @@ def bench_file(path, rows, hardware="NVIDIA H100 80GB HBM3", regime="tiny", size
 
 
 def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_path):
-    rows = {"resnet": {"eager": 400.0, "graph": 1000.0, "timm": 9.0}, "gelu": {"eager": 100.0, "graph": 500.0}}
+    rows = {"resnet": {"eager": 400.0, "graph": 1000.0, "timm": 9000.0}, "gelu": {"eager": 100.0, "graph": 500.0}}
     bench = read_bench(str(bench_file(tmp_path / "mine.json", rows)))
     gmacs = {"resnet": 4.0, "gelu": 3.0, "x": 8.0}
     resnet, gelu, other = (Net("tiny", 224, name, cost) for name, cost in gmacs.items())
@@ -48,6 +51,36 @@ def test_a_speed_is_inferred_by_the_bench_and_where_that_is_silent_by_macs(tmp_p
     nobody = [(None, "")] * 3
     assert with_inferred([resnet, gelu, other], nobody, bench)[:2] == [(1000.0, "bench"), (500.0, "bench")]
     assert with_inferred([resnet, gelu, other], nobody, {}) == nobody
+
+
+def test_earlier_speeds_are_of_one_device_of_this_hardware_and_of_no_run_that_was_set_aside(tmp_path):
+    about = {"hardware": "NVIDIA H100 80GB HBM3", "train_images_per_s": 800.0, "batch_size": 64}
+    write_run(tmp_path, "gelu", 0, world_size=8, group_size=2, **about)
+    write_run(tmp_path, "gelu", 1, **(about | {"hardware": "NVIDIA A100"}))
+    aside = write_run(tmp_path, "gelu", 2, **about)
+    aside.rename(aside.with_name("seed2.old-1"))
+    assert earlier_speeds(tmp_path, "h100") == {("gelu", "nano", "digits", 32, 64): [200.0]}
+    assert earlier_speeds(tmp_path, None) == {}
+
+
+def test_a_plan_counts_the_images_that_are_trained_on_and_each_copy_of_the_weights(tmp_path):
+    config = compose("resnet", "nano", ["data.holdout=0.1", "recipe.epochs=10", f"paths.runs={tmp_path}"])
+    (row,) = plan([Cell((), config)], tmp_path, None, {"resnet": 100.0}, {})
+    assert row.images == pytest.approx(0.9 * 1437 * 10)
+    assert (row.images_per_s, row.hours) == (100.0, pytest.approx(row.images / 100 / 3600))
+    assert row.last_gb == pytest.approx(row.checkpoint_gb / 3)
+    copies = [checkpoint_gb(compose("resnet", "nano", words), 1.0) / 3 / 4e-3 for words in (
+        ["recipe.momentum=0"], [], ["recipe.ema_decay=0.9"], ["recipe.optimizer=adamw"],
+    )]  # fmt: skip
+    assert copies == pytest.approx([1, 2, 3, 3])
+
+
+def test_the_total_of_a_plan_is_of_what_is_to_do():
+    study = SimpleNamespace(name="mine", generator=SimpleNamespace(outlook=lambda *_: ()), left_out=())
+    rows = [Row(key, 4.0, 28.0, 100.0, checkpoint_gb=3.0, last_gb=1.0, state="") for key in "abc"]
+    rows[0].state, rows[0].hours, rows[1].hours, rows[1].source = "done", 2.0, 3.0, "inferred, MACs"
+    told = "mine: 3 cells, 1 done; to do: 2, 3 GPU-hours for 1 of them (1 inferred from the others), 6.0 GB of "
+    assert as_text(study, rows).splitlines()[-1] == told + "checkpoints by estimate, 2.0 GB after make prune"
 
 
 @pytest.mark.parametrize(("word", "told"), [

@@ -356,6 +356,9 @@ def test_two_results_of_one_cell_and_seed_are_both_left_out(tmp_path):
     assert [run.seed for run in collected.runs] == [1]
     assert len(collected.suspect) == 2
     assert all("50.00, 60.00" in finding.reason for finding in collected.suspect)
+    for source, images in (("a", "f00d"), ("b", "beef")):  # the same accuracy is not the same result
+        write_run(tmp_path / source, "gelu", 2, top1=52.0, data_fingerprint=images)
+    assert [run.seed for run in collect([tmp_path / "a", tmp_path / "b"]).runs] == [1]
 
 
 def test_seeds_trained_for_other_lengths_are_not_averaged(tmp_path):
@@ -475,6 +478,7 @@ def test_a_number_that_runs_record_is_shown_everywhere_by_its_line_in_the_table(
         write_run(tmp_path / "runs", "resnet", seed, energy_kwh=12.5 + seed)
         write_run(tmp_path / "runs", "enhanced_recipe", seed)  # an older record lacks it
     out = tmp_path / "out"
+    monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
     assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [row["energy_kwh"] for row in rows] == ["13", ""]

@@ -111,15 +111,16 @@ def nets(n: int, level: float, seed: int) -> list[np.ndarray]:
 
 def test_gains_over_images_pair_the_same_images_and_need_every_net_of_both_rows(tmp_path):
     ours, theirs = nets(2, 0.72, 1), nets(3, 0.70, 2)
-    for seed, correct in enumerate(ours):
+    for seed, correct in zip((0, 3), ours, strict=True):
         write_run(tmp_path, "enhanced_recipe", seed, correct=correct, data_fingerprint="f")
-    for seed, correct in enumerate(theirs):
+    for seed, correct in zip((1, 2, 3), theirs, strict=True):
         write_run(tmp_path, "resnet", seed, correct=correct, data_fingerprint="f")
     gain = cell_of(groups_of(tmp_path), "enhanced_recipe").gain
     assert gain.over_images == statistics.image_bootstrap(np.stack(ours), np.stack(theirs))
     assert gain.over_images.low < gain.gain < gain.over_images.high
-    assert (gain.only_this, gain.only_parent) == (int((ours[0] & ~theirs[0]).sum()), int((theirs[0] & ~ours[0]).sum()))
-    assert gain.mcnemar_p == statistics.mcnemar(ours[0], theirs[0]).p
+    assert (gain.only_this, gain.only_parent) == (int((ours[1] & ~theirs[2]).sum()), int((theirs[2] & ~ours[1]).sum()))
+    assert gain.mcnemar_p == statistics.mcnemar(ours[1], theirs[2]).p
+    assert gain.changes.seeds == 1
     (tmp_path / "roadmap" / "nano-digits" / "resnet" / "seed2" / "correct.npy").unlink()
     gain = cell_of(groups_of(tmp_path), "enhanced_recipe").gain
     assert (gain.over_images, gain.mcnemar_p) == (None, None)
@@ -147,15 +148,17 @@ def test_means_that_differ_in_their_last_bits_alone_contradict_no_pair():
 
 
 def test_seeds_needed_are_a_range_for_the_test_of_the_whole_study(tmp_path):
-    for step, tops in zip(CHAIN, ((50, 50.5, 50.2), (51, 51.3, 51.4), (51, 51.3, 51.1)), strict=False):
+    for step, tops in zip(CHAIN, ((50, 50.5, 50.2), (51, 51.3, 51.4), (51, 51.3, 51.1), (55, 58), (60,)), strict=True):
         seeds(tmp_path, step, tops)
     collected = collect([tmp_path])
     groups = aggregate(collected.runs)
     gain = cell_of(groups, "enhanced_recipe").gain
     effect = statistics.welch((51, 51.3, 51.4), (50, 50.5, 50.2)).effect
-    assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.significant)  # two steps, two tests
+    assert gain.seeds_needed == statistics.seeds_needed(effect, 3, 3, gain.significant)  # one seed is no test
     needed = gain.seeds_needed
     assert f"| {needed.likely} ({needed.low} to {needed.high}) |" in to_markdown(groups, collected).decode()
+    fewer = cell_of(groups, "patchify_stem").gain
+    assert (fewer.significant, fewer.seeds_needed.low) == (False, 3)  # two seeds have not told it
     unsure = cell_of(groups, "stage_ratio").gain
     assert (unsure.significant, unsure.seeds_needed.high) == (False, None)
     row = list(csv.DictReader(csv_files(groups)["table.csv"].decode().splitlines()))[2]
@@ -191,6 +194,7 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
     write_run(tmp_path, "separate_downsampling", top1=50.0, study="roadmap", code_hash="aaaa")
     write_run(tmp_path / "other", "separate_downsampling", top1=51.0, study="newer", code_hash="bbbb")
     write_run(tmp_path / "longer", "separate_downsampling", top1=52.0, study="longer", epochs=9)
+    write_run(tmp_path / "larger", "separate_downsampling", top1=53.0, study="larger", regime="tiny")
 
     def gain(*studies):
         groups = groups_of(*(tmp_path / study for study in (*studies, "leave_one_out")))
@@ -199,7 +203,7 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
     for studies in (("roadmap",), ("roadmap", "other")):  # of several the one of the same code
         assert (gain(*studies).parent, gain(*studies).gain) == ("separate_downsampling of study roadmap", -1.0)
     assert gain("other").parent == "separate_downsampling of study newer, of other code or hardware"
-    assert gain("longer") is None
+    assert gain("longer") is gain("larger") is None
 
 
 def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_path):
@@ -287,9 +291,8 @@ def test_the_order_of_a_study_is_held_against_the_papers(tmp_path, slope, where,
     rng = np.random.default_rng(1)
     from roadmap import paper
 
-    for row in paper.rows("tiny").values():
-        if row.adopted != "reference":
-            write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1, **where)
+    for row in paper.rows("tiny").values():  # the reference is no step, and not ranked
+        write_run(tmp_path, row.step, top1=50 + slope * (row.top1 - 79) + rng.normal(0, 0.3), epochs=1, **where)
     (text,) = findings(groups_of(tmp_path))
     assert "The order of 17 rows compared with the paper's (tiny): Spearman's rho" in text
     assert ("rho −0.9" in text) == (slope < 0) and " -" not in text
@@ -297,11 +300,13 @@ def test_the_order_of_a_study_is_held_against_the_papers(tmp_path, slope, where,
 
 
 def test_too_few_rows_or_synthetic_images_are_not_ranked(tmp_path):
-    for step in CHAIN:
-        write_run(tmp_path, step, data="synthetic")
+    for number, step in enumerate(CHAIN):
+        write_run(tmp_path, step, top1=50.0 + number, data="synthetic")
         if step != "resnet":
-            write_run(tmp_path, step)
-    assert "Order of" not in " ".join(findings(groups_of(tmp_path)))
+            write_run(tmp_path, step, top1=50.0 + number)
+    assert "The order of" not in " ".join(findings(groups_of(tmp_path)))
+    write_run(tmp_path, "resnet", top1=50.0)
+    assert ["The order of 5 rows" in text for text in findings(groups_of(tmp_path))] == [True, False]
 
 
 def test_every_column_of_the_tables_says_what_it_means(tmp_path):

@@ -272,7 +272,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(opened):
 
 
 @pytest.mark.browser
-def test_a_phone_shows_a_wide_chart_that_has_no_narrow_one(browser, tmp_path):
+def test_a_phone_shows_a_wide_chart_that_has_no_narrow_one(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))
     for holdout, factor in ((0.1, 0.5), (0.1, 1), (0.0, 1)):
         rate = {"config": f"recipe:\n  lr: {0.1 * factor}\n", "split": "holdout" if holdout else "val"}
         words = [f"data.holdout={holdout}"] * bool(holdout) + [f"recipe.lr={0.1 * factor:g}"] * (factor != 1)

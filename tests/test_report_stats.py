@@ -39,8 +39,9 @@ def test_mcnemars_test_of_agrestis_approval_ratings():
 
 
 def test_mcnemars_test_of_few_images_is_the_binomial_one():
-    """6 and 16 discordant pairs: the sign test's two-sided p of 0.0525."""
+    """6 and 16 discordant pairs: the sign test's two-sided p of 0.0525. From 25 on it is the normal one."""
     assert statistics.mcnemar(*bits_of(59, 6, 16, 80)).p == pytest.approx(0.0525, abs=5e-5)
+    assert statistics.mcnemar(*bits_of(59, 8, 17, 80)).p == pytest.approx(scipy_stats.chi2.sf(81 / 25, 1))
 
 
 def test_holms_method_on_its_textbook_example():
@@ -96,7 +97,7 @@ def test_the_interval_of_an_effect_holds_it_in_95_of_100_studies():
 def test_seeds_needed_never_contradict_the_verdict_beside_them():
     """16 tests a study: where three seeds have not told a difference from zero, three are never said to be enough."""
     rng = np.random.default_rng(2)
-    for _ in range(8):
+    for _ in range(4):
         gains = rng.exponential(0.4, 16)
         values = [(rng.normal(80 + gain, 0.1, 3), rng.normal(80, 0.1, 3)) for gain in gains]
         found = [statistics.welch(*pair) for pair in values]
@@ -127,7 +128,13 @@ def test_rank_correlation_of_a_published_example():
     found = statistics.agreement(iq, hours)
     assert found.spearman == pytest.approx(-29 / 165)
     assert found.kendall == pytest.approx(-1 / 9)
-    assert found.spearman_interval.low < -29 / 165 < found.spearman_interval.high
+    # Bonett and Wright (2000): standard errors of Fisher's z of ten pairs.
+    for interval, value, error in (
+        (found.spearman_interval, found.spearman, math.sqrt((1 + found.spearman**2 / 2) / 7)),
+        (found.kendall_interval, found.kendall, math.sqrt(0.437 / 6)),
+    ):
+        ends = [math.tanh(math.atanh(value) + sign * 1.959964 * error) for sign in (-1, 1)]
+        assert (interval.low, interval.high) == pytest.approx(ends)
 
 
 def test_equal_means_are_ties_whatever_their_last_bits():
@@ -143,7 +150,7 @@ def test_values_whose_variance_is_too_small_for_a_number_have_no_interval(least)
     assert statistics.welch([least, 0.0], [0.0, 0.0]) is None
 
 
-@pytest.mark.parametrize("values", [[70.0], [70.0, 70.0], [70.0] * 9])
+@pytest.mark.parametrize("values", [[70.0], [70.0, 70.0], [70.0] * 9, [42.7] * 3])  # the last's mean is not 42.7
 def test_without_a_spread_there_is_no_interval(values):
     assert statistics.mean_interval(values) is None
     assert statistics.welch(values, values) is None

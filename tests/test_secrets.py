@@ -109,7 +109,8 @@ def test_every_writer_of_a_run_takes_it_out(tmp_path, capsys):
     assert not files_with(tmp_path, KEY)
 
 
-def test_a_report_on_an_older_record_that_holds_one_does_not(tmp_path, capsys):
+def test_a_report_on_an_older_record_that_holds_one_does_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
     write_run(tmp_path / "runs", "gelu")
     failed = unfinished(tmp_path / "runs", "layer_norm", state="failed")
     status = json.loads((failed / "status.json").read_text())

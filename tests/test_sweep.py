@@ -15,13 +15,13 @@ import torch
 from roadmap.errors import ConfigError, DiskError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
-from roadmap.runs.metrics import last_rows
+from roadmap.runs.metrics import append_metrics, last_rows
 from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
-from roadmap.runs.schema import Status
+from roadmap.runs.schema import METRICS, Status
 from roadmap.sweep import cluster, launchers, plan, requeue, slurm_queue, study_dir
-from roadmap.sweep.cell_states import CellState, cell_state, classify
+from roadmap.sweep.cell_states import CellState, add_progress, cell_state, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.jobs import reason_to_leave
 from roadmap.sweep.launchers import local, slurm
@@ -91,6 +91,25 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
 def test_a_cells_state_is_its_own_word_then_the_queues_and_unknown_is_unknown(own, last, job, state, killed):
     found = classify(Status(**own), last, job)
     assert (found.name, found.killed) == (state, killed)
+
+
+def test_why_a_run_stopped_is_said_until_it_runs_again():
+    for own, told in (("stopped", "preempted"), ("running", "")):
+        assert classify(Status(state=own, reason="preempted"), SLURM, "RUNNING") == ("running", told, False)
+
+
+def test_how_far_a_run_is_comes_from_its_status_or_its_ledger_whichever_is_further(tmp_path):
+    rows = [{"kind": "train", "epoch": 2, "global_step": 15, "time_s": 30.0, "train/images_per_s": True}]
+    rows.append({"kind": "val", "epoch": 1, "global_step": 10, "val/top1": 50.0})
+    append_metrics(tmp_path / METRICS, rows)
+    status = Status(state="running", starts=3, epoch=1, step=10, steps_per_epoch=10, world_size=4, group_size=8)
+    cell = CellState("k", "gelu", None, 0, "running", epochs=4)
+    add_progress(cell, tmp_path, status)
+    assert (cell.restarts, cell.devices, cell.epoch, cell.global_step) == (2, 0.5, 1, 15)
+    assert (cell.total_s, cell.used_s, cell.left_s) == (80.0, 30.0, 50.0)
+    assert (cell.top1, cell.images_per_s) == (50.0, None)  # true is no number
+    add_progress(cell, tmp_path, status.model_copy(update={"epoch": 3, "step": 30}))  # the ledger lags behind
+    assert (cell.epoch, cell.global_step) == (3, 30)
 
 
 def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_path):

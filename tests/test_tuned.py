@@ -288,6 +288,19 @@ def test_the_report_writes_tables_figures_and_sentences(runs, tmp_path, monkeypa
     assert json.loads((tmp_path / "out" / "report.json").read_text())["groups"][0]["tuning"]
 
 
+def test_two_rates_are_a_choice_also_where_a_rows_own_rate_is_not_known(tmp_path):
+    write(tmp_path, "own", "resnet", 0.5, [50.0, 52.0], holdout=0.1)
+    write(tmp_path, "own", "resnet", 1, [55.0], holdout=0.1)
+    for factor, top1 in ((0.5, 60.0), (2, 61.0), (4, 59.0)):
+        write(tmp_path, "own", "enhanced_recipe", factor, [top1], holdout=0.1)
+    (group,) = groups_of(tmp_path)
+    resnet, enhanced = group.tuning.rows
+    assert (resnet.own, resnet.n, resnet.accuracies) == (0.05, 1, {0.025: 51.0, 0.05: 55.0})
+    assert (enhanced.own, enhanced.factor, enhanced.rate) == (None, None, 0.004)
+    assert group.tuning.factors == ()
+    assert (resnet.at_edge, enhanced.at_edge) == (True, False)
+
+
 def test_without_a_plain_study_the_tuned_one_gives_what_it_has(tmp_path):
     for factor in (0.5, 1, 2):
         write(tmp_path, "own", "resnet", factor, [60 - factor], holdout=0.1)
