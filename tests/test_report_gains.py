@@ -147,13 +147,14 @@ def test_means_that_differ_in_their_last_bits_alone_contradict_no_pair():
 
 
 def test_seeds_needed_are_a_range_for_the_test_of_the_whole_study(tmp_path):
-    for step, tops in zip(CHAIN, ((50, 50.5, 50.2), (51, 51.3, 51.4), (51, 51.3, 51.1)), strict=False):
-        seeds(tmp_path, step, tops)
+    tops = ((50, 50.5, 50.2), (51, 51.3, 51.4), (51, 51.3, 51.1), (52,))
+    for step, values in zip(CHAIN, tops, strict=False):
+        seeds(tmp_path, step, values)
     collected = collect([tmp_path])
     groups = aggregate(collected.runs)
     gain = cell_of(groups, "enhanced_recipe").gain
     effect = statistics.welch((51, 51.3, 51.4), (50, 50.5, 50.2)).effect
-    assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.significant)  # two steps, two tests
+    assert gain.seeds_needed == statistics.seeds_needed(effect, 2, 3, gain.significant)  # one seed is no test
     needed = gain.seeds_needed
     assert f"| {needed.likely} ({needed.low} to {needed.high}) |" in to_markdown(groups, collected).decode()
     unsure = cell_of(groups, "stage_ratio").gain
@@ -200,6 +201,8 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
         assert (gain(*studies).parent, gain(*studies).gain) == ("separate_downsampling of study roadmap", -1.0)
     assert gain("other").parent == "separate_downsampling of study newer, of other code or hardware"
     assert gain("longer") is None
+    write_run(tmp_path / "twin", "separate_downsampling", top1=50.5, study="twin", code_hash="aaaa")
+    assert gain("roadmap", "twin") is None  # of two alike none is chosen
 
 
 def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_path):
