@@ -36,10 +36,6 @@ for number, default in HANDLERS.items():
 gc.set_threshold(50_000, 20, 20)
 
 
-def pytest_collection_finish():
-    gc.freeze()
-
-
 def pytest_addoption(parser):
     parser.addoption("--results", type=Path, help="a file that gets a line of JSON with each test that has ended")
 

@@ -38,6 +38,11 @@ def test_each_class_gives_its_share_and_a_larger_share_holds_out_the_same_images
     assert np.array_equal(masks[0], holdout_mask(labels.copy(), shares[0], [*"abcdef"]))
 
 
+def test_the_images_held_out_are_those_of_every_version():
+    held_out = [5, 16, 23, 62, 63, 66, 68, 80, 111, 119, 123, 138, 140, 149, 154, 161, 166, 183, 190, 193]
+    assert np.flatnonzero(holdout_mask(np.arange(200) % 2, 0.1, "ab")).tolist() == held_out
+
+
 def test_its_counts_are_within_one_image_of_scikit_learns_stratified_split():
     labels = load(DataConfig(name="digits")).train.labels.numpy()
     ours = np.bincount(labels[holdout_mask(labels, 0.1, "0123456789")])

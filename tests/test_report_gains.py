@@ -204,6 +204,8 @@ def test_a_variant_is_compared_with_its_plain_step_in_another_study_only_where_a
         assert (gain(*studies).parent, gain(*studies).gain) == ("separate_downsampling of study roadmap", -1.0)
     assert gain("other").parent == "separate_downsampling of study newer, of other code or hardware"
     assert gain("longer") is gain("larger") is None
+    write_run(tmp_path / "twin", "separate_downsampling", top1=50.5, study="twin", code_hash="aaaa")
+    assert gain("roadmap", "twin") is None  # of two alike none is chosen
 
 
 def test_a_variant_is_not_compared_with_a_step_that_another_recipe_trained(tmp_path):
