@@ -9,6 +9,7 @@ import yaml
 from scipy import stats
 
 from roadmap.files import read_json, write_json
+from roadmap.report.analyse.comparison import find_side
 from roadmap.report.compare import main
 from roadmap.runs import schema
 from roadmap.runs.pack import pack
@@ -152,6 +153,11 @@ def test_other_images_are_not_paired_and_a_key_that_nothing_read_is_none(study, 
     assert "recipe.momentum" not in page
     same_seed = ("increase_width/seed0", "inverted_bottleneck/seed0", "--within", study)
     assert "over images: unknown" in compared(*same_seed, capsys=capsys).out
+    for seed in (10, 9):
+        write_run(study.parent, "kernel_7", seed, correct=RIGHT[5][:100])
+    fewer = ("kernel_7", "inverted_bottleneck/seed0", "--within", study)
+    assert "over images: unknown" in compared(*fewer, capsys=capsys).out
+    assert find_side("kernel_7", str(study)).cell.seeds == (9, 10)
 
 
 def test_a_config_that_builds_no_net_costs_the_layers_alone(study, capsys):

@@ -471,12 +471,19 @@ def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_
     assert quick.rows == [row for row in whole.rows if row["kind"] == "val"]
 
 
+def test_one_seed_that_has_the_macs_has_them_for_the_net(tmp_path):
+    for seed, gmacs in enumerate((None, 4.2)):
+        write_run(tmp_path, "gelu", seed, gmacs=gmacs)
+    assert groups_of(tmp_path)[0].rows[0].numbers["gmacs"] == 4.2
+
+
 def test_a_number_that_runs_record_is_shown_everywhere_by_its_line_in_the_table(tmp_path, monkeypatch):
     energy = schema.Quantity("energy_kwh", "energy", "kWh", "of one run, mean over seeds", digits=1)
     monkeypatch.setitem(schema.QUANTITIES, "energy_kwh", energy)
     for seed in range(2):
         write_run(tmp_path / "runs", "resnet", seed, energy_kwh=12.5 + seed)
-        write_run(tmp_path / "runs", "enhanced_recipe", seed)  # an older record lacks it
+        older = {} if seed else {"energy_kwh": 9.5}  # of one seed alone a mean says nothing
+        write_run(tmp_path / "runs", "enhanced_recipe", seed, **older)
     out = tmp_path / "out"
     monkeypatch.setattr("roadmap.report.__main__.FORMATS", ("svg",))  # what the page shows
     assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0

@@ -89,6 +89,7 @@ def test_one_seed_gives_no_interval_over_seeds_and_says_so(tmp_path):
     assert (gain.over_seeds, gain.p, gain.p_holm, gain.seeds_needed) == (None,) * 4
     text = to_markdown(groups, collected, findings(groups)).decode()
     assert "none: one seed" in text
+    assert "seeds are equal" not in text
     assert "1 of 1 gain rests on one seed of a row" in text and "nano, digits): 2 cells, 1 to 3 seeds" in text
     assert "significant" not in text
 
@@ -238,9 +239,10 @@ def test_findings_say_what_is_told_from_zero_and_what_is_not(tmp_path):
     seeds(tmp_path, "resnet", (50.0, 50.1, 50.2))
     seeds(tmp_path, "enhanced_recipe", (60.0, 60.1, 60.2))
     seeds(tmp_path, "stage_ratio", (60.1, 60.2, 60.0))
+    seeds(tmp_path, "patchify_stem", (40.1, 40.2, 40.0))
     (text,) = findings(groups_of(tmp_path))
-    assert "Over seeds, 1 of 2 gains is significant (Welch" in text
-    assert "enhanced_recipe +10.00 points (+9.77 to +10.23, p < 0.001)" in text
+    assert "Over seeds, 2 of 3 gains are significant (Welch" in text
+    assert "): patchify_stem −20.00 points (−20.23 to −19.77, p < 0.001); enhanced_recipe +10.00 points (" in text
     assert "Not significant: stage_ratio." in text
 
 

@@ -96,8 +96,10 @@ def test_the_interval_of_an_effect_holds_it_in_95_of_100_studies():
 
 def test_seeds_needed_never_contradict_the_verdict_beside_them():
     """16 tests a study: where three seeds have not told a difference from zero, three are never said to be enough."""
+    large = statistics.Effect(30.0, -1.0, 60.0, 0.5)  # two seeds would tell it, and three have not
+    assert statistics.seeds_needed(large, 16, 3, False) == statistics.Seeds(4, 4, None)
     rng = np.random.default_rng(2)
-    for _ in range(4):
+    for _ in range(8):
         gains = rng.exponential(0.4, 16)
         values = [(rng.normal(80 + gain, 0.1, 3), rng.normal(80, 0.1, 3)) for gain in gains]
         found = [statistics.welch(*pair) for pair in values]

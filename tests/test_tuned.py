@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from statsmodels.stats.multitest import multipletests
 from roadmap.files import write_json
 from roadmap.report import collect, findings, gallery
 from roadmap.report.__main__ import main as report
+from roadmap.report.analyse.cells import Gain
+from roadmap.report.analyse.tuning import TunedRow
 from roadmap.report.draw.rate_figures import own_rates, rate_sensitivity
 from roadmap.runs.rate_choice import at_edge, choose_rate
 from roadmap.runs.run_dir import run_path
@@ -220,11 +223,21 @@ def test_held_out_accuracies_are_no_cells_of_the_roadmap(runs, group):
     assert len(collected.runs) == 15 + 16
 
 
-def test_each_row_takes_its_best_rate_and_is_beside_the_one_recipe(tuning):
+def test_a_gain_survives_in_its_own_direction_alone():
+    def verdict(plain, tuned):
+        sides = [SimpleNamespace(gain=Gain("resnet", 3, gain, p_holm=0.01)) for gain in (tuned, plain)]
+        return TunedRow("gelu", "GELU", 1.0, {1.0: 50.0}, 1, 1.0, *sides).verdict
+
+    found = [verdict(*gains) for gains in ((1.0, 2.0), (-1.0, -2.0), (1.0, -1.0), (-1.0, 1.0))]
+    assert found == ["survives", "survives", "turns", "turns"]
+
+
+def test_each_row_takes_its_best_rate_and_is_beside_the_one_recipe(group, tuning):
     assert [row.factor for row in tuning.rows] == [1.0, 2.0, 1.0, 4.0]
     assert [row.tuned.cell for row in tuning.rows] == [
         *("resnet", "enhanced_recipe,recipe.lr=0.004", "stage_ratio", "patchify_stem,recipe.lr=0.008"),
     ]
+    assert not {row.tuned.cell for row in tuning.rows} & {cell.cell for cell in group.others}
     assert {row.plain.study for row in tuning.rows} == {"plain"}
     assert [row.step for row in tuning.rows if row.at_edge] == ["patchify_stem"]
     assert [row.lacking for row in tuning.rows] == [(), (), (4.0,), ()]
