@@ -258,6 +258,7 @@ def test_settings_of_the_cluster_come_from_its_file_then_the_local_one_then_the_
     (["cluster.setup=[export WANDB_API_KEY=abc]"], "looks like a secret"),
     (["cluster.time_h"], "cannot be read as cluster.KEY=VALUE"),
     (["cluster.setup=["], "cannot be read as cluster.KEY=VALUE"),
+    (["cluster.time_h=0.034"], "cluster.time_h=0.034: is no longer than the cluster.notice_s=120 seconds"),
     (["cluster.nodes=1.5"], "cluster.nodes=1.5: must be a whole number"),
     (["cluster.mem_gb=.inf"], "cluster.mem_gb=.inf: must be a number"),
 ])  # fmt: skip

@@ -81,9 +81,19 @@ class Config(ClusterConfig):
             )
         if self.per_cell % self.nodes:
             raise ConfigError(f"cluster.per_cell={self.per_cell}: must be a multiple of cluster.nodes={self.nodes}")
+        if self.notice_s >= 60 * self.minutes:
+            raise ConfigError(
+                f"cluster.time_h={self.time_h:g}: is no longer than the cluster.notice_s={self.notice_s} seconds "
+                "before its end at which a run is asked to save"
+            )
         for name in self.rows:
             self.of_row(name)
         return self
+
+    @property
+    def minutes(self) -> int:
+        """Return the time of a job as Slurm takes it."""
+        return max(1, round(self.time_h * 60))
 
     def of_row(self, name: str) -> "Config":
         """Return the settings of a row that has some of its own. Raises ConfigError."""

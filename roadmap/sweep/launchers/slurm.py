@@ -235,7 +235,7 @@ def array_parameters(name: str, code: Path, runs_file: Path, config: Config, use
         **placement(config),
         **gpus,
         "job_name": name,
-        "time": max(1, round(config.time_h * 60)),  # minutes
+        "time": config.minutes,
         "nodes": config.nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": config.cpus_per_rank,
