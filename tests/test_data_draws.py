@@ -110,7 +110,7 @@ def test_more_layers_are_drawn_one_by_one():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "number"), [(375, 500, 25_000), (60, 500, 10_000), (500, 90, 10_000), (2, 3, 5000)]
+    ("height", "width", "number"), [(375, 500, N), (60, 500, 10_000), (500, 90, 10_000), (2, 3, 5000)]
 )
 def test_crops_are_distributed_as_timms(height, width, number):
     """The second and third are so narrow that many of ten attempts fail, which ends in the middle."""

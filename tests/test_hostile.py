@@ -173,7 +173,7 @@ SNEAKY = {  # what Hydra would act on -> files of a folder of configs
 
 
 @pytest.mark.parametrize("kind", SNEAKY)
-def test_what_hydra_would_act_on_is_refused_however_it_is_written(folder, tmp_path, kind):
+def test_what_hydra_would_act_on_is_refused_however_it_is_written(folder, tmp_path, monkeypatch, kind):
     marker = tmp_path / "marker"
     (tmp_path / "outside.yaml").write_text(HEAD + CODE.format(marker=marker))
     for name, body in SNEAKY[kind].items():
@@ -181,6 +181,9 @@ def test_what_hydra_would_act_on_is_refused_however_it_is_written(folder, tmp_pa
         (folder / name).write_text(body.replace("{marker}", str(marker)))
         with pytest.raises(ConfigError, match=name):
             compose("mine", config_dir=folder)
+    for option in (("-cd", str(folder)), (f"--config-dir={folder}",)):
+        code, _, written = typed(monkeypatch, *option, "+step=mine")
+        assert (code, len(written)) == (64, 1) and name in written[0]
     assert not marker.exists()
 
 

@@ -97,7 +97,7 @@ def test_the_linear_form_of_a_pointwise_conv_is_as_exact_as_the_conv(shape, kind
 
 
 @pytest.mark.parametrize("step", ROWS)
-@pytest.mark.parametrize("choice", [Kernels.plain, Kernels.fast])
+@pytest.mark.parametrize("choice", Kernels)
 def test_gradients_lie_in_memory_as_their_parameters_do(step, choice):
     """Else DistributedDataParallel copies each of them, and says so on the screen."""
     net = toy(step).to(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from roadmap.net import build_net, cost, count_params, describe
 from roadmap.net.block import block_convs
 from roadmap.net.layers import GlobalResponseNorm, LayerScale
 
-from .net_rows import CONVNEXTS, SWIN, convnext, convnext_v2, images, rows
+from .net_rows import CONVNEXTS, CONVNEXTS_V2, SWIN, convnext, convnext_v2, images, rows
 
 
 @pytest.mark.parametrize("regime", ["tiny", "base"])
@@ -66,7 +66,7 @@ def test_convnexts_cost_what_the_paper_says(size, gmacs):
     assert count_params(convnext(size)) == CONVNEXTS[size][2]
 
 
-@pytest.mark.parametrize("size", ["atto", "nano", "tiny", "base"])  # one of each depth
+@pytest.mark.parametrize("size", list(CONVNEXTS_V2))
 def test_convnexts_v2_cost_what_timms_do(size):
     with torch.device("meta"):
         theirs = timm.create_model(f"convnextv2_{size}", num_classes=1000).eval()

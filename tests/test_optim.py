@@ -11,12 +11,13 @@ from roadmap.config.recipe import RecipeConfig
 from roadmap.distributed.ranks import Ranks
 from roadmap.net import build_net
 from roadmap.steps.compose import compose
+from roadmap.steps.tree import step_tree
 from roadmap.training.optim import build_optimizer, learning_rate, load_optimizer, set_lr
 from roadmap.training.step import optimizer_step
 
 from .records import ledger
 
-NETS = ("resnet", "gelu", "separate_downsampling", "grn")  # between them every kind of parameter
+NETS = [s for s in step_tree() if s != "swin"]
 
 
 def authors_schedule(base, final, epochs, per_epoch, warmup_epochs, start=0.0):
@@ -29,7 +30,9 @@ def authors_schedule(base, final, epochs, per_epoch, warmup_epochs, start=0.0):
 
 
 @pytest.mark.parametrize("start", [0.0, 1e-6])
-@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(300, 312, 20), (5, 7, 0), (4, 3, 4), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "warmup"), [(300, 312, 20), (20, 22, 3), (5, 7, 0), (4, 3, 4), (2, 1, 1)]
+)
 def test_cosine_with_warmup_at_every_step(epochs, per_epoch, warmup, start):
     recipe = RecipeConfig(schedule="cosine", lr=4e-3, min_lr=1e-6, epochs=epochs, warmup_epochs=warmup, warmup_lr=start)
     expected = authors_schedule(4e-3, 1e-6, epochs, per_epoch, warmup, start)

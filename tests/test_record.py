@@ -158,7 +158,10 @@ def damage_line(config, number, how):
 
 
 @pytest.mark.parametrize("how", ["lost", "doubled", "cut", "changed"])
-@pytest.mark.parametrize("number", [0, 3, 4, 7])  # of each epoch's four lines the first, and the evaluation
+# Of each epoch's four lines the first and the evaluation; the others in the slow tests.
+@pytest.mark.parametrize(
+    "number", [n if n in (0, 3, 4, 7) else pytest.param(n, marks=pytest.mark.slow) for n in range(8)]
+)
 def test_a_line_of_a_finished_run_that_is_lost_doubled_or_changed_is_told(trained, number, how):
     config = trained("gelu")
     damage_line(config, number, how)
@@ -403,9 +406,8 @@ def test_a_finished_run_that_lost_a_file_is_told_in_a_line_and_left_as_it_is(tra
         train(config)
     after = {path.name: path.read_bytes() for path in run_path(config).iterdir() if path.is_file()}
     assert {**after, ".lock": b""} == {**before, ".lock": b""}
-    if name == "status.json":
-        config.fresh = True
-        assert train(config)["state"] == "done"
+    config.fresh = True
+    assert train(config)["state"] == "done"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", *ARRAYS, "summary.json"])

@@ -63,7 +63,7 @@ def test_tree_is_the_papers():
         assert {s: tree[s].adopted for s in STEPS} == {s: r.adopted for s, r in rows.items()}
 
 
-@pytest.mark.parametrize("regime", ["nano", "base"])
+@pytest.mark.parametrize("regime", ["nano", "tiny", "base"])
 def test_convnext_v2_goes_on_where_the_paper_ends(regime):
     tree = list(step_tree())
     assert tree.index("separate_downsampling") < tree.index("grn") < tree.index("swin") == len(tree) - 1
@@ -80,7 +80,7 @@ def test_no_study_trains_a_row_that_is_not_the_papers_unless_it_is_asked_for():
         assert not set(BEYOND) & set(str(asked).split(",")), path.stem
 
 
-@pytest.mark.parametrize("regime", ["nano", "base"])  # a scale that shortens recipes, and a width of its own
+@pytest.mark.parametrize("regime", ["nano", "tiny", "base"])
 @pytest.mark.parametrize("step", sorted(CHANGES))
 def test_step_differs_from_its_parent_in_the_declared_keys(step, regime):
     parent = step_tree()[step].parent
