@@ -18,13 +18,14 @@ import torch
 
 import roadmap
 from roadmap import text
+from roadmap.bench import input as bench_input
 from roadmap.data import workers
 from roadmap.data.folders import list_images, read_image
 from roadmap.data.workers import load_batches
 from roadmap.distributed import signals
 from roadmap.distributed.device import is_out_of_memory
 from roadmap.distributed.signals import StopSignal
-from roadmap.errors import DataError, LoaderError, StoppedEarly
+from roadmap.errors import ConfigError, DataError, LoaderError, StoppedEarly
 from roadmap.files import read_json, read_regular
 from roadmap.runs.metrics import read_metrics
 from roadmap.runs.process import is_alive
@@ -33,6 +34,8 @@ from roadmap.sweep.study_dir import StudyDir
 
 from . import drive
 from .conftest import ROOT
+
+compose = sys.modules["roadmap.steps.compose"]  # `roadmap.steps.compose` is the function
 
 CPU = torch.device("cpu")
 BATCHES = torch.arange(12).split(4)
@@ -231,6 +234,56 @@ def test_a_stop_does_not_wait_for_a_read_that_stalls(stalled, monkeypatch):
     asking.join()
     assert not caught.value.on_all_ranks  # the others are told
     assert not torch.multiprocessing.active_children()
+
+
+class Loses:
+    """Takes what a signal's handler raises into its destructor, where Python drops it."""
+
+    def __del__(self):
+        for _ in range(100):
+            work()
+
+
+def work():
+    """Compute for a while, and wait for a while: there are clocks of both."""
+    sum(range(1_000_000))
+    time.sleep(0.01)
+
+
+def lose_one_and_go_on():
+    Loses()
+    for _ in range(100):
+        work()
+
+
+def stopped_wait():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        list(stop.interruptible(lose_one_and_go_on() for _ in range(1)))
+
+
+def long_composition():
+    with compose.bounded_time():
+        lose_one_and_go_on()
+
+
+def long_measurement():
+    with bench_input.time_limit(0.2):
+        lose_one_and_go_on()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [(stopped_wait, StoppedEarly), (long_composition, ConfigError), (long_measurement, TimeoutError)],
+)
+def test_a_time_limit_holds_although_an_error_is_lost(monkeypatch, call, error):
+    monkeypatch.setattr(signals, "STALL_S", 0.2)
+    monkeypatch.setattr(compose, "COMPOSE_S", 0.2)
+    with pytest.raises(error):
+        call()
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL):
+        assert signal.getitimer(timer)[1] == 0  # pytest has one of its own, which does not repeat
 
 
 def test_workers_are_no_more_than_this_process_has_cores(monkeypatch):

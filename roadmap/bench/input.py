@@ -207,7 +207,7 @@ def time_limit(limit_s: float) -> Iterator[None]:
         raise TimeoutError(f"took longer than {limit_s:.0f} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, limit_s)  # again: Python drops what a destructor raises
     try:
         yield
     finally:

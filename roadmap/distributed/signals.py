@@ -117,7 +117,7 @@ class StopSignal:
     def _wait_no_longer(self) -> None:
         if signal.SIGALRM not in self._earlier:
             self._earlier[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._stalled)
-        signal.setitimer(signal.ITIMER_REAL, STALL_S)
+        signal.setitimer(signal.ITIMER_REAL, STALL_S, STALL_S)  # again: Python drops what a destructor raises
 
     def _stalled(self, *_: object) -> None:
         if self._waiting:
@@ -149,8 +149,8 @@ class StopSignal:
                 batch = next(source, None)
             finally:
                 self._waiting = False
-            if self.signal is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                if self.signal is not None:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             if batch is None:
                 return
             yield batch

@@ -79,14 +79,15 @@ def bounded_time() -> Iterator[None]:
     def stop(*_: object) -> NoReturn:
         raise _TooLong
 
-    before, left = signal.signal(signal.SIGVTALRM, stop), signal.setitimer(signal.ITIMER_VIRTUAL, COMPOSE_S)[0]
+    before = signal.signal(signal.SIGVTALRM, stop)
+    left = signal.setitimer(signal.ITIMER_VIRTUAL, COMPOSE_S, COMPOSE_S)  # again: Python drops what a destructor raises
     try:
         yield
     except _TooLong:
         why = "do its values refer to each other?"
         raise ConfigError(f"the config takes more than {COMPOSE_S:g} s to compose: {why}") from None
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, left)
+        signal.setitimer(signal.ITIMER_VIRTUAL, *left)
         signal.signal(signal.SIGVTALRM, before)
 
 
