@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from roadmap.errors import DataError, DiskError, NonFiniteError, Refused
+from roadmap.errors import DataError, DiskError, NonFiniteError, OutOfMemory, Refused
 from roadmap.files import read_json, sha256_of, write_json
 from roadmap.report.read.run import read_run
 from roadmap.runs import checkpoint, run_logger
@@ -262,6 +262,16 @@ def test_a_checkpoint_of_a_later_version_is_not_damaged_and_stays_where_it_is(st
     before = sorted(checkpoints(config).iterdir())
     signed(new, schema=99)
     with pytest.raises(Refused, match=r"written by a later version of this code \(schema 99, this one knows up to 2\)"):
+        train(config)
+    assert sorted(checkpoints(config).iterdir()) == before
+
+
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged_and_stays_where_it_is(stopped, monkeypatch):
+    config = stopped()
+    before = sorted(checkpoints(config).iterdir())
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr(checkpoint, "load", Mock(side_effect=error))
+    with pytest.raises(OutOfMemory, match="memory is too small for this run"):
         train(config)
     assert sorted(checkpoints(config).iterdir()) == before
 

@@ -72,7 +72,7 @@ def read_weights_file(path: Path) -> Mapping[Any, Any]:
         raise DataError(f"cannot be read ({error.strerror})") from None
     try:
         loaded = load_file(path, device="cpu") if path.suffix.lower() == ".safetensors" else load_torch(path)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # on a damaged file both readers raise whatever their parsers run into
         if asked := re.search(r"GLOBAL (\S+)", str(error)):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn.utils import get_total_norm
 
+from roadmap.distributed.device import is_out_of_memory
 from roadmap.errors import DataError, DiskError, NonFiniteError, Refused
 from roadmap.files import atomic_file, disk_errors, finite_or_null, remove, remove_temporaries, sha256_of, write_json
 from roadmap.net.weights_file import refuse_compressed
@@ -156,7 +157,7 @@ def find_newest(folder: Path) -> Found | None:
     was never one.
 
     Raises DataError if there are checkpoints and none can be used: training never starts over in silence; Refused for
-    one of a later version, which is not damaged.
+    one of a later version, which is not damaged; MemoryError.
     """
     names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix != UNUSABLE)  # hidden: the system's
     skipped = [f"{clean(name)}: not the name of a checkpoint" for name in names if not parse_checkpoint(name)]
@@ -177,6 +178,8 @@ def find_newest(folder: Path) -> Found | None:
         except Refused:
             raise
         except (OSError, MemoryError, RuntimeError, ValueError, EOFError, DataError) as error:
+            if is_out_of_memory(error):  # says nothing of the checkpoint, which would be set aside
+                raise MemoryError(str(error)) from None
             skipped.append(f"{path.name}: {_reason(error)}")
         except Exception as error:  # weights_only refuses foreign objects with pickle's own errors
             skipped.append(f"{path.name}: refused ({type(error).__name__})")
