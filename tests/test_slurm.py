@@ -303,7 +303,7 @@ def test_two_people_who_type_at_once_make_no_job_twice(lab):
 
 def test_slurms_refusal_is_shown_and_nothing_is_left_behind(lab):
     told = lab.call("submit", lab.write(epochs=2), "cluster.partition=nowhere", code=64)
-    assert "Slurm refuses the study: invalid partition specified: nowhere" in told
+    assert "Slurm refuses the job: invalid partition specified: nowhere" in told
     assert "(cluster.partition=nowhere)" in told
     assert "Traceback" not in told
     assert lab.cells()["gelu/seed0"]["state"] == "planned"

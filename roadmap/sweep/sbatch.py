@@ -43,12 +43,12 @@ def submit_commands(folder: Path, parameters: dict[str, object], commands: Seque
     out, error = slurm_queue.run("sbatch", str(script), timeout_s=TIMEOUT_S)
     if out is None and not NO_ANSWER.search(error):
         script.unlink(missing_ok=True)
-        raise ConfigError(f"Slurm refuses the study: {error}{named_settings(error, parameters)}")
+        raise ConfigError(f"Slurm refuses the job: {error}{named_settings(error, parameters)}")
     try:
         job = executor._get_job_id_from_submission_command(out or "")
     except FailedSubmissionError:
         reason = error or f"sbatch answers {slurm_queue.error_line(out or '') or 'nothing'}"
-        raise StoppedEarly(f"it is not known whether Slurm has queued the study ({reason})") from None
+        raise StoppedEarly(f"it is not known whether Slurm has queued the job ({reason})") from None
     jobs = [f"{job}_{index}" for index in range(len(commands))] if len(commands) > 1 else [job]
     for each, command in zip(jobs, commands, strict=True):
         give_work(folder, each, command)
