@@ -306,6 +306,11 @@ def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, st
     assert "(cluster.partition=gpuu)" in said and study.pending() is None
     slurm.write("sbatch", "echo 'sbatch: error: Requested reservation is invalid' >&2; exit 1")
     assert "(cluster.sbatch.reservation=noo)" in call("submit", "cluster.sbatch.reservation=noo", steps="gelu")[1]
+    slurm.write("sbatch", "echo 'sbatch: error: Invalid feature specification' >&2; exit 1")
+    assert "specification (cluster.constraint=a100)\n" in call("submit", "cluster.constraint=a100", steps="gelu")[1]
+    slurm.write("sbatch", "echo 'sbatch: error: Invalid generic resource (gres) specification' >&2; exit 1")
+    gpus = " (cluster.gpu_type and cluster.per_cell: gpu:8; ARGS=device=cpu takes no GPU)"
+    assert gpus in call("submit", steps="gelu")[1] and gpus not in call("submit", "device=cpu", steps="gelu")[1]
     assert [cell.state for cell in cell_states(study)[0]] == ["planned"]
 
 
