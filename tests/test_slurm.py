@@ -247,7 +247,8 @@ def test_a_lost_node_is_noticed_and_its_cells_go_on_elsewhere(lab, calm):
 
 
 def test_a_dead_controller_makes_nothing_look_dead(lab, calm):
-    lab.call("submit", lab.write())
+    file = lab.write(seeds="0,1,2")  # two nodes: one of the three waits
+    lab.call("submit", file)
     lab.until_steps()
     lab.slurm.end("slurmctld")
     try:
@@ -256,7 +257,7 @@ def test_a_dead_controller_makes_nothing_look_dead(lab, calm):
         assert "does not answer" in lab.call("status", "trial")
         assert "nothing is restarted" in lab.call("reconcile", "trial")
         assert "nothing is cancelled" in lab.call("cancel", "trial", code=64)
-        assert "it is not known what is queued" in lab.call("submit", lab.write(), code=64)
+        assert "it is not known what is queued" in lab.call("submit", file, code=64)
     finally:
         lab.slurm.start_controller()
     lab.until_states("done")
@@ -303,7 +304,7 @@ def test_two_people_who_type_at_once_make_no_job_twice(lab):
 
 def test_slurms_refusal_is_shown_and_nothing_is_left_behind(lab):
     told = lab.call("submit", lab.write(epochs=2), "cluster.partition=nowhere", code=64)
-    assert "Slurm refuses the study: invalid partition specified: nowhere" in told
+    assert "Slurm refuses the job: invalid partition specified: nowhere" in told
     assert "(cluster.partition=nowhere)" in told
     assert "Traceback" not in told
     assert lab.cells()["gelu/seed0"]["state"] == "planned"

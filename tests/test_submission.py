@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import time
 
 import pytest
@@ -206,7 +207,7 @@ def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm,
     began = time.monotonic()
     code, said = call("submit", "cluster.report=false", steps="depthwise,gelu")
     assert time.monotonic() - began < 30
-    assert code == 75 and told in said and "it is not known whether Slurm has queued the study" in said
+    assert code == 75 and told in said and "it is not known whether Slurm has queued the job" in said
     cells = cell_states(study)[0]
     assert [cell.state for cell in cells] == ["queued"] * 2
     assert all("its submission got no answer; make roadmap completes it" in cell.reason for cell in cells)
@@ -231,6 +232,41 @@ def test_a_submission_that_is_completed_by_typing_again_has_its_report_once(slur
     for _ in range(2):
         call("submit", steps="depthwise,gelu")
         assert len(slurm.lines("accepted")) == 3
+
+
+NO_CHART = "\n  no job draws the chart: %s; make roadmap tries again while cells are in the queue"
+
+
+def test_a_study_that_is_queued_without_its_chart_says_so(slurm, call):
+    slurm.write("squeue", '[ ! -e "$(dirname "$0")/accepted" ] || exit 1\n' + SQUEUE)
+    code, told = call("submit", steps="gelu")
+    assert code == 0 and "as Slurm job 11" + NO_CHART % "squeue failed" in told
+    slurm.write("squeue", SQUEUE)
+    refusal = 'if grep -q -e -report "$1"; then echo "sbatch: error: no gpu in it" >&2; exit 1; fi\n'
+    slurm.write("sbatch", refusal + SBATCH + ANSWER)
+    code, told = call("submit", steps="gelu")
+    assert code == 0 and "left alone: 1 queued" + NO_CHART % "Slurm refuses the job: no gpu in it" in told
+    assert len(slurm.lines("accepted")) == 1
+
+
+def test_a_chart_whose_submission_got_no_answer_is_given_its_work(slurm, call, study):
+    slurm.write("sbatch", SBATCH + 'if grep -q -e -report "$1"; then kill -9 $$; fi\n' + ANSWER)
+    code, told = call("submit", steps="gelu")
+    assert code == 0 and "it is not known whether Slurm has queued the job (sbatch was killed by signal 9)" in told
+    work = study.notes / "slurm" / "12_submitted.pkl"
+    assert not work.exists()
+    assert "draws the chart" not in call("submit", steps="gelu")[1]
+    assert work.exists() and len(slurm.lines("accepted")) == 2
+
+
+def test_reconcile_completes_an_interrupted_submission_with_its_chart(slurm, call):
+    slurm.write("sbatch", SBATCH + "kill -9 $$")
+    assert call("submit", steps="depthwise,gelu")[0] == 75
+    slurm.write("sbatch", SBATCH + ANSWER)
+    for _ in range(2):
+        assert call("reconcile")[1] == "demo: 0 restarted\n"
+        array, report = (line.split() for line in slurm.lines("accepted"))
+        assert report[1:] == [f"{array[1]}-report", "afterany:11"]
 
 
 def test_a_cell_that_is_queued_with_another_config_is_refused_and_stays_as_it_is(slurm, sweep, tmp_path):
@@ -266,10 +302,15 @@ def test_a_refusal_shows_slurms_first_line_and_names_the_setting(slurm, call, st
     text = "invalid partition specified: gpuu\nsbatch: error: Batch job submission failed: Invalid partition name"
     slurm.write("sbatch", f"echo 'sbatch: error: {text}' >&2; exit 1")
     code, said = call("submit", "cluster.partition=gpuu", steps="gelu")
-    assert code == 64 and "Slurm refuses the study: invalid partition specified: gpuu; Batch job submission" in said
+    assert code == 64 and "Slurm refuses the job: invalid partition specified: gpuu; Batch job submission" in said
     assert "(cluster.partition=gpuu)" in said and study.pending() is None
     slurm.write("sbatch", "echo 'sbatch: error: Requested reservation is invalid' >&2; exit 1")
     assert "(cluster.sbatch.reservation=noo)" in call("submit", "cluster.sbatch.reservation=noo", steps="gelu")[1]
+    slurm.write("sbatch", "echo 'sbatch: error: Invalid feature specification' >&2; exit 1")
+    assert "specification (cluster.constraint=a100)\n" in call("submit", "cluster.constraint=a100", steps="gelu")[1]
+    slurm.write("sbatch", "echo 'sbatch: error: Invalid generic resource (gres) specification' >&2; exit 1")
+    gpus = " (cluster.gpu_type and cluster.per_cell: gpu:8; ARGS=device=cpu takes no GPU)"
+    assert gpus in call("submit", steps="gelu")[1] and gpus not in call("submit", "device=cpu", steps="gelu")[1]
     assert [cell.state for cell in cell_states(study)[0]] == ["planned"]
 
 
@@ -452,6 +493,22 @@ def test_a_damaged_note_of_a_submission_is_none(tmp_path, values):
     directory.make()
     (directory.notes / "pending.json").write_text(values if isinstance(values, str) else json.dumps(values))
     assert directory.pending() is None
+
+
+def test_what_is_done_needs_no_slurm_and_without_one_a_copy_is_told_how_to_go_on(slurm, call, study, monkeypatch):
+    call("submit", "cluster.report=false", steps="gelu,depthwise")
+    runs = [study.path / cell["key"] for cell in study.cells()]
+    for run, state in zip(runs, ("done", "stopped"), strict=True):
+        run.mkdir(parents=True)
+        write_json(run / "status.json", {"state": state})
+    monkeypatch.setattr(shutil, "which", lambda _: None)  # on a machine without Slurm
+    local = ("submit", "--cluster=local")
+    code, told = call(*local, steps="gelu,depthwise")
+    advice = f"in a copy, in which none of its jobs trains, move {study.notes}/jobs.jsonl away\n"
+    assert code == 64 and "(there is no squeue here), so it is not known what is queued; " + advice in told
+    write_json(runs[1] / "status.json", {"state": "done"})
+    assert "left alone: 2 done" in call(*local, steps="gelu,depthwise")[1]
+    assert "does not answer" not in call("status")[1]
 
 
 def test_an_interrupted_submission_is_recovered_only_where_slurm_answers(slurm, tmp_path):

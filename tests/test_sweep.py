@@ -468,6 +468,7 @@ def test_a_study_whose_cells_are_none_is_a_plain_line(sweep, tmp_path, cells):
     write_json(directory.notes / "cells.json", {"schema": 1, "cells": cells})
     code, told = sweep("status", "demo", "--runs", tmp_path)
     assert code == 65 and "cells.json: cannot be read (" in told and len(told.splitlines()) == 1
+    assert told.endswith("; move it away: make roadmap with the same STUDY= and ARGS= writes it again\n")
 
 
 def test_a_study_of_thousands_of_cells_is_read(sweep, tmp_path):

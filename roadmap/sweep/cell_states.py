@@ -3,6 +3,7 @@
 Reads what was written at submission and what the runs write; composes nothing and imports no torch.
 """
 
+import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from roadmap.runs.metrics import last_rows
 from roadmap.runs.process import is_alive, lives
 from roadmap.runs.schema import METRICS, STATUS, SUMMARY, Status, Summary, read_or_empty
 from roadmap.sweep import slurm_queue
-from roadmap.sweep.study_dir import Row, StudyDir
+from roadmap.sweep.study_dir import JOBS, Row, StudyDir
 from roadmap.text import utc
 
 STATES = ("queued", "running", "stopped", "done", "failed", "unknown", "planned")
@@ -78,7 +79,9 @@ class CellState:
 def cell_states(study: StudyDir) -> tuple[list[CellState], slurm_queue.Queue]:
     """Return every cell of a study, and what the queue answered. Raises DataError where nothing was submitted."""
     cells, jobs = study.cells(), study.jobs()
-    submitted = [rows for rows in map(slurm_jobs, jobs.values()) if rows]
+    runs = {cell["key"]: study.path / cell["key"] / STATUS for cell in cells}
+    done = {key for key, file in runs.items() if read_or_empty(Status, file).state == "done"}  # whatever Slurm says
+    submitted = [rows for key in jobs.keys() - done if (rows := slurm_jobs(jobs[key]))]
     names = [str(row["name"]) for rows in submitted for row in rows]
     answer = slurm_queue.query(names, [str(rows[-1]["job"]) for rows in submitted])
     states = {cell["key"]: cell_state(study, cell, jobs.get(cell["key"], []), answer) for cell in cells}
@@ -113,8 +116,11 @@ def known_states(study: StudyDir) -> list[CellState]:
     """Return every cell's state. Raises ConfigError where Slurm does not answer: what looks stopped may be queued."""
     states, answer = cell_states(study)
     if not answer.answered:
-        unknown = "so it is not known what is queued; try again"
-        raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}), {unknown}")
+        hint = "try again"
+        if shutil.which("squeue") is None:
+            hint = f"in a copy, in which none of its jobs trains, move {study.notes / JOBS} away"
+        unknown = "so it is not known what is queued"
+        raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}), {unknown}; {hint}")
     return states
 
 

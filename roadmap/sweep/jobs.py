@@ -17,7 +17,7 @@ from roadmap.runs.process import is_alive, lives, terminate
 from roadmap.runs.schema import STATUS, Status, read_or_empty
 from roadmap.sweep import slurm_queue
 from roadmap.sweep.cell_states import CellState, cell_states, processes, slurm_jobs
-from roadmap.sweep.launchers.slurm import Config, recover_pending, submit_tasks, waiting_reports
+from roadmap.sweep.launchers.slurm import Config, recover_pending, submit_report, submit_tasks, waiting_reports
 from roadmap.sweep.snapshot import FOLDER
 from roadmap.sweep.study_dir import Row, StudyDir
 from roadmap.sweep.submit import Task
@@ -30,15 +30,16 @@ Process = tuple[int, int | None]  # pid, and when it began
 
 
 @contextmanager
-def locked(study: StudyDir) -> Iterator[tuple[list[CellState], slurm_queue.Queue]]:
-    """Lock a submitted study, complete what an interrupted submission left; yield the states of its cells.
+def locked(study: StudyDir) -> Iterator[tuple[list[CellState], slurm_queue.Queue, list[Row]]]:
+    """Lock a submitted study, complete what an interrupted submission left; yield the states of its cells, and the
+    jobs of that submission.
 
     Raises ConfigError where Slurm does not answer to that, DataError where nothing was submitted, Busy.
     """
     study.cells()  # raises where nothing was submitted
     with study.lock():
-        recover_pending(study)
-        yield cell_states(study)
+        recovered = recover_pending(study)
+        yield *cell_states(study), recovered
 
 
 def cancel(study: StudyDir, gone: str | None = None) -> str:
@@ -48,7 +49,7 @@ def cancel(study: StudyDir, gone: str | None = None) -> str:
     Raises ConfigError where Slurm does not answer, DataError where nothing was submitted.
     """
     cells, jobs, asked, lines, ended = list[str](), dict[str, str](), list[Process](), list[str](), list[str]()
-    with locked(study) as (states, answer):
+    with locked(study) as (states, answer, _):
         if not answer.answered:
             raise ConfigError(f"{study.name}: Slurm does not answer ({answer.error}): nothing is cancelled")
         rows = study.jobs()
@@ -119,7 +120,7 @@ def reconcile(study: StudyDir) -> str:
     """
     restarted, left = list[str](), list[str]()
     groups: dict[str, list[tuple[CellState, Row]]] = {}  # by the submission that they were part of
-    with locked(study) as (states, answer):
+    with locked(study) as (states, answer, recovered):
         if not answer.answered:
             return f"0 restarted\nSlurm does not answer ({answer.error}): nothing is restarted"
         jobs = study.jobs()
@@ -136,11 +137,15 @@ def reconcile(study: StudyDir) -> str:
                     left.append(f"{state.key}: left, {reason}")
                 else:
                     groups.setdefault(str(slurm[-1]["name"]), []).append((state, slurm[-1]))
+        note = ""  # of the last, which is of all
         for group in groups.values():
-            resubmit(study, group)
+            note = resubmit(study, group)
             restarted += [state.key for state, _ in group]
+        if recovered and not groups and not where_else(study, recovered[0]):  # there was no time for their report
+            code, config = study.notes / FOLDER / recovered[0]["snapshot"], Config(**recovered[0]["cluster"])
+            note = submit_report(study, code, config) if config.report else ""
     head = f"{len(restarted)} restarted" + (f": {', '.join(restarted)}" if restarted else "")
-    return "\n  ".join([head, *left])
+    return "\n  ".join([head, *filter(None, [*left, note])])
 
 
 def reason_to_leave(state: CellState, rows: Sequence[Row], job: str | None) -> str:
@@ -178,12 +183,13 @@ def where_else(study: StudyDir, row: Row) -> str:
     return f"submitted in {row['runs']}, where it would train again; make roadmap RUNS={runs} continues it here"
 
 
-def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> None:
-    """Submit cells of one earlier submission again, as it was. Raises ConfigError where its code is gone."""
+def resubmit(study: StudyDir, group: Sequence[tuple[CellState, Row]]) -> str:
+    """Submit cells of one earlier submission again, as it was; return why there is no report. Raises ConfigError where
+    its code is gone."""
     first = group[0][1]
     code = study.notes / FOLDER / first["snapshot"]
     if not code.is_dir():
         raise ConfigError(f"{code}: the code of these cells is gone; make roadmap starts them with the current one")
     refuse_unsafe(code, study.path.parent, "RUNS")
     tasks = [Task(state.key, row["line"], state.global_step) for state, row in group]
-    submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")
+    return submit_tasks(study, tasks, code, Config(**first["cluster"]), first["on_gpu"], by="reconcile")[1]

@@ -20,6 +20,8 @@ from roadmap.files import disk_errors
 from roadmap.sweep import slurm_queue
 
 TIMEOUT_S = 60.0
+# What is in a message about a setting.
+NAMED = {name: name for name in ("partition", "account", "qos", "constraint")} | {"feature": "constraint"}
 OURS = ("requeue",)  # an option that the user did not give
 # What says that a request may have reached Slurm, or will.
 NO_ANSWER = re.compile(
@@ -43,12 +45,12 @@ def submit_commands(folder: Path, parameters: dict[str, object], commands: Seque
     out, error = slurm_queue.run("sbatch", str(script), timeout_s=TIMEOUT_S)
     if out is None and not NO_ANSWER.search(error):
         script.unlink(missing_ok=True)
-        raise ConfigError(f"Slurm refuses the study: {error}{named_settings(error, parameters)}")
+        raise ConfigError(f"Slurm refuses the job: {error}{named_settings(error, parameters)}")
     try:
         job = executor._get_job_id_from_submission_command(out or "")
     except FailedSubmissionError:
         reason = error or f"sbatch answers {slurm_queue.error_line(out or '') or 'nothing'}"
-        raise StoppedEarly(f"it is not known whether Slurm has queued the study ({reason})") from None
+        raise StoppedEarly(f"it is not known whether Slurm has queued the job ({reason})") from None
     jobs = [f"{job}_{index}" for index in range(len(commands))] if len(commands) > 1 else [job]
     for each, command in zip(jobs, commands, strict=True):
         give_work(folder, each, command)
@@ -75,8 +77,10 @@ def has_work(folder: Path, job: str) -> bool:
 
 def named_settings(error: str, parameters: dict[str, object]) -> str:
     """Return the settings that a message of Slurm's is about, as ` (cluster.partition=gpuu)`."""
-    names = [name for name in ("partition", "account", "qos", "constraint") if name in error.lower()]
+    names = dict.fromkeys(name for word, name in NAMED.items() if word in error.lower())
     given = [f"cluster.{name}={parameters[name]}" for name in names if parameters.get(name) is not None]
+    if "gres" in error.lower() and "gres" in parameters:
+        given.append(f"cluster.gpu_type and cluster.per_cell: {parameters['gres']}; ARGS=device=cpu takes no GPU")
     options = parameters.get("additional_parameters")
     for name, value in (options if isinstance(options, dict) else {}).items():
         if name in error.lower() and name not in OURS:

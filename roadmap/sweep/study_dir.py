@@ -141,14 +141,17 @@ class StudyDir:
         try:
             found = read_json(self.notes / CELLS, MAX_STUDY)
             if found.get("schema") != SCHEMA:
-                raise ValueError(f"written in schema {found.get('schema')}, this is {SCHEMA}")
+                other = f"written in schema {found.get('schema')}, this is {SCHEMA}"
+                raise DataError(f"{self.notes / CELLS}: cannot be read ({other})")
             check_record(StudyRecord, found, CELLS)
         except FileNotFoundError:
             hint = "make plan, then make roadmap, with the same STUDY="
             hint += "" if self.path.exists() else nearby(self.path)
             raise DataError(f"{self.path}: no study was submitted there; {hint}") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.notes / CELLS}: cannot be read ({reason(error)})") from None
+            again = "; move it away: make roadmap with the same STUDY= and ARGS= writes it again"
+            hint = again if isinstance(error, ValueError) else ""
+            raise DataError(f"{self.notes / CELLS}: cannot be read ({reason(error)}){hint}") from None
         return found
 
     def write_cells(self, study: "Study") -> None:

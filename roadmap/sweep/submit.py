@@ -53,11 +53,13 @@ class Submission:
     restarted: list[str] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
     job: str = ""
+    note: str = ""  # what is to be told beside it
 
     def __str__(self) -> str:
         left = ", ".join(f"{number} {state}" for state, number in self.left.items())
         text = f"{len(self.started)} cells to start, {len(self.restarted)} to resume"
-        return text + (f", as Slurm job {self.job}" if self.job else "") + (f"; left alone: {left}" if left else "")
+        text += (f", as Slurm job {self.job}" if self.job else "") + (f"; left alone: {left}" if left else "")
+        return text + (f"\n  {self.note}" if self.note else "")
 
 
 def check_cells(study: Study, cells: Sequence[Cell], *, ranks: int = 1, mixed: bool = False) -> None:

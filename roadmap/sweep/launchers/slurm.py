@@ -7,7 +7,6 @@ its own. Pickles hold that command line and nothing else. What is submitted is r
 submission that was interrupted, or whose answer was lost, is found again by its name.
 """
 
-import contextlib
 import secrets
 import shlex
 import shutil
@@ -30,6 +29,9 @@ from roadmap.sweep.submit import Selection, Submission, Task, choose_cells, on_g
 LAST_TASKS_S = 180  # after the first process has ended; one that hangs must not hold its GPUs
 RUNS_FILE = "runs.txt"
 FOLDER = "slurm"  # of submitit's files, below the study's notes
+NO_REPORT = (
+    "no job draws the chart: {}; make roadmap tries again while cells are in the queue, and make report draws it"
+)
 
 
 def require() -> None:
@@ -78,17 +80,18 @@ def submit(selection: Selection, config: Config) -> Submission:
         recover_pending(directory)
         submission, tasks = choose_cells(selection, code)
         if tasks:
-            submission.job = ", ".join(submit_tasks(directory, tasks, code, config, on_gpu(selection.cells)))
+            jobs, submission.note = submit_tasks(directory, tasks, code, config, on_gpu(selection.cells))
+            submission.job = ", ".join(jobs)
         elif config.report and {"queued", "running"} & submission.left.keys():  # one that was interrupted lacks it
-            submit_report(directory, code, config)
+            submission.note = submit_report(directory, code, config)
     return submission
 
 
 def submit_tasks(
     study: StudyDir, tasks: Sequence[Task], code: Path, config: Config, use_gpus: bool, by: str = "roadmap"
-) -> list[str]:
+) -> tuple[list[str], str]:
     """Submit tasks as arrays, of the same resources and of the size that Slurm allows, and the report behind them;
-    return the arrays' ids.
+    return the arrays' ids, and why there is no report.
 
     Call it with the study locked. Raises ConfigError with Slurm's own message, StoppedEarly (no answer), DiskError.
     """
@@ -98,6 +101,7 @@ def submit_tasks(
         of_task = config.of_cell(task.key)
         groups.setdefault(repr(of_task), (of_task, []))[1].append(task)
     arrays: list[str] = []
+    note = ""
     try:
         for of_group, same in groups.values():
             for start in range(0, len(same), size):
@@ -109,8 +113,8 @@ def submit_tasks(
         raise ConfigError(f"{error}; queued before that: {', '.join(arrays)}; make roadmap adds the rest") from None
     finally:
         if arrays and config.report:
-            submit_report(study, code, config)
-    return arrays
+            note = submit_report(study, code, config)
+    return arrays, note
 
 
 def submit_array(
@@ -160,15 +164,15 @@ def record_jobs(study: StudyDir, rows: Iterable[Row], jobs: Iterable[str]) -> No
     study.set_pending(None)
 
 
-def recover_pending(study: StudyDir) -> None:
+def recover_pending(study: StudyDir) -> list[Row]:
     """Complete what an interrupted submission left, or one without an answer: give the jobs that Slurm has of it their
-    work, and record them.
+    work, and record them; return their rows.
 
     Raises ConfigError where Slurm does not answer: nobody knows then what is queued.
     """
     pending = study.pending()
     if pending is None:
-        return
+        return []
     answer = slurm_queue.query([pending["name"]])
     if not answer.answered:
         raise ConfigError(
@@ -181,24 +185,28 @@ def recover_pending(study: StudyDir) -> None:
             give_work(folder, job, run_command(study.notes / snapshot.FOLDER / row["snapshot"], row))
         if has_work(folder, job):
             found.append((row, job))
-    record_jobs(study, [row for row, _ in found], [job for _, job in found])
+    rows = [row for row, _ in found]
+    record_jobs(study, rows, [job for _, job in found])
+    return rows
 
 
-def submit_report(study: StudyDir, code: Path, config: Config) -> None:
+def submit_report(study: StudyDir, code: Path, config: Config) -> str:
     """Queue the report behind all of a study's jobs, however they end: one that waits already waits for these too.
 
-    Where Slurm refuses it, `make report` draws it.
+    Return why there is none, in a line; nothing where there is one. Raises DiskError.
     """
-    names = array_names(study)
-    active = slurm_queue.query(names).in_state(*slurm_queue.ACTIVE)
-    arrays = sorted({job.split("_")[0] for job in active}, key=int)
-    if not arrays:  # none is left to wait for, or Slurm does not say
-        return
+    names, folder = array_names(study), study.notes / FOLDER
+    queue = slurm_queue.query(names)
+    arrays = sorted({job.split("_")[0] for job in queue.in_state(*slurm_queue.ACTIVE)}, key=int)
+    if not arrays:
+        return NO_REPORT.format(queue.error or "Slurm has no job of the study to wait for")
     behind = f"afterany:{':'.join(arrays)}"
+    command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
     for job in waiting_reports(study):  # the first may be of another user
         if slurm_queue.run("scontrol", "update", f"JobId={job}", f"Dependency={behind}")[0] is not None:
-            return
-    command = [sys.executable, "-m", "roadmap.report", str(study.path), "--out", str(study.path / "report")]
+            if not has_work(folder, job):  # sbatch had not answered
+                give_work(folder, job, command)
+            return ""
     parameters = placement(config) | {
         "constraint": None,
         "job_name": f"{names[-1]}-report",
@@ -212,8 +220,11 @@ def submit_report(study: StudyDir, code: Path, config: Config) -> None:
         "additional_parameters": config.flags("sbatch"),
         "srun_args": srun_words(config),
     }
-    with contextlib.suppress(ConfigError, StoppedEarly):
-        submit_commands(study.notes / FOLDER, parameters, [command])
+    try:
+        submit_commands(folder, parameters, [command])
+    except (ConfigError, StoppedEarly) as error:
+        return NO_REPORT.format(error)
+    return ""
 
 
 def waiting_reports(study: StudyDir) -> list[str]:
