@@ -400,6 +400,8 @@ BAD = {  # override: what the message must hold
     "recipe.optimizer=lamb": ["recipe.optimizer", "sgd, adamw"],
     "model.kernel_size=4": ["model.kernel_size=4", "odd"],
     "model.depths=[1,1]": ["model.depths=[1, 1]", "four"],
+    "model.depths=[1,1,1,1,1]": ["model.depths=[1, 1, 1, 1, 1]: must be a list of four numbers"],
+    "data.std=[1,1,1,1]": ["data.std=[1, 1, 1, 1]: must be a list of three"],
     "model.depths=3": ["model.depths", "list"],
     "model.norms_per_block=2": ["norms_per_block=2", "3, 1"],
     "model.norm=group": ["model.norm", "batch_norm, layer_norm"],
