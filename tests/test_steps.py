@@ -453,6 +453,7 @@ def test_bad_override_is_named_in_one_line(override):
     ("recipe.momentum=0.5", "recipe.optimizer=sgd"),
     ("recipe.step_epochs=3", "recipe.schedule=step"),
     ("data.padding=4", "data.crop=pad"),
+    ("model.layer_norm_eps=1e-3", "model.norm=layer_norm"),
     ("recipe.lr_batch_size=128", "recipe.lr_scaling=linear"),
     ("recipe.mix_switch=0.1", "recipe.cutmix"),
     ("data.workers=4", "reference"),
