@@ -464,6 +464,14 @@ def test_a_setting_without_effect_is_told(override, told):
     assert told in line
 
 
+@pytest.mark.parametrize("override", ["kernels=fast", "device=cpu", "recipe.precision=bf16"])
+def test_what_an_exported_net_does_not_have_is_told(override):
+    config = compose("gelu", "nano", ["mode=export", "weights=net.pth", "format=onnx", override])
+    (line,) = unused_settings(config, [override])
+    assert "needs another mode: a net is exported in fp32" in line
+    assert unused_settings(config.replace(mode="evaluate"), [override]) == []
+
+
 def test_settings_that_are_read_are_not_told():
     words = ["recipe.momentum=0.5", "recipe.step_epochs=3", "recipe.lr=0.1"]
     assert unused_settings(compose("resnet", "nano", words), words) == []
