@@ -10,6 +10,8 @@ from roadmap import paper
 from roadmap.config import KEYS
 from roadmap.errors import ConfigError
 from roadmap.steps.compose import compose
+from roadmap.steps.help import help_text
+from roadmap.steps.table import main
 from roadmap.steps.tree import CONF, regimes, step_tree
 from roadmap.steps.unused_settings import READ_WITH, unused_settings
 from roadmap.text import flatten
@@ -115,6 +117,24 @@ def test_regimes_are_those_of_the_design():
     assert list(regimes()) == ["nano", "mini", "tiny", "small", "base", "large", "xlarge"]
     drop_paths = [composed("enhanced_recipe", r).model.drop_path for r in ("tiny", "small", "base", "large")]
     assert drop_paths == [0.1, 0.4, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("own", "data"), [("", "fashion_mnist"), ("scale: demo\n", "digits")])
+def test_a_regime_of_ones_own_is_one_wherever_its_folder_is_given(tmp_path, capsys, own, data):
+    (tmp_path / "regime").mkdir()
+    text = f"# Smaller still.\ndefaults: [mini, _self_]\nname: pico\n{own}swin_depths: [1, 1, 2, 1]\nswin_width: 8\n"
+    (tmp_path / "regime" / "pico.yaml").write_text(text)
+    config = compose("gelu", "pico", ["data.root=/none"], config_dir=tmp_path)
+    assert (config.model.depths, config.model.width, config.model.stem_stride) == ((1, 1, 2, 1), 8, 2)
+    assert (config.data.name, config.cell) == (data, "gelu")
+    assert main(["--regime", "pico", "-cd", str(tmp_path), "--diff", "gelu", "fewer_norms"]) == 0
+    assert "gelu -> fewer_norms (pico)" in capsys.readouterr().out
+    assert "regime=pico    Smaller still." in help_text([tmp_path, CONF], ["regime"])
+
+
+def test_a_folder_without_configs_is_none_of_ones_own(tmp_path):
+    with pytest.raises(ConfigError, match="holds no folder of configs, which are called step, regime, scale, data"):
+        compose("gelu", config_dir=tmp_path)
 
 
 def test_table_5_is_the_enhanced_recipe():
@@ -380,6 +400,8 @@ BAD = {  # override: what the message must hold
     "recipe.optimizer=lamb": ["recipe.optimizer", "sgd, adamw"],
     "model.kernel_size=4": ["model.kernel_size=4", "odd"],
     "model.depths=[1,1]": ["model.depths=[1, 1]", "four"],
+    "model.depths=[1,1,1,1,1]": ["model.depths=[1, 1, 1, 1, 1]: must be a list of four numbers"],
+    "data.std=[1,1,1,1]": ["data.std=[1, 1, 1, 1]: must be a list of three"],
     "model.depths=3": ["model.depths", "list"],
     "model.norms_per_block=2": ["norms_per_block=2", "3, 1"],
     "model.norm=group": ["model.norm", "batch_norm, layer_norm"],
@@ -431,6 +453,7 @@ def test_bad_override_is_named_in_one_line(override):
     ("recipe.momentum=0.5", "recipe.optimizer=sgd"),
     ("recipe.step_epochs=3", "recipe.schedule=step"),
     ("data.padding=4", "data.crop=pad"),
+    ("model.layer_norm_eps=1e-3", "model.norm=layer_norm"),
     ("recipe.lr_batch_size=128", "recipe.lr_scaling=linear"),
     ("recipe.mix_switch=0.1", "recipe.cutmix"),
     ("data.workers=4", "reference"),
@@ -439,6 +462,14 @@ def test_a_setting_without_effect_is_told(override, told):
     (line,) = unused_settings(compose("gelu", "nano", [override]), [override])
     assert line.startswith(override.split("=")[0])
     assert told in line
+
+
+@pytest.mark.parametrize("override", ["kernels=fast", "device=cpu", "recipe.precision=bf16"])
+def test_what_an_exported_net_does_not_have_is_told(override):
+    config = compose("gelu", "nano", ["mode=export", "weights=net.pth", "format=onnx", override])
+    (line,) = unused_settings(config, [override])
+    assert "needs another mode: a net is exported in fp32" in line
+    assert unused_settings(config.replace(mode="evaluate"), [override]) == []
 
 
 def test_settings_that_are_read_are_not_told():

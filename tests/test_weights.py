@@ -251,6 +251,13 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"model\.grn"):
             export_weights(second, "torchvision")
 
+    def test_of_the_authors_who_have_no_net_with_layer_scale_and_response_normalisation(self):
+        both, given = ours(TOY["grn"].replace(layer_scale=1e-6), 5), export_weights(ours(TOY["grn"], 5), "official")
+        assert "layer scale or model.grn=true" in self.refused(both, given)
+        with pytest.raises(DataError, match="this one has both"):
+            export_weights(both, "official")
+        assert "stages.0.blocks.0.gamma" in export_weights(both, "timm")  # whose nets can have both
+
     def test_that_are_of_no_known_format(self):
         net = ours(TOY["convnext"], 5)
         assert "the format is unknown" in self.refused(net, {"layers.0.weight": torch.zeros(3)})

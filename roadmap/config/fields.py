@@ -219,7 +219,7 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
         return f"{kind.prefix}{name}: {found['msg']}; values are recorded and shown, so take it out"
     if value is None:
         return f"{head}: must not be null"
-    if what in ("string_too_long", "too_long"):
+    if what in ("string_too_long", "too_long") and isinstance(value, str):
         return f"{head}: is too long, at most {found['ctx']['max_length']} characters"
     if what in _TYPES and len(found["loc"]) == 1:
         return f"{head}: must be {_TYPES[what]}{' or null' if type(None) in get_args(field.annotation) else ''}"

@@ -52,8 +52,8 @@ class NetConfig(Section):
     head_norm: When = key(When.auto, about="reading 4: after the pooling; auto: enters with separate_downsampling")
     stride_on: StrideOn = key(StrideOn.spatial, about="reading 6: the conv that carries a block's stride")
     conv_bias: When = key(When.auto, about="reading 7; auto: a conv has a bias unless a BatchNorm follows it")
-    batch_norm_eps: Float = key(1e-5, gt=0, le=1)
-    layer_norm_eps: Float = key(1e-6, gt=0, le=1)
+    batch_norm_eps: Float = key(1e-5, gt=0, le=1, needs=("model.norm", "batch_norm"))
+    layer_norm_eps: Float = key(1e-6, gt=0, le=1, needs=("model.norm", "layer_norm"))
     reference: Reference | None = key(None, about="a net that is not built from toggles")
 
     @model_validator(mode="after")

@@ -69,7 +69,7 @@ TIMM_CONVS = (40, 48, 64, 80)  # widths of timm's atto, femto, pico, nano, whose
 # added after these formats is in none of their nets.
 FREE = {"depths", "width", "layer_scale", "drop_path", "init"}
 FREE |= {"projection_norm", "stride_on", "batch_norm_eps", "layer_norm_eps"}
-V2 = ("timm", "official")  # formats whose nets may have global response normalisation, and then no layer scale
+V2 = ("timm", "official")  # formats whose nets may have global response normalisation; timm's beside layer scale, too
 
 
 def load_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -181,6 +181,8 @@ def check_toggles(net: Net, fmt: str) -> None:
         if value not in allowed:
             theirs = f"nets with model.{toggle}={allowed[0]}"
             raise DataError(f"weights in {fmt} format belong to {theirs}, this one has {value}")
+    if fmt == "official" and net.cfg.layer_scale is not None and net.cfg.grn:
+        raise DataError(f"weights in {fmt} format have layer scale or model.grn=true, this one has both")
     if fmt != "torchvision resnet" and net.cfg.layer_scale is None and not net.cfg.grn:
         raise DataError(f"weights in {fmt} format belong to nets with layer scale, this one has model.layer_scale=null")
 

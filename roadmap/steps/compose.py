@@ -42,23 +42,28 @@ def compose(
 ) -> Config:
     """Compose one step of one regime, at the regime's own scale unless an override chooses another.
 
-    `config_dir` is a folder with the user's own steps, variants or data sets. Raises ConfigError.
+    `config_dir` is a folder with configs of the user's own, as run.py takes one with -cd. Raises ConfigError.
     """
     folders = step_folders(config_dir)
     check_overrides([f"+step={step}", *overrides], folders)
     check_config_dirs(folders, CONF)
     step_tree(folders)  # a circle of parents would be followed without end
-    known = regimes()
+    known = regimes(folders)
     if regime not in known:
         raise ConfigError(f"regime={regime}: there is no such regime; {nearest(regime, known)}")
     given = {o.split("=")[0].lstrip("+~") for o in overrides}
-    scale = [] if "scale" in given else [f"scale={known[regime]}"]
     try:
         with hydra_initialized(folders[0]):
+            scale = [] if "scale" in given else [f"scale={known[regime] or _inherited_scale(regime)}"]
             cfg = compose_primary("config", [f"+step={step}", f"regime={regime}", *scale, *overrides])
             return validate(cfg, cfg.hydra, folders)
     except HYDRA_ERRORS as error:
         raise ConfigError(plain_error(error, folders)) from None
+
+
+def _inherited_scale(regime: str) -> str:
+    """Return the scale of a regime whose file begins with another one's. Hydra must be initialised."""
+    return str(compose_primary("config", [f"regime={regime}"]).regime.get("scale", KEYS["regime.scale"].default))
 
 
 COMPOSE_S = 10.0  # a config takes a tenth

@@ -92,4 +92,4 @@ def choices(group: str, folders: Sequence[Path]) -> dict[str, str]:
     if group == "step":
         return {name: step.about for name, step in step_tree(folders).items()}
     found = {path.stem: about(path) for folder in folders for path in sorted((folder / group).glob("[!.]*.yaml"))}
-    return {name: found[name] for name in regimes()} if group == "regime" else found
+    return {name: found[name] for name in regimes(folders)} if group == "regime" else found

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -141,11 +142,19 @@ def _labels(path: Path, steps: Collection[str]) -> dict[str, dict[str, str]]:
     return {row["step"]: {k: v for k, v in row.items() if v} for row in rows}
 
 
-def regimes() -> dict[str, str]:
-    """Return the regimes by name, each with the scale that it belongs to."""
+def regimes(folders: Iterable[Path] = (CONF,)) -> dict[str, str | None]:
+    """Return the regimes of config folders by name, each with the scale that its file says it belongs to."""
     order = ("nano", "mini", "tiny", "small", "base", "large", "xlarge")
-    found = {p.stem: _parse(read_config(p))["scale"] for p in (CONF / "regime").glob("*.yaml")}
+    paths = [path for folder in folders for path in (folder / "regime").glob("[!.]*.yaml")]
+    found = {path.stem: _scale(path) for path in paths}
     return {name: found[name] for name in (*filter(found.__contains__, order), *sorted(found.keys() - {*order}))}
+
+
+def _scale(path: Path) -> str | None:
+    with suppress(ValueError):  # Hydra will say what is wrong with it
+        body = _parse(read_config(path))
+        return body.get("scale") if isinstance(body, dict) else None
+    return None
 
 
 def step_folders(config_dir: str | Path | None) -> list[Path]:
@@ -158,6 +167,6 @@ def step_folders(config_dir: str | Path | None) -> list[Path]:
     if config_dir is None:
         return [CONF]
     folder = Path(config_dir).resolve()
-    if not (folder / "step").is_dir() and not (folder / "variant").is_dir():
-        raise ConfigError(f"{config_dir}: holds no folder `step` or `variant`")
+    if not any((folder / group).is_dir() for group in GROUPS):
+        raise ConfigError(f"{config_dir}: holds no folder of configs, which are called {', '.join(GROUPS)}")
     return [folder, CONF]

@@ -45,6 +45,10 @@ READ_WITH: dict[str, tuple[Callable[[Config], bool], str]] = {
     "weights_key": (lambda c: bool(c.weights), "weights="),
     **dict.fromkeys(("images", "features"), (lambda c: c.mode == Mode.predict, "mode=predict")),
     "format": (lambda c: c.mode == Mode.export, "mode=export"),
+    **dict.fromkeys(
+        ("kernels", "device", "recipe.precision"),
+        (lambda c: c.mode != Mode.export, "another mode: a net is exported in fp32, as torch computes it on a CPU"),
+    ),
     "out": (lambda c: c.mode in (Mode.predict, Mode.export), "mode=predict or mode=export"),
     **dict.fromkeys(("scale", "debug"), (lambda c: not takes_a_run(c.mode, c.weights), "weights=FILE, not of a run")),
     **dict.fromkeys(OF_TRAINING, (lambda c: not c.mode.takes_a_net, "mode=train")),
