@@ -189,7 +189,7 @@ def test_cancel_saves_and_ends_what_it_names_and_the_same_command_goes_on(sweep,
     code, said = sweep("cancel", "demo", "--runs", study.path.parent)
     assert code == 0 and "3 cancelled" in said and f"process {process.pid} asked to stop" in said
     assert said.count(": stopped at step ") == 2 and ": planned" in said
-    assert process.wait(10) == 75 and "run the same command again to continue" in told.read_text()
+    assert process.wait(60) == 75 and "run the same command again to continue" in told.read_text()
     assert not any(alive(pid) for pid in before) and pids() == before
     assert "0 cancelled" in sweep("cancel", "demo", "--runs", study.path.parent)[1]
     found, (code,) = read_study("demo", cells, study.path.parent), (study.notes / "snapshots").iterdir()

@@ -88,8 +88,9 @@ def test_a_state_that_is_not_finite_is_never_kept_and_ends_the_run(small, monkey
         return done
 
     monkeypatch.setattr(training, "train_step", train_step)
-    with pytest.raises(NonFiniteError, match=message):
+    with pytest.raises(NonFiniteError, match=message) as caught:
         train(config)
+    assert caught.value.on_all_ranks == (what in ("average", "weight"))  # only rank 0 saves: the others are told
     assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 70)
     assert not (run_path(config) / "summary.json").exists()
     assert newest(config)["global_step"] == 3

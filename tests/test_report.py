@@ -46,7 +46,7 @@ def set_last_val(run: Path, **values: object) -> None:
 # --- seeds and rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=5))
 def test_seeds_become_n_mean_and_standard_deviation_as_numpys_for_any_accuracies(tmp_path_factory, values):
     runs = tmp_path_factory.mktemp("runs")
@@ -500,7 +500,7 @@ def test_a_number_that_runs_record_is_shown_everywhere_by_its_line_in_the_table(
 # --- text that others wrote
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=300))
 def test_any_text_becomes_one_safe_line(text):
     shown = clean(text)
