@@ -360,6 +360,9 @@ def test_reconcile_adds_no_report_while_one_waits(slurm, call, study):
     assert [line.split()[1] for line in slurm.lines("accepted")[len(before) :] if "-report" in line] == []
     assert slurm.lines("scontrol.log")[-1] == f"update JobId={report[0]} Dependency=afterany:11:12:14"
     assert "0 restarted" in call("reconcile")[1]
+    path.write_text("")  # the queue forgets, and accounting knows the last job alone
+    slurm.write("sacct", 'case "$*" in *--jobs=*14*) echo "14|NODE_FAIL|None";; esac')
+    assert call("status")[1].count("before the run started (NODE_FAIL)") == 1
 
 
 @pytest.mark.parametrize("command", ["squeue", "scontrol", "scancel", "sinfo", "sacct"])
