@@ -107,7 +107,7 @@ def test_how_far_a_run_is_comes_from_its_status_or_its_ledger_whichever_is_furth
     status = Status(state="running", starts=3, epoch=0, step=10, steps_per_epoch=10, world_size=4, group_size=8)
     cell = CellState("k", "gelu", None, 0, "running", epochs=4)
     add_progress(cell, tmp_path, status.model_copy(update={"steps_per_epoch": None}))
-    assert (cell.total_s, cell.used_s, cell.left_s) == (None, 30.0, None)
+    assert (cell.total_s, cell.used_s, cell.left_s, cell.lost_s) == (None, 30.0, None, 0.0)
     add_progress(cell, tmp_path, status)
     assert (cell.restarts, cell.devices, cell.epoch, cell.global_step) == (2, 0.5, 1, 15)
     assert (cell.total_s, cell.used_s, cell.left_s) == (80.0, 30.0, 50.0)
@@ -149,6 +149,8 @@ def test_what_slurm_says_of_a_job_takes_nothing_from_what_its_run_said():
     cell = CellState("k", "gelu", None, 0, "running", node="n1", started="2026-11-28T10:00:00Z")
     add_job(cell, slurm_queue.Job("RUNNING", started=1700000600.0))
     assert (cell.slurm_state, cell.node, cell.started) == ("RUNNING", "n1", "2026-11-28T10:00:00Z")
+    add_job(cell, slurm_queue.Job("PENDING"))
+    assert (cell.slurm_state, cell.reason) == ("PENDING", "")
 
 
 @pytest.mark.parametrize(("answer", "states"), [
