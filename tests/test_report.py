@@ -462,6 +462,9 @@ LINES = st.sampled_from(
 )
 
 
+ROW = b'{"kind": "train", "epoch": 1, "global_step": %d, "train/loss": 1.0}\n'
+
+
 @given(st.lists(LINES, max_size=6), st.booleans())
 def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_path_factory, lines, ended):
     path = tmp_path_factory.mktemp("ledger") / "metrics.jsonl"
@@ -469,6 +472,23 @@ def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_
     whole, quick = (parse_metrics(path.read_bytes(), train=train) for train in (True, False))
     assert quick.problem == whole.problem
     assert quick.rows == [row for row in whole.rows if row["kind"] == "val"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (ROW % 1 + ROW % 2, ""),
+        (ROW % 1 + b"[1]\n" * 6, "6 corrupt line(s) (2, 3, 4, 5, 6)"),
+        (ROW % 1 + ROW[:20], "1 corrupt line(s) (last)"),
+        (b"[1]\n" + ROW[:20], "2 corrupt line(s) (1)"),
+        (ROW % 2 + ROW % 2, "train rows are out of order or repeated"),
+        ((ROW % 1).replace(b"1.0", b"null"), "contains a training loss that is not a number"),
+        ((ROW % 1).replace(b"1.0", b"NaN"), "contains a training loss that is not a number"),
+        (b"\0" * 70_000 + b"\n" + ROW % 1, "1 corrupt line(s) (1)"),
+    ],
+)
+def test_what_is_wrong_with_a_ledger_is_said(data, problem):
+    assert parse_metrics(data).problem == (f"metrics.jsonl: {problem}" if problem else "")
 
 
 def test_one_seed_that_has_the_macs_has_them_for_the_net(tmp_path):

@@ -1,6 +1,7 @@
 """Studies without a cluster: the plan, the machine's own scheduler, what a cell's state is, settings of the cluster."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -102,8 +103,10 @@ def test_why_a_run_stopped_is_said_until_it_runs_again():
 
 def test_how_far_a_run_is_comes_from_its_status_or_its_ledger_whichever_is_further(tmp_path):
     rows = [{"kind": "train", "epoch": 2, "global_step": 15, "time_s": 30.0, "train/images_per_s": True}]
+    rows[0]["train/loss"] = math.nan
     rows.append({"kind": "val", "epoch": 1, "global_step": 10, "val/top1": 50.0})
     append_metrics(tmp_path / METRICS, rows)
+    assert '"train/loss": null}' in (tmp_path / METRICS).read_text()  # NaN is no JSON
     status = Status(state="running", starts=3, epoch=0, step=10, steps_per_epoch=10, world_size=4, group_size=8)
     cell = CellState("k", "gelu", None, 0, "running", epochs=4)
     add_progress(cell, tmp_path, status.model_copy(update={"steps_per_epoch": None}))
