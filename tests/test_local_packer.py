@@ -25,10 +25,11 @@ from roadmap.sweep.submit import Selection, choose_cells
 from .conftest import ROOT, SMALL
 from .real_slurm import alive, until
 
-# A run that saves where it is asked to stop, and a scheduler of two of them and one that waits.
+# A run that saves where it is asked to stop, the second one later, and a scheduler of two of them and one that waits.
 RUN = """
-import os, signal, sys
+import os, signal, sys, time
 def save(*_):
+    time.sleep(0.4 * sys.argv[1].endswith("b"))
     open(sys.argv[1] + ".saved", "w").close()
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
@@ -77,9 +78,13 @@ class Packer:
     def ended(self):
         """Return the exit code, once it has ended and every run has, saved."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        until(lambda: not any(alive(pid) for pid in self.runs), 30)
+        if code == -signal.SIGKILL:  # else it has waited for them
+            until(lambda: not any(alive(pid) for pid in self.runs), 30)
+        assert not any(alive(pid) for pid in self.runs)
         assert all((self.folder / f"{key}.saved").exists() for key in "ab")
         assert not (self.folder / "c").exists()
+        if code == 75:
+            assert StudyDir(self.folder, "demo").jobs()["c"][-1]["kind"] == "ended"  # given back
         return code
 
 
@@ -160,8 +165,10 @@ def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, script, e
     tasks = [LocalTask(study, key, [sys.executable, "-c", f"import sys; {script}", key]) for key in "abcdef"]
     with study.lock():
         study.append_jobs({"cell": task.key, "kind": "local", "job": "local", "pid": 1, "log": "x"} for task in tasks)
-    told = []
+    told, handler = [], signal.getsignal(signal.SIGTERM)
     assert Scheduler([Slot()], told.append).run(tasks) == (65 if "65" in script else 0)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert {rows[-1]["kind"] for rows in study.jobs().values()} == {"ended"}  # those that were not started, too
     assert sum(line.startswith("[") for line in told) == ended
     assert ("3 are not started" in told[-1]) == (ended == 3)
 

@@ -451,7 +451,7 @@ LINES = st.sampled_from(
         b'{"kind": "train", "epoch": 1, "global_step": 2, "train/loss": 1.0}',
         b'{"kind": "train", "epoch": 1, "global_step": 2, "train/loss": NaN}',
         b'{"kind": "train", "global_step": "2"}',
-        b'{"kind": "train", "global_step": 3, "a": {"b": 1}}',
+        b'{"kind": "train", "epoch": 1, "global_step": 3, "a": {"b": 1}}',
         b'{"kind": "val", "epoch": 1, "global_step": 2, "val/top1": 50.0}',
         b'{"kind": "val", "epoch": 1, "global_',
         b'{"kind": "other", "global_step": 1}',
@@ -485,6 +485,9 @@ def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_
         ((ROW % 1).replace(b"1.0", b"null"), "contains a training loss that is not a number"),
         ((ROW % 1).replace(b"1.0", b"NaN"), "contains a training loss that is not a number"),
         (b"\0" * 70_000 + b"\n" + ROW % 1, "1 corrupt line(s) (1)"),
+        (ROW % 1 + (ROW % 2).replace(b"1.0", b"1." + b"0" * 70_000), "1 corrupt line(s) (2)"),
+        (b'{"kind": "val", "epoch": 1, "global_step": "2"}\n', "1 corrupt line(s) (1)"),
+        (b'{"kind": "val", "epoch": null, "global_step": 2}\n', "1 corrupt line(s) (1)"),
     ],
 )
 def test_what_is_wrong_with_a_ledger_is_said(data, problem):
