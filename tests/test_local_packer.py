@@ -430,6 +430,26 @@ def test_a_log_that_cannot_be_written_fails_its_cell_alone(tmp_path):
     assert told[-1] == "[2/2] b is trained"
 
 
+def test_a_process_is_told_its_share_of_the_machine(monkeypatch):
+    monkeypatch.setattr(local_scheduler, "num_cores", lambda: 8)
+    monkeypatch.setattr(local_scheduler, "compiler_cache", lambda: {"TAG": "a"})
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS", "CUDA_VISIBLE_DEVICES", "TAG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", "mine")
+
+    def changes(slot, code=None):
+        env = local_scheduler.environment(slot, code, 3)
+        return {name: env[name] for name in env if env[name] != os.environ.get(name)}
+
+    assert changes(Slot(gpus=("1", "3"))) == {"CUDA_VISIBLE_DEVICES": "1,3"}
+    assert changes(Slot(cores=(0, 1))) == {"OMP_NUM_THREADS": "2"}
+    compiled = {"PYTHONPATH": "code:mine", "TORCHINDUCTOR_COMPILE_THREADS": "2", "TAG": "a"}
+    assert changes(Slot(gpus=("0",)), Path("code")) == {"CUDA_VISIBLE_DEVICES": "0", **compiled}
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS", "TAG"):  # what a user has set stays
+        monkeypatch.setenv(name, "7")
+    assert changes(Slot(cores=(0,)), Path("code")) == {"PYTHONPATH": "code:mine"}
+
+
 def test_groups_are_of_one_row_and_of_no_more_than_there_are_streams(tmp_path):
     def grouped(*rows):
         tasks = (LocalTask(StudyDir(tmp_path, "demo"), key, [], row) for key, row in enumerate(rows))

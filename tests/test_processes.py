@@ -468,9 +468,10 @@ def test_only_a_second_press_of_a_key_interrupts_and_only_once(monkeypatch):
     [
         (None, "stopped (1 not started); run the same command again to continue"),
         ('{"state": "stopped"}', "stopped (1 saved); run the same command again to continue"),
+        ('{"state": "running"}', f"stopped (1 {signals.CUT_OFF}); run the same command again to continue"),
         (
-            '{"state": "running"}',
-            "stopped (1 cut off after its last checkpoint); run the same command again to continue",
+            f'{{"state": "stopped", "reason": "KeyboardInterrupt: {signals.CUT_OFF}"}}',
+            f"stopped (1 {signals.CUT_OFF}); run the same command again to continue",
         ),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from roadmap.errors import ConfigError, DiskError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
-from roadmap.runs.metrics import append_metrics, last_rows
+from roadmap.runs.metrics import append_metrics, last_rows, seconds_past
 from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
@@ -245,6 +245,10 @@ def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):
     train, val = last_rows(path)
     assert (train["global_step"], val["val/top1"]) == (40_000, 3.0)
     assert last_rows(tmp_path / "none") == ({}, {})
+    os.mkfifo(tmp_path / "pipe")
+    assert last_rows(tmp_path / "pipe") == ({}, {})
+    path.write_text('{"kind": "train", "epoch": 1, "global_step": 1, "time_s": "soon"}\n')
+    assert seconds_past(path, 0.0) == 0.0
 
 
 def test_a_study_lasts_as_long_as_its_work_over_what_runs_at_once():
