@@ -129,7 +129,7 @@ NEVER_BEGAN = "its job left the queue before it began: cancelled, as a rule; mak
     ([LOCAL, {"kind": "ended", "exit_code": 65}], {}, None, ("failed", "exit code 65 before the run started", False)),
     ([LOCAL, {"kind": "ended", "exit_code": None}], {}, None, ("planned", "", False)),
     ([GONE_PID], {}, None, ("planned", "its scheduler was killed", True)),
-    ([GONE_PID], {"state": "stopped", "reason": "SIGTERM"}, None, ("stopped", "its scheduler was killed; SIGTERM", True)),
+    ([GONE_PID], {"state": "stopped", "reason": "TERM"}, None, ("stopped", "its scheduler was killed; TERM", True)),
     ([GONE_PID], ALIVE, None, ("running", "", False)),
     ([{**GONE_PID, "run_pid": os.getpid(), "run_born": BORN}], {}, None, ("running", "", False)),
     ([{**LOCAL, "host": "n17"}], {}, None,
