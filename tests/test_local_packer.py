@@ -320,13 +320,15 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
     os.mkfifo(pipe)
 
     def command(tasks, share):
+        assert share == 0.25
         return [sys.executable, "-c", TRAINS, str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key], str(tasks[0].log)]
 
     monkeypatch.setattr(local_scheduler, "group_command", command)
     tasks = [LocalTask(directory, key, [], row=key, code=ROOT) for key in ("a/0", "b/0")]
     told = []
-    assert Scheduler([Slot()], told.append, ahead=1).run(tasks) == 0
+    assert Scheduler([Slot()], told.append, ahead=2).run(tasks) == 0
     assert [line for line in told if line.endswith("started")] == ["demo: a/0 started", "demo: b/0 started"]
+    assert {path.name for path in tasks[0].log.parent.iterdir()} == {"a.log", "a__0.log", "b.log", "b__0.log"}
 
 
 @pytest.mark.timeout(600)
@@ -428,6 +430,7 @@ def test_a_log_that_cannot_be_written_fails_its_cell_alone(tmp_path):
     assert Scheduler([Slot()], told.append).run(tasks) == 74
     assert told[0] == f"[1/2] error: {tasks[0].log}: cannot be written (Is a directory) (exit code 74; {tasks[0].log})"
     assert told[-1] == "[2/2] b is trained"
+    assert Scheduler([Slot()], told.append).run([]) == 0  # all are done
 
 
 def test_a_process_is_told_its_share_of_the_machine(monkeypatch):
