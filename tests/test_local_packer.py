@@ -305,7 +305,8 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
 
 
 TRAINS = """
-import json, sys
+import json, os, sys
+assert os.environ["PYTHONPATH"].startswith(sys.argv[4])
 sys.stdin.readline()
 open(sys.argv[3], "w").close()
 print(json.dumps({"run": 0, "code": 0}), flush=True)
@@ -321,10 +322,18 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
 
     def command(tasks, share):
         assert share == 0.25
-        return [sys.executable, "-c", TRAINS, str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key], str(tasks[0].log)]
+        return [
+            sys.executable,
+            "-c",
+            TRAINS,
+            str(pipe),
+            {"a/0": "r", "b/0": "w"}[tasks[0].key],
+            str(tasks[0].log),
+            "code",
+        ]
 
     monkeypatch.setattr(local_scheduler, "group_command", command)
-    tasks = [LocalTask(directory, key, [], row=key, code=ROOT) for key in ("a/0", "b/0")]
+    tasks = [LocalTask(directory, key, [], row=key, code=Path("code")) for key in ("a/0", "b/0")]
     told = []
     assert Scheduler([Slot()], told.append, ahead=2).run(tasks) == 0
     assert [line for line in told if line.endswith("started")] == ["demo: a/0 started", "demo: b/0 started"]
@@ -422,14 +431,26 @@ def test_what_cannot_be_recorded_in_a_locked_study_is_recorded_later_and_in_its_
     ]  # fmt: skip
 
 
-def test_a_log_that_cannot_be_written_fails_its_cell_alone(tmp_path):
-    study, told = StudyDir(tmp_path, "demo"), []
+ON_ITS_CORES = """
+import os, sys, time
+while os.sched_getaffinity(0) != {int(sys.argv[1])}:
+    time.sleep(0.02)
+print("b is trained")
+"""
+
+
+def test_a_cell_whose_log_cannot_be_written_and_one_that_is_killed_fail_alone(tmp_path):
+    study, told, core = StudyDir(tmp_path, "demo"), [], min(os.sched_getaffinity(0))
     study.make()
-    tasks = [LocalTask(study, key, [sys.executable, "-c", f"print('{key} is trained')"]) for key in "ab"]
+    commands = {"a": ["true"], "b": [sys.executable, "-c", ON_ITS_CORES, str(core)], "c": ["sh", "-c", "kill -9 $$"]}
+    tasks = [LocalTask(study, key, command) for key, command in commands.items()]
     tasks[0].log.mkdir(parents=True)
-    assert Scheduler([Slot()], told.append).run(tasks) == 74
-    assert told[0] == f"[1/2] error: {tasks[0].log}: cannot be written (Is a directory) (exit code 74; {tasks[0].log})"
-    assert told[-1] == "[2/2] b is trained"
+    assert Scheduler([Slot(cores=(core,))], told.append).run(tasks) == 137
+    assert [line for line in told if line.startswith("[")] == [
+        f"[1/3] error: {tasks[0].log}: cannot be written (Is a directory) (exit code 74; {tasks[0].log})",
+        "[2/3] b is trained",
+        f"[3/3] c (exit code 137; killed, out of memory?; {tasks[2].log})",
+    ]
     assert Scheduler([Slot()], told.append).run([]) == 0  # all are done
 
 

@@ -24,7 +24,7 @@ from roadmap.report.analyse import collect as collecting
 from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
-from roadmap.runs.metrics import parse_metrics
+from roadmap.runs.metrics import find_hole, parse_metrics
 from roadmap.text import clean, shorten
 from tests.drive import python
 from tests.fabricate import groups_of, unfinished, write_roadmap, write_run
@@ -492,6 +492,20 @@ def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_
 )
 def test_what_is_wrong_with_a_ledger_is_said(data, problem):
     assert parse_metrics(data).problem == (f"metrics.jsonl: {problem}" if problem else "")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "hole"),
+    [
+        ([1, 2, 3], ""),
+        ([1, 3], "step 2 is missing"),
+        ([1], "steps 2 to 3 are missing"),
+        ([1, 2, 2, 3], "step 2 is repeated or out of order"),
+        ([1, 2, 3, 4], "steps continue to 4, past 3"),
+    ],
+)
+def test_where_a_ledger_has_a_hole_is_said(numbers, hole):
+    assert find_hole("step", numbers, 3) == hole
 
 
 def test_one_seed_that_has_the_macs_has_them_for_the_net(tmp_path):
