@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -157,20 +158,40 @@ def test_an_error_of_the_scheduler_itself_leaves_no_run_behind(tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "ended"),
-    [("print('no images'); sys.exit(65)", 3), ("print(sys.argv[1]); sys.exit(65)", 6), ("print('done')", 6)],
+    [
+        ("print('no images'); sys.exit(65)", 3),
+        ("print(sys.argv[1]); sys.exit(65)", 6),
+        ("print('no images'); sys.exit(65 * (sys.argv[1] != 'a'))", 6),  # one was trained
+        ("sys.exit(65)", 6),
+    ],
 )
-def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, script, ended):
+def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, monkeypatch, script, ended):
     """Images that are not there are told three times, not fifty; what differs from cell to cell says nothing."""
+    monkeypatch.setattr(local_scheduler, "POLL_S", 0.02)
     study = StudyDir(tmp_path, "demo")
     tasks = [LocalTask(study, key, [sys.executable, "-c", f"import sys; {script}", key]) for key in "abcdef"]
     with study.lock():
         study.append_jobs({"cell": task.key, "kind": "local", "job": "local", "pid": 1, "log": "x"} for task in tasks)
     told, handler = [], signal.getsignal(signal.SIGTERM)
-    assert Scheduler([Slot()], told.append).run(tasks) == (65 if "65" in script else 0)
+    assert Scheduler([Slot()], told.append).run(tasks) == 65
     assert signal.getsignal(signal.SIGTERM) == handler
     assert {rows[-1]["kind"] for rows in study.jobs().values()} == {"ended"}  # those that were not started, too
     assert sum(line.startswith("[") for line in told) == ended
     assert ("3 are not started" in told[-1]) == (ended == 3)
+
+
+def test_only_a_second_press_of_a_key_interrupts_the_runs_and_each_signal_reaches_them_once():
+    told, process = [], Mock()
+    scheduler = Scheduler([], told.append)
+    scheduler.running = [local_scheduler.Job(process, {}, Path("log"))]
+    asked, interrupted = [signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]
+    for number, sent in (
+        (signal.SIGINT, asked), (signal.SIGTERM, asked), (signal.SIGINT, interrupted), (signal.SIGINT, interrupted),
+    ):  # fmt: skip
+        scheduler._stop(number, None)
+        scheduler._pass_on()
+        assert [call.args[0] for call in process.send_signal.call_args_list] == sent
+    assert len(told) == 1 and "press Ctrl-C again to interrupt them at once" in told[0]
 
 
 @pytest.mark.timeout(600)

@@ -219,6 +219,15 @@ def stopped_again(stopped, config):
 # Checkpoints by their names.
 
 
+def test_the_newest_checkpoints_and_that_of_the_best_step_are_kept(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in range(1, 6):
+        state = {"global_step": step, "epochs_evaluated": 0, "weight": torch.ones(1)}
+        assert checkpoint.save(folder, state, {"best_step": 2}, keep=2) == []
+    kept = [f"step-{step:010d}-00000.{kind}" for step in (2, 4, 5) for kind in ("json", "pt")]
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
 def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(stopped, reference, capsys):
     config = stopped()
     old, new = sorted(checkpoints(config).glob("*.pt"))
@@ -227,8 +236,10 @@ def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(
     (checkpoints(config) / "best.pt").write_bytes(b"mine")
     shutil.copy(new, checkpoints(config) / f"{new.stem} (copy).pt")
     (checkpoints(config) / "notes.txt").write_text("mine")
+    (checkpoints(config) / ".nfs0001").touch()  # of the file system
     train(config)
     told = capsys.readouterr().err
+    assert "nfs0001" not in told
     assert "skipped step-0000000009-00003.pt: is of step 3 after 1 epochs, and not what it is named" in told
     for name in ("best.pt", f"{new.stem} (copy).pt", "notes.txt"):
         assert f"skipped {name}: not the name of a checkpoint" in told

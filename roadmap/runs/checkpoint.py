@@ -215,8 +215,8 @@ def _verify_name(path: Path, values: dict[str, Any]) -> None:
 
 
 def _rotate(folder: Path, keep: int, best_step: int | None) -> list[str]:
-    whole = [path for path in list_checkpoints(folder) if path.with_suffix(".json").exists()]
-    old = [path for path in whole[keep:] if (parse_checkpoint(path.name) or (None,))[0] != best_step]
+    older = list_checkpoints(folder)[keep:]
+    old = [path for path in older if (parse_checkpoint(path.name) or (None,))[0] != best_step]
     # The manifest last: what it stands beside still counts.
     return [note for path in old if (note := remove(path) or remove(path.with_suffix(".json")))]
 
