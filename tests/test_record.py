@@ -397,7 +397,7 @@ def test_what_killed_writers_left_goes_at_the_next_start_and_what_others_left_st
     ours = [folder / f".{name}.some.host.4711.tmp" for name in RECORD]
     ours += [folder / "checkpoints" / f".step-0000000006-00002.{kind}.some.host.4711.tmp" for kind in ("pt", "json")]
     ours += [folder / "checkpoints" / "step-0000000004-00001.json"]  # its checkpoint was never whole
-    theirs = [folder / ".mine.tmp", folder / "checkpoints" / ".mine.tmp"]
+    theirs = [folder / ".mine.tmp", folder / "checkpoints" / ".mine.tmp", folder / "checkpoints" / "step-mine.json"]
     for path in ours + theirs:
         path.touch()
     train(config)
