@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ for number, default in HANDLERS.items():
 
 # Torch and its like are a million objects, which Python's collector goes over a thousand times: a tenth of all tests.
 gc.set_threshold(50_000, 20, 20)
+
+# Each time the same cases, of which none is late: how long one takes says how busy the machine is.
+with suppress(ImportError):  # the tests of a GPU need none
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "tests", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser):

@@ -111,7 +111,9 @@ def test_a_part_that_goes_on_is_told_to_end_and_may_save(tmp_path, env):
 def test_what_runs_beside_a_part_ends_with_it(tmp_path, env):
     beside = ("-c", "import os; print(os.getpid());" + FOREVER)
     log = tmp_path / "beside_some_1.log"
-    waits = f"from pathlib import Path\nwhile not Path({str(log)!r}).read_text().endswith('begun\\n'): pass"
+    waits = (
+        f"import pathlib, time\nwhile not pathlib.Path({str(log)!r}).read_text().endswith('begun\\n'): time.sleep(0.02)"
+    )
     found = run_parts(
         [DEVICE, Part("some", ("-c", waits), 60, 0, beside=(beside,))], time.monotonic() + 120, tmp_path, env
     )
@@ -138,7 +140,7 @@ def test_what_a_part_has_started_ends_with_it():
     process.wait()
     end_group(process)
     while runs(child):  # until its new parent has taken note
-        pass
+        time.sleep(0.02)
     process.stdout.close()
 
 
@@ -165,10 +167,11 @@ run_parts([Part("device", ("-c", {"import os; print(os.getpid());" + FOREVER!r})
     log = tmp_path / "device.log"
     while not (log.exists() and log.read_text().endswith("begun\n")):
         assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(getattr(signal, f"SIG{name}"))
     assert process.wait() != 0
     while runs(int(log.read_text().split()[0])):  # until it has taken note
-        pass
+        time.sleep(0.02)
 
 
 def test_the_tests_part_has_a_line_for_each_test_when_it_has_ended(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import signal
 import tempfile
 import threading
 import time
@@ -173,20 +174,22 @@ def test_a_pipeline_ends_with_its_workers_and_one_that_hangs_is_given_up(config,
         measured = bench_input.measure(*pipeline, use, args, config, device, end)
         assert measured.failed is None and measured.images_per_s > 0
         assert multiprocessing.active_children() == []
+
+    def late_from_the_third_on():
+        for number in range(10):
+            if number == 2:
+                signal.raise_signal(signal.SIGALRM)  # as when the time is over
+            time.sleep(0.06 * number)
+            yield torch.zeros(1), torch.zeros(1)
+
+    args.repeats = 2
+    slow = lambda config, device: lambda number: late_from_the_third_on()  # noqa: E731
+    one = bench_input.measure("slow", None, slow, use, args, config, device, end)
+    assert one.failed is None and len(one.times_s) == 1  # what it gave in its time
     monkeypatch.setattr(bench_input, "START_S", 0.3)
     hanging = lambda config, device: lambda number: iter(threading.Event().wait, None)  # noqa: E731
     late = bench_input.measure("hangs", None, hanging, use, args, config, device, end)
     assert late.failed == "TimeoutError: took longer than 0 s"
-    slow = lambda config, device: lambda number: slow_from_the_third_on()  # noqa: E731
-
-    def slow_from_the_third_on():
-        for number in range(10):
-            time.sleep((0, 0.06, 5)[min(number, 2)])
-            yield torch.zeros(1), torch.zeros(1)
-
-    args.repeats = 2
-    one = bench_input.measure("slow", None, slow, use, args, config, device, end)
-    assert one.failed is None and len(one.times_s) == 1  # what it gave in its time
     out = bench_input.measure("late", None, hanging, use, args, config, device, time.monotonic())
     assert out.failed == "left out: 0 s of --limit=60 are left for it"
 

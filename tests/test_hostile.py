@@ -336,7 +336,6 @@ COMMANDS = st.tuples(
 
 @settings(
     max_examples=int(os.environ.get("ROADMAP_FUZZ", "40")),
-    deadline=None,
     derandomize="ROADMAP_FUZZ" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
@@ -360,7 +359,7 @@ def test_compose_takes_a_steps_name_as_a_name(step):
         compose(step, overrides=("dry=true",), config_dir=None)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(st.lists(OVERRIDES, max_size=3))
 def test_compose_raises_a_plain_error_or_none(overrides):
     with suppress(ConfigError):

@@ -300,7 +300,7 @@ class TestLibraries:
             DataError, match=r"timm:convnext_femto\.d1_in1k: cannot be fetched \(http://127.0.0.1:9: .*ref"
         ):
             self.read(instead(config, "timm:convnext_femto.d1_in1k"), DIGITS)
-        assert time.monotonic() - began < 10  # asked once: its library asks for a minute
+        assert time.monotonic() - began < 30  # asked once: its library asks for a minute
         for wrong, told in (
             ("timm:convnext_ato.d2_in1k", "did you mean convnext_atto.d2_in1k"),
             ("timm:resnetblur50.bt_in1k", "is not a net of the roadmap"),  # its keys and shapes are ResNet-50's

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,10 +26,11 @@ from roadmap.sweep.submit import Selection, choose_cells
 from .conftest import ROOT, SMALL
 from .real_slurm import alive, until
 
-# A run that saves where it is asked to stop, and a scheduler of two of them and one that waits.
+# A run that saves where it is asked to stop, the second one later, and a scheduler of two of them and one that waits.
 RUN = """
-import os, signal, sys
+import os, signal, sys, time
 def save(*_):
+    time.sleep(0.4 * sys.argv[1].endswith("b"))
     open(sys.argv[1] + ".saved", "w").close()
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
@@ -77,9 +79,13 @@ class Packer:
     def ended(self):
         """Return the exit code, once it has ended and every run has, saved."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        until(lambda: not any(alive(pid) for pid in self.runs), 30)
+        if code == -signal.SIGKILL:  # else it has waited for them
+            until(lambda: not any(alive(pid) for pid in self.runs), 30)
+        assert not any(alive(pid) for pid in self.runs)
         assert all((self.folder / f"{key}.saved").exists() for key in "ab")
         assert not (self.folder / "c").exists()
+        if code == 75:
+            assert StudyDir(self.folder, "demo").jobs()["c"][-1]["kind"] == "ended"  # given back
         return code
 
 
@@ -152,18 +158,40 @@ def test_an_error_of_the_scheduler_itself_leaves_no_run_behind(tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "ended"),
-    [("print('no images'); sys.exit(65)", 3), ("print(sys.argv[1]); sys.exit(65)", 6), ("print('done')", 6)],
+    [
+        ("print('no images'); sys.exit(65)", 3),
+        ("print(sys.argv[1]); sys.exit(65)", 6),
+        ("print('no images'); sys.exit(65 * (sys.argv[1] != 'a'))", 6),  # one was trained
+        ("sys.exit(65)", 6),
+    ],
 )
-def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, script, ended):
+def test_cells_that_all_fail_alike_are_not_tried_to_the_last(tmp_path, monkeypatch, script, ended):
     """Images that are not there are told three times, not fifty; what differs from cell to cell says nothing."""
+    monkeypatch.setattr(local_scheduler, "POLL_S", 0.02)
     study = StudyDir(tmp_path, "demo")
     tasks = [LocalTask(study, key, [sys.executable, "-c", f"import sys; {script}", key]) for key in "abcdef"]
     with study.lock():
         study.append_jobs({"cell": task.key, "kind": "local", "job": "local", "pid": 1, "log": "x"} for task in tasks)
-    told = []
-    assert Scheduler([Slot()], told.append).run(tasks) == (65 if "65" in script else 0)
+    told, handler = [], signal.getsignal(signal.SIGTERM)
+    assert Scheduler([Slot()], told.append).run(tasks) == 65
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert {rows[-1]["kind"] for rows in study.jobs().values()} == {"ended"}  # those that were not started, too
     assert sum(line.startswith("[") for line in told) == ended
     assert ("3 are not started" in told[-1]) == (ended == 3)
+
+
+def test_only_a_second_press_of_a_key_interrupts_the_runs_and_each_signal_reaches_them_once():
+    told, process = [], Mock()
+    scheduler = Scheduler([], told.append)
+    scheduler.running = [local_scheduler.Job(process, {}, Path("log"))]
+    asked, interrupted = [signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]
+    for number, sent in (
+        (signal.SIGINT, asked), (signal.SIGTERM, asked), (signal.SIGINT, interrupted), (signal.SIGINT, interrupted),
+    ):  # fmt: skip
+        scheduler._stop(number, None)
+        scheduler._pass_on()
+        assert [call.args[0] for call in process.send_signal.call_args_list] == sent
+    assert len(told) == 1 and "press Ctrl-C again to interrupt them at once" in told[0]
 
 
 @pytest.mark.timeout(600)
@@ -189,7 +217,7 @@ def test_cancel_saves_and_ends_what_it_names_and_the_same_command_goes_on(sweep,
     code, said = sweep("cancel", "demo", "--runs", study.path.parent)
     assert code == 0 and "3 cancelled" in said and f"process {process.pid} asked to stop" in said
     assert said.count(": stopped at step ") == 2 and ": planned" in said
-    assert process.wait(10) == 75 and "run the same command again to continue" in told.read_text()
+    assert process.wait(60) == 75 and "run the same command again to continue" in told.read_text()
     assert not any(alive(pid) for pid in before) and pids() == before
     assert "0 cancelled" in sweep("cancel", "demo", "--runs", study.path.parent)[1]
     found, (code,) = read_study("demo", cells, study.path.parent), (study.notes / "snapshots").iterdir()
@@ -298,7 +326,8 @@ def test_the_seeds_of_a_row_share_a_gpu_in_one_process(gpu, sweep, tmp_path):
 
 
 TRAINS = """
-import json, sys
+import json, os, sys
+assert os.environ["PYTHONPATH"].startswith(sys.argv[4])
 sys.stdin.readline()
 open(sys.argv[3], "w").close()
 print(json.dumps({"run": 0, "code": 0}), flush=True)
@@ -313,13 +342,23 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
     os.mkfifo(pipe)
 
     def command(tasks, share):
-        return [sys.executable, "-c", TRAINS, str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key], str(tasks[0].log)]
+        assert share == 0.25
+        return [
+            sys.executable,
+            "-c",
+            TRAINS,
+            str(pipe),
+            {"a/0": "r", "b/0": "w"}[tasks[0].key],
+            str(tasks[0].log),
+            "code",
+        ]
 
     monkeypatch.setattr(local_scheduler, "group_command", command)
-    tasks = [LocalTask(directory, key, [], row=key, code=ROOT) for key in ("a/0", "b/0")]
+    tasks = [LocalTask(directory, key, [], row=key, code=Path("code")) for key in ("a/0", "b/0")]
     told = []
-    assert Scheduler([Slot()], told.append, ahead=1).run(tasks) == 0
+    assert Scheduler([Slot()], told.append, ahead=2).run(tasks) == 0
     assert [line for line in told if line.endswith("started")] == ["demo: a/0 started", "demo: b/0 started"]
+    assert {path.name for path in tasks[0].log.parent.iterdir()} == {"a.log", "a__0.log", "b.log", "b__0.log"}
 
 
 @pytest.mark.timeout(600)
@@ -413,14 +452,47 @@ def test_what_cannot_be_recorded_in_a_locked_study_is_recorded_later_and_in_its_
     ]  # fmt: skip
 
 
-def test_a_log_that_cannot_be_written_fails_its_cell_alone(tmp_path):
-    study, told = StudyDir(tmp_path, "demo"), []
+ON_ITS_CORES = """
+import os, sys, time
+while os.sched_getaffinity(0) != {int(sys.argv[1])}:
+    time.sleep(0.02)
+print("b is trained")
+"""
+
+
+def test_a_cell_whose_log_cannot_be_written_and_one_that_is_killed_fail_alone(tmp_path):
+    study, told, core = StudyDir(tmp_path, "demo"), [], min(os.sched_getaffinity(0))
     study.make()
-    tasks = [LocalTask(study, key, [sys.executable, "-c", f"print('{key} is trained')"]) for key in "ab"]
+    commands = {"a": ["true"], "b": [sys.executable, "-c", ON_ITS_CORES, str(core)], "c": ["sh", "-c", "kill -9 $$"]}
+    tasks = [LocalTask(study, key, command) for key, command in commands.items()]
     tasks[0].log.mkdir(parents=True)
-    assert Scheduler([Slot()], told.append).run(tasks) == 74
-    assert told[0] == f"[1/2] error: {tasks[0].log}: cannot be written (Is a directory) (exit code 74; {tasks[0].log})"
-    assert told[-1] == "[2/2] b is trained"
+    assert Scheduler([Slot(cores=(core,))], told.append).run(tasks) == 137
+    assert [line for line in told if line.startswith("[")] == [
+        f"[1/3] error: {tasks[0].log}: cannot be written (Is a directory) (exit code 74; {tasks[0].log})",
+        "[2/3] b is trained",
+        f"[3/3] c (exit code 137; killed, out of memory?; {tasks[2].log})",
+    ]
+    assert Scheduler([Slot()], told.append).run([]) == 0  # all are done
+
+
+def test_a_process_is_told_its_share_of_the_machine(monkeypatch):
+    monkeypatch.setattr(local_scheduler, "num_cores", lambda: 8)
+    monkeypatch.setattr(local_scheduler, "compiler_cache", lambda: {"TAG": "a"})
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS", "CUDA_VISIBLE_DEVICES", "TAG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", "mine")
+
+    def changes(slot, code=None):
+        env = local_scheduler.environment(slot, code, 3)
+        return {name: env[name] for name in env if env[name] != os.environ.get(name)}
+
+    assert changes(Slot(gpus=("1", "3"))) == {"CUDA_VISIBLE_DEVICES": "1,3"}
+    assert changes(Slot(cores=(0, 1))) == {"OMP_NUM_THREADS": "2"}
+    compiled = {"PYTHONPATH": "code:mine", "TORCHINDUCTOR_COMPILE_THREADS": "2", "TAG": "a"}
+    assert changes(Slot(gpus=("0",)), Path("code")) == {"CUDA_VISIBLE_DEVICES": "0", **compiled}
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS", "TAG"):  # what a user has set stays
+        monkeypatch.setenv(name, "7")
+    assert changes(Slot(cores=(0,)), Path("code")) == {"PYTHONPATH": "code:mine"}
 
 
 def test_groups_are_of_one_row_and_of_no_more_than_there_are_streams(tmp_path):

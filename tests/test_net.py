@@ -81,7 +81,7 @@ def grn_alone(toggles):
     return toggles["grn"] and not (toggles["inverted"] and toggles["activations_per_block"] == 1)
 
 
-@settings(max_examples=70, deadline=None, derandomize=True)
+@settings(max_examples=70)
 @given(combinations.filter(lambda toggles: not moves_up_alone(toggles) and not grn_alone(toggles)))
 def test_every_legal_combination_of_toggles_trains(toggles):
     torch.manual_seed(0)
@@ -98,7 +98,7 @@ def test_every_legal_combination_of_toggles_trains(toggles):
     assert any(not torch.equal(old, new) for old, new in zip(before, net.parameters(), strict=True))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     combinations,
     st.sampled_from(
@@ -137,7 +137,7 @@ def test_every_toggle_of_the_schema_is_read_by_the_net(name):
         return False
 
     cases = st.tuples(combinations, TOGGLES[name])
-    find(cases, changes_the_net, settings=settings(phases=[Phase.generate], deadline=None), random=Random(0))
+    find(cases, changes_the_net, settings=settings(phases=[Phase.generate]), random=Random(0))
 
 
 NORM = ["bias", "num_batches_tracked", "running_mean", "running_var", "weight"]

@@ -77,7 +77,7 @@ def test_a_run_that_is_not_done_not_whole_locked_linked_or_unsafe_is_never_touch
     folder.chmod(0o700)
     shutil.move(folder, tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    assert "in 0 finished runs" in prune("--yes")[1]
+    assert "skipped, checkpoints is a link" in prune("--yes")[1]
     folder.unlink()
     shutil.move(tmp_path / "elsewhere", folder)
     assert names(run) == before
@@ -94,14 +94,16 @@ def test_only_files_of_a_checkpoints_name_go_and_no_link_is_followed(trained, pr
     outside.write_bytes(b"mine")
     (folder / "step-0000000001-00000.pt").symlink_to(outside)
     (folder / "mine.pt").write_bytes(b"mine")
+    (folder / "step-0000000001-00000.pt.unusable").write_bytes(b"set aside")
     for name in ("seed0.old1", "seed0-mine"):
         shutil.copytree(run, run.parent / name, symlinks=True)
     shutil.copytree(run.parent / "seed0-mine", run.parent.with_name("two\nlines") / "seed0", symlinks=True)
     code, told = prune("--yes")
     assert code == 0 and "removed" in told and "two lines/seed0" in told
-    assert {"step-0000000001-00000.pt", "mine.pt"} < set(names(run)) and outside.read_bytes() == b"mine"
-    assert len(names(run)) == 4
-    assert all(len(names(run.parent / name)) > 4 for name in ("seed0.old1", "seed0-mine"))
+    left = {"step-0000000001-00000.pt", "step-0000000001-00000.pt.unusable", "mine.pt"}
+    assert left < set(names(run)) and outside.read_bytes() == b"mine"
+    assert len(names(run)) == 5
+    assert all(len(names(run.parent / name)) > 5 for name in ("seed0.old1", "seed0-mine"))
 
 
 def test_status_says_what_checkpoints_take(trained):

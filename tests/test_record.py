@@ -88,8 +88,9 @@ def test_a_state_that_is_not_finite_is_never_kept_and_ends_the_run(small, monkey
         return done
 
     monkeypatch.setattr(training, "train_step", train_step)
-    with pytest.raises(NonFiniteError, match=message):
+    with pytest.raises(NonFiniteError, match=message) as caught:
         train(config)
+    assert caught.value.on_all_ranks == (what in ("average", "weight"))  # only rank 0 saves: the others are told
     assert (status(config)["state"], status(config)["exit_code"]) == ("failed", 70)
     assert not (run_path(config) / "summary.json").exists()
     assert newest(config)["global_step"] == 3
@@ -218,6 +219,15 @@ def stopped_again(stopped, config):
 # Checkpoints by their names.
 
 
+def test_the_newest_checkpoints_and_that_of_the_best_step_are_kept(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in range(1, 6):
+        state = {"global_step": step, "epochs_evaluated": 0, "weight": torch.ones(1)}
+        assert checkpoint.save(folder, state, {"best_step": 2}, keep=2) == []
+    kept = [f"step-{step:010d}-00000.{kind}" for step in (2, 4, 5) for kind in ("json", "pt")]
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
 def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(stopped, reference, capsys):
     config = stopped()
     old, new = sorted(checkpoints(config).glob("*.pt"))
@@ -226,8 +236,10 @@ def test_checkpoints_that_are_not_what_they_are_named_are_passed_over_and_named(
     (checkpoints(config) / "best.pt").write_bytes(b"mine")
     shutil.copy(new, checkpoints(config) / f"{new.stem} (copy).pt")
     (checkpoints(config) / "notes.txt").write_text("mine")
+    (checkpoints(config) / ".nfs0001").touch()  # of the file system
     train(config)
     told = capsys.readouterr().err
+    assert "nfs0001" not in told
     assert "skipped step-0000000009-00003.pt: is of step 3 after 1 epochs, and not what it is named" in told
     for name in ("best.pt", f"{new.stem} (copy).pt", "notes.txt"):
         assert f"skipped {name}: not the name of a checkpoint" in told
@@ -395,7 +407,7 @@ def test_what_killed_writers_left_goes_at_the_next_start_and_what_others_left_st
     ours = [folder / f".{name}.some.host.4711.tmp" for name in RECORD]
     ours += [folder / "checkpoints" / f".step-0000000006-00002.{kind}.some.host.4711.tmp" for kind in ("pt", "json")]
     ours += [folder / "checkpoints" / "step-0000000004-00001.json"]  # its checkpoint was never whole
-    theirs = [folder / ".mine.tmp", folder / "checkpoints" / ".mine.tmp"]
+    theirs = [folder / ".mine.tmp", folder / "checkpoints" / ".mine.tmp", folder / "checkpoints" / "step-mine.json"]
     for path in ours + theirs:
         path.touch()
     train(config)

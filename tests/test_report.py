@@ -24,7 +24,7 @@ from roadmap.report.analyse import collect as collecting
 from roadmap.report.write.csv_files import csv_files
 from roadmap.report.write.tables import to_markdown
 from roadmap.runs import schema
-from roadmap.runs.metrics import parse_metrics
+from roadmap.runs.metrics import find_hole, parse_metrics
 from roadmap.text import clean, shorten
 from tests.drive import python
 from tests.fabricate import groups_of, unfinished, write_roadmap, write_run
@@ -46,7 +46,7 @@ def set_last_val(run: Path, **values: object) -> None:
 # --- seeds and rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=5))
 def test_seeds_become_n_mean_and_standard_deviation_as_numpys_for_any_accuracies(tmp_path_factory, values):
     runs = tmp_path_factory.mktemp("runs")
@@ -451,7 +451,7 @@ LINES = st.sampled_from(
         b'{"kind": "train", "epoch": 1, "global_step": 2, "train/loss": 1.0}',
         b'{"kind": "train", "epoch": 1, "global_step": 2, "train/loss": NaN}',
         b'{"kind": "train", "global_step": "2"}',
-        b'{"kind": "train", "global_step": 3, "a": {"b": 1}}',
+        b'{"kind": "train", "epoch": 1, "global_step": 3, "a": {"b": 1}}',
         b'{"kind": "val", "epoch": 1, "global_step": 2, "val/top1": 50.0}',
         b'{"kind": "val", "epoch": 1, "global_',
         b'{"kind": "other", "global_step": 1}',
@@ -462,6 +462,9 @@ LINES = st.sampled_from(
 )
 
 
+ROW = b'{"kind": "train", "epoch": 1, "global_step": %d, "train/loss": 1.0}\n'
+
+
 @given(st.lists(LINES, max_size=6), st.booleans())
 def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_path_factory, lines, ended):
     path = tmp_path_factory.mktemp("ledger") / "metrics.jsonl"
@@ -469,6 +472,40 @@ def test_a_ledger_is_judged_alike_whether_training_lines_are_decoded_or_not(tmp_
     whole, quick = (parse_metrics(path.read_bytes(), train=train) for train in (True, False))
     assert quick.problem == whole.problem
     assert quick.rows == [row for row in whole.rows if row["kind"] == "val"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (ROW % 1 + ROW % 2, ""),
+        (ROW % 1 + b"[1]\n" * 6, "6 corrupt line(s) (2, 3, 4, 5, 6)"),
+        (ROW % 1 + ROW[:20], "1 corrupt line(s) (last)"),
+        (b"[1]\n" + ROW[:20], "2 corrupt line(s) (1)"),
+        (ROW % 2 + ROW % 2, "train rows are out of order or repeated"),
+        ((ROW % 1).replace(b"1.0", b"null"), "contains a training loss that is not a number"),
+        ((ROW % 1).replace(b"1.0", b"NaN"), "contains a training loss that is not a number"),
+        (b"\0" * 70_000 + b"\n" + ROW % 1, "1 corrupt line(s) (1)"),
+        (ROW % 1 + (ROW % 2).replace(b"1.0", b"1." + b"0" * 70_000), "1 corrupt line(s) (2)"),
+        (b'{"kind": "val", "epoch": 1, "global_step": "2"}\n', "1 corrupt line(s) (1)"),
+        (b'{"kind": "val", "epoch": null, "global_step": 2}\n', "1 corrupt line(s) (1)"),
+    ],
+)
+def test_what_is_wrong_with_a_ledger_is_said(data, problem):
+    assert parse_metrics(data).problem == (f"metrics.jsonl: {problem}" if problem else "")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "hole"),
+    [
+        ([1, 2, 3], ""),
+        ([1, 3], "step 2 is missing"),
+        ([1], "steps 2 to 3 are missing"),
+        ([1, 2, 2, 3], "step 2 is repeated or out of order"),
+        ([1, 2, 3, 4], "steps continue to 4, past 3"),
+    ],
+)
+def test_where_a_ledger_has_a_hole_is_said(numbers, hole):
+    assert find_hole("step", numbers, 3) == hole
 
 
 def test_one_seed_that_has_the_macs_has_them_for_the_net(tmp_path):
@@ -500,7 +537,7 @@ def test_a_number_that_runs_record_is_shown_everywhere_by_its_line_in_the_table(
 # --- text that others wrote
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=300))
 def test_any_text_becomes_one_safe_line(text):
     shown = clean(text)

@@ -195,18 +195,20 @@ def test_options_and_rows_that_cannot_be_are_refused_before_anything_is_queued(s
 
 
 @pytest.mark.parametrize(("end", "told"), [
-    ("exec sleep 60", "sbatch does not answer within 1 s"),
+    ("exec sleep 60", "sbatch does not answer within 2 s"),
     ("kill -9 $$", "sbatch was killed by signal 9"),
     ("echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1",
      "Batch job submission failed: Socket timed out"),
     ("echo 'the site greets you'", "sbatch answers the site greets you"),
 ])  # fmt: skip
 def test_a_lost_answer_is_no_refusal_and_the_jobs_are_found_by_their_name(slurm, call, study, monkeypatch, end, told):
-    monkeypatch.setattr(sbatch, "TIMEOUT_S", 1.0)
     slurm.write("sbatch", SBATCH + end)
-    began = time.monotonic()
-    code, said = call("submit", "cluster.report=false", steps="depthwise,gelu")
-    assert time.monotonic() - began < 30
+    with monkeypatch.context() as patched:
+        if "sleep" in end:
+            patched.setattr(sbatch, "TIMEOUT_S", 2.0)  # within which it has queued them
+        began = time.monotonic()
+        code, said = call("submit", "cluster.report=false", steps="depthwise,gelu")
+        assert time.monotonic() - began < 50
     assert code == 75 and told in said and "it is not known whether Slurm has queued the job" in said
     cells = cell_states(study)[0]
     assert [cell.state for cell in cells] == ["queued"] * 2
@@ -289,9 +291,10 @@ def test_a_cell_that_is_queued_with_another_config_is_refused_and_stays_as_it_is
 
 
 def test_a_lost_answer_to_what_slurm_never_got_is_tried_again(slurm, call, study, monkeypatch):
-    monkeypatch.setattr(sbatch, "TIMEOUT_S", 1.0)
     slurm.write("sbatch", "exec sleep 60")
-    assert call("submit", "cluster.report=false", steps="gelu")[0] == 75
+    with monkeypatch.context() as patched:
+        patched.setattr(sbatch, "TIMEOUT_S", 0.5)
+        assert call("submit", "cluster.report=false", steps="gelu")[0] == 75
     assert all("Slurm has no such job now" in cell.reason for cell in cell_states(study)[0])
     slurm.write("sbatch", SBATCH + ANSWER)
     code, said = call("submit", "cluster.report=false", steps="gelu")
@@ -398,6 +401,9 @@ def test_reconcile_adds_no_report_while_one_waits(slurm, call, study):
     assert [line.split()[1] for line in slurm.lines("accepted")[len(before) :] if "-report" in line] == []
     assert slurm.lines("scontrol.log")[-1] == f"update JobId={report[0]} Dependency=afterany:11:12:14"
     assert "0 restarted" in call("reconcile")[1]
+    path.write_text("")  # the queue forgets, and accounting knows the last job alone
+    slurm.write("sacct", 'case "$*" in *--jobs=*14*) echo "14|NODE_FAIL|None";; esac')
+    assert call("status")[1].count("before the run started (NODE_FAIL)") == 1
 
 
 @pytest.mark.parametrize("command", ["squeue", "scontrol", "scancel", "sinfo", "sacct"])
@@ -405,7 +411,7 @@ def test_every_call_has_a_bound(slurm, command):
     slurm.write(command, "exec sleep 60")
     began = time.monotonic()
     assert slurm_queue.run(command, timeout_s=0.3) == (None, f"{command} does not answer within 0 s")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50
 
 
 def test_what_runs_on_a_login_node_imports_no_torch(slurm, tmp_path):

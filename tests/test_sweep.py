@@ -1,6 +1,7 @@
 """Studies without a cluster: the plan, the machine's own scheduler, what a cell's state is, settings of the cluster."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -15,13 +16,13 @@ import torch
 from roadmap.errors import ConfigError, DiskError
 from roadmap.files import read_json, write_json
 from roadmap.net import cost
-from roadmap.runs.metrics import append_metrics, last_rows
+from roadmap.runs.metrics import append_metrics, last_rows, seconds_past
 from roadmap.runs.process import process_start
 from roadmap.runs.provenance import hardware
 from roadmap.runs.run_dir import run_path
 from roadmap.runs.schema import METRICS, Status
 from roadmap.sweep import cluster, launchers, plan, requeue, slurm_queue, study_dir
-from roadmap.sweep.cell_states import CellState, add_progress, cell_state, classify
+from roadmap.sweep.cell_states import CellState, add_job, add_pending, add_progress, cell_state, classify
 from roadmap.sweep.cluster import load_cluster
 from roadmap.sweep.jobs import reason_to_leave
 from roadmap.sweep.launchers import local, slurm
@@ -80,6 +81,8 @@ ELSEWHERE = {"state": "running", "host": "n17", "pid": 12}
     (ELSEWHERE, None, None, "unknown", False),
     ({**ALIVE, "pid": 2**22 + 1}, None, None, "failed", True),
     ({}, LOCAL, "LOCAL", "queued", False),
+    ({**ALIVE, "state": "stopped"}, LOCAL, "LOCAL", "queued", False),  # another cell of its process trains
+    ({**ALIVE, "state": "begun"}, LOCAL, slurm_queue.GONE, "running", False),
     (ALIVE, LOCAL, "LOCAL", "running", False),
     (ALIVE, {**LOCAL, "waits": False}, "LOCAL", "running", False),
     (ALIVE, {**LOCAL, "waits": True}, "LOCAL", "queued", False),  # behind the one that trains
@@ -100,16 +103,71 @@ def test_why_a_run_stopped_is_said_until_it_runs_again():
 
 def test_how_far_a_run_is_comes_from_its_status_or_its_ledger_whichever_is_further(tmp_path):
     rows = [{"kind": "train", "epoch": 2, "global_step": 15, "time_s": 30.0, "train/images_per_s": True}]
+    rows[0]["train/loss"] = math.nan
     rows.append({"kind": "val", "epoch": 1, "global_step": 10, "val/top1": 50.0})
     append_metrics(tmp_path / METRICS, rows)
-    status = Status(state="running", starts=3, epoch=1, step=10, steps_per_epoch=10, world_size=4, group_size=8)
+    assert '"train/loss": null}' in (tmp_path / METRICS).read_text()  # NaN is no JSON
+    status = Status(state="running", starts=3, epoch=0, step=10, steps_per_epoch=10, world_size=4, group_size=8)
     cell = CellState("k", "gelu", None, 0, "running", epochs=4)
+    add_progress(cell, tmp_path, status.model_copy(update={"steps_per_epoch": None}))
+    assert (cell.total_s, cell.used_s, cell.left_s, cell.lost_s) == (None, 30.0, None, 0.0)
     add_progress(cell, tmp_path, status)
     assert (cell.restarts, cell.devices, cell.epoch, cell.global_step) == (2, 0.5, 1, 15)
     assert (cell.total_s, cell.used_s, cell.left_s) == (80.0, 30.0, 50.0)
     assert (cell.top1, cell.images_per_s) == (50.0, None)  # true is no number
     add_progress(cell, tmp_path, status.model_copy(update={"epoch": 3, "step": 30}))  # the ledger lags behind
     assert (cell.epoch, cell.global_step) == (3, 30)
+
+
+GONE_PID = {**LOCAL, "pid": 2**22 + 1}
+NEVER_BEGAN = "its job left the queue before it began: cancelled, as a rule; make roadmap starts it"
+
+
+@pytest.mark.parametrize(("rows", "own", "slurms", "expected"), [
+    ([LOCAL, {"kind": "ended", "exit_code": 75}], {}, None, ("stopped", "before its run started", False)),
+    ([LOCAL, {"kind": "ended", "exit_code": 143}], {}, None, ("stopped", "before its run started", False)),
+    ([LOCAL, {"kind": "ended", "exit_code": 65}], {}, None, ("failed", "exit code 65 before the run started", False)),
+    ([LOCAL, {"kind": "ended", "exit_code": None}], {}, None, ("planned", "", False)),
+    ([GONE_PID], {}, None, ("planned", "its scheduler was killed", True)),
+    ([GONE_PID], {"state": "stopped", "reason": "TERM"}, None, ("stopped", "its scheduler was killed; TERM", True)),
+    ([GONE_PID], ALIVE, None, ("running", "", False)),
+    ([{**GONE_PID, "run_pid": os.getpid(), "run_born": BORN}], {}, None, ("running", "", False)),
+    ([{**LOCAL, "host": "n17"}], {}, None,
+     ("unknown", "it is on n17; check there (make cancel GONE=n17 if that machine is gone)", False)),
+    ([SLURM], {}, None, ("stopped", NEVER_BEGAN, False)),
+    ([SLURM], {}, "FAILED", ("failed", "its job ended before the run started (FAILED)", True)),
+    ([SLURM, {"kind": "cancelled"}], {}, None, ("stopped", "cancelled before it started", False)),
+])  # fmt: skip
+def test_a_cells_state_follows_from_its_record_in_the_study(tmp_path, rows, own, slurms, expected):
+    study = StudyDir(tmp_path, "demo")
+    cell = {"key": "a/b/seed0", "step": "gelu", "variant": None, "seed": 0, "config": {"recipe": {"epochs": 1}}}
+    (study.path / cell["key"]).mkdir(parents=True)
+    write_json(study.path / cell["key"] / "status.json", own)
+    answer = slurm_queue.Queue({"7_0": slurm_queue.Job(slurms)} if slurms else {})
+    found = cell_state(study, cell, [{"log": "x", **row} for row in rows], answer)
+    assert (found.state, found.reason, found.killed) == expected
+
+
+def test_what_slurm_says_of_a_job_takes_nothing_from_what_its_run_said():
+    cell = CellState("k", "gelu", None, 0, "running", node="n1", started="2026-11-28T10:00:00Z")
+    add_job(cell, slurm_queue.Job("RUNNING", started=1700000600.0))
+    assert (cell.slurm_state, cell.node, cell.started) == ("RUNNING", "n1", "2026-11-28T10:00:00Z")
+    add_job(cell, slurm_queue.Job("PENDING"))
+    assert (cell.slurm_state, cell.reason) == ("PENDING", "")
+
+
+@pytest.mark.parametrize(("answer", "states"), [
+    ("9_0|PENDING\n9_1|PENDING\n9_2|PENDING\n9_3|FAILED\n", ["queued", "done", "running", "failed"]),
+    ("", ["planned", "done", "running", "failed"]),
+    (None, ["unknown", "done", "running", "unknown"]),
+])  # fmt: skip
+def test_a_submission_without_an_answer_is_told_of_the_cells_that_wait_for_it(answer, states):
+    names = ["planned", "done", "running", "failed"]
+    cells = {name: CellState(name, "gelu", None, 0, name) for name in names}
+    queue = slurm_queue.Queue(error="down") if answer is None else slurm_queue.Queue(slurm_queue.read_jobs(answer))
+    add_pending(cells, {"name": "demo-1", "rows": [{"cell": name} for name in names]}, queue)
+    assert [cell.state for cell in cells.values()] == states
+    assert [bool(cell.reason) for cell in cells.values()] == [True, False, False, True]
 
 
 def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_path):
@@ -135,21 +193,25 @@ def test_slurms_answer_is_read_and_its_silence_is_no_answer(monkeypatch, tmp_pat
 @pytest.mark.parametrize("closed", ["status.json", "."])
 def test_a_run_that_is_closed_to_this_user_is_unknown_not_planned(closed):
     with tempfile.TemporaryDirectory() as runs:  # tmp_path is closed as a whole
-        run = write_run(Path(runs), study="demo")
+        run = write_run(Path(runs), study="demo", time_s=12.0)
         study = StudyDir(runs, "demo")
         cell = {"key": str(run.relative_to(study.path)), "step": "resnet", "variant": None, "seed": 0}
         cell |= {"config": {"recipe": {"epochs": 3}}}
-        assert cell_state(study, cell, [], slurm_queue.Queue()).state == "done"
+        found = cell_state(study, cell, [], slurm_queue.Queue())
+        assert (found.state, found.epochs, found.total_s, found.used_s, found.left_s) == ("done", 3, 12.0, 12.0, 0.0)
         Path(runs).chmod(0o755)
         (run / closed).chmod(0)
         user = os.geteuid()
         os.seteuid(user or 65534)
         try:
-            found = cell_state(study, cell, [], slurm_queue.Queue())
+            found, submitted = (
+                cell_state(study, cell, rows, slurm_queue.Queue()) for rows in ([], [{**SLURM, "log": "x"}])
+            )
         finally:
             os.seteuid(user)
             (run / closed).chmod(0o700)
-    assert (found.state, found.reason) == ("unknown", "its status.json belongs to another user and cannot be read")
+    for cell in (found, submitted):
+        assert (cell.state, cell.reason) == ("unknown", "its status.json belongs to another user and cannot be read")
 
 
 def test_an_id_that_another_users_job_has_by_now_is_not_ours(monkeypatch, tmp_path):
@@ -183,6 +245,10 @@ def test_the_last_rows_of_a_long_ledger_are_found_at_its_end(tmp_path):
     train, val = last_rows(path)
     assert (train["global_step"], val["val/top1"]) == (40_000, 3.0)
     assert last_rows(tmp_path / "none") == ({}, {})
+    os.mkfifo(tmp_path / "pipe")
+    assert last_rows(tmp_path / "pipe") == ({}, {})
+    path.write_text('{"kind": "train", "epoch": 1, "global_step": 1, "time_s": "soon"}\n')
+    assert seconds_past(path, 0.0) == 0.0
 
 
 def test_a_study_lasts_as_long_as_its_work_over_what_runs_at_once():

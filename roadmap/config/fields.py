@@ -93,7 +93,7 @@ def _as_text(value: Any) -> Any:
         for secret, where in secrets_here().items():
             if secret in value:
                 raise PydanticCustomError("secret", "holds the secret of {where}", {"where": where})
-    return str(value) if isinstance(value, int | float) and not isinstance(value, StrEnum) else value
+    return str(value) if isinstance(value, int | float) else value
 
 
 Int = Annotated[int, _number(int, float)]  # no 20.5; "20" is 20
@@ -192,7 +192,7 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, tuple | list):
-        return f"[{shorten(', '.join(map(str, value[:10])), 80)}]"
+        return f"[{shorten(', '.join(map(str, value)), 80)}]"
     return shorten(str(value), 80)
 
 
@@ -209,9 +209,10 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
     if what == "value_error":  # our own checks, and those of a section below
         return str(found["ctx"]["error"])
     if what == "extra_forbidden":
+        name = shorten(name, 80)
         if "." in name and not kind.prefix:
-            return f"{shorten(name, 80)}: a file sets it below its section, `{name.replace('.', ': {', 1)}: ...}}`"
-        return f"{kind.prefix}{shorten(name, 80)}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
+            return f"{name}: a file sets it below its section, `{name.replace('.', ': {', 1)}: ...}}`"
+        return f"{kind.prefix}{name}: there is no such key; {nearest(kind.prefix + name, kind.settable())}"
     field = kind.model_fields[name]
     position = "".join(f"[{i}]" for i in found["loc"][1:] if isinstance(i, int) and what != "missing")
     head = f"{kind.prefix}{name}{position}={shown(value)}"
@@ -219,7 +220,7 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
         return f"{kind.prefix}{name}: {found['msg']}; values are recorded and shown, so take it out"
     if value is None:
         return f"{head}: must not be null"
-    if what in ("string_too_long", "too_long") and isinstance(value, str):
+    if what == "too_long" and isinstance(value, str):
         return f"{head}: is too long, at most {found['ctx']['max_length']} characters"
     if what in _TYPES and len(found["loc"]) == 1:
         return f"{head}: must be {_TYPES[what]}{' or null' if type(None) in get_args(field.annotation) else ''}"
@@ -232,9 +233,7 @@ def _plain_error(kind: type[Section], found: ErrorDetails) -> str:
 
 _TYPES = {
     "int_type": "a whole number",
-    "int_parsing": "a whole number",
     "float_type": "a number",
-    "float_parsing": "a number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",

@@ -5,9 +5,9 @@ A default is what the code did before the key was there, for ever: what is new i
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import field_validator
 
 from roadmap.config.choices import Device, ExportFormat, Kernels, Mode, WandbCheckpoints, WandbMode, When
 from roadmap.config.fields import Affects, Float, Int, Key, Section, Text, key, keys, section, shown
@@ -63,11 +63,6 @@ class CheckpointConfig(Section):
     keep: Int = key(2, ge=2, le=1000, about="newest checkpoints kept, besides the best")
 
 
-def _as_switch(value: Any) -> Any:
-    """Return auto, true or false as text: YAML reads two of them as truth values."""
-    return str(value).lower() if isinstance(value, bool | str) else value
-
-
 class Config(Section):
     """One run. `step` to `adopted` are written by `steps.validate`, from the step tree and the paper's tables."""
 
@@ -97,7 +92,7 @@ class Config(Section):
     out: Text | None = key(None, evaluation=True, cells=False, about="the file that mode=predict or export writes")
     device: Device = key(Device.auto, evaluation=True, local=True)
     devices: Text = key("auto", local=True, about="how many of this node: auto is all its GPUs, or one CPU process")
-    compile: Annotated[Text, BeforeValidator(_as_switch)] = key(
+    compile: Text = key(
         "auto", affects=Affects.rounding, one_of=("auto", "true", "false"),
         about="auto: torch.compile on a GPU, for large images and for rows that are compiled while another trains",
     )  # fmt: skip

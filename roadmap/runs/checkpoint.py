@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,12 @@ def _named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tens
 def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep: int) -> list[str]:
     """Write a checkpoint, then drop all but the newest `keep` and those of the best step.
 
-    One of the same step and evaluation is the same to the bit, and left alone. Returns a line for each file that
-    could not be dropped. Raises DiskError; then every earlier checkpoint is still there.
+    One that is there is the one that training continues from, the same to the bit: what was not whole was set aside.
+    Returns a line for each file that could not be dropped. Raises DiskError; then every earlier checkpoint is still
+    there.
     """
     path = folder / checkpoint_name(state["global_step"], state["epochs_evaluated"])
-    if _is_whole(path):
+    if path.exists():
         return []
     try:
         folder.mkdir(exist_ok=True)
@@ -124,11 +124,10 @@ def save(folder: Path, state: dict[str, Any], manifest: dict[str, Any], *, keep:
             size, digest = temporary.stat().st_size, sha256_of(temporary)
             manifest = {"schema": MANIFEST_SCHEMA, "bytes": size, "sha256": digest, **finite_or_null(manifest)}
             manifest["checksum"] = checksum(manifest)
-            path.unlink(missing_ok=True)  # only one that is not whole
             write_json(path.with_suffix(".json"), manifest)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise DiskError(f"{path}: cannot be written ({_reason(error)}); earlier checkpoints are untouched") from None
-    return _rotate(path, keep, manifest["best_step"])
+    return _rotate(folder, keep, manifest["best_step"])
 
 
 def tidy(folder: Path) -> list[str]:
@@ -196,14 +195,6 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        _verify(path, read_record(Manifest, path.with_suffix(".json")))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _verify(path: Path, manifest: dict[str, Any]) -> None:
     if manifest["checksum"] != checksum(manifest):
         raise ValueError("its manifest has changed")
@@ -226,11 +217,9 @@ def _verify_name(path: Path, values: dict[str, Any]) -> None:
         raise ValueError(f"is of step {step} after {epochs} epochs, and not what it is named")
 
 
-def _rotate(newest: Path, keep: int, best_step: int | None) -> list[str]:
-    # What has a later name was skipped when training went on: it takes nobody's place.
-    own = dropwhile(lambda path: path != newest, list_checkpoints(newest.parent))
-    whole = [path for path in own if path.with_suffix(".json").exists()]
-    old = [path for path in whole[keep:] if (parse_checkpoint(path.name) or (None,))[0] != best_step]
+def _rotate(folder: Path, keep: int, best_step: int | None) -> list[str]:
+    older = list_checkpoints(folder)[keep:]
+    old = [path for path in older if (parse_checkpoint(path.name) or (None,))[0] != best_step]
     # The manifest last: what it stands beside still counts.
     return [note for path in old if (note := remove(path) or remove(path.with_suffix(".json")))]
 

@@ -37,10 +37,8 @@ def newest_place(folder: Path) -> list[int]:
 
 
 def checkpoint_sizes(run: Path) -> dict[Path, int]:
-    """Return the bytes of each checkpoint and manifest of a run; {} where its folder is a link or cannot be read."""
+    """Return the bytes of each checkpoint and manifest of a run; {} where its folder cannot be read."""
     folder, found = run / CHECKPOINTS, dict[Path, int]()
-    if folder.is_symlink():
-        return found
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

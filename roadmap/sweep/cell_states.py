@@ -251,7 +251,7 @@ def _job_ended(own: str | None, last: Row, job: str) -> State:
 def add_progress(cell: CellState, run: Path, status: Status) -> None:
     """Fill in how far a cell's run is, and how long it will still take."""
     cell.epoch, cell.global_step = status.epoch, status.step
-    cell.restarts = max((status.starts or 1) - 1, 0)
+    cell.restarts = (status.starts or 1) - 1
     cell.exit_code, cell.hardware, cell.node = status.exit_code, status.hardware, status.host
     cell.started, cell.updated, cell.wandb_id = status.started, status.updated, status.wandb_id
     cell.lost_s = status.lost_s or 0.0

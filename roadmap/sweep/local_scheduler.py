@@ -215,7 +215,7 @@ class Scheduler:
 
     def _finish(self, task: LocalTask, code: int, last: str, log: Path) -> None:
         removed = not task.directory.notes.exists()
-        code = DiskError.code if removed and code else code
+        code = DiskError.code if removed else code
         self.codes.append(code)
         self.journal.ended(task.directory, task.key, code)
         if self.stopped:
