@@ -19,6 +19,7 @@ from roadmap.runs.recorded_run import RecordedRun, Suspect
 from roadmap.runs.run_dir import RunDir, run_path
 from roadmap.runs.schema import checksum
 from roadmap.training import train as training
+from roadmap.training.setup import find_checkpoint
 from roadmap.training.train import train
 
 from . import drive
@@ -285,6 +286,8 @@ def test_a_checkpoint_that_memory_is_too_small_for_is_not_damaged_and_stays_wher
     monkeypatch.setattr(checkpoint, "load", Mock(side_effect=error))
     with pytest.raises(OutOfMemory, match="memory is too small for this run"):
         train(config)
+    with pytest.raises(OutOfMemory):  # by itself, since rank 0 passes on the project's own errors alone
+        find_checkpoint(None, RunDir(run_path(config)))
     assert sorted(checkpoints(config).iterdir()) == before
 
 

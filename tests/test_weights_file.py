@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from roadmap.errors import DataError
+from roadmap.errors import DataError, OutOfMemory
 from roadmap.net import build_net, export_weights, load_weights
 from roadmap.net.find_weights import find_weights
 from roadmap.net.weights_file import read_weights_file
@@ -173,6 +173,17 @@ def test_an_archive_that_holds_more_than_its_size_is_refused_unread(tmp_path, th
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_file_that_memory_is_too_small_for_is_not_damaged(tmp_path, theirs, monkeypatch):
+    torch.save(theirs, tmp_path / "net.pth")
+
+    def load(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(OutOfMemory, match=r"net\.pth: memory is too small to read it"):
+        read_weights_file(tmp_path / "net.pth")
+
+
 def test_a_tensor_of_tensors_is_none_of_the_nets(tmp_path, theirs):
     key = "stages.0.blocks.0.mlp.fc1.weight"
     nested = theirs["timm"] | {key: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file
 
-from roadmap.errors import DataError
+from roadmap.errors import DataError, OutOfMemory
 from roadmap.text import printable, shorten
 
 # Of the standard library, modules whose classes merely hold values. Anything else that a file asks for is there
@@ -64,7 +64,7 @@ class DictPlaceholder:
 def read_weights_file(path: Path) -> Mapping[Any, Any]:
     """Read what a file holds by name, on the CPU.
 
-    Raises DataError for one that is damaged, unsafe or of another kind.
+    Raises DataError for one that is damaged, unsafe or of another kind, OutOfMemory.
     """
     try:
         path.open("rb").close()
@@ -72,8 +72,10 @@ def read_weights_file(path: Path) -> Mapping[Any, Any]:
         raise DataError(f"cannot be read ({error.strerror})") from None
     try:
         loaded = load_file(path, device="cpu") if path.suffix.lower() == ".safetensors" else load_torch(path)
-    except (DataError, MemoryError):
+    except DataError:
         raise
+    except MemoryError:
+        raise OutOfMemory(f"{path}: memory is too small to read it") from None
     except Exception as error:  # on a damaged file both readers raise whatever their parsers run into
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise DataError(f"refused: it asks for {asked[1]}, and a file of weights holds tensors only") from None

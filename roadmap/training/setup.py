@@ -30,7 +30,7 @@ from roadmap.runs.schema import CHECKPOINTS
 from roadmap.text import printable, reason
 from roadmap.training import mixup
 from roadmap.training.cuda_graph import with_captured_step
-from roadmap.training.device_errors import device_errors
+from roadmap.training.device_errors import device_errors, memory_errors
 from roadmap.training.state import RunContext, TrainState, build_state, require_like
 
 log = logging.getLogger("roadmap")
@@ -149,10 +149,11 @@ def restore(ctx: RunContext, run: RunDir) -> TrainState:
     return state
 
 
+@memory_errors()
 def find_checkpoint(ctx: RunContext, run: RunDir) -> dict[str, Any] | None:
     """Return this run's newest checkpoint, if any: path, skipped ones, hash of metrics.
 
-    Raises DataError, DiskError, Refused.
+    Raises DataError, DiskError, Refused, OutOfMemory.
     """
     folder = run.path / CHECKPOINTS
     for note in checkpoint.tidy(folder):
