@@ -343,15 +343,8 @@ def test_a_row_trains_when_the_last_cell_of_the_one_before_has_ended_not_its_pro
 
     def command(tasks, share):
         assert share == 0.25
-        return [
-            sys.executable,
-            "-c",
-            TRAINS,
-            str(pipe),
-            {"a/0": "r", "b/0": "w"}[tasks[0].key],
-            str(tasks[0].log),
-            "code",
-        ]
+        words = [str(pipe), {"a/0": "r", "b/0": "w"}[tasks[0].key], str(tasks[0].log), "code"]
+        return [sys.executable, "-c", TRAINS, *words]
 
     monkeypatch.setattr(local_scheduler, "group_command", command)
     tasks = [LocalTask(directory, key, [], row=key, code=Path("code")) for key in ("a/0", "b/0")]
